@@ -1,0 +1,131 @@
+"""Static token budgets: how many patches are kept after each stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gft_edge.errors import ConfigError
+
+MIN_TOKENS = 2
+"""The spatial gradient of GALA needs two neighbouring patches."""
+
+MAX_TOKENS = 3840
+"""TensorRT's limit for k of TopK, in every generation."""
+
+
+def _is_int(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class TokenBudget:
+    """Patches kept after each stage, the class token not counted.
+
+    Args:
+        keep: one count per stage, non-increasing, each between 2 and ``num_patches``.
+        num_patches: patches of the whole image, at most 3840.
+
+    Raises:
+        ConfigError: a count is no integer, grows, or is out of range.
+    """
+
+    keep: tuple[int, ...]
+    num_patches: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "keep", tuple(self.keep))
+        if not _is_int(self.num_patches) or not all(_is_int(k) for k in self.keep):
+            raise ConfigError(f"token budget: counts must be integers, found {self.keep!r} of {self.num_patches!r}")
+        if not MIN_TOKENS <= self.num_patches <= MAX_TOKENS:
+            raise ConfigError(
+                f"token budget: number of patches must be {MIN_TOKENS} to {MAX_TOKENS}, found {self.num_patches}"
+            )
+        if not self.keep:
+            raise ConfigError("token budget: needs at least one stage, for example '108,72,36'")
+        available = self.num_patches
+        for stage, k in enumerate(self.keep):
+            if k < MIN_TOKENS:
+                raise ConfigError(f"token budget {self.id}: stage {stage} keeps {k}, must keep at least {MIN_TOKENS}")
+            if k > available:
+                source = "the image has" if stage == 0 else f"stage {stage - 1} keeps"
+                raise ConfigError(
+                    f"token budget {self.id}: stage {stage} keeps {k} but {source} only {available}; "
+                    "counts must not grow"
+                )
+            available = k
+
+    @classmethod
+    def parse(cls, text: str, num_patches: int) -> TokenBudget:
+        """Reads ``"147,98,49"``, ``"147-98-49"``, or ratios with a point or per cent such as ``"75%,50%,25%"``."""
+        parts = [part.strip() for part in text.replace("-", ",").split(",")]
+        try:
+            if any("." in part or part.endswith("%") for part in parts):
+                ratios = [float(part[:-1]) / 100 if part.endswith("%") else float(part) for part in parts]
+                return cls.from_ratios(tuple(ratios), num_patches)
+            return cls(tuple(int(part) for part in parts), num_patches)
+        except ValueError as error:
+            if isinstance(error, ConfigError):
+                raise
+            raise ConfigError(
+                f"token budget {text!r}: expected counts such as '147,98,49' or shares such as '75%,50%,25%'"
+            ) from None
+
+    @classmethod
+    def from_ratios(cls, ratios: tuple[float, ...], num_patches: int) -> TokenBudget:
+        """Floors each ratio of ``num_patches``, as the published code does: (.75, .5, .25) of 196 is 147, 98, 49."""
+        if not all(0 < ratio <= 1 for ratio in ratios):
+            raise ConfigError(f"token budget: ratios must be above 0 and at most 1, found {ratios}")
+        return cls(tuple(int(num_patches * ratio) for ratio in ratios), num_patches)
+
+    @classmethod
+    def full(cls, num_stages: int, num_patches: int) -> TokenBudget:
+        """The budget that keeps every patch in each of ``num_stages`` stages."""
+        return cls((num_patches,) * num_stages, num_patches)
+
+    @property
+    def id(self) -> str:
+        """The name used in files and tables, for example ``147-98-49``."""
+        return "-".join(str(k) for k in self.keep)
+
+    @property
+    def is_full(self) -> bool:
+        """True when no stage drops a patch."""
+        return all(k == self.num_patches for k in self.keep)
+
+    @property
+    def stage_inputs(self) -> tuple[int, ...]:
+        """Patches entering each stage."""
+        return (self.num_patches, *self.keep[:-1])
+
+    def align(self, multiple: int) -> TokenBudget:
+        """Rounds each ``keep + 1`` (class token included) to the nearest multiple, up on a tie.
+
+        Token counts that are multiples of 8 or 16 fill the tiles of INT8 and FP16 matrix kernels. A stage that keeps
+        every patch is left alone; the result is still a valid budget.
+        """
+        if not _is_int(multiple) or multiple < 1:
+            raise ConfigError(f"token budget: align needs a positive integer, found {multiple!r}")
+        keep = []
+        available = self.num_patches
+        for k in self.keep:
+            if k < self.num_patches:
+                tokens = (k + 1 + multiple // 2) // multiple * multiple
+                while tokens - 1 > available:
+                    tokens -= multiple
+                k = tokens - 1 if tokens - 1 >= MIN_TOKENS else min(k, available)
+            keep.append(k)
+            available = k
+        return TokenBudget(tuple(keep), self.num_patches)
+
+    def to_json(self) -> dict[str, Any]:
+        """The budget as plain JSON values."""
+        return {"keep": list(self.keep), "num_patches": self.num_patches}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> TokenBudget:
+        """The inverse of :meth:`to_json`."""
+        try:
+            return cls(tuple(data["keep"]), data["num_patches"])
+        except (KeyError, TypeError) as error:
+            raise ConfigError(f"token budget: expected keep and num_patches, found {data!r}") from error

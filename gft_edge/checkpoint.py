@@ -1,0 +1,182 @@
+"""Checkpoints: a folder of model.safetensors (weights) and config.json (everything else)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gft_edge import __version__
+from gft_edge.config import GFTConfig, load_dataclass
+from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.files import read_json, replacing, sha256, write_json
+from gft_edge.preprocess import PreprocessSpec
+
+SCHEMA = 1
+WEIGHTS = "model.safetensors"
+CONFIG = "config.json"
+BUILTIN = "builtin"
+
+
+@dataclass(frozen=True)
+class CheckpointInfo:
+    """What config.json says.
+
+    Args:
+        model: configuration of the model.
+        labels: class names, one per output.
+        preprocess: what the pixels went through.
+        metrics: measured figures, free form.
+        provenance: recipe, seeds, versions.
+        quantization: summary of the quantization, or None for a full-precision model.
+
+    Raises:
+        ConfigError: labels do not fit the model.
+    """
+
+    model: GFTConfig
+    labels: tuple[str, ...]
+    preprocess: PreprocessSpec
+    metrics: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)
+    quantization: dict[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.labels) != self.model.num_classes:
+            raise ConfigError(f"checkpoint: {len(self.labels)} labels for {self.model.num_classes} classes")
+
+    def to_json(self) -> dict[str, Any]:
+        """The information as plain JSON values."""
+        return {
+            "schema": SCHEMA,
+            "gft_edge": __version__,
+            "model": self.model.to_json(),
+            "labels": list(self.labels),
+            "preprocess": self.preprocess.to_json(),
+            "metrics": self.metrics,
+            "provenance": self.provenance,
+            "quantization": self.quantization,
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str) -> CheckpointInfo:
+        """The inverse of :meth:`to_json`."""
+        if data.get("schema") != SCHEMA:
+            raise ArtifactError(f"{where}: schema {data.get('schema')!r}, this version reads {SCHEMA}")
+        try:
+            return cls(
+                model=load_dataclass(GFTConfig, data["model"], where),
+                labels=tuple(data["labels"]),
+                preprocess=PreprocessSpec.from_json(data["preprocess"]),
+                metrics=data.get("metrics", {}),
+                provenance=data.get("provenance", {}),
+                quantization=data.get("quantization"),
+            )
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"{where}: incomplete ({error})") from None
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model read from disk, in eval mode, with its information and the sha256 of its weights."""
+
+    info: CheckpointInfo
+    model: nn.Module
+    sha256: str
+    path: Path
+
+
+def builtin_path() -> Path:
+    """Folder of the trained checkpoint of the built-in task."""
+    return Path(__file__).parent / "builtin"
+
+
+def resolve_checkpoint(name: str | Path) -> Path:
+    """A checkpoint folder from a path or the word ``builtin``.
+
+    Raises:
+        ArtifactError: no such folder.
+    """
+    path = builtin_path() if str(name) == BUILTIN else Path(name)
+    if not path.is_dir():
+        raise ArtifactError(f"checkpoint {path}: no such folder; give a folder with {WEIGHTS}, or '{BUILTIN}'")
+    return path
+
+
+def read_info(path: Path) -> CheckpointInfo:
+    """Reads config.json of a checkpoint folder."""
+    file = path / CONFIG
+    return CheckpointInfo.from_json(read_json(file, "checkpoint"), f"checkpoint {file}")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Reads model.safetensors; half-precision storage comes back as float32.
+
+    Raises:
+        ArtifactError: missing or damaged file, or values that are not finite.
+    """
+    file = path / WEIGHTS
+    if not file.is_file():
+        raise ArtifactError(f"checkpoint {file}: no such file")
+    try:
+        weights = load_file(str(file))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise ArtifactError(f"checkpoint {file}: damaged or not a safetensors file ({error})") from None
+    for name, tensor in weights.items():
+        if tensor.is_floating_point():
+            if not bool(torch.isfinite(tensor).all()):
+                raise ArtifactError(f"checkpoint {file}: {name} holds NaN or infinity")
+            weights[name] = tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+    return weights
+
+
+def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) -> None:
+    """Fills a model strictly.
+
+    Raises:
+        ArtifactError: naming the first missing, unknown or misshapen tensor.
+    """
+    own = model.state_dict()
+    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
+    if missing or unknown:
+        raise ArtifactError(f"{where}: missing tensors {missing[:3]}, unknown tensors {unknown[:3]}")
+    for name, tensor in weights.items():
+        if own[name].shape != tensor.shape:
+            raise ArtifactError(f"{where}: {name} is {tuple(tensor.shape)}, expected {tuple(own[name].shape)}")
+    model.load_state_dict(dict(weights))
+
+
+def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module, half: bool = False) -> None:
+    """Writes a checkpoint folder, each file whole or not at all.
+
+    Args:
+        path: folder, made when missing.
+        info: what config.json will say.
+        model: weights are copied to the CPU.
+        half: store floating-point tensors as float16.
+    """
+    path.mkdir(parents=True, exist_ok=True)
+    tensors = {}
+    for name, tensor in model.state_dict().items():
+        tensor = tensor.detach().cpu().contiguous()
+        tensors[name] = tensor.half() if half and tensor.is_floating_point() else tensor.clone()
+    with replacing(path / WEIGHTS) as temporary:
+        save_file(tensors, str(temporary))
+    write_json(path / CONFIG, info.to_json())
+
+
+def weights_hash(path: Path) -> str:
+    """The sha256 of a checkpoint's weights file."""
+    return sha256(path / WEIGHTS)
+
+
+def num_parameters(model: nn.Module) -> int:
+    """Number of trainable values."""
+    return int(np.sum([p.numel() for p in model.parameters()], dtype=np.int64))

@@ -1,0 +1,118 @@
+"""``gft-edge VERB``: parses, runs one verb, and turns errors into one line and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from gft_edge import __version__
+from gft_edge.errors import EXIT_OK, EXIT_USER_ERROR, GFTEdgeError, MissingExtraError
+
+VERBS = {
+    "doctor": "what is installed, what will and will not work here, and why",
+    "demo": "the whole chain on the built-in task, ending in a report page",
+    "train": "train a model by a recipe",
+    "evaluate": "accuracy of a checkpoint or artefact",
+    "quantize": "calibrate and quantize a checkpoint to INT8",
+    "export": "export a checkpoint to an ONNX artefact",
+    "build": "compile an artefact into a TensorRT engine",
+    "verify": "prove that an artefact still computes what the model computes",
+    "bench": "measure latency of artefacts, interleaved",
+    "predict": "classify images and draw what the model kept",
+    "report": "make the HTML page from the JSON files of a run",
+}
+"""Verbs and their one-line help, in the order a user meets them."""
+
+EXTRA_OF = {
+    "torch": "train",
+    "torchvision": "train",
+    "timm": "train",
+    "safetensors": "train",
+    "onnx": "onnx",
+    "onnxruntime": "onnx",
+    "onnxscript": "onnx",
+    "tensorrt_rtx": "rtx",
+    "tensorrt": "trt",
+    "matplotlib": "report",
+    "jinja2": "report",
+    "PIL": "report",
+    "rich": "cli",
+}
+"""Which extra brings an importable module."""
+
+
+def _verb_module(verb: str) -> ModuleType:
+    return importlib.import_module(f"gft_edge.cli.{verb}")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> None:  # type: ignore[override]
+        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
+        raise SystemExit(EXIT_USER_ERROR)
+
+
+def _top_parser() -> _Parser:
+    listing = "\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())
+    parser = _Parser(
+        prog="gft-edge",
+        description="Gradient Focal Transformers from training to a board on a robot.",
+        epilog=f"verbs:\n{listing}\n\nexample: gft-edge demo --out runs/demo",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"gft-edge {__version__}")
+    parser.add_argument("verb", metavar="VERB", choices=list(VERBS), help="what to do; VERB --help tells more")
+    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the verb")
+    return parser
+
+
+def _verb_parser(verb: str, module: ModuleType) -> _Parser:
+    parser = _Parser(
+        prog=f"gft-edge {verb}",
+        description=module.__doc__,
+        epilog=f"example: {module.EXAMPLE}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    module.add_arguments(parser)
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("-v", "--verbose", action="store_true", help="more on standard error; tracebacks of user errors")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code (0 ok, 1 check failed, 2 user error, 3 missing extra)."""
+    top = _top_parser().parse_args(argv)
+    module = _verb_module(top.verb)
+    args = _verb_parser(top.verb, module).parse_args(top.arguments)
+    logging.basicConfig(
+        level=logging.INFO if args.verbose else logging.ERROR, stream=sys.stderr, format="%(name)s: %(message)s"
+    )
+    try:
+        code: int = module.run(args)
+        sys.stdout.flush()
+        return code
+    except GFTEdgeError as error:
+        problem = error
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        if name not in EXTRA_OF:
+            raise
+        problem = MissingExtraError(name, EXTRA_OF[name])
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    except KeyboardInterrupt:
+        print(f"gft-edge {top.verb}: interrupted", file=sys.stderr)
+        return 130
+    if args.verbose:
+        logging.getLogger("gft_edge").error("details", exc_info=problem)
+    print(f"gft-edge {top.verb}: {' '.join(str(problem).split())}", file=sys.stderr)
+    return problem.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,381 @@
+"""Model configuration, presets, and recipes: dataclasses filled from TOML or JSON, all problems reported at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import sys
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from gft_edge.budget import TokenBudget
+from gft_edge.errors import ConfigError, MissingExtraError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class GFTConfig:
+    """What a GFT is: its backbone, where its stages stand, and the budget it runs at by default.
+
+    Args:
+        backbone: timm name of a Vision Transformer; the sizes below override the named model's own.
+        image_size, patch_size: pixels; the image must hold a whole number of patches.
+        num_classes: outputs of the classifier.
+        embed_dim, depth, num_heads: width, number of blocks, heads.
+        stages: after how many blocks each stage stands, increasing, 1 to ``depth``.
+        budget: default token budget, one count per stage.
+        variant: ``"focal"`` (selection matters) or ``"published"`` (reproduces the published code).
+        stem: ``"linear"`` patch embedding or ``"conv"`` (strided 3x3 convolutions).
+
+    Raises:
+        ConfigError: listing every problem found.
+    """
+
+    backbone: str
+    image_size: int
+    patch_size: int
+    num_classes: int
+    embed_dim: int
+    depth: int
+    num_heads: int
+    stages: tuple[int, ...]
+    budget: TokenBudget
+    variant: Literal["focal", "published"] = "focal"
+    stem: Literal["linear", "conv"] = "linear"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "stages", tuple(self.stages))
+        problems = []
+        for name in ("image_size", "patch_size", "num_classes", "embed_dim", "depth", "num_heads"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                problems.append(f"{name} must be a positive integer, found {value!r}")
+        if not problems:
+            if self.image_size % self.patch_size:
+                problems.append(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+            elif self.budget.num_patches != self.num_patches:
+                problems.append(f"budget is for {self.budget.num_patches} patches, the image has {self.num_patches}")
+            if self.embed_dim % self.num_heads:
+                problems.append(f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}")
+            if any(not 1 <= after <= self.depth for after in self.stages):
+                problems.append(f"stages must stand after blocks 1 to {self.depth}, found {list(self.stages)}")
+        if list(self.stages) != sorted(set(self.stages)):
+            problems.append(f"stages must be increasing, found {list(self.stages)}")
+        if len(self.stages) != len(self.budget.keep):
+            problems.append(f"budget {self.budget.id} has {len(self.budget.keep)} counts for {len(self.stages)} stages")
+        if self.variant not in ("focal", "published"):
+            problems.append(f"variant must be 'focal' or 'published', found {self.variant!r}")
+        if self.stem not in ("linear", "conv"):
+            problems.append(f"stem must be 'linear' or 'conv', found {self.stem!r}")
+        if problems:
+            raise ConfigError("model configuration: " + "; ".join(problems))
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the patch grid."""
+        side = self.image_size // self.patch_size
+        return side, side
+
+    @property
+    def num_patches(self) -> int:
+        """Patches of one image."""
+        rows, cols = self.grid
+        return rows * cols
+
+    def to_json(self) -> dict[str, Any]:
+        """The configuration as plain JSON values."""
+        data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {**data, "stages": list(self.stages), "budget": self.budget.to_json()}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GFTConfig:
+        """The inverse of :meth:`to_json`."""
+        return load_dataclass(cls, data, "model configuration")
+
+
+def _preset(backbone: str, embed_dim: int, num_heads: int) -> GFTConfig:
+    return GFTConfig(
+        backbone=backbone,
+        image_size=224,
+        patch_size=16,
+        num_classes=1000,
+        embed_dim=embed_dim,
+        depth=12,
+        num_heads=num_heads,
+        stages=(2, 4, 6),
+        budget=TokenBudget.from_ratios((0.75, 0.5, 0.25), 196),
+    )
+
+
+PRESETS: Mapping[str, GFTConfig] = types.MappingProxyType(
+    {
+        "gft_base": _preset("vit_base_patch16_224", 768, 12),
+        "gft_small": _preset("vit_small_patch16_224", 384, 6),
+        "gft_tiny": _preset("vit_tiny_patch16_224", 192, 3),
+        "gft_typeface": GFTConfig(
+            backbone="vit_tiny_patch16_224",
+            image_size=96,
+            patch_size=8,
+            num_classes=16,
+            embed_dim=128,
+            depth=6,
+            num_heads=4,
+            stages=(2, 3, 4),
+            budget=TokenBudget.from_ratios((0.75, 0.5, 0.25), 144),
+            stem="conv",
+        ),
+    }
+)
+"""Named configurations; ``gft_typeface`` is the built-in task's."""
+
+
+def preset(name: str, **overrides: Any) -> GFTConfig:
+    """The preset of that name with some fields replaced.
+
+    A changed image size, patch size or stages list keeps the preset's shares of patches unless ``budget`` is given.
+
+    Raises:
+        ConfigError: no such preset (with the nearest name), or the overrides do not fit.
+    """
+    if name not in PRESETS:
+        raise ConfigError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; there are: {', '.join(PRESETS)}")
+    base = PRESETS[name]
+    image_size = overrides.get("image_size", base.image_size)
+    patch_size = overrides.get("patch_size", base.patch_size)
+    stages = tuple(overrides.get("stages", base.stages))
+    if "budget" not in overrides and isinstance(image_size, int) and isinstance(patch_size, int) and patch_size > 0:
+        num_patches = (image_size // patch_size) ** 2
+        if num_patches != base.num_patches and len(stages) == len(base.stages):
+            ratios = tuple(k / base.num_patches for k in base.budget.keep)
+            overrides["budget"] = TokenBudget.from_ratios(ratios, num_patches)
+    return dataclasses.replace(base, **overrides)
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """``[model]`` of a recipe: a preset and what to change in it."""
+
+    preset: str = "gft_typeface"
+    num_classes: int | None = None
+    image_size: int | None = None
+    stages: tuple[int, ...] | None = None
+    budget: str | None = None
+
+    def resolve(self, num_classes: int) -> GFTConfig:
+        """The configuration for a data set of ``num_classes`` classes."""
+        overrides: dict[str, Any] = {"num_classes": self.num_classes or num_classes}
+        if self.image_size is not None:
+            overrides["image_size"] = self.image_size
+        if self.stages is not None:
+            overrides["stages"] = self.stages
+        if self.budget is not None:
+            base = preset(self.preset)
+            side = (self.image_size or base.image_size) // base.patch_size
+            overrides["budget"] = TokenBudget.parse(self.budget, side * side)
+        return preset(self.preset, **overrides)
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """``[data]`` of a recipe: ``name`` is ``"typefaces"`` or the path of an image folder."""
+
+    name: str = "typefaces"
+    train_images: int = 100_000
+    eval_images: int = 1_600
+    augment: Literal["none", "light"] = "none"
+    num_workers: int = 1
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """``[train]`` of a recipe.
+
+    Args:
+        steps, batch_size: optimiser steps and images in each.
+        lr, min_lr, weight_decay, warmup_steps: AdamW with linear warm-up and a cosine to ``min_lr``.
+        label_smoothing: of the cross-entropy.
+        grad_clip: largest gradient norm.
+        precision: ``"fp32"`` or ``"bf16"`` (autocast; importance stays float32).
+        elastic: train sampled token budgets as well, so that one checkpoint serves every budget.
+        elastic_start: share of the steps after which sampled budgets begin.
+        elastic_samples: sampled budgets per step: 1 takes the smallest and a random one in turn, 2 takes both.
+        smallest_ratio: the smallest budget, as a share of the default budget's counts.
+        eval_every, checkpoint_every: in steps; 0 means only at the end.
+        seed: fixes weights, data order and budgets.
+        threads: torch threads; 0 leaves torch's default.
+        init: start from this checkpoint folder, or from ``"builtin"``.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    lr: float = 1e-3
+    min_lr: float = 1e-6
+    weight_decay: float = 0.05
+    warmup_steps: int = 100
+    label_smoothing: float = 0.1
+    grad_clip: float = 1.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    elastic: bool = True
+    elastic_start: float = 0.0
+    elastic_samples: int = 1
+    smallest_ratio: float = 0.6
+    eval_every: int = 0
+    checkpoint_every: int = 200
+    seed: int = 0
+    threads: int = 0
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name in ("steps", "batch_size"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("warmup_steps", "eval_every", "checkpoint_every", "threads", "seed"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name} must not be negative, found {getattr(self, name)}")
+        if self.lr <= 0:
+            problems.append(f"lr must be above 0, found {self.lr}")
+        if not 0 <= self.label_smoothing < 1:
+            problems.append(f"label_smoothing must be 0 to below 1, found {self.label_smoothing}")
+        if not 0 <= self.elastic_start <= 1:
+            problems.append(f"elastic_start must be 0 to 1, found {self.elastic_start}")
+        if self.elastic_samples not in (1, 2):
+            problems.append(f"elastic_samples must be 1 or 2, found {self.elastic_samples}")
+        if not 0 < self.smallest_ratio <= 1:
+            problems.append(f"smallest_ratio must be above 0 and at most 1, found {self.smallest_ratio}")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training: what, on which data, how."""
+
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    train: TrainSection = field(default_factory=TrainSection)
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as plain JSON values."""
+        data: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return data
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Reads a TOML or JSON recipe and applies ``section.key=value`` overrides.
+
+    Raises:
+        ConfigError: unreadable file or any number of unknown keys and wrong values, all in one message.
+        MissingExtraError: TOML on Python 3.10 without tomli.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"recipe {path}: cannot be read ({error})") from None
+    data: dict[str, Any]
+    try:
+        data = json.loads(text) if path.suffix == ".json" else _loads_toml(text)
+    except ValueError as error:
+        raise ConfigError(f"recipe {path}: {error}") from None
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        names = key.strip().split(".")
+        if not separator or len(names) != 2:
+            raise ConfigError(f"--set {override!r}: expected section.key=value, for example train.lr=0.001")
+        data.setdefault(names[0], {})[names[1]] = _parse_scalar(value.strip())
+    return load_dataclass(Recipe, data, f"recipe {path}")
+
+
+def _loads_toml(text: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        try:
+            import tomli as tomllib
+        except ImportError:
+            raise MissingExtraError("tomli", "train") from None
+    return tomllib.loads(text)
+
+
+def _parse_scalar(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``" (did you mean 'x'?)"`` for the nearest known name, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def load_dataclass(cls: type[T], data: Any, where: str) -> T:
+    """Fills a (nested, frozen) dataclass from plain values.
+
+    Raises:
+        ConfigError: every unknown key, missing key and wrong type in one message.
+    """
+    problems: list[str] = []
+    value = _fill(cls, data, "", problems)
+    if problems:
+        raise ConfigError(f"{where}: " + "; ".join(problems))
+    return typing.cast(T, value)
+
+
+def _fill(cls: Any, data: Any, path: str, problems: list[str]) -> Any:
+    if not isinstance(data, Mapping):
+        problems.append(f"{path or 'top level'}: expected a table, found {data!r}")
+        return None
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in data:
+        if key not in fields:
+            problems.append(f"unknown key {path}{key}{did_you_mean(str(key), fields)}")
+    values = {}
+    before = len(problems)
+    for name, spec in fields.items():
+        if name in data:
+            values[name] = _convert(hints[name], data[name], f"{path}{name}", problems)
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            problems.append(f"missing key {path}{name}")
+    if len(problems) > before:
+        return None
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        problems.append(f"{path.rstrip('.')}: {error}" if path else str(error))
+        return None
+
+
+def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _fill(hint, value, f"{path}.", problems)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        hint = next(a for a in args if a is not type(None))
+        return _convert(hint, value, path, problems)
+    if origin is Literal:
+        if value not in args:
+            choices = ", ".join(repr(a) for a in args)
+            hint_text = did_you_mean(value, [str(a) for a in args]) if isinstance(value, str) else ""
+            problems.append(f"{path} must be one of {choices}, found {value!r}{hint_text}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            problems.append(f"{path} must be a list, found {value!r}")
+            return ()
+        return tuple(_convert(args[0], item, f"{path}[{i}]", problems) for i, item in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        problems.append(f"{path} must be of type {hint.__name__}, found {value!r}")
+    return value

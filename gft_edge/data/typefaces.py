@@ -1,0 +1,173 @@
+"""The built-in task: which typeface is a word set in? Rendered on the fly, no download, deterministic by seed.
+
+Telling typefaces apart is fine-grained classification: classes differ in serifs, stroke contrast, terminals and slant
+while the words, sizes, colours and places say nothing. The vocabularies of the splits are disjoint.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from gft_edge.errors import ConfigError, DataError
+
+Split = Literal["train", "val", "test"]
+SPLITS: tuple[Split, ...] = ("train", "val", "test")
+
+FACES: tuple[tuple[str, str], ...] = (
+    ("dejavu-sans", "DejaVuSans"),
+    ("dejavu-sans-bold", "DejaVuSans-Bold"),
+    ("dejavu-sans-oblique", "DejaVuSans-Oblique"),
+    ("dejavu-mono", "DejaVuSansMono"),
+    ("dejavu-mono-bold", "DejaVuSansMono-Bold"),
+    ("dejavu-serif", "DejaVuSerif"),
+    ("dejavu-serif-bold", "DejaVuSerif-Bold"),
+    ("dejavu-serif-italic", "DejaVuSerif-Italic"),
+    ("stix", "STIXGeneral"),
+    ("stix-bold", "STIXGeneralBol"),
+    ("stix-italic", "STIXGeneralItalic"),
+    ("stix-bold-italic", "STIXGeneralBolIta"),
+    ("computer-modern-roman", "cmr10"),
+    ("computer-modern-italic", "cmti10"),
+    ("computer-modern-sans", "cmss10"),
+    ("computer-modern-typewriter", "cmtt10"),
+)
+"""Class label and font file of each class; all ship with matplotlib under free licences."""
+
+LABELS: tuple[str, ...] = tuple(label for label, _ in FACES)
+
+_ONSETS = "b c d f g h k l m n p qu r s t v w z st tr br ch sh".split()
+_VOWELS = "a e i o u ea ou y".split()
+_CODAS = ["", "", "n", "r", "s", "t", "l", "m", "g", "x", "nd", "k"]
+
+
+def _font_folder() -> Path:
+    spec = importlib.util.find_spec("matplotlib")  # the package itself is not imported: it takes half a second
+    if spec is None or spec.origin is None:
+        raise DataError("typefaces: matplotlib, which brings the fonts, is not installed; pip install 'gft-edge[train]'")
+    return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
+
+
+@functools.lru_cache(maxsize=4096)
+def _font(file: str, size: float) -> ImageFont.FreeTypeFont:
+    path = _font_folder() / f"{file}.ttf"
+    try:
+        return ImageFont.truetype(str(path), size)
+    except OSError as error:
+        raise DataError(f"typefaces: font {path} cannot be read ({error})") from None
+
+
+@functools.lru_cache(maxsize=64)
+def _points_per_x_height(file: str) -> float:
+    """Font size in points per pixel of x-height, so that all faces appear equally large."""
+    _, top, _, bottom = _font(file, 200.0).getbbox("x")
+    return 200.0 / (bottom - top)
+
+
+def split_of(word: str) -> Split:
+    """The split a word belongs to, by its checksum: 10 % test, 10 % val, 80 % train."""
+    bucket = zlib.crc32(word.lower().encode()) % 10
+    return "test" if bucket == 0 else "val" if bucket == 1 else "train"
+
+
+def random_word(rng: np.random.Generator, split: Split) -> str:
+    """A pronounceable pseudo-word of two syllables from the split's vocabulary."""
+    while True:
+        word = ""
+        for _ in range(2):
+            word += rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
+        if 3 <= len(word) <= 6 and split_of(word) == split:
+            return word.capitalize() if rng.random() < 0.5 else word
+
+
+def render(file: str, word: str, size: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Sets a word in a font: random size, place, slope, colours, blur and noise. Returns (size, size, 3) uint8."""
+    x_height = rng.uniform(0.17, 0.24) * size
+    points = round(x_height * _points_per_x_height(file) * 4) / 4
+    # Two rows of the same word broken in half fill the square with large letters.
+    half = (len(word) + 1) // 2
+    canvas = Image.new("L", (2 * size, 2 * size), 0)
+    draw = ImageDraw.Draw(canvas)
+    font = _font(file, points)
+    line = x_height * rng.uniform(1.9, 2.2)
+    for row, text in enumerate((word[:half], word[half:])):
+        left, _, right, _ = font.getbbox(text)
+        shift = rng.uniform(-0.06, 0.06) * size
+        draw.text((size - (left + right) / 2 + shift, size + (row - 0.5) * line + x_height / 2), text, 255, font, "ls")
+    angle = rng.uniform(-5, 5)
+    canvas = canvas.rotate(angle, Image.Resampling.BICUBIC)
+    dx, dy = rng.uniform(-0.06, 0.06, 2) * size
+    left, top = round(size / 2 + dx), round(size / 2 + dy)
+    mask_image = canvas.crop((left, top, left + size, top + size))
+    sigma = rng.uniform(0, 0.7) * size / 96
+    if sigma > 0.2:
+        mask_image = mask_image.filter(ImageFilter.GaussianBlur(sigma))
+    mask = np.asarray(mask_image, dtype=np.float32)[..., None] / 255
+    paper, ink = _colors(rng)
+    ramp = np.linspace(-1, 1, size, dtype=np.float32)
+    tilt = rng.uniform(-12, 12, 2).astype(np.float32)
+    shade = (ramp[:, None] * tilt[0] + ramp[None, :] * tilt[1])[..., None]
+    noise = rng.standard_normal((size, size, 1), dtype=np.float32) * np.float32(rng.uniform(0, 8))
+    image = paper * (1 - mask) + ink * mask + shade + noise
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+def _colors(rng: np.random.Generator) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Paper and ink with at least 80 levels of brightness between them; one of three prints light on dark."""
+    while True:
+        paper, ink = rng.uniform(130, 255, 3), rng.uniform(0, 130, 3)
+        if paper.mean() - ink.mean() >= 80:
+            break
+    if rng.random() < 1 / 3:
+        paper, ink = ink, paper
+    return paper.astype(np.float32), ink.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Typefaces:
+    """A split of the typefaces task as a sequence of (image, label).
+
+    Args:
+        split: ``"train"``, ``"val"`` or ``"test"``; vocabularies are disjoint.
+        num_images: length; classes take turns, so any multiple of 16 is balanced.
+        size: pixels of the square images.
+        seed: another seed gives other words, sizes, places and colours.
+
+    Raises:
+        ConfigError: unknown split or bad size.
+    """
+
+    split: Split
+    num_images: int
+    size: int = 96
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.split not in SPLITS:
+            raise ConfigError(f"typefaces: split must be one of {', '.join(SPLITS)}, found {self.split!r}")
+        if self.num_images < 1 or self.size < 32:
+            raise ConfigError(f"typefaces: needs images of 32 px or more, found {self.num_images} of {self.size} px")
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names."""
+        return LABELS
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+        """Image (size, size, 3) uint8 RGB and its class."""
+        if not 0 <= index < self.num_images:
+            raise IndexError(index)
+        label = index % len(FACES)
+        rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
+        return render(FACES[label][1], random_word(rng, self.split), self.size, rng), label

@@ -1,0 +1,1 @@
+"""The Gradient Focal Transformer: importance (GALA), selection (PPS) and the model."""

@@ -1,0 +1,243 @@
+"""The focal GFT: a Vision Transformer whose stages score patches by GALA, drop some, and matter to the logits.
+
+Shape suffixes: B images, P patches of the whole image, N patches entering a stage, K patches kept, C width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from gft_edge.budget import TokenBudget
+from gft_edge.config import GFTConfig
+from gft_edge.errors import ConfigError
+from gft_edge.model import gala
+from gft_edge.model.layers import ClassRowBlock, ConvStem, RowAttention
+from gft_edge.model.selection import gather_tokens, select_patches
+
+EMA_MOMENTUM = 0.9
+EMA_MIX = 0.5
+
+
+class StageMaps(NamedTuple):
+    """What one stage saw and kept.
+
+    Attributes:
+        importance: of the stage's input patches, (B, N), rows summing to 1.
+        kept: positions kept, on the original grid, (B, K) int64, raster order.
+    """
+
+    importance: Tensor
+    kept: Tensor
+
+
+class GFTOutput(NamedTuple):
+    """Logits (B, classes) and one :class:`StageMaps` per stage."""
+
+    logits: Tensor
+    stages: list[StageMaps]
+
+
+class FocalStage(nn.Module):
+    """GALA, PPS and an attention layer in one: score, select, then attend for the kept tokens only.
+
+    The importance does not depend on the attention output, so kept patches are chosen first and queries, attention rows
+    and the output projection are computed for them alone; keys and values come from every token. The class token is
+    never pruned and attends with them. Differentiable gate: the values of each patch are scaled by 2 sigmoid(score),
+    one on average, so the loss teaches the score path and the smoothing kernel which patches to listen to.
+
+    In training a moving average of the scores per position (over the batch mean, hence of any batch size) steadies which
+    patches are kept; it plays no part in the gate nor in evaluation.
+    """
+
+    ema: Tensor
+    ema_seen: Tensor
+
+    def __init__(self, dim: int, num_heads: int, num_patches: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(dim, eps=1e-6)
+        self.attn = RowAttention(dim, num_heads, qkv_bias=False)
+        self.smooth = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        nn.init.ones_(self.smooth.weight)
+        self.register_buffer("ema", torch.zeros(num_patches))
+        self.register_buffer("ema_seen", torch.zeros(num_patches, dtype=torch.bool))
+
+    def scores(self, z: Tensor) -> Tensor:
+        """Standardised scores of normalised patch tokens, (B, N, C) to (B, N), float32 even under autocast."""
+        if torch.is_autocast_enabled(z.device.type):
+            with torch.autocast(z.device.type, enabled=False):
+                return self.scores(z.float())
+        k_weight = self.attn.kv.weight[: z.shape[-1]]
+        m = gala.mean_scores(z, self.attn.q.weight, k_weight, self.attn.num_heads)
+        return gala.standardized_scores(m, self.smooth.weight)
+
+    @torch.no_grad()
+    def _steadied(self, scores: Tensor, positions: Tensor | None) -> Tensor:
+        """Half the scores, half their moving average per position; updates the average. (B, N) to (B, N)."""
+        if positions is None:
+            positions = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
+        flat = positions.reshape(-1)
+        total = torch.zeros_like(self.ema).scatter_add_(0, flat, scores.reshape(-1))
+        count = torch.zeros_like(self.ema).scatter_add_(0, flat, torch.ones_like(scores).reshape(-1))
+        mean = total / count.clamp_min(1)
+        average = torch.where(self.ema_seen, EMA_MOMENTUM * self.ema + (1 - EMA_MOMENTUM) * mean, mean)
+        self.ema.copy_(torch.where(count > 0, average, self.ema))
+        self.ema_seen.logical_or_(count > 0)
+        return EMA_MIX * scores + (1 - EMA_MIX) * self.ema[positions]
+
+    def forward(
+        self, x: Tensor, k: int, positions: Tensor | None, class_row_only: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """One stage.
+
+        Args:
+            x: class token and patches, (B, 1 + N, C).
+            k: patches to keep, 2 to N.
+            positions: of the patches on the original grid, (B, N); None when all are there. Needed in training only.
+            class_row_only: nothing reads the patches afterwards, so compute the class token alone.
+
+        Returns:
+            tokens (B, 1 + K, C), or (B, 1, C) with ``class_row_only``; the scores used for ranking (B, N); the kept
+            indices into the N inputs (B, K), or None when all are kept.
+        """
+        z = self.norm(x)
+        scores = self.scores(z[:, 1:])
+        ranking = self._steadied(scores, positions) if self.training else scores
+        kept = select_patches(ranking, k) if k < scores.shape[1] else None
+        gate = 2 * torch.sigmoid(scores)
+        gate = torch.cat((torch.ones_like(gate[:, :1]), gate), dim=1)
+        if class_row_only:
+            rows, z_rows = x[:, :1], z[:, :1]
+        elif kept is None:
+            rows, z_rows = x, z
+        else:
+            rows = torch.cat((x[:, :1], gather_tokens(x[:, 1:], kept)), dim=1)
+            z_rows = torch.cat((z[:, :1], gather_tokens(z[:, 1:], kept)), dim=1)
+        return rows + self.attn(z_rows, z, gate), ranking, kept
+
+
+class FocalGFT(nn.Module):
+    """The project's own variant: the selected patches matter, and one set of weights serves every token budget.
+
+    Args:
+        config: variant ``"focal"``.
+        pretrained: load timm's pretrained weights for the backbone (needs network or cache).
+
+    Raises:
+        ConfigError: the timm model is no Vision Transformer of the kind supported (class token, learned position
+            embedding, no register tokens, no norm before the blocks).
+    """
+
+    def __init__(self, config: GFTConfig, pretrained: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        vit = _backbone(config, pretrained)
+        conv_stem = config.stem == "conv"
+        self.patch_embed = ConvStem(config.patch_size, config.embed_dim) if conv_stem else vit.patch_embed
+        self.cls_token = vit.cls_token
+        self.pos_embed = vit.pos_embed
+        blocks = list(vit.blocks)
+        if not config.stages or config.stages[-1] < config.depth:
+            blocks[-1] = ClassRowBlock(blocks[-1])
+        self.blocks = nn.ModuleList(blocks)
+        self.stages = nn.ModuleList(
+            FocalStage(config.embed_dim, config.num_heads, config.num_patches) for _ in config.stages
+        )
+        self.norm = vit.norm
+        self.head = nn.Linear(config.embed_dim, config.num_classes)
+        for stage in self.stages:
+            for linear in (stage.attn.q, stage.attn.kv, stage.attn.proj):
+                nn.init.trunc_normal_(linear.weight, std=0.02)
+            nn.init.zeros_(stage.attn.proj.bias)
+        nn.init.trunc_normal_(self.head.weight, std=0.02)
+        nn.init.zeros_(self.head.bias)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to class token and patches with positions, (B, 1 + P, C)."""
+        patches = self.patch_embed(images)
+        tokens = torch.cat((self.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1)
+        return tokens + self.pos_embed
+
+    def forward(self, images: Tensor, budget: TokenBudget | None = None, maps: bool = False) -> Tensor | GFTOutput:
+        """Classifies images.
+
+        Args:
+            images: normalised, (B, 3, H, W).
+            budget: patches kept after each stage; the configuration's own by default.
+            maps: also return importance and kept patches of every stage.
+
+        Returns:
+            logits (B, classes), or :class:`GFTOutput` with ``maps``.
+        """
+        budget = budget or self.config.budget
+        self._check_budget(budget)
+        x = self.embed(images)
+        positions: Tensor | None = None
+        trace: list[StageMaps] = []
+        stage_after = dict(zip(self.config.stages, range(len(self.stages))))
+        for number, block in enumerate(self.blocks, start=1):
+            x = block(x)
+            if number not in stage_after:
+                continue
+            index = stage_after[number]
+            x, ranking, kept = self.stages[index](
+                x, budget.keep[index], positions, class_row_only=number == self.config.depth
+            )
+            if maps or self.training:
+                positions = _compose(positions, kept)
+            if maps:
+                trace.append(StageMaps(gala.importance(ranking), _all_if_none(positions, ranking)))
+        logits = self.head(self.norm(x[:, 0]))
+        return GFTOutput(logits, trace) if maps else logits
+
+    def _check_budget(self, budget: TokenBudget) -> None:
+        if budget.num_patches != self.config.num_patches or len(budget.keep) != len(self.stages):
+            raise ConfigError(
+                f"token budget {budget.id} of {budget.num_patches} patches does not fit a model of "
+                f"{self.config.num_patches} patches and {len(self.stages)} stages"
+            )
+
+
+def _compose(positions: Tensor | None, kept: Tensor | None) -> Tensor | None:
+    """Original-grid positions after keeping ``kept`` of the patches now at ``positions``."""
+    if positions is None or kept is None:
+        return kept if positions is None else positions
+    return positions.gather(1, kept)
+
+
+def _all_if_none(positions: Tensor | None, like: Tensor) -> Tensor:
+    if positions is not None:
+        return positions
+    return torch.arange(like.shape[1], device=like.device).expand_as(like)
+
+
+def _backbone(config: GFTConfig, pretrained: bool) -> VisionTransformer:
+    if config.variant != "focal":
+        raise ConfigError(f"FocalGFT builds variant 'focal', the configuration says {config.variant!r}")
+    try:
+        vit = timm.create_model(
+            config.backbone,
+            pretrained=pretrained,
+            img_size=config.image_size,
+            patch_size=config.patch_size,
+            embed_dim=config.embed_dim,
+            depth=config.depth,
+            num_heads=config.num_heads,
+            num_classes=0,
+        )
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(f"backbone {config.backbone!r}: timm cannot build it ({error})") from None
+    if not isinstance(vit, VisionTransformer):
+        raise ConfigError(f"backbone {config.backbone!r} is a {type(vit).__name__}, not a timm VisionTransformer")
+    if vit.num_prefix_tokens != 1 or vit.cls_token is None or vit.pos_embed.shape[1] != config.num_patches + 1:
+        raise ConfigError(
+            f"backbone {config.backbone!r} needs one class token with a position embedding and no register tokens; "
+            f"it has {vit.num_prefix_tokens} prefix tokens"
+        )
+    if not isinstance(vit.norm_pre, nn.Identity):
+        raise ConfigError(f"backbone {config.backbone!r} has a norm before its blocks, which is not supported")
+    return vit

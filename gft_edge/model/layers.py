@@ -1,0 +1,97 @@
+"""Layers of the focal model that timm does not have."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+
+class RowAttention(nn.Module):
+    """Multi-head attention for some rows only: queries from one set of tokens, keys and values from another.
+
+    Args:
+        dim: width C.
+        num_heads: heads H, dividing C.
+        qkv_bias: whether the three input projections have a bias.
+    """
+
+    def __init__(self, dim: int, num_heads: int, qkv_bias: bool) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.q = nn.Linear(dim, dim, bias=qkv_bias)
+        self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.proj = nn.Linear(dim, dim)
+
+    def forward(self, rows: Tensor, context: Tensor, gate: Tensor | None = None) -> Tensor:
+        """(B, R, C) queries over (B, T, C) keys and values; ``gate`` (B, T) scales the values. Returns (B, R, C)."""
+        batch, num_rows, dim = rows.shape
+        heads = self.num_heads
+        head_dim = dim // heads
+        q = self.q(rows).reshape(batch, num_rows, heads, head_dim).transpose(1, 2)
+        kv = self.kv(context).reshape(batch, -1, 2, heads, head_dim).permute(2, 0, 3, 1, 4)
+        k, v = kv[0], kv[1]
+        if gate is not None:
+            v = v * gate[:, None, :, None].to(v.dtype)
+        out = F.scaled_dot_product_attention(q, k, v)
+        return self.proj(out.transpose(1, 2).reshape(batch, num_rows, dim))
+
+
+class ClassRowBlock(nn.Module):
+    """The last transformer block when only the class token is read after it: one row of attention and of the MLP.
+
+    Gives exactly the class token of the timm block it is made from; saves the work of every other row.
+    """
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        dim = block.attn.qkv.in_features
+        has_bias = block.attn.qkv.bias is not None
+        self.norm1 = block.norm1
+        self.attn = RowAttention(dim, block.attn.num_heads, has_bias)
+        self.ls1, self.drop_path1 = block.ls1, block.drop_path1
+        self.norm2, self.mlp = block.norm2, block.mlp
+        self.ls2, self.drop_path2 = block.ls2, block.drop_path2
+        with torch.no_grad():
+            self.attn.q.weight.copy_(block.attn.qkv.weight[:dim])
+            self.attn.kv.weight.copy_(block.attn.qkv.weight[dim:])
+            if has_bias:
+                self.attn.q.bias.copy_(block.attn.qkv.bias[:dim])
+                self.attn.kv.bias.copy_(block.attn.qkv.bias[dim:])
+        self.attn.proj = block.attn.proj
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, T, C) to (B, 1, C)."""
+        z = self.norm1(x)
+        x = x[:, :1] + self.drop_path1(self.ls1(self.attn(z[:, :1], z)))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+
+class ConvStem(nn.Module):
+    """Patch embedding by strided 3x3 convolutions: learns from few images much sooner than one large convolution.
+
+    Args:
+        patch_size: a power of two, at least 4; halved by each convolution.
+        embed_dim: width C of the tokens.
+
+    Shapes: (B, 3, H, W) to (B, N, C) with N = (H / patch_size) (W / patch_size).
+    """
+
+    def __init__(self, patch_size: int, embed_dim: int) -> None:
+        super().__init__()
+        num_convs = patch_size.bit_length() - 1
+        widths = [3] + [max(embed_dim >> (num_convs - 1 - i), 16) for i in range(num_convs)]
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip(widths, widths[1:]):
+            layers += [
+                nn.Conv2d(width_in, width_out, 3, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(width_out),
+                nn.ReLU(),
+            ]
+        self.convs = nn.Sequential(*layers)
+        self.proj = nn.Conv2d(embed_dim, embed_dim, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to (B, N, C)."""
+        return self.proj(self.convs(images)).flatten(2).transpose(1, 2)

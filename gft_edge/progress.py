@@ -1,0 +1,19 @@
+"""How long work tells how far it is: library functions take a ``Track`` and stay silent by default."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Track(Protocol):
+    """Wraps an iterable of known length and shows progress while it is consumed."""
+
+    def __call__(self, items: Iterable[T], title: str, total: int) -> Iterator[T]: ...
+
+
+def silent(items: Iterable[T], title: str, total: int) -> Iterator[T]:
+    """Shows nothing."""
+    return iter(items)

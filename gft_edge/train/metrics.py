@@ -1,0 +1,20 @@
+"""Figures of merit on numpy arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def accuracy(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
+    """Share of rows of (B, classes) whose largest value is at the label (B,)."""
+    return float((logits.argmax(axis=1) == labels).mean())
+
+
+def sqnr_db(reference: npt.NDArray[Any], value: npt.NDArray[Any]) -> float:
+    """Signal to quantization noise, 10 log10(sum reference^2 / sum (reference - value)^2) in dB; inf when equal."""
+    reference = np.asarray(reference, dtype=np.float64)
+    noise = float(np.square(reference - np.asarray(value, dtype=np.float64)).sum())
+    return float("inf") if noise == 0 else float(10 * np.log10(np.square(reference).sum() / noise))
