@@ -180,3 +180,22 @@ def weights_hash(path: Path) -> str:
 def num_parameters(model: nn.Module) -> int:
     """Number of trainable values."""
     return int(np.sum([p.numel() for p in model.parameters()], dtype=np.int64))
+
+
+def load_checkpoint(name: str | Path) -> Checkpoint:
+    """Reads a checkpoint folder (or ``"builtin"``), quantized or not, into a model in eval mode.
+
+    Raises:
+        ArtifactError: missing, damaged or of another schema.
+    """
+    from gft_edge.model.build import build_model
+
+    path = resolve_checkpoint(name)
+    info = read_info(path)
+    model = build_model(info.model)
+    load_weights(model, read_weights(path), f"checkpoint {path}")
+    if info.quantization is not None:
+        from gft_edge.calibration.modules import insert_quantizers
+
+        insert_quantizers(model, info.quantization["ranges"])
+    return Checkpoint(info, model.eval(), weights_hash(path), path)

@@ -1,0 +1,87 @@
+"""Linear layers that quantize both their inputs; exported as QuantizeLinear and DequantizeLinear."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from gft_edge.calibration.policy import QuantPolicy
+from gft_edge.errors import ConfigError
+
+QMAX = 127
+QMIN = -128
+SMALLEST_RANGE = 1e-5
+"""Floor of a range: TensorRT refuses a zero scale, which a dead channel would have."""
+
+
+class QuantLinear(nn.Linear):
+    """A linear layer computing with INT8 values: fake quantization here, real INT8 products in the exported graph.
+
+    Symmetric: scale = range / 127, no zero point, round half to even, clamp to [-128, 127].
+
+    Args:
+        linear: shares its weight and bias; the state dict is that of a plain linear layer.
+        input_range: largest magnitude of the input.
+
+    Raises:
+        ConfigError: the range is not a positive finite number.
+    """
+
+    weight_range: Tensor
+
+    def __init__(self, linear: nn.Linear, input_range: float) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        if not (math.isfinite(input_range) and input_range > 0):
+            raise ConfigError(f"quantization: an input range must be positive and finite, found {input_range}")
+        self.weight, self.bias = linear.weight, linear.bias
+        self.input_scale = max(input_range, SMALLEST_RANGE) / QMAX
+        weight_range = linear.weight.detach().abs().amax(dim=1).clamp_min(SMALLEST_RANGE)
+        self.register_buffer("weight_range", weight_range, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, 0, QMIN, QMAX)
+        # Transposed before it is quantized, so that the INT8 weights feed the product with nothing between.
+        weight = torch.fake_quantize_per_channel_affine(
+            self.weight.t(),
+            self.weight_range / QMAX,
+            torch.zeros(self.out_features, dtype=torch.int32),
+            1,
+            QMIN,
+            QMAX,
+        )
+        y = torch.matmul(x, weight)
+        return y if self.bias is None else y + self.bias
+
+
+def quantized_names(model: nn.Module, policy: QuantPolicy) -> list[str]:
+    """Names of the linear layers the policy quantizes.
+
+    Raises:
+        ConfigError: none.
+    """
+    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and policy.is_quantized(name)]
+    if not names:
+        raise ConfigError("quantization policy: no linear layer of this model matches an int8 rule")
+    return names
+
+
+def insert_quantizers(model: nn.Module, ranges: Mapping[str, float]) -> None:
+    """Replaces the linear layers named in ``ranges`` by :class:`QuantLinear`, in place; weights must be loaded.
+
+    Raises:
+        ConfigError: a name is no linear layer of this model, or a range is not usable.
+    """
+    for name, input_range in ranges.items():
+        parent_name, _, child = name.rpartition(".")
+        try:
+            parent = model.get_submodule(parent_name)
+        except AttributeError:
+            parent = nn.Module()
+        linear = getattr(parent, child, None)
+        if not isinstance(linear, nn.Linear):
+            raise ConfigError(f"quantization: {name} is no linear layer of this model")
+        setattr(parent, child, QuantLinear(linear, input_range))

@@ -1,0 +1,198 @@
+"""The artefact: a folder with a manifest that names, describes and hashes every file in it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from gft_edge.budget import TokenBudget
+from gft_edge.config import GFTConfig, load_dataclass
+from gft_edge.errors import ArtifactError, GFTEdgeError
+from gft_edge.files import read_json, sha256, write_json
+from gft_edge.preprocess import PreprocessSpec
+
+SCHEMA = 1
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+GOLDEN = "golden.npz"
+
+MapsMode = Literal["none", "compact"]
+Precision = Literal["fp32", "int8"]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output of the graph; a shape's text entries are dynamic axes."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    meaning: str
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """Hash and size of a file."""
+
+    sha256: str
+    size: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileInfo:
+        """Hashes a file."""
+        return cls(sha256(path), path.stat().st_size)
+
+
+@dataclass(frozen=True)
+class DeploymentManifest:
+    """Everything needed to use, check or rebuild an artefact.
+
+    Args:
+        model, labels, preprocess: what the checkpoint said.
+        budget: the static token budget compiled into the graph.
+        precision: of the linears; ``"int8"`` keeps the rest in float32.
+        maps: which importance outputs the graph has.
+        opset: ONNX operator set.
+        inputs, outputs: the graph's interface.
+        checkpoint_sha256: of the weights the graph was made from.
+        quantization: summary, or None.
+        parity: figures of the comparison made when exporting.
+        tools: versions of the tools involved.
+        files: every other file of the folder, by relative path.
+    """
+
+    model: GFTConfig
+    labels: tuple[str, ...]
+    preprocess: PreprocessSpec
+    budget: TokenBudget
+    precision: Precision
+    maps: MapsMode
+    opset: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    checkpoint_sha256: str
+    quantization: dict[str, Any] | None = None
+    parity: dict[str, Any] = field(default_factory=dict)
+    tools: dict[str, str] = field(default_factory=dict)
+    files: dict[str, FileInfo] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest as plain JSON values."""
+        return {
+            "schema": SCHEMA,
+            "model": self.model.to_json(),
+            "variant": self.model.variant,
+            "labels": list(self.labels),
+            "preprocess": {**self.preprocess.to_json(), "id": self.preprocess.id},
+            "budget": self.budget.to_json(),
+            "precision": self.precision,
+            "maps": self.maps,
+            "opset": self.opset,
+            "inputs": [{**asdict(t), "shape": list(t.shape)} for t in self.inputs],
+            "outputs": [{**asdict(t), "shape": list(t.shape)} for t in self.outputs],
+            "checkpoint_sha256": self.checkpoint_sha256,
+            "quantization": self.quantization,
+            "parity": self.parity,
+            "tools": self.tools,
+            "files": {name: asdict(info) for name, info in self.files.items()},
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str = "manifest") -> DeploymentManifest:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ArtifactError: another schema, a missing or malformed entry.
+        """
+        if data.get("schema") != SCHEMA:
+            raise ArtifactError(f"{where}: schema {data.get('schema')!r}, this version reads {SCHEMA}")
+        try:
+            preprocess = {key: value for key, value in data["preprocess"].items() if key != "id"}
+            spec = PreprocessSpec.from_json(preprocess)
+            if spec.id != data["preprocess"]["id"]:
+                raise ArtifactError(f"{where}: preprocessing does not match its id {data['preprocess']['id']!r}")
+            return cls(
+                model=load_dataclass(GFTConfig, data["model"], where),
+                labels=tuple(data["labels"]),
+                preprocess=spec,
+                budget=TokenBudget.from_json(data["budget"]),
+                precision=data["precision"],
+                maps=data["maps"],
+                opset=data["opset"],
+                inputs=tuple(_tensor(t) for t in data["inputs"]),
+                outputs=tuple(_tensor(t) for t in data["outputs"]),
+                checkpoint_sha256=data["checkpoint_sha256"],
+                quantization=data["quantization"],
+                parity=data["parity"],
+                tools=data["tools"],
+                files={_safe_name(name): FileInfo(**info) for name, info in data["files"].items()},
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{where}: incomplete or malformed ({error!r})") from None
+        except GFTEdgeError as error:
+            raise ArtifactError(f"{where}: {error}") from None
+
+
+def _tensor(data: Mapping[str, Any]) -> TensorInfo:
+    return TensorInfo(data["name"], data["dtype"], tuple(data["shape"]), data["meaning"])
+
+
+def _safe_name(name: str) -> str:
+    """Refuses names that lead out of the artefact's folder."""
+    parts = Path(name).parts
+    if Path(name).is_absolute() or ".." in parts or not parts:
+        raise ArtifactError(f"file name {name!r} leads out of the artefact's folder")
+    return name
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """An artefact on disk, with its manifest read."""
+
+    path: Path
+    manifest: DeploymentManifest
+
+    def file(self, name: str) -> Path:
+        """Path of a file after its size and hash were checked.
+
+        Raises:
+            ArtifactError: not in the manifest, missing, or changed since it was written.
+        """
+        info = self.manifest.files.get(name)
+        path = self.path / name
+        if info is None:
+            raise ArtifactError(f"artefact {self.path}: {name} is not in its manifest; export it again")
+        if not path.is_file():
+            raise ArtifactError(f"artefact {self.path}: {name} is missing; export it again")
+        if path.stat().st_size != info.size or sha256(path) != info.sha256:
+            raise ArtifactError(f"artefact {self.path}: {name} was changed since it was written (its hash differs)")
+        return path
+
+    @property
+    def name(self) -> str:
+        """Short name for tables: the folder's."""
+        return self.path.resolve().name
+
+
+def load_artifact(path: Path) -> Artifact:
+    """Reads and checks an artefact's manifest; files are checked when they are asked for.
+
+    Raises:
+        ArtifactError: no such folder, no manifest, or a damaged one.
+    """
+    if not path.is_dir():
+        raise ArtifactError(f"artefact {path}: no such folder; make one with gft-edge export")
+    file = path / MANIFEST
+    if not file.is_file():
+        raise ArtifactError(f"artefact {path}: has no {MANIFEST}; make one with gft-edge export")
+    return Artifact(path, DeploymentManifest.from_json(read_json(file, "manifest"), f"manifest {file}"))
+
+
+def register_files(artifact: Artifact, names: list[str], parity: dict[str, Any] | None = None) -> Artifact:
+    """Adds files that lie in the folder to the manifest (or renews their hashes), and writes it."""
+    files = {**artifact.manifest.files, **{_safe_name(n): FileInfo.of(artifact.path / n) for n in names}}
+    manifest = replace(artifact.manifest, files=files, parity={**artifact.manifest.parity, **(parity or {})})
+    write_json(artifact.path / MANIFEST, manifest.to_json())
+    return Artifact(artifact.path, manifest)
