@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import timm
 import torch
+import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -108,15 +109,14 @@ class FocalStage(nn.Module):
         scores = self.scores(z[:, 1:])
         ranking = self._steadied(scores, positions) if self.training else scores
         kept = select_patches(ranking, k) if k < scores.shape[1] else None
-        gate = 2 * torch.sigmoid(scores)
-        gate = torch.cat((torch.ones_like(gate[:, :1]), gate), dim=1)
+        gate = F.pad(2 * torch.sigmoid(scores), (1, 0), value=1.0)
         if class_row_only:
             rows, z_rows = x[:, :1], z[:, :1]
         elif kept is None:
             rows, z_rows = x, z
         else:
-            rows = torch.cat((x[:, :1], gather_tokens(x[:, 1:], kept)), dim=1)
-            z_rows = torch.cat((z[:, :1], gather_tokens(z[:, 1:], kept)), dim=1)
+            tokens = F.pad(kept + 1, (1, 0))  # the class token is token 0 and always stays
+            rows, z_rows = gather_tokens(x, tokens), gather_tokens(z, tokens)
         return rows + self.attn(z_rows, z, gate), ranking, kept
 
 
