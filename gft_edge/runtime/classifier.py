@@ -1,0 +1,73 @@
+"""From an artefact and an image to a class, with what the model looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.manifest import Artifact, load_artifact
+from gft_edge.runtime.maps import importance_maps, kept_masks
+from gft_edge.runtime.sessions import Session, open_session
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a model says of one image.
+
+    Attributes:
+        label: most probable class.
+        probability: softmax of its logit.
+        logits: (classes,) float32.
+        importance: one (rows, cols) map per stage, zero where dropped before; empty without map outputs.
+        kept: one (rows, cols) mask per stage of the patches kept; empty without map outputs.
+    """
+
+    label: str
+    probability: float
+    logits: npt.NDArray[np.float32]
+    importance: tuple[npt.NDArray[np.float32], ...]
+    kept: tuple[npt.NDArray[np.bool_], ...]
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """Preprocessing and model of an artefact in one."""
+
+    artifact: Artifact
+    session: Session
+
+    @classmethod
+    def load(cls, path: str | Path, backend: str = "onnxruntime", threads: int = 0) -> Classifier:
+        """Opens an artefact folder.
+
+        Raises:
+            ArtifactError: missing, damaged or changed.
+        """
+        artifact = load_artifact(Path(path))
+        return cls(artifact, open_session(artifact, backend, threads))
+
+    def predict(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Prediction]:
+        """Classifies RGB images (H, W, 3) uint8 of any size."""
+        manifest = self.artifact.manifest
+        outputs = self.session(np.stack([manifest.preprocess(image) for image in images]))
+        logits = outputs["logits"]
+        probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities /= probabilities.sum(axis=1, keepdims=True)
+        importance, masks = [], []
+        if manifest.maps != "none":
+            importance = importance_maps(outputs, manifest)
+            masks = kept_masks([outputs[f"kept_{i}"] for i in range(len(manifest.budget.keep))], manifest.model.grid)
+        return [
+            Prediction(
+                label=manifest.labels[best],
+                probability=float(probabilities[row, best]),
+                logits=logits[row],
+                importance=tuple(m[row] for m in importance),
+                kept=tuple(m[row] for m in masks),
+            )
+            for row, best in enumerate(logits.argmax(axis=1))
+        ]

@@ -1,0 +1,104 @@
+"""Sessions: one call from images to named outputs, on ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.errors import ArtifactError, ConfigError, DataError, MissingExtraError
+from gft_edge.manifest import MODEL, Artifact
+
+BACKENDS = ("onnxruntime",)
+
+
+@dataclass(frozen=True)
+class Session:
+    """A loaded model: ``session(images)`` gives its outputs by name.
+
+    Attributes:
+        backend: ``"onnxruntime"``.
+        options: everything that was set, for the record.
+        outputs: names, in order.
+    """
+
+    backend: str
+    options: Mapping[str, Any]
+    outputs: tuple[str, ...]
+    _session: Any
+    _input: str
+
+    def __call__(self, images: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+        """Preprocessed images (B, 3, H, W) float32 to outputs by name.
+
+        Raises:
+            DataError: the array does not fit the graph.
+        """
+        try:
+            values = self._session.run(None, {self._input: images})
+        except Exception as error:
+            if type(error).__name__ != "InvalidArgument":  # ONNX Runtime's own class, which has no public name
+                raise
+            raise DataError(f"input {images.shape} {images.dtype} does not fit the graph: {error}") from None
+        return dict(zip(self.outputs, values))
+
+
+def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0) -> Session:
+    """Loads an ONNX model into ONNX Runtime on the CPU.
+
+    Args:
+        model: file, or the serialized model.
+        quantized: the graph has INT8 linears as QuantizeLinear and DequantizeLinear. ONNX Runtime's MatMulAddFusion is
+            then switched off: it would turn MatMul and Add into a float Gemm and leave no INT8 product, which makes the
+            INT8 model slower than the FP32 one.
+        threads: intra-op threads; 0 takes one per core.
+
+    Raises:
+        ArtifactError: ONNX Runtime does not accept the file.
+        ConfigError: a negative number of threads.
+        MissingExtraError: onnxruntime is not installed.
+    """
+    if threads < 0:
+        raise ConfigError(f"threads must be 0 (one per core) or more, found {threads}")
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        raise MissingExtraError("onnxruntime", "onnx") from None
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    disabled = ["MatMulAddFusion"] if quantized else []
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        session = ort.InferenceSession(
+            source, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled or None
+        )
+    except Exception as error:  # ONNX Runtime raises a dozen classes that share no public base
+        where = model if isinstance(model, Path) else "model"
+        raise ArtifactError(f"{where}: ONNX Runtime cannot load it ({error})") from None
+    record = {
+        "version": ort.__version__,
+        "provider": "CPUExecutionProvider",
+        "intra_op_num_threads": threads,
+        "inter_op_num_threads": 1,
+        "disabled_optimizers": disabled,
+    }
+    outputs = tuple(output.name for output in session.get_outputs())
+    return Session("onnxruntime", record, outputs, session, session.get_inputs()[0].name)
+
+
+def open_session(artifact: Artifact, backend: str = "onnxruntime", threads: int = 0) -> Session:
+    """Opens an artefact's model after checking its hash.
+
+    Raises:
+        ConfigError: unknown backend.
+        ArtifactError: missing or changed file.
+    """
+    if backend not in BACKENDS:
+        raise ConfigError(f"unknown backend {backend!r}; there are: {', '.join(BACKENDS)}")
+    return onnxruntime_session(artifact.file(MODEL), artifact.manifest.precision == "int8", threads)
