@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping
 
@@ -61,7 +62,7 @@ def quantized_names(model: nn.Module, policy: QuantPolicy) -> list[str]:
     """Names of the linear layers the policy quantizes.
 
     Raises:
-        ConfigError: none.
+        ConfigError: no layer matches.
     """
     names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and policy.is_quantized(name)]
     if not names:
@@ -85,3 +86,17 @@ def insert_quantizers(model: nn.Module, ranges: Mapping[str, float]) -> None:
         if not isinstance(linear, nn.Linear):
             raise ConfigError(f"quantization: {name} is no linear layer of this model")
         setattr(parent, child, QuantLinear(linear, input_range))
+
+
+def without_quantizers(model: nn.Module) -> nn.Module:
+    """A copy whose linear layers compute in full precision with the same weights; ``model`` itself if it has none."""
+    if not any(isinstance(module, QuantLinear) for module in model.modules()):
+        return model
+    model = copy.deepcopy(model)
+    for parent in list(model.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, QuantLinear):
+                linear = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None)
+                linear.weight, linear.bias = child.weight, child.bias
+                setattr(parent, name, linear)
+    return model.eval()

@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from torch import nn
+
+from gft_edge.budget import TokenBudget
+from gft_edge.checkpoint import CheckpointInfo, save_checkpoint
+from gft_edge.config import GFTConfig, preset
+from gft_edge.model.build import build_model
+from gft_edge.preprocess import PreprocessSpec
+
+settings.register_profile("gft_edge", deadline=None, derandomize=True, database=None)
+settings.load_profile("gft_edge")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def tiny_config() -> GFTConfig:
+    """Convolutional stem, 16 patches, stages after blocks 1 and 2 of 3."""
+    return preset(
+        "gft_typeface",
+        image_size=32,
+        num_classes=4,
+        embed_dim=32,
+        depth=3,
+        num_heads=2,
+        stages=(1, 2),
+        budget=TokenBudget((12, 6), 16),
+    )
+
+
+@pytest.fixture(scope="session")
+def make_model() -> Callable[..., nn.Module]:
+    """Builds a model in eval mode whose every weight and buffer is random and far from its initial value."""
+
+    def make(config: GFTConfig, seed: int = 0) -> nn.Module:
+        generator = torch.Generator().manual_seed(seed)
+        model = build_model(config)
+        with torch.no_grad():
+            for name, tensor in model.state_dict().items():
+                if not tensor.is_floating_point():
+                    continue
+                noise = torch.randn(tensor.shape, generator=generator)
+                if name.endswith("running_var"):
+                    tensor.copy_(0.5 + noise.abs())
+                elif name.endswith("smooth.weight") or (tensor.ndim == 1 and name.endswith("weight")):
+                    tensor.copy_(1 + 0.2 * noise)
+                else:
+                    tensor.copy_(0.2 * noise)
+        return model.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tiny_config, make_model) -> nn.Module:
+    return make_model(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def tiny_info(tiny_config) -> CheckpointInfo:
+    return CheckpointInfo(tiny_config, ("ant", "bee", "cat", "dog"), PreprocessSpec(32, 32), {"top1": 0.5})
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tiny_model, tiny_info, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("tiny") / "checkpoint"
+    save_checkpoint(folder, tiny_info, tiny_model)
+    return folder

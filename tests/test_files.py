@@ -1,0 +1,143 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.files import canonical_json, new_folder, read_json, replacing, require_free, sha256, write_json
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def _fail_inside(context):
+    with context as path:
+        if path.is_dir():
+            (path / "half").write_text("half")
+        else:
+            path.write_text("half")
+        raise RuntimeError("stopped")
+
+
+@given(st.dictionaries(st.text(), json_values, max_size=5))
+def test_canonical_json_is_exact_and_does_not_depend_on_key_order(data):
+    text = canonical_json(data)
+    assert json.loads(text) == data
+    assert canonical_json(dict(reversed(data.items()))) == text
+    assert canonical_json(json.loads(text)) == text
+    assert text.endswith("\n")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_canonical_json_refuses_what_json_cannot_say(value):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        canonical_json({"x": [value]})
+
+
+def test_sha256_of_a_file_longer_than_one_chunk(tmp_path):
+    data = bytes(range(256)) * 5000
+    (tmp_path / "f").write_bytes(data)
+    assert sha256(tmp_path / "f") == hashlib.sha256(data).hexdigest()
+
+
+def test_replacing_makes_folders_and_leaves_only_the_file(tmp_path):
+    path = tmp_path / "a" / "b" / "file"
+    with replacing(path) as temporary:
+        temporary.write_text("new")
+        assert not path.exists()
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_replaced_file_has_the_permissions_of_an_ordinary_one(tmp_path):
+    (tmp_path / "plain").write_text("")
+    with replacing(tmp_path / "file") as temporary:
+        temporary.write_text("")
+    assert os.stat(tmp_path / "file").st_mode == os.stat(tmp_path / "plain").st_mode
+
+
+@pytest.mark.parametrize("old", [None, "old"])
+def test_replacing_keeps_what_was_there_when_the_block_fails(tmp_path, old):
+    path = tmp_path / "file"
+    if old is not None:
+        path.write_text(old)
+    with pytest.raises(RuntimeError, match="stopped"):
+        _fail_inside(replacing(path))
+    assert [p.read_text() for p in tmp_path.iterdir()] == ([] if old is None else [old])
+
+
+def test_failed_write_json_keeps_the_old_file(tmp_path):
+    path = tmp_path / "x.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    assert read_json(path, "test") == {"a": 1}
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_new_folder_appears_whole(tmp_path, exists):
+    folder = tmp_path / "parent" / "out"
+    if exists:
+        folder.mkdir(parents=True)
+    with new_folder(folder) as temporary:
+        (temporary / "f").write_text("x")
+        assert not folder.exists() or not any(folder.iterdir())
+    assert [p.name for p in folder.iterdir()] == ["f"]
+    assert list(folder.parent.iterdir()) == [folder]
+
+
+def test_new_folder_leaves_nothing_when_the_block_fails(tmp_path):
+    with pytest.raises(RuntimeError, match="stopped"):
+        _fail_inside(new_folder(tmp_path / "out"))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("use", [require_free, lambda path: new_folder(path).__enter__()])
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_output_that_holds_something_is_refused_and_untouched(tmp_path, use, kind):
+    path = tmp_path / "out"
+    content = path if kind == "file" else path / "f"
+    content.parent.mkdir(exist_ok=True)
+    content.write_text("mine")
+    with pytest.raises(ConfigError, match="not empty; give another --out or remove it first"):
+        use(path)
+    assert content.read_text() == "mine"
+
+
+def test_missing_and_empty_folders_are_free(tmp_path):
+    require_free(tmp_path / "none")
+    require_free(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, r"recipe .*x\.json: no such file"),
+        (b"{", r"recipe .*x\.json: cannot be read as JSON"),
+        (b"", "cannot be read as JSON"),
+        (b"\xff\xfe{}", "cannot be read as JSON"),
+        (b"[1]", "expected a JSON object, found list"),
+        (b'"text"', "expected a JSON object, found str"),
+        pytest.param(b'{"a":' * 100_000 + b"1" + b"}" * 100_000, "cannot be read as JSON", id="nested-too-deep"),
+    ],
+)
+def test_unreadable_json_is_an_artifact_error(tmp_path, content, message):
+    path = tmp_path / "x.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ArtifactError, match=message):
+        read_json(path, "recipe")
+
+
+def test_folder_in_place_of_json_is_an_artifact_error(tmp_path):
+    with pytest.raises(ArtifactError, match="cannot be read as JSON"):
+        read_json(tmp_path, "recipe")
