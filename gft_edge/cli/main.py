@@ -36,6 +36,7 @@ EXTRA_OF = {
     "onnx": "onnx",
     "onnxruntime": "onnx",
     "onnxscript": "onnx",
+    "onnxslim": "onnx",
     "tensorrt_rtx": "rtx",
     "tensorrt": "trt",
     "matplotlib": "report",
@@ -81,6 +82,13 @@ def _verb_parser(verb: str, module: ModuleType) -> _Parser:
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument("-v", "--verbose", action="store_true", help="more on standard error; tracebacks of user errors")
     return parser
+
+
+def run_verb(verb: str, arguments: Sequence[str]) -> int:
+    """Parses one verb's arguments and runs it; errors pass through."""
+    module = _verb_module(verb)
+    code: int = module.run(_verb_parser(verb, module).parse_args(arguments))
+    return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:

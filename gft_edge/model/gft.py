@@ -174,7 +174,7 @@ class FocalGFT(nn.Module):
             logits (B, classes), or :class:`GFTOutput` with ``maps``.
         """
         budget = budget or self.config.budget
-        self._check_budget(budget)
+        self.check_budget(budget)
         x = self.embed(images)
         positions: Tensor | None = None
         trace: list[StageMaps] = []
@@ -194,7 +194,8 @@ class FocalGFT(nn.Module):
         logits = self.head(self.norm(x[:, 0]))
         return GFTOutput(logits, trace) if maps else logits
 
-    def _check_budget(self, budget: TokenBudget) -> None:
+    def check_budget(self, budget: TokenBudget) -> None:
+        """Raises ConfigError when a budget is for another grid or number of stages."""
         if budget.num_patches != self.config.num_patches or len(budget.keep) != len(self.stages):
             raise ConfigError(
                 f"token budget {budget.id} of {budget.num_patches} patches does not fit a model of "

@@ -18,3 +18,11 @@ def sqnr_db(reference: npt.NDArray[Any], value: npt.NDArray[Any]) -> float:
     reference = np.asarray(reference, dtype=np.float64)
     noise = float(np.square(reference - np.asarray(value, dtype=np.float64)).sum())
     return float("inf") if noise == 0 else float(10 * np.log10(np.square(reference).sum() / noise))
+
+
+def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+    """95 % confidence interval of a share of right answers (E. B. Wilson, 1927)."""
+    share, scale = right / total, 1 + z * z / total
+    center = (share + z * z / (2 * total)) / scale
+    half = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / scale
+    return float(max(center - half, 0.0)), float(min(center + half, 1.0))

@@ -1,0 +1,64 @@
+"""Export a checkpoint to an artefact: ONNX graph with a static token budget, manifest, golden inputs and outputs."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = "gft-edge export builtin --budget 108,72,36 --maps compact --out runs/artifact"
+GOLDEN_IMAGES = 16
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint folder (quantized or not), or 'builtin'")
+    parser.add_argument("--out", type=Path, required=True, metavar="ARTIFACT", help="folder to write")
+    parser.add_argument(
+        "--budget",
+        metavar="K,K,K",
+        help="patches kept after each stage, shares such as 75%%,50%%,25%%, or 'full'; default: the checkpoint's own",
+    )
+    parser.add_argument("--align", type=int, metavar="N", help="make patches + class token a multiple of N where pruned")
+    parser.add_argument("--maps", choices=("none", "compact"), default="none", help="importance outputs (none)")
+    parser.add_argument("--data", default="typefaces", metavar="D", help="where the golden images come from")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb."""
+    from gft_edge.budget import TokenBudget
+    from gft_edge.checkpoint import load_checkpoint
+    from gft_edge.cli.common import labelled_batches
+    from gft_edge.cli.console import result, say
+    from gft_edge.export.onnx import export_artifact
+    from gft_edge.files import require_free
+
+    require_free(args.out)
+    checkpoint = load_checkpoint(args.checkpoint)
+    info = checkpoint.info
+    config = info.model
+    if args.budget == "full":
+        budget = TokenBudget.full(len(config.stages), config.num_patches)
+    else:
+        budget = TokenBudget.parse(args.budget, config.num_patches) if args.budget else config.budget
+    if args.align is not None:
+        budget = budget.align(args.align)
+    checkpoint.model.check_budget(budget)
+    _, batches = labelled_batches(args.data, "test", GOLDEN_IMAGES, config, info.labels, info.preprocess)
+    golden, _ = next(batches)
+    say(f"export: tracing at budget {budget.id}")
+    artifact = export_artifact(checkpoint, args.out, golden, budget, args.maps)
+    manifest = artifact.manifest
+    data = {
+        "out": str(args.out),
+        "budget": manifest.budget.id,
+        "precision": manifest.precision,
+        "maps": manifest.maps,
+        "opset": manifest.opset,
+        "files": {name: {"size": f.size, "sha256": f.sha256} for name, f in manifest.files.items()},
+    }
+    text = (
+        f"{args.out}: {manifest.precision}, budget {manifest.budget.id}, maps {manifest.maps}, opset {manifest.opset}, "
+        f"model.onnx {manifest.files['model.onnx'].size / 1e6:.2f} MB"
+    )
+    result(args, data, text)
+    return 0

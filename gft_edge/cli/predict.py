@@ -1,0 +1,47 @@
+"""Classify images with an artefact; with --maps, draw what it looked at and which patches it kept."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+EXAMPLE = "gft-edge predict runs/artifact photo.png --maps runs/maps"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artefact folder")
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
+    parser.add_argument("--maps", type=Path, metavar="DIR", help="write one PNG per image (artefact with maps)")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the predictions as JSON")
+    parser.add_argument("--backend", default="onnxruntime", help="what runs the artefact (onnxruntime)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb."""
+    from gft_edge.cli.console import result, table
+    from gft_edge.data.images import read_image
+    from gft_edge.errors import ConfigError
+    from gft_edge.files import write_json
+    from gft_edge.report.overlays import write_overlay
+    from gft_edge.runtime.classifier import Classifier
+
+    classifier = Classifier.load(args.artifact, args.backend)
+    manifest = classifier.artifact.manifest
+    if args.maps and manifest.maps == "none":
+        raise ConfigError(f"artefact {args.artifact} has no maps; export it with --maps compact")
+    images = [read_image(path) for path in args.images]
+    predictions = [prediction for image in images for prediction in classifier.predict([image])]
+    rows = []
+    for number, (path, image, prediction) in enumerate(zip(args.images, images, predictions)):
+        drawn = ""
+        if args.maps:
+            drawn = str(args.maps / f"{number:02d}-{path.stem}.png")
+            write_overlay(Path(drawn), manifest.preprocess.geometry(image), prediction, manifest)
+        rows.append({"image": str(path), "label": prediction.label, "probability": prediction.probability, "map": drawn})
+    data = {"artifact": str(args.artifact), "predictions": rows}
+    if args.out:
+        write_json(args.out, data)
+    text = table(("image", "label", "probability"), [(r["image"], r["label"], f"{r['probability']:.3f}") for r in rows])
+    result(args, data, text)
+    return 0

@@ -1,0 +1,130 @@
+"""What this machine has: packages, processor, GPU or board, and what of gft-edge works with it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gft_edge import __version__
+
+PACKAGES = {
+    "torch": ("torch", "train"),
+    "torchvision": ("torchvision", "train"),
+    "timm": ("timm", "train"),
+    "safetensors": ("safetensors", "train"),
+    "onnx": ("onnx", "onnx"),
+    "onnxruntime": ("onnxruntime", "onnx"),
+    "onnxscript": ("onnxscript", "onnx"),
+    "onnxslim": ("onnxslim", "onnx"),
+    "tensorrt_rtx": ("tensorrt-rtx-cu13", "rtx"),
+    "tensorrt": ("tensorrt", "trt"),
+    "matplotlib": ("matplotlib", "report"),
+    "jinja2": ("jinja2", "report"),
+    "PIL": ("pillow", "report"),
+    "rich": ("rich", "cli"),
+}
+"""Importable module: distribution that brings it, and the extra of gft-edge that asks for it."""
+
+
+@dataclass(frozen=True)
+class Ability:
+    """Something the command line can do, whether it can here, and why or why not."""
+
+    name: str
+    works: bool
+    reason: str
+
+
+def versions() -> dict[str, str | None]:
+    """Version of each package, None where it is not installed; nothing is imported."""
+    found: dict[str, str | None] = {"gft_edge": __version__, "python": platform.python_version()}
+    found["numpy"] = importlib.metadata.version("numpy")
+    for module, (distribution, _) in PACKAGES.items():
+        found[distribution] = None
+        if importlib.util.find_spec(module) is not None:
+            try:
+                found[distribution] = importlib.metadata.version(distribution)
+            except importlib.metadata.PackageNotFoundError:
+                found[distribution] = "unknown"
+    return found
+
+
+def cpu() -> dict[str, Any]:
+    """Processor model, the features that INT8 speed hangs on, and cores this process may use."""
+    model, features = platform.processor() or platform.machine(), []
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        pairs = (line.partition(":") for line in cpuinfo.read_text(encoding="utf-8").splitlines())
+        lines = {key.strip(): value.strip() for key, _, value in pairs}
+        model = lines.get("model name", model)
+        flags = (lines.get("flags") or lines.get("Features") or "").split()
+        features = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp") if name in flags]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return {"model": model, "features": features, "cores": cores}
+
+
+def board(root: Path = Path("/")) -> str | None:
+    """Name of the Jetson board, from the device tree; None on other machines."""
+    file = root / "proc/device-tree/model"
+    try:
+        name = file.read_bytes().rstrip(b"\0").decode(errors="replace")
+    except OSError:
+        return None
+    return name if "jetson" in name.lower() or (root / "etc/nv_tegra_release").exists() else None
+
+
+def has_nvidia_driver(root: Path = Path("/")) -> bool:
+    """Whether an NVIDIA kernel driver is loaded (data-centre GPU or Jetson)."""
+    return (root / "proc/driver/nvidia/version").exists() or (root / "dev/nvhost-gpu").exists()
+
+
+def machine() -> dict[str, Any]:
+    """The machine in a few lines, for reports."""
+    return {
+        "cpu": cpu(),
+        "system": platform.platform(),
+        "board": board(),
+        "nvidia_driver": has_nvidia_driver(),
+        "trtexec": shutil.which("trtexec"),
+    }
+
+
+def abilities() -> list[Ability]:
+    """What works here, by verb."""
+    found = versions()
+
+    def needs(name: str, *distributions: str) -> Ability:
+        missing = [d for d in distributions if found[d] is None]
+        if not missing:
+            return Ability(name, True, ", ".join(f"{d} {found[d]}" for d in distributions))
+        extras = sorted({extra for d, extra in PACKAGES.values() if d in missing})
+        return Ability(name, False, f"needs {', '.join(missing)}: pip install 'gft-edge[{','.join(extras)}]'")
+
+    driver = has_nvidia_driver()
+    int8 = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}.intersection(cpu()["features"])
+    return [
+        needs("train, evaluate, quantize checkpoints", "torch", "torchvision", "timm", "safetensors"),
+        needs("export to ONNX", "torch", "timm", "onnx", "onnxscript", "onnxslim"),
+        needs("verify against PyTorch", "torch", "timm", "onnx", "onnxruntime"),
+        needs("bench, predict and evaluate artefacts", "onnxruntime"),
+        needs("build --target rtx (no GPU needed)", "tensorrt-rtx-cu13"),
+        needs("report, demo", "matplotlib", "jinja2", "pillow"),
+        Ability(
+            "fast INT8 on this processor",
+            bool(int8),
+            f"has {', '.join(sorted(int8))}" if int8 else "no INT8 dot product instruction; INT8 will be slow here",
+        ),
+        Ability(
+            "run TensorRT engines",
+            False,
+            "not in this version; an NVIDIA driver is here"
+            if driver
+            else "no NVIDIA driver here; engines are compiled, not run",
+        ),
+    ]

@@ -1,0 +1,4 @@
+"""x"""
+from pathlib import Path
+def write_page(p: Path) -> Path:
+    return p
