@@ -1,0 +1,48 @@
+# Everything runs in .venv, made on first use. `make PYTHON=python3.12 ...` takes another interpreter.
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
+
+.PHONY: demo test bench lint gpu-check builtin clean
+
+.venv/installed: pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(PIP) --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/installed
+	rm -rf runs/demo
+	.venv/bin/gft-edge demo --out runs/demo $(DEMO_FLAGS)
+
+test: .venv/installed lint
+	.venv/bin/python -m pytest
+
+# mypy does not know setuptools' package-dir map, so it reads a folder of links that looks like the installed package.
+lint: .venv/installed
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	rm -rf .venv/mypy && mkdir -p .venv/mypy/gft_edge
+	ln -s $(CURDIR)/gft_edge/* $(CURDIR)/export $(CURDIR)/calibration $(CURDIR)/benchmarks .venv/mypy/gft_edge
+	MYPYPATH=.venv/mypy .venv/bin/mypy
+
+# FP32 at all patches, FP32 pruned and INT8 pruned, interleaved, at one and two threads.
+bench: .venv/installed
+	rm -rf runs/bench && mkdir -p runs/bench
+	.venv/bin/gft-edge quantize builtin --out runs/bench/checkpoint-int8 > /dev/null
+	.venv/bin/gft-edge export builtin --budget full --out runs/bench/fp32-full
+	.venv/bin/gft-edge export builtin --out runs/bench/fp32-pruned
+	.venv/bin/gft-edge export runs/bench/checkpoint-int8 --out runs/bench/int8-pruned
+	for threads in 1 2; do .venv/bin/gft-edge bench runs/bench/fp32-full runs/bench/fp32-pruned runs/bench/int8-pruned \
+		--threads $$threads --out runs/bench/bench-$$threads.json || exit 1; done
+
+# For people who have one: everything marked gpu or jetson.
+gpu-check: .venv/installed
+	.venv/bin/python -m pytest -m "gpu or jetson"
+
+# How the checkpoint in gft_edge/builtin was made; more than an hour on two cores.
+builtin: .venv/installed
+	.venv/bin/gft-edge train --config recipes/typeface-start.toml --out runs/typeface-start
+	.venv/bin/gft-edge train --config recipes/typeface.toml --out runs/typeface
+	.venv/bin/python -m gft_edge.train.publish runs/typeface runs/builtin recipes/typeface-start.toml recipes/typeface.toml
+
+clean:
+	rm -rf .venv build dist *.egg-info

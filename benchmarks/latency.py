@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-
 from gft_edge.benchmarks.protocol import BenchProtocol, Latency, conditions, ratio_interval, to_json
+
 from gft_edge.errors import ConfigError
 from gft_edge.manifest import MODEL, Artifact
 from gft_edge.progress import Track, silent
@@ -65,7 +66,7 @@ def bench_artifacts(
         session = open_session(artifact, backend, protocol.threads)
         side = artifact.manifest.model.image_size
         images = rng.standard_normal((protocol.batch, 3, side, side), dtype=np.float32)
-        candidates[artifact.name] = lambda session=session, images=images: session(images)
+        candidates[artifact.name] = functools.partial(session, images)
         options[artifact.name] = session.options
     where = conditions()
     figures = measure(candidates, protocol, track)

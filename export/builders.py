@@ -65,7 +65,9 @@ def key(spec: EngineSpec, version: str, precision: str) -> str:
     return f"{spec.flavour}{version}_{capabilities}_{precision}_b{low}-{usual}-{high}"
 
 
-def build_engine(artifact: Artifact, spec: EngineSpec, tell: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def build_engine(
+    artifact: Artifact, spec: EngineSpec, tell: Callable[[str], None] = lambda line: None
+) -> dict[str, Any]:
     """Builds an engine into the artefact's ``engines`` folder and enters it in the manifest.
 
     Args:
@@ -111,9 +113,7 @@ def build_engine(artifact: Artifact, spec: EngineSpec, tell: Callable[[str], Non
     return record
 
 
-def compile_onnx(
-    trt: ModuleType, model: Path, spec: EngineSpec, tell: Callable[[str], None]
-) -> tuple[bytes, int]:
+def compile_onnx(trt: ModuleType, model: Path, spec: EngineSpec, tell: Callable[[str], None]) -> tuple[bytes, int]:
     """Parses and compiles; returns the serialized engine and the number of network layers.
 
     Raises:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import copy
 
 import torch
+from gft_edge.calibration.modules import QMAX, QMIN, QuantLinear
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-from gft_edge.calibration.modules import QMAX, QMIN, QuantLinear
 from gft_edge.model.layers import RowAttention
 
 _QDQ_OPSET = 13  # per-channel scales exist since then; the meaning has not changed
@@ -24,6 +24,10 @@ class QDQLinear(nn.Module):
     """A :class:`QuantLinear` with its weights folded to INT8 of shape (in, out)."""
 
     weight_int8: Tensor
+    weight_scale: Tensor
+    weight_zero: Tensor
+    input_scale: Tensor
+    input_zero: Tensor
 
     def __init__(self, layer: QuantLinear) -> None:
         super().__init__()
@@ -81,7 +85,8 @@ class PlainAttention(nn.Module):
 
     def forward(self, x: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
         """(B, T, C) to (B, T, C); never masked."""
-        return self.proj(_attend(*self.qkv(x).chunk(3, dim=2), self.num_heads))
+        q, k, v = self.qkv(x).chunk(3, dim=2)
+        return self.proj(_attend(q, k, v, self.num_heads))
 
 
 class PlainRowAttention(nn.Module):

@@ -15,16 +15,16 @@ import onnx
 import onnxscript
 import onnxslim
 import torch
+from gft_edge.calibration.modules import without_quantizers
+from gft_edge.export.modules import exportable
+from gft_edge.export.rewrite import rewrite
 from torch import Tensor, nn
 from torch.export import Dim
 
 from gft_edge import __version__
 from gft_edge.budget import TokenBudget
-from gft_edge.calibration.modules import without_quantizers
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.errors import ArtifactError
-from gft_edge.export.modules import exportable
-from gft_edge.export.rewrite import rewrite
 from gft_edge.files import new_folder, replacing, write_json
 from gft_edge.manifest import (
     GOLDEN,
@@ -37,7 +37,7 @@ from gft_edge.manifest import (
     TensorInfo,
     load_artifact,
 )
-from gft_edge.model.gft import GFTOutput
+from gft_edge.model.gft import GFTOutput, check_budget
 
 OPSET = 20
 MAX_BATCH = 1024
@@ -168,6 +168,7 @@ def export_artifact(
     """
     info = checkpoint.info
     budget = budget or info.model.budget
+    check_budget(budget, info.model)
     quantized = info.quantization is not None
     logging.getLogger("onnxslim").setLevel(logging.ERROR)
     with new_folder(out) as folder:
@@ -213,4 +214,4 @@ def _check_interface(graph: onnx.ModelProto, outputs: Sequence[TensorInfo]) -> N
 def save_npz(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
     """Arrays under fixed names and times, so that the same arrays give the same bytes."""
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, **arrays)  # numpy stamps every entry with 1980-01-01
+        np.savez(file, allow_pickle=False, **arrays)  # numpy stamps every entry with 1980-01-01

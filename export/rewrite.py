@@ -48,4 +48,3 @@ def _drop_unused(graph: onnx.GraphProto) -> None:
     initializers = [tensor for tensor in graph.initializer if tensor.name in needed]
     del graph.initializer[:]
     graph.initializer.extend(initializers)
-

@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-
 from gft_edge.calibration.modules import without_quantizers
+from gft_edge.export.onnx import reference_outputs
+
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.errors import ArtifactError
-from gft_edge.export.onnx import reference_outputs
 from gft_edge.manifest import GOLDEN, MODEL, Artifact, DeploymentManifest
 from gft_edge.runtime.sessions import Session, onnxruntime_session, open_session
 from gft_edge.train.metrics import accuracy, sqnr_db
@@ -305,10 +305,14 @@ def _failures(c: Comparison, precision: str, limits: Limits) -> list[str]:
     sqnr = float("inf") if c.logit_sqnr_db is None else c.logit_sqnr_db
     if precision == "fp32":
         if c.max_relative_error > limits.fp32_relative_error:
-            failures.append(f"{where}: logits differ by {c.max_relative_error:.1e}, limit {limits.fp32_relative_error:.0e}")
+            failures.append(
+                f"{where}: logits differ by {c.max_relative_error:.1e}, limit {limits.fp32_relative_error:.0e}"
+            )
         for s in c.stages:
             if s.identical + s.ties < s.images:
-                failures.append(f"{where}: stage {s.stage} keeps other patches on {s.images - s.identical - s.ties} images")
+                failures.append(
+                    f"{where}: stage {s.stage} keeps other patches on {s.images - s.identical - s.ties} images"
+                )
     elif c.reference.endswith(precision):
         if sqnr < limits.same_sqnr_db:
             failures.append(f"{where}: logit SQNR {sqnr:.1f} dB, limit {limits.same_sqnr_db:.0f}")

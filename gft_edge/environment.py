@@ -64,7 +64,9 @@ def cpu() -> dict[str, Any]:
         lines = {key.strip(): value.strip() for key, _, value in pairs}
         model = lines.get("model name", model)
         flags = (lines.get("flags") or lines.get("Features") or "").split()
-        features = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp") if name in flags]
+        features = [
+            name for name in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8", "asimddp") if name in flags
+        ]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {"model": model, "features": features, "cores": cores}
 

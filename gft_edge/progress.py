@@ -11,7 +11,9 @@ T = TypeVar("T")
 class Track(Protocol):
     """Wraps an iterable of known length and shows progress while it is consumed."""
 
-    def __call__(self, items: Iterable[T], title: str, total: int) -> Iterator[T]: ...
+    def __call__(self, items: Iterable[T], title: str, total: int) -> Iterator[T]:
+        """Yields the items."""
+        ...
 
 
 def silent(items: Iterable[T], title: str, total: int) -> Iterator[T]:

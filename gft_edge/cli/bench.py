@@ -17,7 +17,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images per request (1)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads; 0: one per core (1)")
     parser.add_argument("--rounds", type=positive, default=40, metavar="N", help="rounds of the interleaving (40)")
-    parser.add_argument("--runs", type=positive, default=5, metavar="N", help="requests of each artefact in a round (5)")
+    parser.add_argument(
+        "--runs", type=positive, default=5, metavar="N", help="requests of each artefact in a round (5)"
+    )
     parser.add_argument("--warmup", type=float, default=0.5, metavar="S", help="seconds of warm-up for each (0.5)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write figures and raw samples as JSON")
 
@@ -46,7 +48,16 @@ def run(args: argparse.Namespace) -> int:
         )
         for r in data["results"]
     ]
-    header = ("artefact", "precision", "budget", "p50 ms", "p90 ms", "p99 ms", "variation", f"against {data['baseline']}")
+    header = (
+        "artefact",
+        "precision",
+        "budget",
+        "p50 ms",
+        "p90 ms",
+        "p99 ms",
+        "variation",
+        f"against {data['baseline']}",
+    )
     threads = args.threads or "all"
     head = f"{data['backend']}, batch {args.batch}, {threads} thread(s), {data['machine']['cpu']['model']}"
     result(args, data, head + "\n" + table(header, rows))

@@ -12,9 +12,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artefact folder")
     parser.add_argument("--target", required=True, help="rtx: TensorRT-RTX, ahead of time, needs no GPU")
-    parser.add_argument(
-        "--compute-capability", metavar="X.Y[,X.Y...]", help="GPUs to compile for (8.0,8.6,8.9,12.0)"
-    )
+    parser.add_argument("--compute-capability", metavar="X.Y[,X.Y...]", help="GPUs to compile for (8.0,8.6,8.9,12.0)")
     parser.add_argument("--batch", default="1:1:8", metavar="N|MIN:OPT:MAX", help="batch sizes (1:1:8)")
 
 
@@ -25,9 +23,8 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.export.builders import COMPUTE_CAPABILITIES, EngineSpec, build_engine
     from gft_edge.manifest import load_artifact
 
-    capabilities = COMPUTE_CAPABILITIES
-    if args.compute_capability is not None:
-        capabilities = parse_compute_capabilities(args.compute_capability)
+    text = args.compute_capability
+    capabilities = COMPUTE_CAPABILITIES if text is None else parse_compute_capabilities(text)
     spec = EngineSpec(args.target, capabilities, parse_batch_range(args.batch))
     record = build_engine(load_artifact(args.artifact), spec, lambda line: say(f"build: {line}"))
     text = (

@@ -18,7 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="K,K,K",
         help="patches kept after each stage, shares such as 75%%,50%%,25%%, or 'full'; default: the checkpoint's own",
     )
-    parser.add_argument("--align", type=int, metavar="N", help="make patches + class token a multiple of N where pruned")
+    parser.add_argument(
+        "--align", type=int, metavar="N", help="make patches + class token a multiple of N where pruned"
+    )
     parser.add_argument("--maps", choices=("none", "compact"), default="none", help="importance outputs (none)")
     parser.add_argument("--data", default="typefaces", metavar="D", help="where the golden images come from")
 
@@ -42,7 +44,6 @@ def run(args: argparse.Namespace) -> int:
         budget = TokenBudget.parse(args.budget, config.num_patches) if args.budget else config.budget
     if args.align is not None:
         budget = budget.align(args.align)
-    checkpoint.model.check_budget(budget)
     _, batches = labelled_batches(args.data, "test", GOLDEN_IMAGES, config, info.labels, info.preprocess)
     golden, _ = next(batches)
     say(f"export: tracing at budget {budget.id}")

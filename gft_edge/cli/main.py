@@ -80,7 +80,9 @@ def _verb_parser(verb: str, module: ModuleType) -> _Parser:
     )
     module.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument("-v", "--verbose", action="store_true", help="more on standard error; tracebacks of user errors")
+    parser.add_argument(
+        "-v", "--verbose", action="store_true", help="more on standard error; tracebacks of user errors"
+    )
     return parser
 
 

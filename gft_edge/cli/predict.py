@@ -38,7 +38,9 @@ def run(args: argparse.Namespace) -> int:
         if args.maps:
             drawn = str(args.maps / f"{number:02d}-{path.stem}.png")
             write_overlay(Path(drawn), manifest.preprocess.geometry(image), prediction, manifest)
-        rows.append({"image": str(path), "label": prediction.label, "probability": prediction.probability, "map": drawn})
+        rows.append(
+            {"image": str(path), "label": prediction.label, "probability": prediction.probability, "map": drawn}
+        )
     data = {"artifact": str(args.artifact), "predictions": rows}
     if args.out:
         write_json(args.out, data)

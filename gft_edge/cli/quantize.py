@@ -35,9 +35,7 @@ def run(args: argparse.Namespace) -> int:
     if info.quantization is not None:
         raise ConfigError(f"checkpoint {checkpoint.path} is quantized already; give the full-precision one")
     with new_folder(args.out) as folder:
-        count, batches = labelled_batches(
-            args.data, args.split, args.images, info.model, info.labels, info.preprocess
-        )
+        count, batches = labelled_batches(args.data, args.split, args.images, info.model, info.labels, info.preprocess)
         if count < args.images:
             raise DataError(f"data {args.data}: {count} images, {args.images} asked for; lower --images")
         images = (batch for batch, _ in track(batches, "calibrate", -(-count // 64)))

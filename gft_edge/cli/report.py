@@ -10,7 +10,9 @@ EXAMPLE = "gft-edge report runs/demo"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("run", type=Path, metavar="RUN_DIR", help="folder with artefacts and JSON files, as demo makes it")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN_DIR", help="folder with artefacts and JSON files, as demo makes it"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -50,9 +50,7 @@ def _with_checkpoint(args: argparse.Namespace, artifact: Any) -> Any:
     info = checkpoint.info
     count, batches = labelled_batches(args.data, args.split, args.images, info.model, info.labels, info.preprocess)
     source = f"{count} {args.split} images of {args.data}"
-    return verify_checkpoint(
-        artifact, checkpoint, track(batches, "verify", -(-count // 64)), source, args.backend
-    )
+    return verify_checkpoint(artifact, checkpoint, track(batches, "verify", -(-count // 64)), source, args.backend)
 
 
 def _text(data: dict[str, Any]) -> str:
@@ -62,7 +60,9 @@ def _text(data: dict[str, Any]) -> str:
     for c in data["comparisons"]:
         sqnr = "exact" if c["logit_sqnr_db"] is None else f"{c['logit_sqnr_db']:.1f} dB"
         kept = " ".join(f"{s['jaccard']:.4f}" for s in c["stages"]) or "-"
-        rows.append((c["candidate"], c["reference"], sqnr, f"{c['max_relative_error']:.1e}", f"{c['top1_agreement']:.2%}", kept))
+        rows.append(
+            (c["candidate"], c["reference"], sqnr, f"{c['max_relative_error']:.1e}", f"{c['top1_agreement']:.2%}", kept)
+        )
     header = ("what", "against", "logit SQNR", "largest error", "same class", "kept-set Jaccard by stage")
     verdict = "passed" if data["passed"] else "FAILED: " + "; ".join(data["failures"])
     return f"{data['artifact']} on {data['source']}\n{table(header, rows)}\n{verdict}"

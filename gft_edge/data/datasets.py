@@ -159,7 +159,7 @@ def training_batches(
 
     loader = DataLoader(
         _Prepared(images, spec, augment, seed),
-        batch_sampler=keys(),  # type: ignore[arg-type]
+        batch_sampler=keys(),
         num_workers=num_workers,
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=_one_thread,

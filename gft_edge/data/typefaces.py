@@ -44,15 +44,41 @@ FACES: tuple[tuple[str, str], ...] = (
 
 LABELS: tuple[str, ...] = tuple(label for label, _ in FACES)
 
-_ONSETS = "b c d f g h k l m n p qu r s t v w z st tr br ch sh".split()
-_VOWELS = "a e i o u ea ou y".split()
+_ONSETS = [
+    "b",
+    "c",
+    "d",
+    "f",
+    "g",
+    "h",
+    "k",
+    "l",
+    "m",
+    "n",
+    "p",
+    "qu",
+    "r",
+    "s",
+    "t",
+    "v",
+    "w",
+    "z",
+    "st",
+    "tr",
+    "br",
+    "ch",
+    "sh",
+]
+_VOWELS = ["a", "e", "i", "o", "u", "ea", "ou", "y"]
 _CODAS = ["", "", "n", "r", "s", "t", "l", "m", "g", "x", "nd", "k"]
 
 
 def _font_folder() -> Path:
     spec = importlib.util.find_spec("matplotlib")  # the package itself is not imported: it takes half a second
     if spec is None or spec.origin is None:
-        raise DataError("typefaces: matplotlib, which brings the fonts, is not installed; pip install 'gft-edge[train]'")
+        raise DataError(
+            "typefaces: matplotlib, which brings the fonts, is not installed; pip install 'gft-edge[train]'"
+        )
     return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
 
 

@@ -144,12 +144,11 @@ class FocalGFT(nn.Module):
         if not config.stages or config.stages[-1] < config.depth:
             blocks[-1] = ClassRowBlock(blocks[-1])
         self.blocks = nn.ModuleList(blocks)
-        self.stages = nn.ModuleList(
-            FocalStage(config.embed_dim, config.num_heads, config.num_patches) for _ in config.stages
-        )
+        stages = [FocalStage(config.embed_dim, config.num_heads, config.num_patches) for _ in config.stages]
+        self.stages = nn.ModuleList(stages)
         self.norm = vit.norm
         self.head = nn.Linear(config.embed_dim, config.num_classes)
-        for stage in self.stages:
+        for stage in stages:
             for linear in (stage.attn.q, stage.attn.kv, stage.attn.proj):
                 nn.init.trunc_normal_(linear.weight, std=0.02)
             nn.init.zeros_(stage.attn.proj.bias)
@@ -174,7 +173,7 @@ class FocalGFT(nn.Module):
             logits (B, classes), or :class:`GFTOutput` with ``maps``.
         """
         budget = budget or self.config.budget
-        self.check_budget(budget)
+        check_budget(budget, self.config)
         x = self.embed(images)
         positions: Tensor | None = None
         trace: list[StageMaps] = []
@@ -194,13 +193,14 @@ class FocalGFT(nn.Module):
         logits = self.head(self.norm(x[:, 0]))
         return GFTOutput(logits, trace) if maps else logits
 
-    def check_budget(self, budget: TokenBudget) -> None:
-        """Raises ConfigError when a budget is for another grid or number of stages."""
-        if budget.num_patches != self.config.num_patches or len(budget.keep) != len(self.stages):
-            raise ConfigError(
-                f"token budget {budget.id} of {budget.num_patches} patches does not fit a model of "
-                f"{self.config.num_patches} patches and {len(self.stages)} stages"
-            )
+
+def check_budget(budget: TokenBudget, config: GFTConfig) -> None:
+    """Raises ConfigError when a budget is for another number of patches or stages than a model has."""
+    if budget.num_patches != config.num_patches or len(budget.keep) != len(config.stages):
+        raise ConfigError(
+            f"token budget {budget.id} of {budget.num_patches} patches does not fit a model of "
+            f"{config.num_patches} patches and {len(config.stages)} stages"
+        )
 
 
 def _compose(positions: Tensor | None, kept: Tensor | None) -> Tensor | None:

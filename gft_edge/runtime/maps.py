@@ -30,9 +30,7 @@ def importance_maps(
     ]
 
 
-def kept_masks(
-    kept: Sequence[npt.NDArray[np.integer[Any]]], grid: tuple[int, int]
-) -> list[npt.NDArray[np.bool_]]:
+def kept_masks(kept: Sequence[npt.NDArray[np.integer[Any]]], grid: tuple[int, int]) -> list[npt.NDArray[np.bool_]]:
     """Where the patches kept by each stage lie: one (B, rows, cols) per stage."""
     return [scatter(np.ones(k.shape, dtype=np.float32), k, grid) > 0 for k in kept]
 

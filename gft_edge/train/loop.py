@@ -69,7 +69,8 @@ def sampled_budgets(config: GFTConfig, train: TrainSection, step: int) -> list[T
 
 def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Weight decay on matrices and kernels only, not on norms, biases, position embedding or class token."""
-    decay, rest = [], []
+    decay: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         plain = parameter.ndim < 2 or name in ("pos_embed", "cls_token") or name.endswith("smooth.weight")
         (rest if plain else decay).append(parameter)
@@ -248,7 +249,9 @@ def _restore(out: Path, recipe: Recipe, model: nn.Module, optimizer: torch.optim
     except FileNotFoundError:
         raise ArtifactError(f"resume: {file} does not exist; start without --resume") from None
     except Exception as error:  # torch.load raises whatever the damaged bytes lead it to
-        raise ArtifactError(f"resume: {file} is damaged ({type(error).__name__}); start again in another folder") from None
+        raise ArtifactError(
+            f"resume: {file} is damaged ({type(error).__name__}); start again in another folder"
+        ) from None
     if text != json.dumps(recipe.to_json(), sort_keys=True):
         raise ConfigError(f"resume: {file} was made by another recipe or other --set values")
     load_weights(model, state["model"], f"resume: {file}")

@@ -1,6 +1,6 @@
 """Turns a trained checkpoint into the one the package ships: float16 weights, measured on the test split, with a card.
 
-    python -m gft_edge.train.publish runs/typeface gft_edge/builtin recipes/typeface-start.toml recipes/typeface.toml
+python -m gft_edge.train.publish runs/typeface gft_edge/builtin recipes/typeface-start.toml recipes/typeface.toml
 """
 
 from __future__ import annotations
@@ -84,15 +84,15 @@ A focal Gradient Focal Transformer that tells {classes} typefaces apart in {side
 | patches | {rows} x {cols} of a {side} px image |
 | blocks, width | {depth}, {width}; stages after blocks {stages} |
 | parameters | {parameters:,}; stored as float16, {megabytes:.2f} MB |
-| training data | words of pronounceable syllables rendered with the free fonts that matplotlib ships; vocabularies of train, val and test are disjoint |
+| training data | words of pronounceable syllables in the free fonts that matplotlib ships; splits share no word |
 | training | `gft-edge train` with {recipes} |
 | top-1 on {test_images} test images, all patches | {full:.1%} |
 | top-1 on {test_images} test images, {budget} patches kept | {pruned:.1%} |
 
 One set of weights serves every token budget: it was trained with budgets drawn anew at each step.
 
-Meant for trying and testing export, quantization, compilation and benchmarks. It knows rendered words only; photographs of
-print are outside what it was trained on.
+Meant for trying and testing export, quantization, compilation and benchmarks. It knows rendered words only;
+photographs of print are outside what it was trained on.
 """
 
 
