@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import Block
@@ -83,7 +85,7 @@ class ConvStem(nn.Module):
         num_convs = patch_size.bit_length() - 1
         widths = [3] + [max(embed_dim >> (num_convs - 1 - i), 16) for i in range(num_convs)]
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(widths, widths[1:]):
+        for width_in, width_out in itertools.pairwise(widths):
             layers += [
                 nn.Conv2d(width_in, width_out, 3, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(width_out),
