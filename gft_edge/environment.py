@@ -44,8 +44,8 @@ class Ability:
 def versions() -> dict[str, str | None]:
     """Version of each package, None where it is not installed; nothing is imported."""
     found: dict[str, str | None] = {"gft_edge": __version__, "python": platform.python_version()}
-    found["numpy"] = importlib.metadata.version("numpy")
-    for module, (distribution, _) in PACKAGES.items():
+    distributions = {"numpy": "numpy", **{module: name for module, (name, _) in PACKAGES.items()}}
+    for module, distribution in distributions.items():
         found[distribution] = None
         if importlib.util.find_spec(module) is not None:
             try:

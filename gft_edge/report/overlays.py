@@ -15,6 +15,7 @@ from gft_edge.runtime.classifier import Prediction
 PANEL = 192
 GAP = 8
 FADED = 0.12
+PAPER = 232  # what dropped patches fade to
 
 # Seven stops of matplotlib's "inferno" (public domain), dark to bright.
 _INFERNO = np.array(
@@ -41,8 +42,8 @@ def overlay(
         panels.append((0.75 * heat + 0.25 * _enlarge(image).mean(axis=2, keepdims=True)).astype(np.uint8))
     for mask in prediction.kept:
         keep = _enlarge(mask[..., None].astype(np.uint8)).astype(np.float32)
-        shown = _enlarge(image) * (FADED + (1 - FADED) * keep) + 255 * (1 - FADED) * (1 - keep) * 0.35
-        panels.append(shown.clip(0, 255).astype(np.uint8))
+        shown = _enlarge(image) * keep + (FADED * _enlarge(image) + (1 - FADED) * PAPER) * (1 - keep)
+        panels.append(shown.astype(np.uint8))
     gap = np.full((PANEL, GAP, 3), 255, np.uint8)
     spaced = [part for panel in panels for part in (gap, panel)][1:]
     return np.concatenate(spaced, axis=1)

@@ -179,6 +179,7 @@ def train(
     out.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     losses: list[tuple[float, float]] = []
+    log_every = min(50, max(1, settings.steps // 16))
     batches = training_batches(
         images,
         spec,
@@ -196,7 +197,7 @@ def train(
             budgets = sampled_budgets(config, settings, step)
             losses.append(_train_step(model, optimizer, batch, budgets, full, settings))
             done = step + 1
-            if done % 50 == 0 or done == last:
+            if done % log_every == 0 or done == last:
                 loss, top1 = np.mean(losses, axis=0)
                 losses.clear()
                 row = {"step": done, "loss": float(loss), "train_top1": float(top1), "lr": rate}

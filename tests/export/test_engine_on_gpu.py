@@ -1,0 +1,43 @@
+"""On a machine with an NVIDIA GPU: an engine gives what the golden outputs say. Run by `make gpu-check`."""
+
+import importlib.util
+
+import numpy as np
+import pytest
+import torch
+
+from gft_edge.checkpoint import load_checkpoint
+from gft_edge.data.datasets import evaluation_batches, open_images
+from gft_edge.export.builders import EngineSpec, build_engine
+from gft_edge.export.onnx import export_artifact
+from gft_edge.manifest import load_artifact
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and driver"),
+    pytest.mark.skipif(importlib.util.find_spec("tensorrt_rtx") is None, reason="needs tensorrt-rtx"),
+]
+
+
+def test_rtx_engine_gives_the_golden_logits(tmp_path):
+    import tensorrt_rtx as trt
+
+    checkpoint = load_checkpoint("builtin")
+    images, _ = next(evaluation_batches(open_images("typefaces", "test", 8, 96), checkpoint.info.preprocess))
+    artifact = export_artifact(checkpoint, tmp_path / "artifact", images)
+    capability = ".".join(str(number) for number in torch.cuda.get_device_capability())
+    record = build_engine(artifact, EngineSpec("rtx", (capability,)))
+    artifact = load_artifact(artifact.path)
+    plan = artifact.file(f"engines/{record['key']}.engine").read_bytes()
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
+    context = engine.create_execution_context()
+    image = torch.from_numpy(images).cuda()
+    logits = torch.empty(len(images), len(artifact.manifest.labels), device="cuda")
+    context.set_input_shape("image", tuple(image.shape))
+    context.set_tensor_address("image", image.data_ptr())
+    context.set_tensor_address("logits", logits.data_ptr())
+    stream = torch.cuda.Stream()
+    assert context.execute_async_v3(stream.cuda_stream)
+    stream.synchronize()
+    golden = np.load(artifact.file("golden.npz"))["logits"]
+    np.testing.assert_allclose(logits.cpu().numpy(), golden, rtol=0, atol=1e-2 * np.abs(golden).max())

@@ -1,0 +1,91 @@
+"""What is installed is what is on disk, and the edge runtime needs numpy alone."""
+
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11")
+
+ROOT = Path(__file__).parents[1]
+EDGE = ["budget", "manifest", "preprocess", "errors", "config", "files", "environment"]
+EDGE += ["runtime.sessions", "runtime.classifier", "runtime.maps", "cli.main", "benchmarks.latency"]
+MAPPED = ("benchmarks", "calibration", "export")
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", str(out), str(ROOT)]
+    built = subprocess.run(command, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    return next(out.glob("*.whl"))
+
+
+def test_packages_listed_are_the_folders_on_disk():
+    listed = set(project()["tool"]["setuptools"]["packages"])
+    core = {p.parent.relative_to(ROOT) for p in (ROOT / "gft_edge").rglob("__init__.py")}
+    folders = {".".join(path.parts) for path in core} | {f"gft_edge.{name}" for name in MAPPED}
+    assert listed == folders
+
+
+def test_wheel_holds_one_top_level_package_with_its_data(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gft_edge"}
+    wanted = ["export/onnx.py", "calibration/ptq.py", "benchmarks/latency.py", "report/page.html.j2", "py.typed"]
+    wanted += ["builtin/model.safetensors", "builtin/config.json", "builtin/card.md", "builtin/recipes/typeface.toml"]
+    assert {f"gft_edge/{name}" for name in wanted} <= set(names)
+
+
+def test_edge_modules_import_with_numpy_alone(wheel, tmp_path):
+    venv.create(tmp_path / "empty", with_pip=False)
+    site = tmp_path / "site"
+    site.mkdir()
+    zipfile.ZipFile(wheel).extractall(site)
+    import numpy
+
+    # numpy is linked in by itself, so that nothing else of this environment can be found.
+    for name in ("numpy", "numpy.libs"):
+        if (Path(numpy.__file__).parents[1] / name).exists():
+            (site / name).symlink_to(Path(numpy.__file__).parents[1] / name)
+    code = "import importlib, sys\n"
+    code += "".join(f"importlib.import_module('gft_edge.{name}')\n" for name in EDGE)
+    code += "assert not {'torch', 'onnx', 'onnxruntime', 'timm', 'PIL', 'matplotlib'} & set(sys.modules)\n"
+    code += "from gft_edge.cli.main import main\nsys.exit(main(['doctor']))"
+    python = tmp_path / "empty/bin/python"
+    run = subprocess.run(
+        [python, "-c", code], env={"PYTHONPATH": str(site), "PATH": ""}, capture_output=True, text=True, cwd=tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    assert "not installed" in run.stdout
+
+
+@pytest.mark.parametrize("name", MAPPED)
+def test_mapped_folders_refuse_their_bare_name(name):
+    run = subprocess.run([sys.executable, "-c", f"import {name}"], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 1
+    assert f"gft_edge.{name}" in run.stderr
+
+
+def test_importing_the_package_imports_neither_torch_nor_onnx():
+    code = "import sys, gft_edge; assert not {'torch', 'onnx', 'onnxruntime', 'numpy'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_pins_cover_every_extra():
+    pins = {line.split("==")[0] for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    extras = project()["project"]["optional-dependencies"]
+    wanted = {
+        requirement.split(">")[0].split(";")[0].strip()
+        for name, requirements in extras.items()
+        for requirement in requirements
+        if name in ("train", "onnx", "rtx", "report", "cli", "dev")
+    }
+    assert {name for name in wanted if not name.startswith(("gft-edge", "tomli"))} <= pins
