@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gft_edge.errors import ConfigError
 
@@ -18,6 +18,10 @@ class QuantRule:
     pattern: str
     precision: Precision
     reason: str
+
+    def __post_init__(self) -> None:
+        if self.precision not in get_args(Precision):
+            raise ConfigError(f"quantization policy: precision of {self.pattern!r} must be 'int8' or 'high'")
 
 
 @dataclass(frozen=True)

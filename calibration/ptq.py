@@ -38,7 +38,7 @@ def input_ranges(
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found[name] = max(found[name], float(inputs[0].abs().amax()))
+            found[name] = float(np.maximum(found[name], inputs[0].abs().amax().item()))  # unlike max, keeps NaN
 
         return hook
 

@@ -81,6 +81,8 @@ class CheckpointInfo:
             )
         except (KeyError, TypeError) as error:
             raise ArtifactError(f"{where}: incomplete ({error})") from None
+        except ConfigError as error:
+            raise ArtifactError(f"{where}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -192,10 +194,16 @@ def load_checkpoint(name: str | Path) -> Checkpoint:
 
     path = resolve_checkpoint(name)
     info = read_info(path)
-    model = build_model(info.model)
+    try:
+        model = build_model(info.model)
+    except ConfigError as error:
+        raise ArtifactError(f"checkpoint {path}: {error}") from None
     load_weights(model, read_weights(path), f"checkpoint {path}")
     if info.quantization is not None:
         from gft_edge.calibration.modules import insert_quantizers
 
-        insert_quantizers(model, info.quantization["ranges"])
+        try:
+            insert_quantizers(model, info.quantization["ranges"])
+        except (ConfigError, KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"checkpoint {path / CONFIG}: its quantization cannot be used ({error})") from None
     return Checkpoint(info, model.eval(), weights_hash(path), path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import sys
 import types
 import typing
@@ -73,6 +74,13 @@ class GFTConfig:
             problems.append(f"variant must be 'focal' or 'published', found {self.variant!r}")
         if self.stem not in ("linear", "conv"):
             problems.append(f"stem must be 'linear' or 'conv', found {self.stem!r}")
+        if self.stem == "conv" and not problems:
+            if self.patch_size < 4 or self.patch_size & (self.patch_size - 1):
+                problems.append(
+                    f"stem 'conv' needs a patch_size that is a power of two, 4 or more, found {self.patch_size}"
+                )
+            if self.embed_dim < 16:
+                problems.append(f"stem 'conv' needs an embed_dim of at least 16, found {self.embed_dim}")
         if problems:
             raise ConfigError("model configuration: " + "; ".join(problems))
 
@@ -169,7 +177,11 @@ class ModelSection:
 
     def resolve(self, num_classes: int) -> GFTConfig:
         """The configuration for a data set of ``num_classes`` classes."""
-        overrides: dict[str, Any] = {"num_classes": self.num_classes or num_classes}
+        if self.num_classes not in (None, num_classes):
+            raise ConfigError(
+                f"model.num_classes is {self.num_classes}, the data has {num_classes} classes; leave it out"
+            )
+        overrides: dict[str, Any] = {"num_classes": num_classes}
         if self.image_size is not None:
             overrides["image_size"] = self.image_size
         if self.stages is not None:
@@ -190,6 +202,15 @@ class DataSection:
     eval_images: int = 1_600
     augment: Literal["none", "light"] = "none"
     num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be at least {least}, found {getattr(self, name)}"
+            for name, least in (("train_images", 1), ("eval_images", 1), ("num_workers", 0))
+            if getattr(self, name) < least
+        ]
+        if problems:
+            raise ConfigError("; ".join(problems))
 
 
 @dataclass(frozen=True)
@@ -239,8 +260,13 @@ class TrainSection:
         for name in ("warmup_steps", "eval_every", "checkpoint_every", "threads", "seed"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} must not be negative, found {getattr(self, name)}")
-        if self.lr <= 0:
-            problems.append(f"lr must be above 0, found {self.lr}")
+        if not 0 < self.lr < math.inf:
+            problems.append(f"lr must be above 0 and finite, found {self.lr}")
+        if not self.grad_clip > 0:
+            problems.append(f"grad_clip must be above 0, found {self.grad_clip}")
+        for name in ("min_lr", "weight_decay"):
+            if not 0 <= getattr(self, name) < math.inf:
+                problems.append(f"{name} must be at least 0 and finite, found {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:
             problems.append(f"label_smoothing must be 0 to below 1, found {self.label_smoothing}")
         if not 0 <= self.elastic_start <= 1:
@@ -288,7 +314,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         names = key.strip().split(".")
         if not separator or len(names) != 2:
             raise ConfigError(f"--set {override!r}: expected section.key=value, for example train.lr=0.001")
-        data.setdefault(names[0], {})[names[1]] = _parse_scalar(value.strip())
+        if isinstance(data, dict) and isinstance(data.setdefault(names[0], {}), dict):
+            data[names[0]][names[1]] = _parse_scalar(value.strip())
     return load_dataclass(Recipe, data, f"recipe {path}")
 
 

@@ -39,7 +39,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         data = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ArtifactError(f"{what} {path}: no such file") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError(f"{what} {path}: cannot be read as JSON ({error})") from None
     if not isinstance(data, dict):
         raise ArtifactError(f"{what} {path}: expected a JSON object, found {type(data).__name__}")

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from gft_edge.budget import TokenBudget
 from gft_edge.config import GFTConfig, load_dataclass
-from gft_edge.errors import ArtifactError, GFTEdgeError
+from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
 from gft_edge.files import read_json, sha256, write_json
 from gft_edge.preprocess import PreprocessSpec
 
@@ -61,6 +61,9 @@ class DeploymentManifest:
         parity: figures of the comparison made when exporting.
         tools: versions of the tools involved.
         files: every other file of the folder, by relative path.
+
+    Raises:
+        ConfigError: listing every problem found.
     """
 
     model: GFTConfig
@@ -77,6 +80,21 @@ class DeploymentManifest:
     parity: dict[str, Any] = field(default_factory=dict)
     tools: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileInfo] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        problems = []
+        if self.precision not in get_args(Precision):
+            problems.append(f"precision must be one of {', '.join(get_args(Precision))}, found {self.precision!r}")
+        if self.maps not in get_args(MapsMode):
+            problems.append(f"maps must be one of {', '.join(get_args(MapsMode))}, found {self.maps!r}")
+        if not isinstance(self.opset, int):
+            problems.append(f"opset must be an integer, found {self.opset!r}")
+        if len(self.labels) != self.model.num_classes:
+            problems.append(f"{len(self.labels)} labels for {self.model.num_classes} classes")
+        if self.budget.num_patches != self.model.num_patches or len(self.budget.keep) != len(self.model.stages):
+            problems.append(f"budget {self.budget.id} of {self.budget.num_patches} patches does not fit the model")
+        if problems:
+            raise ConfigError("manifest: " + "; ".join(problems))
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""

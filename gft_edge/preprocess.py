@@ -80,7 +80,11 @@ def _resample(image: UInt8Image, size_out: int, axis: int, interpolation: str) -
 
 
 def resize(image: UInt8Image, height: int, width: int, interpolation: Interpolation = "bicubic") -> UInt8Image:
-    """Resamples an (H, W, 3) uint8 image to (height, width, 3), bit-identical to ``PIL.Image.resize``."""
+    """Resamples an (H, W, 3) uint8 image to (height, width, 3): the columns first, then the rows, each rounded to uint8.
+
+    Bit-identical to ``PIL.Image.resize`` of Pillow up to 12. Pillow 13 begins with the rows when the height shrinks much
+    more than the width (python-pillow/Pillow#9549), and then differs by a level here and there; this order is fixed.
+    """
     return _resample(_resample(image, width, 1, interpolation), height, 0, interpolation)
 
 
@@ -113,10 +117,14 @@ class PreprocessSpec:
     layout: Literal["nchw"] = "nchw"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", tuple(self.mean))
-        object.__setattr__(self, "std", tuple(self.std))
         problems = []
-        if self.height < 1 or self.width < 1:
+        try:  # 1 and 1.0 are the same value and must give the same id
+            for name in ("mean", "std"):
+                object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
+            object.__setattr__(self, "crop_ratio", float(self.crop_ratio))
+        except (TypeError, ValueError):
+            raise ConfigError("preprocessing: mean, std and crop_ratio must be numbers") from None
+        if any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in (self.height, self.width)):
             problems.append(f"size must be positive, found {self.height} x {self.width}")
         if self.resize not in ("stretch", "crop"):
             problems.append(f"resize must be 'stretch' or 'crop', found {self.resize!r}")
@@ -124,8 +132,9 @@ class PreprocessSpec:
             problems.append(f"crop_ratio must be above 0 and at most 1, found {self.crop_ratio}")
         if self.interpolation not in _FILTERS:
             problems.append(f"interpolation must be one of {', '.join(_FILTERS)}, found {self.interpolation!r}")
-        if len(self.mean) != 3 or len(self.std) != 3 or not all(s > 0 for s in self.std):
-            problems.append("mean and std need three values each, std above 0")
+        finite = all(math.isfinite(value) for value in (*self.mean, *self.std))
+        if len(self.mean) != 3 or len(self.std) != 3 or not finite or not all(s > 0 for s in self.std):
+            problems.append("mean and std need three values each, finite and std above 0")
         if self.color_order not in ("rgb", "bgr"):
             problems.append(f"color_order must be 'rgb' or 'bgr', found {self.color_order!r}")
         if self.layout != "nchw":

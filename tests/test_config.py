@@ -42,7 +42,9 @@ def test_preset_scales_its_budget_with_the_image():
 
 
 def test_unknown_preset_names_the_nearest():
-    with pytest.raises(ConfigError, match=r"unknown preset 'gft_bas' \(did you mean 'gft_base'\?\); there are: gft_base, "):
+    with pytest.raises(
+        ConfigError, match=r"unknown preset 'gft_bas' \(did you mean 'gft_base'\?\); there are: gft_base, "
+    ):
         preset("gft_bas")
 
 
@@ -73,7 +75,9 @@ def test_bad_configurations_are_refused_with_every_problem(changes, message):
 def test_malformed_model_configuration_names_missing_and_unknown_keys():
     data = preset("gft_tiny").to_json()
     data["embed_dims"] = data.pop("embed_dim")
-    with pytest.raises(ConfigError, match=r"unknown key embed_dims \(did you mean 'embed_dim'\?\); missing key embed_dim"):
+    with pytest.raises(
+        ConfigError, match=r"unknown key embed_dims \(did you mean 'embed_dim'\?\); missing key embed_dim"
+    ):
         GFTConfig.from_json(data)
 
 
@@ -120,7 +124,10 @@ def test_toml_and_json_mean_the_same(write):
         ("[train]\nsteps = true", "train.steps must be of type int, found True"),
         ("[train]\nlr = true", "train.lr must be of type float, found True"),
         ("[train]\nelastic = 1", "train.elastic must be of type bool, found 1"),
-        ("[train]\nprecision = 'bf61'", r"train.precision must be one of 'fp32', 'bf16', found 'bf61' \(did you mean 'bf16'"),
+        (
+            "[train]\nprecision = 'bf61'",
+            r"train.precision must be one of 'fp32', 'bf16', found 'bf61' \(did you mean 'bf16'",
+        ),
         ("[model]\nstages = 2", "model.stages must be a list, found 2"),
         ("[model]\nstages = [2, 'x']", r"model.stages\[1\] must be of type int, found 'x'"),
         ("[train]\nsteps = 0", "train: steps must be at least 1, found 0"),
@@ -131,7 +138,10 @@ def test_toml_and_json_mean_the_same(write):
         ("[train]\nsmallest_ratio = 0.0", "smallest_ratio must be above 0 and at most 1"),
         ("[train]\nseed = -1", "seed must not be negative"),
         ("[train]\nsteps = 0\nseed = -1", "steps must be at least 1.*; seed must not be negative"),
-        ("[train]\nstep = 5\nlr = 'x'\n[data]\nnames = 'y'", "data.names .*; unknown key train.step.*; train.lr must be"),
+        (
+            "[train]\nstep = 5\nlr = 'x'\n[data]\nnames = 'y'",
+            "data.names .*; unknown key train.step.*; train.lr must be",
+        ),
         ("[train", r"recipe .*recipe\.toml: "),
     ],
 )

@@ -46,6 +46,9 @@ class FolderImages:
     def __init__(self, root: Path, split: Split) -> None:
         names = {"train": ("train",), "val": ("val", "valid"), "test": ("test", "val", "valid")}[split]
         folder = next((root / name for name in names if (root / name).is_dir()), root)
+        others = [name for name in ("train", "val", "valid", "test") if (root / name).is_dir()]
+        if folder == root and others:
+            raise DataError(f"data {root}: has {', '.join(others)} but nothing for {split!r}")
         if not folder.is_dir():
             raise DataError(f"data {root}: no such folder; give 'typefaces' or a folder with one sub-folder per class")
         try:
@@ -164,8 +167,11 @@ def training_batches(
         prefetch_factor=4 if num_workers else None,
         worker_init_fn=_one_thread,
     )
-    for pixels, labels in loader:
-        yield _normalized(pixels, spec), labels
+    try:
+        for pixels, labels in loader:
+            yield _normalized(pixels, spec), labels
+    except DataError as error:  # a worker's traceback precedes its message
+        raise DataError(str(error).strip().splitlines()[-1].removeprefix("gft_edge.errors.DataError: ")) from None
 
 
 def evaluation_batches(

@@ -28,6 +28,9 @@ def read_image(path: Path) -> npt.NDArray[np.uint8]:
                 image = image.convert("RGBA")
                 white = Image.new("RGBA", image.size, "white")
                 image = Image.alpha_composite(white, image)
+            if image.mode.startswith("I"):  # 16 bits per pixel; convert() would clip it to white
+                grey = (np.asarray(image).astype(np.int64).clip(0, 65535) + 128) // 257
+                return np.repeat(grey.astype(np.uint8)[..., None], 3, axis=2)
             return np.asarray(image.convert("RGB"))
     except FileNotFoundError:
         raise DataError(f"image {path}: no such file") from None

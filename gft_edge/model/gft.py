@@ -10,7 +10,8 @@ from typing import NamedTuple
 import timm
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import VisionTransformer
+from timm.layers import PatchEmbed
+from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from gft_edge.budget import TokenBudget
@@ -230,10 +231,14 @@ def _backbone(config: GFTConfig, pretrained: bool) -> VisionTransformer:
             num_heads=config.num_heads,
             num_classes=0,
         )
-    except (RuntimeError, TypeError) as error:
+    except Exception as error:  # timm raises whatever an option leads it to
         raise ConfigError(f"backbone {config.backbone!r}: timm cannot build it ({error})") from None
     if not isinstance(vit, VisionTransformer):
         raise ConfigError(f"backbone {config.backbone!r} is a {type(vit).__name__}, not a timm VisionTransformer")
+    if not all(type(block) is Block for block in vit.blocks):
+        raise ConfigError(f"backbone {config.backbone!r} has blocks of another kind than timm's Block")
+    if not isinstance(vit.patch_embed, PatchEmbed) or not vit.patch_embed.flatten or vit.pos_embed is None:
+        raise ConfigError(f"backbone {config.backbone!r} needs a flat patch embedding with a position embedding")
     if vit.num_prefix_tokens != 1 or vit.cls_token is None or vit.pos_embed.shape[1] != config.num_patches + 1:
         raise ConfigError(
             f"backbone {config.backbone!r} needs one class token with a position embedding and no register tokens; "

@@ -107,7 +107,9 @@ def _accuracy(run: Path) -> list[dict[str, Any]]:
             name = Path(data["model"]).name
             if data["backend"] == "torch":
                 name = f"torch {result['precision']} {result['budget']}"
-            rows.append({**result, "name": name, "backend": data["backend"], "images": data["images"], "split": data["split"]})
+            rows.append(
+                {**result, "name": name, "backend": data["backend"], "images": data["images"], "split": data["split"]}
+            )
     place = {name: number for number, name in enumerate(ORDER)}
     return sorted(rows, key=lambda row: (row["backend"] != "torch", place.get(row["name"], len(ORDER)), row["name"]))
 
@@ -137,7 +139,7 @@ def _pictures(run: Path) -> list[Mapping[str, Any]]:
     file = run / "predictions.json"
     if not file.is_file():
         return []
-    pictures = []
+    pictures: list[Mapping[str, Any]] = []
     for row in read_json(file, "predictions")["predictions"]:
         overlay = run / "maps" / Path(row["map"]).name
         if row["map"] and overlay.is_file():

@@ -247,6 +247,7 @@ def _restore(out: Path, recipe: Recipe, model: nn.Module, optimizer: torch.optim
     try:
         state = torch.load(file, weights_only=True)
         step, text = int(state["step"]), state["recipe"]
+        weights, moments, rng = state["model"], state["optimizer"], state["rng"]
     except FileNotFoundError:
         raise ArtifactError(f"resume: {file} does not exist; start without --resume") from None
     except Exception as error:  # torch.load raises whatever the damaged bytes lead it to
@@ -255,7 +256,7 @@ def _restore(out: Path, recipe: Recipe, model: nn.Module, optimizer: torch.optim
         ) from None
     if text != json.dumps(recipe.to_json(), sort_keys=True):
         raise ConfigError(f"resume: {file} was made by another recipe or other --set values")
-    load_weights(model, state["model"], f"resume: {file}")
-    optimizer.load_state_dict(state["optimizer"])
-    torch.set_rng_state(state["rng"])
+    load_weights(model, weights, f"resume: {file}")
+    optimizer.load_state_dict(moments)
+    torch.set_rng_state(rng)
     return step

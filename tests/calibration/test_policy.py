@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+from gft_edge.calibration.modules import quantized_names
+from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy, QuantRule
+from torch import nn
+
+from gft_edge.config import preset
+from gft_edge.errors import ConfigError
+from gft_edge.model.build import build_model
+
+
+@pytest.fixture(scope="module")
+def typeface_model():
+    return build_model(preset("gft_typeface"))
+
+
+def test_json_round_trip():
+    assert QuantPolicy.from_json(json.loads(json.dumps(DEFAULT_POLICY.to_json()))) == DEFAULT_POLICY
+
+
+@pytest.mark.parametrize(
+    "rule",
+    [
+        {"pattern": "*", "precision": "int8"},
+        {"pattern": "*", "precision": "int8", "reason": "x", "more": 1},
+        {"pattern": "*", "precision": "int3", "reason": "x"},
+        "head",
+        5,
+    ],
+    ids=str,
+)
+def test_malformed_rules_are_refused(rule):
+    with pytest.raises(ConfigError, match="quantization policy"):
+        QuantPolicy.from_json([rule])
+
+
+def test_every_rule_has_a_reason():
+    assert all(rule.reason for rule in DEFAULT_POLICY.rules)
+
+
+def test_the_first_matching_rule_decides():
+    policy = QuantPolicy(
+        (QuantRule("a.b", "high", "one"), QuantRule("a.*", "int8", "two"), QuantRule("*", "high", "three"))
+    )
+    assert [policy.rule_for(name).reason for name in ("a.b", "a.c", "b")] == ["one", "two", "three"]
+    assert [policy.is_quantized(name) for name in ("a.b", "a.c", "b")] == [False, True, False]
+
+
+def test_what_no_rule_matches_stays_high():
+    assert QuantPolicy(()).rule_for("head") is None
+    assert not QuantPolicy(()).is_quantized("head")
+
+
+def test_patterns_are_case_sensitive():
+    assert not QuantPolicy((QuantRule("HEAD", "int8", "x"),)).is_quantized("head")
+
+
+def test_exactly_the_matrix_products_of_blocks_and_stages_are_quantized(typeface_model):
+    whole = [f"blocks.{i}.{part}" for i in range(5) for part in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+    last = [f"blocks.5.{part}" for part in ("attn.q", "attn.kv", "attn.proj", "mlp.fc1", "mlp.fc2")]
+    stages = [f"stages.{i}.attn.{part}" for i in range(3) for part in ("q", "kv", "proj")]
+    assert sorted(quantized_names(typeface_model, DEFAULT_POLICY)) == sorted(whole + last + stages)
+
+
+def test_only_linear_layers_can_be_quantized(typeface_model):
+    names = quantized_names(typeface_model, QuantPolicy((QuantRule("*", "int8", "all"),)))
+    assert "head" in names
+    assert not any("smooth" in name or "patch_embed" in name or "norm" in name for name in names)
+    assert all(type(typeface_model.get_submodule(name)) is nn.Linear for name in names)
+
+
+def test_policy_that_quantizes_nothing_is_refused(typeface_model):
+    with pytest.raises(ConfigError, match="no linear layer of this model matches an int8 rule"):
+        quantized_names(typeface_model, QuantPolicy(()))

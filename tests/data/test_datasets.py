@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from gft_edge.data.datasets import (
+    FolderImages,
+    Subset,
+    _spread,
+    evaluation_batches,
+    open_images,
+    require_labels,
+    training_batches,
+)
+from gft_edge.data.typefaces import Typefaces
+from gft_edge.errors import DataError
+from gft_edge.preprocess import PreprocessSpec
+
+SPEC = PreprocessSpec(16, 16)
+
+
+class Numbered:
+    """Image i is filled with i and of class i modulo 3."""
+
+    labels = ("a", "b", "c")
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
+
+    def __getitem__(self, index):
+        return np.full((16, 16, 3), index, np.uint8), index % 3
+
+
+def _write_images(folder, counts, first=0):
+    """One sub-folder per class; image i of class c is filled with 10 c + i + first."""
+    for c, (name, count) in enumerate(counts.items()):
+        (folder / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new("RGB", (20, 14), (10 * c + i + first,) * 3).save(folder / name / f"{i}.png")
+    return folder
+
+
+def _values(images):
+    return [int(images[i][0][0, 0, 0]) for i in range(len(images))]
+
+
+def _numbers(pixels):
+    """The numbers of Numbered images from normalised batches."""
+    red = np.asarray(pixels)[:, 0, 0, 0] * SPEC.std[0] + SPEC.mean[0]
+    return np.rint(red * 255).astype(int).tolist()
+
+
+def _run(images=None, steps=range(9), seed=0, **options):
+    return list(training_batches(images or Numbered(20), SPEC, 4, steps, seed, num_workers=0, **options))
+
+
+def _equal(batches, others):
+    pairs = zip(batches, others, strict=True)
+    return all(torch.equal(a, b) for batch, other in pairs for a, b in zip(batch, other, strict=True))
+
+
+def test_folder_of_class_folders_is_read_in_alphabetical_order(tmp_path):
+    images = FolderImages(_write_images(tmp_path, {"wren": 2, "auk": 1}), "train")
+    assert images.labels == ("auk", "wren")
+    assert [images[i][1] for i in range(len(images))] == [0, 1, 1]
+    assert _values(images) == [10, 0, 1]
+    assert images[0][0].shape == (14, 20, 3)
+
+
+@pytest.mark.parametrize(
+    ("folders", "split", "first"),
+    [
+        (["train", "val", "test"], "train", 0),
+        (["train", "val", "test"], "val", 1),
+        (["train", "val", "test"], "test", 2),
+        (["train", "valid"], "val", 1),
+        (["train", "val"], "test", 1),
+        (["train", "valid"], "test", 1),
+    ],
+)
+def test_the_folder_of_the_split_is_preferred(tmp_path, folders, split, first):
+    for i, name in enumerate(folders):
+        _write_images(tmp_path / name, {"auk": 1, "wren": 1}, first=i)
+    images = FolderImages(tmp_path, split)
+    assert images.labels == ("auk", "wren")
+    assert _values(images) == [first, 10 + first]
+
+
+@pytest.mark.parametrize(("there", "asked"), [("train", "val"), ("val", "train"), ("test", "train")])
+def test_splits_are_not_taken_for_classes(tmp_path, there, asked):
+    _write_images(tmp_path / there, {"auk": 1, "wren": 1})
+    with pytest.raises(DataError):
+        FolderImages(tmp_path, asked)
+
+
+@pytest.mark.parametrize(
+    ("prepare", "message"),
+    [
+        (lambda folder: folder / "none", "no such folder; give 'typefaces' or a folder with one sub-folder per class"),
+        (lambda folder: folder, "expected one sub-folder of images per class"),
+        (lambda folder: (folder / "auk").mkdir() or folder, "expected one sub-folder of images per class"),
+        (lambda folder: (folder / "a.png").touch() or folder / "a.png", "no such folder"),
+    ],
+    ids=["missing", "empty", "empty-class", "file"],
+)
+def test_folders_without_images_are_refused(tmp_path, prepare, message):
+    with pytest.raises(DataError, match=message):
+        open_images(str(prepare(tmp_path)), "train", 10, 32)
+
+
+def test_corrupt_image_is_refused_and_named(tmp_path):
+    _write_images(tmp_path, {"auk": 1, "wren": 1})
+    (tmp_path / "wren" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    images = open_images(str(tmp_path), "train", 10, 32)
+    with pytest.raises(DataError, match=r"wren/0\.png: cannot be decoded as an image"):
+        list(evaluation_batches(images, SPEC))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_corrupt_image_ends_training_with_one_line(tmp_path, num_workers):
+    _write_images(tmp_path, {"auk": 1})
+    (tmp_path / "auk" / "0.png").write_bytes(b"nothing")
+    images = open_images(str(tmp_path), "train", 10, 32)
+    with pytest.raises(DataError, match=r"auk/0\.png: cannot be decoded as an image") as caught:
+        list(training_batches(images, SPEC, 1, range(1), 0, num_workers=num_workers))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_typefaces_are_opened_by_name():
+    assert open_images("typefaces", "val", 48, 40, seed=3) == Typefaces("val", 48, 40, 3)
+
+
+@pytest.mark.parametrize(
+    ("asked", "values"), [(2, [0, 14]), (4, [0, 3, 11, 14]), (10, [*range(5), *range(10, 15)]), (99, None)]
+)
+def test_fewer_images_are_spread_over_the_folder(tmp_path, asked, values):
+    images = open_images(str(_write_images(tmp_path, {"auk": 5, "wren": 5})), "train", asked, 32)
+    assert _values(images) == (values or [*range(5), *range(10, 15)])
+    assert images.labels == ("auk", "wren")
+
+
+@given(st.integers(1, 500).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total))))
+def test_spread_takes_different_images_from_end_to_end(sizes):
+    total, count = sizes
+    indices = _spread(total, count)
+    assert len(indices) == count
+    assert list(indices) == sorted(set(indices))
+    assert indices[0] == 0
+    assert indices[-1] == (total - 1 if count > 1 else 0)
+    assert np.ptp(np.diff(indices)) <= 1 if count > 2 else True
+
+
+def test_subset_keeps_the_order_and_the_labels_of_the_whole():
+    subset = Subset(Numbered(10), (7, 2, 5))
+    assert _values(subset) == [7, 2, 5]
+    assert [subset[i][1] for i in range(3)] == [1, 2, 2]
+    assert subset.labels == ("a", "b", "c")
+
+
+def test_training_batches_are_normalized_images_and_their_labels():
+    for pixels, labels in _run():
+        assert (pixels.shape, pixels.dtype) == ((4, 3, 16, 16), torch.float32)
+        assert labels.dtype == torch.int64
+        assert [n % 3 for n in _numbers(pixels)] == labels.tolist()
+
+
+def test_each_epoch_is_another_permutation_of_all_images():
+    numbers = [n for pixels, _ in _run(Numbered(18), range(9)) for n in _numbers(pixels)]
+    first, second = numbers[:18], numbers[18:]
+    assert sorted(first) == sorted(second) == list(range(18))
+    assert first != second
+    assert first != list(range(18))
+
+
+@pytest.mark.parametrize("augment", ["none", "light"])
+@pytest.mark.parametrize("first", [1, 4, 8])
+def test_training_can_be_taken_up_at_any_step(augment, first):
+    images = Typefaces("train", 20, 32)
+    whole = _run(images, augment=augment)
+    assert _equal(_run(images, range(first, 9), augment=augment), whole[first:])
+
+
+@pytest.mark.parametrize("augment", ["none", "light"])
+def test_order_is_fixed_by_the_seed_alone(augment):
+    images = Typefaces("train", 20, 32)
+    torch.manual_seed(1)
+    first = _run(images, range(3), augment=augment)
+    torch.manual_seed(2)
+    assert _equal(_run(images, range(3), augment=augment), first)
+    assert not _equal(_run(images, range(3), seed=1, augment=augment), first)
+
+
+def test_a_worker_gives_the_same_batches():
+    images = Typefaces("train", 20, 32)
+    options = {"images": images, "spec": SPEC, "batch_size": 4, "steps": range(2, 5), "seed": 0, "augment": "light"}
+    assert _equal(list(training_batches(**options, num_workers=1)), list(training_batches(**options, num_workers=0)))
+
+
+def test_light_augmentation_changes_pixels_anew_in_each_epoch():
+    images = Subset(Typefaces("train", 20, 32), (3,))
+    ((plain, _),) = training_batches(images, SPEC, 1, range(1), 0, "none", 0)
+    (first, _), (second, _) = training_batches(images, SPEC, 1, range(2), 0, "light", 0)
+    assert not torch.equal(plain, first)
+    assert not torch.equal(first, second)
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(10, [4, 4, 2]), (8, [4, 4]), (1, [1])])
+def test_evaluation_batches_are_all_images_in_order(count, sizes):
+    batches = list(evaluation_batches(Numbered(count), SPEC, batch_size=4))
+    assert [len(labels) for _, labels in batches] == sizes
+    assert [n for pixels, _ in batches for n in _numbers(pixels)] == list(range(count))
+    assert [label for _, labels in batches for label in labels] == [i % 3 for i in range(count)]
+    assert all(pixels.dtype == np.float32 and labels.dtype == np.int64 for pixels, labels in batches)
+
+
+def test_evaluation_and_training_see_the_same_pixels():
+    images = Typefaces("train", 8, 40)
+    evaluated = np.concatenate([pixels for pixels, _ in evaluation_batches(images, SPEC)])
+    trained = np.concatenate([pixels.numpy() for pixels, _ in _run(images, range(2))])
+    order = np.random.default_rng([0, 0]).permutation(8)
+    np.testing.assert_array_equal(trained, evaluated[order])
+
+
+@pytest.mark.parametrize("images", [("a", "b", "c"), Numbered(3)], ids=["names", "images"])
+def test_labels_of_the_model_are_accepted(images):
+    require_labels(images, ["a", "b", "c"], "here")
+
+
+@pytest.mark.parametrize(
+    ("labels", "difference"),
+    [(("a", "b"), r"\['c'\]"), (("a", "b", "d"), r"\['c', 'd'\]"), (("b", "a", "c"), r"\['order differs'\]")],
+)
+def test_labels_of_another_model_are_refused(labels, difference):
+    message = rf"data here: its 3 classes are not the model's {len(labels)} \(first differences: {difference}\)"
+    with pytest.raises(DataError, match=message):
+        require_labels(Numbered(3), labels, "here")

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gft_edge.data import typefaces
+from gft_edge.data.typefaces import FACES, LABELS, SPLITS, Typefaces, random_word, split_of
+from gft_edge.errors import ConfigError
+
+
+@pytest.fixture(scope="module")
+def words():
+    rng = np.random.default_rng(0)
+    return {split: {random_word(rng, split).lower() for _ in range(400)} for split in SPLITS}
+
+
+def test_vocabularies_of_the_splits_are_disjoint(words):
+    for split, found in words.items():
+        assert len(found) > 100
+        assert {split_of(word) for word in found} == {split}
+        assert not any(found & words[other] for other in SPLITS if other != split)
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_images_show_words_of_their_split(monkeypatch, split):
+    shown = []
+    monkeypatch.setattr(typefaces, "render", lambda file, word, size, rng: shown.append(word))
+    list(Typefaces(split, 100, 32))
+    assert len(set(shown)) > 90
+    assert {split_of(word) for word in shown} == {split}
+
+
+@given(st.text("abcdefghijklmnopqrstuvwxyz", min_size=1, max_size=6))
+def test_capitals_do_not_move_a_word_to_another_split(word):
+    assert split_of(word) == split_of(word.capitalize()) == split_of(word.upper())
+
+
+def test_most_words_are_for_training(words):
+    every = set().union(*words.values())
+    rng = np.random.default_rng(1)
+    drawn = ["".join(rng.choice(list("abcdefghijklmnop"), 5)) for _ in range(2000)]
+    shares = {split: np.mean([split_of(word) == split for word in drawn]) for split in SPLITS}
+    assert shares == pytest.approx({"train": 0.8, "val": 0.1, "test": 0.1}, abs=0.03)
+    assert all(3 <= len(word) <= 6 for word in every)
+
+
+def test_every_label_takes_its_turn():
+    images = Typefaces("val", 32, size=32)
+    assert [images[i][1] for i in range(32)] == list(range(16)) * 2
+    assert images.labels == LABELS
+    assert len(set(LABELS)) == len({file for _, file in FACES}) == 16
+
+
+def test_images_are_square_rgb_bytes():
+    image, _ = Typefaces("train", 1, size=40)[0]
+    assert (image.shape, image.dtype) == ((40, 40, 3), np.uint8)
+
+
+@pytest.mark.parametrize("index", [0, 7, 31])
+def test_an_image_is_fixed_by_split_seed_and_index(index):
+    image, label = Typefaces("train", 32, 32, seed=3)[index]
+    again, same_label = Typefaces("train", 1000, 32, seed=3)[index]
+    np.testing.assert_array_equal(image, again)
+    assert label == same_label
+    for other in (
+        Typefaces("val", 32, 32, 3)[index],
+        Typefaces("train", 32, 32, 4)[index],
+        Typefaces("train", 64, 32, 3)[index + 16],
+    ):
+        assert not np.array_equal(other[0], image)
+
+
+def test_every_image_has_ink_on_paper():
+    images = Typefaces("test", 48, size=64)
+    for i in range(48):
+        low, high = np.percentile(images[i][0].mean(axis=2), (2, 98))
+        assert high - low > 40
+
+
+def test_iteration_ends_with_the_last_image():
+    images = Typefaces("train", 3, 32)
+    assert len(images) == len([*images]) == 3
+    for index in (-1, 3):
+        with pytest.raises(IndexError):
+            images[index]
+
+
+def test_bad_split_is_refused():
+    with pytest.raises(ConfigError, match="split must be one of train, val, test, found 'valid'"):
+        Typefaces("valid", 10)
+
+
+@pytest.mark.parametrize(("num_images", "size"), [(0, 96), (-1, 96), (10, 31)])
+def test_bad_sizes_are_refused(num_images, size):
+    with pytest.raises(ConfigError, match=f"found {num_images} of {size} px"):
+        Typefaces("train", num_images, size)

@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gft_edge.budget import MIN_TOKENS, TokenBudget
+from gft_edge.checkpoint import load_checkpoint, read_weights, save_checkpoint
+from gft_edge.config import DataSection, ModelSection, Recipe, TrainSection, preset
+from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.train.loop import _parameter_groups, evaluate_torch, learning_rate, sampled_budgets, train
+
+STEPS = 6
+
+
+def _recipe(model=None, data=None, **settings):
+    """Images of 32 pixels, 16 patches, six steps of four images."""
+    model = {"image_size": 32, "stages": (1, 3, 6), "budget": "12,8,4", **(model or {})}
+    data = {"train_images": 40, "eval_images": 16, "num_workers": 0, **(data or {})}
+    settings = {"steps": STEPS, "batch_size": 4, "warmup_steps": 2, "elastic_samples": 2, "threads": 1, **settings}
+    return Recipe(ModelSection(**model), DataSection(**data), TrainSection(**settings))
+
+
+def _same_weights(first, second):
+    first, second = read_weights(first), read_weights(second)
+    assert first.keys() == second.keys()
+    return all(torch.equal(tensor, second[name]) for name, tensor in first.items())
+
+
+@pytest.fixture(scope="module")
+def recipe():
+    return _recipe()
+
+
+@pytest.fixture(scope="module")
+def trained(recipe, tmp_path_factory):
+    out = tmp_path_factory.mktemp("trained")
+    train(recipe, out)
+    return out
+
+
+@pytest.fixture
+def interrupted(recipe, tmp_path):
+    train(recipe, tmp_path / "run", stop_after=3)
+    return tmp_path / "run"
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 10), (3, 10), (100, 1000)])
+def test_learning_rate_rises_linearly_then_falls_by_a_cosine(warmup, steps):
+    settings = TrainSection(steps=steps, warmup_steps=warmup, lr=2.0, min_lr=0.5)
+    rates = [learning_rate(settings, step) for step in range(steps)]
+    assert rates[:warmup] == pytest.approx([2.0 * (i + 1) / warmup for i in range(warmup)])
+    last = steps - 1 - warmup
+    cosine = [0.5 + 1.5 * (1 + math.cos(math.pi * i / last)) / 2 for i in range(steps - warmup)]
+    assert rates[warmup:] == pytest.approx(cosine)
+    assert (max(rates), rates[-1]) == pytest.approx((2.0, 0.5))
+
+
+def test_warm_up_longer_than_the_training_never_reaches_the_rate():
+    settings = TrainSection(steps=5, warmup_steps=10, lr=1.0)
+    assert [learning_rate(settings, step) for step in range(5)] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+
+
+settings_of_sampling = st.builds(
+    TrainSection, seed=st.integers(0, 99), elastic_samples=st.just(2), smallest_ratio=st.floats(0.01, 1.0)
+)
+
+
+@given(settings_of_sampling, st.integers(0, 10_000), st.sampled_from(["gft_base", "gft_typeface"]))
+def test_sampled_budgets_lie_between_the_smallest_and_the_full_one(settings, step, name):
+    config = preset(name)
+    smallest, drawn = sampled_budgets(config, settings, step)
+    assert smallest.keep == tuple(max(MIN_TOKENS, int(k * settings.smallest_ratio)) for k in config.budget.keep)
+    assert smallest.num_patches == drawn.num_patches == config.num_patches
+    assert all(low <= k <= config.num_patches for low, k in zip(smallest.keep, drawn.keep, strict=True))
+
+
+@given(settings_of_sampling, st.integers(0, 10_000))
+def test_one_sample_takes_both_kinds_in_turn_and_depends_on_seed_and_step_alone(settings, step):
+    config = preset("gft_base")
+    both = sampled_budgets(config, settings, step)
+    np.random.default_rng().random()
+    assert sampled_budgets(config, settings, step) == both
+    assert sampled_budgets(config, dataclasses.replace(settings, elastic_samples=1), step) == [both[step % 2]]
+
+
+def test_drawn_budgets_reach_over_the_whole_range():
+    config, settings = preset("gft_base"), TrainSection(elastic_samples=2)
+    drawn = [sampled_budgets(config, settings, step)[1] for step in range(300)]
+    assert len(set(drawn)) > 200
+    shares = [budget.keep[0] / 196 for budget in drawn]
+    assert min(shares) < 0.5
+    assert max(shares) > 0.95
+
+
+def test_sampled_budgets_begin_at_their_share_of_the_steps():
+    config, settings = preset("gft_base"), TrainSection(steps=100, elastic_start=0.5)
+    counts = [len(sampled_budgets(config, settings, step)) for step in range(100)]
+    assert counts == [0] * 50 + [1] * 50
+    assert sampled_budgets(config, dataclasses.replace(settings, elastic=False), 99) == []
+
+
+def test_weight_decay_is_for_matrices_and_kernels_only(tiny_model):
+    names = {id(parameter): name for name, parameter in tiny_model.named_parameters()}
+    decayed, rest = ([names[id(p)] for p in group["params"]] for group in _parameter_groups(tiny_model, 0.05))
+    assert [group["weight_decay"] for group in _parameter_groups(tiny_model, 0.05)] == [0.05, 0.0]
+    assert sorted(decayed + rest) == sorted(names.values())
+    assert {"pos_embed", "cls_token", "stages.0.smooth.weight", "norm.weight", "head.bias"} <= set(rest)
+    assert {"head.weight", "blocks.0.mlp.fc1.weight", "stages.0.attn.q.weight", "patch_embed.proj.weight"} <= set(
+        decayed
+    )
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_evaluation_counts_right_answers_and_leaves_the_mode(tiny_model, training):
+    rng = np.random.default_rng(0)
+    images = [rng.standard_normal((n, 3, 32, 32)).astype(np.float32) for n in (5, 3)]
+    budget = TokenBudget((4, 2), 16)
+    with torch.no_grad():
+        answers = [tiny_model(torch.from_numpy(x), budget).argmax(1).numpy() for x in images]
+    batches = [(images[0], answers[0]), (images[1], (answers[1] + [0, 1, 1]) % 4)]
+    tiny_model.train(training)
+    try:
+        assert evaluate_torch(tiny_model, batches, budget) == 6 / 8
+        assert tiny_model.training is training
+    finally:
+        tiny_model.eval()
+
+
+def test_training_writes_a_checkpoint_with_its_figures(trained, recipe):
+    checkpoint = load_checkpoint(trained)
+    assert checkpoint.info.model == recipe.model.resolve(16)
+    assert checkpoint.info.preprocess.height == 32
+    assert checkpoint.info.provenance["recipe"] == recipe.to_json()
+    metrics = checkpoint.info.metrics
+    assert (metrics["budget"], metrics["steps"], metrics["val_images"]) == ("12-8-4", STEPS, 16)
+    assert 0 <= metrics["val_top1_full"] <= 1
+    rows = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == STEPS
+    assert rows[-1]["lr"] == learning_rate(recipe.train, STEPS - 1)
+    assert math.isfinite(rows[-1]["loss"])
+
+
+def test_training_again_gives_the_same_weights_and_another_seed_gives_others(trained, recipe, tmp_path):
+    torch.manual_seed(99)
+    train(recipe, tmp_path / "again")
+    assert _same_weights(tmp_path / "again", trained)
+    train(_recipe(seed=1), tmp_path / "other")
+    assert not _same_weights(tmp_path / "other", trained)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"elastic": False}, {"elastic_samples": 1}, {"elastic_start": 0.5}, {"weight_decay": 0.0}], ids=str
+)
+def test_settings_reach_the_weights(trained, tmp_path, settings):
+    train(_recipe(**settings), tmp_path / "run")
+    assert not _same_weights(tmp_path / "run", trained)
+
+
+def test_evaluating_and_saving_on_the_way_do_not_change_the_weights(trained, tmp_path):
+    train(_recipe(eval_every=2, checkpoint_every=1), tmp_path / "run")
+    assert _same_weights(tmp_path / "run", trained)
+
+
+def test_resumed_training_is_bit_identical(interrupted, trained, recipe):
+    assert not _same_weights(interrupted, trained)
+    info = train(recipe, interrupted, resume=True)
+    assert _same_weights(interrupted, trained)
+    assert info.provenance["first_step"] == 3
+    assert info.metrics["steps"] == STEPS
+
+
+def test_resuming_after_a_crash_goes_on_from_the_last_saved_state(tmp_path):
+    recipe = _recipe(checkpoint_every=2)
+
+    def crash(items, title, total):
+        for number, item in enumerate(items):
+            if number == 5:
+                raise KeyboardInterrupt
+            yield item
+
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, tmp_path / "run", track=crash)
+    assert not (tmp_path / "run" / "config.json").exists()
+    assert train(recipe, tmp_path / "run", resume=True).provenance["first_step"] == 4
+    train(recipe, tmp_path / "whole")
+    assert _same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+def test_resuming_a_finished_training_changes_nothing(trained, recipe):
+    before = (trained / "model.safetensors").read_bytes()
+    info = train(recipe, trained, resume=True)
+    assert (trained / "model.safetensors").read_bytes() == before
+    assert info.metrics["steps"] == STEPS
+
+
+def test_resuming_nothing_is_refused(recipe, tmp_path):
+    with pytest.raises(ArtifactError, match=r"resume: .*state\.pt does not exist; start without --resume"):
+        train(recipe, tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda file: file.write_bytes(b""),
+        lambda file: file.write_bytes(b"not a state"),
+        lambda file: file.write_bytes(file.read_bytes()[:-2000]),
+        lambda file: torch.save([1, 2], file),
+        lambda file: torch.save({**torch.load(file), "step": "x"}, file),
+        lambda file: torch.save({k: v for k, v in torch.load(file).items() if k != "optimizer"}, file),
+    ],
+    ids=["empty", "text", "cut", "list", "step", "no-optimizer"],
+)
+def test_damaged_state_is_refused(interrupted, recipe, damage):
+    damage(interrupted / "state.pt")
+    with pytest.raises(ArtifactError, match=r"resume: .*state\.pt"):
+        train(recipe, interrupted, resume=True)
+
+
+@pytest.mark.parametrize("settings", [{"lr": 2e-3}, {"steps": 7}, {"seed": 1}], ids=str)
+def test_resuming_by_another_recipe_is_refused(interrupted, settings):
+    with pytest.raises(ConfigError, match="was made by another recipe or other --set values"):
+        train(_recipe(**settings), interrupted, resume=True)
+
+
+def test_loss_that_is_not_finite_ends_the_training(tmp_path):
+    with pytest.raises(ArithmeticError, match=r"loss is (nan|inf); lower train\.lr or raise train\.warmup_steps"):
+        train(_recipe(lr=1e30, warmup_steps=0), tmp_path)
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_training_starts_from_the_weights_of_init(trained, tmp_path):
+    train(_recipe(init=str(trained), lr=1e-30, warmup_steps=0, weight_decay=0.0, steps=1), tmp_path / "run")
+    start, end = read_weights(trained), read_weights(tmp_path / "run")
+    moving = ("running_mean", "running_var", "num_batches_tracked", "ema", "ema_seen")
+    for name, tensor in start.items():
+        if not name.endswith(moving):
+            torch.testing.assert_close(end[name], tensor, rtol=0, atol=1e-20)
+
+
+def test_init_of_another_model_is_refused(tiny_checkpoint, tmp_path):
+    with pytest.raises(ConfigError, match=r"train\.init .*: that checkpoint is of another model than the recipe's"):
+        train(_recipe(init=str(tiny_checkpoint)), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_missing_init_is_refused(tmp_path):
+    with pytest.raises(ArtifactError, match="no such folder"):
+        train(_recipe(init=str(tmp_path / "none")), tmp_path / "run")
+
+
+def test_init_keeps_the_preprocessing_it_was_trained_with(trained, tmp_path):
+    start = load_checkpoint(trained)
+    spec = dataclasses.replace(start.info.preprocess, mean=(0.5, 0.5, 0.5))
+    save_checkpoint(tmp_path / "start", dataclasses.replace(start.info, preprocess=spec), start.model)
+    assert train(_recipe(init=str(tmp_path / "start"), steps=1), tmp_path / "run").preprocess == spec
+
+
+def test_fewer_images_than_a_batch_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="3 training images are fewer than one batch of 4"):
+        train(_recipe(data={"train_images": 3}), tmp_path)
+
+
+@pytest.mark.parametrize("num_classes", [4, 20])
+def test_model_of_other_classes_than_the_data_is_refused_before_the_first_step(tmp_path, num_classes):
+    with pytest.raises(ConfigError, match="classes"):
+        train(_recipe(model={"num_classes": num_classes}, steps=1), tmp_path / "run")
+    assert not (tmp_path / "run" / "state.pt").exists()
+
+
+def test_bfloat16_training_is_near_the_float32_one(trained, tmp_path):
+    train(_recipe(precision="bf16"), tmp_path / "run")
+    single, half = read_weights(trained), read_weights(tmp_path / "run")
+    assert not _same_weights(trained, tmp_path / "run")
+    assert all(tensor.dtype == half[name].dtype for name, tensor in single.items())
+    assert (single["head.weight"] - half["head.weight"]).abs().max() < 0.02
