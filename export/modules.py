@@ -15,7 +15,7 @@ from gft_edge.calibration.modules import QMAX, QMIN, QuantLinear
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-from gft_edge.model.layers import RowAttention
+from gft_edge.model.layers import Attend
 
 _QDQ_OPSET = 13  # per-channel scales exist since then; the meaning has not changed
 
@@ -68,41 +68,31 @@ class QDQLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def _attend(q: Tensor, k: Tensor, v: Tensor, num_heads: int) -> Tensor:
-    """Queries (B, R, C) over keys and values (B, T, C): (B, R, C)."""
-    q, k, v = (t.unflatten(2, (num_heads, -1)) for t in (q, k, v))
-    scores = (q * q.shape[-1] ** -0.5).transpose(1, 2) @ k.permute(0, 2, 3, 1)
-    return (scores.softmax(dim=-1) @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
+class PlainAttend(nn.Module):
+    """:class:`Attend` as two products and a softmax."""
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries (B, R, C) over keys and values (B, T, C): (B, R, C)."""
+        q, k, v = (t.unflatten(2, (self.num_heads, -1)) for t in (q, k, v))
+        scores = (q * q.shape[-1] ** -0.5).transpose(1, 2) @ k.permute(0, 2, 3, 1)
+        return (scores.softmax(dim=-1) @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
 
 
 class PlainAttention(nn.Module):
-    """timm's self-attention written out."""
+    """timm's self-attention on :class:`PlainAttend`."""
 
     def __init__(self, layer: Attention) -> None:
         super().__init__()
-        self.num_heads = layer.num_heads
-        self.qkv, self.proj = layer.qkv, layer.proj
+        self.qkv, self.attend, self.proj = layer.qkv, PlainAttend(layer.num_heads), layer.proj
 
     def forward(self, x: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
         """(B, T, C) to (B, T, C); never masked."""
         q, k, v = self.qkv(x).chunk(3, dim=2)
-        return self.proj(_attend(q, k, v, self.num_heads))
-
-
-class PlainRowAttention(nn.Module):
-    """:class:`RowAttention` written out."""
-
-    def __init__(self, layer: RowAttention) -> None:
-        super().__init__()
-        self.num_heads = layer.num_heads
-        self.q, self.kv, self.proj = layer.q, layer.kv, layer.proj
-
-    def forward(self, rows: Tensor, context: Tensor, gate: Tensor | None = None) -> Tensor:
-        """(B, R, C) queries over (B, T, C) keys and values: (B, R, C)."""
-        k, v = self.kv(context).chunk(2, dim=2)
-        if gate is not None:
-            v = v * gate.unsqueeze(2)
-        return self.proj(_attend(self.q(rows), k, v, self.num_heads))
+        return self.proj(self.attend(q, k, v))
 
 
 def _is_plain(layer: Attention) -> bool:
@@ -118,8 +108,8 @@ def exportable(model: nn.Module) -> nn.Module:
         for name, child in parent.named_children():
             if isinstance(child, Attention) and _is_plain(child):
                 setattr(parent, name, PlainAttention(child))
-            elif isinstance(child, RowAttention):
-                setattr(parent, name, PlainRowAttention(child))
+            elif isinstance(child, Attend):
+                setattr(parent, name, PlainAttend(child.num_heads))
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, QuantLinear):

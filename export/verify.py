@@ -130,6 +130,8 @@ def kept_session(artifact: Artifact) -> Session | None:
 def selecting_stages(manifest: DeploymentManifest) -> list[int]:
     """Stages whose selection is in a graph without maps: those that drop patches something still reads."""
     budget, config = manifest.budget, manifest.model
+    if config.variant == "published":
+        return []  # its logits read no patch after the stages
     return [
         stage
         for stage, (n, k) in enumerate(zip(budget.stage_inputs, budget.keep))

@@ -29,7 +29,7 @@ class GFTConfig:
         image_size, patch_size: pixels; the image must hold a whole number of patches.
         num_classes: outputs of the classifier.
         embed_dim, depth, num_heads: width, number of blocks, heads.
-        stages: after how many blocks each stage stands, increasing, 1 to ``depth``.
+        stages: after how many blocks each stage stands, 1 to ``depth``; increasing (focal) or all the same (published).
         budget: default token budget, one count per stage.
         variant: ``"focal"`` (selection matters) or ``"published"`` (reproduces the published code).
         stem: ``"linear"`` patch embedding or ``"conv"`` (strided 3x3 convolutions).
@@ -66,7 +66,14 @@ class GFTConfig:
                 problems.append(f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}")
             if any(not 1 <= after <= self.depth for after in self.stages):
                 problems.append(f"stages must stand after blocks 1 to {self.depth}, found {list(self.stages)}")
-        if list(self.stages) != sorted(set(self.stages)):
+        if self.variant == "published":
+            if len(set(self.stages)) != 1:
+                problems.append(
+                    f"stages of variant 'published' all stand after the same block, found {list(self.stages)}"
+                )
+            if self.stem != "linear":
+                problems.append("variant 'published' has a linear stem")
+        elif list(self.stages) != sorted(set(self.stages)):
             problems.append(f"stages must be increasing, found {list(self.stages)}")
         if len(self.stages) != len(self.budget.keep):
             problems.append(f"budget {self.budget.id} has {len(self.budget.keep)} counts for {len(self.stages)} stages")
@@ -126,6 +133,9 @@ PRESETS: Mapping[str, GFTConfig] = types.MappingProxyType(
         "gft_base": _preset("vit_base_patch16_224", 768, 12),
         "gft_small": _preset("vit_small_patch16_224", 384, 6),
         "gft_tiny": _preset("vit_tiny_patch16_224", 192, 3),
+        "gft_base_published": dataclasses.replace(
+            _preset("vit_base_patch16_224", 768, 12), num_classes=100, stages=(8, 8, 8), variant="published"
+        ),
         "gft_typeface": GFTConfig(
             backbone="vit_tiny_patch16_224",
             image_size=96,

@@ -17,6 +17,7 @@ VERBS = {
     "doctor": "what is installed, what will and will not work here, and why",
     "demo": "the whole chain on the built-in task, ending in a report page",
     "train": "train a model by a recipe",
+    "import-published": "turn a .pth file of the published code into a checkpoint",
     "evaluate": "accuracy of a checkpoint or artefact",
     "quantize": "calibrate and quantize a checkpoint to INT8",
     "export": "export a checkpoint to an ONNX artefact",
@@ -48,7 +49,7 @@ EXTRA_OF = {
 
 
 def _verb_module(verb: str) -> ModuleType:
-    return importlib.import_module(f"gft_edge.cli.{verb}")
+    return importlib.import_module(f"gft_edge.cli.{verb.replace('-', '_')}")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,7 +59,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _top_parser() -> _Parser:
-    listing = "\n".join(f"  {verb:<10} {text}" for verb, text in VERBS.items())
+    listing = "\n".join(f"  {verb:<17} {text}" for verb, text in VERBS.items())
     parser = _Parser(
         prog="gft-edge",
         description="Gradient Focal Transformers from training to a board on a robot.",

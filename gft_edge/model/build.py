@@ -5,16 +5,14 @@ from __future__ import annotations
 from torch import nn
 
 from gft_edge.config import GFTConfig
-from gft_edge.errors import ConfigError
 from gft_edge.model.gft import FocalGFT
+from gft_edge.model.published import PublishedGFT
 
 
 def build_model(config: GFTConfig, pretrained: bool = False) -> nn.Module:
     """The model of a configuration, randomly initialised unless ``pretrained``.
 
     Raises:
-        ConfigError: the variant is not available.
+        ConfigError: the backbone is of a kind that is not supported.
     """
-    if config.variant == "focal":
-        return FocalGFT(config, pretrained)
-    raise ConfigError(f"variant {config.variant!r} is not available in this version; use 'focal'")
+    return PublishedGFT(config, pretrained) if config.variant == "published" else FocalGFT(config, pretrained)

@@ -10,6 +10,23 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 
+class Attend(nn.Module):
+    """Softmax attention between projected tokens, fused; a module of its own so that export can write it out.
+
+    Args:
+        num_heads: heads H, dividing the width.
+    """
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries (B, R, C) over keys and values (B, T, C): (B, R, C)."""
+        q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
 class RowAttention(nn.Module):
     """Multi-head attention for some rows only: queries from one set of tokens, keys and values from another.
 
@@ -24,20 +41,15 @@ class RowAttention(nn.Module):
         self.num_heads = num_heads
         self.q = nn.Linear(dim, dim, bias=qkv_bias)
         self.kv = nn.Linear(dim, 2 * dim, bias=qkv_bias)
+        self.attend: nn.Module = Attend(num_heads)
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, rows: Tensor, context: Tensor, gate: Tensor | None = None) -> Tensor:
         """(B, R, C) queries over (B, T, C) keys and values; ``gate`` (B, T) scales the values. Returns (B, R, C)."""
-        batch, num_rows, dim = rows.shape
-        heads = self.num_heads
-        head_dim = dim // heads
-        q = self.q(rows).reshape(batch, num_rows, heads, head_dim).transpose(1, 2)
-        kv = self.kv(context).reshape(batch, -1, 2, heads, head_dim).permute(2, 0, 3, 1, 4)
-        k, v = kv[0], kv[1]
+        k, v = self.kv(context).chunk(2, dim=2)
         if gate is not None:
-            v = v * gate[:, None, :, None].to(v.dtype)
-        out = F.scaled_dot_product_attention(q, k, v)
-        return self.proj(out.transpose(1, 2).reshape(batch, num_rows, dim))
+            v = v * gate.unsqueeze(2).to(v.dtype)
+        return self.proj(self.attend(self.q(rows), k, v))
 
 
 class ClassRowBlock(nn.Module):

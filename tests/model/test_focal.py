@@ -352,4 +352,4 @@ def test_published_variant_is_not_built_as_focal(tiny_config):
     from gft_edge.model.gft import FocalGFT
 
     with pytest.raises(ConfigError, match="FocalGFT builds variant 'focal', the configuration says 'published'"):
-        FocalGFT(dataclasses.replace(tiny_config, variant="published"))
+        FocalGFT(dataclasses.replace(tiny_config, variant="published", stages=(1, 1), stem="linear"))

@@ -1,0 +1,192 @@
+"""The variant of the published code (arXiv 2504.09852): loads its checkpoints and gives its outputs.
+
+**Its logits do not depend on the token budget.** They are a linear layer on the class token after block 8, and the class
+token never meets the stages: GALA and PPS cannot change them, get no gradient from the loss and keep their initial
+values. Exported without maps, the stages and the blocks after them are gone. The stages see patch tokens only, with no
+norm, residual or MLP, and keep patches in descending order of importance. For a model whose selection matters, use
+:class:`gft_edge.model.gft.FocalGFT`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from gft_edge.budget import TokenBudget
+from gft_edge.config import GFTConfig
+from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.model import gala
+from gft_edge.model.gft import EMA_MIX, EMA_MOMENTUM, GFTOutput, StageMaps, check_budget
+from gft_edge.model.layers import Attend
+from gft_edge.model.selection import gather_tokens
+
+STALE = "ema_grad"
+
+
+class PublishedStage(nn.Module):
+    """Attention over patch tokens, and their importance. Parameters carry the published names.
+
+    The moving average of training is kept per place in the batch and starts anew when the batch's shape changes, as
+    published; it mixes unrelated images, plays no part in eval mode and is not saved.
+    """
+
+    def __init__(self, dim: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
+        self.attend: nn.Module = Attend(num_heads)
+        self.proj = nn.Linear(dim, dim)
+        self.smooth = nn.Conv1d(1, 1, 3, padding=1, bias=False)
+        nn.init.ones_(self.smooth.weight)
+        self._average: Tensor | None = None
+
+    def importance(self, x: Tensor) -> Tensor:
+        """(B, N, C) to (B, N), rows summing to 1; in training mixed with the moving average."""
+        q_weight, k_weight, _ = self.qkv.weight.chunk(3)
+        scores = gala.standardized_scores(gala.mean_scores(x, q_weight, k_weight, self.num_heads), self.smooth.weight)
+        if self.training:
+            now = scores.detach()
+            if self._average is None or self._average.shape != now.shape:
+                self._average = now
+            else:
+                self._average = EMA_MOMENTUM * self._average + (1 - EMA_MOMENTUM) * now
+            scores = EMA_MIX * scores + (1 - EMA_MIX) * self._average
+        return gala.importance(scores)
+
+    def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
+        """Output tokens of all inputs (B, N, C), or of those at ``kept`` (B, K) only: (B, K, C)."""
+        q, k, v = self.qkv(x).chunk(3, dim=2)
+        if kept is not None:
+            q = gather_tokens(q, kept)
+        return self.proj(self.attend(q, k, v))
+
+
+class PublishedGFT(nn.Module):
+    """The published model; its state dict has the published names. **Its logits do not depend on the budget.**
+
+    All blocks, the norm and the head of the backbone are there because published checkpoints have them; what stands
+    after the stages' place is never run.
+
+    Args:
+        config: variant ``"published"``.
+        pretrained: load timm's pretrained weights for the backbone (needs network or cache).
+
+    Raises:
+        ConfigError: the backbone is no timm Vision Transformer with a class token.
+    """
+
+    def __init__(self, config: GFTConfig, pretrained: bool = False) -> None:
+        super().__init__()
+        self.config = config
+        try:
+            vit = timm.create_model(
+                config.backbone,
+                pretrained=pretrained,
+                img_size=config.image_size,
+                patch_size=config.patch_size,
+                embed_dim=config.embed_dim,
+                depth=config.depth,
+                num_heads=config.num_heads,
+            )
+        except Exception as error:  # timm raises whatever an option leads it to
+            raise ConfigError(f"backbone {config.backbone!r}: timm cannot build it ({error})") from None
+        if not isinstance(vit, VisionTransformer) or vit.num_prefix_tokens != 1 or vit.cls_token is None:
+            raise ConfigError(f"backbone {config.backbone!r} is no timm VisionTransformer with one class token")
+        self.base_model = vit
+        self.hierarchical_blocks = nn.ModuleList(
+            PublishedStage(config.embed_dim, config.num_heads) for _ in config.stages
+        )
+        self.classifier = nn.Linear(config.embed_dim, config.num_classes)
+
+    def forward(self, images: Tensor, budget: TokenBudget | None = None, maps: bool = False) -> Tensor | GFTOutput:
+        """Classifies images.
+
+        Args:
+            images: normalised, (B, 3, H, W).
+            budget: patches kept after each stage; changes the maps, never the logits.
+            maps: also return importance and kept patches of every stage, most important first.
+
+        Returns:
+            logits (B, classes), or :class:`GFTOutput` with ``maps``.
+        """
+        budget = budget or self.config.budget
+        check_budget(budget, self.config)
+        vit = self.base_model
+        patches = vit.patch_embed(images)
+        tokens = torch.cat((vit.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1)
+        x = vit.pos_drop(tokens + vit.pos_embed)
+        for block in vit.blocks[: self.config.stages[0]]:
+            x = block(x)
+        logits = self.classifier(x[:, 0])
+        if not maps and not self.training:
+            return logits
+        trace = self._stages(x[:, 1:], budget)
+        return GFTOutput(logits, trace) if maps else logits
+
+    def _stages(self, x: Tensor, budget: TokenBudget) -> list[StageMaps]:
+        """Importance and kept positions on the original grid; (B, P, C) patch tokens in."""
+        positions: Tensor | None = None
+        trace = []
+        for stage, k in zip(self.hierarchical_blocks, budget.keep):
+            assert isinstance(stage, PublishedStage)
+            importance = stage.importance(x)
+            kept = importance.topk(k, dim=1).indices
+            positions = kept if positions is None else positions.gather(1, kept)
+            trace.append(StageMaps(importance, positions))
+            x = stage(x, kept)
+        return trace
+
+
+def published_state(state: Mapping[str, object]) -> dict[str, Tensor]:
+    """The weights in a published state dict, under their names.
+
+    Accepts a bare state dict or one under ``model_state_dict``, ``state_dict`` or ``model``, names with the prefix of
+    DataParallel, and the stale ``ema_grad`` buffers of trained models, which it drops.
+
+    Raises:
+        ArtifactError: it is none.
+    """
+    for key in ("model_state_dict", "state_dict", "model"):
+        inner = state.get(key)
+        if isinstance(inner, Mapping):
+            state = inner
+    weights = {name.removeprefix("module."): value for name, value in state.items()}
+    weights = {name: value for name, value in weights.items() if not name.endswith(f".{STALE}")}
+    wrong = [name for name, value in weights.items() if not isinstance(value, Tensor)]
+    needed = ("base_model.pos_embed", "hierarchical_blocks.0.qkv.weight", "classifier.weight")
+    missing = [name for name in needed if name not in weights]
+    if wrong or missing:
+        raise ArtifactError(f"no state dict of the published GFT: missing {missing[:3]}, not tensors {wrong[:3]}")
+    return {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+
+
+def published_config(weights: Mapping[str, Tensor]) -> GFTConfig:
+    """The configuration that fits published weights; 64 channels per head, budget 75, 50, 25 per cent.
+
+    Raises:
+        ArtifactError: sizes that belong to no such model.
+    """
+    try:
+        patches = weights["base_model.pos_embed"].shape[1] - 1
+        dim, _, patch_size, _ = weights["base_model.patch_embed.proj.weight"].shape
+        depth = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("base_model.blocks."))
+        stages = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("hierarchical_blocks."))
+        side = round(patches**0.5)
+        return GFTConfig(
+            backbone="vit_base_patch16_224",
+            image_size=side * patch_size,
+            patch_size=patch_size,
+            num_classes=weights["classifier.weight"].shape[0],
+            embed_dim=dim,
+            depth=depth,
+            num_heads=dim // 64,
+            stages=(min(8, depth),) * stages,
+            budget=TokenBudget.from_ratios((0.75, 0.5, 0.25)[:stages], patches),
+            variant="published",
+        )
+    except (KeyError, ValueError) as error:
+        raise ArtifactError(f"published weights: their sizes fit no GFT ({error})") from None
