@@ -9,9 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from gft_edge import __version__
+from gft_edge.budget import TokenBudget
+from gft_edge.config import GFTConfig
 from gft_edge.errors import ArtifactError
 from gft_edge.files import read_json, replacing
 from gft_edge.manifest import Artifact, load_artifact
+from gft_edge.model.macs import count_macs
 
 PAGE = "report.html"
 ORDER = ("fp32-full", "fp32-pruned", "int8-pruned", "int8-maps")
@@ -47,10 +50,10 @@ def collect(run: Path) -> dict[str, Any]:
 
     artifacts = _artifacts(run)
     colors = plots.color_of(artifacts)
-    accuracy = _accuracy(run)
+    first = next(iter(artifacts.values())).manifest
+    accuracy = _accuracy(run, first.model)
     bench = [read_json(file, "benchmark") for file in sorted(run.glob("bench*.json"))]
     engines = {name: _engines(artifact) for name, artifact in artifacts.items()}
-    first = next(iter(artifacts.values())).manifest
     budgets = {a.manifest.budget.id: a.manifest.budget.keep for a in artifacts.values()}
     log = _log(run)
     record = read_json(run / "run.json", "run") if (run / "run.json").is_file() else None
@@ -98,7 +101,7 @@ def _artifacts(run: Path) -> dict[str, Artifact]:
     return {name: found[name] for name in names}
 
 
-def _accuracy(run: Path) -> list[dict[str, Any]]:
+def _accuracy(run: Path, config: GFTConfig) -> list[dict[str, Any]]:
     """One row per evaluated model: artefacts by name, checkpoints by budget."""
     rows = []
     for file in sorted(run.glob("evaluate-*.json")):
@@ -107,8 +110,16 @@ def _accuracy(run: Path) -> list[dict[str, Any]]:
             name = Path(data["model"]).name
             if data["backend"] == "torch":
                 name = f"torch {result['precision']} {result['budget']}"
+            macs = count_macs(config, TokenBudget.parse(result["budget"], config.num_patches))
             rows.append(
-                {**result, "name": name, "backend": data["backend"], "images": data["images"], "split": data["split"]}
+                {
+                    **result,
+                    "macs": macs,
+                    "name": name,
+                    "backend": data["backend"],
+                    "images": data["images"],
+                    "split": data["split"],
+                }
             )
     place = {name: number for number, name in enumerate(ORDER)}
     return sorted(rows, key=lambda row: (row["backend"] != "torch", place.get(row["name"], len(ORDER)), row["name"]))
