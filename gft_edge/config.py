@@ -231,8 +231,16 @@ class TrainSection:
         steps, batch_size: optimiser steps and images in each.
         lr, min_lr, weight_decay, warmup_steps: AdamW with linear warm-up and a cosine to ``min_lr``.
         label_smoothing: of the cross-entropy.
+        accumulate: batches whose gradients one step sums up; a step takes ``batch_size * accumulate`` images (and as
+            many in every other process under torchrun).
+        layer_decay: factor of the learning rate from one layer to the one before it; 1 is off.
         grad_clip: largest gradient norm.
-        precision: ``"fp32"`` or ``"bf16"`` (autocast; importance stays float32).
+        drop_path: stochastic depth at the last block, rising linearly from 0 at the first.
+        mixup, cutmix: alphas of their beta distributions (timm); 0 is off.
+        ema: decay of a moving average of the weights, which is then what is evaluated and saved; 0 is off.
+        early_stop: stop after so many evaluations without improvement; 0 is off.
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` with a loss scaler (autocast; importance stays float32).
+        tensorboard: also write the log for TensorBoard.
         elastic: train sampled token budgets as well, so that one checkpoint serves every budget.
         elastic_start: share of the steps after which sampled budgets begin.
         elastic_samples: sampled budgets per step: 1 takes the smallest and a random one in turn, 2 takes both.
@@ -250,8 +258,16 @@ class TrainSection:
     weight_decay: float = 0.05
     warmup_steps: int = 100
     label_smoothing: float = 0.1
+    accumulate: int = 1
+    layer_decay: float = 1.0
     grad_clip: float = 1.0
-    precision: Literal["fp32", "bf16"] = "fp32"
+    drop_path: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float = 0.0
+    early_stop: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tensorboard: bool = False
     elastic: bool = True
     elastic_start: float = 0.0
     elastic_samples: int = 1
@@ -264,17 +280,24 @@ class TrainSection:
 
     def __post_init__(self) -> None:
         problems = []
-        for name in ("steps", "batch_size"):
+        for name in ("steps", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 problems.append(f"{name} must be at least 1, found {getattr(self, name)}")
-        for name in ("warmup_steps", "eval_every", "checkpoint_every", "threads", "seed"):
+        for name in ("warmup_steps", "eval_every", "checkpoint_every", "threads", "seed", "early_stop"):
             if getattr(self, name) < 0:
                 problems.append(f"{name} must not be negative, found {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
             problems.append(f"lr must be above 0 and finite, found {self.lr}")
         if not self.grad_clip > 0:
             problems.append(f"grad_clip must be above 0, found {self.grad_clip}")
-        for name in ("min_lr", "weight_decay"):
+        for name in ("drop_path", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name} must be 0 to below 1, found {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            problems.append(f"layer_decay must be above 0 and at most 1, found {self.layer_decay}")
+        if self.early_stop and not self.eval_every:
+            problems.append("early_stop needs eval_every")
+        for name in ("min_lr", "weight_decay", "mixup", "cutmix"):
             if not 0 <= getattr(self, name) < math.inf:
                 problems.append(f"{name} must be at least 0 and finite, found {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:

@@ -126,7 +126,7 @@ def test_toml_and_json_mean_the_same(write):
         ("[train]\nelastic = 1", "train.elastic must be of type bool, found 1"),
         (
             "[train]\nprecision = 'bf61'",
-            r"train.precision must be one of 'fp32', 'bf16', found 'bf61' \(did you mean 'bf16'",
+            r"train.precision must be one of 'fp32', 'bf16', 'fp16', found 'bf61' \(did you mean 'bf16'",
         ),
         ("[model]\nstages = 2", "model.stages must be a list, found 2"),
         ("[model]\nstages = [2, 'x']", r"model.stages\[1\] must be of type int, found 'x'"),

@@ -44,6 +44,7 @@ EXTRA_OF = {
     "jinja2": "report",
     "PIL": "report",
     "rich": "cli",
+    "tensorboard": "tensorboard",
 }
 """Which extra brings an importable module."""
 

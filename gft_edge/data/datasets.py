@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
@@ -138,12 +138,12 @@ def training_batches(
     images: ImageSet,
     spec: PreprocessSpec,
     batch_size: int,
-    steps: range,
+    steps: Iterable[int],
     seed: int,
     augment: Augment = "none",
     num_workers: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches of steps ``steps``: each epoch is a permutation fixed by seed and epoch, so any step can be resumed at.
+    """Batches number ``steps``: each epoch is a permutation fixed by seed and epoch, so any step can be resumed at.
 
     Yields:
         images (B, 3, H, W) float32 normalised, labels (B,) int64.

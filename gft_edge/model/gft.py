@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import timm
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
@@ -52,7 +53,7 @@ class FocalStage(nn.Module):
     never pruned and attends with them. Differentiable gate: the values of each patch are scaled by 2 sigmoid(score),
     one on average, so the loss teaches the score path and the smoothing kernel which patches to listen to.
 
-    In training a moving average of the scores per position (over the batch mean, hence of any batch size) steadies which
+    In training a moving average of the scores per position (over the batch of all processes, hence of any batch size) steadies which
     patches are kept; it plays no part in the gate nor in evaluation.
     """
 
@@ -85,6 +86,9 @@ class FocalStage(nn.Module):
         flat = positions.reshape(-1)
         total = torch.zeros_like(self.ema).scatter_add_(0, flat, scores.reshape(-1))
         count = torch.zeros_like(self.ema).scatter_add_(0, flat, torch.ones_like(scores).reshape(-1))
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(total)
+            dist.all_reduce(count)
         mean = total / count.clamp_min(1)
         average = torch.where(self.ema_seen, EMA_MOMENTUM * self.ema + (1 - EMA_MOMENTUM) * mean, mean)
         self.ema.copy_(torch.where(count > 0, average, self.ema))
@@ -127,16 +131,17 @@ class FocalGFT(nn.Module):
     Args:
         config: variant ``"focal"``.
         pretrained: load timm's pretrained weights for the backbone (needs network or cache).
+        drop_path: stochastic depth of the last block, in training.
 
     Raises:
         ConfigError: the timm model is no Vision Transformer of the kind supported (class token, learned position
             embedding, no register tokens, no norm before the blocks).
     """
 
-    def __init__(self, config: GFTConfig, pretrained: bool = False) -> None:
+    def __init__(self, config: GFTConfig, pretrained: bool = False, drop_path: float = 0.0) -> None:
         super().__init__()
         self.config = config
-        vit = _backbone(config, pretrained)
+        vit = _backbone(config, pretrained, drop_path)
         conv_stem = config.stem == "conv"
         self.patch_embed = ConvStem(config.patch_size, config.embed_dim) if conv_stem else vit.patch_embed
         self.cls_token = vit.cls_token
@@ -217,7 +222,7 @@ def _all_if_none(positions: Tensor | None, like: Tensor) -> Tensor:
     return torch.arange(like.shape[1], device=like.device).expand_as(like)
 
 
-def _backbone(config: GFTConfig, pretrained: bool) -> VisionTransformer:
+def _backbone(config: GFTConfig, pretrained: bool, drop_path: float) -> VisionTransformer:
     if config.variant != "focal":
         raise ConfigError(f"FocalGFT builds variant 'focal', the configuration says {config.variant!r}")
     try:
@@ -230,6 +235,7 @@ def _backbone(config: GFTConfig, pretrained: bool) -> VisionTransformer:
             depth=config.depth,
             num_heads=config.num_heads,
             num_classes=0,
+            drop_path_rate=drop_path,
         )
     except Exception as error:  # timm raises whatever an option leads it to
         raise ConfigError(f"backbone {config.backbone!r}: timm cannot build it ({error})") from None

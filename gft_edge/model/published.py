@@ -74,12 +74,13 @@ class PublishedGFT(nn.Module):
     Args:
         config: variant ``"published"``.
         pretrained: load timm's pretrained weights for the backbone (needs network or cache).
+        drop_path: stochastic depth of the last block, in training.
 
     Raises:
         ConfigError: the backbone is no timm Vision Transformer with a class token.
     """
 
-    def __init__(self, config: GFTConfig, pretrained: bool = False) -> None:
+    def __init__(self, config: GFTConfig, pretrained: bool = False, drop_path: float = 0.0) -> None:
         super().__init__()
         self.config = config
         try:
@@ -91,6 +92,7 @@ class PublishedGFT(nn.Module):
                 embed_dim=config.embed_dim,
                 depth=config.depth,
                 num_heads=config.num_heads,
+                drop_path_rate=drop_path,
             )
         except Exception as error:  # timm raises whatever an option leads it to
             raise ConfigError(f"backbone {config.backbone!r}: timm cannot build it ({error})") from None

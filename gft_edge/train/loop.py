@@ -1,23 +1,28 @@
-"""The training loop: AdamW, warm-up and cosine, label smoothing, sampled token budgets, exact resume."""
+"""The training loop: elastic token budgets, mixed precision, accumulation, averaging, several processes, exact resume."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import logging
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
+import numpy.typing as npt
 import timm
 import torch
 import torch.nn.functional as F
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from gft_edge.budget import MIN_TOKENS, TokenBudget
+from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import (
     CheckpointInfo,
     load_weights,
@@ -27,100 +32,68 @@ from gft_edge.checkpoint import (
     save_checkpoint,
 )
 from gft_edge.config import GFTConfig, Recipe, TrainSection
-from gft_edge.data.datasets import evaluation_batches, open_images, require_labels, training_batches
-from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.files import replacing
+from gft_edge.data.datasets import ImageSet, evaluation_batches, open_images, require_labels, training_batches
+from gft_edge.errors import CheckFailed, ConfigError
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
-from gft_edge.train.metrics import accuracy
+from gft_edge.train.distributed import Workers, barrier, parallel, total, workers
+from gft_edge.train.optim import make_optimizer, set_rate
+from gft_edge.train.schedule import learning_rate, sampled_budgets, seed_step
+from gft_edge.train.state import Parts, Progress, restore_state, save_state
 
 logger = logging.getLogger(__name__)
 
-STATE = "state.pt"
 LOG = "log.jsonl"
-
-
-def learning_rate(train: TrainSection, step: int) -> float:
-    """Linear warm-up over ``warmup_steps``, then a cosine from ``lr`` to ``min_lr`` at the last step."""
-    if step < train.warmup_steps:
-        return train.lr * (step + 1) / train.warmup_steps
-    done = (step - train.warmup_steps) / max(1, train.steps - 1 - train.warmup_steps)
-    return train.min_lr + 0.5 * (train.lr - train.min_lr) * (1 + math.cos(math.pi * min(done, 1.0)))
-
-
-def sampled_budgets(config: GFTConfig, train: TrainSection, step: int) -> list[TokenBudget]:
-    """Budgets of one step after the full one: the smallest, one drawn between, or both; fixed by seed and step.
-
-    Elastic training: the full budget learns from the labels, the others from the full one's logits.
-    """
-    if not train.elastic or not config.stages or step < train.elastic_start * train.steps:
-        return []
-    num_patches = config.num_patches
-    smallest = [max(MIN_TOKENS, int(k * train.smallest_ratio)) for k in config.budget.keep]
-    rng = np.random.default_rng([train.seed, 7, step])
-    low = np.array(smallest) / num_patches
-    # One share of the way from smallest to full, jittered per stage, then made non-increasing.
-    way = np.clip(rng.random() + rng.uniform(-0.15, 0.15, len(low)), 0, 1)
-    drawn = np.minimum.accumulate(np.maximum(((low + way * (1 - low)) * num_patches).astype(int), smallest))
-    both = [TokenBudget(tuple(smallest), num_patches), TokenBudget(tuple(int(k) for k in drawn), num_patches)]
-    return both if train.elastic_samples == 2 else [both[step % 2]]
-
-
-def _parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Weight decay on matrices and kernels only, not on norms, biases, position embedding or class token."""
-    decay: list[nn.Parameter] = []
-    rest: list[nn.Parameter] = []
-    for name, parameter in model.named_parameters():
-        plain = parameter.ndim < 2 or name in ("pos_embed", "cls_token") or name.endswith("smooth.weight")
-        (rest if plain else decay).append(parameter)
-    return [{"params": decay, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-
-
-def _train_step(
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batch: tuple[Tensor, Tensor],
-    budgets: list[TokenBudget],
-    full: TokenBudget,
-    train: TrainSection,
-) -> tuple[float, float]:
-    """One optimiser step; returns the loss at the full budget and the share of correct answers."""
-    images, labels = batch
-    autocast = torch.autocast("cpu", dtype=torch.bfloat16, enabled=train.precision == "bf16")
-    optimizer.zero_grad(set_to_none=True)
-    with autocast:
-        logits = model(images, full).float()
-    loss = F.cross_entropy(logits, labels, label_smoothing=train.label_smoothing)
-    if not math.isfinite(loss.item()):
-        raise ArithmeticError(f"loss is {loss.item()}; lower train.lr or raise train.warmup_steps")
-    loss.backward()
-    teacher = logits.detach().softmax(dim=1)
-    for budget in budgets:
-        with autocast:
-            student = model(images, budget).float()
-        F.cross_entropy(student, teacher).backward()
-    nn.utils.clip_grad_norm_(model.parameters(), train.grad_clip)
-    optimizer.step()
-    return loss.item(), accuracy(logits.detach().numpy(), labels.numpy())
+BEST = "best"
+Batches = Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
 
 
 @torch.no_grad()
-def evaluate_torch(
-    model: nn.Module,
-    batches: list[tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]],
-    budget: TokenBudget | None,
-) -> float:
-    """Share of correct answers over preprocessed batches; leaves the model in the mode it was in."""
+def evaluate_torch(model: nn.Module, batches: Batches, budget: TokenBudget | None) -> float:
+    """Share of correct answers over preprocessed batches (all processes' together); leaves the model's mode alone."""
     was_training = model.training
     model.eval()
-    right = total = 0
+    device = next(model.parameters()).device
+    counts = torch.zeros(2, dtype=torch.float64)
     for images, labels in batches:
-        logits = model(torch.from_numpy(images), budget)
-        right += int((logits.argmax(1).numpy() == labels).sum())
-        total += len(labels)
+        logits = model(torch.from_numpy(images).to(device), budget)
+        counts += torch.tensor([int((logits.argmax(1).cpu().numpy() == labels).sum()), len(labels)])
     model.train(was_training)
-    return right / total
+    right, images_seen = total(counts).tolist()
+    return right / images_seen
+
+
+@dataclasses.dataclass(frozen=True)
+class _Data:
+    """Training images and this process's share of the validation batches."""
+
+    images: ImageSet
+    spec: PreprocessSpec
+    config: GFTConfig
+    val: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
+    val_images: int
+
+
+def _open_data(recipe: Recipe, group: Workers) -> _Data:
+    """Raises ConfigError or DataError when recipe, data and starting checkpoint do not fit each other."""
+    settings = recipe.train
+    probe = open_images(recipe.data.name, "train", recipe.data.train_images, 96, settings.seed)
+    config = recipe.model.resolve(len(probe.labels))
+    spec = PreprocessSpec(config.image_size, config.image_size)
+    if settings.init:
+        initial = read_info(resolve_checkpoint(settings.init))
+        spec = initial.preprocess
+        if initial.model != config:
+            raise ConfigError(f"train.init {settings.init}: that checkpoint is of another model than the recipe's")
+    size = config.image_size
+    images = open_images(recipe.data.name, "train", recipe.data.train_images, size, settings.seed)
+    if len(images) < settings.batch_size:
+        raise ConfigError(f"data: {len(images)} training images are fewer than one batch of {settings.batch_size}")
+    held_out = open_images(recipe.data.name, "val", recipe.data.eval_images, size, settings.seed)
+    require_labels(held_out, images.labels, recipe.data.name)
+    shares = list(evaluation_batches(held_out, spec))[group.rank :: group.count]
+    return _Data(images, spec, config, shares, len(held_out))
 
 
 def train(
@@ -133,10 +106,13 @@ def train(
 ) -> CheckpointInfo:
     """Trains by a recipe and writes a checkpoint folder.
 
+    Under torchrun every process calls this; gradients are averaged, the first process writes. A step takes
+    ``batch_size * accumulate`` images in each process.
+
     Args:
         recipe: what, on which data, how.
-        out: folder of the checkpoint, log.jsonl and state.pt (what resuming needs).
-        resume: go on from state.pt; the result equals that of an uninterrupted run.
+        out: folder of the checkpoint, log.jsonl, state.pt (what resuming needs) and, with ``eval_every``, ``best``.
+        resume: go on from state.pt; the result equals that of an uninterrupted run bit by bit.
         track: progress display.
         report: receives a line of text now and then.
         stop_after: leave off after this many steps of the schedule, with the state saved.
@@ -144,119 +120,242 @@ def train(
     Raises:
         ConfigError: the recipe does not fit its data, or is not the one being resumed.
         ArtifactError: nothing to resume.
+        CheckFailed: the loss is no number any more.
     """
     settings = recipe.train
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    torch.manual_seed(settings.seed)
-    probe = open_images(recipe.data.name, "train", recipe.data.train_images, 96, settings.seed)
-    config = recipe.model.resolve(len(probe.labels))
-    spec = PreprocessSpec(config.image_size, config.image_size)
-    if settings.init:
-        start = resolve_checkpoint(settings.init)
-        initial = read_info(start)
-        spec = initial.preprocess
-        if initial.model != config:
-            raise ConfigError(f"train.init {settings.init}: that checkpoint is of another model than the recipe's")
-    size = config.image_size
-    images = open_images(recipe.data.name, "train", recipe.data.train_images, size, settings.seed)
-    if len(images) < settings.batch_size:
-        raise ConfigError(f"data: {len(images)} training images are fewer than one batch of {settings.batch_size}")
-    held_out = open_images(recipe.data.name, "val", recipe.data.eval_images, size, settings.seed)
-    require_labels(held_out, images.labels, recipe.data.name)
-    val = list(evaluation_batches(held_out, spec))
+    with workers() as group:
+        data = _open_data(recipe, group)
+        config = data.config
+        torch.manual_seed(settings.seed)
+        model = build_model(config, drop_path=settings.drop_path)
+        if settings.init:
+            start = resolve_checkpoint(settings.init)
+            load_weights(model, read_weights(start), f"checkpoint {start}")
+        model.to(group.device).train()
+        parts = Parts(
+            model,
+            make_optimizer(model, config, settings),
+            torch.amp.GradScaler(group.device.type, enabled=settings.precision == "fp16"),
+            ModelEmaV3(model, decay=settings.ema) if settings.ema else None,
+        )
+        progress = restore_state(out, recipe, parts, group.device) if resume else Progress()
+        if group.is_first:
+            out.mkdir(parents=True, exist_ok=True)
+        barrier()
+        first, started = progress.step, time.monotonic()
+        _run_steps(recipe, out, data, group, parts, progress, track, report, stop_after)
+        final = model if parts.average is None else parts.average.module
+        full = _full_budget(config)
+        metrics = {
+            "val_images": data.val_images,
+            "val_top1_full": evaluate_torch(final, data.val, full),
+            "val_top1_budget": evaluate_torch(final, data.val, config.budget),
+            "budget": config.budget.id,
+            "steps": progress.step,
+        }
+        provenance = {
+            "recipe": recipe.to_json(),
+            "torch": torch.__version__,
+            "timm": timm.__version__,
+            "machine": platform.machine(),
+            "processes": group.count,
+            "seconds": time.monotonic() - started,
+            "first_step": first,
+        }
+        info = CheckpointInfo(config, data.images.labels, data.spec, metrics, provenance)
+        if group.is_first:
+            save_checkpoint(out, info, final)
+        barrier()
+        return info
 
-    model = build_model(config)
-    if settings.init:
-        load_weights(model, read_weights(start), f"checkpoint {start}")
-    model.train()
-    optimizer = torch.optim.AdamW(
-        _parameter_groups(model, settings.weight_decay), lr=settings.lr, betas=(0.9, 0.98), fused=True
-    )
-    first = _restore(out, recipe, model, optimizer) if resume else 0
+
+def _full_budget(config: GFTConfig) -> TokenBudget:
+    return TokenBudget.full(len(config.stages), config.num_patches) if config.stages else config.budget
+
+
+def _run_steps(
+    recipe: Recipe,
+    out: Path,
+    data: _Data,
+    group: Workers,
+    parts: Parts,
+    progress: Progress,
+    track: Track,
+    report: Callable[[str], None],
+    stop_after: int | None,
+) -> None:
+    """All steps from ``progress.step`` on; logs, evaluates, saves."""
+    settings, config = recipe.train, data.config
+    first = progress.step
     last = settings.steps if stop_after is None else min(settings.steps, stop_after)
-    full = TokenBudget.full(len(config.stages), config.num_patches) if config.stages else config.budget
-    out.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    losses: list[tuple[float, float]] = []
+    network = parallel(parts.model, group, unused=config.variant == "published")
+    mixup = _mixup(settings, config)
+    batches = _micro_batches(recipe, data, group, range(first, last))
+    full = _full_budget(config)
     log_every = min(50, max(1, settings.steps // 16))
-    batches = training_batches(
-        images,
-        spec,
-        settings.batch_size,
-        range(first, last),
-        settings.seed,
-        recipe.data.augment,
-        recipe.data.num_workers,
-    )
-    with (out / LOG).open("a", encoding="utf-8") as log:
-        for step, batch in zip(range(first, last), track(batches, "train", last - first)):
-            rate = learning_rate(settings, step)
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-            budgets = sampled_budgets(config, settings, step)
-            losses.append(_train_step(model, optimizer, batch, budgets, full, settings))
-            done = step + 1
-            if done % log_every == 0 or done == last:
-                loss, top1 = np.mean(losses, axis=0)
-                losses.clear()
-                row = {"step": done, "loss": float(loss), "train_top1": float(top1), "lr": rate}
+    sums = torch.zeros(3, dtype=torch.float64)
+    started = time.monotonic()
+    steps: Iterable[int] = range(first, last)
+    if group.is_first:
+        steps = track(steps, "train", last - first)
+    with _log(out, group, settings) as write:
+        for step in steps:
+            micro = [next(batches) for _ in range(settings.accumulate)]
+            seed_step(settings.seed, step, group.rank)  # after the loader, which draws from torch when it starts
+            set_rate(parts.optimizer, learning_rate(settings, step))
+            sums += _step(network, parts, micro, mixup, step, full, data, settings)
+            progress.step = done = step + 1
+            evaluating = bool(settings.eval_every) and done % settings.eval_every == 0
+            if done % log_every == 0 or done == last or evaluating:
+                loss, right, count = total(sums).tolist()
+                sums.zero_()
+                row = {
+                    "step": done,
+                    "loss": loss / count,
+                    "train_top1": right / count,
+                    "lr": learning_rate(settings, step),
+                }
                 row["seconds"] = time.monotonic() - started
-                if settings.eval_every and done % settings.eval_every == 0:
-                    row["val_top1_full"] = evaluate_torch(model, val, full)
-                    row["val_top1_budget"] = evaluate_torch(model, val, config.budget)
-                log.write(json.dumps(row) + "\n")
-                log.flush()
-                report(", ".join(f"{k} {v:.4g}" for k, v in row.items()))
-            if done == last or (settings.checkpoint_every and done % settings.checkpoint_every == 0):
-                _save_state(out, recipe, model, optimizer, done)
-    metrics = {
-        "val_images": len(held_out),
-        "val_top1_full": evaluate_torch(model, val, full),
-        "val_top1_budget": evaluate_torch(model, val, config.budget),
-        "budget": config.budget.id,
-        "steps": last,
+                if evaluating:
+                    row |= _evaluate(recipe, out, data, group, parts, progress, full)
+                write(row)
+                if group.is_first:
+                    report(", ".join(f"{k} {v:.4g}" for k, v in row.items()))
+            stopping = bool(settings.early_stop) and progress.stale >= settings.early_stop
+            saving = bool(settings.checkpoint_every) and done % settings.checkpoint_every == 0
+            if group.is_first and (done == last or saving or stopping):
+                save_state(out, recipe, parts, progress)
+            if stopping:
+                report(f"no better for {progress.stale} evaluations: stopped at step {done}")
+                break
+
+
+def _micro_batches(recipe: Recipe, data: _Data, group: Workers, steps: range) -> Iterator[tuple[Tensor, Tensor]]:
+    """This process's batches: ``accumulate`` per step, interleaved with the other processes' ones."""
+    settings = recipe.train
+    per_step = settings.accumulate * group.count
+    mine = [
+        step * per_step + micro * group.count + group.rank for step in steps for micro in range(settings.accumulate)
+    ]
+    loader = training_batches(
+        data.images, data.spec, settings.batch_size, mine, settings.seed, recipe.data.augment, recipe.data.num_workers
+    )
+    for images, labels in loader:
+        yield images.to(group.device), labels.to(group.device)
+
+
+def _step(
+    network: nn.Module,
+    parts: Parts,
+    batches: list[tuple[Tensor, Tensor]],
+    mixup: Mixup | None,
+    step: int,
+    full: TokenBudget,
+    data: _Data,
+    settings: TrainSection,
+) -> Tensor:
+    """One optimiser step; returns loss and right answers summed over its images, and their number."""
+    budgets = sampled_budgets(data.config, settings, step)
+    parts.optimizer.zero_grad(set_to_none=True)
+    sums = torch.zeros(3, dtype=torch.float64)
+    for number, (images, labels) in enumerate(batches):
+        targets: Tensor = labels
+        if mixup is not None:
+            images, targets = mixup(images, labels)
+        # Gradients are exchanged once per step, with the last backward pass.
+        waiting = contextlib.ExitStack()
+        if isinstance(network, nn.parallel.DistributedDataParallel):
+            waiting.enter_context(network.no_sync())
+        with waiting:
+            passes = [full, *budgets]
+            teacher: Tensor | None = None
+            for index, budget in enumerate(passes):
+                if number == len(batches) - 1 and index == len(passes) - 1:
+                    waiting.close()
+                with _autocast(images, settings):
+                    logits = network(images, budget)
+                logits = logits.float()
+                if teacher is None:
+                    smoothing = settings.label_smoothing if mixup is None else 0.0  # Mixup smooths its targets itself
+                    loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+                    teacher = logits.detach().softmax(dim=1)
+                    right = int((logits.detach().argmax(1) == labels).sum())
+                    sums += torch.tensor([loss.item() * len(labels), right, len(labels)], dtype=torch.float64)
+                else:
+                    loss = F.cross_entropy(logits, teacher)
+                parts.scaler.scale(loss / len(batches)).backward()
+    if not math.isfinite(sums[0].item()):
+        raise CheckFailed(f"loss is {sums[0].item()} at step {step}; lower train.lr or raise train.warmup_steps")
+    parts.scaler.unscale_(parts.optimizer)
+    nn.utils.clip_grad_norm_(parts.model.parameters(), settings.grad_clip)
+    parts.scaler.step(parts.optimizer)
+    parts.scaler.update()
+    if isinstance(parts.average, ModelEmaV3):
+        parts.average.update(parts.model)
+    return sums
+
+
+def _autocast(images: Tensor, settings: TrainSection) -> torch.autocast:
+    dtype = torch.float16 if settings.precision == "fp16" else torch.bfloat16
+    return torch.autocast(images.device.type, dtype=dtype, enabled=settings.precision != "fp32")
+
+
+def _mixup(settings: TrainSection, config: GFTConfig) -> Mixup | None:
+    if not settings.mixup and not settings.cutmix:
+        return None
+    return Mixup(
+        mixup_alpha=settings.mixup,
+        cutmix_alpha=settings.cutmix,
+        label_smoothing=settings.label_smoothing,
+        num_classes=config.num_classes,
+    )
+
+
+def _evaluate(
+    recipe: Recipe, out: Path, data: _Data, group: Workers, parts: Parts, progress: Progress, full: TokenBudget
+) -> dict[str, float]:
+    """Validation accuracy; keeps the best checkpoint and counts evaluations without improvement."""
+    model = parts.model if parts.average is None else parts.average.module
+    assert isinstance(model, nn.Module)
+    row = {
+        "val_top1_full": evaluate_torch(model, data.val, full),
+        "val_top1_budget": evaluate_torch(model, data.val, data.config.budget),
     }
-    provenance = {
-        "recipe": recipe.to_json(),
-        "torch": torch.__version__,
-        "timm": timm.__version__,
-        "machine": platform.machine(),
-        "seconds": time.monotonic() - started,
-        "first_step": first,
-    }
-    info = CheckpointInfo(config, images.labels, spec, metrics, provenance)
-    save_checkpoint(out, info, model)
-    return info
+    # Both budgets count: the checkpoint has to serve them all.
+    score = sum(row.values()) / len(row)
+    if score > progress.best:
+        progress.best, progress.stale = score, 0
+        if group.is_first:
+            metrics: dict[str, Any] = {**row, "val_images": data.val_images, "steps": progress.step}
+            info = CheckpointInfo(data.config, data.images.labels, data.spec, metrics, {"recipe": recipe.to_json()})
+            save_checkpoint(out / BEST, info, model)
+    else:
+        progress.stale += 1
+    return row
 
 
-def _save_state(out: Path, recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer, step: int) -> None:
-    state = {
-        "step": step,
-        "recipe": json.dumps(recipe.to_json(), sort_keys=True),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "rng": torch.get_rng_state(),
-    }
-    with replacing(out / STATE) as temporary:
-        torch.save(state, temporary)
+@contextlib.contextmanager
+def _log(out: Path, group: Workers, settings: TrainSection) -> Iterator[Callable[[dict[str, float]], None]]:
+    """Writes rows to log.jsonl and, when asked, to TensorBoard; the first process only."""
+    if not group.is_first:
+        yield lambda row: None
+        return
+    board: Any = None
+    if settings.tensorboard:
+        from torch.utils.tensorboard import SummaryWriter
 
+        board = SummaryWriter(str(out / "tensorboard"))
 
-def _restore(out: Path, recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-    file = out / STATE
-    try:
-        state = torch.load(file, weights_only=True)
-        step, text = int(state["step"]), state["recipe"]
-        weights, moments, rng = state["model"], state["optimizer"], state["rng"]
-    except FileNotFoundError:
-        raise ArtifactError(f"resume: {file} does not exist; start without --resume") from None
-    except Exception as error:  # torch.load raises whatever the damaged bytes lead it to
-        raise ArtifactError(
-            f"resume: {file} is damaged ({type(error).__name__}); start again in another folder"
-        ) from None
-    if text != json.dumps(recipe.to_json(), sort_keys=True):
-        raise ConfigError(f"resume: {file} was made by another recipe or other --set values")
-    load_weights(model, weights, f"resume: {file}")
-    optimizer.load_state_dict(moments)
-    torch.set_rng_state(rng)
-    return step
+    def write(file: TextIO, row: dict[str, float]) -> None:
+        file.write(json.dumps(row) + "\n")
+        file.flush()
+        if board is not None:
+            for name, value in row.items():
+                board.add_scalar(name, value, row["step"])
+
+    with (out / LOG).open("a", encoding="utf-8") as file:
+        yield lambda row: write(file, row)
+    if board is not None:
+        board.close()

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from gft_edge.budget import MIN_TOKENS, TokenBudget
 from gft_edge.checkpoint import load_checkpoint, read_weights, save_checkpoint
 from gft_edge.config import DataSection, ModelSection, Recipe, TrainSection, preset
-from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.train.loop import _parameter_groups, evaluate_torch, learning_rate, sampled_budgets, train
+from gft_edge.errors import ArtifactError, CheckFailed, ConfigError
+from gft_edge.train.loop import evaluate_torch, train
+from gft_edge.train.optim import parameter_groups
+from gft_edge.train.schedule import learning_rate, sampled_budgets
 
 STEPS = 6
 
@@ -106,15 +108,29 @@ def test_sampled_budgets_begin_at_their_share_of_the_steps():
     assert sampled_budgets(config, dataclasses.replace(settings, elastic=False), 99) == []
 
 
-def test_weight_decay_is_for_matrices_and_kernels_only(tiny_model):
+def test_weight_decay_is_for_matrices_and_kernels_only(tiny_model, tiny_config):
     names = {id(parameter): name for name, parameter in tiny_model.named_parameters()}
-    decayed, rest = ([names[id(p)] for p in group["params"]] for group in _parameter_groups(tiny_model, 0.05))
-    assert [group["weight_decay"] for group in _parameter_groups(tiny_model, 0.05)] == [0.05, 0.0]
+    groups = parameter_groups(tiny_model, tiny_config, TrainSection(weight_decay=0.05))
+    decayed, rest = ([names[id(p)] for p in group["params"]] for group in groups)
+    assert [(group["weight_decay"], group["lr_scale"]) for group in groups] == [(0.05, 1.0), (0.0, 1.0)]
     assert sorted(decayed + rest) == sorted(names.values())
     assert {"pos_embed", "cls_token", "stages.0.smooth.weight", "norm.weight", "head.bias"} <= set(rest)
     assert {"head.weight", "blocks.0.mlp.fc1.weight", "stages.0.attn.q.weight", "patch_embed.proj.weight"} <= set(
         decayed
     )
+
+
+def test_layer_decay_lowers_the_rate_with_the_distance_from_the_classifier(tiny_model, tiny_config):
+    names = {id(parameter): name for name, parameter in tiny_model.named_parameters()}
+    groups = parameter_groups(tiny_model, tiny_config, TrainSection(layer_decay=0.5))
+    scale = {names[id(p)]: group["lr_scale"] for group in groups for p in group["params"]}
+    assert tiny_config.stages == (1, 2)
+    assert scale["head.weight"] == scale["norm.bias"] == 1.0
+    assert scale["blocks.2.mlp.fc1.weight"] == 0.5
+    assert scale["blocks.1.mlp.fc1.bias"] == scale["stages.1.attn.q.weight"] == 0.25
+    assert scale["blocks.0.norm1.weight"] == scale["stages.0.smooth.weight"] == 0.125
+    assert scale["pos_embed"] == scale["cls_token"] == scale["patch_embed.proj.bias"] == 0.0625
+    assert len(scale) == len(names)
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -212,7 +228,7 @@ def test_resuming_nothing_is_refused(recipe, tmp_path):
         lambda file: file.write_bytes(b"not a state"),
         lambda file: file.write_bytes(file.read_bytes()[:-2000]),
         lambda file: torch.save([1, 2], file),
-        lambda file: torch.save({**torch.load(file), "step": "x"}, file),
+        lambda file: torch.save({**torch.load(file), "progress": {"step": "x"}}, file),
         lambda file: torch.save({k: v for k, v in torch.load(file).items() if k != "optimizer"}, file),
     ],
     ids=["empty", "text", "cut", "list", "step", "no-optimizer"],
@@ -230,7 +246,9 @@ def test_resuming_by_another_recipe_is_refused(interrupted, settings):
 
 
 def test_loss_that_is_not_finite_ends_the_training(tmp_path):
-    with pytest.raises(ArithmeticError, match=r"loss is (nan|inf); lower train\.lr or raise train\.warmup_steps"):
+    with pytest.raises(
+        CheckFailed, match=r"loss is (nan|inf) at step \d+; lower train\.lr or raise train\.warmup_steps"
+    ):
         train(_recipe(lr=1e30, warmup_steps=0), tmp_path)
     assert not (tmp_path / "config.json").exists()
 

@@ -1,0 +1,49 @@
+"""Optimiser and its parameter groups."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from gft_edge.config import GFTConfig, TrainSection
+
+
+def parameter_groups(model: nn.Module, config: GFTConfig, train: TrainSection) -> list[dict[str, Any]]:
+    """Groups with ``weight_decay`` and ``lr_scale``.
+
+    Weight decay is for matrices and kernels only, not for norms, biases, position embedding, class token and smoothing.
+    Layer-wise decay: the rate of a layer is ``layer_decay`` to the power of its distance from the classifier.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
+    for name, parameter in model.named_parameters():
+        plain = parameter.ndim < 2 or name.endswith(("pos_embed", "cls_token", "smooth.weight"))
+        scale = train.layer_decay ** (config.depth + 1 - _layer(name, config))
+        groups[0.0 if plain else train.weight_decay, scale].append(parameter)
+    return [
+        {"params": parameters, "weight_decay": decay, "lr_scale": scale}
+        for (decay, scale), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
+    ]
+
+
+def _layer(name: str, config: GFTConfig) -> int:
+    """0 for the embedding, n for block n and the stage after it, depth + 1 for norm and classifier."""
+    parts = name.removeprefix("base_model.").split(".")
+    if parts[0] == "blocks":
+        return int(parts[1]) + 1
+    if parts[0] in ("stages", "hierarchical_blocks"):
+        return config.stages[int(parts[1])]
+    return 0 if parts[0] in ("patch_embed", "pos_embed", "cls_token") else config.depth + 1
+
+
+def make_optimizer(model: nn.Module, config: GFTConfig, train: TrainSection) -> torch.optim.Optimizer:
+    """AdamW with betas 0.9 and 0.98, fused."""
+    return torch.optim.AdamW(parameter_groups(model, config, train), lr=train.lr, betas=(0.9, 0.98), fused=True)
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets each group's learning rate to ``rate`` times its scale."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["lr_scale"]

@@ -1,0 +1,44 @@
+"""What changes from step to step: learning rate, token budgets, random seeds. Each depends on seed and step alone."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+
+from gft_edge.budget import MIN_TOKENS, TokenBudget
+from gft_edge.config import GFTConfig, TrainSection
+
+
+def learning_rate(train: TrainSection, step: int) -> float:
+    """Linear warm-up over ``warmup_steps``, then a cosine from ``lr`` to ``min_lr`` at the last step."""
+    if step < train.warmup_steps:
+        return train.lr * (step + 1) / train.warmup_steps
+    done = (step - train.warmup_steps) / max(1, train.steps - 1 - train.warmup_steps)
+    return train.min_lr + 0.5 * (train.lr - train.min_lr) * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def sampled_budgets(config: GFTConfig, train: TrainSection, step: int) -> list[TokenBudget]:
+    """Budgets of one step after the full one: the smallest, one drawn between, or both; fixed by seed and step.
+
+    Elastic training: the full budget learns from the labels, the others from the full one's logits.
+    """
+    if not train.elastic or not config.stages or step < train.elastic_start * train.steps:
+        return []
+    num_patches = config.num_patches
+    smallest = [max(MIN_TOKENS, int(k * train.smallest_ratio)) for k in config.budget.keep]
+    rng = np.random.default_rng([train.seed, 7, step])
+    low = np.array(smallest) / num_patches
+    # One share of the way from smallest to full, jittered per stage, then made non-increasing.
+    way = np.clip(rng.random() + rng.uniform(-0.15, 0.15, len(low)), 0, 1)
+    drawn = np.minimum.accumulate(np.maximum(((low + way * (1 - low)) * num_patches).astype(int), smallest))
+    both = [TokenBudget(tuple(smallest), num_patches), TokenBudget(tuple(int(k) for k in drawn), num_patches)]
+    return both if train.elastic_samples == 2 else [both[step % 2]]
+
+
+def seed_step(seed: int, step: int, rank: int) -> None:
+    """Seeds torch (drop path, dropout) and numpy (mixup) for one step, so that resuming needs no generator's state."""
+    state = np.random.SeedSequence([seed, step, rank]).generate_state(2)
+    torch.manual_seed(int(state[0]))
+    np.random.seed(int(state[1]))  # noqa: NPY002 - timm's Mixup draws from it

@@ -1,0 +1,95 @@
+"""What resuming exactly needs: weights, optimiser, scaler, averages, counters; random numbers follow from the step."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gft_edge.checkpoint import load_weights
+from gft_edge.config import Recipe
+from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.files import replacing
+
+STATE = "state.pt"
+
+
+@dataclass
+class Progress:
+    """Counters of a training.
+
+    Attributes:
+        step: optimiser steps done.
+        best: best validation accuracy so far, or -1.
+        stale: evaluations since then.
+    """
+
+    step: int = 0
+    best: float = -1.0
+    stale: int = 0
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Everything of a training that has a state dict; ``average`` is None without weight averaging."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    average: nn.Module | None
+
+
+def recipe_text(recipe: Recipe) -> str:
+    """The recipe in a form that can be compared."""
+    return json.dumps(recipe.to_json(), sort_keys=True)
+
+
+def save_state(out: Path, recipe: Recipe, parts: Parts, progress: Progress) -> None:
+    """Writes state.pt, whole or not at all."""
+    state = {
+        "recipe": recipe_text(recipe),
+        "progress": vars(progress),
+        "model": parts.model.state_dict(),
+        "optimizer": parts.optimizer.state_dict(),
+        "scaler": parts.scaler.state_dict(),
+        "average": None if parts.average is None else parts.average.state_dict(),
+    }
+    with replacing(out / STATE) as temporary:
+        torch.save(state, temporary)
+
+
+def restore_state(out: Path, recipe: Recipe, parts: Parts, device: torch.device) -> Progress:
+    """Fills all parts from state.pt.
+
+    Raises:
+        ArtifactError: missing or damaged.
+        ConfigError: made by another recipe.
+    """
+    file = out / STATE
+    try:
+        state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
+        text = state["recipe"]
+        progress = Progress(**state["progress"])
+        weights, moments = state["model"], state["optimizer"]
+        scaler, average = state["scaler"], state["average"]
+        whole = isinstance(progress.step, int) and isinstance(text, str)
+    except FileNotFoundError:
+        raise ArtifactError(f"resume: {file} does not exist; start without --resume") from None
+    except Exception as error:  # torch.load raises whatever the damaged bytes lead it to
+        raise ArtifactError(
+            f"resume: {file} is damaged ({type(error).__name__}); start again in another folder"
+        ) from None
+    if not whole:
+        raise ArtifactError(f"resume: {file} is damaged (malformed counters); start again in another folder")
+    if text != recipe_text(recipe):
+        raise ConfigError(f"resume: {file} was made by another recipe or other --set values")
+    load_weights(parts.model, weights, f"resume: {file}")
+    parts.optimizer.load_state_dict(moments)
+    parts.scaler.load_state_dict(scaler)
+    if parts.average is not None:
+        load_weights(parts.average, average, f"resume: {file} (average)")
+    return progress

@@ -1,0 +1,67 @@
+"""Two processes with batches of B train as one with batches of 2 B; only the first writes."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from gft_edge.checkpoint import read_info, read_weights
+
+# A linear patch embedding: batch norm of a convolutional stem sees each process's own images on a CPU.
+RECIPE = {
+    "model": {"preset": "gft_tiny", "image_size": 64, "budget": "12,8,4"},
+    "data": {"train_images": 300, "eval_images": 70, "num_workers": 0},
+    "train": {"steps": 6, "warmup_steps": 2, "lr": 3e-4, "eval_every": 3, "threads": 1, "checkpoint_every": 0},
+}
+
+
+def start(folder, processes: int, batch_size: int, *more: str) -> None:
+    recipe = {**RECIPE, "train": {**RECIPE["train"], "batch_size": batch_size}}
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "gft_edge.cli.main", "train"]
+    command += ["--config", str(folder / "recipe.json"), "--out", str(folder / "out"), *more]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folders = {count: tmp_path_factory.mktemp(f"processes{count}") for count in (1, 2)}
+    start(folders[1], 1, 8)
+    start(folders[2], 2, 4)
+    return {count: folder / "out" for count, folder in folders.items()}
+
+
+def rows(folder):
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_loss_curves_are_the_same(runs):
+    one, two = rows(runs[1]), rows(runs[2])
+    assert [row["step"] for row in one] == [row["step"] for row in two] == list(range(1, 7))
+    np.testing.assert_allclose([r["loss"] for r in two], [r["loss"] for r in one], rtol=2e-4)
+    assert [r["train_top1"] for r in two] == pytest.approx([r["train_top1"] for r in one], abs=0.13)
+
+
+def test_validation_counts_every_image_once(runs):
+    assert read_info(runs[2]).metrics["val_images"] == 70
+    for row in rows(runs[2]):
+        if "val_top1_full" in row:
+            assert row["val_top1_full"] * 70 == pytest.approx(round(row["val_top1_full"] * 70))
+
+
+def test_moving_averages_are_of_all_images(runs):
+    one, two = read_weights(runs[1]), read_weights(runs[2])
+    for stage in range(3):
+        assert bool(one[f"stages.{stage}.ema_seen"].any())
+    np.testing.assert_allclose(two["stages.0.ema"], one["stages.0.ema"], atol=5e-3)
+
+
+def test_only_the_first_process_writes(runs):
+    assert read_info(runs[2]).provenance["processes"] == 2
+    files = {path.name for path in runs[2].iterdir()}
+    assert files == {"config.json", "model.safetensors", "log.jsonl", "state.pt", "best"}
+    assert len(rows(runs[2])) == 6
