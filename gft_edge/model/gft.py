@@ -53,8 +53,8 @@ class FocalStage(nn.Module):
     never pruned and attends with them. Differentiable gate: the values of each patch are scaled by 2 sigmoid(score),
     one on average, so the loss teaches the score path and the smoothing kernel which patches to listen to.
 
-    In training a moving average of the scores per position (over the batch of all processes, hence of any batch size) steadies which
-    patches are kept; it plays no part in the gate nor in evaluation.
+    In training a moving average of the scores per position (over the batch of all processes, hence of any batch size)
+    steadies which patches are kept; it plays no part in the gate nor in evaluation.
     """
 
     ema: Tensor

@@ -146,7 +146,7 @@ def train(
         barrier()
         first, started = progress.step, time.monotonic()
         _run_steps(recipe, out, data, group, parts, progress, track, report, stop_after)
-        final = model if parts.average is None else parts.average.module
+        final = _evaluated(parts)
         full = _full_budget(config)
         metrics = {
             "val_images": data.val_images,
@@ -169,6 +169,11 @@ def train(
             save_checkpoint(out, info, final)
         barrier()
         return info
+
+
+def _evaluated(parts: Parts) -> nn.Module:
+    """What is measured and saved: the averaged weights where there are some."""
+    return parts.average.module if isinstance(parts.average, ModelEmaV3) else parts.model
 
 
 def _full_budget(config: GFTConfig) -> TokenBudget:
@@ -317,8 +322,7 @@ def _evaluate(
     recipe: Recipe, out: Path, data: _Data, group: Workers, parts: Parts, progress: Progress, full: TokenBudget
 ) -> dict[str, float]:
     """Validation accuracy; keeps the best checkpoint and counts evaluations without improvement."""
-    model = parts.model if parts.average is None else parts.average.module
-    assert isinstance(model, nn.Module)
+    model = _evaluated(parts)
     row = {
         "val_top1_full": evaluate_torch(model, data.val, full),
         "val_top1_budget": evaluate_torch(model, data.val, data.config.budget),
