@@ -18,6 +18,7 @@ from gft_edge.budget import TokenBudget
 from gft_edge.errors import ConfigError, MissingExtraError
 
 T = TypeVar("T")
+Augment = Literal["none", "light", "published", "published-food", "modern"]
 
 
 @dataclass(frozen=True)
@@ -205,12 +206,12 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """``[data]`` of a recipe: ``name`` is ``"typefaces"`` or the path of an image folder."""
+    """``[data]`` of a recipe: ``name`` as :func:`gft_edge.data.datasets.open_images` takes it."""
 
     name: str = "typefaces"
     train_images: int = 100_000
     eval_images: int = 1_600
-    augment: Literal["none", "light"] = "none"
+    augment: Augment = "none"
     num_workers: int = 1
 
     def __post_init__(self) -> None:

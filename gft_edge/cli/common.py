@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +37,24 @@ def positive(text: str) -> int:
 
 
 def labelled_batches(
-    data: str, split: Any, images: int, config: GFTConfig, labels: tuple[str, ...], spec: PreprocessSpec
+    data: str,
+    split: Any,
+    images: int,
+    config: GFTConfig,
+    labels: tuple[str, ...],
+    spec: PreprocessSpec,
+    problem: Callable[[str], None] | None = None,
 ) -> tuple[int, Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]]:
-    """Number of images, and preprocessed batches with labels; the data's classes must be the model's."""
-    from gft_edge.data.datasets import evaluation_batches, open_images, require_labels
+    """Number of images, and preprocessed batches with labels; the data's classes must be the model's.
+
+    An image that cannot be read is an error, unless ``problem`` is there to be told; it is then left out.
+    """
+    from gft_edge.data.batches import evaluation_batches
+    from gft_edge.data.datasets import open_images, require_labels
 
     images_set = open_images(data, split, images, config.image_size)
     require_labels(images_set, labels, data)
-    return len(images_set), evaluation_batches(images_set, spec)
+    return len(images_set), evaluation_batches(images_set, spec, problem=problem)
 
 
 def is_artifact(path: str) -> bool:

@@ -60,16 +60,20 @@ def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     full = TokenBudget.full(len(config.stages), config.num_patches)
     texts = args.budget or ["full", config.budget.id]
     budgets = [full if text == "full" else TokenBudget.parse(text, config.num_patches) for text in texts]
-    count, batches = labelled_batches(args.data, args.split, args.images, config, info.labels, info.preprocess)
+    unreadable: list[str] = []
+    count, batches = labelled_batches(
+        args.data, args.split, args.images, config, info.labels, info.preprocess, unreadable.append
+    )
     right = [0] * len(budgets)
     with torch.no_grad():
         for images, labels in track(batches, "evaluate", -(-count // 64)):
             for index, budget in enumerate(budgets):
                 logits = checkpoint.model(torch.from_numpy(images), budget)
                 right[index] += int((logits.argmax(1).numpy() == labels).sum())
+    count -= len(unreadable)
     precision = "fp32" if info.quantization is None else str(info.quantization["precision"])
     results = [_row(b.id, precision, r, count) for b, r in zip(budgets, right)]
-    return _summary(args, "torch", count, results)
+    return _summary(args, "torch", count, results, unreadable)
 
 
 def _artifact(args: argparse.Namespace) -> dict[str, Any]:
@@ -84,29 +88,47 @@ def _artifact(args: argparse.Namespace) -> dict[str, Any]:
     artifact = load_artifact(Path(args.model))
     manifest = artifact.manifest
     session = open_session(artifact, args.backend, args.threads)
+    unreadable: list[str] = []
     count, batches = labelled_batches(
-        args.data, args.split, args.images, manifest.model, manifest.labels, manifest.preprocess
+        args.data,
+        args.split,
+        args.images,
+        manifest.model,
+        manifest.labels,
+        manifest.preprocess,
+        unreadable.append,
     )
     right = 0
     for images, labels in track(batches, "evaluate", -(-count // 64)):
         right += int((session(images)["logits"].argmax(axis=1) == labels).sum())
+    count -= len(unreadable)
     results = [_row(manifest.budget.id, manifest.precision, right, count)]
-    return _summary(args, args.backend, count, results)
+    return _summary(args, args.backend, count, results, unreadable)
 
 
 def _row(budget: str, precision: str, right: int, count: int) -> dict[str, Any]:
+    from gft_edge.errors import DataError
     from gft_edge.train.metrics import wilson_interval
 
+    if count == 0:
+        raise DataError("none of the images can be read")
     interval = list(wilson_interval(right, count))
     return {"budget": budget, "precision": precision, "right": right, "top1": right / count, "interval": interval}
 
 
-def _summary(args: argparse.Namespace, backend: str, count: int, results: list[dict[str, Any]]) -> dict[str, Any]:
+def _summary(
+    args: argparse.Namespace, backend: str, count: int, results: list[dict[str, Any]], unreadable: list[str]
+) -> dict[str, Any]:
+    from gft_edge.cli.console import say
+
+    for text in unreadable:
+        say(f"left out: {text}")
     return {
         "model": str(args.model),
         "backend": backend,
         "data": args.data,
         "split": args.split,
         "images": count,
+        "unreadable_images": len(unreadable),
         "results": results,
     }

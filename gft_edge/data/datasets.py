@@ -1,27 +1,23 @@
-"""Opens a data set by name or path, and feeds it to torch in an order fixed by a seed."""
+"""Data sets by name: the built-in typefaces, published benchmarks in their own layouts on disk, and image folders."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.datasets import ImageFolder
-from torchvision.transforms import v2
+from torchvision.datasets import FGVCAircraft, Food101, ImageFolder
 
 from gft_edge.data.images import read_image
-from gft_edge.data.typefaces import Typefaces
+from gft_edge.data.typefaces import Split, Typefaces, font_folder_faces
 from gft_edge.errors import DataError
-from gft_edge.preprocess import PreprocessSpec
 
-Split = Literal["train", "val", "test"]
-Augment = Literal["none", "light"]
+FOOD_VAL_SHARE, FOOD_SEED = 0.2, 42  # as published: 80/20 of the training images
 
 
 class ImageSet(Protocol):
@@ -36,56 +32,129 @@ class ImageSet(Protocol):
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]: ...
 
 
-class FolderImages:
-    """One sub-folder per class, as torchvision's ImageFolder reads it; prefers ROOT/split where it exists.
+@dataclass(frozen=True)
+class Files:
+    """Image files and their classes.
 
-    Raises:
-        DataError: no such folder, or no class folders with images in it.
+    Attributes:
+        labels: class names.
+        samples: path and class number of each image.
     """
 
-    def __init__(self, root: Path, split: Split) -> None:
-        names = {"train": ("train",), "val": ("val", "valid"), "test": ("test", "val", "valid")}[split]
-        folder = next((root / name for name in names if (root / name).is_dir()), root)
-        others = [name for name in ("train", "val", "valid", "test") if (root / name).is_dir()]
-        if folder == root and others:
-            raise DataError(f"data {root}: has {', '.join(others)} but nothing for {split!r}")
-        if not folder.is_dir():
-            raise DataError(f"data {root}: no such folder; give 'typefaces' or a folder with one sub-folder per class")
-        try:
-            self._folder = ImageFolder(str(folder))
-        except FileNotFoundError as error:
-            raise DataError(f"data {folder}: expected one sub-folder of images per class ({error})") from None
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Class names, the sub-folders' in alphabetical order."""
-        return tuple(self._folder.classes)
+    labels: tuple[str, ...]
+    samples: tuple[tuple[Path, int], ...]
 
     def __len__(self) -> int:
-        return len(self._folder.samples)
+        return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
-        path, label = self._folder.samples[index]
-        return read_image(Path(path)), label
+        """Image (H, W, 3) uint8 RGB and its class; DataError when the file cannot be decoded."""
+        path, label = self.samples[index]
+        return read_image(path), label
 
 
 def open_images(name: str, split: Split, num_images: int, size: int, seed: int = 0) -> ImageSet:
-    """``"typefaces"`` or the path of an image folder.
+    """A data set by name.
 
     Args:
-        name: data set name or path.
+        name: ``"typefaces"``; ``"typefaces:FOLDER"`` of .ttf and .otf files, one class each; ``"fgvc-aircraft:ROOT"``,
+            ``"food101:ROOT"``, ``"coco:ROOT"`` in the layouts they are distributed in; else the path of an image folder
+            with one sub-folder per class, below ``train``, ``val`` and ``test`` where there are such.
         split: which part; a folder without sub-folders named after splits gives all its images.
-        num_images: how many (an image folder gives at most what it has, evenly spread over its list).
+        num_images: how many (files on disk give at most what they have, evenly spread over their list).
         size: pixels of rendered images.
         seed: of rendered images.
 
     Raises:
-        DataError: nothing usable at that path.
+        DataError: nothing usable there.
     """
-    if name == "typefaces":
-        return Typefaces(split, num_images, size, seed)
-    folder = FolderImages(Path(name), split)
-    return folder if len(folder) <= num_images else Subset(folder, _spread(len(folder), num_images))
+    kind, colon, root = name.partition(":")
+    if kind == "typefaces":
+        return Typefaces(split, num_images, size, seed, font_folder_faces(Path(root)) if colon else None)
+    known = colon and kind in _BENCHMARKS
+    files = _benchmark(kind, Path(root), split) if known else image_folder(Path(name), split)
+    return files if len(files) <= num_images else Subset(files, _spread(len(files), num_images))
+
+
+def image_folder(root: Path, split: Split) -> Files:
+    """One sub-folder per class, as torchvision's ImageFolder reads it; prefers ROOT/split where it exists.
+
+    Raises:
+        DataError: no such folder, no class folders with images in it, or other splits only.
+    """
+    names = {"train": ("train",), "val": ("val", "valid"), "test": ("test", "val", "valid")}[split]
+    folder = next((root / name for name in names if (root / name).is_dir()), root)
+    others = [name for name in ("train", "val", "valid", "test") if (root / name).is_dir()]
+    if folder == root and others:
+        raise DataError(f"data {root}: has {', '.join(others)} but nothing for {split!r}")
+    if not folder.is_dir():
+        raise DataError(f"data {root}: no such folder; give 'typefaces' or a folder with one sub-folder per class")
+    try:
+        found = ImageFolder(str(folder))
+    except FileNotFoundError as error:
+        raise DataError(f"data {folder}: expected one sub-folder of images per class ({error})") from None
+    return Files(tuple(found.classes), tuple((Path(path), label) for path, label in found.samples))
+
+
+def fgvc_aircraft(root: Path, split: Split) -> Files:
+    """FGVC-Aircraft, 100 variants: ROOT/fgvc-aircraft-2013b/data, with its own train, val and test."""
+    return _files(FGVCAircraft(str(root), split=split, annotation_level="variant"))
+
+
+def food101(root: Path, split: Split) -> Files:
+    """Food-101: ROOT/food-101; val is 20 % of the training images drawn with seed 42, as published."""
+    files = _files(Food101(str(root), split="test" if split == "test" else "train"))
+    if split == "test":
+        return files
+    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(FOOD_SEED)).tolist()
+    num_train = len(files) - int(FOOD_VAL_SHARE * len(files))
+    chosen = sorted(order[:num_train] if split == "train" else order[num_train:])
+    return Files(files.labels, tuple(files.samples[index] for index in chosen))
+
+
+def coco_single_label(root: Path, split: Split) -> Files:
+    """COCO 2017 as classification: an image's class is the category of its first annotation; images without are dropped.
+
+    ROOT/annotations/instances_{train,val}2017.json and ROOT/{train,val}2017; val and test are both val2017.
+    """
+    part = "train2017" if split == "train" else "val2017"
+    data = json.loads((root / "annotations" / f"instances_{part}.json").read_text(encoding="utf-8"))
+    categories = sorted(data["categories"], key=lambda category: category["id"])
+    number = {category["id"]: index for index, category in enumerate(categories)}
+    first: dict[int, int] = {}
+    for annotation in data["annotations"]:
+        first.setdefault(annotation["image_id"], number[annotation["category_id"]])
+    samples = [
+        (root / part / image["file_name"], first[image["id"]]) for image in data["images"] if image["id"] in first
+    ]
+    return Files(tuple(category["name"] for category in categories), tuple(samples))
+
+
+_BENCHMARKS: dict[str, Callable[[Path, Split], Files]] = {
+    "fgvc-aircraft": fgvc_aircraft,
+    "food101": food101,
+    "coco": coco_single_label,
+}
+
+
+def _benchmark(kind: str, root: Path, split: Split) -> Files:
+    try:
+        files = _BENCHMARKS[kind](root, split)
+    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
+        layout = " ".join((_BENCHMARKS[kind].__doc__ or "").split())
+        raise DataError(f"data {kind}:{root}: not found or damaged ({error!r}); expected {layout}") from None
+    if not files.samples:
+        raise DataError(f"data {kind}:{root}: no images for {split!r}")
+    return files
+
+
+def _files(dataset: Any) -> Files:
+    """Paths and classes of a torchvision data set, read through its own loader hook."""
+    dataset.loader = lambda path: path
+    return Files(
+        tuple(dataset.classes),
+        tuple((Path(path), label) for path, label in map(dataset.__getitem__, range(len(dataset)))),
+    )
 
 
 @dataclass(frozen=True)
@@ -109,87 +178,6 @@ class Subset:
 
 def _spread(total: int, count: int) -> tuple[int, ...]:
     return tuple(int(i) for i in np.linspace(0, total - 1, count).round())
-
-
-class _Prepared(Dataset[tuple[Tensor, int]]):
-    """Geometry and augmentation, item by item, in a worker; randomness depends on seed and step alone."""
-
-    def __init__(self, images: ImageSet, spec: PreprocessSpec, augment: Augment, seed: int) -> None:
-        self.images, self.spec, self.augment, self.seed = images, spec, augment, seed
-        self._light = v2.Compose(
-            [
-                v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2),
-                v2.RandomApply([v2.RandomAffine(degrees=5, translate=(0.05, 0.05), scale=(0.9, 1.1))], p=0.5),
-            ]
-        )
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int]:
-        draw, index = key
-        pixels, label = self.images[index]
-        image = torch.from_numpy(np.ascontiguousarray(self.spec.geometry(pixels)))
-        if self.augment == "light":
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(int(np.random.SeedSequence([self.seed, draw]).generate_state(1)[0]))
-                image = self._light(image.permute(2, 0, 1)).permute(1, 2, 0)
-        return image, label
-
-
-def training_batches(
-    images: ImageSet,
-    spec: PreprocessSpec,
-    batch_size: int,
-    steps: Iterable[int],
-    seed: int,
-    augment: Augment = "none",
-    num_workers: int = 1,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches number ``steps``: each epoch is a permutation fixed by seed and epoch, so any step can be resumed at.
-
-    Yields:
-        images (B, 3, H, W) float32 normalised, labels (B,) int64.
-    """
-
-    def keys() -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, np.empty(0, dtype=np.int64)
-        for step in steps:
-            batch = []
-            for draw in range(step * batch_size, (step + 1) * batch_size):
-                if draw // len(images) != epoch:
-                    epoch = draw // len(images)
-                    order = np.random.default_rng([seed, epoch]).permutation(len(images))
-                batch.append((draw, int(order[draw % len(images)])))
-            yield batch
-
-    loader = DataLoader(
-        _Prepared(images, spec, augment, seed),
-        batch_sampler=keys(),
-        num_workers=num_workers,
-        prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_one_thread,
-    )
-    try:
-        for pixels, labels in loader:
-            yield _normalized(pixels, spec), labels
-    except DataError as error:  # a worker's traceback precedes its message
-        raise DataError(str(error).strip().splitlines()[-1].removeprefix("gft_edge.errors.DataError: ")) from None
-
-
-def evaluation_batches(
-    images: ImageSet, spec: PreprocessSpec, batch_size: int = 64
-) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-    """All images in order, preprocessed: (B, 3, H, W) float32 and labels (B,)."""
-    for start in range(0, len(images), batch_size):
-        items = [images[i] for i in range(start, min(start + batch_size, len(images)))]
-        pixels = np.stack([spec.geometry(image) for image, _ in items])
-        yield spec.normalize(pixels), np.array([label for _, label in items], dtype=np.int64)
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
-
-
-def _normalized(pixels: Tensor, spec: PreprocessSpec) -> Tensor:
-    return torch.from_numpy(spec.normalize(pixels.numpy()))
 
 
 def require_labels(images: Sequence[str] | ImageSet, labels: Sequence[str], where: str) -> None:

@@ -84,7 +84,7 @@ def _font_folder() -> Path:
 
 @functools.lru_cache(maxsize=4096)
 def _font(file: str, size: float) -> ImageFont.FreeTypeFont:
-    path = _font_folder() / f"{file}.ttf"
+    path = Path(file) if Path(file).is_absolute() else _font_folder() / f"{file}.ttf"
     try:
         return ImageFont.truetype(str(path), size)
     except OSError as error:
@@ -96,6 +96,24 @@ def _points_per_x_height(file: str) -> float:
     """Font size in points per pixel of x-height, so that all faces appear equally large."""
     _, top, _, bottom = _font(file, 200.0).getbbox("x")
     return 200.0 / (bottom - top)
+
+
+def font_folder_faces(folder: Path) -> tuple[tuple[str, str], ...]:
+    """One class per .ttf or .otf file below a folder, named after the file.
+
+    Raises:
+        DataError: fewer than two fonts, two of one name, or a font without Latin letters.
+    """
+    files = sorted(path.resolve() for kind in ("*.ttf", "*.otf") for path in folder.rglob(kind))
+    if len(files) < 2:
+        raise DataError(f"typefaces:{folder}: found {len(files)} .ttf or .otf files, needs two or more")
+    if len({path.stem for path in files}) != len(files):
+        raise DataError(f"typefaces:{folder}: two fonts have the same file name")
+    for path in files:
+        _, top, _, bottom = _font(str(path), 200.0).getbbox("x")
+        if bottom <= top:
+            raise DataError(f"typefaces: font {path} has no letter x")
+    return tuple((path.stem, str(path)) for path in files)
 
 
 def split_of(word: str) -> Split:
@@ -166,6 +184,7 @@ class Typefaces:
         num_images: length; classes take turns, so any multiple of 16 is balanced.
         size: pixels of the square images.
         seed: another seed gives other words, sizes, places and colours.
+        faces: label and font file of each class; the sixteen of matplotlib by default.
 
     Raises:
         ConfigError: unknown split or bad size.
@@ -175,6 +194,7 @@ class Typefaces:
     num_images: int
     size: int = 96
     seed: int = 0
+    faces: tuple[tuple[str, str], ...] | None = None
 
     def __post_init__(self) -> None:
         if self.split not in SPLITS:
@@ -185,7 +205,7 @@ class Typefaces:
     @property
     def labels(self) -> tuple[str, ...]:
         """Class names."""
-        return LABELS
+        return LABELS if self.faces is None else tuple(label for label, _ in self.faces)
 
     def __len__(self) -> int:
         return self.num_images
@@ -194,6 +214,7 @@ class Typefaces:
         """Image (size, size, 3) uint8 RGB and its class."""
         if not 0 <= index < self.num_images:
             raise IndexError(index)
-        label = index % len(FACES)
+        faces = FACES if self.faces is None else self.faces
+        label = index % len(faces)
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
-        return render(FACES[label][1], random_word(rng, self.split), self.size, rng), label
+        return render(faces[label][1], random_word(rng, self.split), self.size, rng), label

@@ -32,8 +32,9 @@ from gft_edge.checkpoint import (
     save_checkpoint,
 )
 from gft_edge.config import GFTConfig, Recipe, TrainSection
-from gft_edge.data.datasets import ImageSet, evaluation_batches, open_images, require_labels, training_batches
-from gft_edge.errors import CheckFailed, ConfigError
+from gft_edge.data.batches import evaluation_batches, training_batches
+from gft_edge.data.datasets import ImageSet, open_images, require_labels
+from gft_edge.errors import CheckFailed, ConfigError, DataError
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
@@ -66,13 +67,13 @@ def evaluate_torch(model: nn.Module, batches: Batches, budget: TokenBudget | Non
 
 @dataclasses.dataclass(frozen=True)
 class _Data:
-    """Training images and this process's share of the validation batches."""
+    """Training images, this process's share of the validation batches, and what is wrong with unreadable files."""
 
     images: ImageSet
     spec: PreprocessSpec
     config: GFTConfig
     val: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
-    val_images: int
+    unreadable: set[str]
 
 
 def _open_data(recipe: Recipe, group: Workers) -> _Data:
@@ -92,8 +93,13 @@ def _open_data(recipe: Recipe, group: Workers) -> _Data:
         raise ConfigError(f"data: {len(images)} training images are fewer than one batch of {settings.batch_size}")
     held_out = open_images(recipe.data.name, "val", recipe.data.eval_images, size, settings.seed)
     require_labels(held_out, images.labels, recipe.data.name)
-    shares = list(evaluation_batches(held_out, spec))[group.rank :: group.count]
-    return _Data(images, spec, config, shares, len(held_out))
+    unreadable: set[str] = set()
+    batches = list(evaluation_batches(held_out, spec, problem=unreadable.add))
+    if not batches:
+        raise DataError(
+            f"data {recipe.data.name}: none of its validation images can be read ({next(iter(unreadable))})"
+        )
+    return _Data(images, spec, config, batches[group.rank :: group.count], unreadable)
 
 
 def train(
@@ -149,7 +155,8 @@ def train(
         final = _evaluated(parts)
         full = _full_budget(config)
         metrics = {
-            "val_images": data.val_images,
+            "val_images": int(total(torch.tensor([_count(data)])).item()),
+            "unreadable_images": len(data.unreadable),
             "val_top1_full": evaluate_torch(final, data.val, full),
             "val_top1_budget": evaluate_torch(final, data.val, config.budget),
             "budget": config.budget.id,
@@ -165,6 +172,8 @@ def train(
             "first_step": first,
         }
         info = CheckpointInfo(config, data.images.labels, data.spec, metrics, provenance)
+        for text in sorted(data.unreadable):
+            report(f"left out: {text}")
         if group.is_first:
             save_checkpoint(out, info, final)
         barrier()
@@ -174,6 +183,10 @@ def train(
 def _evaluated(parts: Parts) -> nn.Module:
     """What is measured and saved: the averaged weights where there are some."""
     return parts.average.module if isinstance(parts.average, ModelEmaV3) else parts.model
+
+
+def _count(data: _Data) -> int:
+    return sum(len(labels) for _, labels in data.val)
 
 
 def _full_budget(config: GFTConfig) -> TokenBudget:
@@ -245,7 +258,14 @@ def _micro_batches(recipe: Recipe, data: _Data, group: Workers, steps: range) ->
         step * per_step + micro * group.count + group.rank for step in steps for micro in range(settings.accumulate)
     ]
     loader = training_batches(
-        data.images, data.spec, settings.batch_size, mine, settings.seed, recipe.data.augment, recipe.data.num_workers
+        data.images,
+        data.spec,
+        settings.batch_size,
+        mine,
+        settings.seed,
+        recipe.data.augment,
+        recipe.data.num_workers,
+        data.unreadable.add,
     )
     for images, labels in loader:
         yield images.to(group.device), labels.to(group.device)
@@ -332,7 +352,7 @@ def _evaluate(
     if score > progress.best:
         progress.best, progress.stale = score, 0
         if group.is_first:
-            metrics: dict[str, Any] = {**row, "val_images": data.val_images, "steps": progress.step}
+            metrics: dict[str, Any] = {**row, "steps": progress.step}
             info = CheckpointInfo(data.config, data.images.labels, data.spec, metrics, {"recipe": recipe.to_json()})
             save_checkpoint(out / BEST, info, model)
     else:

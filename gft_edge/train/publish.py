@@ -12,7 +12,8 @@ from pathlib import Path
 
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint, num_parameters, save_checkpoint
-from gft_edge.data.datasets import evaluation_batches, open_images
+from gft_edge.data.batches import evaluation_batches
+from gft_edge.data.datasets import open_images
 from gft_edge.files import new_folder
 from gft_edge.train.loop import evaluate_torch
 

@@ -7,15 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gft_edge.data.datasets import (
-    FolderImages,
-    Subset,
-    _spread,
-    evaluation_batches,
-    open_images,
-    require_labels,
-    training_batches,
-)
+from gft_edge.data.batches import evaluation_batches, training_batches
+from gft_edge.data.datasets import Subset, _spread, image_folder, open_images, require_labels
 from gft_edge.data.typefaces import Typefaces
 from gft_edge.errors import DataError
 from gft_edge.preprocess import PreprocessSpec
@@ -67,7 +60,7 @@ def _equal(batches, others):
 
 
 def test_folder_of_class_folders_is_read_in_alphabetical_order(tmp_path):
-    images = FolderImages(_write_images(tmp_path, {"wren": 2, "auk": 1}), "train")
+    images = image_folder(_write_images(tmp_path, {"wren": 2, "auk": 1}), "train")
     assert images.labels == ("auk", "wren")
     assert [images[i][1] for i in range(len(images))] == [0, 1, 1]
     assert _values(images) == [10, 0, 1]
@@ -88,7 +81,7 @@ def test_folder_of_class_folders_is_read_in_alphabetical_order(tmp_path):
 def test_the_folder_of_the_split_is_preferred(tmp_path, folders, split, first):
     for i, name in enumerate(folders):
         _write_images(tmp_path / name, {"auk": 1, "wren": 1}, first=i)
-    images = FolderImages(tmp_path, split)
+    images = image_folder(tmp_path, split)
     assert images.labels == ("auk", "wren")
     assert _values(images) == [first, 10 + first]
 
@@ -97,7 +90,7 @@ def test_the_folder_of_the_split_is_preferred(tmp_path, folders, split, first):
 def test_splits_are_not_taken_for_classes(tmp_path, there, asked):
     _write_images(tmp_path / there, {"auk": 1, "wren": 1})
     with pytest.raises(DataError):
-        FolderImages(tmp_path, asked)
+        image_folder(tmp_path, asked)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +192,7 @@ def test_order_is_fixed_by_the_seed_alone(augment):
 
 def test_a_worker_gives_the_same_batches():
     images = Typefaces("train", 20, 32)
-    options = {"images": images, "spec": SPEC, "batch_size": 4, "steps": range(2, 5), "seed": 0, "augment": "light"}
+    options = {"images": images, "spec": SPEC, "batch_size": 4, "numbers": range(2, 5), "seed": 0, "augment": "light"}
     assert _equal(list(training_batches(**options, num_workers=1)), list(training_batches(**options, num_workers=0)))
 
 

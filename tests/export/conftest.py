@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from gft_edge.calibration.ptq import quantize_int8
+from gft_edge.export.onnx import export_artifact
+
+from gft_edge.budget import TokenBudget
+from gft_edge.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from gft_edge.manifest import MODEL, Artifact, load_artifact, register_files
+
+
+@pytest.fixture(scope="session")
+def clear_images(tiny_model) -> np.ndarray:
+    """Twelve images whose class the FP32 model gives with a wide margin, so that INT8 must agree on it."""
+    images = np.random.default_rng(0).standard_normal((400, 3, 32, 32), dtype=np.float32)
+    with torch.no_grad():
+        ordered = tiny_model(torch.from_numpy(images)).sort(dim=1).values
+    margin = (ordered[:, -1] - ordered[:, -2]).numpy()
+    return images[margin > 0.45][:12]
+
+
+@pytest.fixture(scope="session")
+def checkpoints(tiny_checkpoint, tiny_info, tiny_model, tmp_path_factory) -> dict[str, Checkpoint]:
+    """The same weights in full precision and calibrated for INT8."""
+    images = np.random.default_rng(1).standard_normal((32, 3, 32, 32), dtype=np.float32)
+    quantized = quantize_int8(tiny_model, [images])
+    folder = tmp_path_factory.mktemp("quantized") / "checkpoint"
+    save_checkpoint(folder, dataclasses.replace(tiny_info, quantization=quantized.summary), quantized.model)
+    return {"fp32": load_checkpoint(tiny_checkpoint), "int8": load_checkpoint(folder)}
+
+
+@pytest.fixture(scope="session")
+def exported(checkpoints, clear_images, tmp_path_factory) -> Callable[[str], Artifact]:
+    """Artefacts by name (``fp32-none``, ``int8-compact``, ``fp32-compact-full``), each exported once; not to be changed."""
+
+    @functools.cache
+    def make(name: str) -> Artifact:
+        precision, maps, *full = name.split("-")
+        budget = TokenBudget.full(2, 16) if full else None
+        out = tmp_path_factory.mktemp("exported") / name
+        return export_artifact(checkpoints[precision], out, clear_images, budget, maps)
+
+    return make
+
+
+@pytest.fixture
+def copied(exported, tmp_path) -> Callable[[str], Artifact]:
+    """A copy of an exported artefact that a test may change."""
+
+    def copy(name: str) -> Artifact:
+        return load_artifact(Path(shutil.copytree(exported(name).path, tmp_path / name)))
+
+    return copy
+
+
+@pytest.fixture
+def edited(copied) -> Callable[[str, Callable[[onnx.ModelProto], None]], Artifact]:
+    """A copy of an exported artefact whose graph was changed and entered in the manifest again."""
+
+    def edit(name: str, change: Callable[[onnx.ModelProto], None]) -> Artifact:
+        artifact = copied(name)
+        model = onnx.load(artifact.path / MODEL)
+        change(model)
+        onnx.save(model, artifact.path / MODEL)
+        return register_files(artifact, [MODEL])
+
+    return edit
