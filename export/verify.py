@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -174,7 +175,7 @@ def stage_agreement(reference: Arrays, candidate: Arrays, stage: int, inputs: np
             scores = TEMPERATURE * np.log(reference[f"importance_{stage}"][row].astype(np.float64))
         boundary = scores[np.isin(inputs[row], expected)].min()
         differing = np.setxor1d(expected, found)
-        known = np.isin(differing, inputs[row]).all()
+        known = np.isin(differing, inputs[row]).all() and len(set(found.tolist())) == len(found) == len(expected)
         if known and (np.abs(scores[np.isin(inputs[row], differing)] - boundary) < TIE).all():
             ties += 1
     return StageAgreement(stage, float(np.mean(jaccard)), identical, ties, len(jaccard))
@@ -217,7 +218,10 @@ def verify_golden(artifact: Artifact, backend: str = "onnxruntime", limits: Limi
         with np.load(artifact.file(GOLDEN), allow_pickle=False) as file:
             golden: Arrays = dict(file)
         images = golden.pop("images")
-    except (ValueError, KeyError, OSError) as error:
+        stages = range(len(artifact.manifest.budget.keep))
+        for name in ("logits", *(f"{kind}_{stage}" for stage in stages for kind in ("importance", "kept"))):
+            golden[name]
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ArtifactError(f"artefact {artifact.path}: {GOLDEN} is damaged ({error})") from None
     quantized_logits = golden.pop("logits_quantized", None)
     session, kept = _sessions(artifact, backend)

@@ -37,13 +37,16 @@ class Session:
 
         Raises:
             DataError: the array does not fit the graph.
+            ArtifactError: the graph contradicts itself.
         """
         try:
             values = self._session.run(None, {self._input: images})
-        except Exception as error:
-            if type(error).__name__ != "InvalidArgument":  # ONNX Runtime's own class, which has no public name
-                raise
-            raise DataError(f"input {images.shape} {images.dtype} does not fit the graph: {error}") from None
+        except Exception as error:  # ONNX Runtime's own classes have no public names
+            if type(error).__name__ == "InvalidArgument":
+                raise DataError(f"input {images.shape} {images.dtype} does not fit the graph: {error}") from None
+            if type(error).__module__.startswith("onnxruntime"):
+                raise ArtifactError(f"the graph cannot be run: {error}") from None
+            raise
         return dict(zip(self.outputs, values))
 
 
