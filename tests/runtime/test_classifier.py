@@ -40,7 +40,7 @@ def test_probability_is_the_softmax_of_the_best_class(classifier, photos, expect
     assert probabilities == pytest.approx(expected.logits.softmax(dim=1).amax(dim=1).tolist(), abs=1e-5)
 
 
-def test_large_logits_do_not_overflow(classifier, photos, monkeypatch):
+def test_large_logits_do_not_overflow(classifier, photos):
     outputs = classifier.session(np.zeros((1, 3, 32, 32), np.float32))
     outputs["logits"] = np.array([[1e4, -1e4, 0, 0]], np.float32)
     fake = Classifier(classifier.artifact, lambda images: outputs)
