@@ -164,7 +164,7 @@ def export_artifact(
 
     Raises:
         ConfigError: ``out`` is not empty, or the budget does not fit the model.
-        ArtifactError: the graph does not compute what PyTorch computes.
+        ArtifactError: the graph's outputs are not those of the manifest.
     """
     info = checkpoint.info
     budget = budget or info.model.budget

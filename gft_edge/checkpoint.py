@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from gft_edge import __version__
 from gft_edge.config import GFTConfig, load_dataclass
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.files import read_json, replacing, sha256, write_json
+from gft_edge.files import canonical_json, read_json, replacing, sha256, write_json
 from gft_edge.preprocess import PreprocessSpec
 
 SCHEMA = 1
@@ -87,7 +88,7 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model read from disk, in eval mode, with its information and the sha256 of its weights."""
+    """A model read from disk, in eval mode, with its information and its :func:`checkpoint_hash`."""
 
     info: CheckpointInfo
     model: nn.Module
@@ -174,9 +175,12 @@ def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module, half: bo
     write_json(path / CONFIG, info.to_json())
 
 
-def weights_hash(path: Path) -> str:
-    """The sha256 of a checkpoint's weights file."""
-    return sha256(path / WEIGHTS)
+def checkpoint_hash(path: Path, info: CheckpointInfo) -> str:
+    """Identity of what a checkpoint computes: the sha256 of its weights, joined with its quantization if it has one."""
+    weights = sha256(path / WEIGHTS)
+    if info.quantization is None:
+        return weights
+    return hashlib.sha256((weights + canonical_json(info.quantization)).encode()).hexdigest()
 
 
 def num_parameters(model: nn.Module) -> int:
@@ -206,4 +210,4 @@ def load_checkpoint(name: str | Path) -> Checkpoint:
             insert_quantizers(model, info.quantization["ranges"])
         except (ConfigError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"checkpoint {path / CONFIG}: its quantization cannot be used ({error})") from None
-    return Checkpoint(info, model.eval(), weights_hash(path), path)
+    return Checkpoint(info, model.eval(), checkpoint_hash(path, info), path)

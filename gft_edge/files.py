@@ -49,6 +49,7 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary sibling to write to; takes the place of ``path`` when the block ends without an exception."""
+    require_writable(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     os.close(handle)
@@ -70,6 +71,25 @@ def write_json(path: Path, data: Any) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def require_writable(path: Path) -> None:
+    """Refuses an output file that is a folder, lies below a file, or in a folder that cannot be written to.
+
+    Raises:
+        ConfigError: naming what is in the way.
+    """
+    if path.is_dir():
+        raise ConfigError(f"output {path}: is a folder; give the name of a file")
+    _require_folder(path.parent, path)
+
+
+def _require_folder(folder: Path, path: Path) -> None:
+    existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+    if not existing.is_dir():
+        raise ConfigError(f"output {path}: {existing} is a file, not a folder")
+    if not os.access(existing, os.W_OK):
+        raise ConfigError(f"output {path}: {existing} cannot be written to")
+
+
 def require_free(folder: Path) -> None:
     """Refuses an output folder that holds something already.
 
@@ -78,6 +98,7 @@ def require_free(folder: Path) -> None:
     """
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise ConfigError(f"output {folder}: not empty; give another --out or remove it first")
+    _require_folder(folder, folder)
 
 
 @contextlib.contextmanager

@@ -56,7 +56,7 @@ class DeploymentManifest:
         maps: which importance outputs the graph has.
         opset: ONNX operator set.
         inputs, outputs: the graph's interface.
-        checkpoint_sha256: of the weights the graph was made from.
+        checkpoint_sha256: identity of the checkpoint the graph was made from (weights and quantization).
         quantization: summary, or None.
         parity: figures of the comparison made when exporting.
         tools: versions of the tools involved.

@@ -74,6 +74,16 @@ def test_replacing_keeps_what_was_there_when_the_block_fails(tmp_path, old):
     assert [p.read_text() for p in tmp_path.iterdir()] == ([] if old is None else [old])
 
 
+def test_a_reader_of_the_old_file_never_sees_the_new_one(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with path.open() as reader:
+        with replacing(path) as temporary:
+            temporary.write_text("new")
+        assert reader.read() == "old"
+    assert path.read_text() == "new"
+
+
 def test_failed_write_json_keeps_the_old_file(tmp_path):
     path = tmp_path / "x.json"
     write_json(path, {"a": 1})

@@ -29,9 +29,11 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.benchmarks.latency import bench_artifacts
     from gft_edge.benchmarks.protocol import BenchProtocol
     from gft_edge.cli.console import result, table, track
-    from gft_edge.files import write_json
+    from gft_edge.files import require_writable, write_json
     from gft_edge.manifest import load_artifact
 
+    if args.out:
+        require_writable(args.out)
     protocol = BenchProtocol(args.batch, args.threads, args.warmup, args.rounds, args.runs)
     artifacts = [load_artifact(path) for path in args.artifacts]
     data = bench_artifacts(artifacts, protocol, args.backend, track)

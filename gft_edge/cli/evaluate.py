@@ -30,8 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result, table
-    from gft_edge.files import write_json
+    from gft_edge.files import require_writable, write_json
 
+    if args.out:
+        require_writable(args.out)
     data = _artifact(args) if is_artifact(args.model) else _checkpoint(args)
     if args.out:
         write_json(args.out, data)
@@ -51,7 +53,10 @@ def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.common import labelled_batches
     from gft_edge.cli.console import track
+    from gft_edge.errors import ConfigError
 
+    if args.threads < 0:
+        raise ConfigError(f"threads must be 0 (one per core) or more, found {args.threads}")
     if args.threads:
         torch.set_num_threads(args.threads)
     checkpoint = load_checkpoint(args.model)

@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     if args.budget == "full":
         budget = TokenBudget.full(len(config.stages), config.num_patches)
     else:
-        budget = TokenBudget.parse(args.budget, config.num_patches) if args.budget else config.budget
+        budget = TokenBudget.parse(args.budget, config.num_patches) if args.budget is not None else config.budget
     if args.align is not None:
         budget = budget.align(args.align)
     _, batches = labelled_batches(args.data, "test", GOLDEN_IMAGES, config, info.labels, info.preprocess)

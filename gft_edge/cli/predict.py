@@ -22,10 +22,12 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.cli.console import result, table
     from gft_edge.data.images import read_image
     from gft_edge.errors import ConfigError
-    from gft_edge.files import write_json
+    from gft_edge.files import require_writable, write_json
     from gft_edge.report.overlays import write_overlay
     from gft_edge.runtime.classifier import Classifier
 
+    if args.out:
+        require_writable(args.out)
     classifier = Classifier.load(args.artifact, args.backend)
     manifest = classifier.artifact.manifest
     if args.maps and manifest.maps == "none":

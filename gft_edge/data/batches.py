@@ -55,20 +55,21 @@ class _Prepared(Dataset[tuple[Tensor, int, str]]):
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, str]:
         draw, index = key
         problem = ""
-        for neighbour in range(min(len(self.images), NEIGHBOURS)):
+        tried = min(len(self.images), NEIGHBOURS)
+        for neighbour in range(tried):
             try:
                 pixels, label = self.images[(index + neighbour) % len(self.images)]
             except DataError as error:
                 problem = problem or str(error)
                 continue
             return self._prepare(pixels, draw), label, problem
-        raise DataError(f"{problem}; nor can the {NEIGHBOURS - 1} images after it")
+        raise DataError(f"{problem}; nor can the {tried - 1} images after it" if tried > 1 else problem)
 
     def _prepare(self, pixels: npt.NDArray[np.uint8], draw: int) -> Tensor:
         """(H, W, 3) uint8 to (height, width, 3) uint8."""
         if self.augment != "modern":
             pixels = self.spec.geometry(pixels)
-        image = torch.from_numpy(np.ascontiguousarray(pixels))
+        image = torch.from_numpy(np.array(pixels))  # a copy: decoded files are read-only
         if self.transform is None:
             return image
         with torch.random.fork_rng(devices=[]):

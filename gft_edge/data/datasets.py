@@ -140,7 +140,7 @@ _BENCHMARKS: dict[str, Callable[[Path, Split], Files]] = {
 def _benchmark(kind: str, root: Path, split: Split) -> Files:
     try:
         files = _BENCHMARKS[kind](root, split)
-    except (RuntimeError, OSError, ValueError, KeyError, TypeError) as error:
+    except (RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         layout = " ".join((_BENCHMARKS[kind].__doc__ or "").split())
         raise DataError(f"data {kind}:{root}: not found or damaged ({error!r}); expected {layout}") from None
     if not files.samples:

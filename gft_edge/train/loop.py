@@ -147,6 +147,7 @@ def train(
             ModelEmaV3(model, decay=settings.ema) if settings.ema else None,
         )
         progress = restore_state(out, recipe, parts, group.device) if resume else Progress()
+        data.unreadable.update(progress.unreadable)
         if group.is_first:
             out.mkdir(parents=True, exist_ok=True)
         barrier()
@@ -243,6 +244,7 @@ def _run_steps(
                     report(", ".join(f"{k} {v:.4g}" for k, v in row.items()))
             stopping = bool(settings.early_stop) and progress.stale >= settings.early_stop
             saving = bool(settings.checkpoint_every) and done % settings.checkpoint_every == 0
+            progress.unreadable = sorted(data.unreadable)
             if group.is_first and (done == last or saving or stopping):
                 save_state(out, recipe, parts, progress)
             if stopping:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,13 @@ class Progress:
         step: optimiser steps done.
         best: best validation accuracy so far, or -1.
         stale: evaluations since then.
+        unreadable: what is wrong with images that were left out so far.
     """
 
     step: int = 0
     best: float = -1.0
     stale: int = 0
+    unreadable: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -234,3 +236,106 @@ def test_labels_of_another_model_are_refused(labels, difference):
     message = rf"data here: its 3 classes are not the model's {len(labels)} \(first differences: {difference}\)"
     with pytest.raises(DataError, match=message):
         require_labels(Numbered(3), labels, "here")
+
+
+def _write_image(path, value=0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (20, 14), (value,) * 3).save(path)
+
+
+def _write_aircraft(root):
+    data = root / "fgvc-aircraft-2013b" / "data"
+    for i in range(6):
+        _write_image(data / "images" / f"{i:07}.jpg", 40 * i)
+    (data / "variants.txt").write_text("A340-200\nDC-3\n")
+    for i, split in enumerate(("train", "val", "test")):
+        (data / f"images_variant_{split}.txt").write_text(f"{2 * i:07} DC-3\n{2 * i + 1:07} A340-200\n")
+
+
+def _write_food(root):
+    listed = {"train": {"pho": 10, "gyoza": 10}, "test": {"pho": 1, "gyoza": 2}}
+    for split, counts in listed.items():
+        names = {c: [f"{c}/{split}{i}" for i in range(count)] for c, count in counts.items()}
+        (root / "food-101" / "meta").mkdir(parents=True, exist_ok=True)
+        (root / "food-101" / "meta" / f"{split}.json").write_text(json.dumps(names))
+        for name in (*names["pho"], *names["gyoza"]):
+            _write_image(root / "food-101" / "images" / f"{name}.jpg")
+
+
+def _write_coco(root):
+    categories = [{"id": 7, "name": "train"}, {"id": 1, "name": "person"}]
+    images = [{"id": 10 + i, "file_name": f"{i}.jpg"} for i in range(3)]
+    annotations = [{"image_id": 12, "category_id": 1}, {"image_id": 10, "category_id": 7}]
+    annotations += [{"image_id": 12, "category_id": 7}]
+    (root / "annotations").mkdir(parents=True)
+    for part in ("train2017", "val2017"):
+        data = {"categories": categories, "images": images, "annotations": annotations}
+        (root / "annotations" / f"instances_{part}.json").write_text(json.dumps(data))
+        for i in range(3):
+            _write_image(root / part / f"{i}.jpg", 100 * i)
+
+
+LAYOUTS = {"fgvc-aircraft": _write_aircraft, "food101": _write_food, "coco": _write_coco}
+
+
+@pytest.mark.parametrize(("split", "values"), [("train", [0, 40]), ("val", [80, 120]), ("test", [160, 200])])
+def test_aircraft_has_its_own_three_splits(tmp_path, split, values):
+    _write_aircraft(tmp_path)
+    images = open_images(f"fgvc-aircraft:{tmp_path}", split, 99, 32)
+    assert images.labels == ("A340-200", "DC-3")
+    assert [images[i][1] for i in range(2)] == [1, 0]
+    assert _values(images) == pytest.approx(values, abs=3)
+
+
+def test_food_validation_is_a_fifth_of_the_training_images_drawn_as_published(tmp_path):
+    _write_food(tmp_path)
+    parts = {split: open_images(f"food101:{tmp_path}", split, 99, 32) for split in ("train", "val", "test")}
+    assert parts["train"].labels == parts["test"].labels == ("gyoza", "pho")
+    names = {split: {path.name for path, _ in files.samples} for split, files in parts.items()}
+    assert len(names["test"]) == 2
+    everything = sorted(tmp_path.glob("food-101/images/*/train*.jpg"))
+    paths = {split: {path for path, _ in files.samples} for split, files in parts.items()}
+    assert paths["train"] | paths["val"] == set(everything)
+    assert not paths["train"] & paths["val"]
+    listed = [f"{c}/train{i}.jpg" for c in ("pho", "gyoza") for i in range(10)]  # in the order of train.json
+    _, val = torch.utils.data.random_split(listed, [16, 4], generator=torch.Generator().manual_seed(42))
+    assert {"/".join(path.parts[-2:]) for path in paths["val"]} == set(val)
+    assert all(files.labels[label] == path.parent.name for files in parts.values() for path, label in files.samples)
+
+
+@pytest.mark.parametrize(("split", "part"), [("train", "train2017"), ("val", "val2017"), ("test", "val2017")])
+def test_coco_takes_the_first_annotation_and_drops_images_without(tmp_path, split, part):
+    _write_coco(tmp_path)
+    images = open_images(f"coco:{tmp_path}", split, 99, 32)
+    assert images.labels == ("person", "train")
+    assert images.samples == ((tmp_path / part / "0.jpg", 1), (tmp_path / part / "2.jpg", 0))
+    assert _values(images) == pytest.approx([0, 200], abs=3)
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_benchmark_that_is_not_there_is_refused_with_the_layout_expected(tmp_path, kind):
+    with pytest.raises(DataError, match=rf"data {kind}:.*: not found or damaged .*; expected .*ROOT/"):
+        open_images(f"{kind}:{tmp_path}", "train", 99, 32)
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [
+        ("fgvc-aircraft", "fgvc-aircraft-2013b/data/images_variant_train.txt"),
+        ("food101", "food-101/meta/train.json"),
+        ("coco", "annotations/instances_train2017.json"),
+    ],
+)
+@pytest.mark.parametrize("text", ["{", "[]", "one"])
+def test_damaged_list_of_a_benchmark_is_refused(tmp_path, kind, file, text):
+    LAYOUTS[kind](tmp_path)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(DataError, match=f"data {kind}:"):
+        open_images(f"{kind}:{tmp_path}", "train", 99, 32)
+
+
+@pytest.mark.parametrize("kind", LAYOUTS)
+def test_fewer_images_of_a_benchmark_keep_its_labels(tmp_path, kind):
+    LAYOUTS[kind](tmp_path)
+    images = open_images(f"{kind}:{tmp_path}", "train", 1, 32)
+    assert (len(images), len(images.labels)) == (1, 2)

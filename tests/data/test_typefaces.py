@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gft_edge.data import typefaces
-from gft_edge.data.typefaces import FACES, LABELS, SPLITS, Typefaces, random_word, split_of
-from gft_edge.errors import ConfigError
+from gft_edge.data.typefaces import FACES, LABELS, SPLITS, Typefaces, font_folder_faces, random_word, split_of
+from gft_edge.errors import ConfigError, DataError
 
 
 @pytest.fixture(scope="module")
@@ -96,3 +98,37 @@ def test_bad_split_is_refused():
 def test_bad_sizes_are_refused(num_images, size):
     with pytest.raises(ConfigError, match=f"found {num_images} of {size} px"):
         Typefaces("train", num_images, size)
+
+
+@pytest.fixture
+def fonts(tmp_path):
+    """Two of the built-in fonts, one of them in a sub-folder."""
+    (tmp_path / "sub").mkdir()
+    for name, folder in (("cmr10", tmp_path), ("DejaVuSerif", tmp_path / "sub")):
+        shutil.copy(typefaces._font_folder() / f"{name}.ttf", folder)
+    return tmp_path
+
+
+def test_a_folder_of_fonts_is_one_class_per_file(fonts):
+    images = Typefaces("train", 4, 32, faces=font_folder_faces(fonts))
+    assert images.labels == ("cmr10", "DejaVuSerif")
+    assert [images[i][1] for i in range(4)] == [0, 1, 0, 1]
+    built_in = (FACES[12], FACES[5])
+    for i, (image, _) in enumerate(Typefaces("train", 4, 32, faces=built_in)):
+        np.testing.assert_array_equal(images[i][0], image)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda folder: (folder / "cmr10.ttf").unlink(), "found 1 .ttf or .otf files, needs two or more"),
+        (lambda folder: shutil.rmtree(folder), "found 0 .ttf or .otf files"),
+        (lambda folder: shutil.copy(folder / "cmr10.ttf", folder / "sub"), "two fonts have the same file name"),
+        (lambda folder: (folder / "cmr10.ttf").write_bytes(b"nothing"), r"cmr10\.ttf cannot be read"),
+    ],
+    ids=["one", "none", "same-name", "damaged"],
+)
+def test_unusable_folders_of_fonts_are_refused(fonts, change, message):
+    change(fonts)
+    with pytest.raises(DataError, match=message):
+        font_folder_faces(fonts)

@@ -161,6 +161,18 @@ def test_model_is_the_slow_reference(config, make_model, images, keep):
 
 
 @torch.no_grad()
+def test_model_of_64_patches_is_the_slow_reference(tiny_config, make_model, images):
+    config = dataclasses.replace(tiny_config, patch_size=4, budget=TokenBudget((48, 24), 64))
+    model = make_model(config).double()
+    weights = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    out = model(images, maps=True)
+    for i, image in enumerate(images.numpy()):
+        logits, _, kept = _reference(image, weights, config, (48, 24))
+        np.testing.assert_allclose(out.logits[i], logits, rtol=0, atol=1e-10)
+        assert [stage.kept[i].tolist() for stage in out.stages] == [positions.tolist() for positions in kept]
+
+
+@torch.no_grad()
 def test_maps_cost_nothing_in_the_logits(config, make_model, images):
     model = make_model(config).double()
     assert torch.equal(model(images, maps=True).logits, model(images))
@@ -274,6 +286,24 @@ def test_moving_average_is_per_position_of_the_whole_grid(tiny_config, make_mode
         assert stage.ema_seen[position] == (len(seen) > 0)
         torch.testing.assert_close(stage.ema[position], seen.mean() if len(seen) else before[position])
     torch.testing.assert_close(ranking, (scores + stage.ema[positions]) / 2)
+
+
+@torch.no_grad()
+def test_training_the_whole_model_averages_at_the_positions_kept_before(tiny_config, make_model, images):
+    plain, with_maps = (make_model(tiny_config).double().train() for _ in range(2))
+    plain(images)
+    kept = with_maps(images, maps=True).stages[0].kept
+    seen = torch.zeros(16, dtype=torch.bool)
+    seen[kept.flatten()] = True
+    assert not seen.all() or (kept[0] != torch.arange(12)).any(), "else positions and places are the same"
+    assert torch.equal(plain.stages[1].ema_seen, seen)
+    torch.testing.assert_close(plain.stages[1].ema, with_maps.stages[1].ema, rtol=0, atol=0)
+
+
+def test_smoothing_starts_as_ones_and_averages_as_unseen(tiny_config):
+    for stage in build_model(tiny_config).stages:
+        assert torch.equal(stage.smooth.weight, torch.ones(1, 1, 3))
+        assert not stage.ema_seen.any()
 
 
 @torch.no_grad()

@@ -9,11 +9,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 
 from gft_edge.budget import MIN_TOKENS, TokenBudget
 from gft_edge.checkpoint import load_checkpoint, read_weights, save_checkpoint
 from gft_edge.config import DataSection, ModelSection, Recipe, TrainSection, preset
-from gft_edge.errors import ArtifactError, CheckFailed, ConfigError
+from gft_edge.errors import ArtifactError, CheckFailed, ConfigError, DataError
 from gft_edge.train.loop import evaluate_torch, train
 from gft_edge.train.optim import parameter_groups
 from gft_edge.train.schedule import learning_rate, sampled_budgets
@@ -172,11 +173,63 @@ def test_training_again_gives_the_same_weights_and_another_seed_gives_others(tra
 
 
 @pytest.mark.parametrize(
-    "settings", [{"elastic": False}, {"elastic_samples": 1}, {"elastic_start": 0.5}, {"weight_decay": 0.0}], ids=str
+    "settings",
+    [
+        {"elastic": False},
+        {"elastic_samples": 1},
+        {"elastic_start": 0.5},
+        {"weight_decay": 0.0},
+        {"label_smoothing": 0.0},
+        {"grad_clip": 1e-3},
+    ],
+    ids=str,
 )
 def test_settings_reach_the_weights(trained, tmp_path, settings):
     train(_recipe(**settings), tmp_path / "run")
     assert not _same_weights(tmp_path / "run", trained)
+
+
+def test_sampled_budgets_learn_from_the_logits_of_the_full_one(monkeypatch, tmp_path):
+    calls, cross_entropy = [], torch.nn.functional.cross_entropy
+
+    def record(logits, targets, **options):
+        calls.append((logits.detach(), targets))
+        return cross_entropy(logits, targets, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", record)
+    train(_recipe(steps=1, elastic_start=0.0), tmp_path)
+    (full, labels), *others = calls
+    assert labels.dtype == torch.int64
+    assert len(others) == 2
+    for logits, targets in others:
+        assert not torch.equal(logits, full)
+        assert not targets.requires_grad
+        torch.testing.assert_close(targets, full.softmax(dim=1))
+
+
+def test_unreadable_images_are_left_out_counted_and_reported(tmp_path):
+    for split, count in (("train", 8), ("val", 4)):
+        for name in ("auk", "wren"):
+            (tmp_path / split / name).mkdir(parents=True)
+            for i in range(count):
+                Image.new("RGB", (32, 32), (20 * i, 90, 0)).save(tmp_path / split / name / f"{i}.png")
+    for damaged in ("train/auk/3.png", "val/wren/2.png"):
+        (tmp_path / damaged).write_bytes(b"nothing")
+    lines = []
+    recipe = _recipe(data={"name": str(tmp_path), "train_images": 16})
+    metrics = train(recipe, tmp_path / "run", report=lines.append).metrics
+    assert (metrics["val_images"], metrics["unreadable_images"]) == (7, 2)
+    left_out = [line for line in lines if line.startswith("left out: ")]
+    assert len(left_out) == 2
+    assert all(any(name in line for line in left_out) for name in ("auk/3.png", "wren/2.png"))
+
+
+def test_validation_without_a_readable_image_is_refused(tmp_path):
+    for split in ("train", "val"):
+        (tmp_path / split / "auk").mkdir(parents=True)
+        (tmp_path / split / "auk" / "0.png").write_bytes(b"nothing")
+    with pytest.raises(DataError, match=r"none of its validation images can be read \(.*auk/0\.png"):
+        train(_recipe(data={"name": str(tmp_path)}, batch_size=1), tmp_path / "run")
 
 
 def test_evaluating_and_saving_on_the_way_do_not_change_the_weights(trained, tmp_path):

@@ -1,0 +1,226 @@
+"""Mistakes in paths, arguments and files: code 2, one line that says what is wrong, and the disk as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from gft_edge.manifest import MODEL, load_artifact, register_files
+
+
+def _state(folder: Path) -> dict[str, tuple[int, int]]:
+    files = [p for p in folder.rglob("*") if not p.is_dir()]
+    return {str(p): (p.stat().st_size, p.stat().st_mtime_ns) for p in files} | {
+        str(p): (-1, -1) for p in folder.rglob("*") if p.is_dir()
+    }
+
+
+@pytest.fixture
+def refused(gft_edge, made, tmp_path):
+    """Runs a command that must be refused; returns what it says."""
+
+    def run(*command, code=2) -> str:
+        folders = [tmp_path, made["fp32"].parent, made["ckpt"]]
+        before = [_state(folder) for folder in folders]
+        done = gft_edge(*command)
+        assert done.code == code
+        assert done.out == ""
+        said = done.err.removeprefix("export: tracing at budget 12-6\n")
+        assert said.startswith(f"gft-edge {command[0]}: ")
+        assert said.count("\n") == 1
+        assert "Traceback" not in said
+        assert [_state(folder) for folder in folders] == before
+        return said
+
+    return run
+
+
+@pytest.fixture
+def copied(made, tmp_path):
+    return lambda name: Path(shutil.copytree(made[name], tmp_path / name))
+
+
+ON_ARTEFACTS = {
+    "missing": (["verify", "{tmp}/nothing"], "no such folder"),
+    "a checkpoint": (["bench", "{ckpt}"], "has no manifest.json"),
+    "a file": (["predict", "{fp32}/model.onnx", "{image}"], "no such folder"),
+    "missing image": (["predict", "{fp32}", "{image}", "{tmp}/none.png"], "none.png: no such file"),
+    "folder as image": (["predict", "{fp32}", "{tmp}"], "cannot be decoded as an image"),
+    "no maps": (["predict", "{fp32}", "{image}", "--maps", "{tmp}/maps"], "has no maps; export it with --maps compact"),
+    "budget": (["evaluate", "{fp32}", "--budget", "full"], "an artefact's budget is compiled into its graph"),
+    "backend": (["evaluate", "{fp32}", "--backend", "tpu"], "unknown backend 'tpu'; there are: onnxruntime"),
+    "backend of verify": (["verify", "{fp32}", "--backend", "tpu"], "unknown backend 'tpu'"),
+    "threads": (["bench", "{fp32}", "--threads", "-2"], "threads and warm-up must not be negative"),
+    "threads of evaluate": (["evaluate", "{fp32}", "--threads", "-2"], "threads must be 0"),
+    "warm-up": (["bench", "{fp32}", "--warmup", "-1"], "threads and warm-up must not be negative"),
+    "batch 0": (["bench", "{fp32}", "--batch", "0"], "argument --batch: must be at least 1, found 0"),
+    "batch in words": (["bench", "{fp32}", "--batch", "many"], "argument --batch: invalid positive value: 'many'"),
+    "the same twice": (["bench", "{fp32}", "{fp32}"], "artefacts must have different folder names"),
+    "other parent": (["verify", "{fp32}", "--checkpoint", "builtin"], "was made from weights"),
+    "full-precision parent of int8": (["verify", "{int8}", "--checkpoint", "{ckpt}", "--data", "{data}"], "made from"),
+    "int8 parent of fp32": (["verify", "{fp32}", "--checkpoint", "{ckpt8}", "--data", "{data}"], "made from"),
+    "no target": (["build", "{fp32}"], "the following arguments are required: --target"),
+    "no capability": (["build", "{fp32}", "--target", "rtx", "--compute-capability", ","], "needs at least one"),
+    "old GPU": (["build", "{fp32}", "--target", "rtx", "--compute-capability", "8.6,7.5"], "use 8.0 or newer"),
+    "two batch sizes": (["build", "{fp32}", "--target", "rtx", "--batch", "1:8"], "expected one number or"),
+    "zero batch": (["build", "{fp32}", "--target", "rtx", "--batch", "0:1:2"], "expected 1 <= smallest"),
+}
+ON_CHECKPOINTS = {
+    "missing": (["export", "{tmp}/nothing", "--out", "{tmp}/out"], "no such folder"),
+    "an artefact": (["export", "{fp32}", "--out", "{tmp}/out"], "config.json"),
+    "quantized twice": (["quantize", "{ckpt8}", "--data", "{data}", "--out", "{tmp}/out"], "is quantized already"),
+    "too few images": (
+        ["quantize", "{ckpt}", "--data", "{data}", "--images", "25", "--out", "{tmp}/out"],
+        "24 images, 25 asked for; lower --images",
+    ),
+    "no images": (["quantize", "{ckpt}", "--images", "0", "--out", "{tmp}/out"], "must be at least 1, found 0"),
+    "no data": (["quantize", "{ckpt}", "--data", "{tmp}/none", "--out", "{tmp}/out"], "no such folder"),
+    "no data to export": (["export", "{ckpt}", "--data", "{tmp}/none", "--out", "{tmp}/out"], "no such folder"),
+    "other classes": (["quantize", "{ckpt}", "--out", "{tmp}/out"], "are not the model's 4"),
+    "no classes": (["evaluate", "{ckpt}", "--data", "{data}/ant"], "expected one sub-folder of images per class"),
+    "precision": (["quantize", "{ckpt}", "--precision", "int4", "--out", "{tmp}/out"], "invalid choice: 'int4'"),
+    "split": (["evaluate", "{ckpt}", "--split", "final"], "argument --split: invalid choice: 'final'"),
+    "align": (["export", "{ckpt}", "--data", "{data}", "--align", "0", "--out", "{tmp}/out"], "a positive integer"),
+    "growing budget": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "6,12"], "counts must not grow"),
+    "short budget": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "6"], "does not fit a model of 16 patches"),
+    "large budget": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "17,6"], "the image has only 16"),
+    "small budget": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "6,1"], "must keep at least 2"),
+    "nonsense": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "a,b"], "expected counts such as"),
+    "nan": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "nan%,5%"], "above 0 and at most 1"),
+    "no budget": (["export", "{ckpt}", "--data", "{data}", "--budget", "", "--out", "{tmp}/out"], "expected counts"),
+    "maps": (["export", "{ckpt}", "--maps", "all", "--out", "{tmp}/out"], "argument --maps: invalid choice: 'all'"),
+    "out is a file": (["export", "{ckpt}", "--data", "{data}", "--out", "{image}"], "not empty"),
+    "threads": (["evaluate", "{ckpt}", "--data", "{data}", "--threads", "-2"], "threads"),
+}
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        *(pytest.param(*case, id=f"artefact, {name}") for name, case in ON_ARTEFACTS.items()),
+        *(pytest.param(*case, id=f"checkpoint, {name}") for name, case in ON_CHECKPOINTS.items()),
+    ],
+)
+def test_mistake_is_named(refused, made, animals, tmp_path, command, message):
+    places = {"tmp": tmp_path, "data": animals, "image": animals / "ant/00.png", **made}
+    said = refused(*(part.format(**places) for part in command))
+    assert message in said
+
+
+@pytest.mark.parametrize("command", [["evaluate", "{fp32}"], ["bench", "{fp32}", "--rounds", "1", "--warmup", "0"]])
+@pytest.mark.parametrize("out", ["{tmp}", "{tmp}/file/result.json"], ids=["a folder", "below a file"])
+def test_result_that_cannot_be_written_there_is_refused(refused, made, animals, tmp_path, command, out):
+    (tmp_path / "file").write_text("mine")
+    data = ["--data", animals] if command[0] == "evaluate" else []
+    refused(*(part.format(**made) for part in command), *data, "--out", out.format(tmp=tmp_path))
+
+
+@pytest.mark.parametrize("verb", ["quantize", "export", "train"])
+def test_folder_that_cannot_be_made_there_is_refused(refused, made, animals, tmp_path, verb):
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "recipe.toml").write_text("[data]\neval_images = 1\n[train]\nsteps = 1")
+    sources = {"train": ["--config", tmp_path / "recipe.toml"]}
+    source = sources.get(verb, [made["ckpt"], "--data", animals, *(["--images", 24] if verb == "quantize" else [])])
+    refused(verb, *source, "--out", tmp_path / "file/out")
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "message"),
+    [
+        ("model.safetensors", lambda data: b"", "damaged or not a safetensors file"),
+        ("model.safetensors", lambda data: data[:-1], "damaged or not a safetensors file"),
+        ("model.safetensors", lambda data: bytes(8) + data[8:], "damaged or not a safetensors file"),
+        ("config.json", lambda data: data[:-20], "cannot be read as JSON"),
+        ("config.json", lambda data: b"[]", "expected a JSON object"),
+        ("config.json", lambda data: b"{}", "schema None, this version reads 1"),
+        ("config.json", lambda data: data.replace(b'"bee",', b""), "3 labels for 4 classes"),
+        ("config.json", lambda data: data.replace(b'"depth": 3', b'"depth": 4'), "missing tensors"),
+        ("config.json", lambda data: b"\xff\xfe", "cannot be read as JSON"),
+    ],
+)
+def test_damaged_checkpoint_is_named(refused, copied, animals, tmp_path, file, damage, message):
+    path = copied("ckpt")
+    (path / file).write_bytes(damage((path / file).read_bytes()))
+    assert message in refused("export", path, "--data", animals, "--out", tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda data: data[:-20], "cannot be read as JSON"),
+        (lambda data: data.replace(b'"schema": 1', b'"schema": 2'), "schema 2, this version reads 1"),
+        (lambda data: data.replace(b'"model.onnx"', b'"../model.onnx"'), "leads out of the artefact's folder"),
+        (lambda data: data.replace(b'"bicubic"', b'"bilinear"'), "preprocessing does not match its id"),
+        (lambda data: data.replace(b'"files"', b'"papers"'), "incomplete or malformed"),
+    ],
+)
+@pytest.mark.parametrize("verb", ["verify", "bench"])
+def test_damaged_manifest_is_named(refused, copied, damage, message, verb):
+    path = copied("fp32")
+    file = path / "manifest.json"
+    file.write_bytes(damage(file.read_bytes()))
+    assert message in refused(verb, path)
+
+
+@pytest.mark.parametrize("verb", ["verify", "bench", "evaluate", "predict", "build"])
+def test_graph_that_is_missing_or_changed_is_named(refused, copied, animals, verb):
+    more = {"predict": [animals / "ant/00.png"], "build": ["--target", "rtx"], "evaluate": ["--data", animals]}
+    if verb == "build":
+        pytest.importorskip("tensorrt_rtx")
+    path = copied("fp32")
+    data = (path / MODEL).read_bytes()
+    (path / MODEL).write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    assert "model.onnx was changed since it was written" in refused(verb, path, *more.get(verb, []))
+    (path / MODEL).unlink()
+    assert "model.onnx is missing; export it again" in refused(verb, path, *more.get(verb, []))
+
+
+def test_graph_that_contradicts_itself_is_named(gft_edge, copied):
+    path = copied("fp32")
+    (path / MODEL).write_bytes(b"junk")
+    register_files(load_artifact(path), [MODEL])
+    done = gft_edge("bench", path)
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "ONNX Runtime cannot load it" in done.err
+
+
+def test_damaged_calibration_image_is_named_and_nothing_is_written(refused, made, animals, tmp_path):
+    data = Path(shutil.copytree(animals, tmp_path / "animals"))
+    (data / "cat/zz.png").write_bytes(b"\x89PNG\r\n")
+    said = refused("quantize", made["ckpt"], "--data", data, "--images", 25, "--out", tmp_path / "out")
+    assert "zz.png: cannot be decoded as an image" in said
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[train]\nsteps = 0", "steps must be at least 1"),
+        ("[model]\nstages = [4, 2]\nbudget = '9,9'", "stages must be increasing"),
+        ("[modle]\n", "unknown key modle (did you mean 'model'?)"),
+        ("[train]\nlr =", "recipe "),
+        ("[train]\nprecision = 'fp8'", "train.precision must be one of"),
+        ("[data]\nname = 'nowhere'", "no such folder"),
+        ("[train]\ninit = 'nowhere'", "no such folder"),
+    ],
+)
+def test_recipe_that_cannot_be_used_is_named(refused, tmp_path, text, message):
+    (tmp_path / "recipe.toml").write_text(text)
+    assert message in refused("train", "--config", tmp_path / "recipe.toml", "--out", tmp_path / "out")
+
+
+def test_recipe_of_several_mistakes_names_them_all(refused, tmp_path):
+    recipe = {"model": {"preset": 3}, "data": {"nmae": "x"}, "train": {"steps": "many"}}
+    (tmp_path / "recipe.json").write_text(json.dumps(recipe))
+    said = refused("train", "--config", tmp_path / "recipe.json", "--out", tmp_path / "out")
+    for part in ("model.preset must be of type str", "unknown key data.nmae", "train.steps must be of type int"):
+        assert part in said
+
+
+def test_missing_recipe_and_nothing_to_resume_are_named(refused, tmp_path):
+    assert "cannot be read" in refused("train", "--config", tmp_path / "no.toml", "--out", tmp_path / "out")
+    (tmp_path / "recipe.toml").write_text("[data]\neval_images = 1\n[train]\nsteps = 1")
+    said = refused("train", "--config", tmp_path / "recipe.toml", "--out", tmp_path / "out", "--resume")
+    assert "state.pt does not exist; start without --resume" in said
