@@ -178,13 +178,26 @@ def preset(name: str, **overrides: Any) -> GFTConfig:
 
 @dataclass(frozen=True)
 class ModelSection:
-    """``[model]`` of a recipe: a preset and what to change in it."""
+    """``[model]`` of a recipe: a preset and what to change in it.
+
+    Args:
+        preset: name of the configuration to start from.
+        backbone: timm name of another Vision Transformer of the preset's width, depth and heads.
+        patch_size, image_size: pixels.
+        num_classes: that of the data; needed nowhere, checked where given.
+        stages: after how many blocks each stage stands.
+        budget: counts or shares of patches kept.
+        pretrained: start from timm's pretrained weights of the backbone (needs network or timm's cache).
+    """
 
     preset: str = "gft_typeface"
+    backbone: str | None = None
+    patch_size: int | None = None
     num_classes: int | None = None
     image_size: int | None = None
     stages: tuple[int, ...] | None = None
     budget: str | None = None
+    pretrained: bool = False
 
     def resolve(self, num_classes: int) -> GFTConfig:
         """The configuration for a data set of ``num_classes`` classes."""
@@ -193,13 +206,12 @@ class ModelSection:
                 f"model.num_classes is {self.num_classes}, the data has {num_classes} classes; leave it out"
             )
         overrides: dict[str, Any] = {"num_classes": num_classes}
-        if self.image_size is not None:
-            overrides["image_size"] = self.image_size
-        if self.stages is not None:
-            overrides["stages"] = self.stages
+        for name in ("backbone", "patch_size", "image_size", "stages"):
+            if getattr(self, name) is not None:
+                overrides[name] = getattr(self, name)
         if self.budget is not None:
             base = preset(self.preset)
-            side = (self.image_size or base.image_size) // base.patch_size
+            side = (self.image_size or base.image_size) // (self.patch_size or base.patch_size)
             overrides["budget"] = TokenBudget.parse(self.budget, side * side)
         return preset(self.preset, **overrides)
 

@@ -35,6 +35,7 @@ from gft_edge.config import GFTConfig, Recipe, TrainSection
 from gft_edge.data.batches import evaluation_batches, training_batches
 from gft_edge.data.datasets import ImageSet, open_images, require_labels
 from gft_edge.errors import CheckFailed, ConfigError, DataError
+from gft_edge.model.adapt import adapt_weights
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
@@ -84,9 +85,7 @@ def _open_data(recipe: Recipe, group: Workers) -> _Data:
     spec = PreprocessSpec(config.image_size, config.image_size)
     if settings.init:
         initial = read_info(resolve_checkpoint(settings.init))
-        spec = initial.preprocess
-        if initial.model != config:
-            raise ConfigError(f"train.init {settings.init}: that checkpoint is of another model than the recipe's")
+        spec = dataclasses.replace(initial.preprocess, height=config.image_size, width=config.image_size)
     size = config.image_size
     images = open_images(recipe.data.name, "train", recipe.data.train_images, size, settings.seed)
     if len(images) < settings.batch_size:
@@ -135,10 +134,14 @@ def train(
         data = _open_data(recipe, group)
         config = data.config
         torch.manual_seed(settings.seed)
-        model = build_model(config, drop_path=settings.drop_path)
+        model = build_model(config, recipe.model.pretrained, settings.drop_path)
         if settings.init:
             start = resolve_checkpoint(settings.init)
-            load_weights(model, read_weights(start), f"checkpoint {start}")
+            try:
+                weights = adapt_weights(read_weights(start), read_info(start).model, config)
+            except ConfigError as error:
+                raise ConfigError(f"train.init {settings.init}: {error}") from None
+            load_weights(model, {**model.state_dict(), **weights}, f"checkpoint {start}")
         model.to(group.device).train()
         parts = Parts(
             model,

@@ -1,0 +1,40 @@
+"""Weights of one model as a start for another: other image size, classes or budget."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from timm.layers import resample_abs_pos_embed
+from torch import Tensor
+
+from gft_edge.config import GFTConfig
+from gft_edge.errors import ConfigError
+
+CLASSIFIERS = ("head.", "classifier.")
+POSITIONS = ("pos_embed", "base_model.pos_embed")
+AVERAGES = (".ema", ".ema_seen")
+
+
+def adapt_weights(weights: Mapping[str, Tensor], old: GFTConfig, new: GFTConfig) -> dict[str, Tensor]:
+    """The weights of a model of configuration ``old`` that fit one of configuration ``new``.
+
+    The position embedding is resampled to another grid (bicubic, antialiased); moving averages per position are left out
+    then, and the classifier when the number of classes differs.
+
+    Raises:
+        ConfigError: the models differ in more than image size, classes and budget.
+    """
+    names = [f.name for f in dataclasses.fields(new) if f.name not in ("image_size", "num_classes", "budget")]
+    different = [name for name in names if getattr(old, name) != getattr(new, name)]
+    if different:
+        raise ConfigError(f"its model differs in {', '.join(different)}")
+    fitting = dict(weights)
+    if old.num_classes != new.num_classes:
+        fitting = {name: tensor for name, tensor in fitting.items() if not name.startswith(CLASSIFIERS)}
+    if old.grid != new.grid:
+        fitting = {name: tensor for name, tensor in fitting.items() if not name.endswith(AVERAGES)}
+        for name in POSITIONS:
+            if name in fitting:
+                fitting[name] = resample_abs_pos_embed(fitting[name], list(new.grid), list(old.grid))
+    return fitting
