@@ -9,7 +9,7 @@ import logging
 import math
 import platform
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -33,7 +33,7 @@ from gft_edge.checkpoint import (
 )
 from gft_edge.config import GFTConfig, Recipe, TrainSection
 from gft_edge.data.batches import evaluation_batches, training_batches
-from gft_edge.data.datasets import ImageSet, open_images, require_labels
+from gft_edge.data.datasets import ImageSet, Subset, open_images, require_labels
 from gft_edge.errors import CheckFailed, ConfigError, DataError
 from gft_edge.model.adapt import adapt_weights
 from gft_edge.model.build import build_model
@@ -52,29 +52,49 @@ Batches = Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
 
 
 @torch.no_grad()
-def evaluate_torch(model: nn.Module, batches: Batches, budget: TokenBudget | None) -> float:
-    """Share of correct answers over preprocessed batches (all processes' together); leaves the model's mode alone."""
+def count_right(model: nn.Module, batches: Batches, budgets: Sequence[TokenBudget | None]) -> tuple[list[int], int]:
+    """Right answers at each budget and the number of images, over all processes; leaves the model's mode alone.
+
+    Args:
+        model: in any mode; evaluated in eval mode.
+        batches: preprocessed images and labels, read once.
+        budgets: None is the model's own.
+    """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    counts = torch.zeros(2, dtype=torch.float64)
+    counts = torch.zeros(len(budgets) + 1, dtype=torch.float64)
     for images, labels in batches:
-        logits = model(torch.from_numpy(images).to(device), budget)
-        counts += torch.tensor([int((logits.argmax(1).cpu().numpy() == labels).sum()), len(labels)])
+        tensor = torch.from_numpy(images).to(device)
+        for index, budget in enumerate(budgets):
+            counts[index] += int((model(tensor, budget).argmax(1).cpu().numpy() == labels).sum())
+        counts[-1] += len(labels)
     model.train(was_training)
-    right, images_seen = total(counts).tolist()
-    return right / images_seen
+    *right, images_seen = (int(value) for value in total(counts).tolist())
+    return right, images_seen
+
+
+def evaluate_torch(model: nn.Module, batches: Batches, budget: TokenBudget | None) -> float:
+    """Share of right answers at one budget; see :func:`count_right`."""
+    right, images = count_right(model, batches, [budget])
+    return right[0] / images
 
 
 @dataclasses.dataclass(frozen=True)
 class _Data:
-    """Training images, this process's share of the validation batches, and what is wrong with unreadable files."""
+    """Training images, this process's share of the validation images, and what is wrong with unreadable files."""
 
     images: ImageSet
     spec: PreprocessSpec
     config: GFTConfig
-    val: list[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
+    val: ImageSet
     unreadable: set[str]
+
+    def score(self, model: nn.Module) -> dict[str, float]:
+        """Validation accuracy at the full and at the configured budget, all processes together."""
+        batches = evaluation_batches(self.val, self.spec, problem=self.unreadable.add)
+        right, images = count_right(model, batches, [_full_budget(self.config), self.config.budget])
+        return {"val_top1_full": right[0] / images, "val_top1_budget": right[1] / images, "val_images": images}
 
 
 def _open_data(recipe: Recipe, group: Workers) -> _Data:
@@ -93,12 +113,13 @@ def _open_data(recipe: Recipe, group: Workers) -> _Data:
     held_out = open_images(recipe.data.name, "val", recipe.data.eval_images, size, settings.seed)
     require_labels(held_out, images.labels, recipe.data.name)
     unreadable: set[str] = set()
-    batches = list(evaluation_batches(held_out, spec, problem=unreadable.add))
-    if not batches:
+    # One readable image is enough to know, now rather than after the training.
+    if next(evaluation_batches(held_out, spec, 1, unreadable.add), None) is None:
         raise DataError(
             f"data {recipe.data.name}: none of its validation images can be read ({next(iter(unreadable))})"
         )
-    return _Data(images, spec, config, batches[group.rank :: group.count], unreadable)
+    share = Subset(held_out, tuple(range(group.rank, len(held_out), group.count)))
+    return _Data(images, spec, config, share, unreadable)
 
 
 def train(
@@ -157,12 +178,9 @@ def train(
         first, started = progress.step, time.monotonic()
         _run_steps(recipe, out, data, group, parts, progress, track, report, stop_after)
         final = _evaluated(parts)
-        full = _full_budget(config)
-        metrics = {
-            "val_images": int(total(torch.tensor([_count(data)])).item()),
+        metrics: dict[str, Any] = data.score(final)
+        metrics |= {
             "unreadable_images": len(data.unreadable),
-            "val_top1_full": evaluate_torch(final, data.val, full),
-            "val_top1_budget": evaluate_torch(final, data.val, config.budget),
             "budget": config.budget.id,
             "steps": progress.step,
         }
@@ -187,10 +205,6 @@ def train(
 def _evaluated(parts: Parts) -> nn.Module:
     """What is measured and saved: the averaged weights where there are some."""
     return parts.average.module if isinstance(parts.average, ModelEmaV3) else parts.model
-
-
-def _count(data: _Data) -> int:
-    return sum(len(labels) for _, labels in data.val)
 
 
 def _full_budget(config: GFTConfig) -> TokenBudget:
@@ -241,7 +255,7 @@ def _run_steps(
                 }
                 row["seconds"] = time.monotonic() - started
                 if evaluating:
-                    row |= _evaluate(recipe, out, data, group, parts, progress, full)
+                    row |= _evaluate(recipe, out, data, group, parts, progress)
                 write(row)
                 if group.is_first:
                     report(", ".join(f"{k} {v:.4g}" for k, v in row.items()))
@@ -344,16 +358,13 @@ def _mixup(settings: TrainSection, config: GFTConfig) -> Mixup | None:
 
 
 def _evaluate(
-    recipe: Recipe, out: Path, data: _Data, group: Workers, parts: Parts, progress: Progress, full: TokenBudget
+    recipe: Recipe, out: Path, data: _Data, group: Workers, parts: Parts, progress: Progress
 ) -> dict[str, float]:
     """Validation accuracy; keeps the best checkpoint and counts evaluations without improvement."""
     model = _evaluated(parts)
-    row = {
-        "val_top1_full": evaluate_torch(model, data.val, full),
-        "val_top1_budget": evaluate_torch(model, data.val, data.config.budget),
-    }
+    row = data.score(model)
     # Both budgets count: the checkpoint has to serve them all.
-    score = sum(row.values()) / len(row)
+    score = (row["val_top1_full"] + row["val_top1_budget"]) / 2
     if score > progress.best:
         progress.best, progress.stale = score, 0
         if group.is_first:
