@@ -24,7 +24,8 @@ lint: .venv/installed
 	ln -s $(CURDIR)/gft_edge/* $(CURDIR)/export $(CURDIR)/calibration $(CURDIR)/benchmarks .venv/mypy/gft_edge
 	MYPYPATH=.venv/mypy .venv/bin/mypy
 
-# FP32 at all patches, FP32 pruned and INT8 pruned, interleaved, at one and two threads.
+# FP32 at all patches, FP32 pruned and INT8 pruned, interleaved, at one and two threads; one checkpoint at ten budgets;
+# the training step and the importance against the published code.
 bench: .venv/installed
 	rm -rf runs/bench && mkdir -p runs/bench
 	.venv/bin/gft-edge quantize builtin --out runs/bench/checkpoint-int8 > /dev/null
@@ -33,6 +34,8 @@ bench: .venv/installed
 	.venv/bin/gft-edge export runs/bench/checkpoint-int8 --out runs/bench/int8-pruned
 	for threads in 1 2; do .venv/bin/gft-edge bench runs/bench/fp32-full runs/bench/fp32-pruned runs/bench/int8-pruned \
 		--threads $$threads --out runs/bench/bench-$$threads.json || exit 1; done
+	.venv/bin/python -m gft_edge.benchmarks.elastic builtin runs/bench
+	.venv/bin/python -m gft_edge.benchmarks.training runs/bench/training.json
 
 # For people who have one: everything marked gpu or jetson.
 gpu-check: .venv/installed

@@ -121,6 +121,24 @@ def staircase(depth: int, stages: Sequence[int], budgets: Mapping[str, Sequence[
     return _svg(draw, 5.2, 2.4, "patches per block")
 
 
+def elastic(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Top-1 with its interval against multiply-accumulates, one point per budget."""
+
+    def draw(_: Figure, axes: Axes) -> None:
+        macs = [row["macs"] / 1e6 for row in rows]
+        top1 = [100 * row["top1"] for row in rows]
+        errors = [
+            [100 * (row["top1"] - row["interval"][0]) for row in rows],
+            [100 * (row["interval"][1] - row["top1"]) for row in rows],
+        ]
+        axes.errorbar(macs, top1, yerr=errors, fmt="o-", color=COLORS[1], capsize=3)
+        for x, y, row in zip(macs, top1, rows):
+            axes.annotate(row["budget"], (x, y), (0, -16), textcoords="offset points", ha="center", fontsize=7)
+        axes.set(xlabel="million multiply-accumulates", ylabel="top-1, per cent")
+
+    return _svg(draw, 7.6, 3.2, "accuracy by budget")
+
+
 def sizes(rows: Sequence[tuple[str, float, float]], colors: Mapping[str, str]) -> str:
     """Megabytes of graph and engine per artefact."""
 

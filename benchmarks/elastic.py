@@ -1,0 +1,69 @@
+"""One checkpoint at ten token budgets: accuracy against multiply-accumulates, as a table and a figure.
+
+python -m gft_edge.benchmarks.elastic builtin runs/bench/elastic
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from gft_edge.budget import TokenBudget
+from gft_edge.checkpoint import load_checkpoint
+from gft_edge.cli.console import table
+from gft_edge.data.batches import evaluation_batches
+from gft_edge.data.datasets import open_images
+from gft_edge.files import replacing, write_json
+from gft_edge.model.macs import count_macs
+from gft_edge.report import plots
+from gft_edge.train.loop import count_right
+from gft_edge.train.metrics import wilson_interval
+
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15)
+"""Share of the patches that the last stage keeps; the stages before it lie evenly between that and all."""
+
+
+def budgets(num_stages: int, num_patches: int) -> list[TokenBudget]:
+    """Ten budgets from every patch to 15 per cent."""
+    return [
+        TokenBudget.from_ratios(tuple(1 - (1 - s) * (i + 1) / num_stages for i in range(num_stages)), num_patches)
+        for s in SHARES
+    ]
+
+
+def run(name: str, data: str = "typefaces", num_images: int = 1600) -> dict[str, Any]:
+    """Top-1 with its interval and multiply-accumulates per budget, as plain JSON values."""
+    checkpoint = load_checkpoint(name)
+    info = checkpoint.info
+    tried = budgets(len(info.model.stages), info.model.num_patches)
+    images = open_images(data, "test", num_images, info.model.image_size)
+    right, count = count_right(checkpoint.model, evaluation_batches(images, info.preprocess), tried)
+    rows = [
+        {
+            "budget": budget.id,
+            "macs": count_macs(info.model, budget),
+            "right": r,
+            "top1": r / count,
+            "interval": list(wilson_interval(r, count)),
+        }
+        for budget, r in zip(tried, right)
+    ]
+    return {"checkpoint": str(name), "sha256": checkpoint.sha256, "data": data, "images": count, "rows": rows}
+
+
+def main(name: str, out: Path) -> None:
+    """Writes elastic.json and elastic.svg and prints the table."""
+    data = run(name)
+    write_json(out / "elastic.json", data)
+    with replacing(out / "elastic.svg") as temporary:
+        temporary.write_text(plots.elastic(data["rows"]), encoding="utf-8")
+    cells = [
+        (r["budget"], f"{r['macs'] / 1e6:.0f}", f"{r['top1']:.2%}", f"{r['interval'][0]:.1%} to {r['interval'][1]:.1%}")
+        for r in data["rows"]
+    ]
+    print(table(("budget", "million MACs", "top-1", "95 % interval"), cells))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))

@@ -1,0 +1,119 @@
+"""Training step and importance of gft_base against the published code written plainly. Needs no data.
+
+python -m gft_edge.benchmarks.training runs/bench/training.json
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from gft_edge.benchmarks.latency import measure
+from gft_edge.benchmarks.peers import PlainPublishedGFT
+from gft_edge.benchmarks.protocol import BenchProtocol, Latency, conditions, ratio_interval
+from torch import nn
+
+from gft_edge.config import preset
+from gft_edge.files import write_json
+from gft_edge.model import gala
+from gft_edge.model.build import build_model
+
+BATCH = 8
+PATCHES = (196, 784, 3136)
+WIDTH, HEADS = 768, 12
+
+
+def model_of(name: str) -> nn.Module:
+    """``"gft_base"`` or ``"published, plain"``, 100 classes, 147-98-49 patches kept, in training mode."""
+    config = preset("gft_base", num_classes=100)
+    return (build_model(config) if name == "gft_base" else PlainPublishedGFT(config.budget)).train()
+
+
+NAMES = ("published, plain", "gft_base")
+
+
+def training_step(name: str) -> Callable[[], object]:
+    """Forward, backward and AdamW on one batch of eight 224 x 224 images."""
+    torch.manual_seed(0)
+    model = model_of(name)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    images, labels = torch.randn(BATCH, 3, 224, 224), torch.randint(100, (BATCH,))
+
+    def step() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        F.cross_entropy(model(images), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def peak_memory(name: str) -> int:
+    """Largest resident bytes of a process that makes two training steps."""
+    code = (
+        "import sys; from gft_edge.benchmarks.training import training_step; import resource\n"
+        "step = training_step(sys.argv[1]); step(); step()\n"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)"
+    )
+    return int(subprocess.run([sys.executable, "-c", code, name], capture_output=True, text=True, check=True).stdout)
+
+
+def importance_calls(patches: int) -> dict[str, Callable[[], object]]:
+    """Scores of one image by the mean key and by the attention matrix, from the same normalised tokens."""
+    torch.manual_seed(0)
+    x = torch.randn(1, patches, WIDTH)
+    q_weight, k_weight = torch.randn(2, WIDTH, WIDTH).mul_(0.02).unbind(0)
+
+    def by_matrix() -> torch.Tensor:
+        q, k = (F.linear(x, w).unflatten(2, (HEADS, -1)).transpose(1, 2) for w in (q_weight, k_weight))
+        return (q @ k.transpose(2, 3) * (WIDTH // HEADS) ** -0.5).mean(dim=3)
+
+    return {
+        f"mean key, {patches}": lambda: gala.mean_scores(x, q_weight, k_weight, HEADS),
+        f"matrix, {patches}": by_matrix,
+    }
+
+
+def summary(latency: Latency) -> dict[str, float]:
+    """Figures without the raw samples."""
+    return {name: getattr(latency, name) for name in ("p50_ms", "p90_ms", "min_ms", "variation")}
+
+
+def run(rounds: int = 4) -> dict[str, Any]:
+    """All measurements as plain JSON values."""
+    where = conditions()
+    memory = {name: peak_memory(name) for name in NAMES}
+    steps = measure(
+        {name: training_step(name) for name in NAMES},
+        BenchProtocol(rounds=rounds, runs_per_round=1, warmup_seconds=0.1),
+    )
+    gc.collect()
+    speedup = ratio_interval(steps[NAMES[0]], steps[NAMES[1]])
+    calls = {name: call for patches in PATCHES for name, call in importance_calls(patches).items()}
+    with torch.no_grad():
+        importance = measure(calls, BenchProtocol(rounds=15, runs_per_round=3, warmup_seconds=0.2))
+    medians = [importance[f"mean key, {patches}"].p50_ms for patches in PATCHES]
+    exponent = float(np.polyfit(np.log(PATCHES), np.log(medians), 1)[0])
+    return {
+        "machine": where,
+        "threads": torch.get_num_threads(),
+        "training_step": {name: summary(latency) for name, latency in steps.items()},
+        "training_speedup": speedup,
+        "peak_bytes": memory,
+        "memory_ratio": memory[NAMES[1]] / memory[NAMES[0]],
+        "importance": {name: summary(latency) for name, latency in importance.items()},
+        "importance_exponent": exponent,
+    }
+
+
+if __name__ == "__main__":
+    data = run()
+    write_json(Path(sys.argv[1]), data)
+    print(json.dumps({name: data[name] for name in data if name != "machine"}, indent=2))
