@@ -21,15 +21,12 @@ from gft_edge.train.loop import count_right
 from gft_edge.train.metrics import wilson_interval
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15)
-"""Share of the patches that the last stage keeps; the stages before it lie evenly between that and all."""
+"""Share of the patches that every stage keeps: what the first one drops is gone for all blocks after it."""
 
 
 def budgets(num_stages: int, num_patches: int) -> list[TokenBudget]:
     """Ten budgets from every patch to 15 per cent."""
-    return [
-        TokenBudget.from_ratios(tuple(1 - (1 - s) * (i + 1) / num_stages for i in range(num_stages)), num_patches)
-        for s in SHARES
-    ]
+    return [TokenBudget.from_ratios((share,) * num_stages, num_patches) for share in SHARES]
 
 
 def run(name: str, data: str = "typefaces", num_images: int = 1600) -> dict[str, Any]:

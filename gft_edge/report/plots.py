@@ -133,7 +133,7 @@ def elastic(rows: Sequence[Mapping[str, Any]]) -> str:
         ]
         axes.errorbar(macs, top1, yerr=errors, fmt="o-", color=COLORS[1], capsize=3)
         for x, y, row in zip(macs, top1, rows):
-            axes.annotate(row["budget"], (x, y), (0, -16), textcoords="offset points", ha="center", fontsize=7)
+            axes.annotate(row["budget"], (x, y), (4, -13), textcoords="offset points", fontsize=7)
         axes.set(xlabel="million multiply-accumulates", ylabel="top-1, per cent")
 
     return _svg(draw, 7.6, 3.2, "accuracy by budget")
