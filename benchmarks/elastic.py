@@ -8,6 +8,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
+
+import torch
 
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint
@@ -15,7 +18,9 @@ from gft_edge.cli.console import table
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
 from gft_edge.files import replacing, write_json
+from gft_edge.model import gft
 from gft_edge.model.macs import count_macs
+from gft_edge.model.selection import select_patches
 from gft_edge.report import plots
 from gft_edge.train.loop import count_right
 from gft_edge.train.metrics import wilson_interval
@@ -49,6 +54,27 @@ def run(name: str, data: str = "typefaces", num_images: int = 1600) -> dict[str,
     return {"checkpoint": str(name), "sha256": checkpoint.sha256, "data": data, "images": count, "rows": rows}
 
 
+def control(name: str, data: str = "typefaces", num_images: int = 800) -> dict[str, Any]:
+    """What selection earns: right answers when each stage keeps its most important, random or least important patches."""
+    checkpoint = load_checkpoint(name)
+    info = checkpoint.info
+    tried = [TokenBudget.from_ratios((s,) * len(info.model.stages), info.model.num_patches) for s in (0.5, 0.3, 0.15)]
+    images = open_images(data, "test", num_images, info.model.image_size)
+    batches = list(evaluation_batches(images, info.preprocess))
+    choose = select_patches
+    generator = torch.Generator().manual_seed(0)
+    choices = {
+        "most important": choose,
+        "random": lambda scores, k: choose(torch.rand(scores.shape, generator=generator), k),
+        "least important": lambda scores, k: choose(-scores, k),
+    }
+    right = {}
+    for kept, choice in choices.items():
+        with mock.patch.object(gft, "select_patches", choice):
+            right[kept], count = count_right(checkpoint.model, batches, tried)
+    return {"budgets": [budget.id for budget in tried], "images": count, "right": right}
+
+
 def main(name: str, out: Path) -> None:
     """Writes elastic.json and elastic.svg and prints the table."""
     data = run(name)
@@ -60,6 +86,10 @@ def main(name: str, out: Path) -> None:
         for r in data["rows"]
     ]
     print(table(("budget", "million MACs", "top-1", "95 % interval"), cells))
+    compared = control(name)
+    write_json(out / "control.json", compared)
+    print(f"right of {compared['images']} images, by what every stage keeps")
+    print(table(("kept", *compared["budgets"]), [(kept, *right) for kept, right in compared["right"].items()]))
 
 
 if __name__ == "__main__":

@@ -5,11 +5,12 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
-from gft_edge.benchmarks.protocol import BenchProtocol, Latency, conditions, ratio_interval, to_json
 
+from gft_edge.benchmarks.protocol import BenchProtocol, Latency, conditions, ratio_interval
 from gft_edge.errors import ConfigError
 from gft_edge.manifest import MODEL, Artifact
 from gft_edge.progress import Track, silent
@@ -84,7 +85,7 @@ def bench_artifacts(
                 "options": dict(options[artifact.name]),
                 "speedup": speedup,
                 "speedup_interval": [low, high],
-                **to_json(latency),
+                **asdict(latency),
             }
         )
     return {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -97,8 +97,3 @@ def ratio_interval(baseline: Latency, other: Latency, seed: int = 0) -> tuple[fl
 def conditions() -> dict[str, Any]:
     """Machine and load while measuring."""
     return {**machine(), "load_average": list(os.getloadavg())}
-
-
-def to_json(latency: Latency) -> dict[str, Any]:
-    """A candidate's figures as plain JSON values."""
-    return asdict(latency)

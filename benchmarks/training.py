@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from gft_edge.benchmarks.latency import measure
 from gft_edge.benchmarks.peers import PlainPublishedGFT
 from gft_edge.benchmarks.protocol import BenchProtocol, Latency, conditions, ratio_interval
-from torch import nn
-
 from gft_edge.config import preset
 from gft_edge.files import write_json
 from gft_edge.model import gala

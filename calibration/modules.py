@@ -7,9 +7,9 @@ import math
 from collections.abc import Mapping
 
 import torch
-from gft_edge.calibration.policy import QuantPolicy
 from torch import Tensor, nn
 
+from gft_edge.calibration.policy import QuantPolicy
 from gft_edge.errors import ConfigError
 
 QMAX = 127

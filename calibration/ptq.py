@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from gft_edge.calibration.modules import SMALLEST_RANGE, insert_quantizers, quantized_names
-from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy
 from torch import Tensor, nn
 
+from gft_edge.calibration.modules import SMALLEST_RANGE, insert_quantizers, quantized_names
+from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy
 from gft_edge.errors import DataError
 
 

@@ -11,10 +11,10 @@ from __future__ import annotations
 import copy
 
 import torch
-from gft_edge.calibration.modules import QMAX, QMIN, QuantLinear
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
+from gft_edge.calibration.modules import QMAX, QMIN, QuantLinear
 from gft_edge.model.layers import Attend
 
 _QDQ_OPSET = 13  # per-channel scales exist since then; the meaning has not changed

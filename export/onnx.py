@@ -15,16 +15,16 @@ import onnx
 import onnxscript
 import onnxslim
 import torch
-from gft_edge.calibration.modules import without_quantizers
-from gft_edge.export.modules import exportable
-from gft_edge.export.rewrite import rewrite
 from torch import Tensor, nn
 from torch.export import Dim
 
 from gft_edge import __version__
 from gft_edge.budget import TokenBudget
+from gft_edge.calibration.modules import without_quantizers
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.errors import ArtifactError
+from gft_edge.export.modules import exportable
+from gft_edge.export.rewrite import rewrite
 from gft_edge.files import new_folder, replacing, write_json
 from gft_edge.manifest import (
     GOLDEN,

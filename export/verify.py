@@ -10,19 +10,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from gft_edge.calibration.modules import without_quantizers
-from gft_edge.export.onnx import reference_outputs
 
+from gft_edge.calibration.modules import without_quantizers
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.errors import ArtifactError
+from gft_edge.export.onnx import reference_outputs
 from gft_edge.manifest import GOLDEN, MODEL, Artifact, DeploymentManifest
+from gft_edge.model.gala import TEMPERATURE
 from gft_edge.runtime.sessions import Session, onnxruntime_session, open_session
 from gft_edge.train.metrics import accuracy, sqnr_db
 
 Arrays = dict[str, npt.NDArray[Any]]
 TIE = 1e-4
 """Scores have unit standard deviation per image; closer than this at the boundary is float noise, not a preference."""
-TEMPERATURE = 0.1  # of the softmax that makes importance from scores
 
 
 @dataclass(frozen=True)

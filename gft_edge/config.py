@@ -104,6 +104,15 @@ class GFTConfig:
         rows, cols = self.grid
         return rows * cols
 
+    @property
+    def full_budget(self) -> TokenBudget:
+        """The budget at which no stage drops a patch."""
+        return TokenBudget.full(len(self.stages), self.num_patches)
+
+    def parse_budget(self, text: str) -> TokenBudget:
+        """``"full"``, or what :meth:`TokenBudget.parse` reads."""
+        return self.full_budget if text == "full" else TokenBudget.parse(text, self.num_patches)
+
     def to_json(self) -> dict[str, Any]:
         """The configuration as plain JSON values."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}

@@ -6,9 +6,9 @@ import shutil
 
 import pytest
 import torch
-from gft_edge.calibration.ptq import quantize_int8
 from safetensors.torch import load_file, save_file
 
+from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.checkpoint import (
     CheckpointInfo,
     load_checkpoint,

@@ -49,7 +49,6 @@ def run(args: argparse.Namespace) -> int:
 def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
-    from gft_edge.budget import TokenBudget
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.common import labelled_batches
     from gft_edge.cli.console import track
@@ -62,9 +61,8 @@ def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     checkpoint = load_checkpoint(args.model)
     info = checkpoint.info
     config = info.model
-    full = TokenBudget.full(len(config.stages), config.num_patches)
     texts = args.budget or ["full", config.budget.id]
-    budgets = [full if text == "full" else TokenBudget.parse(text, config.num_patches) for text in texts]
+    budgets = [config.parse_budget(text) for text in texts]
     unreadable: list[str] = []
     count, batches = labelled_batches(
         args.data, args.split, args.images, config, info.labels, info.preprocess, unreadable.append

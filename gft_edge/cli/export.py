@@ -27,7 +27,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
-    from gft_edge.budget import TokenBudget
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.common import labelled_batches
     from gft_edge.cli.console import result, say
@@ -38,10 +37,7 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.checkpoint)
     info = checkpoint.info
     config = info.model
-    if args.budget == "full":
-        budget = TokenBudget.full(len(config.stages), config.num_patches)
-    else:
-        budget = TokenBudget.parse(args.budget, config.num_patches) if args.budget is not None else config.budget
+    budget = config.budget if args.budget is None else config.parse_budget(args.budget)
     if args.align is not None:
         budget = budget.align(args.align)
     _, batches = labelled_batches(args.data, "test", GOLDEN_IMAGES, config, info.labels, info.preprocess)

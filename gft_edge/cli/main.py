@@ -29,25 +29,6 @@ VERBS = {
 }
 """Verbs and their one-line help, in the order a user meets them."""
 
-EXTRA_OF = {
-    "torch": "train",
-    "torchvision": "train",
-    "timm": "train",
-    "safetensors": "train",
-    "onnx": "onnx",
-    "onnxruntime": "onnx",
-    "onnxscript": "onnx",
-    "onnxslim": "onnx",
-    "tensorrt_rtx": "rtx",
-    "tensorrt": "trt",
-    "matplotlib": "report",
-    "jinja2": "report",
-    "PIL": "report",
-    "rich": "cli",
-    "tensorboard": "tensorboard",
-}
-"""Which extra brings an importable module."""
-
 
 def _verb_module(verb: str) -> ModuleType:
     return importlib.import_module(f"gft_edge.cli.{verb.replace('-', '_')}")
@@ -111,9 +92,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         problem = error
     except ModuleNotFoundError as error:
         name = (error.name or "").partition(".")[0]
-        if name not in EXTRA_OF:
+        from gft_edge.environment import PACKAGES
+
+        if name not in PACKAGES:
             raise
-        problem = MissingExtraError(name, EXTRA_OF[name])
+        problem = MissingExtraError(name, PACKAGES[name][1])
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_OK

@@ -5,7 +5,7 @@ Shape suffixes: B images, P patches of the whole image, N patches entering a sta
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -147,7 +147,7 @@ class FocalGFT(nn.Module):
         self.cls_token = vit.cls_token
         self.pos_embed = vit.pos_embed
         blocks = list(vit.blocks)
-        if not config.stages or config.stages[-1] < config.depth:
+        if config.stages[-1] < config.depth:
             blocks[-1] = ClassRowBlock(blocks[-1])
         self.blocks = nn.ModuleList(blocks)
         stages = [FocalStage(config.embed_dim, config.num_heads, config.num_patches) for _ in config.stages]
@@ -222,9 +222,12 @@ def _all_if_none(positions: Tensor | None, like: Tensor) -> Tensor:
     return torch.arange(like.shape[1], device=like.device).expand_as(like)
 
 
-def _backbone(config: GFTConfig, pretrained: bool, drop_path: float) -> VisionTransformer:
-    if config.variant != "focal":
-        raise ConfigError(f"FocalGFT builds variant 'focal', the configuration says {config.variant!r}")
+def timm_vit(config: GFTConfig, pretrained: bool, drop_path: float, **options: Any) -> VisionTransformer:
+    """The configuration's backbone from timm.
+
+    Raises:
+        ConfigError: timm cannot build it, or it is no VisionTransformer.
+    """
     try:
         vit = timm.create_model(
             config.backbone,
@@ -234,13 +237,20 @@ def _backbone(config: GFTConfig, pretrained: bool, drop_path: float) -> VisionTr
             embed_dim=config.embed_dim,
             depth=config.depth,
             num_heads=config.num_heads,
-            num_classes=0,
             drop_path_rate=drop_path,
+            **options,
         )
     except Exception as error:  # timm raises whatever an option leads it to
         raise ConfigError(f"backbone {config.backbone!r}: timm cannot build it ({error})") from None
     if not isinstance(vit, VisionTransformer):
         raise ConfigError(f"backbone {config.backbone!r} is a {type(vit).__name__}, not a timm VisionTransformer")
+    return vit
+
+
+def _backbone(config: GFTConfig, pretrained: bool, drop_path: float) -> VisionTransformer:
+    if config.variant != "focal":
+        raise ConfigError(f"FocalGFT builds variant 'focal', the configuration says {config.variant!r}")
+    vit = timm_vit(config, pretrained, drop_path, num_classes=0)
     if not all(type(block) is Block for block in vit.blocks):
         raise ConfigError(f"backbone {config.backbone!r} has blocks of another kind than timm's Block")
     if not isinstance(vit.patch_embed, PatchEmbed) or not vit.patch_embed.flatten or vit.pos_embed is None:

@@ -11,16 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import timm
 import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from gft_edge.budget import TokenBudget
 from gft_edge.config import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.model import gala
-from gft_edge.model.gft import EMA_MIX, EMA_MOMENTUM, GFTOutput, StageMaps, check_budget
+from gft_edge.model.gft import EMA_MIX, EMA_MOMENTUM, GFTOutput, StageMaps, check_budget, timm_vit
 from gft_edge.model.layers import Attend
 from gft_edge.model.selection import gather_tokens
 
@@ -83,21 +81,9 @@ class PublishedGFT(nn.Module):
     def __init__(self, config: GFTConfig, pretrained: bool = False, drop_path: float = 0.0) -> None:
         super().__init__()
         self.config = config
-        try:
-            vit = timm.create_model(
-                config.backbone,
-                pretrained=pretrained,
-                img_size=config.image_size,
-                patch_size=config.patch_size,
-                embed_dim=config.embed_dim,
-                depth=config.depth,
-                num_heads=config.num_heads,
-                drop_path_rate=drop_path,
-            )
-        except Exception as error:  # timm raises whatever an option leads it to
-            raise ConfigError(f"backbone {config.backbone!r}: timm cannot build it ({error})") from None
-        if not isinstance(vit, VisionTransformer) or vit.num_prefix_tokens != 1 or vit.cls_token is None:
-            raise ConfigError(f"backbone {config.backbone!r} is no timm VisionTransformer with one class token")
+        vit = timm_vit(config, pretrained, drop_path)
+        if vit.num_prefix_tokens != 1 or vit.cls_token is None:
+            raise ConfigError(f"backbone {config.backbone!r} needs one class token and no register tokens")
         self.base_model = vit
         self.hierarchical_blocks = nn.ModuleList(
             PublishedStage(config.embed_dim, config.num_heads) for _ in config.stages

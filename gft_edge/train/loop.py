@@ -93,7 +93,7 @@ class _Data:
     def score(self, model: nn.Module) -> dict[str, float]:
         """Validation accuracy at the full and at the configured budget, all processes together."""
         batches = evaluation_batches(self.val, self.spec, problem=self.unreadable.add)
-        right, images = count_right(model, batches, [_full_budget(self.config), self.config.budget])
+        right, images = count_right(model, batches, [self.config.full_budget, self.config.budget])
         return {"val_top1_full": right[0] / images, "val_top1_budget": right[1] / images, "val_images": images}
 
 
@@ -207,10 +207,6 @@ def _evaluated(parts: Parts) -> nn.Module:
     return parts.average.module if isinstance(parts.average, ModelEmaV3) else parts.model
 
 
-def _full_budget(config: GFTConfig) -> TokenBudget:
-    return TokenBudget.full(len(config.stages), config.num_patches) if config.stages else config.budget
-
-
 def _run_steps(
     recipe: Recipe,
     out: Path,
@@ -229,7 +225,7 @@ def _run_steps(
     network = parallel(parts.model, group, unused=config.variant == "published")
     mixup = _mixup(settings, config)
     batches = _micro_batches(recipe, data, group, range(first, last))
-    full = _full_budget(config)
+    full = config.full_budget
     log_every = min(50, max(1, settings.steps // 16))
     sums = torch.zeros(3, dtype=torch.float64)
     started = time.monotonic()

@@ -10,7 +10,6 @@ import shutil
 import sys
 from pathlib import Path
 
-from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint, num_parameters, save_checkpoint
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
@@ -39,10 +38,9 @@ def publish(source: Path, out: Path, recipes: list[Path]) -> None:
         stored = load_checkpoint(folder)
         images = open_images("typefaces", "test", TEST_IMAGES, config.image_size)
         batches = list(evaluation_batches(images, checkpoint.info.preprocess))
-        full = TokenBudget.full(len(config.stages), config.num_patches)
         metrics = {
             "test_images": TEST_IMAGES,
-            "test_top1_full": evaluate_torch(stored.model, batches, full),
+            "test_top1_full": evaluate_torch(stored.model, batches, config.full_budget),
             "test_top1_budget": evaluate_torch(stored.model, batches, config.budget),
             "budget": config.budget.id,
         }

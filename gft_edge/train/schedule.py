@@ -24,7 +24,7 @@ def sampled_budgets(config: GFTConfig, train: TrainSection, step: int) -> list[T
 
     Elastic training: the full budget learns from the labels, the others from the full one's logits.
     """
-    if not train.elastic or not config.stages or step < train.elastic_start * train.steps:
+    if not train.elastic or step < train.elastic_start * train.steps:
         return []
     num_patches = config.num_patches
     smallest = [max(MIN_TOKENS, int(k * train.smallest_ratio)) for k in config.budget.keep]

@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import onnxruntime as ort
 import pytest
+
 from gft_edge.benchmarks import latency
 from gft_edge.benchmarks.latency import bench_artifacts, measure
 from gft_edge.benchmarks.protocol import BenchProtocol
-from gft_edge.export.onnx import export_artifact
-
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.export.onnx import export_artifact
 from gft_edge.manifest import MODEL, load_artifact
 
 

@@ -3,10 +3,10 @@
 import itertools
 
 import torch
+
 from gft_edge.benchmarks.elastic import budgets, run
 from gft_edge.benchmarks.peers import PlainPublishedGFT
 from gft_edge.benchmarks.training import importance_calls
-
 from gft_edge.config import preset
 from gft_edge.model.build import build_model
 

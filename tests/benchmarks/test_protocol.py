@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
-from gft_edge.benchmarks.protocol import BenchProtocol, Latency, conditions, ratio_interval, to_json
 
+from gft_edge.benchmarks.protocol import BenchProtocol, Latency, conditions, ratio_interval
 from gft_edge.errors import ConfigError
 
 
@@ -49,7 +50,7 @@ def test_raw_samples_are_kept_in_order():
 
 def test_json_holds_figures_and_raw_samples():
     latency = Latency.of([[3.0, 1.0], [2.0, 4.0]])
-    data = json.loads(json.dumps(to_json(latency)))
+    data = json.loads(json.dumps(asdict(latency)))
     assert data["rounds_ms"] == [[3.0, 1.0], [2.0, 4.0]]
     assert Latency(**{**data, "rounds_ms": latency.rounds_ms}) == latency
 

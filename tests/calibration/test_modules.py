@@ -5,9 +5,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from gft_edge.calibration.modules import SMALLEST_RANGE, QuantLinear, insert_quantizers
 from torch import nn
 
+from gft_edge.calibration.modules import SMALLEST_RANGE, QuantLinear, insert_quantizers
 from gft_edge.errors import ConfigError
 
 UNIT = 1 / 16

@@ -3,10 +3,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from gft_edge.calibration.modules import quantized_names
-from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy, QuantRule
 from torch import nn
 
+from gft_edge.calibration.modules import quantized_names
+from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy, QuantRule
 from gft_edge.config import preset
 from gft_edge.errors import ConfigError
 from gft_edge.model.build import build_model

@@ -6,11 +6,11 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from gft_edge.calibration.modules import SMALLEST_RANGE, QuantLinear, quantized_names
 from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy, QuantRule
 from gft_edge.calibration.ptq import input_ranges, quantize_int8
-from torch import nn
-
 from gft_edge.errors import ConfigError, DataError
 
 

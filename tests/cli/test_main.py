@@ -13,7 +13,7 @@ import pytest
 
 from gft_edge import __version__
 from gft_edge.cli import doctor
-from gft_edge.cli.main import EXTRA_OF, VERBS, _verb_module, main, run_verb
+from gft_edge.cli.main import VERBS, _verb_module, main, run_verb
 from gft_edge.environment import PACKAGES
 from gft_edge.errors import (
     ArtifactError,
@@ -124,7 +124,8 @@ def test_missing_package_names_its_extra(gft_edge, monkeypatch, module):
     package = module.partition(".")[0]
     assert done.code == 3
     assert (
-        done.err == f"gft-edge doctor: {package} is not installed; run: pip install 'gft-edge[{EXTRA_OF[package]}]'\n"
+        done.err
+        == f"gft-edge doctor: {package} is not installed; run: pip install 'gft-edge[{PACKAGES[package][1]}]'\n"
     )
 
 
@@ -168,10 +169,6 @@ def test_reader_that_stops_early_is_no_error():
 def test_module_can_be_run_as_a_script():
     command = [sys.executable, "-m", "gft_edge.cli.main", "--version"]
     assert subprocess.run(command, capture_output=True, text=True).stdout == f"gft-edge {__version__}\n"
-
-
-def test_extras_of_command_line_and_doctor_agree():
-    assert {module: EXTRA_OF[module] for module in PACKAGES} == {m: extra for m, (_, extra) in PACKAGES.items()}
 
 
 def test_verbs_are_the_modules_with_a_run_function():

@@ -4,9 +4,9 @@ import json
 import sys
 
 import pytest
-from gft_edge.export.builders import COMPUTE_CAPABILITIES, EngineSpec, build_engine, key
 
 from gft_edge.errors import EXIT_MISSING_EXTRA, ArtifactError, ConfigError, MissingExtraError
+from gft_edge.export.builders import COMPUTE_CAPABILITIES, EngineSpec, build_engine, key
 from gft_edge.files import sha256
 from gft_edge.manifest import MODEL, load_artifact, register_files
 

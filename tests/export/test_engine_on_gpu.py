@@ -5,12 +5,12 @@ import importlib.util
 import numpy as np
 import pytest
 import torch
-from gft_edge.export.builders import EngineSpec, build_engine
-from gft_edge.export.onnx import export_artifact
 
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
+from gft_edge.export.builders import EngineSpec, build_engine
+from gft_edge.export.onnx import export_artifact
 from gft_edge.manifest import load_artifact
 
 pytestmark = [

@@ -5,12 +5,12 @@ import copy
 import numpy as np
 import pytest
 import torch
-from gft_edge.calibration.modules import QuantLinear, insert_quantizers
-from gft_edge.export.modules import PlainAttend, PlainAttention, QDQLinear, exportable
 from timm.models.vision_transformer import Attention
 from torch import nn
 
 from gft_edge.budget import TokenBudget
+from gft_edge.calibration.modules import QuantLinear, insert_quantizers
+from gft_edge.export.modules import PlainAttend, PlainAttention, QDQLinear, exportable
 from gft_edge.model.layers import Attend, ClassRowBlock, RowAttention
 
 BUDGETS = [TokenBudget((12, 6), 16), TokenBudget((16, 16), 16), TokenBudget((2, 2), 16)]

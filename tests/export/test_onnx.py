@@ -12,14 +12,14 @@ import onnx
 import onnxruntime as ort
 import pytest
 import torch
-from gft_edge.calibration.modules import QuantLinear
-from gft_edge.export import onnx as export_module
-from gft_edge.export.onnx import export_artifact, graph_outputs
 from onnx import TensorProto, numpy_helper
 
 import gft_edge
 from gft_edge.budget import TokenBudget
+from gft_edge.calibration.modules import QuantLinear
 from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.export import onnx as export_module
+from gft_edge.export.onnx import export_artifact, graph_outputs
 from gft_edge.manifest import GOLDEN, MODEL
 from gft_edge.train.metrics import sqnr_db
 

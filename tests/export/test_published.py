@@ -6,11 +6,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from gft_edge.export.onnx import export_artifact, reference_outputs
-from gft_edge.export.verify import verify_golden
 
 from gft_edge.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from gft_edge.config import preset
+from gft_edge.export.onnx import export_artifact, reference_outputs
+from gft_edge.export.verify import verify_golden
 from gft_edge.manifest import MODEL
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec

@@ -6,8 +6,9 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-from gft_edge.export.rewrite import rewrite
 from onnx import TensorProto, helper, numpy_helper
+
+from gft_edge.export.rewrite import rewrite
 
 B, N, K, C = 3, 7, 4, 5
 

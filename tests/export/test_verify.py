@@ -8,6 +8,11 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from onnx import numpy_helper
+
+from gft_edge.budget import TokenBudget
+from gft_edge.checkpoint import load_checkpoint, save_checkpoint
+from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
 from gft_edge.export.onnx import export_graph
 from gft_edge.export.verify import (
     Comparison,
@@ -18,11 +23,6 @@ from gft_edge.export.verify import (
     verify_checkpoint,
     verify_golden,
 )
-from onnx import numpy_helper
-
-from gft_edge.budget import TokenBudget
-from gft_edge.checkpoint import load_checkpoint, save_checkpoint
-from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
 from gft_edge.manifest import GOLDEN, MODEL, register_files
 
 NAMES = ["fp32-none", "fp32-compact", "int8-none", "int8-compact", "fp32-compact-full"]
