@@ -22,7 +22,7 @@ from gft_edge import __version__
 from gft_edge.budget import TokenBudget
 from gft_edge.calibration.modules import without_quantizers
 from gft_edge.checkpoint import Checkpoint
-from gft_edge.errors import ArtifactError
+from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.modules import exportable
 from gft_edge.export.rewrite import rewrite
 from gft_edge.files import new_folder, replacing, write_json
@@ -169,6 +169,10 @@ def export_artifact(
     info = checkpoint.info
     budget = budget or info.model.budget
     check_budget(budget, info.model)
+    if maps != "none" and info.model.is_baseline:
+        raise ConfigError(
+            f"export: a model of variant {info.model.variant!r} has no stages, hence no maps; leave out --maps"
+        )
     quantized = info.quantization is not None
     logging.getLogger("onnxslim").setLevel(logging.ERROR)
     with new_folder(out) as folder:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gft_edge.budget import TokenBudget
 from gft_edge.config import GFTConfig
@@ -160,6 +161,11 @@ class FocalGFT(nn.Module):
             nn.init.zeros_(stage.attn.proj.bias)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+        self.recompute = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks are computed anew in the backward pass, which saves keeping their activations."""
+        self.recompute = enable
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to class token and patches with positions, (B, 1 + P, C)."""
@@ -185,7 +191,7 @@ class FocalGFT(nn.Module):
         trace: list[StageMaps] = []
         stage_after = dict(zip(self.config.stages, range(len(self.stages))))
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x)
+            x = run_block(block, x, self.recompute and self.training)
             if number not in stage_after:
                 continue
             index = stage_after[number]
@@ -198,6 +204,11 @@ class FocalGFT(nn.Module):
                 trace.append(StageMaps(gala.importance(ranking), _all_if_none(positions, ranking)))
         logits = self.head(self.norm(x[:, 0]))
         return GFTOutput(logits, trace) if maps else logits
+
+
+def run_block(block: nn.Module, x: Tensor, recompute: bool) -> Tensor:
+    """One block, its activations kept for the backward pass or computed anew there."""
+    return checkpoint(block, x, use_reentrant=False) if recompute else block(x)
 
 
 def check_budget(budget: TokenBudget, config: GFTConfig) -> None:
