@@ -16,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 from gft_edge.budget import TokenBudget
 from gft_edge.config import GFTConfig
 from gft_edge.errors import ConfigError
+from gft_edge.model.backbone import create_network
 from gft_edge.model.gft import GFTOutput, check_budget
 from gft_edge.model.selection import gather_tokens
 
@@ -148,10 +149,7 @@ def _weighing_block(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _network(config: GFTConfig, pretrained: bool, drop_path: float) -> Any:
     options: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
-    try:
-        known = timm.get_pretrained_cfg(config.backbone)
-        if known is not None and known.fixed_input_size:
-            options["img_size"] = config.image_size
-        return timm.create_model(config.backbone, pretrained=pretrained, num_classes=config.num_classes, **options)
-    except Exception as error:  # timm raises whatever an option leads it to
-        raise ConfigError(f"backbone {config.backbone!r}: timm cannot build it ({error})") from None
+    known = timm.get_pretrained_cfg(config.backbone) if timm.is_model(config.backbone) else None
+    if known is not None and known.fixed_input_size:
+        options["img_size"] = config.image_size
+    return create_network(config.backbone, pretrained, num_classes=config.num_classes, **options)

@@ -5,9 +5,8 @@ Shape suffixes: B images, P patches of the whole image, N patches entering a sta
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -20,6 +19,7 @@ from gft_edge.budget import TokenBudget
 from gft_edge.config import GFTConfig
 from gft_edge.errors import ConfigError
 from gft_edge.model import gala
+from gft_edge.model.backbone import timm_vit
 from gft_edge.model.layers import ClassRowBlock, ConvStem, RowAttention
 from gft_edge.model.selection import gather_tokens, select_patches
 
@@ -231,31 +231,6 @@ def _all_if_none(positions: Tensor | None, like: Tensor) -> Tensor:
     if positions is not None:
         return positions
     return torch.arange(like.shape[1], device=like.device).expand_as(like)
-
-
-def timm_vit(config: GFTConfig, pretrained: bool, drop_path: float, **options: Any) -> VisionTransformer:
-    """The configuration's backbone from timm.
-
-    Raises:
-        ConfigError: timm cannot build it, or it is no VisionTransformer.
-    """
-    try:
-        vit = timm.create_model(
-            config.backbone,
-            pretrained=pretrained,
-            img_size=config.image_size,
-            patch_size=config.patch_size,
-            embed_dim=config.embed_dim,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            drop_path_rate=drop_path,
-            **options,
-        )
-    except Exception as error:  # timm raises whatever an option leads it to
-        raise ConfigError(f"backbone {config.backbone!r}: timm cannot build it ({error})") from None
-    if not isinstance(vit, VisionTransformer):
-        raise ConfigError(f"backbone {config.backbone!r} is a {type(vit).__name__}, not a timm VisionTransformer")
-    return vit
 
 
 def _backbone(config: GFTConfig, pretrained: bool, drop_path: float) -> VisionTransformer:

@@ -18,7 +18,8 @@ from gft_edge.budget import TokenBudget
 from gft_edge.config import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.model import gala
-from gft_edge.model.gft import EMA_MIX, EMA_MOMENTUM, GFTOutput, StageMaps, check_budget, run_block, timm_vit
+from gft_edge.model.backbone import timm_vit
+from gft_edge.model.gft import EMA_MIX, EMA_MOMENTUM, GFTOutput, StageMaps, check_budget, run_block
 from gft_edge.model.layers import Attend
 from gft_edge.model.selection import gather_tokens
 

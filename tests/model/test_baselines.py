@@ -108,3 +108,10 @@ def test_layers_of_a_baseline_learn_at_their_own_rates():
 def test_a_backbone_that_cannot_be_used_is_named(backbone, variant, message):
     with pytest.raises(ConfigError, match=message):
         build_model(config_of(backbone, variant))
+
+
+def test_pretrained_weights_that_cannot_be_had_are_said_so(monkeypatch):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match=r"'test_vit': timm cannot build it .*set model\.pretrained=false"):
+        build_model(config_of("test_vit"), pretrained=True)
