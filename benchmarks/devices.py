@@ -74,7 +74,9 @@ class Device:
         return float(self.compute_capability) >= 8
 
 
-_MODULE = "NVIDIA module data sheet; dense peaks derived from SMs x clock x operations (4096 INT8 per clock and Orin SM)"
+_MODULE = (
+    "NVIDIA module data sheet; dense peaks derived from SMs x clock x operations (4096 INT8 per clock and Orin SM)"
+)
 _THOR = "NVIDIA Thor data sheet; dense peaks derived from SMs x clock x 16384 FP8 or INT8 operations"
 _XAVIER = "NVIDIA module data sheet; only sparse-free headline TOPS with DLA are published, so no GPU peak is given"
 _CARD = "NVIDIA data sheet, dense"
@@ -120,9 +122,7 @@ def _thor(name: str, title: str, peaks: tuple[float, float], memory: int, gpu_mh
 
 
 def _xavier(name: str, title: str, bandwidth: float, memory: int, gpu_mhz: int) -> Device:
-    return Device(
-        name, title, "7.2", None, None, None, bandwidth, memory, 0.5, 2, True, (), gpu_mhz, ("8.5",), _XAVIER
-    )
+    return Device(name, title, "7.2", None, None, None, bandwidth, memory, 0.5, 2, True, (), gpu_mhz, ("8.5",), _XAVIER)
 
 
 def _card(

@@ -70,5 +70,7 @@ def test_short_names_and_spelling():
 
 
 def test_unknown_device_names_the_nearest():
-    with pytest.raises(ConfigError, match=r"unknown device 'agx-orin-46gb' \(did you mean 'agx-orin-64gb'\?\); there are: "):
+    with pytest.raises(
+        ConfigError, match=r"unknown device 'agx-orin-46gb' \(did you mean 'agx-orin-64gb'\?\); there are: "
+    ):
         device("agx-orin-46gb")
