@@ -14,6 +14,7 @@ MIN_COVERAGE = 0.95
 MIN_SAMPLES = 10
 MAX_GAP = 5
 """Nominal intervals after which nothing is said about the time between two samples."""
+ROUNDING = 1e-9
 
 
 @dataclass(frozen=True)
@@ -171,8 +172,8 @@ def energy_of(
     per_image = None if energy is None else energy / num_images
     net = None
     if mean is not None and idle_mw is not None:
-        if idle_mw <= mean:
-            net = (mean - idle_mw) * load.duration_s / num_images
+        if idle_mw <= mean * (1 + ROUNDING):
+            net = max(0.0, mean - idle_mw) * load.duration_s / num_images
         else:
             idle_refused = (
                 f"idle power ({idle_mw:.0f} mW) is above the load's ({mean:.0f} mW): something else was running"

@@ -21,9 +21,9 @@ from gft_edge.environment import board
 from gft_edge.errors import ConfigError
 
 RELEASE = re.compile(r"# R(\d+) \(release\), REVISION: ([\d.]+)")
-POWER_MODE = re.compile(r"NV Power Mode: (\S+)\s+(\d+)")
-POWER_MODEL = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)\s*>")
-STATUS = re.compile(r"pmode:(\d+)(?:\s+fmode:(\S+))?")
+POWER_MODE = re.compile(r"NV Power Mode: (\S+)\s+(\d{1,6})")
+POWER_MODEL = re.compile(r"<\s*POWER_MODEL\s+ID=(\d{1,6})\s+NAME=(\S+)\s*>")
+STATUS = re.compile(r"pmode:(\d{1,6})(?:\s+fmode:(\S+))?")
 
 JETPACKS = {
     "35.1": "5.0.2",
