@@ -6,10 +6,12 @@ or left out.
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -107,9 +109,9 @@ class ThrottleCounts:
 
 
 def l4t(root: Path = Path("/")) -> str | None:
-    """Release of Jetson Linux, for example ``"36.4.3"``."""
+    """Release of Jetson Linux, for example ``"36.4.3"``; in a container without the file, what L4T_VERSION says."""
     match = RELEASE.search(read_text(root / "etc/nv_tegra_release") or "")
-    return f"{match[1]}.{match[2].rstrip('.')}" if match else None
+    return f"{match[1]}.{match[2].rstrip('.')}" if match else os.environ.get("L4T_VERSION")
 
 
 def jetpack(release: str | None) -> str | None:
@@ -247,11 +249,26 @@ def power_mode_number(name: str, root: Path = Path("/")) -> int:
     raise ConfigError(f"power mode {name!r}: this board has no such mode{did_you_mean(name, modes)}{there}")
 
 
-def board_conditions(root: Path = Path("/")) -> dict[str, Any]:
-    """State of the board for a benchmark record, as plain JSON values; empty on other machines.
+@contextlib.contextmanager
+def watch_board(root: Path = Path("/")) -> Iterator[dict[str, Any]]:
+    """State of the board before and after the block, and what throttled meanwhile, for a benchmark record.
 
-    Take it before and after: temperatures and throttle counters are meant to be compared.
+    Yields:
+        a dictionary filled when the block ends: ``before``, ``after`` (:func:`board_conditions`) and ``throttled``, a list of
+        sentences; it stays empty on other machines.
     """
+    record: dict[str, Any] = {}
+    before, counts = board_conditions(root), throttle_counts(root)
+    try:
+        yield record
+    finally:
+        if before:
+            throttled = throttling(counts, throttle_counts(root))
+            record.update(before=before, after=board_conditions(root), throttled=throttled)
+
+
+def board_conditions(root: Path = Path("/")) -> dict[str, Any]:
+    """State of the board now, as plain JSON values; empty on other machines."""
     title = board(root)
     if title is None:
         return {}
@@ -269,12 +286,8 @@ def board_conditions(root: Path = Path("/")) -> dict[str, Any]:
         "gpu_load_percent": gpu_load(root),
         "cpu_mhz": {name: asdict(clock) for name, clock in cpu_clocks(root).items()},
         "temperatures_c": temperatures_c(root),
-        "throttle": _plain(throttle_counts(root)),
+        "throttle": asdict(throttle_counts(root)),
     }
-
-
-def _plain(counts: ThrottleCounts) -> dict[str, dict[str, int]]:
-    return {"events": dict(counts.events), "alerts": dict(counts.alerts)}
 
 
 def _scaled(file: Path, divisor: float) -> float | None:

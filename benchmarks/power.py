@@ -7,10 +7,11 @@ with open_meter("auto") as meter:
 from __future__ import annotations
 
 import contextlib
+import itertools
 import shutil
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
@@ -20,9 +21,9 @@ from gft_edge.benchmarks.energy import Energy, PowerTrace, WindowPower, energy_o
 from gft_edge.benchmarks.ina3221 import find_channels, read_rails
 from gft_edge.benchmarks.jetson import gpu_clock
 from gft_edge.benchmarks.nvml import NvmlGpu, load_nvml
-from gft_edge.benchmarks.tegrastats import TegrastatsProcess
+from gft_edge.benchmarks.tegrastats import TegraStats, TegrastatsProcess
 from gft_edge.config import did_you_mean
-from gft_edge.errors import ConfigError, GFTEdgeError
+from gft_edge.errors import ConfigError, DataError, GFTEdgeError
 
 PowerSource = Literal["auto", "none", "tegrastats", "ina3221", "nvml"]
 
@@ -275,6 +276,38 @@ def _open_nvml(index: int) -> Source:
     return Source("nvml", (rail,), NVML_INTERVAL_S, readings, gpu.close)
 
 
+def log_trace(log: Sequence[TegraStats], interval_s: float) -> PowerTrace:
+    """Power of a recorded log of tegrastats, with time counted from its first line.
+
+    The log's dates have whole seconds, so lines are taken to be ``interval_s`` apart; lines without the needed rails leave
+    a gap.
+
+    Args:
+        log: from :func:`gft_edge.benchmarks.tegrastats.read_log`.
+        interval_s: what tegrastats was told.
+
+    Raises:
+        ConfigError: ``interval_s`` not above 0, or the rails are of no known board.
+        DataError: the dates go backwards, so the board's clock was set meanwhile.
+    """
+    if not interval_s > 0:
+        raise ConfigError(f"tegrastats log: interval must be above 0 s, found {interval_s}")
+    dates = [stats.date for stats in log if stats.date is not None]
+    for earlier, later in itertools.pairwise(dates):
+        if later < earlier:
+            raise DataError(f"tegrastats log: the clock goes backwards, from {earlier} to {later}; record it again")
+    rails = _require_total({name for stats in log for name in stats.rails}, "tegrastats log")
+    found = [(i * interval_s, stats) for i, stats in enumerate(log) if all(rail in stats.rails for rail in rails)]
+    return PowerTrace(
+        source="tegrastats",
+        rails=rails,
+        interval_s=interval_s,
+        times_s=tuple(seconds for seconds, _ in found),
+        power_mw=tuple(float(sum(stats.rails[rail].now_mw for rail in rails)) for _, stats in found),
+        gpu_mhz=tuple(float(stats.gpu_mhz[0]) if stats.gpu_mhz else None for _, stats in found),
+    )
+
+
 def measure_energy(
     run: Callable[[], object],
     meter: PowerMeter,
@@ -296,8 +329,17 @@ def measure_energy(
         seconds: how long to measure.
         settle_seconds: of the same load before, until clocks and temperature follow.
         idle: from :meth:`PowerMeter.idle`, just before.
-        accuracy: for the energy per correct image.
+        accuracy: share of images classified correctly, for the energy per correct image.
+
+    Raises:
+        ConfigError: no time or no images to measure.
     """
+    if seconds <= 0 or settle_seconds < 0:
+        raise ConfigError(
+            f"energy: seconds must be above 0 and settle_seconds not below, found {seconds}, {settle_seconds}"
+        )
+    if images_per_run < 1:
+        raise ConfigError(f"energy: images_per_run must be at least 1, found {images_per_run}")
     if meter.unavailable:
         return energy_of(
             meter.trace(), WindowPower(0.0, 0, 0.0, None, meter.unavailable), images_per_run, idle, accuracy

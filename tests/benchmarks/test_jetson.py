@@ -28,6 +28,7 @@ from gft_edge.benchmarks.jetson import (
     temperatures_c,
     throttle_counts,
     throttling,
+    watch_board,
 )
 from gft_edge.errors import ConfigError
 
@@ -189,8 +190,27 @@ def test_conditions_of_a_board(plant):
     assert conditions["throttle"]["events"] == {"oc1": 0, "oc2": 0, "oc3": 7}
 
 
+def test_board_is_watched_through_a_run(plant):
+    root = plant("orin-nano-super")
+    with watch_board(root) as record:
+        assert record == {}
+        (root / "sys/class/hwmon/hwmon5/oc3_event_cnt").write_text("10\n")
+        (root / "sys/class/thermal/thermal_zone0/temp").write_text("70000\n")
+    assert record["throttled"] == ["instantaneous over-current: 3 throttle events (oc3)"]
+    assert (record["before"]["temperatures_c"]["cpu"], record["after"]["temperatures_c"]["cpu"]) == (53.968, 70)
+    json.dumps(record, allow_nan=False)
+
+
+def test_release_in_a_container(tmp_path, monkeypatch):
+    monkeypatch.setenv("L4T_VERSION", "36.4.7")
+    assert l4t(tmp_path) == "36.4.7"
+
+
 def test_no_conditions_on_other_machines(tmp_path):
     assert board_conditions(tmp_path) == {}
+    with watch_board(tmp_path) as record:
+        pass
+    assert record == {}
     assert board_conditions() == {}
 
 
