@@ -46,7 +46,8 @@ def tegrastats(tmp_path, monkeypatch):
         folder = tmp_path / "bin"
         folder.mkdir(exist_ok=True)
         (tmp_path / "line").write_text(line + "\n", encoding="utf-8")
-        script = f"#!/bin/sh\ni=0\nwhile [ $i -lt {times} ]; do cat {tmp_path}/line; sleep 0.01; i=$((i+1)); done\n"
+        loop = f"i=0\nwhile [ $i -lt {times} ]; do cat {tmp_path}/line; sleep 0.01; i=$((i+1)); done\n"
+        script = f"#!/bin/sh\necho $$ > {tmp_path}/pid\n{loop}"
         (folder / "tegrastats").write_text(script)
         (folder / "tegrastats").chmod(0o755)
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
@@ -63,6 +64,11 @@ def bare(monkeypatch, tmp_path):
 
 def line(name):
     return (DATA / "tegrastats" / f"{name}.txt").read_text(encoding="utf-8").strip()
+
+
+def is_gone(file):
+    """Whether the process of that number has ended and been waited for."""
+    return not Path(f"/proc/{file.read_text().strip()}").exists()
 
 
 def test_this_machine_has_no_power_source_and_says_why():
@@ -222,6 +228,7 @@ def test_tegrastats_of_each_dialect(tegrastats, tmp_path, recorded, milliwatts, 
     assert window.mean_mw == pytest.approx(milliwatts)
     assert set(trace.gpu_mhz) == {mhz}
     assert not [t for t in threading.enumerate() if t.name == "power meter"]
+    assert is_gone(tmp_path / "pid")
 
 
 def test_tegrastats_without_rails_says_sudo(tegrastats, tmp_path):
