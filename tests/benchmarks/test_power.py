@@ -12,8 +12,10 @@ import pytest
 
 from gft_edge.benchmarks import energy, power
 from gft_edge.benchmarks.energy import mean_power
+from gft_edge.benchmarks.jetson import board_conditions, module
 from gft_edge.benchmarks.power import log_trace, measure_energy, open_meter, total_rails
 from gft_edge.benchmarks.tegrastats import parse_line, parse_log
+from gft_edge.environment import board, has_nvidia_driver
 from gft_edge.errors import ConfigError, DataError
 
 DATA = Path(__file__).parent / "data"
@@ -300,3 +302,18 @@ def test_imports_neither_torch_nor_the_binding():
     code += "print('torch' in sys.modules, 'pynvml' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.gpu
+@pytest.mark.jetson
+def test_power_of_this_gpu_or_board():
+    if not has_nvidia_driver():
+        pytest.skip("no NVIDIA driver here")
+    with open_meter("auto") as meter:
+        assert meter, meter.unavailable
+        idle = meter.idle(3)
+    assert idle.refused is None
+    assert 500 < idle.mean_mw < 1_000_000
+    if board() is not None:
+        assert module() is not None
+        assert board_conditions()["power_mode"]["name"]
