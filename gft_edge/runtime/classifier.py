@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,8 +53,15 @@ class Classifier:
 
     def predict(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Prediction]:
         """Classifies RGB images (H, W, 3) uint8 of any size."""
+        return self.decode(self.session(self.prepare(images)))
+
+    def prepare(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.float32]:
+        """RGB images of any size to the session's input (B, 3, H, W)."""
+        return np.stack([self.artifact.manifest.preprocess(image) for image in images])
+
+    def decode(self, outputs: Mapping[str, npt.NDArray[Any]]) -> list[Prediction]:
+        """The session's outputs to one prediction per image."""
         manifest = self.artifact.manifest
-        outputs = self.session(np.stack([manifest.preprocess(image) for image in images]))
         logits = outputs["logits"]
         probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities /= probabilities.sum(axis=1, keepdims=True)
