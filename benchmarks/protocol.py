@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 
 import gft_edge
-from gft_edge.benchmarks.clocks import read_clocks
+from gft_edge.benchmarks.linux import read_clocks
 from gft_edge.environment import machine, versions
 from gft_edge.errors import ConfigError, DataError
 
