@@ -11,9 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from gft_edge.benchmarks.devices import Device, Precision
 from gft_edge.benchmarks.fresh import fresh_processes
+from gft_edge.benchmarks.jetson import module, watch_board
 from gft_edge.benchmarks.merge import SCHEMA
+from gft_edge.benchmarks.power import PowerMeter, measure_energy, open_meter
 from gft_edge.benchmarks.protocol import BenchProtocol, Latency, Warmup, conditions, ratio_interval
+from gft_edge.benchmarks.roofline import implausible, roofline
 from gft_edge.errors import ConfigError
 from gft_edge.manifest import MODEL, Artifact
 from gft_edge.progress import Track, silent
@@ -26,6 +30,7 @@ PARTS = ("stages", "throughput", "process")
 """What is measured besides the latency of inference; each can be left out."""
 
 STAGE_ROUNDS = 10
+CPU_BACKENDS = ("onnxruntime", "torch")
 CONCURRENT = ("onnxruntime",)
 """Backends whose sessions may be called by several threads; the others have one request in flight."""
 
@@ -129,6 +134,8 @@ def bench_artifacts(
     batches: Sequence[int] = (),
     threads: Sequence[int] = (),
     skip: Collection[str] = PARTS,
+    power: str = "none",
+    target: Device | None = None,
 ) -> dict[str, Any]:
     """Measures artefacts against each other, on each backend, at each batch and number of threads.
 
@@ -142,6 +149,8 @@ def bench_artifacts(
         track: progress display.
         batches, threads: points of a sweep.
         skip: which of ``PARTS`` to leave out; by default only the latency of inference is measured.
+        power: source of :func:`gft_edge.benchmarks.power.open_meter`; each row tells its energy or why it has none.
+        target: device to hold the figures of GPU backends against; on a Jetson the board's own by default.
 
     Returns:
         plain JSON values, the content of a bench file: ``schema``, ``machine`` and ``results``, one row per artefact,
@@ -153,23 +162,40 @@ def bench_artifacts(
     if len({a.name for a in artifacts}) != len(artifacts):
         raise ConfigError("bench: artefacts must have different folder names, which label the results")
     backends = [backend] if isinstance(backend, str) else list(backend)
+    if target and set(backends) <= set(CPU_BACKENDS):
+        raise ConfigError(
+            f"bench: {target.title} bounds no figure of {', '.join(backends)} on this processor; leave --target out"
+        )
     where = conditions()
     results = []
-    for count in dict.fromkeys(threads or [protocol.threads]):
-        for batch in dict.fromkeys(batches or [protocol.batch]):
-            point = replace(protocol, batch=batch, threads=count)
-            results += _bench_point(artifacts, point, list(dict.fromkeys(backends)), track, skip)
+    with open_meter(power) as meter, watch_board() as watched:
+        for count in dict.fromkeys(threads or [protocol.threads]):
+            for batch in dict.fromkeys(batches or [protocol.batch]):
+                point = replace(protocol, batch=batch, threads=count)
+                results += _bench_point(artifacts, point, list(dict.fromkeys(backends)), track, skip, meter, target)
     after = conditions()
     return {
         "schema": SCHEMA,
         "source": "gft-edge bench",
-        "machine": {**where, "clocks_after": after["clocks"], "load_average_after": after["load_average"]},
+        "machine": {
+            **where,
+            "clocks_after": after["clocks"],
+            "load_average_after": after["load_average"],
+            **({"jetson": watched} if watched else {}),
+        },
         "results": results,
+        "warnings": list(watched.get("throttled", [])),
     }
 
 
 def _bench_point(
-    artifacts: Sequence[Artifact], protocol: BenchProtocol, backends: Sequence[str], track: Track, skip: Collection[str]
+    artifacts: Sequence[Artifact],
+    protocol: BenchProtocol,
+    backends: Sequence[str],
+    track: Track,
+    skip: Collection[str],
+    meter: PowerMeter,
+    target: Device | None,
 ) -> list[dict[str, Any]]:
     """Rows of one batch and number of threads."""
     pixels = np.random.default_rng(protocol.seed)
@@ -187,6 +213,7 @@ def _bench_point(
     at_a_time = protocol.in_flight if set(backends) <= set(CONCURRENT) else 1
     throughput = {} if "throughput" in skip else measure_throughput(candidates, replace(protocol, in_flight=at_a_time))
     stages = {} if "stages" in skip else measure_stages(classifiers, protocol)
+    energy = measure_energies(candidates, protocol, meter)
     rows = []
     first = next(iter(figures))
     for name, classifier in classifiers.items():
@@ -204,7 +231,10 @@ def _bench_point(
             "baseline": classifiers[first].artifact.name,
             "speedup": speedup,
             "speedup_interval": [low, high],
+            "energy": energy[name],
         }
+        if session.backend not in CPU_BACKENDS and (device := target or module()):
+            row |= bound_of(artifact, device, protocol.batch, figures[name].p50_ms)
         if name in throughput:
             row["throughput"] = throughput[name]
         if name in stages:
@@ -235,6 +265,28 @@ def mean_tokens(artifact: Artifact) -> float:
         total += now + 1
         now = kept.get(block, now)
     return total / model.depth
+
+
+def measure_energies(candidates: Candidates, protocol: BenchProtocol, meter: PowerMeter) -> dict[str, dict[str, Any]]:
+    """Energy of each candidate's requests back to back, or why there is none.
+
+    A phase of its own: power is sampled every 50 to 100 ms, far longer than a round of the latency.
+    """
+    idle = meter.idle() if meter else None
+    return {
+        name: measure_energy(run, meter, protocol.batch, protocol.energy_seconds, idle=idle).to_json()
+        for name, run in candidates.items()
+    }
+
+
+def bound_of(artifact: Artifact, device: Device, batch: int, measured_ms: float) -> dict[str, Any]:
+    """Roofline of an artefact on a device, and a sentence if a measurement contradicts it.
+
+    An FP32 graph is held against the device's FP16: engines may be built so, and a bound must hold for them too.
+    """
+    precision: Precision = "int8" if artifact.manifest.precision == "int8" else "fp16"
+    bound = roofline(artifact.manifest, device, batch, precision)
+    return {"roofline": bound.to_json(), "implausible": implausible(measured_ms, bound)}
 
 
 def measure_stages(classifiers: Mapping[str, Classifier], protocol: BenchProtocol) -> dict[str, dict[str, Any]]:

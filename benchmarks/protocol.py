@@ -42,6 +42,7 @@ class BenchProtocol:
         throughput_seconds, throughput_windows: length and number of the windows of throughput per candidate.
         source_size: rows and columns of the picture that preprocessing starts from.
         processes: fresh processes per candidate for cold start and memory.
+        energy_seconds: of requests back to back per candidate, where power can be measured.
 
     Raises:
         ConfigError: a value is out of range.
@@ -60,6 +61,7 @@ class BenchProtocol:
     throughput_windows: int = 3
     source_size: tuple[int, int] = (480, 640)
     processes: int = 3
+    energy_seconds: float = 10.0
 
     def __post_init__(self) -> None:
         for name in ("batch", "rounds", "runs_per_round", "in_flight", "throughput_windows", "processes"):

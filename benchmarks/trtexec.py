@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gft_edge.benchmarks.latency import identity
+from gft_edge.benchmarks.devices import Device
+from gft_edge.benchmarks.latency import bound_of, identity
 from gft_edge.benchmarks.layers import LayerSummary, parse_layers, parse_profile, with_times
 from gft_edge.benchmarks.merge import SCHEMA
 from gft_edge.benchmarks.protocol import UNSTABLE
@@ -210,6 +211,7 @@ def ingest(
     profile: Path | None = None,
     artifact: Artifact | None = None,
     batch: int = 1,
+    target: Device | None = None,
 ) -> dict[str, Any]:
     """Files of one run of trtexec to the content of a bench file.
 
@@ -218,10 +220,14 @@ def ingest(
         times, layers, profile: what --exportTimes, --exportLayerInfo and --exportProfile wrote.
         artifact: what was measured; without it the row carries the log's file name.
         batch: images per query.
+        target: device to hold the figures against; needs an artefact.
 
     Raises:
+        ConfigError: a target without an artefact.
         ArtifactError: a file is missing, damaged, cut off, of a failed run, or of no run at all.
     """
+    if target and not artifact:
+        raise ConfigError("bench: --target needs the ARTIFACT that was measured, for its bound")
     try:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
@@ -230,7 +236,11 @@ def ingest(
     queries = parse_times(_read(times), f"times {times}") if times else None
     known: dict[str, Any] = identity(artifact) if artifact else {}
     tokens = artifact.manifest.model.num_patches + 1 if artifact else None
-    return bench_file(parsed, known.get("name", log.stem), known, queries, _layers(layers, profile, tokens), batch)
+    data = bench_file(parsed, known.get("name", log.stem), known, queries, _layers(layers, profile, tokens), batch)
+    if target and artifact:
+        row = data["results"][0]
+        row |= bound_of(artifact, target, batch, row["p50_ms"])
+    return data
 
 
 def _layers(layers: Path | None, profile: Path | None, tokens: int | None) -> dict[str, Any] | None:
@@ -251,7 +261,12 @@ def _read(path: Path) -> object:
 
 
 def run_engine(
-    artifact: Artifact, key: str, binary: Path | None, batch: int, timing: Timing = DEFAULT
+    artifact: Artifact,
+    key: str,
+    binary: Path | None,
+    batch: int,
+    target: Device | None = None,
+    timing: Timing = DEFAULT,
 ) -> dict[str, Any]:
     """Runs trtexec twice on an engine of an artefact, for its latency and for its layers; not verified on hardware.
 
@@ -271,4 +286,4 @@ def run_engine(
         )
         log.write_text(run_trtexec(trtexec, timing_arguments(engine, version, timing, times)), encoding="utf-8")
         run_trtexec(trtexec, profile_arguments(engine, version, profile, layers))
-        return ingest(log, times, layers, profile, artifact, batch)
+        return ingest(log, times, layers, profile, artifact, batch, target)

@@ -7,10 +7,14 @@ several requests in flight, cold start and peak memory in fresh processes, and e
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gft_edge.cli.common import positive
+
+if TYPE_CHECKING:
+    from gft_edge.benchmarks.devices import Device
 
 EXAMPLE = "gft-edge bench runs/fp32 runs/int8 --batch 1 8 --threads 1 2 --out runs/bench.json"
 
@@ -44,6 +48,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--skip", nargs="+", default=[], choices=("stages", "throughput", "process"), help="what to leave out"
     )
+    parser.add_argument(
+        "--power", default="auto", metavar="auto|none", help="where to read power for the energy (auto)"
+    )
+    parser.add_argument("--lock-clocks", action="store_true", help="hold a Jetson's clocks at their maximum meanwhile")
+    parser.add_argument("--target", metavar="DEVICE", help="hold figures of a GPU against this device's roofline")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write figures and raw samples as JSON")
     trt = parser.add_argument_group("trtexec", "take in what trtexec measured; an ARTIFACT then says what it was")
     trt.add_argument("--trtexec-log", type=Path, metavar="FILE", help="what trtexec printed")
@@ -70,6 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _artifacts(args: argparse.Namespace) -> dict[str, Any]:
     """Measures here."""
+    from gft_edge.benchmarks.clocks import locked_clocks
     from gft_edge.benchmarks.latency import bench_artifacts
     from gft_edge.benchmarks.protocol import BenchProtocol
     from gft_edge.cli.console import track
@@ -87,7 +97,18 @@ def _artifacts(args: argparse.Namespace) -> dict[str, Any]:
         for count in args.threads
     ]
     artifacts = [load_artifact(path) for path in args.artifacts]
-    return bench_artifacts(artifacts, protocols[0], args.backend, track, args.batch, args.threads, args.skip)
+    with locked_clocks() if args.lock_clocks else contextlib.nullcontext():
+        data = bench_artifacts(
+            artifacts, protocols[0], args.backend, track, args.batch, args.threads, args.skip, args.power, _target(args)
+        )
+    data["machine"]["clocks_locked"] = args.lock_clocks
+    return data
+
+
+def _target(args: argparse.Namespace) -> Device | None:
+    from gft_edge.benchmarks.devices import device
+
+    return device(args.target) if args.target else None
 
 
 def _trtexec(args: argparse.Namespace) -> dict[str, Any]:
@@ -108,8 +129,8 @@ def _trtexec(args: argparse.Namespace) -> dict[str, Any]:
     if args.trtexec_engine:
         if artifact is None:
             raise ConfigError("bench: --trtexec-engine needs the ARTIFACT that holds the engine")
-        return run_engine(artifact, args.trtexec_engine, args.trtexec, args.batch[0])
-    return ingest(args.trtexec_log, args.times, args.layers, args.profile, artifact, args.batch[0])
+        return run_engine(artifact, args.trtexec_engine, args.trtexec, args.batch[0], _target(args))
+    return ingest(args.trtexec_log, args.times, args.layers, args.profile, artifact, args.batch[0], _target(args))
 
 
 def text(data: dict[str, Any]) -> str:
@@ -134,6 +155,8 @@ def text(data: dict[str, Any]) -> str:
     for row in data["results"]:
         if "layers" in row:
             parts.append(f"{row['name']}: {row['layers']['int8']}")
+        if row.get("implausible"):
+            parts.append(f"{row['name']}: {row['implausible']}")
         parts += [f"{row['name']}: unstable: its rounds vary by {row['variation']:.1%}"] * (
             row["verdict"] == "unstable"
         )
@@ -161,6 +184,7 @@ COLUMNS = (
     ("variation", lambda row: "" if row["variation"] is None else f"{row['variation']:.1%}"),
     ("end to end ms", lambda row: _ms(row.get("stages", {}).get("end_to_end", {}).get("p50_ms"))),
     ("images/s", lambda row: f"{row['throughput']['images_per_s']:.1f}" if "throughput" in row else ""),
+    ("mJ/image", lambda row: _ms(row.get("energy", {}).get("mj_per_image"))),
     ("cold start ms", lambda row: f"{row['process']['cold_start_ms']:.0f}" if "process" in row else ""),
     (
         "peak MB",
