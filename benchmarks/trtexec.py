@@ -277,9 +277,11 @@ def run_engine(
     """
     trtexec = find_trtexec(binary)
     engine = artifact.file(f"engines/{key}.engine")
-    version = version_or_none(str(read_json(artifact.file(f"engines/{key}.json"), "engine").get("version", "")))
-    if version is None:
-        raise ArtifactError(f"engine {engine}: its record names no TensorRT version; build it again")
+    record = read_json(artifact.file(f"engines/{key}.json"), "engine")
+    version = version_or_none(str(record.get("version", "")))
+    if version is None or record.get("module", "tensorrt") != "tensorrt":
+        made = f"{record.get('module', 'tensorrt')} {record.get('version')}"
+        raise ArtifactError(f"engine {engine}: made by {made}, which trtexec does not run")
     with tempfile.TemporaryDirectory() as folder:
         times, layers, profile, log = (
             Path(folder) / name for name in ("times.json", "layers.json", "profile.json", "log")

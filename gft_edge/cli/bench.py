@@ -157,9 +157,10 @@ def text(data: dict[str, Any]) -> str:
             parts.append(f"{row['name']}: {row['layers']['int8']}")
         if row.get("implausible"):
             parts.append(f"{row['name']}: {row['implausible']}")
-        parts += [f"{row['name']}: unstable: its rounds vary by {row['variation']:.1%}"] * (
-            row["verdict"] == "unstable"
-        )
+        if row["verdict"] == "unstable":
+            parts.append(f"{row['name']}: unstable: its rounds vary by {row['variation']:.1%}")
+    refused = {row["energy"]["refused"] for row in data["results"] if row.get("energy", {}).get("refused")}
+    parts += [f"energy: none, {reason}" for reason in sorted(refused) if "not asked for" not in reason]
     return "\n".join([*parts, *data.get("warnings", [])])
 
 
