@@ -170,9 +170,14 @@ def _differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
         found.append(
             "trtexec was run with different timing settings (CUDA graph, spin wait, transfers): see the options of each"
         )
+    if 0 < sum(row["backend"] == "trtexec" for row in results) < len(results):
+        found.append(
+            "trtexec enqueues queries ahead of time, so its figures hide host work; the others are whole requests"
+        )
     for row in results:
         if row.get("verdict") == "unstable":
+            spread = 100 * (row.get("variation") or 0)
             found.append(
-                f"{row['name']} on {row['machine']}: unstable, rounds vary by {100 * (row.get('variation') or 0):.1f} %"
+                f"{row['name']}, batch {row.get('batch')} on {_place(row)}: unstable, rounds vary by {spread:.1f} %"
             )
     return found

@@ -146,7 +146,7 @@ def distributions(rows: Sequence[Mapping[str, Any]], colors: Sequence[str]) -> s
                 if row.get(key) is not None:
                     axes.plot([row[key]] * 2, [place - half, place + half], color="#111827", lw=1.6)
             axes.annotate(f"{row['p50_ms']:.2f} ms", (row["p50_ms"], place - 0.36), ha="center", va="bottom")
-        axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
+        axes.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
         axes.set(xlabel="ms per request (lines: p50, p90, p99)", ylim=(len(rows) - 0.5, -0.75), xlim=(0, limit))
 
     return _svg(draw, 7.6, 0.9 + 0.7 * len(rows), "latency")
@@ -179,7 +179,7 @@ def speedups(rows: Sequence[Mapping[str, Any]]) -> str:
             axes.errorbar(middle, place, xerr=errors, fmt="o", color=COLORS[1], capsize=4, ms=7)
             axes.annotate(f"{middle:.2f}x", (middle, place), (0, 8), textcoords="offset points", ha="center")
         axes.axvline(1, color=COLORS[0], lw=1)
-        axes.set_yticks(range(len(rows)), [f"{row['label']}, over {row['baseline']}" for row in rows])
+        axes.set_yticks(range(len(rows)), [f"{row['label']}, over {row['baseline']}" for row in rows], fontsize=8)
         axes.set(xlabel="times as fast (bar: 95 % interval)", ylim=(len(rows) - 0.5, -0.7))
         axes.set_xlim(0, max(row["speedup_interval"][1] for row in rows) * 1.12)
 
@@ -199,7 +199,7 @@ def stages(rows: Sequence[Mapping[str, Any]]) -> str:
             ]
             if any(widths):
                 axes.barh(range(len(rows)), widths, 0.6, left=lefts, color=color, label=name)
-        axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
+        axes.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
         axes.set(xlabel="ms", ylim=(len(rows) - 0.4, -0.6))
         axes.grid(False, axis="y")
         axes.legend(frameon=False, ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))
@@ -218,7 +218,7 @@ def energy(rows: Sequence[Mapping[str, Any]]) -> str:
             if net is not None:
                 axes.barh(place + 0.17, net, 0.32, color=COLORS[2], alpha=0.4)
                 axes.annotate(f"{net:.3g}", (net, place + 0.17), (4, 0), textcoords="offset points", va="center")
-        axes.set_yticks(range(len(rows)), [row["label"] for row in rows])
+        axes.set_yticks(range(len(rows)), [row["label"] for row in rows], fontsize=8)
         axes.set(xlabel="mJ per image", ylim=(len(rows) - 0.4, -0.6))
         axes.grid(False, axis="y")
 
