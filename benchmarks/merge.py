@@ -47,6 +47,12 @@ def _problem(row: object) -> str | None:
     for key in ("name", "backend"):
         if not isinstance(row.get(key), str):
             return f"{key} {row.get(key)!r} is no text"
+    for key, kind in (("batch", int), ("threads", int), ("model_sha256", str), ("precision", str), ("baseline", str)):
+        if row.get(key) is not None and not isinstance(row[key], kind):
+            return f"{key} {row[key]!r} is of no use"
+    for key in ("stages", "throughput", "process", "energy", "layers", "options", "protocol"):
+        if row.get(key) is not None and not isinstance(row[key], dict):
+            return f"{key} {row[key]!r} is no object"
     for key in ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "variation", "speedup"):
         value = row.get(key)
         wanted = key == "p50_ms"

@@ -42,7 +42,7 @@ _VERSION = re.compile(r"\[I\] TensorRT version: ([\d.]+)")
 _VARIANCE = re.compile(r"coefficient of variance = ([\d.]+)%")
 
 
-def parseversion_or_none(text: str) -> tuple[int, int]:
+def parse_version(text: str) -> tuple[int, int]:
     """``"10.3.0"``, or the integer of trtexec's banner (``"8601"``, ``"100300"``), to (major, minor).
 
     Raises:
@@ -175,7 +175,7 @@ def _number(text: str, where: str) -> float:
 def version_or_none(text: str) -> tuple[int, int] | None:
     """The same, None for what is no known version."""
     try:
-        return parseversion_or_none(text)
+        return parse_version(text)
     except ConfigError:
         return None
 
@@ -204,9 +204,13 @@ def first_error(text: str) -> str:
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
-    """trtexec's percentile: the element at max(n - 1 - int((1 - p/100) n), 0) of the sorted samples (sampleReporting.cpp)."""
+    """trtexec's percentile: the element at max(n - 1 - int((1 - p / 100) n), 0) of the sorted samples.
+
+    In 32-bit floats like there (sampleReporting.cpp, findPercentile): of 100 queries p90 is the 90th, p99 the 100th.
+    """
     ordered = sorted(samples)
-    return ordered[max(len(ordered) - 1 - int((1 - percent / 100) * len(ordered)), 0)]
+    excluded = int((np.float32(1) - np.float32(percent) / np.float32(100)) * np.float32(len(ordered)))
+    return ordered[max(len(ordered) - 1 - excluded, 0)]
 
 
 TIMES = ("startComputeMs", "endComputeMs", "h2dMs", "computeMs", "d2hMs", "latencyMs")
