@@ -136,6 +136,7 @@ def _trtexec(args: argparse.Namespace) -> dict[str, Any]:
 def text(data: dict[str, Any]) -> str:
     """The tables of a bench file: one per batch and number of threads."""
     from gft_edge.benchmarks.merge import machine_label
+    from gft_edge.benchmarks.tables import columns
     from gft_edge.cli.console import table
 
     parts: list[str] = []
@@ -146,50 +147,13 @@ def text(data: dict[str, Any]) -> str:
         backends = ", ".join(dict.fromkeys(row["backend"] for row in rows))
         count = "" if threads is None else f", {threads or 'all'} thread(s)"
         parts.append(f"{backends}, batch {batch}{count}, {machine_label(data)}")
-        several = len({row["backend"] for row in rows}) > 1
-        columns = [
-            column for column in COLUMNS if any(column[1](row) for row in rows) and (several or column[0] != "backend")
-        ]
-        header = [title for title, _ in columns] + [f"against {rows[0]['baseline']}"]
-        parts.append(table(header, [[*(cell(row) for _, cell in columns), _speedup(row)] for row in rows]))
+        found = columns(rows)
+        parts.append(table([column.title for column in found], zip(*(column.cells for column in found))))
     for row in data["results"]:
         if "layers" in row:
             parts.append(f"{row['name']}: {row['layers']['int8']}")
         if row.get("implausible"):
             parts.append(f"{row['name']}: {row['implausible']}")
-        if row["verdict"] == "unstable":
-            parts.append(f"{row['name']}: unstable: its rounds vary by {row['variation']:.1%}")
     refused = {row["energy"]["refused"] for row in data["results"] if row.get("energy", {}).get("refused")}
     parts += [f"energy: none, {reason}" for reason in sorted(refused) if "not asked for" not in reason]
     return "\n".join([*parts, *data.get("warnings", [])])
-
-
-def _speedup(row: dict[str, Any]) -> str:
-    low, high = row["speedup_interval"] or (None, None)
-    return f"{row['speedup']:.2f}x" + (f" [{low:.2f}, {high:.2f}]" if low is not None else "")
-
-
-def _ms(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f}"
-
-
-COLUMNS = (
-    ("artefact", lambda row: row["name"]),
-    ("backend", lambda row: row["backend"]),
-    ("precision", lambda row: row.get("precision", "")),
-    ("budget", lambda row: row.get("budget", "")),
-    ("p50 ms", lambda row: _ms(row["p50_ms"])),
-    ("p90 ms", lambda row: _ms(row["p90_ms"])),
-    ("p95 ms", lambda row: _ms(row["p95_ms"])),
-    ("p99 ms", lambda row: _ms(row["p99_ms"])),
-    ("variation", lambda row: "" if row["variation"] is None else f"{row['variation']:.1%}"),
-    ("end to end ms", lambda row: _ms(row.get("stages", {}).get("end_to_end", {}).get("p50_ms"))),
-    ("images/s", lambda row: f"{row['throughput']['images_per_s']:.1f}" if "throughput" in row else ""),
-    ("mJ/image", lambda row: _ms(row.get("energy", {}).get("mj_per_image"))),
-    ("cold start ms", lambda row: f"{row['process']['cold_start_ms']:.0f}" if "process" in row else ""),
-    (
-        "peak MB",
-        lambda row: f"{(row.get('process', {}).get('peak_rss_bytes') or 0) / 1e6:.0f}" if "process" in row else "",
-    ),
-)
-"""Title and text of each column; a column that is empty in every row is left out."""

@@ -8,12 +8,11 @@ from typing import Any
 
 from gft_edge import __version__
 from gft_edge.benchmarks.merge import machine_label, merge
+from gft_edge.benchmarks.tables import Row, columns
 from gft_edge.files import replacing, write_json
 
 PAGE = "bench.html"
 MERGED = "bench-merged.json"
-
-Row = Mapping[str, Any]
 
 
 def write_bench_page(paths: Sequence[Path], out: Path) -> tuple[Path, Path]:
@@ -39,7 +38,6 @@ def environment() -> Any:
     )
     made.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
     made.filters["megabytes"] = lambda size: f"{size / 1e6:.2f} MB"
-    made.filters["ms"] = lambda value, digits=2: "" if value is None else f"{value:.{digits}f}"
     return made
 
 
@@ -52,51 +50,25 @@ def points(data: Mapping[str, Any], colors: Mapping[str, str]) -> list[dict[str,
         groups.setdefault((row.get("batch"), row.get("threads")), []).append(row)
     found = []
     for (batch, threads), rows in groups.items():
-        labelled = cells(rows)
+        shown = labelled(rows)
         backends = ", ".join(dict.fromkeys(row["backend"] for row in rows))
         count = "" if threads is None else f", {threads or 'all'} thread(s)"
         found.append(
             {
                 "title": f"{backends}, batch {batch}{count}, {machine_label(data)}",
                 "protocol": rows[0].get("protocol"),
-                "results": labelled,
+                "results": shown,
+                "table": columns(shown),
                 "note": notes(rows),
-                "figure": plots.distributions(labelled, [colors.get(row["name"], plots.COLORS[0]) for row in rows]),
+                "figure": plots.distributions(shown, [colors.get(row["name"], plots.COLORS[0]) for row in rows]),
             }
         )
     return found
 
 
-def cells(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows with everything a table shows, None or empty where a row does not have it."""
-    shown = []
-    for row, label in zip(rows, labels(rows)):
-        process, stages = row.get("process") or {}, row.get("stages") or {}
-        peak = process.get("peak_rss_bytes")
-        interval = row.get("speedup_interval")
-        speedup = row.get("speedup")
-        text = "" if speedup is None else f"{speedup:.2f}x"
-        shown.append(
-            {
-                "precision": "",
-                "budget": "",
-                "baseline": row["name"],
-                "variation": None,
-                "p90_ms": None,
-                "p95_ms": None,
-                "p99_ms": None,
-                "verdict": "",
-                **row,
-                "label": label,
-                "end_to_end_ms": (stages.get("end_to_end") or {}).get("p50_ms"),
-                "images_per_s": (row.get("throughput") or {}).get("images_per_s"),
-                "load_ms": process.get("load_ms"),
-                "cold_start_ms": process.get("cold_start_ms"),
-                "peak_mb": None if peak is None else peak / 1e6,
-                "speedup_text": text + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval and text else ""),
-            }
-        )
-    return shown
+def labelled(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows with their label."""
+    return [{**row, "label": label} for row, label in zip(rows, labels(rows))]
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
@@ -135,18 +107,19 @@ def collect(merged: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the template shows, from merged bench files."""
     from gft_edge.report import plots
 
-    rows = cells(merged["results"])
+    rows = labelled(merged["results"])
     colors = plots.color_of(dict.fromkeys(row["name"] for row in rows))
     shades = [colors[row["name"]] for row in rows]
-    nothing = {"commit": None, "load_average": None, "clocks": {}}
+    nothing: dict[str, Any] = {"commit": None, "load_average": None, "clocks": {}}
     machines = {file: {**nothing, **machine} for file, machine in merged["machines"].items()}
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["file"], []).append(row)
-    tables = [(machines[file], file, notes(found), cells(found)) for file, found in groups.items()]
+    tables = [(machines[file], file, notes(found), columns(labelled(found))) for file, found in groups.items()]
     energy = [row for row in rows if (row.get("energy") or {}).get("mj_per_image") is not None]
     staged = [row for row in rows if (row.get("stages") or {}).get("preprocessing")]
-    compared = [row for row in rows if row.get("speedup_interval") and row["name"] != row["baseline"]]
+    rates = [{**row, "images_per_s": (row.get("throughput") or {}).get("images_per_s")} for row in rows]
+    compared = [row for row in rows if row.get("speedup_interval") and row["name"] != row.get("baseline")]
     return {
         "version": __version__,
         "groups": tables,
@@ -159,7 +132,7 @@ def collect(merged: Mapping[str, Any]) -> dict[str, Any]:
         "figures": {
             "latency": plots.distributions(rows, shades),
             "tokens": plots.over(series(rows, "mean_tokens"), "tokens per block, on average", "p50, ms"),
-            "batches": plots.over(series(rows, "batch", "images_per_s"), "images per request", "images/s"),
+            "batches": plots.over(series(rates, "batch", "images_per_s"), "images per request", "images/s"),
             "speedups": plots.speedups(compared) if compared else None,
             "energy": plots.energy(energy) if energy else None,
             "stages": plots.stages(staged) if staged else None,

@@ -47,7 +47,7 @@ def collect(run: Path) -> dict[str, Any]:
     colors = plots.color_of(artifacts)
     first = next(iter(artifacts.values())).manifest
     accuracy = _accuracy(run, first.model)
-    files = [file for file in sorted(run.glob("bench*.json")) if file.name != MERGED]
+    files = [file for file in sorted(run.glob("bench*.json"), key=lambda f: f.stem) if file.name != MERGED]
     benches = [point for file in files for point in points(read_bench(file), colors)]
     engines = {name: _engines(artifact) for name, artifact in artifacts.items()}
     budgets = {a.manifest.budget.id: a.manifest.budget.keep for a in artifacts.values()}

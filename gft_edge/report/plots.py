@@ -161,7 +161,8 @@ def over(curves: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabe
         for (name, curve), color in zip(curves.items(), itertools.cycle(COLORS)):
             axes.plot(*zip(*curve), "o-", color=color, label=name)
         points = sorted({x for curve in curves.values() for x, _ in curve})
-        axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, None), xlim=(0, None), xticks=points)
+        highest = max(y for curve in curves.values() for _, y in curve)
+        axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.08 * highest), xlim=(0, 1.04 * points[-1]), xticks=points)
         axes.xaxis.set_major_formatter("{x:g}")
         if len(curves) > 1:
             axes.legend(frameon=False, fontsize=8)

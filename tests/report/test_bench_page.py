@@ -5,7 +5,8 @@ import json
 import pytest
 
 from gft_edge.benchmarks.merge import SCHEMA
-from gft_edge.report.bench import cells, labels, series, write_bench_page
+from gft_edge.benchmarks.tables import columns
+from gft_edge.report.bench import labels, series, write_bench_page
 
 BASE = {"backend": "onnxruntime", "precision": "fp32", "threads": 1, "batch": 1, "machine": "m", "file": "f"}
 
@@ -33,9 +34,24 @@ def test_curves_hold_everything_else_equal():
     assert series(points[:1], "mean_tokens") == {}
 
 
-def test_cells_are_empty_where_a_row_has_nothing():
-    (cell,) = cells(rows({}))
-    assert (cell["p99_ms"], cell["load_ms"], cell["peak_mb"], cell["speedup_text"]) == (None, None, None, "")
+def test_columns_that_no_row_fills_are_left_out():
+    full = {"process": {"load_ms": 12.4, "peak_rss_bytes": 3e6}, "speedup": 2.0, "speedup_interval": [1.5, 2.5]}
+    found = {
+        column.title: column.cells for column in columns(rows({}, {"baseline": "b", "verdict": "unstable", **full}))
+    }
+    assert found == {
+        "artefact": ("a", "a"),
+        "precision": ("fp32", "fp32"),
+        "p50 ms": ("2.00", "2.00"),
+        "load ms": ("", "12"),
+        "peak MB": ("", "3"),
+        "against a": ("", "2.00x [1.50, 2.50]"),
+    }
+
+
+def test_unstable_figures_say_so():
+    found = columns(rows({"variation": 0.031, "verdict": "unstable"}, {"variation": 0.01, "verdict": "stable"}))
+    assert next(column.cells for column in found if column.title == "variation") == ("3.1% unstable", "1.0%")
 
 
 def _bench(*changes):
