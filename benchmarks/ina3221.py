@@ -15,8 +15,6 @@ HWMON = ("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*", "sys/bus/i2c/devices/*/hw
 IIO = ("sys/bus/i2c/drivers/ina3221*/*/iio:device*", "sys/bus/i2c/devices/*/iio:device*")
 """JetPack 4."""
 
-SHUNT_SUM_CHANNEL = 7
-
 
 @dataclass(frozen=True)
 class Channel:
@@ -46,19 +44,19 @@ def find_channels(root: Path = Path("/")) -> tuple[Channel, ...]:
     """Every labelled channel, by label; channels that are not connected and the sum of shunt voltages are left out."""
     found: dict[str, Channel] = {}
     for folder in _folders(root, HWMON):
-        for label in sorted(folder.glob("in*_label")):
+        for label in sorted(folder.glob("in[1-3]_label")):  # in7 is the sum of shunt voltages
             number = label.name[2 : -len("_label")]
             rail = read_text(label)
             current = folder / f"curr{number}_input"
-            if _is_rail(rail) and number != str(SHUNT_SUM_CHANNEL) and current.exists():
-                found.setdefault(str(rail), Channel(str(rail), folder / f"in{number}_input", current))
+            if rail and rail != "NC" and current.exists():
+                found.setdefault(rail, Channel(rail, folder / f"in{number}_input", current))
     for folder in _folders(root, IIO):
         for label in sorted(folder.glob("rail_name_*")):
             number = label.name[len("rail_name_") :]
             rail = read_text(label)
             power = folder / f"in_power{number}_input"
-            if _is_rail(rail) and power.exists():
-                found.setdefault(str(rail), Channel(str(rail), None, None, power))
+            if rail and rail != "NC" and power.exists():
+                found.setdefault(rail, Channel(rail, None, None, power))
     return tuple(found[rail] for rail in sorted(found))
 
 
@@ -71,10 +69,6 @@ def read_rails(channels: tuple[Channel, ...]) -> Mapping[str, float]:
 def _folders(root: Path, patterns: tuple[str, ...]) -> list[Path]:
     """Folders that match, each once though links lead to it twice, monitors in the order of their addresses."""
     return sorted({path.resolve() for pattern in patterns for path in root.glob(pattern)})
-
-
-def _is_rail(label: str | None) -> bool:
-    return bool(label) and label != "NC" and not str(label).lower().startswith("sum of shunt")
 
 
 def _float(value: int | None) -> float | None:

@@ -133,6 +133,13 @@ def test_gaps_are_not_filled_in():
     assert mean_power(trace(within, [5000.0] * len(within)), 0, 10).coverage == pytest.approx(1)
 
 
+def test_what_is_not_covered_takes_the_mean_of_the_rest():
+    times = [i * 0.01 for i in range(1001) if not 300 < i < 330]
+    window = mean_power(trace(times, [5000.0] * len(times), 0.01), 0, 10)
+    assert window.coverage == pytest.approx(0.97)
+    assert window.mean_mw == pytest.approx(5000)
+
+
 def test_samples_at_the_same_time_count_once():
     times = [i * 0.1 for i in range(21)]
     doubled = trace(sorted(times + times[5:8]), [100.0] * 24)

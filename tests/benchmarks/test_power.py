@@ -12,8 +12,10 @@ import pytest
 
 from gft_edge.benchmarks import energy, power
 from gft_edge.benchmarks.energy import mean_power
+from gft_edge.benchmarks.jetson import board_conditions, module
 from gft_edge.benchmarks.power import log_trace, measure_energy, open_meter, total_rails
 from gft_edge.benchmarks.tegrastats import parse_line, parse_log
+from gft_edge.environment import board, has_nvidia_driver
 from gft_edge.errors import ConfigError, DataError
 
 DATA = Path(__file__).parent / "data"
@@ -46,7 +48,8 @@ def tegrastats(tmp_path, monkeypatch):
         folder = tmp_path / "bin"
         folder.mkdir(exist_ok=True)
         (tmp_path / "line").write_text(line + "\n", encoding="utf-8")
-        script = f"#!/bin/sh\ni=0\nwhile [ $i -lt {times} ]; do cat {tmp_path}/line; sleep 0.01; i=$((i+1)); done\n"
+        loop = f"i=0\nwhile [ $i -lt {times} ]; do cat {tmp_path}/line; sleep 0.01; i=$((i+1)); done\n"
+        script = f"#!/bin/sh\necho $$ > {tmp_path}/pid\n{loop}"
         (folder / "tegrastats").write_text(script)
         (folder / "tegrastats").chmod(0o755)
         monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
@@ -63,6 +66,11 @@ def bare(monkeypatch, tmp_path):
 
 def line(name):
     return (DATA / "tegrastats" / f"{name}.txt").read_text(encoding="utf-8").strip()
+
+
+def is_gone(file):
+    """Whether the process of that number has ended and been waited for."""
+    return not Path(f"/proc/{file.read_text().strip()}").exists()
 
 
 def test_this_machine_has_no_power_source_and_says_why():
@@ -222,6 +230,7 @@ def test_tegrastats_of_each_dialect(tegrastats, tmp_path, recorded, milliwatts, 
     assert window.mean_mw == pytest.approx(milliwatts)
     assert set(trace.gpu_mhz) == {mhz}
     assert not [t for t in threading.enumerate() if t.name == "power meter"]
+    assert is_gone(tmp_path / "pid")
 
 
 def test_tegrastats_without_rails_says_sudo(tegrastats, tmp_path):
@@ -293,3 +302,18 @@ def test_imports_neither_torch_nor_the_binding():
     code += "print('torch' in sys.modules, 'pynvml' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False"]
+
+
+@pytest.mark.gpu
+@pytest.mark.jetson
+def test_power_of_this_gpu_or_board():
+    if not has_nvidia_driver():
+        pytest.skip("no NVIDIA driver here")
+    with open_meter("auto") as meter:
+        assert meter, meter.unavailable
+        idle = meter.idle(3)
+    assert idle.refused is None
+    assert 500 < idle.mean_mw < 1_000_000
+    if board() is not None:
+        assert module() is not None
+        assert board_conditions()["power_mode"]["name"]
