@@ -258,8 +258,10 @@ def identity(artifact: Artifact) -> dict[str, Any]:
 
 
 def mean_tokens(artifact: Artifact) -> float:
-    """Tokens a block works on, class token included, averaged over the blocks."""
+    """Tokens a block works on, class token included, averaged over the blocks that the logits need."""
     model, budget = artifact.manifest.model, artifact.manifest.budget
+    if model.variant == "published":  # its stages choose patches but the logits do not read them
+        return model.num_patches + 1.0
     kept, now, total = dict(zip(model.stages, budget.keep)), model.num_patches, 0
     for block in range(1, model.depth + 1):
         total += now + 1

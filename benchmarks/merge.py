@@ -89,7 +89,8 @@ def merge(paths: Sequence[Path]) -> dict[str, Any]:
 
     Returns:
         plain JSON values: ``machines`` by file, ``results`` (every row with its ``file`` and ``machine``),
-        ``comparisons`` (the same graph at the same batch in several files: how many times faster than in the first one) and
+        ``comparisons`` (the same graph at the same batch in several files: how many times faster than in the first one),
+        ``int8`` (engines in INT8 against their twins in higher precision, with the reason their layers give) and
         ``warnings`` (why figures may not be comparable).
 
     Raises:
@@ -108,6 +109,7 @@ def merge(paths: Sequence[Path]) -> dict[str, Any]:
         "machines": {name: {"label": labels[name], **data["machine"]} for name, data in files.items()},
         "results": results,
         "comparisons": _comparisons(results),
+        "int8": _int8_twins(results),
         "warnings": [*_differences(results), *(str(w) for data in files.values() for w in data.get("warnings", []))],
     }
 
@@ -132,6 +134,35 @@ def _comparisons(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
                     "against": _place(row),
                     "speedup": first["p50_ms"] / row["p50_ms"],
                     "speedup_interval": interval,
+                }
+            )
+    return found
+
+
+def _int8_twins(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Engines in INT8 and the same budget in higher precision, on one machine and at one batch."""
+    found = []
+    engines = [row for row in results if row["backend"] in ("trtexec", "tensorrt")]
+    for row in engines:
+        if row.get("precision") != "int8":
+            continue
+        alike = ("machine", "backend", "batch", "budget")
+        for twin in engines:
+            if twin.get("precision") in (None, "int8") or any(row.get(key) != twin.get(key) for key in alike):
+                continue
+            speedup = twin["p50_ms"] / row["p50_ms"]
+            interval = unpaired_interval(twin["rounds_ms"], row["rounds_ms"])
+            pays = "yes" if (interval or [speedup])[0] > 1 else "no" if (interval or [speedup])[-1] <= 1 else "unclear"
+            found.append(
+                {
+                    "name": row["name"],
+                    "twin": twin["name"],
+                    "machine": row["machine"],
+                    "batch": row.get("batch"),
+                    "speedup": speedup,
+                    "speedup_interval": interval,
+                    "pays": pays,
+                    "why": (row.get("layers") or {}).get("int8"),
                 }
             )
     return found

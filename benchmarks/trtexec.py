@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from gft_edge import __version__
 from gft_edge.benchmarks.devices import Device
 from gft_edge.benchmarks.latency import bound_of, identity
 from gft_edge.benchmarks.layers import LayerSummary, parse_layers, parse_profile, with_times
 from gft_edge.benchmarks.merge import SCHEMA
-from gft_edge.benchmarks.protocol import UNSTABLE
+from gft_edge.benchmarks.protocol import UNSTABLE, commit
 from gft_edge.benchmarks.trtexec_output import (
     TrtexecLog,
     first_error,
@@ -181,6 +182,7 @@ def bench_file(
         "schema": SCHEMA,
         "source": "trtexec",
         "machine": {**log.device, "versions": {"tensorrt": version}},
+        "read_by": {"gft_edge": __version__, "commit": commit()},
         "results": [row],
         "warnings": [f"{name}: {warning}" for warning in log.warnings],
     }

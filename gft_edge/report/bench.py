@@ -124,6 +124,7 @@ def collect(merged: Mapping[str, Any]) -> dict[str, Any]:
         "version": __version__,
         "groups": tables,
         "comparisons": merged["comparisons"],
+        "int8": merged["int8"],
         "warnings": merged["warnings"],
         "layered": [(row, plots.layers(row["layers"])) for row in rows if row.get("layers")],
         "implausible": [row for row in rows if row.get("implausible")],

@@ -4,6 +4,7 @@ import json
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
@@ -11,7 +12,7 @@ import pytest
 
 from gft_edge.benchmarks import latency
 from gft_edge.benchmarks.devices import device
-from gft_edge.benchmarks.latency import bench_artifacts, bound_of, measure, measure_throughput, warm_up
+from gft_edge.benchmarks.latency import bench_artifacts, bound_of, mean_tokens, measure, measure_throughput, warm_up
 from gft_edge.benchmarks.protocol import BenchProtocol
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.errors import ArtifactError, ConfigError, DataError
@@ -254,6 +255,13 @@ def test_stages_are_those_of_a_prediction(artifacts):
     step_by_step = classifier.decode(classifier.session(classifier.prepare(pictures)))
     for a, b in zip(step_by_step, classifier.predict(pictures), strict=True):
         assert (a.label, a.probability) == (b.label, b.probability)
+
+
+def test_the_published_variant_works_on_every_patch(artifacts):
+    published = SimpleNamespace(variant="published", num_patches=196, depth=12, stages=(8, 9, 10))
+    manifest = SimpleNamespace(model=published, budget=SimpleNamespace(keep=(147, 98, 49)))
+    assert mean_tokens(SimpleNamespace(manifest=manifest)) == 197
+    assert mean_tokens(artifacts[0]) == pytest.approx((17 + 13 + 7) / 3)
 
 
 def test_a_device_bounds_no_figure_of_this_processor(artifacts, protocol):

@@ -83,6 +83,28 @@ def test_what_makes_figures_incomparable_is_told(write):
     assert "a, batch 1 on Orin Nano, onnxruntime, 1 thread(s): unstable, rounds vary by 7.0 %" in said
 
 
+@pytest.mark.parametrize(("int8_ms", "pays"), [(1.0, "yes"), (3.0, "no"), (2.0, "unclear")])
+def test_int8_is_held_against_its_twin(write, int8_ms, pays):
+    samples = (int8_ms * np.random.default_rng(0).lognormal(0, 0.1, (20, 3))).tolist()
+    twin = (2.0 * np.random.default_rng(1).lognormal(0, 0.1, (20, 3))).tolist()
+    engine = {"backend": "trtexec", "budget": "12-6", "threads": None}
+    rows = [
+        {**engine, "name": "fp16", "precision": "fp32", "rounds_ms": twin, "p50_ms": 2.0},
+        {
+            **engine,
+            "name": "int8",
+            "precision": "int8",
+            "rounds_ms": samples,
+            "p50_ms": int8_ms,
+            "layers": {"int8": "Why."},
+        },
+        {**engine, "name": "other budget", "precision": "fp32", "budget": "9-3"},
+    ]
+    (found,) = merge([write("x.json", bench(BOARD, *rows))])["int8"]
+    assert (found["name"], found["twin"], found["why"], found["pays"]) == ("int8", "fp16", "Why.", pays)
+    assert found["speedup"] == pytest.approx(2.0 / int8_ms)
+
+
 def test_without_raw_samples_there_is_no_interval(write):
     found = merge([write("x.json", bench(HOST)), write("y.json", bench(BOARD, {"rounds_ms": []}))])
     assert found["comparisons"][0]["speedup_interval"] is None
