@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gft_edge.benchmarks.devices import Device, Precision
 from gft_edge.benchmarks.fresh import fresh_processes
@@ -204,8 +205,12 @@ def _bench_point(
     for backend in backends:
         for artifact in artifacts:
             session = open_session(artifact, backend, protocol.threads)
-            side = artifact.manifest.model.image_size
-            images = pixels.standard_normal((protocol.batch, 3, side, side), dtype=np.float32)
+            tensor = artifact.manifest.inputs[0]
+            shape = (protocol.batch, *(int(size) for size in tensor.shape[1:]))
+            if tensor.dtype == "uint8":
+                images: npt.NDArray[Any] = pixels.integers(0, 256, shape, dtype=np.uint8)
+            else:
+                images = pixels.standard_normal(shape, dtype=np.float32)
             name = f"{artifact.name} {backend}"
             candidates[name] = functools.partial(session, images)
             classifiers[name] = Classifier(artifact, session)

@@ -50,7 +50,7 @@ def test_kept_masks_are_true_exactly_where_patches_are_kept(rows, cols, data, se
 @pytest.fixture(scope="module")
 def manifest():
     model = types.SimpleNamespace(num_patches=12, grid=(3, 4))
-    return types.SimpleNamespace(model=model, budget=TokenBudget((8, 5, 2), 12))
+    return types.SimpleNamespace(maps="compact", model=model, budget=TokenBudget((8, 5, 2), 12))
 
 
 @given(seeds, st.integers(1, 3))
