@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from gft_edge.benchmarks.devices import Device
+from gft_edge.benchmarks.devices import Device, device
 from gft_edge.errors import ConfigError
 
 Typing = Literal["weak", "both", "strong"]
@@ -188,3 +188,48 @@ def dtype_refusal(dtype: str, version: str, capability: str | None) -> str | Non
     if dtype == "fp32" and known.name == RTX and number < 8:
         return f"{where} has no FP32 matrix products below compute capability 8.0; export with --precision fp16"
     return None
+
+
+@dataclass(frozen=True)
+class Platform:
+    """Where a graph is to run, as far as it is known.
+
+    Args:
+        version: of TensorRT, ``"rtx"``, or None: any from 10.3 to 11.
+        capability: compute capability of the GPU, or None.
+        title: for messages.
+    """
+
+    version: str | None = None
+    capability: str | None = None
+    title: str = "TensorRT 10.3 to 11"
+
+    @property
+    def generation(self) -> Generation | None:
+        """What its TensorRT can do."""
+        return None if self.version is None else generation(self.version)
+
+    @property
+    def is_weak(self) -> bool:
+        """Whether a builder flag may turn FP32 into FP16."""
+        return self.generation is not None and self.generation.typing == "weak"
+
+
+def platform(target: str | None, version: str | None = None) -> Platform:
+    """What a ``--target`` means.
+
+    Args:
+        target: ``"rtx"``, a device of :mod:`gft_edge.benchmarks.devices`, or None.
+        version: of TensorRT; the device's newest by default.
+
+    Raises:
+        ConfigError: unknown device, or a version that does not run there.
+    """
+    if target is None:
+        return Platform() if version is None else Platform(version, None, f"TensorRT {generation(version) and version}")
+    if target == RTX:
+        return Platform(RTX, None, "TensorRT-RTX")
+    profile = device(target)
+    version = version or default_version(profile)
+    require_together(version, profile)
+    return Platform(version, profile.compute_capability, f"TensorRT {version} on {profile.title}")
