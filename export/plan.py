@@ -9,89 +9,54 @@ from typing import Any
 from gft_edge.benchmarks.devices import Device, device
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export import trtexec
+from gft_edge.export.build_options import (
+    HARDWARE_COMPATIBILITY,
+    BuildOptions,
+    calibrator_class,
+    require_options,
+    require_types,
+    workspace_bytes,
+)
 from gft_edge.export.generations import (
     RTX,
-    RTX_CAPABILITIES,
     Generation,
     default_version,
-    dla_refusal,
-    dtype_refusal,
     generation,
     require_together,
 )
 from gft_edge.export.graph_summary import GraphSummary
-from gft_edge.export.lint_checks import MAX_FUSED_INT8_TOKENS
-
-MIB = 1 << 20
-HARDWARE_COMPATIBILITY = {"ampere+": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILITY"}
-CALIBRATORS = {"EntropyCalibration2": "IInt8EntropyCalibrator2", "MinMaxCalibration": "IInt8MinMaxCalibrator"}
-"""Algorithm in the header of a calibration cache, and the class that reads it."""
 
 DLA_OPERATORS = frozenset(
-    "Conv ConvTranspose MatMul Gemm Add Mul Sub Max Min Sum Clip Relu Sigmoid Tanh Softmax Slice Reshape Transpose Concat "
-    "Resize Squeeze Unsqueeze Flatten Identity QuantizeLinear DequantizeLinear".split()
+    [
+        "Conv",
+        "ConvTranspose",
+        "MatMul",
+        "Gemm",
+        "Add",
+        "Mul",
+        "Sub",
+        "Max",
+        "Min",
+        "Sum",
+        "Clip",
+        "Relu",
+        "Sigmoid",
+        "Tanh",
+        "Softmax",
+        "Slice",
+        "Reshape",
+        "Transpose",
+        "Concat",
+        "Resize",
+        "Squeeze",
+        "Unsqueeze",
+        "Flatten",
+        "Identity",
+        "QuantizeLinear",
+        "DequantizeLinear",
+    ]
 )
 """What NVIDIA's table of Deep-Learning-Accelerator-SW names; MatMul with a constant second operand only."""
-
-
-@dataclass(frozen=True)
-class BuildOptions:
-    """What a user may choose.
-
-    Args:
-        batch: smallest, usual and largest batch size.
-        compute_capabilities: of the GPUs an RTX engine must run on.
-        tensorrt: version to plan for; the device's newest by default.
-        workspace_mib: scratch memory of the build; by the device's memory by default.
-        weak: let TensorRT run layers of an FP32 graph in FP16 (8.6 and 10.x).
-        tf32: keep TF32 products in an FP32 engine.
-        dla: core to use.
-        refit: weights can be changed later.
-        strip: a plan without weights.
-        hardware_compatibility: ``"ampere+"`` or ``"same-capability"``.
-        version_compatible: the engine also loads in the next major version.
-        calibration_cache: file with ranges for a graph without Q/DQ (8.6 and 10.x), and ``calibration_header``: its
-            first line.
-        optimization_level: 0 to 5; 5 takes longest to build.
-        power_mode: of the board, for the timing cache's name.
-
-    Raises:
-        ConfigError: batch sizes out of order, a malformed capability, a level out of range.
-    """
-
-    batch: tuple[int, int, int] = (1, 1, 8)
-    compute_capabilities: tuple[str, ...] = RTX_CAPABILITIES
-    tensorrt: str | None = None
-    workspace_mib: int | None = None
-    weak: bool = False
-    tf32: bool = False
-    dla: int | None = None
-    refit: bool = False
-    strip: bool = False
-    hardware_compatibility: str | None = None
-    version_compatible: bool = False
-    calibration_cache: str | None = None
-    calibration_header: str | None = None
-    optimization_level: int = 3
-    power_mode: str | None = None
-
-    def __post_init__(self) -> None:
-        low, usual, high = self.batch
-        if not 1 <= low <= usual <= high:
-            raise ConfigError(f"batch {low}:{usual}:{high}: expected 1 <= smallest <= usual <= largest")
-        if not self.compute_capabilities:
-            raise ConfigError("build: needs at least one compute capability, for example 8.6")
-        for capability in self.compute_capabilities:
-            major, dot, minor = capability.partition(".")
-            if not (major.isdigit() and dot and minor.isdigit()):
-                raise ConfigError(f"compute capability {capability!r}: expected two numbers, for example 8.6")
-        if not 0 <= self.optimization_level <= 5:
-            raise ConfigError(f"optimization level {self.optimization_level}: expected 0 to 5")
-        if self.workspace_mib is not None and self.workspace_mib < 1:
-            raise ConfigError(f"workspace {self.workspace_mib} MiB: expected at least 1")
-        if self.hardware_compatibility not in (None, *HARDWARE_COMPATIBILITY):
-            known = ", ".join(HARDWARE_COMPATIBILITY)
-            raise ConfigError(f"hardware compatibility {self.hardware_compatibility!r}: there are {known}")
 
 
 @dataclass(frozen=True)
@@ -216,10 +181,10 @@ def make_plan(graph: GraphSummary, target: str | Device, options: BuildOptions |
         require_together(version, profile)
         capabilities = (profile.compute_capability,)
     known = generation(version)
-    _require_types(graph, version, capabilities)
-    _require_options(graph, known, version, profile, options)
+    require_types(graph, version, capabilities)
+    require_options(graph, known, version, profile, options)
     weak = known.typing == "weak" or options.weak
-    calibrator = _calibrator(graph, known, version, options)
+    calibrator = calibrator_class(graph, known, version, options)
     flags = _builder_flags(graph, weak, calibrator is not None, options)
     exact = graph.precision == "fp32" and not options.tf32 and not flags.intersection(("FP16", "INT8"))
     return BuildPlan(
@@ -232,13 +197,13 @@ def make_plan(graph: GraphSummary, target: str | Device, options: BuildOptions |
         rest=graph.rest,
         opset=graph.opset,
         dialect=_dialect(known, weak),
-        meaning=_meaning(graph, known, weak, calibrator is not None),
+        meaning=_meaning(graph, known, weak, calibrator is not None, options.weak),
         network_flags=known.network_flags[0 if weak else 1],
         builder_flags=tuple(sorted(flags)),
         cleared_flags=("TF32",) if exact else (),
         profile=_profile(graph, options.batch),
         batch=options.batch,
-        workspace_bytes=_workspace(profile, options),
+        workspace_bytes=workspace_bytes(profile, options),
         optimization_level=options.optimization_level,
         max_aux_streams=0,
         profiling_verbosity="DETAILED",
@@ -251,87 +216,6 @@ def make_plan(graph: GraphSummary, target: str | Device, options: BuildOptions |
         progress=known.has_progress_monitor,
         notes=_notes(graph, known, version, profile, weak, options),
     )
-
-
-def _require_types(graph: GraphSummary, version: str, capabilities: tuple[str, ...]) -> None:
-    for capability in capabilities:
-        for dtype in sorted({graph.precision, graph.rest, *graph.products}):
-            reason = dtype_refusal(dtype, version, capability)
-            if reason is not None:
-                raise ConfigError(f"build: {reason}")
-
-
-def _require_options(
-    graph: GraphSummary, known: Generation, version: str, profile: Device | None, options: BuildOptions
-) -> None:
-    where = "TensorRT-RTX" if known.name == RTX else f"TensorRT {version}"
-    if known.name == "8.6" and graph.rest != "fp32":
-        raise ConfigError(
-            f"{where} takes a graph typed FP32 and a flag: export with --precision fp32, build with --weak"
-        )
-    if options.weak and known.typing == "strong":
-        raise ConfigError(f"--weak: {where} has no precision flags, the graph decides; export with --precision fp16")
-    if options.weak and graph.precision in ("fp8", "bf16"):
-        raise ConfigError(f"--weak: {graph.precision.upper()} graphs are built strongly typed")
-    if graph.precision == "int8" and graph.quantized_attention and (graph.tokens or 0) > MAX_FUSED_INT8_TOKENS:
-        raise ConfigError(
-            f"INT8 attention over {graph.tokens} tokens: no TensorRT fuses it above {MAX_FUSED_INT8_TOKENS}; leave attention "
-            "unquantized or keep fewer patches"
-        )
-    static = [i for i in graph.inputs if None not in i.shape]
-    if any(i.shape and i.shape[0] != size for i in static for size in options.batch):
-        raise ConfigError(f"batch {options.batch[2]}: the graph is exported for batch {static[0].shape[0]} only")
-    if options.dla is not None:
-        _require_dla(graph, version, profile, options)
-    if options.strip and not known.has_strip:
-        raise ConfigError(f"--strip: {where} cannot build plans without weights here")
-    if known.name == RTX and (options.refit or options.version_compatible):
-        raise ConfigError("--refit, --version-compatible: TensorRT-RTX cannot build these without a GPU")
-    if options.hardware_compatibility is None:
-        return
-    if profile is None or profile.is_jetson:
-        name = (
-            "TensorRT-RTX names its GPUs with --compute-capability" if profile is None else "it does not cover JetPack"
-        )
-        raise ConfigError(f"--hardware-compatibility: {name}")
-    if options.hardware_compatibility == "ampere+" and float(profile.compute_capability) < 8:
-        raise ConfigError(f"--hardware-compatibility ampere+: {profile.title} is older than Ampere")
-    if options.hardware_compatibility == "same-capability" and not known.has_same_capability:
-        raise ConfigError(f"--hardware-compatibility same-capability: needs TensorRT 10.13, this is {version}")
-
-
-def _require_dla(graph: GraphSummary, version: str, profile: Device | None, options: BuildOptions) -> None:
-    reason = dla_refusal(version, profile)
-    if reason is not None:
-        raise ConfigError(f"--dla: {reason}")
-    if profile is not None and not 0 <= (options.dla or 0) < profile.num_dla_cores:
-        raise ConfigError(f"--dla {options.dla}: {profile.title} has cores 0 to {profile.num_dla_cores - 1}")
-    if graph.precision not in ("fp16", "int8") and not options.weak:
-        raise ConfigError(f"--dla: the DLA computes FP16 and INT8, this graph is {graph.precision.upper()}")
-    if len(set(options.batch)) > 1:
-        raise ConfigError("--dla: the DLA takes one batch size; give --batch 1")
-
-
-def _calibrator(graph: GraphSummary, known: Generation, version: str, options: BuildOptions) -> str | None:
-    if options.calibration_cache is None:
-        return None
-    if known.typing == "strong":
-        raise ConfigError(
-            f"--calibration-cache: TensorRT {version} has no calibrators; quantize the checkpoint, Q/DQ hold the ranges"
-        )
-    if graph.precision in ("int8", "fp8"):
-        raise ConfigError("--calibration-cache: the graph has Q/DQ, which TensorRT follows and ignores the cache")
-    if known.typing == "both" and not options.weak:
-        raise ConfigError("--calibration-cache: needs --weak, strongly typed networks have no calibrator")
-    if graph.rest != "fp32":
-        raise ConfigError("--calibration-cache: needs an FP32 graph")
-    algorithm = (options.calibration_header or "").rpartition("-")[2]
-    if algorithm not in CALIBRATORS:
-        raise ConfigError(
-            f"--calibration-cache {options.calibration_cache}: first line {options.calibration_header!r}, expected "
-            f"TRT-VERSION-ALGORITHM with {' or '.join(CALIBRATORS)}"
-        )
-    return CALIBRATORS[algorithm]
 
 
 def _builder_flags(graph: GraphSummary, weak: bool, calibrated: bool, options: BuildOptions) -> set[str]:
@@ -363,18 +247,6 @@ def _profile(
     return {i.name: (shape(i.shape, low), shape(i.shape, usual), shape(i.shape, high)) for i in dynamic}
 
 
-def _workspace(profile: Device | None, options: BuildOptions) -> int:
-    """An eighth of the memory, 512 MiB to 4 GiB: on a Jetson it is the CPU's memory too; RTX compiles within 1 GiB."""
-    if options.workspace_mib is not None:
-        wanted = options.workspace_mib * MIB
-        if profile is not None and wanted > profile.memory_gb * 1024 * MIB // 2:
-            raise ConfigError(
-                f"--workspace {options.workspace_mib}: more than half of the {profile.memory_gb} GB of {profile.title}"
-            )
-        return wanted
-    return 1024 * MIB if profile is None else min(4096, max(512, profile.memory_gb * 128)) * MIB
-
-
 def _timing_cache(version: str, profile: Device, options: BuildOptions) -> str:
     capability = profile.compute_capability.replace(".", "")
     mode = f"_{options.power_mode}" if options.power_mode else ""
@@ -395,7 +267,7 @@ def _dialect(known: Generation, weak: bool) -> str:
     return f"types as they are to be computed, {opsets}, Q/DQ with scales of the type of the rest, no Cast behind them"
 
 
-def _meaning(graph: GraphSummary, known: Generation, weak: bool, calibrated: bool) -> str:
+def _meaning(graph: GraphSummary, known: Generation, weak: bool, calibrated: bool, allow_fp16: bool) -> str:
     rest = graph.rest.upper()
     if calibrated:
         return "INT8 where the calibrator's ranges allow and INT8 is faster, else FP16 or FP32"
@@ -405,8 +277,9 @@ def _meaning(graph: GraphSummary, known: Generation, weak: bool, calibrated: boo
         return f"weights and inputs of linears quantized to INT8, rest {rest}; NVIDIA lists INT8 as weight-only on RTX"
     if graph.precision in ("int8", "fp8"):
         return f"linears in {graph.precision.upper()}, everything else in {rest} exactly as the graph says"
-    if weak and known.typing == "weak":
-        return "FP32, TF32 off; with --weak FP16 where TensorRT finds it faster"
+    if weak:
+        fp16 = known.typing == "both" or allow_fp16
+        return "FP16 where TensorRT finds it faster, else FP32" if fp16 else "FP32; with --weak FP16 where it is faster"
     return f"{rest} exactly as the graph says"
 
 

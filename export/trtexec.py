@@ -28,6 +28,8 @@ def build_command(plan: BuildPlan, model: str, engine: str) -> tuple[str, ...] |
         if plan.profile:
             shapes = ",".join(f"{name}:{'x'.join(map(str, sizes[index]))}" for name, sizes in plan.profile.items())
             words.append(f"--{kind}Shapes={shapes}")
+    if rtx:
+        return (*words, "--skipInference")
     words.append(f"--memPoolSize=workspace:{plan.workspace_bytes >> 20}")
     words.append(f"--builderOptimizationLevel={plan.optimization_level}")
     words.append(f"--maxAuxStreams={plan.max_aux_streams}")
