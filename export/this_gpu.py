@@ -11,8 +11,15 @@ from gft_edge.benchmarks.devices import DEVICES, Device
 from gft_edge.environment import board
 from gft_edge.errors import ConfigError
 
-_MODULES = (("agx thor", "thor"), ("thor", "thor"), ("agx orin", "agx-orin"), ("orin nano", "orin-nano"))
-_MODULES += (("orin nx", "orin-nx"), ("xavier nx", "xavier-nx"), ("agx xavier", "agx-xavier"))
+_MODULES = (
+    ("agx orin", "agx-orin"),
+    ("orin nano", "orin-nano"),
+    ("orin nx", "orin-nx"),
+    ("thor", "thor"),
+    ("xavier nx", "xavier-nx"),
+    ("agx xavier", "agx-xavier"),
+)
+"""Words of the device tree's model name, and how the names of that module's profiles begin."""
 
 
 def device_here(root: Path = Path("/")) -> Device:

@@ -199,7 +199,8 @@ class _Bars:
     """One progress bar for each open phase."""
 
     def __init__(self, progress: Any) -> None:
-        self.progress, self.tasks = progress, {}
+        self.progress = progress
+        self.tasks: dict[str, Any] = {}
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
         self.tasks[phase] = self.progress.add_task(phase if parent is None else f"  {phase}", total=steps)
