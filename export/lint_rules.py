@@ -60,15 +60,15 @@ RULES = (
     Rule(
         "GE002",
         "Q/DQ on a residual sum",
-        "ViTs collapse to a few percent top-1 when ModelOpt's default quantizes Add (onnxsim README, NVIDIA/Model-Optimizer "
-        "issue 167); quantize the linears only.",
+        "ViTs collapse to a few percent top-1 when ModelOpt's default quantizes Add (onnxsim README); quantize the linears "
+        "only.",
         checks.quantized_residual,
     ),
     Rule(
         "GE003",
         "Q/DQ on softmax alone",
-        "A lone Q/DQ on the softmax output blocks every fused attention kernel, and INT8 gets slower than FP16 "
-        "(NVIDIA/TensorRT issues 3197 and 4273).",
+        "Fused attention wants Q/DQ on queries, keys, values and softmax together (NVIDIA/Model-Optimizer PR 1289); broken "
+        "into kernels INT8 is slower than FP16 (NVIDIA/TensorRT issue 3714).",
         checks.lone_softmax_qdq,
     ),
     Rule(
