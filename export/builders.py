@@ -152,7 +152,7 @@ def compile_plan(trt: ModuleType, model: Path, plan: BuildPlan, watch: Watch) ->
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(model)):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        detail = "; ".join(f"node {_node_name(e)}: {e.desc()}" for e in errors) or explain(messages)
+        detail = "; ".join(_parser_error(error) for error in errors) or explain(messages)
         raise ArtifactError(f"build {model}: {trt.__name__} {trt.__version__} cannot parse the graph: {detail}")
     config = builder.create_builder_config()
     _require(config, f"build {model}: {trt.__name__} {trt.__version__} made no builder configuration", messages)
@@ -299,10 +299,10 @@ def _require(value: object, problem: str, messages: Sequence[str]) -> None:
         raise ArtifactError(f"{problem}: {explain(messages)}")
 
 
-def _node_name(error: tensorrt.ParserError) -> str:
-    """Node of a parser error; 8.6 knows its number only."""
+def _parser_error(error: tensorrt.ParserError) -> str:
+    """Node and words of a parser error; 8.6 knows the node's number only."""
     name = getattr(error, "node_name", None)
-    return str((name() if name is not None else "") or error.node())
+    return f"node {(name() if name is not None else '') or error.node()}: {error.desc()}"
 
 
 _NODE = re.compile(

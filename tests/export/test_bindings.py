@@ -37,12 +37,21 @@ WHEELS = {
 """Generation: distribution with its bindings, and the number its libraries end with."""
 
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser", "nvparsers")
-SYMBOLS = (
-    "createInferBuilder_INTERNAL createInferRuntime_INTERNAL createInferRefitter_INTERNAL createNvOnnxParser_INTERNAL "
-    "createNvOnnxParserRefitter_INTERNAL getBuilderPluginRegistry getPluginRegistry getNvOnnxParserVersion "
-    "initLibNvInferPlugins _ZN11nvuffparser15createUffParserEv _ZN11nvuffparser8FieldMapC1EPKcPKvNS_9FieldTypeEi "
-    "_ZN14nvcaffeparser117createCaffeParserEv _ZN14nvcaffeparser123shutdownProtobufLibraryEv"
-).split()
+SYMBOLS = [
+    "createInferBuilder_INTERNAL",
+    "createInferRuntime_INTERNAL",
+    "createInferRefitter_INTERNAL",
+    "createNvOnnxParser_INTERNAL",
+    "createNvOnnxParserRefitter_INTERNAL",
+    "getBuilderPluginRegistry",
+    "getPluginRegistry",
+    "getNvOnnxParserVersion",
+    "initLibNvInferPlugins",
+    "_ZN11nvuffparser15createUffParserEv",
+    "_ZN11nvuffparser8FieldMapC1EPKcPKvNS_9FieldTypeEi",
+    "_ZN14nvcaffeparser117createCaffeParserEv",
+    "_ZN14nvcaffeparser123shutdownProtobufLibraryEv",
+]
 
 TELL = """
 import importlib, json, re, sys, warnings
@@ -81,7 +90,9 @@ def download(requirement: str) -> Path:
         command += ["--python-version", python, "--timeout", "20", "--retries", "1", "--dest", str(folder), requirement]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120)
         if done.returncode:
-            pytest.skip(f"{requirement} cannot be downloaded for Python {python}: {done.stderr.strip().splitlines()[-1:]}")
+            pytest.skip(
+                f"{requirement} cannot be downloaded for Python {python}: {done.stderr.strip().splitlines()[-1:]}"
+            )
     return next(folder.glob("*.whl"))
 
 
@@ -104,7 +115,9 @@ def surfaces(tmp_path_factory):
         source.write_text("".join(f"void* {name}() {{ return 0; }}\n" for name in SYMBOLS))
         for library in LIBRARIES:
             name = f"lib{library}.so.{number}"
-            subprocess.run([compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", folder / name, source], check=True)
+            subprocess.run(
+                [compiler, "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", folder / name, source], check=True
+            )
         return tell("tensorrt_bindings", {"LD_LIBRARY_PATH": str(folder), "PYTHONPATH": str(folder)})
 
     def tell(module: str, environment: dict[str, str]) -> Surface:
@@ -162,7 +175,11 @@ class Collector:
             elif isinstance(statement, ast.For):
                 self.expression(statement.iter, types, loops, guards)
                 fields = plan_fields(statement.iter)
-                inner = {**loops, statement.target.id: next(iter(fields))} if fields and name_of(statement.target) else loops
+                inner = (
+                    {**loops, statement.target.id: next(iter(fields))}
+                    if fields and name_of(statement.target)
+                    else loops
+                )
                 self.block(statement.body, types, inner, guards)
             elif isinstance(statement, ast.With):
                 for item in statement.items:
@@ -201,8 +218,8 @@ class Collector:
                 self.touches.add(Touch(owner, node.attr, guards, node.lineno))
         if isinstance(node, ast.Call):
             self.call(node, types, loops, guards)
-        if isinstance(node, ast.comprehension) and name_of(node.target):
-            types = types | {node.target.id: t for t in [self.type_of(node.iter, types)] if t}
+        for part in getattr(node, "generators", ()):
+            types = types | {name_of(part.target): t for t in [self.type_of(part.iter, types)] if t}
         for child in ast.iter_child_nodes(node):
             self.expression(child, types, loops, guards)
 
@@ -318,14 +335,19 @@ def needed(collector: Collector, generation: str) -> set[tuple[str, str]]:
     """Attributes touched while some plan of this generation is carried out."""
     found = set()
     for touch in collector.touches:
-        meant = [p for p in plans(generation) if all(getattr(p, guard) not in (None, False, "", ()) for guard in touch.guards)]
-        for plan in meant:
+        for plan in plans(generation):
+            if any(is_off(getattr(plan, guard)) for guard in touch.guards):
+                continue
             if touch.from_plan is None:
                 found.add((touch.owner, touch.member))
                 break
             value = getattr(plan, touch.from_plan)
             found |= {(touch.owner, name) for name in ((value,) if isinstance(value, str) else value or ())}
     return found
+
+
+def is_off(value: object) -> bool:
+    return value is None or value is False or value in ("", (), {})
 
 
 GENERATIONS = (*WHEELS, "rtx")
@@ -354,7 +376,9 @@ def test_what_a_generation_lacks_is_never_touched_there_but_elsewhere(surfaces, 
     surface = surfaces(generation)
     assert member[1] not in surface[member[0]]
     assert member not in needed(touched(surface), generation)
-    others = [other for other in GENERATIONS if other != generation and member in needed(touched(surfaces(other)), other)]
+    others = [
+        other for other in GENERATIONS if other != generation and member in needed(touched(surfaces(other)), other)
+    ]
     assert others
 
 
@@ -377,7 +401,9 @@ def test_code_that_touches_too_much_is_caught(surfaces):
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_every_generation_has_plans_for_all_it_can_do(generation):
     found = plans(generation)
-    assert {p.dla_core is not None for p in found} == ({False} if generation in ("10.13", "10.16", "rtx") else {False, True})
+    assert {p.dla_core is not None for p in found} == (
+        {False} if generation in ("10.13", "10.16", "rtx") else {False, True}
+    )
     assert {p.calibrator is not None for p in found} == ({False} if generation in ("11.0", "rtx") else {False, True})
     assert {p.progress for p in found} == {generation != "8.6"}
 
