@@ -306,7 +306,7 @@ def _parser_error(error: tensorrt.ParserError) -> str:
 
 
 _NODE = re.compile(
-    r"operation '([^']+)'|implementation for node (\S+?)\.?(?:\s|$)|with name: (\S+) and operator|node '([^']+)'"
+    r"operation '([^']+)'|implementation for node (\S+?)[.)]*(?:\s|$)|with name: (\S+) and operator|node '([^']+)'"
 )
 _NOISE = re.compile(r"^I\w+::\w+: |Error Code \d+: |Myelin \(|\[\w+\.c(?:pp|u):\d+:? ?\w*\] ?| In \w+ at /\S+\)?")
 _HINTS = (

@@ -37,7 +37,7 @@ WHEELS = {
 """Generation: distribution with its bindings, and the number its libraries end with."""
 
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser", "nvparsers")
-SYMBOLS = [
+SYMBOLS = (
     "createInferBuilder_INTERNAL",
     "createInferRuntime_INTERNAL",
     "createInferRefitter_INTERNAL",
@@ -51,7 +51,7 @@ SYMBOLS = [
     "_ZN11nvuffparser8FieldMapC1EPKcPKvNS_9FieldTypeEi",
     "_ZN14nvcaffeparser117createCaffeParserEv",
     "_ZN14nvcaffeparser123shutdownProtobufLibraryEv",
-]
+)
 
 TELL = """
 import importlib, json, re, sys, warnings
