@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from gft_edge.environment import has_nvidia_driver
 from gft_edge.errors import ArtifactError, CheckFailed, ConfigError, MissingExtraError
 from gft_edge.export.engines import engine_files, engine_key
-from gft_edge.export.generations import RTX, Platform, generation
+from gft_edge.export.generations import RTX, generation
 from gft_edge.export.plan import BuildPlan, for_version
 from gft_edge.files import replacing, write_json
 from gft_edge.manifest import MODEL, Artifact, FileInfo, register_files
@@ -125,16 +125,12 @@ def build_engine(artifact: Artifact, plan: BuildPlan, watch: Watch | None = None
 def _require_clean(model: Path, plan: BuildPlan) -> None:
     from gft_edge.export.lint import lint, load_graph
 
-    for capability in plan.compute_capabilities:
-        title = "TensorRT-RTX" if plan.rtx else f"TensorRT {plan.tensorrt} on {plan.target}"
-        version = RTX if plan.rtx else plan.tensorrt
-        errors = lint(load_graph(model), Platform(version, capability, title)).errors
-        if errors:
-            more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
-            raise CheckFailed(
-                f"build {model}: {errors[0].rule} {errors[0].node}: {errors[0].message}{more}; "
-                f"gft-edge lint {model} tells why"
-            )
+    errors = lint(load_graph(model), plan.platform).errors
+    if errors:
+        more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
+        raise CheckFailed(
+            f"build {model}: {errors[0].rule} {errors[0].node}: {errors[0].message}{more}; gft-edge lint {model} tells why"
+        )
 
 
 def compile_plan(trt: ModuleType, model: Path, plan: BuildPlan, watch: Watch) -> tuple[bytes, int]:

@@ -64,7 +64,7 @@ GENERATIONS = (
     Generation("10.16", "tensorrt", "trt", (9, 24), "both", _BOTH),
     Generation("11.0", "tensorrt", "trt", (9, 24), "strong", _ALWAYS),
 )
-"""TensorRT, oldest first; a version between two rows is held to the older one."""
+"""TensorRT, oldest first; a version between two rows is held to the older one, 10.0 to 10.2 to 10.3."""
 
 RTX_GENERATION = Generation(
     RTX, "tensorrt_rtx", "rtx", (9, 24), "strong", _BOTH, has_strip=False, has_same_capability=False
@@ -98,6 +98,8 @@ def generation(version: str) -> Generation:
         )
     if numbers >= (12,):
         raise ConfigError(f"TensorRT {version} is not known to this version of gft-edge; it knows up to 11.x")
+    if (10, 0) <= numbers < (10, 3):
+        return GENERATIONS[1]
     return next(g for g in reversed(GENERATIONS) if parse_version(g.name) <= numbers)
 
 
@@ -186,7 +188,10 @@ def dtype_refusal(dtype: str, version: str, capability: str | None) -> str | Non
     if dtype == "fp8" and number < 8.9:
         return f"FP8 needs compute capability 8.9 or newer, this is {capability}; use INT8"
     if dtype == "fp32" and known.name == RTX and number < 8:
-        return f"{where} has no FP32 matrix products below compute capability 8.0; export with --precision fp16"
+        return (
+            f"{where} has no FP32 matrix products below compute capability 8.0; use 8.0 or newer, or export with "
+            "--precision fp16"
+        )
     return None
 
 

@@ -20,6 +20,7 @@ from gft_edge.export.build_options import (
 from gft_edge.export.generations import (
     RTX,
     Generation,
+    Platform,
     default_version,
     generation,
     require_together,
@@ -119,6 +120,14 @@ class BuildPlan:
     def rtx(self) -> bool:
         """Whether compute capabilities are named to the builder."""
         return self.module == "tensorrt_rtx"
+
+    @property
+    def platform(self) -> Platform:
+        """Where the engine will run, for lint: the oldest GPU asked for."""
+        lowest = min(self.compute_capabilities, key=float)
+        if self.rtx:
+            return Platform(RTX, lowest, "TensorRT-RTX")
+        return Platform(self.tensorrt, lowest, f"TensorRT {self.tensorrt} on {self.target}")
 
     def command(self, model: str = "model.onnx", engine: str = "model.engine") -> str | None:
         """The equivalent command line of this generation, None where there is none."""

@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
     graph = load_graph(artifact.file(MODEL))
     plan = _plan(args, summarize(graph))
     if args.plan:
-        report = lint(graph, _platform(plan))
+        report = lint(graph, plan.platform)
         data = {"plan": plan.to_json(), "lint": [vars(finding) for finding in report.findings]}
         result(args, data, _show(plan, report))
         return EXIT_CHECK_FAILED if report.errors else EXIT_OK
@@ -131,14 +131,6 @@ def _options(args: argparse.Namespace, version: str | None) -> BuildOptions:
         calibration_header=header,
         optimization_level=args.optimization_level,
     )
-
-
-def _platform(plan: BuildPlan) -> Any:
-    from gft_edge.export.generations import RTX, Platform
-
-    version = RTX if plan.rtx else plan.tensorrt
-    lowest = min(plan.compute_capabilities, key=float)
-    return Platform(version, lowest, "TensorRT-RTX" if plan.rtx else f"TensorRT {plan.tensorrt} on {plan.target}")
 
 
 def _show(plan: BuildPlan, report: LintReport) -> str:

@@ -16,7 +16,7 @@ from gft_edge.export.engines import engine_key
 from gft_edge.export.graph_summary import summarize
 from gft_edge.export.plan import BuildPlan, make_plan
 from gft_edge.files import sha256
-from gft_edge.manifest import MODEL, Artifact, load_artifact, register_files
+from gft_edge.manifest import MODEL, Artifact, load_artifact
 
 
 def plan_for(artifact: Artifact, target: str = "rtx", **options) -> BuildPlan:
