@@ -99,6 +99,11 @@ def check_engine(artifact: Artifact, key: str, host: EngineHost) -> tuple[Path, 
     if host.compute_capability not in capabilities:
         raise refuse(f"it is for compute capability {', '.join(capabilities)}, this GPU has {host.compute_capability}")
     built_for = record.get("device")
-    if built_for is not None and host.device is not None and built_for != host.device:
+    if built_for is not None and host.device is not None and _hardware(built_for) != _hardware(host.device):
         raise refuse(f"it was built on {built_for}, this is {host.device}")
     return artifact.path / engine, record
+
+
+def _hardware(device: str) -> str:
+    """A "super" profile is the same module at higher clocks."""
+    return device.removesuffix("-super")

@@ -37,6 +37,16 @@ def same_module(first: Device, second: Device) -> bool:
     return first.name.removesuffix("-super") == second.name.removesuffix("-super")
 
 
+def power_mode(root: Path = Path("/")) -> str | None:
+    """Number of a Jetson's power mode, which the timing of kernels depends on; None elsewhere."""
+    try:
+        status = (root / "var/lib/nvpmodel/status").read_text(encoding="utf-8")
+    except OSError:
+        return None
+    match = re.search(r"pmode:(\d+)", status)
+    return f"mode{int(match.group(1))}" if match else None
+
+
 def _jetson(name: str, memory_gb: float) -> Device:
     words = name.lower()
     prefix = next((prefix for part, prefix in _MODULES if part in words), None)

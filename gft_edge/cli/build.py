@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -80,7 +81,7 @@ def _plan(args: argparse.Namespace, summary: Any) -> BuildPlan:
     from gft_edge.errors import ConfigError, MissingExtraError
     from gft_edge.export.generations import RTX
     from gft_edge.export.plan import make_plan
-    from gft_edge.export.this_gpu import device_here, same_module
+    from gft_edge.export.this_gpu import device_here, power_mode, same_module
 
     if args.target == RTX:
         return make_plan(summary, RTX, _options(args, None))
@@ -100,7 +101,7 @@ def _plan(args: argparse.Namespace, summary: Any) -> BuildPlan:
             f"engines do not move between GPU models: this is {here.title}; build on {wanted.title}, or --plan"
         )
     version = args.tensorrt or ".".join(tensorrt.__version__.split(".")[:3])
-    return make_plan(summary, here, _options(args, version))
+    return make_plan(summary, here, replace(_options(args, version), power_mode=power_mode()))
 
 
 def _options(args: argparse.Namespace, version: str | None) -> BuildOptions:

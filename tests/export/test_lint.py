@@ -10,11 +10,14 @@ import onnx
 import pytest
 from onnx import helper, numpy_helper, parser
 
+from gft_edge.config import preset
 from gft_edge.errors import ArtifactError
 from gft_edge.export.generations import Platform, platform
 from gft_edge.export.lint import lint, load_graph
 from gft_edge.export.lint_rules import RULES
+from gft_edge.export.onnx import export_graph
 from gft_edge.manifest import MODEL
+from gft_edge.model.build import build_model
 
 
 def graph(
@@ -391,6 +394,23 @@ def test_every_rule_has_a_case_an_id_of_its_own_and_a_source():
 def test_exported_graphs_are_clean(exported, name, target):
     report = lint(load_graph(exported(name).path / MODEL), platform(target))
     assert report.findings == ()
+
+
+def test_published_variant_with_maps_is_clean():
+    config = preset(
+        "gft_base_published",
+        image_size=48,
+        patch_size=8,
+        embed_dim=64,
+        num_heads=2,
+        depth=4,
+        num_classes=5,
+        stages=(2,) * 3,
+    )
+    model = export_graph(build_model(config).eval(), config.budget, "compact")
+    assert any(node.op_type == "TopK" for node in model.graph.node)
+    for target in (None, "rtx", "orin-nano", "thor"):
+        assert lint(model, platform(target)).findings == ()
 
 
 def test_decomposed_normalisation_of_importance_is_no_layer_norm_in_fp32(exported):

@@ -7,7 +7,7 @@ import pytest
 from gft_edge.benchmarks.devices import device
 from gft_edge.errors import ConfigError
 from gft_edge.export import this_gpu
-from gft_edge.export.this_gpu import device_here, parse_gpu, same_module
+from gft_edge.export.this_gpu import device_here, parse_gpu, power_mode, same_module
 
 
 @pytest.mark.parametrize(
@@ -55,3 +55,13 @@ def test_machine_without_a_gpu_says_so(tmp_path, monkeypatch):
 def test_clocks_do_not_make_another_module():
     assert same_module(device("orin-nano-8gb"), device("orin-nano-8gb-super"))
     assert not same_module(device("orin-nano-8gb"), device("orin-nano-4gb"))
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"), [("pmode:0002 fmode:quiet\n", "mode2"), ("pmode:0", "mode0"), ("?", None), (None, None)]
+)
+def test_power_mode_is_nvpmodels(tmp_path, text, mode):
+    if text is not None:
+        (tmp_path / "var/lib/nvpmodel").mkdir(parents=True)
+        (tmp_path / "var/lib/nvpmodel/status").write_text(text)
+    assert power_mode(tmp_path) == mode
