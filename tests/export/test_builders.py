@@ -14,6 +14,7 @@ from gft_edge.export.build_options import BuildOptions
 from gft_edge.export.builders import Unwatched, build_engine, compile_plan, explain
 from gft_edge.export.engines import engine_key
 from gft_edge.export.graph_summary import summarize
+from gft_edge.export.lint import lint
 from gft_edge.export.plan import BuildPlan, make_plan
 from gft_edge.files import sha256
 from gft_edge.manifest import MODEL, Artifact, load_artifact
@@ -210,6 +211,31 @@ def test_rtx_compiles_what_the_table_says_and_we_refuse_the_rest_before_it_does(
     plan = make_plan(summarize(model), "rtx", options)
     with pytest.raises(ArtifactError, match="refused the graph: .*(HW-specific datatypes|FP32 GEMM is not supported)"):
         compile_plan(trt, path, plan, Unwatched())
+
+
+def halved(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Every FP32 tensor of a graph made FP16, importance too."""
+    graph = model.graph
+    for tensor in graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT:
+            tensor.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name))
+    del graph.value_info[:]
+    for value in (*graph.input, *graph.output):
+        if value.type.tensor_type.elem_type == TensorProto.FLOAT:
+            value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    return model
+
+
+@pytest.mark.parametrize("name", ["fp32-none", "int8-compact"])
+def test_whole_model_with_fp16_rest_compiles_for_turing_too(exported, tmp_path, name):
+    trt = pytest.importorskip("tensorrt_rtx")
+    model = halved(onnx.load(exported(name).path / MODEL))
+    onnx.save(model, tmp_path / "model.onnx")
+    plan = make_plan(summarize(model), "rtx", BuildOptions(compute_capabilities=("7.5", "8.9")))
+    assert (plan.precision, plan.rest) == ("int8" if "int8" in name else "fp16", "fp16")
+    assert len(compile_plan(trt, tmp_path / "model.onnx", plan, Unwatched())[0]) > 10_000
+    # standardising importance squares in FP16, which lint finds and the compiler does not
+    assert {finding.rule for finding in lint(model, plan.platform).findings} == {"GE001"}
 
 
 def test_refusal_of_the_compiler_names_the_node(tmp_path, monkeypatch):
