@@ -6,6 +6,7 @@ import logging
 import platform
 import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from gft_edge import __version__
 from gft_edge.budget import TokenBudget
 from gft_edge.calibration.modules import without_quantizers
 from gft_edge.checkpoint import Checkpoint
-from gft_edge.errors import ArtifactError
+from gft_edge.config import GFTConfig
+from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.modules import exportable
 from gft_edge.export.rewrite import rewrite
 from gft_edge.files import new_folder, replacing, write_json
@@ -31,71 +33,159 @@ from gft_edge.manifest import (
     MANIFEST,
     MODEL,
     Artifact,
+    Batch,
     DeploymentManifest,
     FileInfo,
+    HighPrecision,
+    InputKind,
     MapsMode,
+    Precision,
     TensorInfo,
+    batch_problems,
     load_artifact,
 )
-from gft_edge.model.gft import GFTOutput, check_budget
+from gft_edge.model.gft import GFTOutput, StageMaps, check_budget
+from gft_edge.preprocess import PreprocessSpec
 
 OPSET = 20
+BF16_OPSET = 22
+"""The first whose convolutions take bfloat16."""
+DTYPES: dict[HighPrecision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_BATCH = 1024
 """Upper end of the batch axis that the exported graph is checked for; engines set their own."""
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """What a graph looks like.
+
+    Args:
+        maps: ``"none"``; ``"compact"``: importance and positions of the kept patches per stage; ``"dense"``: importance of
+            all stages on the patch grid. With none the graph holds no trace of them.
+        rest: precision of everything that is not quantized, but for the importance path.
+        input: ``"float"``: normalised (batch, 3, H, W) float32; ``"uint8"``: RGB pixels (batch, H, W, 3), normalised inside.
+        batch: smallest, usual, largest; the batch axis is static where all are the same.
+
+    Raises:
+        ConfigError: sizes that do not rise.
+    """
+
+    maps: MapsMode = "none"
+    rest: HighPrecision = "fp32"
+    input: InputKind = "float"
+    batch: Batch = (1, 1, 8)
+
+    def __post_init__(self) -> None:
+        if problems := batch_problems(self.batch):
+            raise ConfigError(f"export: {problems[0]}")
+
+    @property
+    def opset(self) -> int:
+        """ONNX operator set of the graph."""
+        return BF16_OPSET if self.rest == "bf16" else OPSET
 
 
 class _Graph(nn.Module):
     """The function that is traced: image to logits and, with maps, importance and kept positions of each stage."""
 
-    def __init__(self, model: nn.Module, budget: TokenBudget, maps: MapsMode) -> None:
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, budget: TokenBudget, options: GraphOptions, spec: PreprocessSpec) -> None:
         super().__init__()
-        self.model, self.budget, self.maps = exportable(model), budget, maps
+        self.dtype = DTYPES[options.rest]
+        self.model, self.budget, self.options = exportable(model, self.dtype), budget, options
+        self.channels = [2, 1, 0] if spec.color_order == "bgr" else [0, 1, 2]
+        scale, shift = spec.scale_and_shift()
+        self.register_buffer("scale", torch.from_numpy(scale))
+        self.register_buffer("shift", torch.from_numpy(shift))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """(B, 3, H, W) to the graph's outputs."""
-        if self.maps == "none":
-            return (self.model(image, self.budget),)
+        """The graph's input to its outputs."""
+        if self.options.input == "uint8":
+            image = (image[..., self.channels].float() * self.scale + self.shift).permute(0, 3, 1, 2)
+        image = image.to(self.dtype)
+        maps = self.options.maps
+        if maps == "none":
+            return (self.model(image, self.budget).float(),)
         out = self.model(image, self.budget, maps=True)
+        if maps == "dense":
+            return out.logits.float(), self._dense(out.stages)
         stages = [t for stage in out.stages for t in (stage.importance, stage.kept.to(torch.int32))]
-        return (out.logits, *stages)
+        return (out.logits.float(), *stages)
+
+    def _dense(self, stages: list[StageMaps]) -> Tensor:
+        """Importance on the grid, zero where dropped before, (B, stages, rows, cols).
+
+        Every patch of the grid sums the importances of the tokens that stand for it: one product with a mask, where a scatter
+        would be slow or unsupported in TensorRT.
+        """
+        config: Any = self.model.config
+        grid = [stages[0].importance]
+        everything = torch.arange(config.num_patches)
+        for stage, before in zip(stages[1:], stages):
+            stands_for = (before.kept.unsqueeze(2) == everything).to(stage.importance.dtype)
+            grid.append((stage.importance.unsqueeze(1) @ stands_for).squeeze(1))
+        return torch.stack(grid, dim=1).unflatten(2, config.grid)
 
 
-def graph_outputs(budget: TokenBudget, num_classes: int, maps: MapsMode) -> tuple[TensorInfo, ...]:
+def graph_outputs(
+    budget: TokenBudget, config: GFTConfig, maps: MapsMode, batch: int | str = "batch"
+) -> tuple[TensorInfo, ...]:
     """Names, types, shapes and meanings of the graph's outputs."""
-    outputs = [TensorInfo("logits", "float32", ("batch", num_classes), "class scores before softmax")]
+    outputs = [TensorInfo("logits", "float32", (batch, config.num_classes), "class scores before softmax")]
     if maps == "compact":
+        order = "most important first" if config.variant == "published" else "in raster order"
         for stage, (n, k) in enumerate(zip(budget.stage_inputs, budget.keep)):
             meaning = f"GALA importance of the patches entering stage {stage}, rows sum to 1"
-            outputs.append(TensorInfo(f"importance_{stage}", "float32", ("batch", n), meaning))
-            meaning = f"patches kept by stage {stage}, positions on the original grid in raster order"
-            outputs.append(TensorInfo(f"kept_{stage}", "int32", ("batch", k), meaning))
+            outputs.append(TensorInfo(f"importance_{stage}", "float32", (batch, n), meaning))
+            meaning = f"patches kept by stage {stage}, positions on the original grid, {order}"
+            outputs.append(TensorInfo(f"kept_{stage}", "int32", (batch, k), meaning))
+    if maps == "dense":
+        meaning = "GALA importance of each stage on the patch grid, zero where a patch was dropped before"
+        outputs.append(TensorInfo("gala_maps", "float32", (batch, len(budget.keep), *config.grid), meaning))
     return tuple(outputs)
 
 
-def export_graph(model: nn.Module, budget: TokenBudget, maps: MapsMode = "none") -> onnx.ModelProto:
+def graph_input(config: GFTConfig, options: GraphOptions, batch: int | str) -> TensorInfo:
+    """Name, type, shape and meaning of the graph's input."""
+    side = config.image_size
+    if options.input == "uint8":
+        return TensorInfo("image", "uint8", (batch, side, side, 3), "RGB, resized; normalised inside the graph")
+    return TensorInfo("image", "float32", (batch, 3, side, side), "RGB, normalised as preprocess says")
+
+
+def export_graph(
+    model: nn.Module, spec: PreprocessSpec, budget: TokenBudget, options: GraphOptions = GraphOptions()
+) -> onnx.ModelProto:
     """Traces a model at one token budget.
 
     Args:
-        model: a focal GFT, quantized or not.
+        model: of any variant, quantized or not.
+        spec: its preprocessing, for graphs that take pixels.
         budget: compiled into the graph as constants.
-        maps: ``"none"`` or ``"compact"``; with none the graph holds no trace of them.
+        options: inputs, outputs, precision.
 
     Returns:
-        opset 20; input ``image`` (batch, 3, H, W) float32; the same model and arguments give the same bytes.
+        the graph; the same model and arguments give the same bytes.
     """
     config: Any = model.config
-    names = [output.name for output in graph_outputs(budget, config.num_classes, maps)]
-    example = torch.zeros(2, 3, config.image_size, config.image_size)
+    static = options.batch[0] if options.batch[0] == options.batch[2] else None
+    names = [output.name for output in graph_outputs(budget, config, options.maps)]
+    side = config.image_size
+    # A dynamic axis is traced with two images: one would be taken for a constant.
+    shape = (static or 2, side, side, 3) if options.input == "uint8" else (static or 2, 3, side, side)
+    example = torch.zeros(shape, dtype=torch.uint8 if options.input == "uint8" else torch.float32)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            _Graph(model, budget, maps),
+            _Graph(model, budget, options, spec),
             (example,),
             dynamo=True,
-            opset_version=OPSET,
+            opset_version=options.opset,
             input_names=["image"],
             output_names=names,
-            dynamic_shapes={"image": {0: Dim("batch", min=1, max=MAX_BATCH)}},
+            dynamic_shapes=None if static else {"image": {0: Dim("batch", min=1, max=MAX_BATCH)}},
             verbose=False,
         )
     if program is None:
@@ -151,6 +241,7 @@ def export_artifact(
     golden_images: npt.NDArray[np.float32],
     budget: TokenBudget | None = None,
     maps: MapsMode = "none",
+    **options: Any,
 ) -> Artifact:
     """Writes an artefact folder: model.onnx, golden.npz, manifest.json.
 
@@ -161,36 +252,53 @@ def export_artifact(
             quantized checkpoint, the logits of the quantized one.
         budget: the configuration's own by default.
         maps: which importance outputs the graph has.
+        options: the other fields of :class:`GraphOptions`.
 
     Raises:
-        ConfigError: ``out`` is not empty, or the budget does not fit the model.
+        ConfigError: ``out`` is not empty, or budget or options do not fit the model.
         ArtifactError: the graph's outputs are not those of the manifest.
     """
     info = checkpoint.info
-    budget = budget or info.model.budget
-    check_budget(budget, info.model)
-    quantized = info.quantization is not None
+    config = info.model
+    budget = budget or config.budget
+    check_budget(budget, config)
+    form = GraphOptions(maps, **options)
+    if maps != "none" and config.is_baseline:
+        raise ConfigError(
+            f"export: a model of variant {config.variant!r} has no stages, hence no maps; leave out --maps"
+        )
+    if (
+        form.rest == "bf16"
+        and config.is_baseline
+        and any(isinstance(m, nn.BatchNorm2d) for m in checkpoint.model.modules())
+    ):
+        raise ConfigError(f"export: {config.backbone} has batch norms, which cannot be folded in bf16; take fp16")
     logging.getLogger("onnxslim").setLevel(logging.ERROR)
     with new_folder(out) as folder:
         reference = without_quantizers(checkpoint.model)
         golden = {"images": golden_images, **reference_outputs(reference, golden_images, budget)}
-        if quantized:
+        precision: Precision = form.rest
+        if info.quantization is not None:
+            precision = info.quantization["precision"]
             golden["logits_quantized"] = reference_outputs(checkpoint.model, golden_images, budget)["logits"]
-        graph = export_graph(checkpoint.model, budget, maps)
+        graph = export_graph(checkpoint.model, info.preprocess, budget, form)
         (folder / MODEL).write_bytes(graph.SerializeToString(deterministic=True))
         save_npz(folder / GOLDEN, golden)
-        outputs = graph_outputs(budget, info.model.num_classes, maps)
-        _check_interface(graph, outputs)
-        side = info.model.image_size
+        batch = form.batch[0] if form.batch[0] == form.batch[2] else "batch"
+        outputs = graph_outputs(budget, config, maps, batch)
+        inputs = (graph_input(config, form, batch),)
+        _check_interface(graph, inputs, outputs)
         manifest = DeploymentManifest(
-            model=info.model,
+            model=config,
             labels=info.labels,
             preprocess=info.preprocess,
             budget=budget,
-            precision="int8" if quantized else "fp32",
+            precision=precision,
+            rest=form.rest,
             maps=maps,
-            opset=OPSET,
-            inputs=(TensorInfo("image", "float32", ("batch", 3, side, side), "RGB, normalised as preprocess says"),),
+            batch=form.batch,
+            opset=form.opset,
+            inputs=inputs,
             outputs=outputs,
             checkpoint_sha256=checkpoint.sha256,
             quantization=info.quantization,
@@ -201,14 +309,15 @@ def export_artifact(
     return load_artifact(out)
 
 
-def _check_interface(graph: onnx.ModelProto, outputs: Sequence[TensorInfo]) -> None:
-    """The graph's outputs are the manifest's, every shape static but the batch."""
-    types = {"float32": onnx.TensorProto.FLOAT, "int32": onnx.TensorProto.INT32}
-    for value, expected in zip(graph.graph.output, outputs, strict=True):
+def _check_interface(graph: onnx.ModelProto, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> None:
+    """The graph's inputs and outputs are the manifest's, every shape static but the batch."""
+    kind = onnx.TensorProto
+    types = {"float32": kind.FLOAT, "int32": kind.INT32, "uint8": kind.UINT8}
+    for value, expected in zip((*graph.graph.input, *graph.graph.output), (*inputs, *outputs), strict=True):
         tensor = value.type.tensor_type
         shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
         if value.name != expected.name or tensor.elem_type != types[expected.dtype] or shape != expected.shape:
-            raise ArtifactError(f"export: output {value.name} is {shape}, expected {expected.name} {expected.shape}")
+            raise ArtifactError(f"export: {value.name} is {shape}, expected {expected.name} {expected.shape}")
 
 
 def save_npz(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:

@@ -17,7 +17,7 @@ from gft_edge.errors import ArtifactError
 from gft_edge.export.onnx import reference_outputs
 from gft_edge.manifest import GOLDEN, MODEL, Artifact, DeploymentManifest
 from gft_edge.model.gala import TEMPERATURE
-from gft_edge.runtime.sessions import Session, onnxruntime_session, open_session
+from gft_edge.runtime.sessions import Session, fitted, onnxruntime_session, open_session
 from gft_edge.train.metrics import accuracy, sqnr_db
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -125,7 +125,7 @@ def kept_session(artifact: Artifact) -> Session | None:
         return None
     del model.graph.output[:]
     model.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.INT64, None) for n in names)
-    return onnxruntime_session(model.SerializeToString(), manifest.precision == "int8")
+    return fitted(onnxruntime_session(model.SerializeToString(), manifest.is_quantized), manifest)
 
 
 def selecting_stages(manifest: DeploymentManifest) -> list[int]:

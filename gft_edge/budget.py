@@ -24,7 +24,7 @@ class TokenBudget:
 
     Args:
         keep: one count per stage, non-increasing, each between 2 and ``num_patches``.
-        num_patches: patches of the whole image, at most 3840.
+        num_patches: patches of the whole image, at most 3840. A model without stages has the budget ``NO_BUDGET``.
 
     Raises:
         ConfigError: a count is no integer, grows, or is out of range.
@@ -37,6 +37,8 @@ class TokenBudget:
         object.__setattr__(self, "keep", tuple(self.keep))
         if not _is_int(self.num_patches) or not all(_is_int(k) for k in self.keep):
             raise ConfigError(f"token budget: counts must be integers, found {self.keep!r} of {self.num_patches!r}")
+        if not self.keep and self.num_patches == 0:
+            return
         if not MIN_TOKENS <= self.num_patches <= MAX_TOKENS:
             raise ConfigError(
                 f"token budget: number of patches must be {MIN_TOKENS} to {MAX_TOKENS}, found {self.num_patches}"
@@ -85,8 +87,8 @@ class TokenBudget:
 
     @property
     def id(self) -> str:
-        """The name used in files and tables, for example ``147-98-49``."""
-        return "-".join(str(k) for k in self.keep)
+        """The name used in files and tables, for example ``147-98-49``; ``all`` for a model without stages."""
+        return "-".join(str(k) for k in self.keep) or "all"
 
     @property
     def is_full(self) -> bool:
@@ -129,3 +131,7 @@ class TokenBudget:
             return cls(tuple(data["keep"]), data["num_patches"])
         except (KeyError, TypeError) as error:
             raise ConfigError(f"token budget: expected keep and num_patches, found {data!r}") from error
+
+
+NO_BUDGET = TokenBudget((), 0)
+"""That of a model without stages: there is nothing to keep or drop."""

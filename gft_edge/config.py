@@ -14,25 +14,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from gft_edge.budget import TokenBudget
+from gft_edge.budget import NO_BUDGET, TokenBudget
 from gft_edge.errors import ConfigError, MissingExtraError
 
 T = TypeVar("T")
 Augment = Literal["none", "light", "published", "published-food", "modern"]
+Variant = Literal["focal", "published", "timm", "transfg"]
+BASELINES: tuple[Variant, ...] = ("timm", "transfg")
+"""Models without stages, for comparison; their sizes are those of their backbone."""
 
 
 @dataclass(frozen=True)
 class GFTConfig:
-    """What a GFT is: its backbone, where its stages stand, and the budget it runs at by default.
+    """What a model is: its backbone, where its stages stand, and the budget it runs at by default.
 
     Args:
-        backbone: timm name of a Vision Transformer; the sizes below override the named model's own.
+        backbone: timm name of a Vision Transformer; the sizes below override the named model's own. For the baselines,
+            of any classifier (``"timm"``) or of a Vision Transformer (``"transfg"``), taken as it is: the sizes are 0.
         image_size, patch_size: pixels; the image must hold a whole number of patches.
         num_classes: outputs of the classifier.
         embed_dim, depth, num_heads: width, number of blocks, heads.
         stages: after how many blocks each stage stands, 1 to ``depth``; increasing (focal) or all the same (published).
         budget: default token budget, one count per stage.
-        variant: ``"focal"`` (selection matters) or ``"published"`` (reproduces the published code).
+        variant: ``"focal"`` (selection matters), ``"published"`` (reproduces the published code), or a baseline without
+            stages: ``"timm"`` (any classifier of timm), ``"transfg"`` (a Vision Transformer with TransFG's part selection).
         stem: ``"linear"`` patch embedding or ``"conv"`` (strided 3x3 convolutions).
 
     Raises:
@@ -41,24 +46,49 @@ class GFTConfig:
 
     backbone: str
     image_size: int
-    patch_size: int
     num_classes: int
-    embed_dim: int
-    depth: int
-    num_heads: int
-    stages: tuple[int, ...]
-    budget: TokenBudget
-    variant: Literal["focal", "published"] = "focal"
+    patch_size: int = 0
+    embed_dim: int = 0
+    depth: int = 0
+    num_heads: int = 0
+    stages: tuple[int, ...] = ()
+    budget: TokenBudget = NO_BUDGET
+    variant: Variant = "focal"
     stem: Literal["linear", "conv"] = "linear"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
+        if self.variant not in typing.get_args(Variant):
+            choices = ", ".join(repr(name) for name in typing.get_args(Variant))
+            raise ConfigError(f"model configuration: variant must be one of {choices}, found {self.variant!r}")
+        sizes = ["image_size", "num_classes"]
+        if not self.is_baseline:
+            sizes += ["patch_size", "embed_dim", "depth", "num_heads"]
         problems = []
-        for name in ("image_size", "patch_size", "num_classes", "embed_dim", "depth", "num_heads"):
+        for name in sizes:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 problems.append(f"{name} must be a positive integer, found {value!r}")
-        if not problems:
+        if self.is_baseline:
+            problems += self._baseline_problems()
+        else:
+            problems += self._gft_problems(bool(problems))
+        if problems:
+            raise ConfigError("model configuration: " + "; ".join(problems))
+
+    def _baseline_problems(self) -> list[str]:
+        set_names = [n for n in ("patch_size", "embed_dim", "depth", "num_heads", "stages") if getattr(self, n)]
+        if self.budget != NO_BUDGET:
+            set_names.append("budget")
+        if self.stem != "linear":
+            set_names.append("stem")
+        return [
+            f"variant {self.variant!r} is its backbone as it is and has no stages: leave out {', '.join(set_names)}"
+        ] * bool(set_names)
+
+    def _gft_problems(self, wrong_sizes: bool) -> list[str]:
+        problems = []
+        if not wrong_sizes:
             if self.image_size % self.patch_size:
                 problems.append(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
             elif self.budget.num_patches != self.num_patches:
@@ -67,7 +97,9 @@ class GFTConfig:
                 problems.append(f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}")
             if any(not 1 <= after <= self.depth for after in self.stages):
                 problems.append(f"stages must stand after blocks 1 to {self.depth}, found {list(self.stages)}")
-        if self.variant == "published":
+        if not self.stages:
+            problems.append("stages must name at least one block")
+        elif self.variant == "published":
             if len(set(self.stages)) != 1:
                 problems.append(
                     f"stages of variant 'published' all stand after the same block, found {list(self.stages)}"
@@ -78,24 +110,26 @@ class GFTConfig:
             problems.append(f"stages must be increasing, found {list(self.stages)}")
         if len(self.stages) != len(self.budget.keep):
             problems.append(f"budget {self.budget.id} has {len(self.budget.keep)} counts for {len(self.stages)} stages")
-        if self.variant not in ("focal", "published"):
-            problems.append(f"variant must be 'focal' or 'published', found {self.variant!r}")
         if self.stem not in ("linear", "conv"):
             problems.append(f"stem must be 'linear' or 'conv', found {self.stem!r}")
-        if self.stem == "conv" and not problems:
+        if self.stem == "conv" and not problems and not wrong_sizes:
             if self.patch_size < 4 or self.patch_size & (self.patch_size - 1):
                 problems.append(
                     f"stem 'conv' needs a patch_size that is a power of two, 4 or more, found {self.patch_size}"
                 )
             if self.embed_dim < 16:
                 problems.append(f"stem 'conv' needs an embed_dim of at least 16, found {self.embed_dim}")
-        if problems:
-            raise ConfigError("model configuration: " + "; ".join(problems))
+        return problems
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether this is a model for comparison, without stages and without a token budget."""
+        return self.variant in BASELINES
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the patch grid."""
-        side = self.image_size // self.patch_size
+        """Rows and columns of the patch grid; none for a baseline."""
+        side = self.image_size // self.patch_size if self.patch_size else 0
         return side, side
 
     @property
@@ -110,8 +144,16 @@ class GFTConfig:
         return TokenBudget.full(len(self.stages), self.num_patches)
 
     def parse_budget(self, text: str) -> TokenBudget:
-        """``"full"``, or what :meth:`TokenBudget.parse` reads."""
-        return self.full_budget if text == "full" else TokenBudget.parse(text, self.num_patches)
+        """``"full"``, or what :meth:`TokenBudget.parse` reads.
+
+        Raises:
+            ConfigError: no budget, or one for a model without stages.
+        """
+        if text in ("full", self.budget.id):
+            return self.full_budget if text == "full" else self.budget
+        if self.is_baseline:
+            raise ConfigError(f"token budget {text!r}: a model of variant {self.variant!r} has no stages; leave it out")
+        return TokenBudget.parse(text, self.num_patches)
 
     def to_json(self) -> dict[str, Any]:
         """The configuration as plain JSON values."""
@@ -158,9 +200,16 @@ PRESETS: Mapping[str, GFTConfig] = types.MappingProxyType(
             budget=TokenBudget.from_ratios((0.75, 0.5, 0.25), 144),
             stem="conv",
         ),
+        "vit_base": GFTConfig("vit_base_patch16_224", 224, 1000, variant="timm"),
+        "vit_small": GFTConfig("vit_small_patch16_224", 224, 1000, variant="timm"),
+        "vit_tiny": GFTConfig("vit_tiny_patch16_224", 224, 1000, variant="timm"),
+        "deit_base": GFTConfig("deit_base_patch16_224", 224, 1000, variant="timm"),
+        "deit_small": GFTConfig("deit_small_patch16_224", 224, 1000, variant="timm"),
+        "resnet50": GFTConfig("resnet50", 224, 1000, variant="timm"),
+        "transfg_base": GFTConfig("vit_base_patch16_224", 224, 1000, variant="transfg"),
     }
 )
-"""Named configurations; ``gft_typeface`` is the built-in task's."""
+"""Named configurations; ``gft_typeface`` is the built-in task's, those not called gft are baselines."""
 
 
 def preset(name: str, **overrides: Any) -> GFTConfig:
@@ -179,7 +228,7 @@ def preset(name: str, **overrides: Any) -> GFTConfig:
     stages = tuple(overrides.get("stages", base.stages))
     if "budget" not in overrides and isinstance(image_size, int) and isinstance(patch_size, int) and patch_size > 0:
         num_patches = (image_size // patch_size) ** 2
-        if num_patches != base.num_patches and len(stages) == len(base.stages):
+        if stages and num_patches != base.num_patches and len(stages) == len(base.stages):
             ratios = tuple(k / base.num_patches for k in base.budget.keep)
             overrides["budget"] = TokenBudget.from_ratios(ratios, num_patches)
     return dataclasses.replace(base, **overrides)
@@ -191,7 +240,8 @@ class ModelSection:
 
     Args:
         preset: name of the configuration to start from.
-        backbone: timm name of another Vision Transformer of the preset's width, depth and heads.
+        backbone: timm name of another Vision Transformer of the preset's width, depth and heads; for the preset of a
+            baseline such as ``resnet50``, of any classifier.
         patch_size, image_size: pixels.
         num_classes: that of the data; needed nowhere, checked where given.
         stages: after how many blocks each stage stands.
@@ -220,6 +270,8 @@ class ModelSection:
                 overrides[name] = getattr(self, name)
         if self.budget is not None:
             base = preset(self.preset)
+            if base.is_baseline:
+                raise ConfigError(f"model.budget: preset {self.preset!r} has no stages; leave it out")
             side = (self.image_size or base.image_size) // (self.patch_size or base.patch_size)
             overrides["budget"] = TokenBudget.parse(self.budget, side * side)
         return preset(self.preset, **overrides)
@@ -256,14 +308,18 @@ class TrainSection:
         accumulate: batches whose gradients one step sums up; a step takes ``batch_size * accumulate`` images (and as
             many in every other process under torchrun).
         layer_decay: factor of the learning rate from one layer to the one before it; 1 is off.
-        grad_clip: largest gradient norm.
+        grad_clip: largest gradient norm; 0 is off.
         drop_path: stochastic depth at the last block, rising linearly from 0 at the first.
         mixup, cutmix: alphas of their beta distributions (timm); 0 is off.
         ema: decay of a moving average of the weights, which is then what is evaluated and saved; 0 is off.
         early_stop: stop after so many evaluations without improvement; 0 is off.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` with a loss scaler (autocast; importance stays float32).
         tensorboard: also write the log for TensorBoard.
-        elastic: train sampled token budgets as well, so that one checkpoint serves every budget.
+        recompute: compute each block's activations anew in the backward pass instead of keeping them.
+        step_in_backward: update each weight as soon as its gradient is there and free the gradient; the same result, for
+            one backward pass per step without clipping.
+        elastic: train at full and sampled token budgets, so that one checkpoint serves every budget; without it, at the
+            model's own budget alone.
         elastic_start: share of the steps after which sampled budgets begin.
         elastic_samples: sampled budgets per step: 1 takes the smallest and a random one in turn, 2 takes both.
         smallest_ratio: the smallest budget, as a share of the default budget's counts.
@@ -290,6 +346,8 @@ class TrainSection:
     early_stop: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     tensorboard: bool = False
+    recompute: bool = False
+    step_in_backward: bool = False
     elastic: bool = True
     elastic_start: float = 0.0
     elastic_samples: int = 1
@@ -310,8 +368,15 @@ class TrainSection:
                 problems.append(f"{name} must not be negative, found {getattr(self, name)}")
         if not 0 < self.lr < math.inf:
             problems.append(f"lr must be above 0 and finite, found {self.lr}")
-        if not self.grad_clip > 0:
-            problems.append(f"grad_clip must be above 0, found {self.grad_clip}")
+        if self.step_in_backward:
+            needed = {"elastic": False, "accumulate": 1, "grad_clip": 0}
+            against = [
+                f"{name} = {str(value).lower()}" for name, value in needed.items() if getattr(self, name) != value
+            ]
+            if self.precision == "fp16":
+                against.append("another precision than fp16")
+            if against:
+                problems.append(f"step_in_backward needs {', '.join(against)}")
         for name in ("drop_path", "ema"):
             if not 0 <= getattr(self, name) < 1:
                 problems.append(f"{name} must be 0 to below 1, found {getattr(self, name)}")
@@ -319,7 +384,7 @@ class TrainSection:
             problems.append(f"layer_decay must be above 0 and at most 1, found {self.layer_decay}")
         if self.early_stop and not self.eval_every:
             problems.append("early_stop needs eval_every")
-        for name in ("min_lr", "weight_decay", "mixup", "cutmix"):
+        for name in ("min_lr", "weight_decay", "mixup", "cutmix", "grad_clip"):
             if not 0 <= getattr(self, name) < math.inf:
                 problems.append(f"{name} must be at least 0 and finite, found {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:

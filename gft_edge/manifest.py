@@ -18,8 +18,12 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 GOLDEN = "golden.npz"
 
-MapsMode = Literal["none", "compact"]
-Precision = Literal["fp32", "int8"]
+MapsMode = Literal["none", "compact", "dense"]
+HighPrecision = Literal["fp32", "fp16", "bf16"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+InputKind = Literal["float", "uint8"]
+Batch = tuple[int, int, int]
+QUANTIZED: tuple[Precision, ...] = ("int8", "fp8")
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,10 @@ class DeploymentManifest:
     Args:
         model, labels, preprocess: what the checkpoint said.
         budget: the static token budget compiled into the graph.
-        precision: of the linears; ``"int8"`` keeps the rest in float32.
+        precision: of the linear layers.
+        rest: of everything else but the importance path, which is float32 always.
         maps: which importance outputs the graph has.
+        batch: smallest, usual and largest number of images of a request; the batch axis is static where all are the same.
         opset: ONNX operator set.
         inputs, outputs: the graph's interface.
         checkpoint_sha256: identity of the checkpoint the graph was made from (weights and quantization).
@@ -76,6 +82,8 @@ class DeploymentManifest:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     checkpoint_sha256: str
+    rest: HighPrecision = "fp32"
+    batch: Batch = (1, 1, 8)
     quantization: dict[str, Any] | None = None
     parity: dict[str, Any] = field(default_factory=dict)
     tools: dict[str, str] = field(default_factory=dict)
@@ -85,6 +93,11 @@ class DeploymentManifest:
         problems = []
         if self.precision not in get_args(Precision):
             problems.append(f"precision must be one of {', '.join(get_args(Precision))}, found {self.precision!r}")
+        if self.rest not in get_args(HighPrecision):
+            problems.append(f"rest must be one of {', '.join(get_args(HighPrecision))}, found {self.rest!r}")
+        elif self.precision not in QUANTIZED and self.precision != self.rest:
+            problems.append(f"precision {self.precision!r} goes with the same rest, found {self.rest!r}")
+        problems += batch_problems(self.batch)
         if self.maps not in get_args(MapsMode):
             problems.append(f"maps must be one of {', '.join(get_args(MapsMode))}, found {self.maps!r}")
         if not isinstance(self.opset, int):
@@ -96,6 +109,16 @@ class DeploymentManifest:
         if problems:
             raise ConfigError("manifest: " + "; ".join(problems))
 
+    @property
+    def is_quantized(self) -> bool:
+        """Whether linear layers compute in 8 bits."""
+        return self.precision in QUANTIZED
+
+    @property
+    def static_batch(self) -> int | None:
+        """Images the graph takes, where its batch axis is static."""
+        return self.batch[0] if self.batch[0] == self.batch[2] else None
+
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
         return {
@@ -106,7 +129,9 @@ class DeploymentManifest:
             "preprocess": {**self.preprocess.to_json(), "id": self.preprocess.id},
             "budget": self.budget.to_json(),
             "precision": self.precision,
+            "rest": self.rest,
             "maps": self.maps,
+            "batch": list(self.batch),
             "opset": self.opset,
             "inputs": [{**asdict(t), "shape": list(t.shape)} for t in self.inputs],
             "outputs": [{**asdict(t), "shape": list(t.shape)} for t in self.outputs],
@@ -137,7 +162,9 @@ class DeploymentManifest:
                 preprocess=spec,
                 budget=TokenBudget.from_json(data["budget"]),
                 precision=data["precision"],
+                rest=data["rest"],
                 maps=data["maps"],
+                batch=tuple(data["batch"]),
                 opset=data["opset"],
                 inputs=tuple(_tensor(t) for t in data["inputs"]),
                 outputs=tuple(_tensor(t) for t in data["outputs"]),
@@ -151,6 +178,14 @@ class DeploymentManifest:
             raise ArtifactError(f"{where}: incomplete or malformed ({error!r})") from None
         except GFTEdgeError as error:
             raise ArtifactError(f"{where}: {error}") from None
+
+
+def batch_problems(batch: Batch) -> list[str]:
+    """What is wrong with a range of batch sizes."""
+    whole = len(batch) == 3 and all(isinstance(size, int) and not isinstance(size, bool) for size in batch)
+    if not whole or not 1 <= batch[0] <= batch[1] <= batch[2]:
+        return [f"batch must be smallest <= usual <= largest, each at least 1, found {tuple(batch)!r}"]
+    return []
 
 
 def _tensor(data: Mapping[str, Any]) -> TensorInfo:

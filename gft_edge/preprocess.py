@@ -178,13 +178,23 @@ class PreprocessSpec:
         top, left = (rows - self.height) // 2, (cols - self.width) // 2
         return image[top : top + self.height, left : left + self.width]
 
+    def scale_and_shift(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+        """What normalisation multiplies pixels by and then adds, per channel of the network's input, (3,) each."""
+        mean, std = np.asarray(self.mean), np.asarray(self.std)
+        return (1.0 / (255.0 * std)).astype(np.float32), (-mean / std).astype(np.float32)
+
     def normalize(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
         """(..., height, width, 3) uint8 RGB to (..., 3, height, width) float32 normalised."""
         if self.color_order == "bgr":
             images = images[..., ::-1]
-        scale = (1.0 / (255.0 * np.asarray(self.std))).astype(np.float32)
-        shift = (-np.asarray(self.mean) / np.asarray(self.std)).astype(np.float32)
+        scale, shift = self.scale_and_shift()
         return np.ascontiguousarray(np.moveaxis(images.astype(np.float32) * scale + shift, -1, -3))
+
+    def pixels(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+        """The inverse of :meth:`normalize`, exact for what came from uint8: (..., 3, height, width) to (..., height, width, 3)."""
+        levels = np.moveaxis(images, -3, -1) * (255.0 * np.asarray(self.std)) + 255.0 * np.asarray(self.mean)
+        levels = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+        return np.ascontiguousarray(levels[..., ::-1] if self.color_order == "bgr" else levels)
 
     def __call__(self, image: UInt8Image) -> npt.NDArray[np.float32]:
         """One RGB image (H, W, 3) uint8 to (3, height, width) float32, ready for the network."""

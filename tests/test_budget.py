@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.budget import MAX_TOKENS, MIN_TOKENS, TokenBudget
+from gft_edge.budget import MAX_TOKENS, MIN_TOKENS, NO_BUDGET, TokenBudget
 from gft_edge.errors import ConfigError
 
 
@@ -131,3 +131,8 @@ def test_text_with_growing_counts_keeps_its_own_message():
 def test_malformed_json_is_refused(data):
     with pytest.raises(ConfigError, match="expected keep and num_patches"):
         TokenBudget.from_json(data)
+
+
+def test_a_model_without_stages_has_a_budget_of_nothing():
+    assert (NO_BUDGET.id, NO_BUDGET.is_full, NO_BUDGET.stage_inputs) == ("all", True, (0,))
+    assert TokenBudget.from_json(NO_BUDGET.to_json()) == NO_BUDGET == TokenBudget.full(0, 0)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from gft_edge.budget import TokenBudget
+from gft_edge.budget import NO_BUDGET, TokenBudget
 from gft_edge.config import PRESETS, GFTConfig, ModelSection, Recipe, load_dataclass, load_recipe, preset
 from gft_edge.errors import ConfigError
 
@@ -62,7 +62,7 @@ def test_unknown_preset_names_the_nearest():
         ({"stages": (4, 2, 6)}, "stages must be increasing"),
         ({"stages": (2, 2, 6)}, "stages must be increasing"),
         ({"stages": (2, 4)}, "budget 147-98-49 has 3 counts for 2 stages"),
-        ({"variant": "other"}, "variant must be 'focal' or 'published', found 'other'"),
+        ({"variant": "other"}, "variant must be one of 'focal', 'published', 'timm', 'transfg', found 'other'"),
         ({"stem": "other"}, "stem must be 'linear' or 'conv', found 'other'"),
         ({"num_heads": 5, "stages": (4, 2), "stem": "x"}, "num_heads 5; stages .*increasing.*; budget .*; stem must"),
     ],
@@ -75,8 +75,9 @@ def test_bad_configurations_are_refused_with_every_problem(changes, message):
 def test_malformed_model_configuration_names_missing_and_unknown_keys():
     data = preset("gft_tiny").to_json()
     data["embed_dims"] = data.pop("embed_dim")
+    del data["num_classes"]
     with pytest.raises(
-        ConfigError, match=r"unknown key embed_dims \(did you mean 'embed_dim'\?\); missing key embed_dim"
+        ConfigError, match=r"unknown key embed_dims \(did you mean 'embed_dim'\?\); missing key num_classes"
     ):
         GFTConfig.from_json(data)
 
@@ -221,3 +222,38 @@ def test_missing_or_binary_recipe_is_refused(tmp_path):
     (tmp_path / "binary.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read"):
         load_recipe(tmp_path / "binary.toml")
+
+
+def test_step_in_backward_says_what_it_needs(write):
+    needs = "step_in_backward needs elastic = false, accumulate = 1, grad_clip = 0, another precision than fp16"
+    with pytest.raises(ConfigError, match=needs):
+        load_recipe(write("[train]\nstep_in_backward = true\naccumulate = 2\nprecision = 'fp16'"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": (2,)}, "has no stages: leave out stages"),
+        ({"patch_size": 16, "depth": 2}, "leave out patch_size, depth"),
+        ({"budget": TokenBudget((4,), 16)}, "leave out budget"),
+        ({"stem": "conv"}, "leave out stem"),
+        ({"image_size": 0}, "image_size must be a positive integer"),
+    ],
+)
+def test_a_baseline_is_its_backbone_as_it_is(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        preset("resnet50", **changes)
+
+
+def test_a_baseline_has_no_budget_to_ask_for():
+    config = preset("vit_base")
+    assert config.parse_budget("full") == config.parse_budget("all") == NO_BUDGET
+    with pytest.raises(ConfigError, match="variant 'timm' has no stages; leave it out"):
+        config.parse_budget("147,98,49")
+    with pytest.raises(ConfigError, match="preset 'vit_base' has no stages; leave it out"):
+        ModelSection("vit_base", budget="147,98,49").resolve(10)
+
+
+def test_a_gft_needs_stages():
+    with pytest.raises(ConfigError, match="stages must name at least one block"):
+        preset("gft_base", stages=(), budget=NO_BUDGET)

@@ -21,19 +21,40 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--align", type=int, metavar="N", help="make patches + class token a multiple of N where pruned"
     )
-    parser.add_argument("--maps", choices=("none", "compact"), default="none", help="importance outputs (none)")
+    parser.add_argument(
+        "--maps",
+        choices=("none", "compact", "dense"),
+        default="none",
+        help="importance outputs: none, per stage with the kept positions, or on the patch grid (none)",
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("fp32", "fp16", "bf16"),
+        default="fp32",
+        help="of everything that is not quantized, but for the importance path, which is float32 always (fp32)",
+    )
+    parser.add_argument(
+        "--input",
+        choices=("float", "uint8"),
+        default="float",
+        help="normalised (batch, 3, H, W) float32, or RGB pixels (batch, H, W, 3) with normalisation inside (float)",
+    )
+    parser.add_argument(
+        "--batch", default="1:1:8", metavar="N|MIN:OPT:MAX", help="images per request; one number: static (1:1:8)"
+    )
     parser.add_argument("--data", default="typefaces", metavar="D", help="where the golden images come from")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.checkpoint import load_checkpoint
-    from gft_edge.cli.common import labelled_batches
+    from gft_edge.cli.common import labelled_batches, parse_batch_range
     from gft_edge.cli.console import result, say
     from gft_edge.export.onnx import export_artifact
     from gft_edge.files import require_free
 
     require_free(args.out)
+    batch = parse_batch_range(args.batch)
     checkpoint = load_checkpoint(args.checkpoint)
     info = checkpoint.info
     config = info.model
@@ -43,18 +64,30 @@ def run(args: argparse.Namespace) -> int:
     _, batches = labelled_batches(args.data, "test", GOLDEN_IMAGES, config, info.labels, info.preprocess)
     golden, _ = next(batches)
     say(f"export: tracing at budget {budget.id}")
-    artifact = export_artifact(checkpoint, args.out, golden, budget, args.maps)
+    artifact = export_artifact(
+        checkpoint,
+        args.out,
+        golden,
+        budget,
+        args.maps,
+        rest=args.precision,
+        input=args.input,
+        batch=batch,
+    )
     manifest = artifact.manifest
     data = {
         "out": str(args.out),
         "budget": manifest.budget.id,
         "precision": manifest.precision,
+        "rest": manifest.rest,
+        "batch": list(manifest.batch),
         "maps": manifest.maps,
         "opset": manifest.opset,
         "files": {name: {"size": f.size, "sha256": f.sha256} for name, f in manifest.files.items()},
     }
+    rest = "" if manifest.precision == manifest.rest else f" with {manifest.rest} rest"
     text = (
-        f"{args.out}: {manifest.precision}, budget {manifest.budget.id}, maps {manifest.maps}, opset {manifest.opset}, "
+        f"{args.out}: {manifest.precision}{rest}, budget {manifest.budget.id}, maps {manifest.maps}, opset {manifest.opset}, "
         f"model.onnx {manifest.files['model.onnx'].size / 1e6:.2f} MB"
     )
     result(args, data, text)

@@ -11,8 +11,8 @@ from torch import Tensor
 from gft_edge.config import GFTConfig
 from gft_edge.errors import ConfigError
 
-CLASSIFIERS = ("head.", "classifier.")
-POSITIONS = ("pos_embed", "base_model.pos_embed")
+CLASSIFIERS = ("head.", "classifier.", "network.head.", "network.fc.", "network.classifier.")
+POSITIONS = ("pos_embed", "base_model.pos_embed", "network.pos_embed")
 AVERAGES = (".ema", ".ema_seen")
 
 
@@ -32,9 +32,17 @@ def adapt_weights(weights: Mapping[str, Tensor], old: GFTConfig, new: GFTConfig)
     fitting = dict(weights)
     if old.num_classes != new.num_classes:
         fitting = {name: tensor for name, tensor in fitting.items() if not name.startswith(CLASSIFIERS)}
-    if old.grid != new.grid:
+    if old.image_size != new.image_size or old.grid != new.grid:
         fitting = {name: tensor for name, tensor in fitting.items() if not name.endswith(AVERAGES)}
         for name in POSITIONS:
             if name in fitting:
-                fitting[name] = resample_abs_pos_embed(fitting[name], list(new.grid), list(old.grid))
+                fitting[name] = resample_abs_pos_embed(fitting[name], _grid(new, old, fitting[name]))
     return fitting
+
+
+def _grid(new: GFTConfig, old: GFTConfig, positions: Tensor) -> list[int]:
+    """Rows and columns of the new grid; a baseline's old one is known by the number of its positions."""
+    if not new.is_baseline:
+        return list(new.grid)
+    side = round((positions.shape[1] - 1) ** 0.5)
+    return [side * new.image_size // old.image_size] * 2

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import nn
 
-from gft_edge.config import GFTConfig
+from gft_edge.config import GFTConfig, Variant
+from gft_edge.model.baselines import TimmClassifier, TransFG
 from gft_edge.model.gft import FocalGFT
 from gft_edge.model.published import PublishedGFT
+
+_KINDS: dict[Variant, Callable[[GFTConfig, bool, float], nn.Module]] = {
+    "focal": FocalGFT,
+    "published": PublishedGFT,
+    "timm": TimmClassifier,
+    "transfg": TransFG,
+}
 
 
 def build_model(config: GFTConfig, pretrained: bool = False, drop_path: float = 0.0) -> nn.Module:
@@ -15,5 +25,4 @@ def build_model(config: GFTConfig, pretrained: bool = False, drop_path: float = 
     Raises:
         ConfigError: the backbone is of a kind that is not supported.
     """
-    kind = PublishedGFT if config.variant == "published" else FocalGFT
-    return kind(config, pretrained, drop_path)
+    return _KINDS[config.variant](config, pretrained, drop_path)

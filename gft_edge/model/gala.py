@@ -12,6 +12,7 @@ from torch import Tensor
 TEMPERATURE = 0.1
 STD_EPSILON = 1e-6
 VARIANCE_FLOOR = 1e-24
+LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def mean_scores(x: Tensor, q_weight: Tensor, k_weight: Tensor, num_heads: int) -> Tensor:
@@ -25,8 +26,10 @@ def mean_scores(x: Tensor, q_weight: Tensor, k_weight: Tensor, num_heads: int) -
         q_weight, k_weight: projections without bias, (C, C), output features grouped by head.
 
     Returns:
-        (B, N, H)
+        (B, N, H); float32 from half-precision inputs: what decides which patches stay is not computed in 8 or 11 bits.
     """
+    if x.dtype in LOW_PRECISION:
+        x, q_weight, k_weight = x.float(), q_weight.float(), k_weight.float()
     width = x.shape[-1]
     head_dim = width // num_heads
     mean_key = F.linear(x.mean(dim=1), k_weight).reshape(-1, num_heads, 1, head_dim)
@@ -53,7 +56,7 @@ def standardized_scores(m: Tensor, kernel: Tensor) -> Tensor:
         (B, N), zero mean and unit (unbiased) standard deviation per image.
     """
     g = spatial_gradient(m).abs().mean(dim=2)
-    s = F.conv1d(g.unsqueeze(1), kernel, padding=1).squeeze(1)
+    s = F.conv1d(g.unsqueeze(1), kernel.to(g.dtype), padding=1).squeeze(1)
     centered = s - s.mean(dim=1, keepdim=True)
     variance = centered.square().sum(dim=1, keepdim=True) / (s.shape[1] - 1)
     # The floor only keeps the gradient of the root finite on constant images.

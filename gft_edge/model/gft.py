@@ -5,20 +5,21 @@ Shape suffixes: B images, P patches of the whole image, N patches entering a sta
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from timm.layers import PatchEmbed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from gft_edge.budget import TokenBudget
 from gft_edge.config import GFTConfig
 from gft_edge.errors import ConfigError
 from gft_edge.model import gala
+from gft_edge.model.backbone import timm_vit
 from gft_edge.model.layers import ClassRowBlock, ConvStem, RowAttention
 from gft_edge.model.selection import gather_tokens, select_patches
 
@@ -160,6 +161,11 @@ class FocalGFT(nn.Module):
             nn.init.zeros_(stage.attn.proj.bias)
         nn.init.trunc_normal_(self.head.weight, std=0.02)
         nn.init.zeros_(self.head.bias)
+        self.recompute = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks are computed anew in the backward pass, which saves keeping their activations."""
+        self.recompute = enable
 
     def embed(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to class token and patches with positions, (B, 1 + P, C)."""
@@ -185,7 +191,7 @@ class FocalGFT(nn.Module):
         trace: list[StageMaps] = []
         stage_after = dict(zip(self.config.stages, range(len(self.stages))))
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x)
+            x = run_block(block, x, self.recompute and self.training)
             if number not in stage_after:
                 continue
             index = stage_after[number]
@@ -198,6 +204,11 @@ class FocalGFT(nn.Module):
                 trace.append(StageMaps(gala.importance(ranking), _all_if_none(positions, ranking)))
         logits = self.head(self.norm(x[:, 0]))
         return GFTOutput(logits, trace) if maps else logits
+
+
+def run_block(block: nn.Module, x: Tensor, recompute: bool) -> Tensor:
+    """One block, its activations kept for the backward pass or computed anew there."""
+    return checkpoint(block, x, use_reentrant=False) if recompute else block(x)
 
 
 def check_budget(budget: TokenBudget, config: GFTConfig) -> None:
@@ -220,31 +231,6 @@ def _all_if_none(positions: Tensor | None, like: Tensor) -> Tensor:
     if positions is not None:
         return positions
     return torch.arange(like.shape[1], device=like.device).expand_as(like)
-
-
-def timm_vit(config: GFTConfig, pretrained: bool, drop_path: float, **options: Any) -> VisionTransformer:
-    """The configuration's backbone from timm.
-
-    Raises:
-        ConfigError: timm cannot build it, or it is no VisionTransformer.
-    """
-    try:
-        vit = timm.create_model(
-            config.backbone,
-            pretrained=pretrained,
-            img_size=config.image_size,
-            patch_size=config.patch_size,
-            embed_dim=config.embed_dim,
-            depth=config.depth,
-            num_heads=config.num_heads,
-            drop_path_rate=drop_path,
-            **options,
-        )
-    except Exception as error:  # timm raises whatever an option leads it to
-        raise ConfigError(f"backbone {config.backbone!r}: timm cannot build it ({error})") from None
-    if not isinstance(vit, VisionTransformer):
-        raise ConfigError(f"backbone {config.backbone!r} is a {type(vit).__name__}, not a timm VisionTransformer")
-    return vit
 
 
 def _backbone(config: GFTConfig, pretrained: bool, drop_path: float) -> VisionTransformer:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from gft_edge.budget import TokenBudget
 from gft_edge.config import GFTConfig
+from gft_edge.errors import ConfigError
 
 
 def count_macs(config: GFTConfig, budget: TokenBudget | None = None) -> int:
@@ -15,7 +16,14 @@ def count_macs(config: GFTConfig, budget: TokenBudget | None = None) -> int:
     Args:
         config: of either variant; the published one is counted as deployed, without its stages.
         budget: the configuration's own by default.
+
+    Raises:
+        ConfigError: a baseline, whose backbone only timm knows.
     """
+    if config.is_baseline:
+        raise ConfigError(
+            f"multiply-accumulates of {config.backbone}: there is no formula for variant {config.variant!r}"
+        )
     budget = budget or config.budget
     width, patches = config.embed_dim, config.num_patches
     total = _embedding(config) + width * config.num_classes

@@ -18,7 +18,8 @@ from gft_edge.budget import TokenBudget
 from gft_edge.config import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.model import gala
-from gft_edge.model.gft import EMA_MIX, EMA_MOMENTUM, GFTOutput, StageMaps, check_budget, timm_vit
+from gft_edge.model.backbone import timm_vit
+from gft_edge.model.gft import EMA_MIX, EMA_MOMENTUM, GFTOutput, StageMaps, check_budget, run_block
 from gft_edge.model.layers import Attend
 from gft_edge.model.selection import gather_tokens
 
@@ -89,6 +90,11 @@ class PublishedGFT(nn.Module):
             PublishedStage(config.embed_dim, config.num_heads) for _ in config.stages
         )
         self.classifier = nn.Linear(config.embed_dim, config.num_classes)
+        self.recompute = False
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Whether blocks are computed anew in the backward pass, which saves keeping their activations."""
+        self.recompute = enable
 
     def forward(self, images: Tensor, budget: TokenBudget | None = None, maps: bool = False) -> Tensor | GFTOutput:
         """Classifies images.
@@ -108,7 +114,7 @@ class PublishedGFT(nn.Module):
         tokens = torch.cat((vit.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1)
         x = vit.pos_drop(tokens + vit.pos_embed)
         for block in vit.blocks[: self.config.stages[0]]:
-            x = block(x)
+            x = run_block(block, x, self.recompute and self.training)
         logits = self.classifier(x[:, 0])
         if not maps and not self.training:
             return logits

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from gft_edge import __version__
-from gft_edge.budget import TokenBudget
 from gft_edge.config import GFTConfig
 from gft_edge.errors import ArtifactError
 from gft_edge.files import read_json, replacing
@@ -51,17 +50,18 @@ def collect(run: Path) -> dict[str, Any]:
     artifacts = _artifacts(run)
     colors = plots.color_of(artifacts)
     first = next(iter(artifacts.values())).manifest
-    accuracy = _accuracy(run, first.model)
+    gft = next((a.manifest for a in artifacts.values() if not a.manifest.model.is_baseline), first)
+    accuracy = _accuracy(run, {name: a.manifest.model for name, a in artifacts.items()}, gft.model)
     bench = [read_json(file, "benchmark") for file in sorted(run.glob("bench*.json"))]
     engines = {name: _engines(artifact) for name, artifact in artifacts.items()}
-    budgets = {a.manifest.budget.id: a.manifest.budget.keep for a in artifacts.values()}
+    budgets = {a.manifest.budget.id: a.manifest.budget.keep for a in artifacts.values() if a.manifest.budget.keep}
     log = _log(run)
     record = read_json(run / "run.json", "run") if (run / "run.json").is_file() else None
     return {
         "version": __version__,
         "run": record,
-        "config": first.model,
-        "labels": first.labels,
+        "config": gft.model,
+        "labels": gft.labels,
         "artifacts": artifacts,
         "colors": colors,
         "engines": engines,
@@ -76,7 +76,9 @@ def collect(run: Path) -> dict[str, Any]:
         "figures": {
             "training": plots.training(log) if log else None,
             "accuracy": plots.accuracy(accuracy, colors) if accuracy else None,
-            "staircase": plots.staircase(first.model.depth, first.model.stages, budgets, first.model.num_patches),
+            "staircase": plots.staircase(gft.model.depth, gft.model.stages, budgets, gft.model.num_patches)
+            if budgets
+            else None,
             "sizes": plots.sizes(
                 [
                     (
@@ -101,8 +103,14 @@ def _artifacts(run: Path) -> dict[str, Artifact]:
     return {name: found[name] for name in names}
 
 
-def _accuracy(run: Path, config: GFTConfig) -> list[dict[str, Any]]:
-    """One row per evaluated model: artefacts by name, checkpoints by budget."""
+def _accuracy(run: Path, configs: Mapping[str, GFTConfig], default: GFTConfig) -> list[dict[str, Any]]:
+    """One row per evaluated model: artefacts by name, checkpoints by budget.
+
+    Args:
+        run: folder.
+        configs: of the artefacts, by name.
+        default: of everything else.
+    """
     rows = []
     for file in sorted(run.glob("evaluate-*.json")):
         data = read_json(file, "evaluation")
@@ -110,7 +118,8 @@ def _accuracy(run: Path, config: GFTConfig) -> list[dict[str, Any]]:
             name = Path(data["model"]).name
             if data["backend"] == "torch":
                 name = f"torch {result['precision']} {result['budget']}"
-            macs = count_macs(config, TokenBudget.parse(result["budget"], config.num_patches))
+            config = configs.get(name, default)
+            macs = None if config.is_baseline else count_macs(config, config.parse_budget(result["budget"]))
             rows.append(
                 {
                     **result,

@@ -23,7 +23,7 @@ class Prediction:
         probability: softmax of its logit.
         logits: (classes,) float32.
         importance: one (rows, cols) map per stage, zero where dropped before; empty without map outputs.
-        kept: one (rows, cols) mask per stage of the patches kept; empty without map outputs.
+        kept: one (rows, cols) mask per stage of the patches kept; empty without compact map outputs.
     """
 
     label: str
@@ -53,13 +53,15 @@ class Classifier:
     def predict(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Prediction]:
         """Classifies RGB images (H, W, 3) uint8 of any size."""
         manifest = self.artifact.manifest
-        outputs = self.session(np.stack([manifest.preprocess(image) for image in images]))
+        pixels = np.stack([manifest.preprocess.geometry(image) for image in images])
+        outputs = self.session(pixels if self.session.pixels else manifest.preprocess.normalize(pixels))
         logits = outputs["logits"]
         probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities /= probabilities.sum(axis=1, keepdims=True)
         importance, masks = [], []
         if manifest.maps != "none":
             importance = importance_maps(outputs, manifest)
+        if manifest.maps == "compact":
             masks = kept_masks([outputs[f"kept_{i}"] for i in range(len(manifest.budget.keep))], manifest.model.grid)
         return [
             Prediction(

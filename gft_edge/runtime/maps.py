@@ -1,4 +1,4 @@
-"""From compact outputs (values of kept patches and their positions) to maps on the image grid."""
+"""From map outputs (dense, or compact: values of kept patches and their positions) to maps on the image grid."""
 
 from __future__ import annotations
 
@@ -24,6 +24,8 @@ def importance_maps(
     outputs: Mapping[str, npt.NDArray[Any]], manifest: DeploymentManifest
 ) -> list[npt.NDArray[np.float32]]:
     """Importance on the grid, zero where a patch was dropped before the stage: one (B, rows, cols) per stage."""
+    if manifest.maps == "dense":
+        return list(np.moveaxis(outputs["gala_maps"], 1, 0))
     positions = stage_positions(outputs, manifest)
     return [
         scatter(outputs[f"importance_{stage}"], where, manifest.model.grid) for stage, where in enumerate(positions)

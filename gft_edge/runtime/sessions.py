@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.errors import ArtifactError, ConfigError, DataError, MissingExtraError
-from gft_edge.manifest import MODEL, Artifact
+from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 
 BACKENDS = ("onnxruntime",)
 
@@ -24,6 +24,8 @@ class Session:
         backend: ``"onnxruntime"``.
         options: everything that was set, for the record.
         outputs: names, in order.
+        batch: images the graph takes at a time, where its batch axis is static.
+        pixels: from normalised images to pixels, for a graph that normalises.
     """
 
     backend: str
@@ -31,14 +33,34 @@ class Session:
     outputs: tuple[str, ...]
     _session: Any
     _input: str
+    batch: int | None = None
+    pixels: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint8]] | None = None
 
-    def __call__(self, images: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
-        """Preprocessed images (B, 3, H, W) float32 to outputs by name.
+    def __call__(self, images: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        """Preprocessed images to outputs by name.
+
+        Args:
+            images: (B, 3, H, W) float32 normalised; or RGB pixels (B, H, W, 3) uint8 for a graph that normalises, which
+                takes both. A graph of a static batch is run as often as it takes.
 
         Raises:
             DataError: the array does not fit the graph.
             ArtifactError: the graph contradicts itself.
         """
+        if self.pixels is not None and images.dtype != np.uint8:
+            images = self.pixels(images)
+        size = self.batch
+        if size is None or len(images) == size:
+            return self._run(images)
+        parts = []
+        for start in range(0, len(images), size):
+            part = images[start : start + size]
+            missing = size - len(part)
+            outputs = self._run(np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part)
+            parts.append({name: value[: len(part)] for name, value in outputs.items()})
+        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+
+    def _run(self, images: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         try:
             values = self._session.run(None, {self._input: images})
         except Exception as error:  # ONNX Runtime's own classes have no public names
@@ -104,4 +126,11 @@ def open_session(artifact: Artifact, backend: str = "onnxruntime", threads: int 
     """
     if backend not in BACKENDS:
         raise ConfigError(f"unknown backend {backend!r}; there are: {', '.join(BACKENDS)}")
-    return onnxruntime_session(artifact.file(MODEL), artifact.manifest.precision == "int8", threads)
+    session = onnxruntime_session(artifact.file(MODEL), artifact.manifest.is_quantized, threads)
+    return fitted(session, artifact.manifest)
+
+
+def fitted(session: Session, manifest: DeploymentManifest) -> Session:
+    """A session that takes what every caller has: normalised images, in any number."""
+    takes_pixels = manifest.inputs[0].dtype == "uint8"
+    return replace(session, batch=manifest.static_batch, pixels=manifest.preprocess.pixels if takes_pixels else None)

@@ -40,8 +40,8 @@ from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
 from gft_edge.train.distributed import Workers, barrier, parallel, total, workers
-from gft_edge.train.optim import make_optimizer, set_rate
-from gft_edge.train.schedule import learning_rate, sampled_budgets, seed_step
+from gft_edge.train.optim import make_optimizer, set_rate, step_in_backward
+from gft_edge.train.schedule import learning_rate, seed_step, step_budgets
 from gft_edge.train.state import Parts, Progress, restore_state, save_state
 
 logger = logging.getLogger(__name__)
@@ -164,6 +164,8 @@ def train(
                 raise ConfigError(f"train.init {settings.init}: {error}") from None
             load_weights(model, {**model.state_dict(), **weights}, f"checkpoint {start}")
         model.to(group.device).train()
+        if settings.recompute:
+            _require_recompute(model, config)
         parts = Parts(
             model,
             make_optimizer(model, config, settings),
@@ -171,6 +173,12 @@ def train(
             ModelEmaV3(model, decay=settings.ema) if settings.ema else None,
         )
         progress = restore_state(out, recipe, parts, group.device) if resume else Progress()
+        if settings.step_in_backward:
+            if group.count > 1:
+                raise ConfigError(
+                    "train.step_in_backward is for one process: gradients are averaged after a backward pass"
+                )
+            step_in_backward(parts.optimizer)
         data.unreadable.update(progress.unreadable)
         if group.is_first:
             out.mkdir(parents=True, exist_ok=True)
@@ -202,6 +210,13 @@ def train(
         return info
 
 
+def _require_recompute(model: Any, config: GFTConfig) -> None:
+    try:
+        model.set_grad_checkpointing()
+    except (AttributeError, AssertionError):  # how timm's networks say that they cannot
+        raise ConfigError(f"train.recompute: timm's {config.backbone} cannot compute activations anew") from None
+
+
 def _evaluated(parts: Parts) -> nn.Module:
     """What is measured and saved: the averaged weights where there are some."""
     return parts.average.module if isinstance(parts.average, ModelEmaV3) else parts.model
@@ -225,7 +240,6 @@ def _run_steps(
     network = parallel(parts.model, group, unused=config.variant == "published")
     mixup = _mixup(settings, config)
     batches = _micro_batches(recipe, data, group, range(first, last))
-    full = config.full_budget
     log_every = min(50, max(1, settings.steps // 16))
     sums = torch.zeros(3, dtype=torch.float64)
     started = time.monotonic()
@@ -237,7 +251,7 @@ def _run_steps(
             micro = [next(batches) for _ in range(settings.accumulate)]
             seed_step(settings.seed, step, group.rank)  # after the loader, which draws from torch when it starts
             set_rate(parts.optimizer, learning_rate(settings, step))
-            sums += _step(network, parts, micro, mixup, step, full, data, settings)
+            sums += _step(network, parts, micro, mixup, step, data, settings)
             progress.step = done = step + 1
             evaluating = bool(settings.eval_every) and done % settings.eval_every == 0
             if done % log_every == 0 or done == last or evaluating:
@@ -292,12 +306,11 @@ def _step(
     batches: list[tuple[Tensor, Tensor]],
     mixup: Mixup | None,
     step: int,
-    full: TokenBudget,
     data: _Data,
     settings: TrainSection,
 ) -> Tensor:
     """One optimiser step; returns loss and right answers summed over its images, and their number."""
-    budgets = sampled_budgets(data.config, settings, step)
+    passes = step_budgets(data.config, settings, step)
     parts.optimizer.zero_grad(set_to_none=True)
     sums = torch.zeros(3, dtype=torch.float64)
     for number, (images, labels) in enumerate(batches):
@@ -309,7 +322,6 @@ def _step(
         if isinstance(network, nn.parallel.DistributedDataParallel):
             waiting.enter_context(network.no_sync())
         with waiting:
-            passes = [full, *budgets]
             teacher: Tensor | None = None
             for index, budget in enumerate(passes):
                 if number == len(batches) - 1 and index == len(passes) - 1:
@@ -329,7 +341,8 @@ def _step(
     if not math.isfinite(sums[0].item()):
         raise CheckFailed(f"loss is {sums[0].item()} at step {step}; lower train.lr or raise train.warmup_steps")
     parts.scaler.unscale_(parts.optimizer)
-    nn.utils.clip_grad_norm_(parts.model.parameters(), settings.grad_clip)
+    if settings.grad_clip:
+        nn.utils.clip_grad_norm_(parts.model.parameters(), settings.grad_clip)
     parts.scaler.step(parts.optimizer)
     parts.scaler.update()
     if isinstance(parts.average, ModelEmaV3):
@@ -359,8 +372,9 @@ def _evaluate(
     """Validation accuracy; keeps the best checkpoint and counts evaluations without improvement."""
     model = _evaluated(parts)
     row = data.score(model)
-    # Both budgets count: the checkpoint has to serve them all.
-    score = (row["val_top1_full"] + row["val_top1_budget"]) / 2
+    score = row["val_top1_budget"]
+    if recipe.train.elastic:  # the checkpoint has to serve every budget
+        score = (score + row["val_top1_full"]) / 2
     if score > progress.best:
         progress.best, progress.stale = score, 0
         if group.is_first:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -26,3 +27,17 @@ def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float,
     center = (share + z * z / (2 * total)) / scale
     half = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / scale
     return float(max(center - half, 0.0)), float(min(center + half, 1.0))
+
+
+def mcnemar(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
+    """p value of the exact McNemar test: are two models right equally often on the same images?
+
+    Under that hypothesis the images that only one of them gets right fall to either with probability 1/2, so the smaller of
+    the two counts is binomial; two-sided.
+
+    Args:
+        a, b: right answers of the two, (images,).
+    """
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    total, fewer = only_a + only_b, min(only_a, only_b)
+    return min(1.0, 2 * sum(math.comb(total, k) for k in range(fewer + 1)) / 2**total)

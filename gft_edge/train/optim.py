@@ -6,17 +6,23 @@ from collections import defaultdict
 from typing import Any
 
 import torch
-from torch import nn
+from timm.optim import param_groups_layer_decay
+from torch import Tensor, nn
 
 from gft_edge.config import GFTConfig, TrainSection
+from gft_edge.model.baselines import TimmClassifier
 
 
 def parameter_groups(model: nn.Module, config: GFTConfig, train: TrainSection) -> list[dict[str, Any]]:
     """Groups with ``weight_decay`` and ``lr_scale``.
 
     Weight decay is for matrices and kernels only, not for norms, biases, position embedding, class token and smoothing.
-    Layer-wise decay: the rate of a layer is ``layer_decay`` to the power of its distance from the classifier.
+    Layer-wise decay: the rate of a layer is ``layer_decay`` to the power of its distance from the classifier. A baseline's
+    layers are those timm divides it into.
     """
+    if isinstance(model, TimmClassifier):
+        plain = model.network.no_weight_decay() if hasattr(model.network, "no_weight_decay") else ()
+        return param_groups_layer_decay(model.network, train.weight_decay, plain, layer_decay=train.layer_decay)
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
         plain = parameter.ndim < 2 or name.endswith(("pos_embed", "cls_token", "smooth.weight"))
@@ -47,3 +53,19 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
     """Sets each group's learning rate to ``rate`` times its scale."""
     for group in optimizer.param_groups:
         group["lr"] = rate * group["lr_scale"]
+
+
+def step_in_backward(optimizer: torch.optim.Optimizer) -> None:
+    """Makes every backward pass update each weight as its gradient arrives and free that gradient.
+
+    The optimiser passes over weights without a gradient, so one step of it updates just the weight whose turn it is. What
+    comes out is the same; the gradients are never there all at once.
+    """
+
+    def update(parameter: Tensor) -> None:
+        optimizer.step()
+        parameter.grad = None
+
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.register_post_accumulate_grad_hook(update)

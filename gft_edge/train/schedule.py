@@ -19,13 +19,16 @@ def learning_rate(train: TrainSection, step: int) -> float:
     return train.min_lr + 0.5 * (train.lr - train.min_lr) * (1 + math.cos(math.pi * min(done, 1.0)))
 
 
-def sampled_budgets(config: GFTConfig, train: TrainSection, step: int) -> list[TokenBudget]:
-    """Budgets of one step after the full one: the smallest, one drawn between, or both; fixed by seed and step.
+def step_budgets(config: GFTConfig, train: TrainSection, step: int) -> list[TokenBudget]:
+    """Budgets of one step, fixed by seed and step: the model's own, or with elastic training the full one first.
 
-    Elastic training: the full budget learns from the labels, the others from the full one's logits.
+    Elastic training: the full budget learns from the labels; after ``elastic_start`` the smallest one, one drawn between,
+    or both learn from its logits.
     """
-    if not train.elastic or step < train.elastic_start * train.steps:
-        return []
+    if not train.elastic or config.is_baseline:
+        return [config.budget]
+    if step < train.elastic_start * train.steps:
+        return [config.full_budget]
     num_patches = config.num_patches
     smallest = [max(MIN_TOKENS, int(k * train.smallest_ratio)) for k in config.budget.keep]
     rng = np.random.default_rng([train.seed, 7, step])
@@ -34,7 +37,7 @@ def sampled_budgets(config: GFTConfig, train: TrainSection, step: int) -> list[T
     way = np.clip(rng.random() + rng.uniform(-0.15, 0.15, len(low)), 0, 1)
     drawn = np.minimum.accumulate(np.maximum(((low + way * (1 - low)) * num_patches).astype(int), smallest))
     both = [TokenBudget(tuple(smallest), num_patches), TokenBudget(tuple(int(k) for k in drawn), num_patches)]
-    return both if train.elastic_samples == 2 else [both[step % 2]]
+    return [config.full_budget, *(both if train.elastic_samples == 2 else [both[step % 2]])]
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:

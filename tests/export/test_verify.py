@@ -191,7 +191,8 @@ class TestSeededFaults:
 
     @pytest.mark.parametrize("precision", ["fp32", "int8"])
     def test_another_k_is_caught(self, edited, checkpoints, precision):
-        other = export_graph(checkpoints[precision].model, TokenBudget((11, 5), 16))
+        checkpoint = checkpoints[precision]
+        other = export_graph(checkpoint.model, checkpoint.info.preprocess, TokenBudget((11, 5), 16))
         report = verify_golden(edited(f"{precision}-none", lambda model: model.CopyFrom(other)))
         assert report.failures
 

@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gft_edge.budget import MIN_TOKENS, TokenBudget
+from gft_edge.budget import MIN_TOKENS, NO_BUDGET, TokenBudget
 from gft_edge.checkpoint import load_checkpoint, read_weights, save_checkpoint
 from gft_edge.config import DataSection, ModelSection, Recipe, TrainSection, preset
 from gft_edge.errors import ArtifactError, CheckFailed, ConfigError, DataError
 from gft_edge.train.loop import evaluate_torch, train
 from gft_edge.train.optim import parameter_groups
-from gft_edge.train.schedule import learning_rate, sampled_budgets
+from gft_edge.train.schedule import learning_rate, step_budgets
 
 STEPS = 6
 
@@ -76,9 +76,10 @@ settings_of_sampling = st.builds(
 
 
 @given(settings_of_sampling, st.integers(0, 10_000), st.sampled_from(["gft_base", "gft_typeface"]))
-def test_sampled_budgets_lie_between_the_smallest_and_the_full_one(settings, step, name):
+def test_step_budgets_lie_between_the_smallest_and_the_full_one(settings, step, name):
     config = preset(name)
-    smallest, drawn = sampled_budgets(config, settings, step)
+    full, smallest, drawn = step_budgets(config, settings, step)
+    assert full == config.full_budget
     assert smallest.keep == tuple(max(MIN_TOKENS, int(k * settings.smallest_ratio)) for k in config.budget.keep)
     assert smallest.num_patches == drawn.num_patches == config.num_patches
     assert all(low <= k <= config.num_patches for low, k in zip(smallest.keep, drawn.keep, strict=True))
@@ -87,26 +88,31 @@ def test_sampled_budgets_lie_between_the_smallest_and_the_full_one(settings, ste
 @given(settings_of_sampling, st.integers(0, 10_000))
 def test_one_sample_takes_both_kinds_in_turn_and_depends_on_seed_and_step_alone(settings, step):
     config = preset("gft_base")
-    both = sampled_budgets(config, settings, step)
+    full, *both = step_budgets(config, settings, step)
     np.random.default_rng().random()
-    assert sampled_budgets(config, settings, step) == both
-    assert sampled_budgets(config, dataclasses.replace(settings, elastic_samples=1), step) == [both[step % 2]]
+    assert step_budgets(config, settings, step) == [full, *both]
+    assert step_budgets(config, dataclasses.replace(settings, elastic_samples=1), step) == [full, both[step % 2]]
 
 
 def test_drawn_budgets_reach_over_the_whole_range():
     config, settings = preset("gft_base"), TrainSection(elastic_samples=2)
-    drawn = [sampled_budgets(config, settings, step)[1] for step in range(300)]
+    drawn = [step_budgets(config, settings, step)[2] for step in range(300)]
     assert len(set(drawn)) > 200
     shares = [budget.keep[0] / 196 for budget in drawn]
     assert min(shares) < 0.5
     assert max(shares) > 0.95
 
 
-def test_sampled_budgets_begin_at_their_share_of_the_steps():
+def test_step_budgets_begin_at_their_share_of_the_steps():
     config, settings = preset("gft_base"), TrainSection(steps=100, elastic_start=0.5)
-    counts = [len(sampled_budgets(config, settings, step)) for step in range(100)]
-    assert counts == [0] * 50 + [1] * 50
-    assert sampled_budgets(config, dataclasses.replace(settings, elastic=False), 99) == []
+    counts = [len(step_budgets(config, settings, step)) for step in range(100)]
+    assert counts == [1] * 50 + [2] * 50
+
+
+def test_without_elastic_training_the_models_own_budget_is_trained_alone():
+    settings = TrainSection(elastic=False)
+    assert step_budgets(preset("gft_base"), settings, 7) == [preset("gft_base").budget]
+    assert step_budgets(preset("resnet50"), TrainSection(elastic=True), 7) == [NO_BUDGET]
 
 
 def test_weight_decay_is_for_matrices_and_kernels_only(tiny_model, tiny_config):
@@ -189,7 +195,7 @@ def test_settings_reach_the_weights(trained, tmp_path, settings):
     assert not _same_weights(tmp_path / "run", trained)
 
 
-def test_sampled_budgets_learn_from_the_logits_of_the_full_one(monkeypatch, tmp_path):
+def test_step_budgets_learn_from_the_logits_of_the_full_one(monkeypatch, tmp_path):
     calls, cross_entropy = [], torch.nn.functional.cross_entropy
 
     def record(logits, targets, **options):

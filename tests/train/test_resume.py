@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from gft_edge.checkpoint import read_info, read_weights
 from gft_edge.config import DataSection, ModelSection, Recipe, TrainSection
 from gft_edge.train.loop import train
+from gft_edge.train.optim import step_in_backward
 
 OPTIONS = {
     "plain": {},
@@ -25,6 +26,7 @@ OPTIONS = {
         "eval_every": 2,
     },
     "fp16": {"precision": "fp16", "batch_size": 2},
+    "lean": {"elastic": False, "grad_clip": 0.0, "recompute": True, "step_in_backward": True, "drop_path": 0.3},
 }
 
 
@@ -56,10 +58,28 @@ def test_resumed_at_any_step_gives_the_same_bits(whole, tmp_path, stop):
         assert best[0].read_bytes() == best[1].read_bytes()
 
 
+def test_recomputing_and_stepping_in_the_backward_pass_change_nothing(tmp_path):
+    common = {"elastic": False, "grad_clip": 0.0, "drop_path": 0.3, "steps": 3}
+    for name, options in {"usual": {}, "lean": {"recompute": True, "step_in_backward": True}}.items():
+        train(make(**common, **options), tmp_path / name)
+    usual, lean = (read_weights(tmp_path / name) for name in ("usual", "lean"))
+    for name, tensor in usual.items():
+        assert torch.equal(tensor, lean[name]), name
+
+
+def test_gradients_are_freed_as_they_arrive():
+    model = torch.nn.Sequential(*(torch.nn.Linear(4, 4) for _ in range(3)))
+    before = [parameter.clone() for parameter in model.parameters()]
+    step_in_backward(torch.optim.AdamW(model.parameters(), lr=0.1))
+    model(torch.ones(2, 4)).sum().backward()
+    assert all(parameter.grad is None for parameter in model.parameters())
+    assert not any(torch.equal(old, new) for old, new in zip(before, model.parameters(), strict=True))
+
+
 def test_accumulated_batches_equal_one_large_batch(tmp_path):
     common = {"elastic": False, "steps": 3, "precision": "fp32", "label_smoothing": 0.1}
     recipe = make(batch_size=2, accumulate=4, **common)
-    linear = dataclasses.replace(recipe, model=ModelSection("gft_tiny", image_size=32, num_classes=16, budget="4,3,2"))
+    linear = dataclasses.replace(recipe, model=ModelSection("gft_tiny", image_size=32, num_classes=16, budget="4,4,4"))
     large = dataclasses.replace(linear, train=dataclasses.replace(linear.train, batch_size=8, accumulate=1))
     train(linear, tmp_path / "a")
     train(large, tmp_path / "b")

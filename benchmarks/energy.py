@@ -1,0 +1,217 @@
+"""Energy of a timed window from samples of power: integrated exactly over the window, or refused with the reason."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gft_edge.errors import ConfigError
+
+MIN_COVERAGE = 0.95
+MIN_SAMPLES = 10
+MAX_GAP = 5
+"""Nominal intervals after which nothing is said about the time between two samples."""
+ROUNDING = 1e-9
+
+
+@dataclass(frozen=True)
+class PowerTrace:
+    """Samples of the power of the whole module or board.
+
+    Attributes:
+        source: ``"ina3221"``, ``"tegrastats"``, ``"nvml"``, or ``"none"``.
+        rails: whose sum it is.
+        interval_s: nominal, between samples.
+        times_s: on the clock of ``time.perf_counter``.
+        power_mw: at those times.
+        gpu_mhz: clock of the GPU at those times, None where the source does not say.
+    """
+
+    source: str
+    rails: tuple[str, ...]
+    interval_s: float
+    times_s: tuple[float, ...] = ()
+    power_mw: tuple[float, ...] = ()
+    gpu_mhz: tuple[float | None, ...] = ()
+
+
+@dataclass(frozen=True)
+class WindowPower:
+    """Mean power over a window.
+
+    Attributes:
+        duration_s: of the window.
+        num_samples: inside it.
+        coverage: share of the window between samples close enough to each other.
+        mean_mw: by the trapezoidal rule, power at the window's ends interpolated; None when refused.
+        refused: why there is no number.
+    """
+
+    duration_s: float
+    num_samples: int
+    coverage: float
+    mean_mw: float | None
+    refused: str | None = None
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Energy of a load, with the idle power beside it; None where there is no number, with the reason in ``refused``.
+
+    Attributes:
+        source, rails: of the samples.
+        num_images: worked on in the window.
+        duration_s, num_samples, coverage: of the window.
+        mean_mw, energy_mj: of everything on the rails.
+        mj_per_image: ``energy_mj`` over ``num_images``.
+        mj_per_correct_image: the same over the images classified correctly.
+        idle_mw: mean power before the load.
+        net_mj_per_image: with the idle power over the same time taken off.
+        refused: why there is no energy.
+        idle_refused: why there is no idle power.
+    """
+
+    source: str
+    rails: tuple[str, ...]
+    num_images: int
+    duration_s: float
+    num_samples: int
+    coverage: float
+    mean_mw: float | None = None
+    energy_mj: float | None = None
+    mj_per_image: float | None = None
+    mj_per_correct_image: float | None = None
+    idle_mw: float | None = None
+    net_mj_per_image: float | None = None
+    refused: str | None = None
+    idle_refused: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "rails": list(self.rails)}
+
+
+def mean_power(trace: PowerTrace, start_s: float, end_s: float) -> WindowPower:
+    """Mean power of a window.
+
+    Power between two samples is taken as linear, and known only if they are at most ``MAX_GAP`` nominal intervals apart.
+
+    Args:
+        trace: samples around the window.
+        start_s, end_s: on the samples' clock.
+
+    Returns:
+        a refusal in place of the mean when the window is empty, the clock runs backwards, fewer than ``MIN_SAMPLES``
+        samples are inside, or they cover less than ``MIN_COVERAGE`` of it.
+    """
+    duration = end_s - start_s
+    if not (np.isfinite(duration) and duration > 0):
+        return WindowPower(0.0, 0, 0.0, None, f"the timed window lasts {duration:g} s")
+    times, power = np.asarray(trace.times_s, float), np.asarray(trace.power_mw, float)
+    if len(times) != len(power) or not (np.isfinite(times).all() and np.isfinite(power).all()):
+        return WindowPower(duration, 0, 0.0, None, "times and powers are not finite numbers of the same count")
+    steps = np.diff(times)
+    if (steps < 0).any():
+        return WindowPower(
+            duration, 0, 0.0, None, f"the clock of the samples goes backwards after sample {int(np.argmax(steps < 0))}"
+        )
+    inside = int(((times >= start_s) & (times <= end_s)).sum())
+    covered, energy = _integrate(times, power, start_s, end_s, MAX_GAP * trace.interval_s)
+    coverage = min(1.0, covered / duration)
+    if inside < MIN_SAMPLES:
+        least = MIN_SAMPLES * trace.interval_s
+        reason = f"{inside} samples in the window of {duration:.3g} s; measure for {least:.3g} s or more"
+        return WindowPower(duration, inside, coverage, None, reason)
+    if coverage < MIN_COVERAGE:
+        reason = f"samples cover {coverage:.0%} of the window of {duration:.3g} s, {MIN_COVERAGE:.0%} are needed"
+        return WindowPower(duration, inside, coverage, None, reason)
+    return WindowPower(duration, inside, coverage, energy / covered)
+
+
+def _integrate(
+    times: NDArray[np.float64], power: NDArray[np.float64], start: float, end: float, longest: float
+) -> tuple[float, float]:
+    """Seconds covered and mW s, over the parts of the window between samples at most ``longest`` apart."""
+    step = np.diff(times)
+    low, high = np.clip(times[:-1], start, end), np.clip(times[1:], start, end)
+    width = np.where((step > 0) & (step <= longest), high - low, 0.0)
+    slope = np.diff(power) / np.where(step > 0, step, 1.0)
+    middle = power[:-1] + slope * ((low + high) / 2 - times[:-1])  # of a line the mean is its value in the middle
+    return float(width.sum()), float((width * middle).sum())
+
+
+def energy_of(
+    trace: PowerTrace,
+    load: WindowPower,
+    num_images: int,
+    idle: WindowPower | None = None,
+    accuracy: float | None = None,
+) -> Energy:
+    """Energy of a load.
+
+    Args:
+        trace: where the samples are from.
+        load: mean power while working.
+        num_images: worked on in that window.
+        idle: mean power just before, doing nothing.
+        accuracy: share of images classified correctly, for the energy per correct image.
+
+    Raises:
+        ConfigError: no images, or an accuracy outside 0 to 1.
+    """
+    if num_images < 1:
+        raise ConfigError(f"energy: needs at least one image in the window, found {num_images}")
+    if accuracy is not None and not 0 <= accuracy <= 1:
+        raise ConfigError(f"energy: accuracy must be 0 to 1, found {accuracy}")
+    mean, idle_mw = load.mean_mw, idle.mean_mw if idle else None
+    idle_refused = idle.refused if idle else "idle power was not measured"
+    energy = None if mean is None else mean * load.duration_s
+    per_image = None if energy is None else energy / num_images
+    net = None
+    if mean is not None and idle_mw is not None:
+        if idle_mw <= mean * (1 + ROUNDING):
+            net = max(0.0, mean - idle_mw) * load.duration_s / num_images
+        else:
+            idle_refused = (
+                f"idle power ({idle_mw:.0f} mW) is above the load's ({mean:.0f} mW): something else was running"
+            )
+    return Energy(
+        source=trace.source,
+        rails=trace.rails,
+        num_images=num_images,
+        duration_s=load.duration_s,
+        num_samples=load.num_samples,
+        coverage=load.coverage,
+        mean_mw=mean,
+        energy_mj=energy,
+        mj_per_image=per_image,
+        mj_per_correct_image=None if per_image is None or not accuracy else per_image / accuracy,
+        idle_mw=idle_mw,
+        net_mj_per_image=net,
+        refused=load.refused,
+        idle_refused=idle_refused,
+    )
+
+
+def clock_drops(
+    trace: PowerTrace, start_s: float, end_s: float, locked_mhz: float, tolerance: float = 0.02
+) -> str | None:
+    """One sentence if the GPU ran below its locked clock in the window, else None.
+
+    Args:
+        trace: with clocks.
+        start_s, end_s: the window; under load, since an idle GPU may sleep.
+        locked_mhz: what it was locked to.
+        tolerance: share by which a reading may lie below.
+    """
+    clocks = [c for t, c in zip(trace.times_s, trace.gpu_mhz) if c is not None and start_s <= t <= end_s]
+    low = [c for c in clocks if c < locked_mhz * (1 - tolerance)]
+    if not low:
+        return None
+    return (
+        f"GPU below its locked {locked_mhz:.0f} MHz in {len(low)} of {len(clocks)} samples, down to {min(low):.0f} MHz: "
+        "it was throttled"
+    )

@@ -1,0 +1,209 @@
+"""Roofline: the time an artefact cannot be faster than on a device. A bound, never a latency.
+
+Real engines reach 20 to 60 % of it (ViT-B/16 on Orin Nano: 37 % in FP16, 21 % in INT8; on A100 at batch 256: 59 %).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from gft_edge.benchmarks.devices import Device, Precision
+from gft_edge.budget import TokenBudget
+from gft_edge.config import GFTConfig
+from gft_edge.errors import ConfigError
+from gft_edge.manifest import DeploymentManifest
+from gft_edge.model.macs import count_macs
+
+BYTES: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
+"""Of one weight."""
+
+KERNELS_PER_BLOCK = 5
+"""The products no compiler merges: qkv, attention, output projection, two of the MLP; norms, GELU, additions fused."""
+
+KERNELS_PER_STAGE = 3
+"""Queries with keys and values, attention, output projection."""
+
+LAUNCH_MS = 0.002
+"""Of one kernel at batch 1, the lower end of the 2 to 4 us seen on data-centre GPUs."""
+
+LEAST_UTILISATION = 0.1
+GUARDED_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Lower bounds of one request, term by term.
+
+    Attributes:
+        device, precision, batch: of what; ``precision`` is that of every product and weight, so layers left in a higher
+            one only make the true time longer.
+        macs: multiply-accumulates of the whole batch.
+        weight_bytes: every weight matrix once, at ``precision``.
+        io_bytes: inputs and outputs of the whole batch.
+        num_kernels: launches that cannot be merged.
+        compute_ms: two operations per multiply-accumulate at the dense peak; None where the device has no known peak.
+        weight_read_ms: ``weight_bytes`` over the memory bandwidth.
+        memory_ms: inputs, outputs, and what of the weights the last-level cache cannot keep from one request to the next.
+        launch_ms: ``num_kernels`` of 2 us; an engine in a CUDA graph may go a little below it.
+    """
+
+    device: str
+    precision: Precision
+    batch: int
+    macs: int
+    weight_bytes: int
+    io_bytes: int
+    num_kernels: int
+    compute_ms: float | None
+    weight_read_ms: float
+    memory_ms: float
+    launch_ms: float
+
+    @property
+    def hardware_ms(self) -> float:
+        """What the hardware's peaks forbid to beat."""
+        return max(self.compute_ms or 0.0, self.memory_ms)
+
+    @property
+    def bound_ms(self) -> float:
+        """The largest of the terms: no engine is expected to take less."""
+        return max(self.hardware_ms, self.launch_ms)
+
+    @property
+    def limited_by(self) -> str:
+        """``"compute"``, ``"memory"`` or ``"launches"``."""
+        terms = {"compute": self.compute_ms or 0.0, "memory": self.memory_ms, "launches": self.launch_ms}
+        return max(terms, key=lambda name: terms[name])
+
+    def utilisation(self, measured_ms: float) -> float:
+        """Share of the bound a measurement reaches; above 1 is impossible."""
+        return self.bound_ms / measured_ms
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, labelled as a bound."""
+        return {"kind": "bound", **asdict(self), "bound_ms": self.bound_ms, "limited_by": self.limited_by}
+
+
+def roofline(
+    manifest: DeploymentManifest, device: Device, batch: int = 1, precision: Precision | None = None
+) -> Roofline:
+    """Bound of an artefact.
+
+    Args:
+        manifest: of the artefact: model, budget, precision, inputs and outputs.
+        device: where.
+        batch: images per request.
+        precision: of the engine where it is not the artefact's, such as ``"fp16"`` for an FP32 graph built with FP16 on.
+
+    Raises:
+        ConfigError: batch below 1, or the device lacks the precision.
+    """
+    per_image = sum(
+        math.prod(d for d in tensor.shape[1:] if isinstance(d, int)) * _itemsize(tensor.dtype)
+        for tensor in (*manifest.inputs, *manifest.outputs)
+    )
+    return model_roofline(
+        manifest.model, manifest.budget, precision or manifest.precision, device, batch, io_bytes=batch * per_image
+    )
+
+
+def model_roofline(
+    config: GFTConfig,
+    budget: TokenBudget,
+    precision: Precision,
+    device: Device,
+    batch: int = 1,
+    io_bytes: int | None = None,
+) -> Roofline:
+    """Bound of a model at a budget, before anything is exported.
+
+    Args:
+        config, budget, precision, device, batch: as for :func:`roofline`.
+        io_bytes: of the whole batch; by default one byte per channel and pixel.
+    """
+    if batch < 1:
+        raise ConfigError(f"roofline: batch must be at least 1, found {batch}")
+    peak = device.peak(precision)
+    if peak is None and device.fp16_tflops is not None:
+        raise ConfigError(f"roofline: {device.title} ({device.compute_capability}) has no {precision.upper()}")
+    macs = batch * count_macs(config, budget)
+    weight_bytes = BYTES[precision] * count_weights(config)
+    if io_bytes is None:
+        io_bytes = batch * 3 * config.image_size**2
+    per_ms = device.bandwidth_gb_s * 1e6
+    published = config.variant == "published"
+    num_blocks, num_stages = (config.stages[0], 0) if published else (config.depth, len(config.stages))
+    num_kernels = 2 + KERNELS_PER_BLOCK * num_blocks + KERNELS_PER_STAGE * num_stages
+    return Roofline(
+        device=device.name,
+        precision=precision,
+        batch=batch,
+        macs=macs,
+        weight_bytes=weight_bytes,
+        io_bytes=io_bytes,
+        num_kernels=num_kernels,
+        compute_ms=None if peak is None else 2 * macs / (peak * 1e9),
+        weight_read_ms=weight_bytes / per_ms,
+        memory_ms=(max(0.0, weight_bytes - device.l2_mb * 2**20) + io_bytes) / per_ms,
+        launch_ms=num_kernels * LAUNCH_MS,
+    )
+
+
+def count_weights(config: GFTConfig) -> int:
+    """Entries of the weight matrices and convolutions that the logits need, biases and norms not counted.
+
+    The published variant is counted as deployed: without its stages and the blocks after them.
+    """
+    width = config.embed_dim
+    published = config.variant == "published"
+    blocks = 12 * width**2 * (config.stages[0] if published else config.depth)
+    stages = 0 if published else 4 * width**2 * len(config.stages)
+    return _embedding_weights(config) + blocks + stages + width * config.num_classes
+
+
+def _embedding_weights(config: GFTConfig) -> int:
+    width = config.embed_dim
+    if config.stem == "linear":
+        return 3 * config.patch_size**2 * width
+    num_convs = config.patch_size.bit_length() - 1
+    widths = [3, *(max(width >> (num_convs - 1 - i), 16) for i in range(num_convs))]
+    return sum(9 * a * b for a, b in itertools.pairwise(widths)) + width**2
+
+
+def _itemsize(dtype: str) -> int:
+    bits = "".join(c for c in dtype if c.isdigit())
+    return int(bits) // 8 if bits else 1
+
+
+def implausible(measured_ms: float, bound: Roofline) -> str | None:
+    """One sentence if a measurement cannot be right or is absurdly slow, else None.
+
+    Args:
+        measured_ms: of one request of ``bound.batch`` images, on the device.
+        bound: of the same artefact, device, precision and batch.
+    """
+    what = f"{measured_ms:.4g} ms at batch {bound.batch} on {bound.device} ({bound.precision})"
+    if not 0 < measured_ms < math.inf:
+        return f"{what} is no duration"
+    if measured_ms < bound.hardware_ms:
+        limit = "memory" if bound.memory_ms == bound.hardware_ms else "compute"
+        return (
+            f"{what} is below the {limit} bound of {bound.hardware_ms:.4g} ms: not all of the work was timed "
+            "(is the stream synchronised?), or device, precision or batch are not what they are said to be"
+        )
+    if measured_ms < bound.launch_ms:
+        return (
+            f"{what} is below {bound.num_kernels} kernel launches of {LAUNCH_MS * 1e3:g} us ({bound.launch_ms:.4g} ms): "
+            "believable only inside a CUDA graph; check that the whole engine was timed"
+        )
+    share = bound.utilisation(measured_ms)
+    if bound.batch >= GUARDED_BATCH and share < LEAST_UTILISATION:
+        return (
+            f"{what} reaches {share:.1%} of the bound of {bound.bound_ms:.4g} ms ({bound.limited_by}); under "
+            f"{LEAST_UTILISATION:.0%} at batch {GUARDED_BATCH} or more something else was timed: "
+            "first runs, transfers, low clocks, or layers falling back"
+        )
+    return None

@@ -1,0 +1,232 @@
+"""Lines of NVIDIA's ``tegrastats``: a parser for every dialect seen, and the program as a stream of samples.
+
+JetPack 5 and 6 print rails as ``now/average``, JetPack 7.2 as ``now/average/max`` with temperatures as ``now/max``, JetPack 4
+without units and date. Fields vanish without root. What is not known is kept as it stands.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+
+from gft_edge.errors import DataError
+
+DATE = re.compile(r"^(\d{2}-\d{2}-\d{4} \d{2}:\d{2}:\d{2})", re.ASCII)
+RAM = re.compile(r"\bRAM (\d+)/(\d+)([kMG])B(?: \(lfb (\d+)x(\d+)([kMG])B\))?", re.ASCII)
+CPU = re.compile(r"\bCPU \[([^\]]*)\](?:@(\d+))?", re.ASCII)
+CORE = re.compile(r"(off)|(\d+)%(?:@(\d+))?", re.ASCII)
+EMC = re.compile(r"\bEMC_FREQ (?:(\d+)%)?(?:@(\d+))?", re.ASCII)
+GPU = re.compile(r"\bGR3D_FREQ (?:(\d+)%)?(?:@(?:\[([\d,]*)\]|(\d+)))?", re.ASCII)
+TEMPERATURE = re.compile(r"(?<!\S)([A-Za-z][\w.-]*)@(-?\d{1,6}(?:\.\d+)?)C(?:/(-?\d{1,6}(?:\.\d+)?)C)?(?!\S)", re.ASCII)
+RAIL = re.compile(
+    r"(?<!\S)((?:VDD|VIN|VDDQ|POM|CV|GPU|CPU|SOC|SYS5V|NC)\w*) (\d+)(?:mW)?/(\d+)(?:mW)?(?:/(\d+)(?:mW)?)?(?!\S)"
+    r"|(?<!\S)([A-Za-z]\w*) (\d+)mW/(\d+)mW(?:/(\d+)mW)?(?!\S)",  # a rail of a name not seen before
+    re.ASCII,
+)
+ABSENT_C = -256.0
+"""What a sensor that is switched off reports."""
+
+TO_MB = {"k": 1 / 1024, "M": 1.0, "G": 1024.0}
+MAX_DIGITS = 12
+
+
+@dataclass(frozen=True)
+class Core:
+    """A CPU core; both None when it is off."""
+
+    load_percent: int | None
+    mhz: int | None
+
+
+@dataclass(frozen=True)
+class Rail:
+    """A power rail: now, and average (and maximum) since tegrastats was started."""
+
+    now_mw: int
+    average_mw: int
+    max_mw: int | None = None
+
+
+@dataclass(frozen=True)
+class TegraStats:
+    """What one line says; None or empty where it says nothing.
+
+    Attributes:
+        date: local time of the board, whole seconds.
+        ram_used_mb, ram_total_mb: of the memory CPU and GPU share.
+        cores: of the CPU.
+        emc_percent, emc_mhz: load and clock of the memory controller.
+        gpu_percent, gpu_mhz: load, and clock of each graphics cluster.
+        temperatures_c: now, by sensor name in lower case; switched off sensors are left out.
+        rails: by name as printed.
+        other: every other field, name to text.
+    """
+
+    date: datetime | None = None
+    ram_used_mb: float | None = None
+    ram_total_mb: float | None = None
+    cores: tuple[Core, ...] = ()
+    emc_percent: int | None = None
+    emc_mhz: int | None = None
+    gpu_percent: int | None = None
+    gpu_mhz: tuple[int, ...] = ()
+    temperatures_c: Mapping[str, float] = field(default_factory=dict)
+    rails: Mapping[str, Rail] = field(default_factory=dict)
+    other: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing known was found, so that the line is none of tegrastats'."""
+        return self == TegraStats(other=self.other)
+
+
+def parse_line(line: str) -> TegraStats:
+    """Reads one line of any dialect; of text that is none everything lands in ``other``. Never raises."""
+    rest = line.strip()
+    date = None
+    if match := DATE.match(rest):
+        try:
+            date = datetime.strptime(match[1], "%m-%d-%Y %H:%M:%S")
+            rest = rest[match.end() :]
+        except ValueError:
+            pass  # digits that are no date stay in the rest
+    ram, rest = _take(RAM, rest)
+    cores, rest = _take_cores(rest)
+    emc, rest = _take(EMC, rest)
+    gpu, rest = _take(GPU, rest)
+    rails: dict[str, Rail] = {}
+    for match in RAIL.finditer(rest):
+        name, now, average, most = match.groups()[:4] if match[1] else match.groups()[4:]
+        if (now_mw := _int(now)) is not None and (average_mw := _int(average)) is not None:
+            rails.setdefault(name, Rail(now_mw, average_mw, _int(most)))
+    rest = RAIL.sub(lambda m: "" if (m[1] or m[5]) in rails else m[0], rest)
+    readings = {m[1].lower(): float(m[2]) for m in TEMPERATURE.finditer(rest)}
+    rest = TEMPERATURE.sub("", rest)
+    return TegraStats(
+        date=date,
+        ram_used_mb=_megabytes(ram[1], ram[3]) if ram else None,
+        ram_total_mb=_megabytes(ram[2], ram[3]) if ram else None,
+        cores=cores,
+        emc_percent=_int(emc[1]) if emc else None,
+        emc_mhz=_int(emc[2]) if emc else None,
+        gpu_percent=_int(gpu[1]) if gpu else None,
+        gpu_mhz=_clocks(gpu[2] if gpu[2] is not None else gpu[3]) if gpu else (),
+        temperatures_c={name: value for name, value in readings.items() if value != ABSENT_C},
+        rails=rails,
+        other=_fields(rest),
+    )
+
+
+def _take(pattern: re.Pattern[str], text: str) -> tuple[re.Match[str] | None, str]:
+    """The first match, and the text without it."""
+    match = pattern.search(text)
+    return (match, text[: match.start()] + text[match.end() :]) if match else (None, text)
+
+
+def _take_cores(text: str) -> tuple[tuple[Core, ...], str]:
+    match = CPU.search(text)
+    items = [CORE.fullmatch(item.strip()) for item in match[1].split(",")] if match else []
+    if match is None or not all(items):
+        return (), text  # a list of another form is kept as it stands
+    cores = tuple(
+        Core(None, None) if item[1] else Core(_int(item[2]), _int(item[3] or match[2])) for item in items if item
+    )
+    return cores, text[: match.start()] + text[match.end() :]
+
+
+def _clocks(text: str | None) -> tuple[int, ...]:
+    values = (_int(part) for part in (text or "").split(","))
+    return tuple(value for value in values if value is not None)
+
+
+def _int(digits: str | None) -> int | None:
+    return int(digits) if digits and len(digits) <= MAX_DIGITS else None
+
+
+def _megabytes(digits: str, unit: str) -> float | None:
+    value = _int(digits)
+    return None if value is None else value * TO_MB[unit]
+
+
+def _fields(text: str) -> dict[str, str]:
+    """Groups what is left: a word outside brackets that begins with a capital names a field, the rest is its text."""
+    found: dict[str, list[str]] = {}
+    name = ""
+    depth = 0
+    for word in text.split():
+        if depth <= 0 and re.fullmatch(r"[A-Z]\w*", word, re.ASCII):
+            name = word
+            found.setdefault(name, [])
+        else:
+            found.setdefault(name, []).append(word)
+        depth += word.count("(") + word.count("[") - word.count(")") - word.count("]")
+    return {key: " ".join(words) for key, words in found.items()}
+
+
+def parse_log(text: str, where: str = "tegrastats log") -> list[TegraStats]:
+    """Every line of a recorded log that tegrastats wrote; others (prompts, a cut first line) are passed over.
+
+    Raises:
+        DataError: no line is one of tegrastats'.
+    """
+    parsed = [parse_line(line) for line in text.splitlines()]
+    found = [stats for stats in parsed if not stats.is_empty]
+    if not found:
+        raise DataError(
+            f"{where}: holds no line of tegrastats; record one with: tegrastats --interval 100 --logfile FILE"
+        )
+    return found
+
+
+def read_log(path: Path) -> list[TegraStats]:
+    """Reads a log written by ``tegrastats --logfile``.
+
+    Raises:
+        DataError: unreadable, or no log of tegrastats.
+    """
+    try:
+        text = path.read_bytes().decode(errors="replace")
+    except OSError as error:
+        raise DataError(f"tegrastats log {path}: cannot be read ({error.strerror or error})") from None
+    return parse_log(text, f"tegrastats log {path}")
+
+
+class TegrastatsProcess:
+    """A running ``tegrastats``, as an iterator of arrival times (``time.perf_counter``) and lines.
+
+    Args:
+        executable: path of the program.
+        interval_ms: between lines; below about 100 the program itself takes noticeable power.
+    """
+
+    def __init__(self, executable: str, interval_ms: int = 100) -> None:
+        self._process = subprocess.Popen(
+            [executable, "--interval", str(interval_ms)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            errors="replace",
+        )
+
+    def __iter__(self) -> Iterator[tuple[float, TegraStats]]:
+        stream = self._process.stdout
+        if stream is None:
+            return
+        with stream:
+            for line in stream:
+                yield time.perf_counter(), parse_line(line)
+
+    def close(self) -> None:
+        """Ends the program, by force if it does not go in two seconds."""
+        self._process.terminate()
+        try:
+            self._process.wait(timeout=2)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()

@@ -1,0 +1,47 @@
+"""Networks of timm by name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+from timm.models.vision_transformer import VisionTransformer
+from torch import nn
+
+from gft_edge.config import GFTConfig
+from gft_edge.errors import ConfigError
+
+
+def create_network(name: str, pretrained: bool, **options: Any) -> nn.Module:
+    """A network of timm.
+
+    Raises:
+        ConfigError: timm cannot build it, or its pretrained weights cannot be had.
+    """
+    try:
+        return timm.create_model(name, pretrained=pretrained, **options)
+    except Exception as error:  # timm and its hub raise whatever an option or the network leads them to
+        hint = "; without network, set model.pretrained=false or start from a checkpoint (train.init)" * pretrained
+        raise ConfigError(f"backbone {name!r}: timm cannot build it ({error}){hint}") from None
+
+
+def timm_vit(config: GFTConfig, pretrained: bool, drop_path: float, **options: Any) -> VisionTransformer:
+    """The configuration's Vision Transformer, in its sizes.
+
+    Raises:
+        ConfigError: timm cannot build it, or it is no VisionTransformer.
+    """
+    vit = create_network(
+        config.backbone,
+        pretrained,
+        img_size=config.image_size,
+        patch_size=config.patch_size,
+        embed_dim=config.embed_dim,
+        depth=config.depth,
+        num_heads=config.num_heads,
+        drop_path_rate=drop_path,
+        **options,
+    )
+    if not isinstance(vit, VisionTransformer):
+        raise ConfigError(f"backbone {config.backbone!r} is a {type(vit).__name__}, not a timm VisionTransformer")
+    return vit
