@@ -189,8 +189,8 @@ def dtype_refusal(dtype: str, version: str, capability: str | None) -> str | Non
         return f"FP8 needs compute capability 8.9 or newer, this is {capability}; use INT8"
     if dtype == "fp32" and known.name == RTX and number < 8:
         return (
-            f"{where} has no FP32 matrix products below compute capability 8.0; use 8.0 or newer, or export with "
-            "--precision fp16"
+            f"{where} has no FP32 matrix products below compute capability 8.0, and this graph has some (importance is FP32 in "
+            f"every precision), this is {capability}; use 8.0 or newer"
         )
     return None
 

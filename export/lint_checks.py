@@ -290,3 +290,13 @@ def infinite_mask(graph: GraphView, platform: Platform) -> Problems:
             mask = graph.constant(name)
             if mask is not None and mask.dtype.kind == "f" and mask.size and float(np.min(as_floats(mask))) < -65504:
                 yield label(node), "masks with minus infinity in FP16, which gives NaN where a row is empty; use -1e4"
+
+
+def uint8_without_cast(graph: GraphView, platform: Platform) -> Problems:
+    """UINT8 inputs that something else than a Cast reads first."""
+    for value in graph.inputs:
+        if graph.dtype(value.name) != "uint8":
+            continue
+        for reader in graph.consumers.get(value.name, ()):
+            if reader.op_type not in ("Cast", "Shape"):
+                yield label(reader), f"reads the UINT8 input {value.name}; cast it to floating point first"

@@ -212,5 +212,12 @@ RULES = (
         checks.infinite_mask,
         _warning,
     ),
+    Rule(
+        "GE024",
+        "UINT8 input that is not cast first",
+        "UINT8 is for inputs and outputs alone and must be cast before anything else (TensorRT developer guide, DataType); a "
+        "Transpose or Gather before the Cast is an invalid node (measured on TensorRT-RTX 1.7).",
+        checks.uint8_without_cast,
+    ),
 )
 """In the order of their ids."""

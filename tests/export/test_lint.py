@@ -13,11 +13,13 @@ from onnx import helper, numpy_helper, parser
 from gft_edge.config import preset
 from gft_edge.errors import ArtifactError
 from gft_edge.export.generations import Platform, platform
+from gft_edge.export.graph_summary import summarize
 from gft_edge.export.lint import lint, load_graph
 from gft_edge.export.lint_rules import RULES
-from gft_edge.export.onnx import export_graph
+from gft_edge.export.onnx import GraphOptions, export_graph
 from gft_edge.manifest import MODEL
 from gft_edge.model.build import build_model
+from gft_edge.preprocess import PreprocessSpec
 
 
 def graph(
@@ -344,6 +346,12 @@ CASES = {
         graph(LINEAR + "m = MatMul(xd, wd) y = Add(m, b)", **QUANTIZED, b=np.ones(32, F)),
         "INT32 bias",
     ),
+    "UINT8 moved before the cast": Case(
+        "GE024",
+        graph("t = Transpose<perm = [0, 2, 1]>(x) y = Cast<to: int = 1>(t)", "uint8[B,8,32] x", "float[B,32,8] y"),
+        graph("f = Cast<to: int = 1>(x) y = Transpose<perm = [0, 2, 1]>(f)", "uint8[B,8,32] x", "float[B,32,8] y"),
+        "Transpose t reads the UINT8 input x",
+    ),
     "minus infinity": Case(
         "GE023",
         graph(
@@ -407,9 +415,25 @@ def test_published_variant_with_maps_is_clean():
         num_classes=5,
         stages=(2,) * 3,
     )
-    model = export_graph(build_model(config).eval(), config.budget, "compact")
+    model = export_graph(
+        build_model(config).eval(), PreprocessSpec(48, 48), config.budget, GraphOptions(maps="compact")
+    )
     assert any(node.op_type == "TopK" for node in model.graph.node)
     for target in (None, "rtx", "orin-nano", "thor"):
+        assert lint(model, platform(target)).findings == ()
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "rest", "maps"), [("fp32", "fp16", "dense"), ("int8", "fp16", "compact"), ("int8", "bf16", "none")]
+)
+def test_half_precision_is_clean(checkpoints, checkpoint, rest, maps):
+    found = checkpoints[checkpoint]
+    options = GraphOptions(maps=maps, rest=rest)
+    model = export_graph(found.model, found.info.preprocess, found.info.model.budget, options)
+    summary = summarize(model)
+    assert (summary.precision, summary.rest) == (checkpoint if checkpoint == "int8" else rest, rest)
+    assert summary.products == (rest, "fp32")  # importance stays FP32
+    for target in (None, "rtx", "thor", "h100"):
         assert lint(model, platform(target)).findings == ()
 
 

@@ -78,9 +78,7 @@ def test_the_importance_is_computed_in_float32(export, rest):
     types = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
     producers = {output: node for node in model.graph.node for output in node.output}
     selections = [
-        node
-        for node in model.graph.node
-        if node.op_type == "TopK" and helper.get_node_attr_value(node, "largest") != 0
+        node for node in model.graph.node if node.op_type == "TopK" and helper.get_node_attr_value(node, "largest") != 0
     ]
     assert len(selections) == 2
     for node in selections:
