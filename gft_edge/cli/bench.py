@@ -1,66 +1,159 @@
-"""Measure the latency of artefacts, interleaved in one process; the first one is what the others are compared with."""
+"""Measure artefacts against each other, interleaved in one process, or take in what trtexec measured.
+
+The first artefact is what the others are compared with. Besides the latency of inference: its stages, throughput with
+several requests in flight, cold start and peak memory in fresh processes, and energy where the machine measures power.
+"""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from gft_edge.cli.common import positive
 
-EXAMPLE = "gft-edge bench runs/fp32 runs/int8 --threads 1 --out runs/bench.json"
+if TYPE_CHECKING:
+    from gft_edge.benchmarks.devices import Device
+
+EXAMPLE = "gft-edge bench runs/fp32 runs/int8 --batch 1 8 --threads 1 2 --out runs/bench.json"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("artifacts", nargs="+", type=Path, metavar="ARTIFACT", help="artefact folders")
-    parser.add_argument("--backend", default="onnxruntime", help="what runs them (onnxruntime)")
-    parser.add_argument("--batch", type=positive, default=1, metavar="N", help="images per request (1)")
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads; 0: one per core (1)")
+    parser.add_argument("artifacts", nargs="*", type=Path, metavar="ARTIFACT", help="artefact folders")
+    parser.add_argument(
+        "--backend", nargs="+", default=["onnxruntime"], metavar="B", help="what runs them (onnxruntime)"
+    )
+    parser.add_argument(
+        "--batch", nargs="+", type=positive, default=[1], metavar="N", help="images per request, one or several (1)"
+    )
+    parser.add_argument(
+        "--threads", nargs="+", type=int, default=[1], metavar="N", help="threads, one or several; 0: one per core (1)"
+    )
     parser.add_argument("--rounds", type=positive, default=40, metavar="N", help="rounds of the interleaving (40)")
     parser.add_argument(
         "--runs", type=positive, default=5, metavar="N", help="requests of each artefact in a round (5)"
     )
-    parser.add_argument("--warmup", type=float, default=0.5, metavar="S", help="seconds of warm-up for each (0.5)")
+    parser.add_argument(
+        "--warmup",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="least seconds of warm-up for each; goes on until stable (0.5)",
+    )
+    parser.add_argument(
+        "--in-flight", type=positive, default=2, metavar="N", help="requests at a time for throughput (2)"
+    )
+    parser.add_argument(
+        "--skip", nargs="+", default=[], choices=("stages", "throughput", "process"), help="what to leave out"
+    )
+    parser.add_argument(
+        "--power", default="auto", metavar="auto|none", help="where to read power for the energy (auto)"
+    )
+    parser.add_argument("--lock-clocks", action="store_true", help="hold a Jetson's clocks at their maximum meanwhile")
+    parser.add_argument("--target", metavar="DEVICE", help="hold figures of a GPU against this device's roofline")
     parser.add_argument("--out", type=Path, metavar="FILE", help="write figures and raw samples as JSON")
+    trt = parser.add_argument_group("trtexec", "take in what trtexec measured; an ARTIFACT then says what it was")
+    trt.add_argument("--trtexec-log", type=Path, metavar="FILE", help="what trtexec printed")
+    trt.add_argument("--times", type=Path, metavar="FILE", help="its --exportTimes")
+    trt.add_argument("--layers", type=Path, metavar="FILE", help="its --exportLayerInfo")
+    trt.add_argument("--profile", type=Path, metavar="FILE", help="its --exportProfile")
+    trt.add_argument("--trtexec-engine", metavar="KEY", help="run trtexec on engines/KEY.engine of the ARTIFACT")
+    trt.add_argument("--trtexec", type=Path, metavar="PATH", help="the trtexec binary, if not in a usual place")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
-    from gft_edge.benchmarks.latency import bench_artifacts
-    from gft_edge.benchmarks.protocol import BenchProtocol
-    from gft_edge.cli.console import result, table, track
+    from gft_edge.cli.console import result
     from gft_edge.files import require_writable, write_json
-    from gft_edge.manifest import load_artifact
 
     if args.out:
         require_writable(args.out)
-    protocol = BenchProtocol(args.batch, args.threads, args.warmup, args.rounds, args.runs)
-    artifacts = [load_artifact(path) for path in args.artifacts]
-    data = bench_artifacts(artifacts, protocol, args.backend, track)
+    data = _trtexec(args) if args.trtexec_log or args.trtexec_engine else _artifacts(args)
     if args.out:
         write_json(args.out, data)
-    rows = [
-        (
-            r["name"],
-            r["precision"],
-            r["budget"],
-            *(f"{r[key]:.2f}" for key in ("p50_ms", "p90_ms", "p99_ms")),
-            f"{r['variation']:.1%}",
-            f"{r['speedup']:.2f}x [{r['speedup_interval'][0]:.2f}, {r['speedup_interval'][1]:.2f}]",
-        )
-        for r in data["results"]
-    ]
-    header = (
-        "artefact",
-        "precision",
-        "budget",
-        "p50 ms",
-        "p90 ms",
-        "p99 ms",
-        "variation",
-        f"against {data['baseline']}",
-    )
-    threads = args.threads or "all"
-    head = f"{data['backend']}, batch {args.batch}, {threads} thread(s), {data['machine']['cpu']['model']}"
-    result(args, data, head + "\n" + table(header, rows))
+    result(args, data, text(data))
     return 0
+
+
+def _artifacts(args: argparse.Namespace) -> dict[str, Any]:
+    """Measures here."""
+    from gft_edge.benchmarks.clocks import locked_clocks
+    from gft_edge.benchmarks.latency import bench_artifacts
+    from gft_edge.benchmarks.protocol import BenchProtocol
+    from gft_edge.cli.console import track
+    from gft_edge.errors import ConfigError
+    from gft_edge.manifest import load_artifact
+
+    for name in ("times", "layers", "profile", "trtexec"):
+        if getattr(args, name):
+            raise ConfigError(f"bench: --{name} goes with --trtexec-log or --trtexec-engine; see gft-edge bench --help")
+    if not args.artifacts:
+        raise ConfigError("bench: give at least one ARTIFACT, or --trtexec-log FILE; see gft-edge bench --help")
+    protocols = [
+        BenchProtocol(batch, count, args.warmup, args.rounds, args.runs, in_flight=args.in_flight)
+        for batch in args.batch
+        for count in args.threads
+    ]
+    artifacts = [load_artifact(path) for path in args.artifacts]
+    with locked_clocks() if args.lock_clocks else contextlib.nullcontext():
+        data = bench_artifacts(
+            artifacts, protocols[0], args.backend, track, args.batch, args.threads, args.skip, args.power, _target(args)
+        )
+    data["machine"]["clocks_locked"] = args.lock_clocks
+    return data
+
+
+def _target(args: argparse.Namespace) -> Device | None:
+    from gft_edge.benchmarks.devices import device
+
+    return device(args.target) if args.target else None
+
+
+def _trtexec(args: argparse.Namespace) -> dict[str, Any]:
+    """Takes in a log of trtexec with what was exported beside it, or runs trtexec first."""
+    from gft_edge.benchmarks.trtexec import ingest, run_engine
+    from gft_edge.errors import ConfigError
+    from gft_edge.manifest import load_artifact
+
+    if args.trtexec_log and args.trtexec_engine:
+        raise ConfigError("bench: give --trtexec-log or --trtexec-engine, not both")
+    if len(args.artifacts) > 1:
+        raise ConfigError(
+            "bench: a run of trtexec is of one ARTIFACT; take in one at a time and put them together with report"
+        )
+    if len(args.batch) > 1:
+        raise ConfigError("bench: a run of trtexec has one batch")
+    artifact = load_artifact(args.artifacts[0]) if args.artifacts else None
+    if args.trtexec_engine:
+        if artifact is None:
+            raise ConfigError("bench: --trtexec-engine needs the ARTIFACT that holds the engine")
+        return run_engine(artifact, args.trtexec_engine, args.trtexec, args.batch[0], _target(args))
+    return ingest(args.trtexec_log, args.times, args.layers, args.profile, artifact, args.batch[0], _target(args))
+
+
+def text(data: dict[str, Any]) -> str:
+    """The tables of a bench file: one per batch and number of threads."""
+    from gft_edge.benchmarks.merge import machine_label
+    from gft_edge.benchmarks.tables import columns
+    from gft_edge.cli.console import table
+
+    parts: list[str] = []
+    points: dict[tuple[object, object], list[dict[str, Any]]] = {}
+    for row in data["results"]:
+        points.setdefault((row["batch"], row["threads"]), []).append(row)
+    for (batch, threads), rows in points.items():
+        backends = ", ".join(dict.fromkeys(row["backend"] for row in rows))
+        count = "" if threads is None else f", {threads or 'all'} thread(s)"
+        parts.append(f"{backends}, batch {batch}{count}, {machine_label(data)}")
+        found = columns(rows)
+        parts.append(table([column.title for column in found], zip(*(column.cells for column in found))))
+    for row in data["results"]:
+        if "layers" in row:
+            parts.append(f"{row['name']}: {row['layers']['int8']}")
+        if row.get("implausible"):
+            parts.append(f"{row['name']}: {row['implausible']}")
+    refused = {row["energy"]["refused"] for row in data["results"] if row.get("energy", {}).get("refused")}
+    parts += [f"energy: none, {reason}" for reason in sorted(refused) if "not asked for" not in reason]
+    return "\n".join([*parts, *data.get("warnings", [])])

@@ -1,25 +1,46 @@
-"""Make the HTML page of a run from the JSON files in its folder; whatever is missing is left out."""
+"""Make an HTML page: of a run, from the JSON files in its folder (whatever is missing is left out), or of bench files.
+
+Bench files of several runs and machines are put beside each other, so what was measured on a board comes home as a file.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-EXAMPLE = "gft-edge report runs/demo"
+EXAMPLE = "gft-edge report runs/demo, or: gft-edge report host.json orin.json --out runs/compared"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument(
-        "run", type=Path, metavar="RUN_DIR", help="folder with artefacts and JSON files, as demo makes it"
+        "run",
+        nargs="+",
+        type=Path,
+        metavar="RUN_DIR|BENCH.json",
+        help="folder with artefacts and JSON files, as demo makes it; or one or more files of gft-edge bench",
     )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the page of bench files goes (beside the first)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result
-    from gft_edge.report.page import write_page
+    from gft_edge.errors import ConfigError
 
-    page = write_page(args.run)
-    result(args, {"page": str(page)}, str(page))
+    if len(args.run) == 1 and args.run[0].suffix != ".json":
+        from gft_edge.report.page import write_page
+
+        if args.out:
+            raise ConfigError("report: the page of a run lies in its folder; --out goes with bench files")
+        page = write_page(args.run[0])
+        result(args, {"page": str(page)}, str(page))
+        return 0
+    from gft_edge.report.bench import write_bench_page
+
+    folders = [path for path in args.run if path.is_dir()]
+    if folders:
+        raise ConfigError(f"report: {folders[0]} is a folder; give one run, or bench files only")
+    page, merged = write_bench_page(args.run, args.out or args.run[0].parent)
+    result(args, {"page": str(page), "merged": str(merged)}, str(page))
     return 0

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from gft_edge import __version__
+from gft_edge.benchmarks.merge import read_bench
 from gft_edge.config import GFTConfig
 from gft_edge.errors import ArtifactError
 from gft_edge.files import read_json, replacing
 from gft_edge.manifest import Artifact, load_artifact
 from gft_edge.model.macs import count_macs
+from gft_edge.report.bench import MERGED, environment, points
 
 PAGE = "report.html"
 ORDER = ("fp32-full", "fp32-pruned", "int8-pruned", "int8-maps")
@@ -28,16 +30,9 @@ def write_page(run: Path) -> Path:
     Raises:
         ArtifactError: no such folder, no artefact in it, or a damaged file.
     """
-    import jinja2
-
     if not run.is_dir():
         raise ArtifactError(f"run {run}: no such folder; make one with gft-edge demo")
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    environment.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
-    environment.filters["megabytes"] = lambda size: f"{size / 1e6:.2f} MB"
-    html = environment.get_template("page.html.j2").render(**collect(run))
+    html = environment().get_template("page.html.j2").render(**collect(run))
     with replacing(run / PAGE) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return run / PAGE
@@ -52,7 +47,8 @@ def collect(run: Path) -> dict[str, Any]:
     first = next(iter(artifacts.values())).manifest
     gft = next((a.manifest for a in artifacts.values() if not a.manifest.model.is_baseline), first)
     accuracy = _accuracy(run, {name: a.manifest.model for name, a in artifacts.items()}, gft.model)
-    bench = [read_json(file, "benchmark") for file in sorted(run.glob("bench*.json"))]
+    files = [file for file in sorted(run.glob("bench*.json"), key=lambda f: f.stem) if file.name != MERGED]
+    benches = [point for file in files for point in points(read_bench(file), colors)]
     engines = {name: _engines(artifact) for name, artifact in artifacts.items()}
     budgets = {a.manifest.budget.id: a.manifest.budget.keep for a in artifacts.values() if a.manifest.budget.keep}
     log = _log(run)
@@ -67,8 +63,8 @@ def collect(run: Path) -> dict[str, Any]:
         "engines": engines,
         "accuracy": accuracy,
         "by_name": {row["name"]: row for row in accuracy},
-        "benches": [{**b, "figure": plots.latency(b["results"], colors)} for b in bench],
-        "latency": {row["name"]: row for row in bench[0]["results"]} if bench else {},
+        "benches": benches,
+        "latency": {row["name"]: row for row in benches[0]["results"]} if benches else {},
         "verified": {name: _optional_json(artifact, "reports/verify.json") for name, artifact in artifacts.items()},
         "quantization": next((a.manifest.quantization for a in artifacts.values() if a.manifest.quantization), None),
         "pictures": _pictures(run),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -52,9 +53,17 @@ class Classifier:
 
     def predict(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Prediction]:
         """Classifies RGB images (H, W, 3) uint8 of any size."""
+        return self.decode(self.session(self.prepare(images)))
+
+    def prepare(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[Any]:
+        """RGB images of any size to the session's input: (B, 3, H, W) float32, or pixels for a graph that normalises."""
+        spec = self.artifact.manifest.preprocess
+        pixels = np.stack([spec.geometry(image) for image in images])
+        return pixels if self.session.pixels else spec.normalize(pixels)
+
+    def decode(self, outputs: Mapping[str, npt.NDArray[Any]]) -> list[Prediction]:
+        """The session's outputs to one prediction per image."""
         manifest = self.artifact.manifest
-        pixels = np.stack([manifest.preprocess.geometry(image) for image in images])
-        outputs = self.session(pixels if self.session.pixels else manifest.preprocess.normalize(pixels))
         logits = outputs["logits"]
         probabilities = np.exp(logits - logits.max(axis=1, keepdims=True))
         probabilities /= probabilities.sum(axis=1, keepdims=True)

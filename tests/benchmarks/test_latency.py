@@ -2,17 +2,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
 import pytest
 
 from gft_edge.benchmarks import latency
-from gft_edge.benchmarks.latency import bench_artifacts, measure
+from gft_edge.benchmarks.devices import device
+from gft_edge.benchmarks.latency import bench_artifacts, bound_of, mean_tokens, measure, measure_throughput, warm_up
 from gft_edge.benchmarks.protocol import BenchProtocol
 from gft_edge.checkpoint import load_checkpoint
-from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.export.onnx import export_artifact
 from gft_edge.manifest import MODEL, load_artifact
 
@@ -72,9 +75,57 @@ def test_samples_are_milliseconds_of_single_requests(clock):
 
 def test_warm_up_lasts_for_each_candidate_and_is_not_measured(clock):
     candidates = {"a": clock.candidate("a", 4), "b": clock.candidate("b", 30)}
-    found = measure(candidates, BenchProtocol(rounds=1, runs_per_round=1, warmup_seconds=0.01))
-    assert "".join(clock.calls) == "aaa" + "b" + "ab"
+    found = measure(candidates, BenchProtocol(rounds=1, runs_per_round=1, warmup_seconds=0.012))
+    assert "".join(clock.calls) == "aaaa" + "bb" + "ab"  # two windows of 6 ms or one request
     assert len(found["a"].rounds_ms) == 1
+    assert (found["a"].warmup.ended, found["a"].warmup.requests) == ("stable", 4)
+    assert found["b"].warmup.seconds == pytest.approx(0.06)
+
+
+def _falling(clock, milliseconds):
+    """A candidate whose requests take the times given, then the last one for ever."""
+    left = list(milliseconds)
+
+    def run():
+        clock.now += (left.pop(0) if len(left) > 1 else left[0]) / 1e3
+
+    return run
+
+
+def test_warm_up_goes_on_until_two_windows_agree(clock):
+    protocol = BenchProtocol(warmup_seconds=0.01, warmup_cap_seconds=10)
+    found = warm_up(_falling(clock, [40, 30, 20, 10, 10]), protocol)
+    assert (found.ended, found.requests) == ("stable", 5)
+
+
+def test_warm_up_that_never_settles_ends_at_its_cap(clock):
+    protocol = BenchProtocol(warmup_seconds=0.01, warmup_cap_seconds=0.5)
+    found = warm_up(_falling(clock, [10 * 1.1**i for i in range(100)]), protocol)
+    assert found.ended == "cap"
+    assert 0.5 <= found.seconds < 0.6
+
+
+def test_no_warm_up_is_one_request(clock):
+    assert warm_up(clock.candidate("a", 1), BenchProtocol(warmup_seconds=0)).ended == "none"
+    assert clock.calls == ["a"]
+
+
+def test_a_clock_that_goes_backwards_is_refused(clock):
+    with pytest.raises(DataError, match="the clock went backwards"):
+        measure({"a": clock.candidate("a", -1)}, BenchProtocol(warmup_seconds=0))
+
+
+def test_throughput_counts_the_images_of_all_requests():
+    calls = []
+    candidates = {"a": lambda: calls.append(time.sleep(0.002))}
+    protocol = BenchProtocol(batch=3, in_flight=2, throughput_seconds=0.02, throughput_windows=2)
+    found = measure_throughput(candidates, protocol)["a"]
+    assert found["in_flight"] == 2
+    assert sum(window["requests"] for window in found["windows"]) == len(calls)
+    for window in found["windows"]:
+        assert window["images_per_s"] == pytest.approx(3 * window["requests"] / window["seconds"])
+    rates = sorted(window["images_per_s"] for window in found["windows"])
+    assert found["images_per_s"] == pytest.approx(sum(rates) / 2)
 
 
 def test_progress_is_told_for_each_round(clock):
@@ -105,13 +156,17 @@ def protocol():
 
 def test_result_tells_what_was_measured_how_and_where(artifacts, protocol):
     data = json.loads(json.dumps(bench_artifacts(artifacts, protocol), allow_nan=False))
-    assert set(data) == {"backend", "baseline", "protocol", "machine", "results"}
-    assert (data["backend"], data["baseline"]) == ("onnxruntime", "first")
-    assert data["protocol"] == vars(protocol)
-    assert {"cpu", "system", "load_average"} <= set(data["machine"])
+    assert set(data) == {"schema", "source", "machine", "results", "warnings"}
+    assert {"cpu", "system", "load_average", "clocks", "clocks_after", "commit", "versions"} <= set(data["machine"])
     assert [r["name"] for r in data["results"]] == ["first", "second"]
     for row in data["results"]:
         assert (row["precision"], row["budget"]) == ("fp32", "12-6")
+        assert (row["backend"], row["baseline"]) == ("onnxruntime", "first")
+        assert row["protocol"] == json.loads(json.dumps(vars(protocol)))
+        assert row["mean_tokens"] == pytest.approx((17 + 13 + 7) / 3)
+        assert row["verdict"] == ("unstable" if row["variation"] > 0.025 else "stable")
+        assert "not asked for" in row["energy"]["refused"]
+        assert not {"stages", "throughput", "process"} & set(row)
         assert row["model_sha256"] == artifacts[0].manifest.files[MODEL].sha256
         assert row["options"]["version"] == ort.__version__
         assert row["options"]["intra_op_num_threads"] == 1
@@ -128,7 +183,7 @@ def test_every_request_has_the_batch_and_the_images_of_the_seed(artifacts, proto
 
     class Recorder:
         def __init__(self, artifact, backend, threads):
-            self.name, self.options = artifact.name, {"asked for": [backend, threads]}
+            self.name, self.backend, self.options = artifact.name, backend, {"asked for": [backend, threads]}
 
         def __call__(self, images):
             seen.setdefault(self.name, []).append(images)
@@ -163,3 +218,59 @@ def test_changed_graph_is_refused(artifacts, protocol, tmp_path):
         file.write(b"\0")
     with pytest.raises(ArtifactError, match=r"model\.onnx was changed"):
         bench_artifacts([artifacts[0], changed], protocol)
+
+
+def test_sweep_has_a_row_for_each_point(artifacts):
+    protocol = BenchProtocol(rounds=2, runs_per_round=1, warmup_seconds=0)
+    rows = bench_artifacts(artifacts, protocol, batches=[1, 2, 2], threads=[1, 2])["results"]
+    assert [(row["threads"], row["batch"], row["name"]) for row in rows] == [
+        (threads, batch, name) for threads in (1, 2) for batch in (1, 2) for name in ("first", "second")
+    ]
+    for row in rows:
+        assert (row["protocol"]["batch"], row["protocol"]["threads"]) == (row["batch"], row["threads"])
+        assert row["options"]["intra_op_num_threads"] == row["threads"]
+    assert [row["speedup"] for row in rows if row["name"] == "first"] == [1.0] * 4
+
+
+def test_parts_are_kept_apart(artifacts):
+    protocol = BenchProtocol(
+        rounds=2, runs_per_round=2, warmup_seconds=0, throughput_seconds=0.02, processes=1, source_size=(40, 50)
+    )
+    row = bench_artifacts(artifacts[:1], protocol, skip=())["results"][0]
+    assert set(row["stages"]) == {"preprocessing", "inference", "postprocessing", "end_to_end"}  # no transfers here
+    for stage in row["stages"].values():
+        assert np.shape(stage["rounds_ms"]) == (2, 2)
+        assert 0 < stage["p50_ms"] <= stage["p99_ms"]
+    assert row["throughput"]["images_per_s"] > 0
+    process = row["process"]
+    steps = [process["runs"][0][key] for key in ("start_ms", "import_ms", "load_ms", "first_ms")]
+    assert all(step > 0 for step in steps)
+    assert process["cold_start_ms"] == pytest.approx(sum(steps))
+    assert 20e6 < process["peak_rss_bytes"] < 2e9
+
+
+def test_stages_are_those_of_a_prediction(artifacts):
+    classifier = latency.Classifier(artifacts[0], latency.open_session(artifacts[0], "onnxruntime", 1))
+    pictures = list(np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8))
+    step_by_step = classifier.decode(classifier.session(classifier.prepare(pictures)))
+    for a, b in zip(step_by_step, classifier.predict(pictures), strict=True):
+        assert (a.label, a.probability) == (b.label, b.probability)
+
+
+def test_the_published_variant_works_on_every_patch(artifacts):
+    published = SimpleNamespace(variant="published", num_patches=196, depth=12, stages=(8, 9, 10))
+    manifest = SimpleNamespace(model=published, budget=SimpleNamespace(keep=(147, 98, 49)))
+    assert mean_tokens(SimpleNamespace(manifest=manifest)) == 197
+    assert mean_tokens(artifacts[0]) == pytest.approx((17 + 13 + 7) / 3)
+
+
+def test_a_device_bounds_no_figure_of_this_processor(artifacts, protocol):
+    with pytest.raises(ConfigError, match="leave --target out"):
+        bench_artifacts(artifacts, protocol, target=device("orin-nano-8gb"))
+
+
+def test_a_figure_below_its_bound_is_called_implausible(artifacts):
+    found = bound_of(artifacts[0], device("orin-nano-8gb"), 1, 1e-6)
+    assert "bound" in found["implausible"]
+    assert found["roofline"]["kind"] == "bound"
+    assert bound_of(artifacts[0], device("orin-nano-8gb"), 1, 1.0)["implausible"] is None

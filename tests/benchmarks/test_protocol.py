@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from dataclasses import asdict
 
 import numpy as np
 import pytest
 
-from gft_edge.benchmarks.protocol import BenchProtocol, Latency, conditions, ratio_interval
-from gft_edge.errors import ConfigError
+from gft_edge.benchmarks.protocol import BenchProtocol, Latency, Warmup, commit, conditions, ratio_interval
+from gft_edge.errors import ConfigError, DataError
 
 
-@pytest.mark.parametrize("name", ["batch", "rounds", "runs_per_round"])
+@pytest.mark.parametrize("name", ["batch", "rounds", "runs_per_round", "in_flight", "throughput_windows", "processes"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_counts_below_one_are_refused(name, value):
     with pytest.raises(ConfigError, match=f"bench: {name} must be at least 1, found {value}"):
@@ -28,6 +29,7 @@ def test_figures_are_those_of_all_samples():
     latency = Latency.of([[float(i) for i in range(first, 101, 2)] for first in (1, 2)])
     assert latency.p50_ms == pytest.approx(50.5)
     assert latency.p90_ms == pytest.approx(90.1)
+    assert latency.p95_ms == pytest.approx(95.05)
     assert latency.p99_ms == pytest.approx(99.01)
     assert latency.min_ms == 1
     assert latency.mean_ms == pytest.approx(50.5)
@@ -36,7 +38,9 @@ def test_figures_are_those_of_all_samples():
 
 def test_percentiles_are_in_order():
     latency = Latency.of(np.random.default_rng(0).lognormal(size=(20, 5)).tolist())
-    assert latency.min_ms < latency.p50_ms < latency.p90_ms < latency.p99_ms < np.max(latency.rounds_ms)
+    assert (
+        latency.min_ms < latency.p50_ms < latency.p90_ms < latency.p95_ms < latency.p99_ms < np.max(latency.rounds_ms)
+    )
 
 
 def test_variation_is_that_of_the_rounds_medians():
@@ -49,10 +53,11 @@ def test_raw_samples_are_kept_in_order():
 
 
 def test_json_holds_figures_and_raw_samples():
-    latency = Latency.of([[3.0, 1.0], [2.0, 4.0]])
+    latency = Latency.of([[3.0, 1.0], [2.0, 4.0]], Warmup(0.5, 9, "stable"))
     data = json.loads(json.dumps(asdict(latency)))
     assert data["rounds_ms"] == [[3.0, 1.0], [2.0, 4.0]]
-    assert Latency(**{**data, "rounds_ms": latency.rounds_ms}) == latency
+    again = {**data, "rounds_ms": latency.rounds_ms, "warmup": Warmup(**data["warmup"])}
+    assert Latency(**again) == latency
 
 
 def test_constant_ratio_has_an_interval_of_one_point():
@@ -107,3 +112,58 @@ def test_conditions_tell_machine_and_load():
     assert where["cpu"]["model"]
     assert where["cpu"]["cores"] >= 1
     assert len(where["load_average"]) == 3
+    assert {"governors", "cpu_mhz", "gpu_mhz", "temperatures_c"} == set(where["clocks"])
+    assert where["versions"]["numpy"] == np.__version__
+    assert where["commit"] is None or len(where["commit"].removesuffix("-dirty")) == 40
+
+
+def test_commit_is_of_this_source_only(tmp_path):
+    subprocess.run(["git", "init", "-q", tmp_path], check=True)
+    package = tmp_path / "site-packages/gft_edge"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    assert commit(package) is None  # lies in a repository, but is not part of it
+    run = ["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run([*run, "add", "."], check=True)
+    subprocess.run([*run, "commit", "-qm", "x"], check=True)
+    found = commit(package)
+    assert found and len(found) == 40
+    (package / "__init__.py").write_text("changed")
+    assert commit(package) == f"{found}-dirty"
+    assert commit(tmp_path / "missing") is None
+
+
+@pytest.mark.parametrize(
+    ("rounds", "verdict"), [([[1.0], [1.04]], "stable"), ([[1.0], [1.06]], "unstable"), ([[1, 1, 99]], "stable")]
+)
+def test_above_two_and_a_half_per_cent_between_rounds_is_unstable(rounds, verdict):
+    assert Latency.of(rounds).verdict == verdict
+
+
+def test_variation_of_samples_sees_outliers_that_medians_do_not():
+    latency = Latency.of([[1, 1, 99], [1, 1, 1]])
+    samples = np.array([1, 1, 99, 1, 1, 1])
+    assert latency.variation == 0
+    assert latency.sample_variation == pytest.approx(samples.std() / samples.mean())
+
+
+@pytest.mark.parametrize("rounds", [[], [[]], [[1.0], []]])
+def test_a_run_of_zero_length_is_refused(rounds):
+    with pytest.raises(DataError, match="zero length"):
+        Latency.of(rounds)
+
+
+def test_a_clock_that_goes_backwards_is_refused():
+    with pytest.raises(DataError, match="took -0.5 ms: the clock went backwards"):
+        Latency.of([[1.0, -0.5]])
+
+
+def test_requests_shorter_than_the_clock_tells_are_refused():
+    with pytest.raises(DataError, match="clock is too coarse"):
+        Latency.of([[0.0, 0.0], [1.0, 1.0]])
+
+
+@pytest.mark.parametrize("name", ["warmup_seconds", "warmup_cap_seconds", "throughput_seconds"])
+def test_endless_times_are_refused(name):
+    with pytest.raises(ConfigError, match="finite"):
+        BenchProtocol(**{name: float("inf")})

@@ -112,18 +112,6 @@ def test_verify_in_words_and_on_record(gft_edge, copied, made, animals):
     assert json.loads(load_artifact(artifact).file("reports/verify.json").read_text()) == report
 
 
-def test_bench_in_words(gft_edge, made, tmp_path):
-    command = ["bench", made["fp32"], made["int8"], "--rounds", 2, "--runs", 1, "--warmup", 0, "--batch", 2]
-    done = gft_edge(*command, "--out", tmp_path / "deep/bench.json")
-    assert done.code == 0
-    head, names, _, first, second = done.out.splitlines()
-    assert head.startswith("onnxruntime, batch 2, 1 thread(s), ")
-    assert names.endswith("against fp32")
-    assert "1.00x [1.00, 1.00]" in first
-    assert second.startswith("int8")
-    assert json.loads((tmp_path / "deep/bench.json").read_text())["protocol"]["batch"] == 2
-
-
 @pytest.mark.parametrize("name", ["fp32", "int8"])
 def test_build_in_words(gft_edge, copied, name):
     pytest.importorskip("tensorrt_rtx")

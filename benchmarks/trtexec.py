@@ -1,0 +1,293 @@
+"""trtexec: commands that time alike in every TensorRT generation, and its runs as bench files."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gft_edge import __version__
+from gft_edge.benchmarks.devices import Device
+from gft_edge.benchmarks.latency import bound_of, identity
+from gft_edge.benchmarks.layers import LayerSummary, parse_layers, parse_profile, with_times
+from gft_edge.benchmarks.merge import SCHEMA
+from gft_edge.benchmarks.protocol import UNSTABLE, commit
+from gft_edge.benchmarks.trtexec_output import (
+    TrtexecLog,
+    first_error,
+    latency_of,
+    parse_log,
+    parse_times,
+    version_or_none,
+)
+from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.files import read_json
+from gft_edge.manifest import Artifact
+
+PLACES = (Path("/usr/src/tensorrt/bin"), Path("/opt/tensorrt/bin"), Path("/usr/local/tensorrt/bin"))
+"""Where trtexec lies on JetPack and in containers, none of it on PATH."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How trtexec times, told the same way for every generation.
+
+    Args:
+        cuda_graph: launch the whole engine at once; without it a ViT of many small kernels is bound by the CPU.
+        spin_wait: poll for the end of a query instead of sleeping.
+        transfers: copy inputs and outputs for every query.
+        warmup_ms, duration_s: before and of the measurement.
+        streams: queries in flight.
+        shapes: of the inputs, ``"image:1x3x224x224"``, for engines with a dynamic batch.
+    """
+
+    cuda_graph: bool = True
+    spin_wait: bool = True
+    transfers: bool = False
+    warmup_ms: int = 1000
+    duration_s: int = 10
+    streams: int = 1
+    shapes: str | None = None
+
+
+DEFAULT = Timing()
+
+
+def timing_arguments(
+    engine: Path, version: tuple[int, int], timing: Timing = DEFAULT, times: Path | None = None
+) -> list[str]:
+    """Arguments that time an engine, alike in TensorRT 8.5, 8.6, 10 and 11.
+
+    TensorRT 11 turned three defaults round: CUDA graph on, spin wait on, transfers off.
+    """
+    arguments = [f"--loadEngine={engine}"]
+    if version[0] >= 11:
+        arguments += [] if timing.cuda_graph else ["--noCudaGraph"]
+        arguments += [] if timing.spin_wait else ["--noSpinWait"]
+        arguments += ["--includeDataTransfers"] if timing.transfers else []
+    else:
+        arguments += ["--useCudaGraph"] if timing.cuda_graph else []
+        arguments += ["--useSpinWait"] if timing.spin_wait else []
+        arguments += [] if timing.transfers else ["--noDataTransfers"]
+    arguments += [f"--warmUp={timing.warmup_ms}", f"--duration={timing.duration_s}", "--percentile=50,90,95,99"]
+    arguments += [f"--infStreams={timing.streams}"] if timing.streams != 1 else []
+    arguments += [f"--shapes={timing.shapes}"] if timing.shapes else []
+    return arguments + ([f"--exportTimes={times}"] if times else [])
+
+
+def profile_arguments(engine: Path, version: tuple[int, int], profile: Path, layers: Path) -> list[str]:
+    """Arguments that export times and descriptions of the layers; its times are inflated and never a latency.
+
+    Descriptions need an engine built with ``--profilingVerbosity=detailed``.
+    """
+    apart = [] if version[0] >= 11 else ["--separateProfileRun"]
+    return [
+        f"--loadEngine={engine}",
+        "--dumpProfile",
+        *apart,
+        f"--exportProfile={profile}",
+        f"--exportLayerInfo={layers}",
+    ]
+
+
+def find_trtexec(given: Path | None = None, places: Sequence[Path] = PLACES) -> Path:
+    """The trtexec binary: as given, on PATH, or where JetPack and the containers have it.
+
+    Raises:
+        ConfigError: not there.
+    """
+    if given is not None:
+        if not given.is_file():
+            raise ConfigError(f"trtexec {given}: no such file")
+        return given
+    found = shutil.which("trtexec")
+    candidates = [Path(found)] if found else [place / "trtexec" for place in places]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    where = ", ".join(["PATH", *map(str, places)])
+    raise ConfigError(
+        f"trtexec is not in {where}; give its place with --trtexec, or a log made elsewhere with --trtexec-log"
+    )
+
+
+def run_trtexec(binary: Path, arguments: Sequence[str], timeout_s: float = 600) -> str:
+    """Runs trtexec and returns what it printed; not verified on hardware.
+
+    Raises:
+        ArtifactError: it failed or did not end; the message has its first error line.
+    """
+    try:
+        done = subprocess.run(
+            [str(binary), *arguments], capture_output=True, text=True, errors="replace", timeout=timeout_s
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise ArtifactError(f"{binary}: {error}") from None
+    text = done.stdout + done.stderr
+    if done.returncode:
+        raise ArtifactError(f"{binary}: ended with code {done.returncode}: {first_error(text)}")
+    return text
+
+
+def bench_file(
+    log: TrtexecLog,
+    name: str,
+    known: Mapping[str, Any],
+    queries: Sequence[Mapping[str, float]] | None = None,
+    layers: Mapping[str, Any] | None = None,
+    batch: int = 1,
+) -> dict[str, Any]:
+    """One run of trtexec as the content of a bench file.
+
+    Args:
+        log: what it printed.
+        name: of the row.
+        known: identity of the artefact, empty if there is none.
+        queries: its --exportTimes; without them there are no raw samples and no interval.
+        layers: summary of its layer files.
+        batch: images per query; images/s is qps times batch.
+    """
+    latency = _figures_of(log, queries)
+    transfers = {"h2d": "H2D Latency", "d2h": "D2H Latency"}
+    stages = {
+        stage: {"p50_ms": log.metrics[metric]["median"]}
+        for stage, metric in {**transfers, "inference": "GPU Compute Time"}.items()
+        if log.metrics.get(metric, {}).get("max", 0) > 0  # with transfers off trtexec prints 0 ms: absent, not zero
+    }
+    version = ".".join(map(str, log.version)) if log.version else None
+    row = {
+        "name": name,
+        **known,
+        "backend": "trtexec",
+        "options": {"version": version, "command": log.command, "timing": log.timing, **log.numbers},
+        "batch": batch,
+        "threads": None,
+        **latency,
+        "meaning": "one query enqueued ahead of time: host work is hidden, this is no request latency",
+        "stages": stages,
+        "throughput": {"images_per_s": log.numbers["throughput_qps"] * batch, "in_flight": None},
+        "baseline": name,
+        "speedup": 1.0,
+        "speedup_interval": [1.0, 1.0] if queries else None,
+        "warnings": list(log.warnings),
+    }
+    if layers is not None:
+        row["layers"] = dict(layers)
+    return {
+        "schema": SCHEMA,
+        "source": "trtexec",
+        "machine": {**log.device, "versions": {"tensorrt": version}},
+        "read_by": {"gft_edge": __version__, "commit": commit()},
+        "results": [row],
+        "warnings": [f"{name}: {warning}" for warning in log.warnings],
+    }
+
+
+def _figures_of(log: TrtexecLog, queries: Sequence[Mapping[str, float]] | None) -> dict[str, Any]:
+    if queries:
+        latency = latency_of(queries)
+        return {**latency.__dict__, "rounds_ms": [list(r) for r in latency.rounds_ms], "verdict": latency.verdict}
+    figures = log.metrics["Latency"]
+    return {
+        "rounds_ms": [],
+        "p50_ms": figures["median"],
+        **{f"p{p}_ms": figures.get(str(p)) for p in (90, 95, 99)},
+        "min_ms": figures["min"],
+        "mean_ms": figures["mean"],
+        "variation": log.variance,
+        "sample_variation": log.variance,
+        "warmup": None,
+        "verdict": "unstable" if (log.variance or 0) > UNSTABLE else "stable",
+    }
+
+
+def ingest(
+    log: Path,
+    times: Path | None = None,
+    layers: Path | None = None,
+    profile: Path | None = None,
+    artifact: Artifact | None = None,
+    batch: int = 1,
+    target: Device | None = None,
+) -> dict[str, Any]:
+    """Files of one run of trtexec to the content of a bench file.
+
+    Args:
+        log: what trtexec printed.
+        times, layers, profile: what --exportTimes, --exportLayerInfo and --exportProfile wrote.
+        artifact: what was measured; without it the row carries the log's file name.
+        batch: images per query.
+        target: device to hold the figures against; needs an artefact.
+
+    Raises:
+        ConfigError: a target without an artefact.
+        ArtifactError: a file is missing, damaged, cut off, of a failed run, or of no run at all.
+    """
+    if target and not artifact:
+        raise ConfigError("bench: --target needs the ARTIFACT that was measured, for its bound")
+    try:
+        text = log.read_text(encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise ArtifactError(f"trtexec log {log}: cannot be read ({error.strerror})") from None
+    parsed = parse_log(text, f"trtexec log {log}")
+    queries = parse_times(_read(times), f"times {times}") if times else None
+    known: dict[str, Any] = identity(artifact) if artifact else {}
+    tokens = artifact.manifest.model.num_patches + 1 if artifact else None
+    data = bench_file(parsed, known.get("name", log.stem), known, queries, _layers(layers, profile, tokens), batch)
+    if target and artifact:
+        row = data["results"][0]
+        row |= bound_of(artifact, target, batch, row["p50_ms"])
+    return data
+
+
+def _layers(layers: Path | None, profile: Path | None, tokens: int | None) -> dict[str, Any] | None:
+    if not layers and not profile:
+        return None
+    found = parse_layers(_read(layers), f"layers {layers}") if layers else []
+    if profile:
+        found = with_times(found, parse_profile(_read(profile), f"profile {profile}"))
+    return LayerSummary.of(found, tokens).to_json(found)
+
+
+def _read(path: Path) -> object:
+    try:
+        data: object = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ArtifactError(f"{path}: cannot be read as JSON ({error})") from None
+    return data
+
+
+def run_engine(
+    artifact: Artifact,
+    key: str,
+    binary: Path | None,
+    batch: int,
+    target: Device | None = None,
+    timing: Timing = DEFAULT,
+) -> dict[str, Any]:
+    """Runs trtexec twice on an engine of an artefact, for its latency and for its layers; not verified on hardware.
+
+    Raises:
+        ConfigError: trtexec is not there.
+        ArtifactError: the engine is not in the manifest or was changed (it is native code and is then not loaded), or trtexec
+            failed.
+    """
+    trtexec = find_trtexec(binary)
+    engine = artifact.file(f"engines/{key}.engine")
+    record = read_json(artifact.file(f"engines/{key}.json"), "engine")
+    version = version_or_none(str(record.get("version", "")))
+    if version is None or record.get("module", "tensorrt") != "tensorrt":
+        made = f"{record.get('module', 'tensorrt')} {record.get('version')}"
+        raise ArtifactError(f"engine {engine}: made by {made}, which trtexec does not run")
+    with tempfile.TemporaryDirectory() as folder:
+        times, layers, profile, log = (
+            Path(folder) / name for name in ("times.json", "layers.json", "profile.json", "log")
+        )
+        log.write_text(run_trtexec(trtexec, timing_arguments(engine, version, timing, times)), encoding="utf-8")
+        run_trtexec(trtexec, profile_arguments(engine, version, profile, layers))
+        return ingest(log, times, layers, profile, artifact, batch, target)

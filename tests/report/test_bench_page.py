@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gft_edge.benchmarks.merge import SCHEMA
+from gft_edge.benchmarks.tables import columns
+from gft_edge.report.bench import labels, series, write_bench_page
+
+BASE = {"backend": "onnxruntime", "precision": "fp32", "threads": 1, "batch": 1, "machine": "m", "file": "f"}
+
+
+def rows(*changes):
+    return [{**BASE, "name": "a", "p50_ms": 2.0, "rounds_ms": [[2.0]], **change} for change in changes]
+
+
+def test_labels_tell_what_differs_and_nothing_else():
+    assert labels(rows({"name": "a"}, {"name": "b"})) == ["a", "b"]
+    assert labels(rows({"batch": 1}, {"batch": 8})) == ["a\nbatch 1", "a\nbatch 8"]
+    assert labels(rows({"threads": 0}, {"threads": 2, "machine": "n"})) == ["a\nall thread(s), m", "a\n2 thread(s), n"]
+    assert labels(rows({"file": "x"}, {"file": "y"})) == ["a\nx", "a\ny"]
+
+
+def test_curves_hold_everything_else_equal():
+    points = rows(
+        {"mean_tokens": 91, "p50_ms": 8.0},
+        {"mean_tokens": 145, "p50_ms": 10.0},
+        {"mean_tokens": 91, "p50_ms": 5.0, "precision": "int8"},
+        {"mean_tokens": 145, "p50_ms": 6.0, "precision": "int8"},
+        {"mean_tokens": 145, "p50_ms": 1.0, "backend": "trtexec"},
+    )
+    assert series(points, "mean_tokens") == {"fp32": [(91, 8), (145, 10)], "int8": [(91, 5), (145, 6)]}
+    assert series(points[:1], "mean_tokens") == {}
+
+
+def test_columns_that_no_row_fills_are_left_out():
+    full = {"process": {"load_ms": 12.4, "peak_rss_bytes": 3e6}, "speedup": 2.0, "speedup_interval": [1.5, 2.5]}
+    found = {
+        column.title: column.cells for column in columns(rows({}, {"baseline": "b", "verdict": "unstable", **full}))
+    }
+    assert found == {
+        "artefact": ("a", "a"),
+        "precision": ("fp32", "fp32"),
+        "p50 ms": ("2.00", "2.00"),
+        "load ms": ("", "12"),
+        "peak MB": ("", "3"),
+        "against a": ("", "2.00x [1.50, 2.50]"),
+    }
+
+
+def test_unstable_figures_say_so():
+    found = columns(rows({"variation": 0.031, "verdict": "unstable"}, {"variation": 0.01, "verdict": "stable"}))
+    assert next(column.cells for column in found if column.title == "variation") == ("3.1% unstable", "1.0%")
+
+
+def _bench(*changes):
+    results = [{k: v for k, v in row.items() if k not in ("machine", "file")} for row in rows(*changes)]
+    return {"schema": SCHEMA, "source": "x", "machine": {"board": "Orin"}, "results": results}
+
+
+def test_energy_is_drawn_or_the_reason_given(tmp_path):
+    file = tmp_path / "b.json"
+    file.write_text(json.dumps(_bench({"energy": {"refused": "no power source"}})))
+    page, _ = write_bench_page([file], tmp_path)
+    assert "No figure. no power source." in page.read_text()
+    file.write_text(json.dumps(_bench({"energy": {"mj_per_image": 42.5, "net_mj_per_image": 21.0, "refused": None}})))
+    page, _ = write_bench_page([file], tmp_path)
+    assert "42.5" in page.read_text()
+    assert "No figure" not in page.read_text()
+
+
+def test_text_of_a_file_is_text_on_the_page(tmp_path):
+    file = tmp_path / "b.json"
+    file.write_text(json.dumps(_bench({"name": "<script>alert(1)</script>", "implausible": "<b>"})))
+    page, _ = write_bench_page([file], tmp_path)
+    assert "<script" not in page.read_text()
+    assert "Implausible:" in page.read_text()
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_same_files_same_page(tmp_path, count):
+    files = [tmp_path / f"{i}.json" for i in range(count)]
+    for file in files:
+        file.write_text(json.dumps(_bench({}, {"batch": 2})))
+    first = write_bench_page(files, tmp_path)[0].read_bytes()
+    assert write_bench_page(files, tmp_path)[0].read_bytes() == first
