@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tensorrt", metavar="VERSION", help="TensorRT to plan for (the device's newest; here: installed)"
     )
     parser.add_argument("--compute-capability", metavar="X.Y[,X.Y...]", help="GPUs of --target rtx (8.0,8.6,8.9,12.0)")
-    parser.add_argument("--batch", default="1:1:8", metavar="N|MIN:OPT:MAX", help="batch sizes (1:1:8)")
+    parser.add_argument("--batch", metavar="N|MIN:OPT:MAX", help="batch sizes (those it was exported for)")
     parser.add_argument("--workspace", type=int, metavar="MIB", help="scratch memory (an eighth of the device's)")
     parser.add_argument("--optimization-level", type=int, default=3, metavar="0-5", help="5 takes longest (3)")
     parser.add_argument("--weak", action="store_true", help="8.6, 10.x: FP32 layers may run in FP16 where it is faster")
@@ -60,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
 
     artifact = load_artifact(args.artifact)
     graph = load_graph(artifact.file(MODEL))
+    if args.batch is None:
+        args.batch = ":".join(map(str, artifact.manifest.batch))
     plan = _plan(args, summarize(graph))
     if args.plan:
         report = lint(graph, plan.platform)
