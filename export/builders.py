@@ -1,108 +1,117 @@
-"""Compiles an artefact's graph into a TensorRT engine; one path for ``tensorrt`` and ``tensorrt_rtx``."""
+"""Executes a build plan: one path for ``tensorrt`` and ``tensorrt_rtx``, the module being an argument.
+
+Which attribute of the bindings a generation has is decided by the plan: code that touches one that not all have stands under
+``if plan.FIELD``, and TensorRT objects are annotated with their class, so that a test can hold every attribute against the
+real bindings of each generation. Enumeration members are named by the plan.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from gft_edge.errors import ArtifactError, ConfigError, MissingExtraError
+from gft_edge.environment import has_nvidia_driver
+from gft_edge.errors import ArtifactError, CheckFailed, ConfigError, MissingExtraError
+from gft_edge.export.engines import engine_files, engine_key
+from gft_edge.export.generations import RTX, generation
+from gft_edge.export.plan import BuildPlan, for_version
 from gft_edge.files import replacing, write_json
 from gft_edge.manifest import MODEL, Artifact, FileInfo, register_files
 
-FLAVOURS = {"rtx": ("tensorrt_rtx", "rtx")}
-"""Target of the command line: module to import and the extra that brings it."""
-
-COMPUTE_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
-"""What an RTX engine is compiled for by default: data-centre Ampere, Ampere, Ada, Blackwell."""
-
-WORKSPACE_BYTES = 1 << 30
+if TYPE_CHECKING:
+    import tensorrt
 
 
-@dataclass(frozen=True)
-class EngineSpec:
-    """What to build.
+class Watch(Protocol):
+    """Is told how far a build is."""
 
-    Args:
-        flavour: ``"rtx"``.
-        compute_capabilities: of the GPUs the engine must run on, for example ``("8.6", "8.9")``.
-        batch: smallest, usual and largest batch size.
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        """A phase begins, inside another one or not."""
+        ...
+
+    def step(self, phase: str, step: int) -> None:
+        """A step of a phase is done."""
+        ...
+
+    def finish(self, phase: str) -> None:
+        """A phase ends."""
+        ...
+
+
+class Unwatched:
+    """Tells nobody."""
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        """Nothing."""
+
+    def step(self, phase: str, step: int) -> None:
+        """Nothing."""
+
+    def finish(self, phase: str) -> None:
+        """Nothing."""
+
+
+def load_module(plan: BuildPlan) -> ModuleType:
+    """Imports TensorRT or TensorRT-RTX.
 
     Raises:
-        ConfigError: unknown flavour, malformed or unsupported capability, batch sizes out of order.
+        MissingExtraError: it is not installed, or its libraries are not.
+        ConfigError: TensorRT without a driver; only RTX compiles without.
     """
-
-    flavour: str = "rtx"
-    compute_capabilities: tuple[str, ...] = COMPUTE_CAPABILITIES
-    batch: tuple[int, int, int] = (1, 1, 8)
-
-    def __post_init__(self) -> None:
-        if self.flavour not in FLAVOURS:
-            raise ConfigError(f"unknown target {self.flavour!r}; there are: {', '.join(FLAVOURS)}")
-        if not self.compute_capabilities:
-            raise ConfigError("build: needs at least one compute capability, for example 8.6")
-        for capability in self.compute_capabilities:
-            major, dot, minor = capability.partition(".")
-            if not (major.isdigit() and dot and minor.isdigit()):
-                raise ConfigError(f"compute capability {capability!r}: expected two numbers, for example 8.6")
-            if (int(major), int(minor)) < (8, 0):
-                raise ConfigError(
-                    f"compute capability {capability}: TensorRT-RTX has no FP32 matrix products below 8.0, and this graph "
-                    "keeps LayerNorm, softmax and importance in FP32; use 8.0 or newer"
-                )
-        low, usual, high = self.batch
-        if not 1 <= low <= usual <= high:
-            raise ConfigError(f"batch {low}:{usual}:{high}: expected 1 <= smallest <= usual <= largest")
+    try:
+        trt = importlib.import_module(plan.module)
+    except (ImportError, OSError):
+        raise MissingExtraError(plan.module, generation(RTX if plan.rtx else plan.generation).extra) from None
+    if not plan.rtx and not has_nvidia_driver():
+        raise ConfigError(
+            f"build --target {plan.target}: TensorRT times its kernels on the GPU, and there is no NVIDIA driver here; "
+            "build on the device, or look at the plan with --plan"
+        )
+    return trt
 
 
-def key(spec: EngineSpec, version: str, precision: str) -> str:
-    """File name of an engine: flavour, version, compute capabilities, precision, batch."""
-    capabilities = "-".join(f"sm{c.replace('.', '')}" for c in spec.compute_capabilities)
-    low, usual, high = spec.batch
-    return f"{spec.flavour}{version}_{capabilities}_{precision}_b{low}-{usual}-{high}"
-
-
-def build_engine(
-    artifact: Artifact, spec: EngineSpec, tell: Callable[[str], None] = lambda line: None
-) -> dict[str, Any]:
+def build_engine(artifact: Artifact, plan: BuildPlan, watch: Watch | None = None) -> dict[str, Any]:
     """Builds an engine into the artefact's ``engines`` folder and enters it in the manifest.
 
     Args:
         artifact: its model.onnx is what gets compiled.
-        spec: for what.
-        tell: receives the builder's phases as they begin.
+        plan: how.
+        watch: is told how far the build is.
 
     Returns:
-        what KEY.json says: key, versions, options, sizes, hashes.
+        what KEY.json says: key, versions, plan, sizes, hashes.
 
     Raises:
         MissingExtraError: TensorRT is not installed.
+        ConfigError: the installed TensorRT is not of the plan's generation, or there is no driver.
+        CheckFailed: lint finds errors in the graph for this target.
         ArtifactError: the compiler refused the graph (with its messages).
     """
-    module, extra = FLAVOURS[spec.flavour]
-    try:
-        trt = importlib.import_module(module)
-    except ImportError:
-        raise MissingExtraError(module, extra) from None
-    manifest = artifact.manifest
-    plan, layers = compile_onnx(trt, artifact.file(MODEL), spec, tell)
-    name = key(spec, trt.__version__, manifest.precision)
-    engine, sidecar = f"engines/{name}.engine", f"engines/{name}.json"
+    trt = load_module(plan)
+    plan = for_version(plan, trt.__version__)
+    model = artifact.file(MODEL)
+    _require_clean(model, plan)
+    blob, layers = compile_plan(trt, model, plan, watch or Unwatched())
+    key = engine_key(plan, trt.__version__)
+    engine, sidecar = engine_files(key)
     with replacing(artifact.path / engine) as temporary:
-        temporary.write_bytes(plan)
+        temporary.write_bytes(blob)
     written = FileInfo.of(artifact.path / engine)
     record = {
-        "key": name,
-        "module": module,
+        "key": key,
+        "module": plan.module,
         "version": trt.__version__,
-        "compute_capabilities": list(spec.compute_capabilities),
-        "batch": list(spec.batch),
-        "precision": manifest.precision,
-        "workspace_bytes": WORKSPACE_BYTES,
-        "model_sha256": manifest.files[MODEL].sha256,
+        "device": None if plan.rtx else plan.target,
+        "compute_capabilities": list(plan.compute_capabilities),
+        "batch": list(plan.batch),
+        "precision": plan.precision,
+        "plan": plan.to_json(),
+        "model_sha256": artifact.manifest.files[MODEL].sha256,
         "engine_sha256": written.sha256,
         "engine_bytes": written.size,
         "layers": layers,
@@ -113,39 +122,87 @@ def build_engine(
     return record
 
 
-def compile_onnx(trt: ModuleType, model: Path, spec: EngineSpec, tell: Callable[[str], None]) -> tuple[bytes, int]:
+def _require_clean(model: Path, plan: BuildPlan) -> None:
+    from gft_edge.export.lint import lint, load_graph
+
+    errors = lint(load_graph(model), plan.platform).errors
+    if errors:
+        more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
+        raise CheckFailed(
+            f"build {model}: {errors[0].rule} {errors[0].node}: {errors[0].message}{more}; gft-edge lint {model} tells why"
+        )
+
+
+def compile_plan(trt: ModuleType, model: Path, plan: BuildPlan, watch: Watch) -> tuple[bytes, int]:
     """Parses and compiles; returns the serialized engine and the number of network layers.
 
     Raises:
-        ArtifactError: parse or build failed, with what the compiler said.
+        ArtifactError: parse or build failed, with what the compiler said and the node it named.
+        ConfigError: a compute capability the compiler does not know.
     """
     messages: list[str] = []
     logger = _logger(trt, messages)
     builder = trt.Builder(logger)
-    strongly_typed = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
-    network = builder.create_network(strongly_typed)
+    network = builder.create_network(_network_flags(trt, plan))
+    _require(network, f"build {model}: {trt.__name__} {trt.__version__} made no network", messages)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(model)):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
-        detail = "; ".join(f"node {e.node_name() or e.node()}: {e.desc()}" for e in errors) or _last(messages)
+        detail = "; ".join(_parser_error(error) for error in errors) or explain(messages)
         raise ArtifactError(f"build {model}: {trt.__name__} {trt.__version__} cannot parse the graph: {detail}")
     config = builder.create_builder_config()
-    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE_BYTES)
-    config.progress_monitor = _progress_monitor(trt, tell)
-    profile = builder.create_optimization_profile()
-    for index in range(network.num_inputs):
-        tensor = network.get_input(index)
-        rest = tuple(tensor.shape)[1:]
-        profile.set_shape(tensor.name, *((size, *rest) for size in spec.batch))
-    config.add_optimization_profile(profile)
-    _set_compute_capabilities(trt, config, spec.compute_capabilities)
-    plan = builder.build_serialized_network(network, config)
-    if plan is None:
-        raise ArtifactError(f"build {model}: {trt.__name__} {trt.__version__} refused the graph: {_last(messages)}")
-    return bytes(plan), int(network.num_layers)
+    _require(config, f"build {model}: {trt.__name__} {trt.__version__} made no builder configuration", messages)
+    _configure(trt, config, plan)
+    if plan.profile:
+        profile = builder.create_optimization_profile()
+        for name, shapes in plan.profile.items():
+            profile.set_shape(name, *shapes)
+        if config.add_optimization_profile(profile) < 0:
+            raise ArtifactError(f"build {model}: batch {plan.batch} does not fit the graph: {explain(messages)}")
+        if plan.calibrator:
+            config.set_calibration_profile(profile)
+    cancelled: list[bool] = []
+    if plan.progress:
+        config.progress_monitor = _monitor(trt, watch, cancelled)
+    if plan.timing_cache:
+        _use_timing_cache(config, plan.timing_cache)
+    blob = builder.build_serialized_network(network, config)
+    if cancelled:
+        raise KeyboardInterrupt
+    _require(blob, f"build {model}: {trt.__name__} {trt.__version__} refused the graph", messages)
+    if plan.timing_cache:
+        _keep_timing_cache(config, plan.timing_cache)
+    return bytes(blob), int(network.num_layers)
 
 
-def _set_compute_capabilities(trt: ModuleType, config: Any, capabilities: Sequence[str]) -> None:
+def _network_flags(trt: ModuleType, plan: BuildPlan) -> int:
+    mask = 0
+    for name in plan.network_flags:
+        mask |= 1 << int(getattr(trt.NetworkDefinitionCreationFlag, name))
+    return mask
+
+
+def _configure(trt: ModuleType, config: tensorrt.IBuilderConfig, plan: BuildPlan) -> None:
+    config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, plan.workspace_bytes)
+    config.builder_optimization_level = plan.optimization_level
+    config.max_aux_streams = plan.max_aux_streams
+    config.profiling_verbosity = getattr(trt.ProfilingVerbosity, plan.profiling_verbosity)
+    for name in plan.builder_flags:
+        config.set_flag(getattr(trt.BuilderFlag, name))
+    for name in plan.cleared_flags:
+        config.clear_flag(getattr(trt.BuilderFlag, name))
+    if plan.hardware_compatibility:
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, plan.hardware_compatibility)
+    if plan.dla_core is not None:
+        config.default_device_type = trt.DeviceType.DLA
+        config.DLA_core = plan.dla_core
+    if plan.calibrator:
+        config.int8_calibrator = _calibrator(trt, plan)
+    if plan.rtx:
+        _set_compute_capabilities(trt, config, plan.compute_capabilities)
+
+
+def _set_compute_capabilities(trt: ModuleType, config: tensorrt.IBuilderConfig, capabilities: Sequence[str]) -> None:
     known = {n[2:]: n for n in dir(trt.ComputeCapability) if n.startswith("SM") and n[2:].isdigit()}
     config.num_compute_capabilities = len(capabilities)
     for index, capability in enumerate(capabilities):
@@ -158,7 +215,27 @@ def _set_compute_capabilities(trt: ModuleType, config: Any, capabilities: Sequen
         config.set_compute_capability(getattr(trt.ComputeCapability, member), index)
 
 
-def _logger(trt: ModuleType, messages: list[str]) -> Any:
+def _calibrator(trt: ModuleType, plan: BuildPlan) -> Any:
+    """Gives TensorRT the ranges of a calibration cache, and no data: a missing tensor is an error, not a guess."""
+    cache = Path(plan.calibration_cache or "").read_bytes()
+
+    class Cached(getattr(trt, plan.calibrator or "")):  # type: ignore[misc]
+        def get_batch_size(self) -> int:
+            return plan.batch[1]
+
+        def get_batch(self, names: Sequence[str]) -> None:
+            return None
+
+        def read_calibration_cache(self) -> bytes:
+            return cache
+
+        def write_calibration_cache(self, cache: bytes) -> None:
+            pass
+
+    return Cached()
+
+
+def _logger(trt: ModuleType, messages: list[str]) -> tensorrt.ILogger:
     class Collector(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
@@ -170,23 +247,76 @@ def _logger(trt: ModuleType, messages: list[str]) -> Any:
     return Collector()
 
 
-def _last(messages: list[str]) -> str:
-    return "; ".join(messages[-3:]) or "no message was given"
-
-
-def _progress_monitor(trt: ModuleType, tell: Callable[[str], None]) -> Any:
+def _monitor(trt: ModuleType, watch: Watch, cancelled: list[bool]) -> tensorrt.IProgressMonitor:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            if parent_phase is None:
-                tell(f"{phase_name} ({num_steps} steps)")
-
-        def phase_finish(self, phase_name: str) -> None:
-            pass
+            watch.start(phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return True  # False would cancel the build
+            try:
+                watch.step(phase_name, step)
+            except KeyboardInterrupt:  # an exception must not cross the compiler
+                cancelled.append(True)
+            return not cancelled
+
+        def phase_finish(self, phase_name: str) -> None:
+            watch.finish(phase_name)
 
     return Monitor()
+
+
+def timing_cache_file(name: str) -> Path:
+    """Where timings are kept from build to build: in the user's cache folder."""
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "gft-edge" / name
+
+
+def _use_timing_cache(config: tensorrt.IBuilderConfig, name: str) -> None:
+    file = timing_cache_file(name)
+    cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        empty = config.create_timing_cache(b"")  # of another driver or damaged: measured anew
+        config.set_timing_cache(empty, ignore_mismatch=False)
+
+
+def _keep_timing_cache(config: tensorrt.IBuilderConfig, name: str) -> None:
+    cache = config.get_timing_cache()
+    if cache is not None:
+        with replacing(timing_cache_file(name)) as temporary:
+            temporary.write_bytes(bytes(cache.serialize()))
+
+
+def _require(value: object, problem: str, messages: Sequence[str]) -> None:
+    """TensorRT returns None where others raise."""
+    if value is None:
+        raise ArtifactError(f"{problem}: {explain(messages)}")
+
+
+def _parser_error(error: tensorrt.ParserError) -> str:
+    """Node and words of a parser error; 8.6 knows the node's number only."""
+    name = getattr(error, "node_name", None)
+    return f"node {(name() if name is not None else '') or error.node()}: {error.desc()}"
+
+
+_NODE = re.compile(
+    r"operation '([^']+)'|implementation for node (\S+?)[.)]*(?:\s|$)|with name: (\S+) and operator|node '([^']+)'"
+)
+_NOISE = re.compile(r"^I\w+::\w+: |Error Code \d+: |Myelin \(|\[\w+\.c(?:pp|u):\d+:? ?\w*\] ?| In \w+ at /\S+\)?")
+_HINTS = (
+    ("implementation for node", "raise --workspace, or export without quantizing that node"),
+    ("out of memory", "free memory, lower --workspace or --optimization-level"),
+)
+
+
+def explain(messages: Sequence[str]) -> str:
+    """The compiler's errors as one line: the node first, then what was said without its source positions, then what helps."""
+    text = "; ".join(dict.fromkeys(_NOISE.sub("", message).strip() for message in messages[-3:]))
+    if not text:
+        return "no message was given"
+    match = _NODE.search(text)
+    node = next((group for group in match.groups() if group), None) if match else None
+    hint = next((hint for words, hint in _HINTS if words in text.lower()), None)
+    return (f"node {node}: " if node else "") + text + (f" ({hint})" if hint else "")

@@ -109,7 +109,6 @@ def abilities() -> list[Ability]:
         extras = sorted({extra for d, extra in PACKAGES.values() if d in missing})
         return Ability(name, False, f"needs {', '.join(missing)}: pip install 'gft-edge[{','.join(extras)}]'")
 
-    driver = has_nvidia_driver()
     int8 = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}.intersection(cpu()["features"])
     return [
         needs("train, evaluate, quantize checkpoints", "torch", "torchvision", "timm", "safetensors"),
@@ -123,11 +122,24 @@ def abilities() -> list[Ability]:
             bool(int8),
             f"has {', '.join(sorted(int8))}" if int8 else "no INT8 dot product instruction; INT8 will be slow here",
         ),
+        tensorrt_ability(found["tensorrt"], has_nvidia_driver()),
         Ability(
             "run TensorRT engines",
             False,
             "not in this version; an NVIDIA driver is here"
-            if driver
+            if has_nvidia_driver()
             else "no NVIDIA driver here; engines are compiled, not run",
         ),
     ]
+
+
+def tensorrt_ability(version: str | None, driver: bool) -> Ability:
+    """Whether engines can be built for the GPU of this machine."""
+    name = "build --target this-gpu"
+    if version is None:
+        return Ability(
+            name, False, "needs tensorrt: pip install 'gft-edge[trt]', on a Jetson the board's own; --plan works"
+        )
+    if not driver:
+        return Ability(name, False, f"tensorrt {version} is here, an NVIDIA driver is not; --plan works")
+    return Ability(name, True, f"tensorrt {version}, not yet seen to work on hardware")

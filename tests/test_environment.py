@@ -115,12 +115,13 @@ def installed(monkeypatch):
     return pretend
 
 
+WITHOUT_A_DRIVER = {"run TensorRT engines", "build --target this-gpu"}
 NEEDS_ONNXRUNTIME = {"verify against PyTorch", "bench, predict and evaluate artefacts"}
 
 
 def test_everything_installed_works(installed):
     found = installed(features=["asimddp"])
-    assert {name for name, ability in found.items() if not ability.works} == {"run TensorRT engines"}
+    assert {name for name, ability in found.items() if not ability.works} == WITHOUT_A_DRIVER
     assert found["export to ONNX"].reason.startswith("torch 1.2, timm 1.2, onnx 1.2")
 
 
@@ -142,7 +143,7 @@ def test_everything_installed_works(installed):
 )
 def test_missing_package_takes_its_abilities_and_names_the_extra(installed, missing, lost, extra):
     found = installed(missing, features=["avx_vnni"])
-    assert {name for name, ability in found.items() if not ability.works} == lost | {"run TensorRT engines"}
+    assert {name for name, ability in found.items() if not ability.works} == lost | WITHOUT_A_DRIVER
     for name in lost:
         assert found[name].reason == f"needs {missing}: pip install 'gft-edge[{extra}]'"
 
@@ -166,3 +167,17 @@ def test_engines_are_not_run_in_either_case(installed, driver, word):
     ability = installed(driver=driver)["run TensorRT engines"]
     assert not ability.works
     assert word in ability.reason
+
+
+@pytest.mark.parametrize(
+    ("missing", "driver", "works", "words"),
+    [
+        (("tensorrt",), True, False, r"gft-edge[trt]"),
+        ((), False, False, "an NVIDIA driver is not; --plan works"),
+        ((), True, True, "tensorrt 1.2, not yet seen to work on hardware"),
+    ],
+)
+def test_building_for_this_gpu_needs_tensorrt_and_a_driver(installed, missing, driver, works, words):
+    ability = installed(*missing, driver=driver)["build --target this-gpu"]
+    assert ability.works is works
+    assert words in ability.reason

@@ -1,35 +1,223 @@
-"""Compile an artefact's graph into a TensorRT engine and enter it in the artefact's manifest."""
+"""Compile an artefact's graph into a TensorRT engine and enter it in the artefact's manifest, or print what would be done."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-EXAMPLE = "gft-edge build runs/artifact --target rtx --compute-capability 8.6,8.9 --batch 1:1:8"
+if TYPE_CHECKING:
+    from gft_edge.export.build_options import BuildOptions
+    from gft_edge.export.builders import Watch
+    from gft_edge.export.lint import LintReport
+    from gft_edge.export.plan import BuildPlan
+
+EXAMPLE = "gft-edge build runs/artifact --target orin-nano --tensorrt 10.3 --plan"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artefact folder")
-    parser.add_argument("--target", required=True, help="rtx: TensorRT-RTX, ahead of time, needs no GPU")
-    parser.add_argument("--compute-capability", metavar="X.Y[,X.Y...]", help="GPUs to compile for (8.0,8.6,8.9,12.0)")
-    parser.add_argument("--batch", default="1:1:8", metavar="N|MIN:OPT:MAX", help="batch sizes (1:1:8)")
+    parser.add_argument(
+        "--target",
+        required=True,
+        metavar="rtx|this-gpu|DEVICE",
+        help="rtx: TensorRT-RTX, ahead of time, needs no GPU; this-gpu: the TensorRT and GPU of this machine; DEVICE: a "
+        "profile such as orin-nano, agx-orin, thor or h100, to plan for, or to build for when this machine is one",
+    )
+    parser.add_argument("--plan", action="store_true", help="print what would be done, without a GPU; build nothing")
+    parser.add_argument(
+        "--tensorrt", metavar="VERSION", help="TensorRT to plan for (the device's newest; here: installed)"
+    )
+    parser.add_argument("--compute-capability", metavar="X.Y[,X.Y...]", help="GPUs of --target rtx (8.0,8.6,8.9,12.0)")
+    parser.add_argument("--batch", metavar="N|MIN:OPT:MAX", help="batch sizes (those it was exported for)")
+    parser.add_argument("--workspace", type=int, metavar="MIB", help="scratch memory (an eighth of the device's)")
+    parser.add_argument("--optimization-level", type=int, default=3, metavar="0-5", help="5 takes longest (3)")
+    parser.add_argument("--weak", action="store_true", help="8.6, 10.x: FP32 layers may run in FP16 where it is faster")
+    parser.add_argument("--tf32", action="store_true", help="keep TF32 products in an FP32 engine")
+    parser.add_argument("--dla", type=int, metavar="CORE", help="run on a DLA core what can run there")
+    parser.add_argument("--refit", action="store_true", help="weights can be changed later")
+    parser.add_argument("--strip", action="store_true", help="leave the weights out of the engine")
+    parser.add_argument("--hardware-compatibility", metavar="ampere+|same-capability", help="run on other GPUs too")
+    parser.add_argument("--version-compatible", action="store_true", help="load in the next major TensorRT too")
+    parser.add_argument(
+        "--calibration-cache", type=Path, metavar="FILE", help="ranges for a graph without Q/DQ (8.6, 10.x)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
-    from gft_edge.cli.common import parse_batch_range, parse_compute_capabilities
-    from gft_edge.cli.console import result, say
-    from gft_edge.export.builders import COMPUTE_CAPABILITIES, EngineSpec, build_engine
-    from gft_edge.manifest import load_artifact
+    from gft_edge.cli.console import result
+    from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
+    from gft_edge.export.builders import build_engine
+    from gft_edge.export.graph_summary import summarize
+    from gft_edge.export.lint import lint, load_graph
+    from gft_edge.manifest import MODEL, load_artifact
 
-    text = args.compute_capability
-    capabilities = COMPUTE_CAPABILITIES if text is None else parse_compute_capabilities(text)
-    spec = EngineSpec(args.target, capabilities, parse_batch_range(args.batch))
-    record = build_engine(load_artifact(args.artifact), spec, lambda line: say(f"build: {line}"))
+    artifact = load_artifact(args.artifact)
+    graph = load_graph(artifact.file(MODEL))
+    if args.batch is None:
+        args.batch = ":".join(map(str, artifact.manifest.batch))
+    plan = _plan(args, summarize(graph))
+    if args.plan:
+        report = lint(graph, plan.platform)
+        data = {"plan": plan.to_json(), "lint": [vars(finding) for finding in report.findings]}
+        result(args, data, _show(plan, report))
+        return EXIT_CHECK_FAILED if report.errors else EXIT_OK
+    with _watching() as watch:
+        record = build_engine(artifact, plan, watch)
     text = (
         f"{args.artifact}/engines/{record['key']}.engine: {record['engine_bytes'] / 1e6:.2f} MB for compute capability "
         f"{', '.join(record['compute_capabilities'])} ({record['evidence']})"
     )
     result(args, record, text)
-    return 0
+    return EXIT_OK
+
+
+def _plan(args: argparse.Namespace, summary: Any) -> BuildPlan:
+    from gft_edge.benchmarks.devices import device
+    from gft_edge.errors import ConfigError, MissingExtraError
+    from gft_edge.export.generations import RTX
+    from gft_edge.export.plan import make_plan
+    from gft_edge.export.this_gpu import device_here, power_mode, same_module
+
+    if args.target == RTX:
+        return make_plan(summary, RTX, _options(args, None))
+    if args.compute_capability is not None:
+        raise ConfigError("--compute-capability: for --target rtx only; a device has its own")
+    wanted = None if args.target == "this-gpu" else device(args.target)
+    if args.plan and wanted is not None:
+        return make_plan(summary, wanted, _options(args, args.tensorrt))
+    try:
+        import tensorrt
+    except (ImportError, OSError):
+        if args.tensorrt is None or not args.plan:
+            raise MissingExtraError("tensorrt", "trt") from None
+    here = device_here()
+    if wanted is not None and not same_module(wanted, here):
+        raise ConfigError(
+            f"engines do not move between GPU models: this is {here.title}; build on {wanted.title}, or --plan"
+        )
+    version = args.tensorrt or ".".join(tensorrt.__version__.split(".")[:3])
+    return make_plan(summary, here, replace(_options(args, version), power_mode=power_mode()))
+
+
+def _options(args: argparse.Namespace, version: str | None) -> BuildOptions:
+    from gft_edge.cli.common import parse_batch_range, parse_compute_capabilities
+    from gft_edge.errors import ConfigError
+    from gft_edge.export.build_options import BuildOptions
+    from gft_edge.export.generations import RTX_CAPABILITIES
+
+    text, header = args.compute_capability, None
+    if args.calibration_cache is not None:
+        try:
+            header = args.calibration_cache.open(encoding="utf-8", errors="replace").readline().strip()
+        except OSError as error:
+            raise ConfigError(f"--calibration-cache {args.calibration_cache}: {error.strerror}") from None
+    return BuildOptions(
+        batch=parse_batch_range(args.batch),
+        compute_capabilities=RTX_CAPABILITIES if text is None else parse_compute_capabilities(text),
+        tensorrt=version or args.tensorrt,
+        workspace_mib=args.workspace,
+        weak=args.weak,
+        tf32=args.tf32,
+        dla=args.dla,
+        refit=args.refit,
+        strip=args.strip,
+        hardware_compatibility=args.hardware_compatibility,
+        version_compatible=args.version_compatible,
+        calibration_cache=None if args.calibration_cache is None else str(args.calibration_cache),
+        calibration_header=header,
+        optimization_level=args.optimization_level,
+    )
+
+
+def _show(plan: BuildPlan, report: LintReport) -> str:
+    """A plan for reading."""
+    from gft_edge.cli.console import table
+
+    shapes = "; ".join(
+        f"{name} {' : '.join('x'.join(map(str, s)) for s in sizes)}" for name, sizes in plan.profile.items()
+    )
+    fallback = ", ".join(f"{count} {name}" for name, count in plan.dla_fallback.items())
+    rows = [
+        ("target", f"{plan.target}, compute capability {', '.join(plan.compute_capabilities)}"),
+        (
+            "TensorRT",
+            f"{plan.tensorrt or 'installed TensorRT-RTX'} (generation {plan.generation}, import {plan.module})",
+        ),
+        ("graph", f"opset {plan.opset}, {plan.precision.upper()}, rest {plan.rest.upper()}"),
+        ("dialect", plan.dialect),
+        ("meaning", plan.meaning),
+        ("network flags", ", ".join(plan.network_flags) or "none"),
+        ("builder flags", ", ".join([*plan.builder_flags, *(f"not {name}" for name in plan.cleared_flags)]) or "none"),
+        ("profile", shapes or "none, shapes are static"),
+        ("workspace", f"{plan.workspace_bytes >> 20} MiB"),
+        ("level", f"{plan.optimization_level}, auxiliary streams {plan.max_aux_streams}, {plan.profiling_verbosity}"),
+        (
+            "compatibility",
+            plan.hardware_compatibility or ("as listed" if plan.rtx else "this GPU model and TensorRT only"),
+        ),
+        ("timing cache", plan.timing_cache or "none, nothing is timed"),
+        ("DLA", "no" if plan.dla_core is None else f"core {plan.dla_core}; on the GPU: {fallback or 'nothing'}"),
+        ("calibrator", f"{plan.calibrator} reading {plan.calibration_cache}" if plan.calibrator else "none"),
+        ("progress", "shown" if plan.progress else "this generation cannot tell"),
+    ]
+    lines = [table(("what", "how"), rows), ""]
+    lines += [f"note: {note}" for note in plan.notes]
+    lines += [f"{f.severity}: {f.rule} {f.node}: {f.message}" for f in report.findings]
+    lines.append(plan.command() or "no trtexec command does the same")
+    return "\n".join(lines)
+
+
+class _Lines:
+    """Says on stderr which phase begins."""
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        from gft_edge.cli.console import say
+
+        if parent is None:
+            say(f"build: {phase} ({steps} steps)")
+
+    def step(self, phase: str, step: int) -> None:
+        pass
+
+    def finish(self, phase: str) -> None:
+        pass
+
+
+class _Bars:
+    """One progress bar for each open phase."""
+
+    def __init__(self, progress: Any) -> None:
+        self.progress = progress
+        self.tasks: dict[str, Any] = {}
+
+    def start(self, phase: str, parent: str | None, steps: int) -> None:
+        self.tasks[phase] = self.progress.add_task(phase if parent is None else f"  {phase}", total=steps)
+
+    def step(self, phase: str, step: int) -> None:
+        self.progress.update(self.tasks[phase], completed=step + 1)
+
+    def finish(self, phase: str) -> None:
+        self.progress.remove_task(self.tasks.pop(phase))
+
+
+@contextlib.contextmanager
+def _watching() -> Iterator[Watch]:
+    """Bars on a terminal with rich, lines elsewhere."""
+    if sys.stderr.isatty():
+        try:
+            from rich.console import Console
+            from rich.progress import Progress
+
+            with Progress(console=Console(stderr=True), transient=True) as progress:
+                yield _Bars(progress)
+            return
+        except ImportError:
+            pass
+    yield _Lines()

@@ -21,6 +21,7 @@ VERBS = {
     "evaluate": "accuracy of a checkpoint or artefact",
     "quantize": "calibrate and quantize a checkpoint to INT8",
     "export": "export a checkpoint to an ONNX artefact",
+    "lint": "find what makes a graph wrong, slow or impossible to build on a target",
     "build": "compile an artefact into a TensorRT engine",
     "verify": "prove that an artefact still computes what the model computes",
     "bench": "measure latency of artefacts, interleaved",

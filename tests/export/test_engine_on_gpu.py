@@ -9,9 +9,14 @@ import torch
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
-from gft_edge.export.builders import EngineSpec, build_engine
+from gft_edge.export.build_options import BuildOptions
+from gft_edge.export.builders import build_engine
+from gft_edge.export.engines import EngineHost, check_engine
+from gft_edge.export.graph_summary import summarize
+from gft_edge.export.lint import load_graph
 from gft_edge.export.onnx import export_artifact
-from gft_edge.manifest import load_artifact
+from gft_edge.export.plan import make_plan
+from gft_edge.manifest import MODEL, load_artifact
 
 pytestmark = [
     pytest.mark.gpu,
@@ -27,10 +32,12 @@ def test_rtx_engine_gives_the_golden_logits(tmp_path):
     images, _ = next(evaluation_batches(open_images("typefaces", "test", 8, 96), checkpoint.info.preprocess))
     artifact = export_artifact(checkpoint, tmp_path / "artifact", images)
     capability = ".".join(str(number) for number in torch.cuda.get_device_capability())
-    record = build_engine(artifact, EngineSpec("rtx", (capability,)))
+    options = BuildOptions(compute_capabilities=(capability,))
+    plan = make_plan(summarize(load_graph(artifact.path / MODEL)), "rtx", options)
+    record = build_engine(artifact, plan)
     artifact = load_artifact(artifact.path)
-    plan = artifact.file(f"engines/{record['key']}.engine").read_bytes()
-    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
+    path, _ = check_engine(artifact, record["key"], EngineHost("tensorrt_rtx", trt.__version__, capability))
+    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
     context = engine.create_execution_context()
     image = torch.from_numpy(images).cuda()
     logits = torch.empty(len(images), len(artifact.manifest.labels), device="cuda")

@@ -1,0 +1,110 @@
+"""What a build needs to know of a graph, in a few figures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import onnx
+
+from gft_edge.errors import ArtifactError
+from gft_edge.export.graph_view import PRODUCTS, QUANTIZE, GraphView, view
+
+TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """An input; None in the shape is the batch."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class GraphSummary:
+    """A graph as a build sees it.
+
+    Args:
+        opset: ONNX operator set.
+        precision: of the quantized products (``"int8"``, ``"fp8"``), else of all (``"fp32"``, ``"fp16"``, ``"bf16"``).
+        rest: type of everything that is not quantized.
+        products: types that matrix products and convolutions come out as, sorted.
+        inputs: name, type and shape of each.
+        operators: how often each operator occurs; products of two computed tensors count as ``MatMul(computed)``.
+        tokens: longest sequence of any attention, None without attention.
+        quantized_attention: whether queries and keys are quantized.
+    """
+
+    opset: int
+    precision: str
+    rest: str
+    products: tuple[str, ...]
+    inputs: tuple[GraphInput, ...]
+    operators: dict[str, int]
+    tokens: int | None
+    quantized_attention: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "products": list(self.products), "inputs": [_json(i) for i in self.inputs]}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> GraphSummary:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ArtifactError: a missing or malformed entry.
+        """
+        try:
+            inputs = tuple(GraphInput(i["name"], i["dtype"], tuple(i["shape"])) for i in data["inputs"])
+            return cls(**{**data, "products": tuple(data["products"]), "inputs": inputs})
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f"graph summary: incomplete or malformed ({error!r})") from None
+
+
+def _json(value: GraphInput) -> dict[str, Any]:
+    return {**asdict(value), "shape": list(value.shape)}
+
+
+def summarize(model: onnx.ModelProto) -> GraphSummary:
+    """Reads a graph.
+
+    Raises:
+        ArtifactError: not a graph, or an input with a dynamic axis other than the first.
+    """
+    graph = view(model)
+    types = Counter(graph.dtype(node.output[0]) or "unknown" for node in graph.of_type(*PRODUCTS))
+    quantized = {graph.dtype(node.output[0]) for node in graph.of_type(QUANTIZE)}
+    floats = [name for name in ("fp16", "bf16", "fp32") if name in types]
+    rest = max(floats, key=lambda name: types[name], default="fp32")
+    attentions = graph.attentions
+    return GraphSummary(
+        opset=graph.opset,
+        precision=next((name for name in ("fp8", "int8") if name in quantized), rest),
+        rest=rest,
+        products=tuple(sorted(types)),
+        inputs=tuple(_input(graph, value.name) for value in graph.inputs),
+        operators=dict(sorted(_operators(graph).items())),
+        tokens=max((a.tokens for a in attentions if a.tokens is not None), default=None),
+        quantized_attention=any(all(graph.is_dequantized(name) for name in a.scores.input) for a in attentions),
+    )
+
+
+def _operators(graph: GraphView) -> Counter[str]:
+    def name(node: onnx.NodeProto) -> str:
+        computed = node.op_type in ("MatMul", "Gemm") and not any(graph.is_constant(i) for i in node.input[:2])
+        return f"{node.op_type}(computed)" if computed else node.op_type
+
+    return Counter(name(node) for node in graph.nodes)
+
+
+def _input(graph: GraphView, name: str) -> GraphInput:
+    shape = graph.shape(name) or ()
+    sizes = tuple(size if isinstance(size, int) else None for size in shape)
+    if None in sizes[1:]:
+        raise ArtifactError(f"input {name} {shape}: only the first axis may be dynamic; export with static shapes")
+    return GraphInput(name, graph.dtype(name) or "unknown", sizes)

@@ -1,0 +1,110 @@
+"""gft-edge build --plan and the builds that this machine cannot do."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from gft_edge.benchmarks.devices import device
+from gft_edge.export import this_gpu
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "words"),
+    [
+        ("orin-nano", "10.3", "trtexec --onnx=model.onnx --saveEngine=model.engine --stronglyTyped"),
+        ("agx-orin", "11.4.1", "generation 11.0"),
+        ("thor", None, "compute capability 11.0"),
+        ("h100", None, "TensorRT       11.4"),
+        ("rtx", None, "--computeCapabilities=80,86,89,120"),
+    ],
+)
+def test_plan_is_printed_without_a_gpu(gft_edge, made, target, version, words):
+    more = [] if version is None else ["--tensorrt", version]
+    done = gft_edge("build", made["int8"], "--target", target, "--plan", *more)
+    assert done.code == 0, done.err
+    assert words in done.out
+    assert "the rest of this graph is FP32" in done.out
+    assert not (made["int8"] / "engines").exists()
+
+
+def test_plan_as_json_has_the_command_and_what_lint_says(gft_edge, made):
+    found = gft_edge("build", made["fp32"], "--target", "orin-nano", "--tensorrt", "10.3", "--plan", "--json").json
+    assert found["plan"]["trtexec"].startswith("trtexec ")
+    assert found["lint"] == []
+
+
+def test_batch_is_the_one_exported_for_unless_given(gft_edge, made, animals, tmp_path):
+    out = tmp_path / "static"
+    assert gft_edge("export", made["ckpt"], "--data", animals, "--batch", 2, "--out", out).code == 0
+    assert gft_edge("build", out, "--target", "rtx", "--plan", "--json").json["plan"]["batch"] == [2, 2, 2]
+    done = gft_edge("build", out, "--target", "rtx", "--plan", "--batch", "1:1:8")
+    assert done.code == 2
+    assert "the graph is exported for batch 2 only" in done.err
+    found = gft_edge("build", made["fp32"], "--target", "rtx", "--plan", "--batch", "1:2:4", "--json").json
+    assert found["plan"]["batch"] == [1, 2, 4]
+
+
+def test_plan_for_a_graph_that_does_not_fit_fails(gft_edge, made):
+    done = gft_edge("build", made["fp32"], "--target", "orin-nano", "--tensorrt", "8.6", "--plan")
+    assert done.code == 1
+    assert "error: GE015 graph: opset 20" in done.out
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--target", "xavier-nx", "--plan"], 2, "the last for Xavier"),
+        (["--target", "orin-nano", "--plan", "--dla", 0], 2, "has no DLA"),
+        (["--target", "rtx", "--weak"], 2, "has no precision flags"),
+        (["--target", "h100", "--plan", "--compute-capability", "9.0"], 2, "for --target rtx only"),
+        (["--target", "tardis"], 2, "unknown device 'tardis'"),
+        (["--target", "h100", "--plan", "--calibration-cache", "/none"], 2, "No such file"),
+        (["--target", "this-gpu"], 3, "tensorrt is not installed; run: pip install 'gft-edge[trt]'"),
+        (["--target", "orin-nano"], 3, "tensorrt is not installed"),
+    ],
+)
+def test_what_cannot_be_is_one_line(gft_edge, made, monkeypatch, options, code, words):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    done = gft_edge("build", made["fp32"], *options)
+    assert (done.code, done.out) == (code, "")
+    assert words in done.err
+    assert done.err.count("\n") == 1
+
+
+def test_calibration_cache_is_read_by_its_first_line(gft_edge, made, tmp_path):
+    cache = tmp_path / "ranges.cache"
+    cache.write_text("TRT-8601-MinMaxCalibration\nimage: 3c010a14\n")
+    more = ["--tensorrt", "10.3", "--weak", "--calibration-cache", cache]
+    done = gft_edge("build", made["fp32"], "--target", "orin-nano", "--plan", *more)
+    assert done.code == 0, done.err
+    assert "IInt8MinMaxCalibrator reading" in done.out
+    assert "no trtexec command does the same" in done.out
+
+
+class TestOnAMachineWithTensorRT:
+    """The module stands in by its version alone: nothing of it may be called before the refusals here."""
+
+    @pytest.fixture(autouse=True)
+    def here(self, monkeypatch):
+        module = type(sys)("tensorrt")
+        module.__version__ = "10.3.0"
+        monkeypatch.setitem(sys.modules, "tensorrt", module)
+        monkeypatch.setattr(this_gpu, "device_here", lambda: device("orin-nano-8gb"))
+
+    def test_engine_for_another_gpu_is_refused(self, gft_edge, made):
+        done = gft_edge("build", made["fp32"], "--target", "agx-orin")
+        assert done.code == 2
+        assert "this is Jetson Orin Nano 8GB; build on Jetson AGX Orin 64GB, or --plan" in done.err
+
+    @pytest.mark.parametrize("target", ["this-gpu", "orin-nano"])
+    def test_the_installed_version_is_planned_for(self, gft_edge, made, target):
+        done = gft_edge("build", made["fp32"], "--target", target, "--plan", "--tensorrt", "10.3.0")
+        assert "10.3.0 (generation 10.3" in done.out
+        assert gft_edge("build", made["fp32"], "--target", "this-gpu", "--plan").out == done.out or target != "this-gpu"
+
+    def test_missing_driver_is_named(self, gft_edge, made):
+        done = gft_edge("build", made["fp32"], "--target", "this-gpu")
+        assert done.code == 2
+        assert "there is no NVIDIA driver here" in done.err

@@ -1,0 +1,73 @@
+"""gft-edge lint as a user types it."""
+
+from __future__ import annotations
+
+import onnx
+import pytest
+
+
+@pytest.fixture
+def broken(tmp_path):
+    """A graph with a computed k, which is an error, and an INT64 input, which is a warning."""
+    text = """<ir_version: 10, opset_import: ["" : 20]>
+    g (float[B,8] x, int64[1] k) => (float[B,K] y) { y, i = TopK(x, k) }"""
+    path = tmp_path / "broken.onnx"
+    onnx.save(onnx.parser.parse_model(text), path)
+    return path
+
+
+@pytest.mark.parametrize("target", [[], ["--target", "rtx"], ["--target", "orin-nano", "--tensorrt", "10.3"]])
+@pytest.mark.parametrize("name", ["fp32", "int8"])
+def test_artefacts_are_clean(gft_edge, made, name, target):
+    done = gft_edge("lint", made[name], *target)
+    assert (done.code, done.err) == (0, "")
+    assert done.out.endswith("rules: 0 errors, 0 warnings\n")
+
+
+def test_errors_fail_with_rule_place_and_reason(gft_edge, broken):
+    done = gft_edge("lint", broken)
+    assert done.code == 1
+    assert "GE011  error     TopK y" in done.out
+    assert "GE014  warning   input k" in done.out
+    assert "\nGE011: TensorRT refuses k above 3840" in done.out
+    assert "1 errors, 1 warnings" in done.out
+
+
+def test_json_holds_the_findings_and_the_reasons(gft_edge, broken, made):
+    found = gft_edge("lint", broken, "--json").json
+    assert not found["ok"]
+    assert [finding["rule"] for finding in found["findings"]] == ["GE011", "GE014"]
+    assert found["rules"]["GE011"]["why"]
+    assert gft_edge("lint", made["fp32"], "--json").json["ok"]
+
+
+def test_old_tensorrt_wants_an_older_opset(gft_edge, made):
+    done = gft_edge("lint", made["int8"], "--target", "orin-nano", "--tensorrt", "8.6")
+    assert done.code == 1
+    assert "GE015" in done.out and "export with opset 17" in done.out
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        (["{none}"], "is missing"),
+        (["{text}"], "cannot be read as ONNX"),
+        (["{folder}"], "has no manifest.json"),
+        (["{broken}", "--target", "tardis"], "unknown device 'tardis'"),
+        (["{broken}", "--target", "thor", "--tensorrt", "10.3"], "needs 10.13 or newer"),
+        (["{broken}", "--tensorrt", "x"], "expected numbers with dots"),
+    ],
+)
+def test_bad_input_is_one_line(gft_edge, broken, tmp_path, command, words):
+    (tmp_path / "text.onnx").write_text("hello")
+    (tmp_path / "folder").mkdir()
+    paths = {
+        "none": tmp_path / "none.onnx",
+        "text": tmp_path / "text.onnx",
+        "folder": tmp_path / "folder",
+        "broken": broken,
+    }
+    done = gft_edge("lint", *(part.format(**paths) for part in command))
+    assert (done.code, done.out) == (2, "")
+    assert words in done.err
+    assert done.err.count("\n") == 1
