@@ -103,7 +103,8 @@ class _Graph(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """The graph's input to its outputs."""
         if self.options.input == "uint8":
-            image = (image[..., self.channels].float() * self.scale + self.shift).permute(0, 3, 1, 2)
+            # Cast first: TensorRT knows 8-bit pixels at the graph's input alone.
+            image = (image.float()[..., self.channels] * self.scale + self.shift).permute(0, 3, 1, 2)
         image = image.to(self.dtype)
         maps = self.options.maps
         if maps == "none":
