@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gft_edge.calibration.histogram import TensorStats, summarize
+from gft_edge.calibration.histogram import Seen, TensorStats
 from gft_edge.calibration.thresholds import DEFAULT_PERCENTILE, Method, threshold
 from gft_edge.errors import ArtifactError, DataError
 from gft_edge.files import replacing
 
 STATE_SCHEMA = 1
-GROWTH = 1.4
+GROWTH = 2
 """Ranges are noted each time the number of images has grown by this factor, so their history grows with its logarithm."""
 
 
@@ -46,7 +45,7 @@ class Collector:
         self.stats = {name: TensorStats() for name in names}
         self.images = 0
         self.history: list[tuple[int, dict[str, float]]] = []
-        self._last: tuple[Tensor, tuple[Tensor | None, float, float]] | None = None
+        self._seen: Seen | None = None
 
     def take(self, name: str, x: Tensor) -> None:
         """Takes in one activation; a tensor that several layers read one after another is summarised once.
@@ -54,13 +53,13 @@ class Collector:
         Raises:
             DataError: a value is NaN or infinite.
         """
-        if self._last is None or self._last[0] is not x:
-            self._last = (x, summarize(x, name, histogram=self.method != "max"))
-        self.stats[name].add(*self._last[1])
+        if self._seen is None or self._seen.x is not x:
+            self._seen = Seen(x, name, histogram=self.method != "max")
+        self.stats[name].add(self._seen)
 
     def end_batch(self, images: int) -> None:
         """Counts the images of a batch whose activations were taken in."""
-        self._last = None
+        self._seen = None
         self.images += images
         if not self.history or self.images >= self.history[-1][0] * GROWTH:
             self._note()
@@ -73,7 +72,7 @@ class Collector:
         """
         if self.images == 0:
             raise DataError("calibration: no images")
-        never = [name for name, stats in self.stats.items() if not math.isfinite(stats.low)]
+        never = [name for name, stats in self.stats.items() if stats.largest < 0]
         if never:
             raise DataError(f"calibration: {never[0]} was never computed; is it part of this model at this budget?")
         return {name: self._range(stats) for name, stats in self.stats.items()}
@@ -99,7 +98,7 @@ class Collector:
             "method": self.method,
             "share": self.share,
             "images": self.images,
-            "extremes": {name: [s.low, s.high] for name, s in self.stats.items() if math.isfinite(s.low)},
+            "largest": {name: stats.largest for name, stats in self.stats.items()},
             "history": self.history,
         }
         counts = {name: stats.counts for name, stats in self.stats.items()}
@@ -123,9 +122,8 @@ class Collector:
                 differing.append("tensors")
             if differing:
                 raise ArtifactError(f"calibration state {path}: is of another {', '.join(differing)}; remove it")
-            for name, (low, high) in head["extremes"].items():
-                self.stats[name].low, self.stats[name].high = float(low), float(high)
-                self.stats[name].counts = counts[name]
+            for name, stats in self.stats.items():
+                stats.restore(counts[name], float(head["largest"][name]))
             self.images = int(head["images"])
             self.history = [(int(images), dict(ranges)) for images, ranges in head["history"]]
         except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:

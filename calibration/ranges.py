@@ -112,8 +112,8 @@ class Ranges:
 
     @property
     def constant(self) -> tuple[str, ...]:
-        """Tensors that only ever had one value."""
-        return tuple(name for name, data in self.statistics.items() if data["min"] == data["max"])
+        """Tensors that only ever had one magnitude."""
+        return tuple(name for name, data in self.statistics.items() if data.get("constant"))
 
     def require_model(self, model_sha256: str, what: str) -> None:
         """Refuses ranges of another model.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, get_args
 
 import numpy as np
@@ -46,7 +47,7 @@ def threshold(counts: Counts, largest: float, method: Method, share: float = DEF
 
 
 def percentile(counts: Counts, largest: float, share: float) -> float:
-    """The magnitude that ``share`` per cent of the values do not exceed, to the width of a bin (1/2048).
+    """The magnitude that ``share`` per cent of the values do not exceed, to the width of a bin (1/1024).
 
     Raises:
         ConfigError: the share is not above 0 and at most 100.
@@ -57,25 +58,19 @@ def percentile(counts: Counts, largest: float, share: float) -> float:
     if share == 100 or total[-1] == 0:
         return largest
     place = int(np.searchsorted(total, share / 100 * total[-1]))
-    if place == BINS - 1:
-        return largest
     return min(float(bin_edges()[place + 1]), largest)
 
 
 def linear_histogram(counts: Counts, largest: float, span: float) -> Floats:
-    """The histogram over 2048 equal parts of 0 to ``span``, and in one more bin what lies above."""
-    places = np.flatnonzero(counts)
-    parts = np.minimum(_centers(places, largest) / span * LINEAR_BINS, LINEAR_BINS).astype(np.int64)
-    if span == largest:
-        parts = np.minimum(parts, LINEAR_BINS - 1)
-    return np.bincount(parts, weights=counts[places].astype(np.float64), minlength=LINEAR_BINS + 1)
+    """The histogram over 2048 equal parts of 0 to ``span``, and in one more bin what lies above.
 
-
-def _centers(places: npt.NDArray[np.int64], largest: float) -> Floats:
-    edges = bin_edges()
-    centers = (edges[places] + np.clip(edges[places + 1], edges[places], max(largest, 0.0))) / 2
-    centers[places == BINS - 1] = largest
-    return centers
+    A fine bin that reaches into two is split by length.
+    """
+    edges = bin_edges()[: int(np.flatnonzero(counts)[-1]) + 2].copy()
+    edges[-1] = max(largest, edges[-2])
+    total = np.concatenate(([0.0], np.cumsum(counts[: len(edges) - 1])))
+    below = np.interp(np.linspace(0, span, LINEAR_BINS + 1), edges, total)
+    return np.append(np.diff(below), total[-1] - below[-1])
 
 
 def entropy(counts: Counts, largest: float) -> float:
@@ -94,9 +89,7 @@ def entropy(counts: Counts, largest: float) -> float:
     hist[0] = hist[1]
     if hist.sum() == 0:
         return largest
-    stop = np.arange(LEVELS, LINEAR_BINS + 1)
-    # Group g of LEVELS holds the bins with floor(bin LEVELS / stop) = g.
-    bounds = -(-np.arange(LEVELS + 1) * stop[:, None] // LEVELS)
+    stop, bounds = _groups()
 
     def upto(values: Floats) -> Floats:
         return np.concatenate(([0.0], np.cumsum(values)))
@@ -104,12 +97,12 @@ def entropy(counts: Counts, largest: float) -> float:
     mass, filled, own = upto(hist), upto((hist > 0).astype(float)), upto(_xlogx(hist))
     group = np.diff(mass[bounds], axis=1)
     members = np.maximum(np.diff(filled[bounds], axis=1), 1)
-    level = np.log(np.where(group > 0, group, 1) / members)
+    level = np.log(np.maximum(group, np.finfo(np.float64).tiny) / members)  # an empty group weighs nothing below
     total = mass[-1] + beyond
     inside, last = mass[stop], hist[stop - 1]
     above = total - inside
     with np.errstate(divide="ignore", invalid="ignore"):
-        cross = np.where(group > 0, group * level, 0).sum(axis=1) + above * level[:, -1]
+        cross = np.einsum("sg,sg->s", group, level) + above * level[:, -1]
         kept = own[stop] - _xlogx(last) + _xlogx(last + above)
         divergence = (kept - cross) / total - np.log(total) + np.log(inside)
     # Values above the range that would be counted in an empty bin cannot be expressed at all.
@@ -118,6 +111,13 @@ def entropy(counts: Counts, largest: float) -> float:
         return largest
     best = np.flatnonzero(divergence <= divergence.min() + 1e-12)[-1]
     return float(stop[best]) / LINEAR_BINS * span
+
+
+@functools.cache
+def _groups() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Candidate ranges in bins, and the first bin of each of their groups: g = floor(bin LEVELS / stop)."""
+    stop = np.arange(LEVELS, LINEAR_BINS + 1)
+    return stop, -(-np.arange(LEVELS + 1) * stop[:, None] // LEVELS)
 
 
 def _xlogx(x: Floats) -> Floats:
@@ -130,7 +130,8 @@ def mse(counts: Counts, largest: float) -> float:
     The ranges grow by equal ratios from the 90th percentile of the magnitudes; the error is that of the bins' centres.
     """
     places = np.flatnonzero(counts)
-    centers, weights = _centers(places, largest), counts[places].astype(np.float64)
+    edges, weights = bin_edges(), counts[places].astype(np.float64)
+    centers = (edges[places] + np.clip(edges[places + 1], edges[places], max(largest, edges[places[-1]]))) / 2
     lowest = max(percentile(counts, largest, 100 * MSE_LOWEST_SHARE), largest / BINS)
     counted = centers > lowest / (2 * LEVELS)  # smaller ones round to zero whatever the range
     centers, weights = centers[counted].astype(np.float32), weights[counted].astype(np.float32)

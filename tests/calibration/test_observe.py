@@ -74,11 +74,11 @@ def test_damaged_state_is_refused(tmp_path, names, content):
 
 
 def test_a_tensor_read_by_two_layers_is_summarised_once(monkeypatch):
-    from gft_edge.calibration import observe as module
+    from gft_edge.calibration import histogram as module
 
-    calls = []
-    monkeypatch.setattr(module, "summarize", lambda x, *_, **__: calls.append(1) or (None, -1.0, 2.0))
-    collector, x = Collector(["q", "kv"]), torch.zeros(3)
+    calls, count = [], module.count_magnitudes
+    monkeypatch.setattr(module, "count_magnitudes", lambda x: calls.append(1) or count(x))
+    collector, x = Collector(["q", "kv"], "mse"), torch.tensor([-1.0, 2.0])
     collector.take("q", x)
     collector.take("kv", x)
     collector.end_batch(1)
@@ -118,7 +118,7 @@ def test_ranges_file_round_trip(tiny_model, names, images, tmp_path):
     data = json.loads((tmp_path / "ranges.json").read_text())
     assert (data["images"], data["percentile"], data["card_id"], data["model_sha256"]) == (40, 99.99, "c", "m")
     tensor = data["tensors"]["blocks.0.mlp.fc1"]
-    assert tensor["min"] < 0 < tensor["p99"] < tensor["range"] <= tensor["max"] or tensor["range"] <= -tensor["min"]
+    assert 0 < tensor["p50"] < tensor["p99"] < tensor["range"] <= tensor["largest"]
     assert data["convergence"]["images"][-1] == 40
 
 
