@@ -11,8 +11,11 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
+from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import Files, ImageSet, Subset, open_images, require_labels
 from gft_edge.data.typefaces import Split, Typefaces
 from gft_edge.errors import ArtifactError, ConfigError, DataError
@@ -269,3 +272,22 @@ def _compare(hashes: set[str], hashed: str, data: str, against: str | None, size
             f"data {where}: images of {kind} cannot be compared with those of {hashed}; leave out --against"
         )
     return Disjointness(where, "test", len(found), sum(one in hashes for one in set(found)))
+
+
+def model_features(model: nn.Module, spec: PreprocessSpec) -> Features:
+    """What the classifier reads (the class token after all blocks), as a function of images."""
+    classifier = getattr(model, "head", None) or model.classifier
+    assert isinstance(classifier, nn.Module)
+
+    def features(images: ImageSet) -> npt.NDArray[np.float32]:
+        seen: list[npt.NDArray[np.float32]] = []
+        handle = classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
+        try:
+            with torch.no_grad():
+                for batch, _ in evaluation_batches(images, spec):
+                    model(torch.from_numpy(batch))
+        finally:
+            handle.remove()
+        return np.concatenate(seen)
+
+    return features
