@@ -98,12 +98,15 @@ class CalibrationSet:
         if data.get("schema") != SCHEMA:
             raise ArtifactError(f"{where}: schema {data.get('schema')!r}, this version reads {SCHEMA}")
         try:
-            fields = {key: value for key, value in data.items() if key not in ("schema", "images")}
+            fields = {key: value for key, value in data.items() if key not in ("schema", "images", "id")}
             evaluation = fields.pop("evaluation")
             fields["hashes"] = tuple(fields["hashes"])
             if len(fields["hashes"]) != data["images"]:
                 raise ArtifactError(f"{where}: {len(fields['hashes'])} hashes of {data['images']} images")
-            return cls(**fields, evaluation=evaluation and Disjointness(**evaluation))
+            card = cls(**fields, evaluation=evaluation and Disjointness(**evaluation))
+            if data.get("id", card.id) != card.id:
+                raise ArtifactError(f"{where}: was changed since it was written (its id differs)")
+            return card
         except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{where}: incomplete or malformed ({error!r})") from None
 

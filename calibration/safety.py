@@ -1,8 +1,9 @@
 """Whether selection survives compression: the margin at each stage's boundary against the noise of its scores.
 
-A stage keeps the k patches of highest score. Quantization adds noise to the scores; a patch changes sides when its noise
-is larger than its distance to the boundary. From the margins of the full-precision model and the distribution of the
-noise follows how many patches are expected to change sides; how many did is seen beside it.
+A stage keeps the k patches of highest score. Quantization adds noise to the scores, and patches near the boundary change
+sides. How many is predicted by adding noise of the distribution found, independent from patch to patch, to the scores of
+the full-precision model; how many did is seen beside it. Far more than predicted means that the noise is no mere noise
+but moves an image's patches together.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ LOWEST_JACCARD = 0.90
 """As in verification: what kept sets of a compressed model must have in common with those of the full one."""
 NEAR = 1.0
 """Noise is measured on patches this close to the boundary, in standard deviations of an image's scores."""
+DRAWS = 20
 Z95 = 1.96
 
 Floats = npt.NDArray[np.float64]
@@ -158,9 +160,7 @@ def stage_safety(number: int, full: _Side, compressed: _Side, limit: float) -> S
     margins = ordered[:, k - 1] - ordered[:, k]
     distances = np.abs(full.scores - (ordered[:, k - 1 : k] + ordered[:, k : k + 1]) / 2)
     noise = np.concatenate([_noise(full, compressed, row, distances[row]) for row in range(images)])
-    spread = np.sort(np.abs(noise))
-    # Half of the noise of a patch's distance points towards the boundary.
-    flips = 0.5 * (1 - np.searchsorted(spread, distances) / max(len(spread), 1))
+    predicted_flips, predicted_changed = _predict(full.scores, k, noise)
     common = np.array([len(np.intersect1d(a, b)) for a, b in zip(full.kept, compressed.kept)])
     jaccard = common / (2 * k - common)
     changed = common < k
@@ -176,15 +176,33 @@ def stage_safety(number: int, full: _Side, compressed: _Side, limit: float) -> S
         margin_p50=float(np.percentile(margins, 50)),
         margin_p05=float(np.percentile(margins, 5)),
         noise_std=float(noise.std()) if len(noise) else 0.0,
-        predicted_flips=float(flips.mean()),
+        predicted_flips=predicted_flips,
         observed_flips=float(observed),
-        predicted_changed=float((1 - np.prod(1 - flips, axis=1)).mean()),
+        predicted_changed=predicted_changed,
         observed_changed=float(changed.mean()),
         jaccard=mean,
         jaccard_interval=(max(mean - half, 0.0), min(mean + half, 1.0)),
         images_needed=needed if verdict == "inconclusive" else None,
         verdict=verdict,
     )
+
+
+def _predict(scores: Floats, k: int, noise: Floats) -> tuple[float, float]:
+    """Share of patches that change sides and of images whose set changes, when noise is drawn anew for every patch."""
+    if len(noise) == 0:
+        return 0.0, 0.0
+    rng = np.random.default_rng(0)
+    before = _highest(scores, k)
+    after = (_highest(scores + rng.choice(noise, scores.shape), k) for _ in range(DRAWS))
+    flips = [before != one for one in after]
+    return float(np.mean(flips)), float(np.mean([one.any(axis=1) for one in flips]))
+
+
+def _highest(scores: Floats, k: int) -> npt.NDArray[np.bool_]:
+    """Which are the k highest of each row, the first of equal ones."""
+    mask = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(mask, np.argsort(-scores, axis=1, kind="stable")[:, :k], True, axis=1)
+    return mask
 
 
 def _noise(full: _Side, compressed: _Side, row: int, distance: Floats) -> Floats:

@@ -191,13 +191,15 @@ def gather(
         collector.save(state, identity)
 
 
-def write_calibration(folder: Path, card: CalibrationSet, ranges: Ranges) -> list[str]:
-    """Writes card.json, ranges.json and convergence.svg; returns their names."""
+def write_calibration(folder: Path, card: CalibrationSet | None, ranges: Ranges) -> list[str]:
+    """Writes card.json (where the images are known), ranges.json and convergence.svg; returns their names."""
     from gft_edge.files import replacing, write_json
 
-    write_json(folder / "card.json", {**card.to_json(), "id": card.id})
     ranges.write(folder / "ranges.json")
-    names = ["card.json", "ranges.json"]
+    names = ["ranges.json"]
+    if card is not None:
+        write_json(folder / "card.json", {**card.to_json(), "id": card.id})
+        names.append("card.json")
     if ranges.convergence is not None:
         from gft_edge.report.plots import convergence
 

@@ -66,8 +66,9 @@ def run(args: argparse.Namespace) -> int:
         provenance = {**info.provenance, "quantized_from": checkpoint.sha256}
         new_info = dataclasses.replace(info, quantization=summary, provenance=provenance)
         save_checkpoint(folder, new_info, quantized.model)
-        write_calibration(folder / "calibration", card, ranges)
-        write_json(folder / "calibration/selection.json", safety.to_json())
+        write_calibration(folder / "calibration", card if known is None else None, ranges)
+        selection = {**safety.to_json(), "calibration_set": card.id, "data": args.data, "split": args.split}
+        write_json(folder / "calibration/selection.json", selection)
     values = quantized.summary["ranges"]
     lines = [(name, f"{value:.4g}") for name, value in values.items()]
     text = (
