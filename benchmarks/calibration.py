@@ -5,6 +5,7 @@ python -m gft_edge.benchmarks.calibration runs/bench/calibration.json
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 from collections.abc import Callable
@@ -42,7 +43,7 @@ def candidates(name: str) -> dict[str, Callable[[], object]]:
 
     calls: dict[str, Callable[[], object]] = {"inference": lambda: model(images)}
     for method in ("max", "entropy"):  # percentile and mse collect what entropy collects
-        calls[method] = lambda collector=collectors[method]: calibrate(collector)
+        calls[method] = functools.partial(calibrate, collectors[method])
     return calls
 
 

@@ -72,12 +72,15 @@ def quantize_with(
         )
     used = {name: max(float(ranges[name]), SMALLEST_RANGE) for name in names}
     quantized = copy.deepcopy(model)
-    insert_quantizers(quantized, used)
+    precisions = {name: policy.precision_of(name) for name in names}
+    insert_quantizers(quantized, used, precisions)
     summary = {
-        "precision": "int8",
+        "precision": next(iter(precisions.values())) if len(set(precisions.values())) == 1 else "mixed",
+        "precisions": precisions,
         "method": method,
         "calibration_images": images,
         "ranges": used,
-        "policy": policy.to_json(),
+        "policy": policy.to_json()["rules"],
+        "smoothquant": policy.smoothquant,
     }
     return QuantizedModel(quantized.eval(), summary)

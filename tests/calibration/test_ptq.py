@@ -95,7 +95,7 @@ def test_summary_is_plain_json_and_says_what_was_done(tiny_model, quantized):
     summary = quantized.summary
     assert json.loads(json.dumps(summary)) == summary
     assert (summary["precision"], summary["method"], summary["calibration_images"]) == ("int8", "max", 10)
-    assert QuantPolicy.from_json(summary["policy"]) == DEFAULT_POLICY
+    assert QuantPolicy.from_json({"rules": summary["policy"]}) == DEFAULT_POLICY
     inserted = {name for name, module in quantized.model.named_modules() if isinstance(module, QuantLinear)}
     assert inserted == set(summary["ranges"]) == set(quantized_names(tiny_model, DEFAULT_POLICY))
 
@@ -158,7 +158,7 @@ def test_hooks_are_removed_when_a_batch_fails(tiny_model):
 
 
 def test_nothing_to_quantize_is_refused(tiny_model, batches):
-    with pytest.raises(ConfigError, match="no linear layer of this model matches an int8 rule"):
+    with pytest.raises(ConfigError, match="no linear layer of this model matches a rule that quantizes"):
         quantize_int8(tiny_model, batches, QuantPolicy(()))
 
 
