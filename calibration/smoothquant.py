@@ -40,7 +40,7 @@ def folds(model: nn.Module, policy: QuantPolicy) -> dict[str, Fold]:
                 linears = tuple(module.get_submodule(reader) for reader in readers)
                 layer = module.get_submodule(norm)
                 if isinstance(layer, nn.LayerNorm) and all(isinstance(linear, nn.Linear) for linear in linears):
-                    found[f"{name}.{norm}"] = Fold(layer, linears)  # type: ignore[arg-type]
+                    found[f"{name}.{norm}"] = Fold(layer, linears)
     return found
 
 
