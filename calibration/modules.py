@@ -9,11 +9,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gft_edge.calibration.policy import QuantPolicy
+from gft_edge.calibration.policy import Precision, QuantPolicy
 from gft_edge.errors import ConfigError
 
 QMAX = 127
 QMIN = -128
+E4M3_MAX = 448.0
 SMALLEST_RANGE = 1e-5
 """Floor of a range: TensorRT refuses a zero scale, which a dead channel would have."""
 
@@ -35,8 +36,7 @@ class QuantLinear(nn.Linear):
 
     def __init__(self, linear: nn.Linear, input_range: float) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
-        if not (math.isfinite(input_range) and input_range > 0):
-            raise ConfigError(f"quantization: an input range must be positive and finite, found {input_range}")
+        require_range(input_range)
         self.weight, self.bias = linear.weight, linear.bias
         self.input_scale = max(input_range, SMALLEST_RANGE) / QMAX
         weight_range = linear.weight.detach().abs().amax(dim=1).clamp_min(SMALLEST_RANGE)
@@ -58,6 +58,66 @@ class QuantLinear(nn.Linear):
         return y if self.bias is None else y + self.bias
 
 
+class WeightOnlyLinear(nn.Linear):
+    """A linear layer with INT8 weights per output channel and activations in high precision.
+
+    Args:
+        linear: shares its weight and bias.
+    """
+
+    weight_range: Tensor
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        self.weight, self.bias = linear.weight, linear.bias
+        weight_range = linear.weight.detach().abs().amax(dim=1).clamp_min(SMALLEST_RANGE)
+        self.register_buffer("weight_range", weight_range, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        zero = torch.zeros(self.out_features, dtype=torch.int32)
+        weight = torch.fake_quantize_per_channel_affine(self.weight, self.weight_range / QMAX, zero, 0, QMIN, QMAX)
+        return nn.functional.linear(x, weight, self.bias)
+
+
+class FP8Linear(nn.Linear):
+    """A linear layer whose inputs are rounded to FP8 E4M3, per tensor: scale = range / 448, saturating.
+
+    Args:
+        linear: shares its weight and bias.
+        input_range: largest magnitude of the input.
+
+    Raises:
+        ConfigError: the range is not a positive finite number.
+    """
+
+    def __init__(self, linear: nn.Linear, input_range: float) -> None:
+        super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        require_range(input_range)
+        self.weight, self.bias = linear.weight, linear.bias
+        self.input_scale = max(input_range, SMALLEST_RANGE) / E4M3_MAX
+        self.weight_scale = max(float(linear.weight.detach().abs().max()), SMALLEST_RANGE) / E4M3_MAX
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., in) to (..., out)."""
+        weight = round_to_e4m3(self.weight, self.weight_scale)
+        return nn.functional.linear(round_to_e4m3(x, self.input_scale), weight, self.bias)
+
+
+def round_to_e4m3(x: Tensor, scale: float) -> Tensor:
+    """Values as FP8 E4M3 with a scale holds them: four significant bits, magnitudes of at most 448 scale."""
+    return (x / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(x.dtype) * scale
+
+
+def require_range(input_range: float) -> None:
+    """Raises ConfigError unless a range is a positive finite number."""
+    if not (math.isfinite(input_range) and input_range > 0):
+        raise ConfigError(f"quantization: an input range must be positive and finite, found {input_range}")
+
+
+QUANTIZED = (QuantLinear, WeightOnlyLinear, FP8Linear)
+
+
 def quantized_names(model: nn.Module, policy: QuantPolicy) -> list[str]:
     """Names of the linear layers the policy quantizes.
 
@@ -66,15 +126,22 @@ def quantized_names(model: nn.Module, policy: QuantPolicy) -> list[str]:
     """
     names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and policy.is_quantized(name)]
     if not names:
-        raise ConfigError("quantization policy: no linear layer of this model matches an int8 rule")
+        raise ConfigError("quantization policy: no linear layer of this model matches a rule that quantizes")
     return names
 
 
-def insert_quantizers(model: nn.Module, ranges: Mapping[str, float]) -> None:
-    """Replaces the linear layers named in ``ranges`` by :class:`QuantLinear`, in place; weights must be loaded.
+def insert_quantizers(
+    model: nn.Module, ranges: Mapping[str, float], precisions: Mapping[str, Precision] | None = None
+) -> None:
+    """Replaces the linear layers named in ``ranges`` by quantizing ones, in place; weights must be loaded.
+
+    Args:
+        model: full precision.
+        ranges: largest input magnitude per layer.
+        precisions: per layer; INT8 where none is given.
 
     Raises:
-        ConfigError: a name is no linear layer of this model, or a range is not usable.
+        ConfigError: a name is no linear layer of this model, or a range or precision is not usable.
     """
     for name, input_range in ranges.items():
         parent_name, _, child = name.rpartition(".")
@@ -85,17 +152,27 @@ def insert_quantizers(model: nn.Module, ranges: Mapping[str, float]) -> None:
         linear = getattr(parent, child, None)
         if not isinstance(linear, nn.Linear):
             raise ConfigError(f"quantization: {name} is no linear layer of this model")
-        setattr(parent, child, QuantLinear(linear, input_range))
+        setattr(parent, child, _quantized(linear, input_range, (precisions or {}).get(name, "int8")))
+
+
+def _quantized(linear: nn.Linear, input_range: float, precision: Precision) -> nn.Linear:
+    if precision == "int8":
+        return QuantLinear(linear, input_range)
+    if precision == "int8-weights":
+        return WeightOnlyLinear(linear)
+    if precision == "fp8":
+        return FP8Linear(linear, input_range)
+    raise ConfigError(f"quantization: unknown precision {precision!r}")
 
 
 def without_quantizers(model: nn.Module) -> nn.Module:
     """A copy whose linear layers compute in full precision with the same weights; ``model`` itself if it has none."""
-    if not any(isinstance(module, QuantLinear) for module in model.modules()):
+    if not any(isinstance(module, QUANTIZED) for module in model.modules()):
         return model
     model = copy.deepcopy(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, QuantLinear):
+            if isinstance(child, QUANTIZED):
                 linear = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None)
                 linear.weight, linear.bias = child.weight, child.bias
                 setattr(parent, name, linear)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
+import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal, get_args
 
+from gft_edge.config import loads_toml
 from gft_edge.errors import ConfigError
 
-Precision = Literal["int8", "high"]
+Precision = Literal["int8", "int8-weights", "fp8", "high"]
+"""INT8 (both inputs), INT8 weights with activations in high precision, FP8 E4M3 (both inputs), or high precision."""
 
 
 @dataclass(frozen=True)
@@ -21,51 +26,101 @@ class QuantRule:
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(Precision):
-            raise ConfigError(f"quantization policy: precision of {self.pattern!r} must be 'int8' or 'high'")
+            raise ConfigError(
+                f"quantization policy: precision of {self.pattern!r} must be one of {', '.join(get_args(Precision))}, "
+                f"found {self.precision!r}"
+            )
+        if not (isinstance(self.pattern, str) and isinstance(self.reason, str) and self.reason.strip()):
+            raise ConfigError(
+                f"quantization policy: the rule for {self.pattern!r} needs a pattern and a reason in words"
+            )
 
 
 @dataclass(frozen=True)
 class QuantPolicy:
     """The first rule that matches a linear layer's name decides; what no rule matches stays high precision.
 
-    Quantized means: INT8, symmetric, weights per output channel, activations per tensor, bias in high precision.
-    Everything that is not a linear layer (patch embedding, LayerNorm, softmax, GELU, residual adds, the importance
-    path) stays high precision always: quantizing those is what makes INT8 Vision Transformers collapse.
+    INT8 is symmetric, with weights per output channel, activations per tensor and the bias in high precision; FP8 is
+    E4M3, both per tensor. Everything that is not a linear layer (patch embedding, LayerNorm, softmax, GELU, residual
+    adds, the importance path) stays high precision always: quantizing those is what makes INT8 Vision Transformers
+    collapse.
+
+    Args:
+        rules: in order.
+        smoothquant: strength alpha of SmoothQuant before quantization, 0 to 1; None leaves it out.
     """
 
     rules: tuple[QuantRule, ...]
+    smoothquant: float | None = None
+
+    def __post_init__(self) -> None:
+        alpha = self.smoothquant
+        if alpha is not None and (
+            isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1
+        ):
+            raise ConfigError(f"quantization policy: smoothquant must be from 0 to 1, found {alpha!r}")
 
     def rule_for(self, name: str) -> QuantRule | None:
         """The rule that decides on a module of that name."""
         return next((rule for rule in self.rules if fnmatch.fnmatchcase(name, rule.pattern)), None)
 
-    def is_quantized(self, name: str) -> bool:
-        """Whether the module of that name becomes INT8."""
+    def precision_of(self, name: str) -> Precision:
+        """What the module of that name computes in."""
         rule = self.rule_for(name)
-        return rule is not None and rule.precision == "int8"
+        return "high" if rule is None else rule.precision
 
-    def to_json(self) -> list[dict[str, str]]:
-        """The rules as plain JSON values."""
-        return [asdict(rule) for rule in self.rules]
+    def is_quantized(self, name: str) -> bool:
+        """Whether the module of that name leaves high precision."""
+        return self.precision_of(name) != "high"
+
+    def to_json(self) -> dict[str, Any]:
+        """The policy as plain JSON values."""
+        return {"rules": [asdict(rule) for rule in self.rules], "smoothquant": self.smoothquant}
 
     @classmethod
-    def from_json(cls, data: list[dict[str, Any]]) -> QuantPolicy:
-        """The inverse of :meth:`to_json`."""
+    def from_json(cls, data: Mapping[str, Any]) -> QuantPolicy:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ConfigError: an unknown or missing key, or a value that cannot be used.
+        """
         try:
-            return cls(tuple(QuantRule(**rule) for rule in data))
-        except TypeError as error:
-            raise ConfigError(f"quantization policy: {error}") from None
+            unknown = sorted(set(data) - {"rules", "smoothquant"})
+            if unknown:
+                raise ConfigError(f"quantization policy: unknown key {unknown[0]!r}; there are rules and smoothquant")
+            return cls(tuple(QuantRule(**rule) for rule in data["rules"]), data.get("smoothquant"))
+        except (TypeError, KeyError, AttributeError) as error:
+            raise ConfigError(f"quantization policy: incomplete or malformed ({error!r})") from None
 
 
-DEFAULT_POLICY = QuantPolicy(
-    (
-        QuantRule("head", "high", "the classifier is one small product; its error goes straight into the logits"),
-        QuantRule("*.attn.q", "int8", "query projection of a stage or the last block"),
-        QuantRule("*.attn.kv", "int8", "key and value projection of a stage or the last block"),
-        QuantRule("*.attn.qkv", "int8", "query, key and value projection"),
-        QuantRule("*.attn.proj", "int8", "output projection of the attention"),
-        QuantRule("*.mlp.fc1", "int8", "first layer of the MLP, half of its work"),
-        QuantRule("*.mlp.fc2", "int8", "second layer of the MLP, half of its work"),
-    )
+def read_policy(path: Path) -> QuantPolicy:
+    """Reads a policy from TOML (an array of tables ``[[rules]]``) or JSON.
+
+    Raises:
+        ConfigError: cannot be read, or is no policy.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        data = json.loads(text) if path.suffix == ".json" else loads_toml(text)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"quantization policy {path}: cannot be read ({error})") from None
+    return QuantPolicy.from_json(data)
+
+
+def uniform_policy(precision: Precision, smoothquant: float | None = None) -> QuantPolicy:
+    """The default policy with another precision in place of INT8."""
+    rules = (QuantRule(r.pattern, precision if r.precision == "int8" else r.precision, r.reason) for r in _RULES)
+    return QuantPolicy(tuple(rules), smoothquant)
+
+
+_RULES = (
+    QuantRule("head", "high", "the classifier is one small product; its error goes straight into the logits"),
+    QuantRule("*.attn.q", "int8", "query projection of a stage or the last block"),
+    QuantRule("*.attn.kv", "int8", "key and value projection of a stage or the last block"),
+    QuantRule("*.attn.qkv", "int8", "query, key and value projection"),
+    QuantRule("*.attn.proj", "int8", "output projection of the attention"),
+    QuantRule("*.mlp.fc1", "int8", "first layer of the MLP, half of its work"),
+    QuantRule("*.mlp.fc2", "int8", "second layer of the MLP, half of its work"),
 )
+DEFAULT_POLICY = QuantPolicy(_RULES)
 """Both inputs of the qkv, proj, fc1 and fc2 linears; one such graph serves ONNX Runtime and TensorRT 10 and 11."""

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gft_edge.calibration.modules import SMALLEST_RANGE, insert_quantizers, quantized_names
+from gft_edge.calibration.observe import Collector, collect, observe
 from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy
-from gft_edge.errors import DataError
+from gft_edge.calibration.thresholds import DEFAULT_PERCENTILE, Method
+from gft_edge.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -25,42 +26,12 @@ class QuantizedModel:
     summary: dict[str, Any]
 
 
-@torch.no_grad()
-def input_ranges(
-    model: nn.Module, names: list[str], batches: Iterable[npt.NDArray[np.float32]]
-) -> tuple[dict[str, float], int]:
-    """Largest magnitude at the input of each named module over all batches, and the number of images.
-
-    Raises:
-        DataError: no images, or an activation that is not finite.
-    """
-    found = dict.fromkeys(names, 0.0)
-
-    def watch(name: str) -> Any:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            found[name] = float(np.maximum(found[name], inputs[0].abs().amax().item()))  # unlike max, keeps NaN
-
-        return hook
-
-    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
-    count = 0
-    try:
-        for images in batches:
-            model(torch.from_numpy(images))
-            count += len(images)
-    finally:
-        for handle in handles:
-            handle.remove()
-    if count == 0:
-        raise DataError("calibration: no images")
-    for name, value in found.items():
-        if not np.isfinite(value):
-            raise DataError(f"calibration: input of {name} is not finite; the checkpoint or an image is damaged")
-    return found, count
-
-
 def quantize_int8(
-    model: nn.Module, batches: Iterable[npt.NDArray[np.float32]], policy: QuantPolicy = DEFAULT_POLICY
+    model: nn.Module,
+    batches: Iterable[npt.NDArray[np.float32]],
+    policy: QuantPolicy = DEFAULT_POLICY,
+    method: Method = "max",
+    share: float = DEFAULT_PERCENTILE,
 ) -> QuantizedModel:
     """Calibrates a model at its default token budget and returns a quantized copy.
 
@@ -68,20 +39,48 @@ def quantize_int8(
         model: in eval mode, float32; left untouched.
         batches: preprocessed calibration images, (B, 3, H, W) each.
         policy: which linears become INT8.
+        method: how ranges are found.
+        share: of the values in per cent, for ``"percentile"``.
 
     Raises:
         DataError, ConfigError: nothing to calibrate on, or nothing to quantize.
     """
+    collector = Collector(quantized_names(model, policy), method, share)
+    collect(collector, observe(model, collector, batches))
+    return quantize_with(model, collector.ranges(), policy, method, collector.images)
+
+
+def quantize_with(
+    model: nn.Module, ranges: Mapping[str, float], policy: QuantPolicy, method: str, images: int
+) -> QuantizedModel:
+    """A quantized copy of a model from ranges that are known.
+
+    Args:
+        model: in eval mode, float32; left untouched.
+        ranges: of the inputs of at least every linear the policy quantizes; dead inputs get the smallest usable one.
+        policy: which linears become INT8.
+        method, images: how and on how many images the ranges were found, for the record.
+
+    Raises:
+        ConfigError: a range is missing, or the policy quantizes nothing.
+    """
     names = quantized_names(model, policy)
-    found, count = input_ranges(model, names, batches)
-    ranges = {name: max(value, SMALLEST_RANGE) for name, value in found.items()}
+    missing = [name for name in names if name not in ranges]
+    if missing:
+        raise ConfigError(
+            f"ranges: none for the input of {missing[0]} and {len(missing) - 1} others; calibrate with this policy"
+        )
+    used = {name: max(float(ranges[name]), SMALLEST_RANGE) for name in names}
     quantized = copy.deepcopy(model)
-    insert_quantizers(quantized, ranges)
+    precisions = {name: policy.precision_of(name) for name in names}
+    insert_quantizers(quantized, used, precisions)
     summary = {
-        "precision": "int8",
-        "method": "max",
-        "calibration_images": count,
-        "ranges": ranges,
-        "policy": policy.to_json(),
+        "precision": next(iter(precisions.values())) if len(set(precisions.values())) == 1 else "mixed",
+        "precisions": precisions,
+        "method": method,
+        "calibration_images": images,
+        "ranges": used,
+        "policy": policy.to_json()["rules"],
+        "smoothquant": policy.smoothquant,
     }
     return QuantizedModel(quantized.eval(), summary)

@@ -207,7 +207,7 @@ def load_checkpoint(name: str | Path) -> Checkpoint:
         from gft_edge.calibration.modules import insert_quantizers
 
         try:
-            insert_quantizers(model, info.quantization["ranges"])
+            insert_quantizers(model, info.quantization["ranges"], info.quantization.get("precisions"))
         except (ConfigError, KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"checkpoint {path / CONFIG}: its quantization cannot be used ({error})") from None
     return Checkpoint(info, model.eval(), checkpoint_hash(path, info), path)

@@ -426,7 +426,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         raise ConfigError(f"recipe {path}: cannot be read ({error})") from None
     data: dict[str, Any]
     try:
-        data = json.loads(text) if path.suffix == ".json" else _loads_toml(text)
+        data = json.loads(text) if path.suffix == ".json" else loads_toml(text)
     except ValueError as error:
         raise ConfigError(f"recipe {path}: {error}") from None
     for override in overrides:
@@ -439,7 +439,8 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     return load_dataclass(Recipe, data, f"recipe {path}")
 
 
-def _loads_toml(text: str) -> dict[str, Any]:
+def loads_toml(text: str) -> dict[str, Any]:
+    """Parses TOML, with the standard library or tomli."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:

@@ -67,6 +67,11 @@ def collect(run: Path) -> dict[str, Any]:
         "latency": {row["name"]: row for row in benches[0]["results"]} if benches else {},
         "verified": {name: _optional_json(artifact, "reports/verify.json") for name, artifact in artifacts.items()},
         "quantization": next((a.manifest.quantization for a in artifacts.values() if a.manifest.quantization), None),
+        "calibration": {
+            name: read_json(file, "calibration")
+            for name in ("card", "ranges", "selection")
+            for file in sorted(run.glob(f"*/calibration/{name}.json"))[:1]
+        },
         "pictures": _pictures(run),
         "log": log,
         "figures": {

@@ -112,6 +112,23 @@ def elastic(rows: Sequence[Mapping[str, Any]]) -> str:
     return _svg(draw, 7.6, 3.2, "accuracy by budget")
 
 
+def convergence(images: Sequence[int], ranges: Mapping[str, Sequence[float]], needed: int) -> str:
+    """Each tensor's range, as a share of its last, against the number of calibration images."""
+
+    def draw(_: Figure, axes: Axes) -> None:
+        for values in ranges.values():
+            if values[-1] > 0:
+                axes.plot(images, [100 * value / values[-1] for value in values], color=COLORS[1], alpha=0.35, lw=1)
+        axes.axhspan(99, 101, color=COLORS[2], alpha=0.25, lw=0)
+        axes.axvline(needed, color=COLORS[3], lw=1.2)
+        axes.annotate(f" {needed} images", (needed, 1), xycoords=("data", "axes fraction"), color=COLORS[3], va="top")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(images, [str(count) for count in images])
+        axes.set(xlabel="calibration images", ylabel="range, per cent of the last")
+
+    return _svg(draw, 7.6, 3.0, "ranges by number of images")
+
+
 def sizes(rows: Sequence[tuple[str, float, float]], colors: Mapping[str, str]) -> str:
     """Megabytes of graph and engine per artefact."""
 

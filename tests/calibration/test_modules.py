@@ -1,13 +1,21 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from gft_edge.calibration.modules import SMALLEST_RANGE, QuantLinear, insert_quantizers
+from gft_edge.calibration.modules import (
+    SMALLEST_RANGE,
+    FP8Linear,
+    QuantLinear,
+    WeightOnlyLinear,
+    insert_quantizers,
+    without_quantizers,
+)
 from gft_edge.errors import ConfigError
 
 UNIT = 1 / 16
@@ -111,3 +119,46 @@ def test_insert_replaces_the_named_layers_only(tiny_model):
 def test_insert_refuses_what_is_no_linear_layer(tiny_model, name):
     with pytest.raises(ConfigError, match=f"quantization: {name} is no linear layer of this model"):
         insert_quantizers(copy.deepcopy(tiny_model), {name: 1.0})
+
+
+def _e4m3(value):
+    """Nearest FP8 E4M3 number: 3 bits of mantissa, smallest exponent -6, at most 448; half to even."""
+    if value == 0:
+        return 0.0
+    step = 2.0 ** (max(math.floor(math.log2(abs(value))), -6) - 3)
+    return max(min(round(value / step) * step, 448.0), -448.0)
+
+
+@torch.no_grad()
+def test_fp8_is_the_product_of_rounded_inputs():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((5, 30)).astype(np.float32)
+    weight[0, 0] = 4.0
+    x = rng.standard_normal((7, 30)).astype(np.float32) * 3
+    layer = FP8Linear(_linear(weight), 2.0)
+    x_scale, w_scale = 2 / 448, 4 / 448
+    rounded = np.vectorize(_e4m3)
+    expected = rounded(x / np.float32(x_scale)) @ rounded(weight / np.float32(w_scale)).T * x_scale * w_scale
+    np.testing.assert_allclose(layer(torch.from_numpy(x)), expected, rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_weight_only_rounds_weights_and_nothing_else():
+    weight = np.random.default_rng(0).standard_normal((5, 30))
+    scale = np.abs(weight).max(axis=1, keepdims=True) / 127
+    x = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
+    expected = x.numpy() @ (_codes(weight, scale) * scale).T
+    np.testing.assert_allclose(WeightOnlyLinear(_linear(weight))(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_precisions_are_inserted_and_taken_out_again(tiny_model):
+    model = copy.deepcopy(tiny_model)
+    kinds = {"blocks.0.attn.qkv": "fp8", "blocks.0.mlp.fc1": "int8-weights", "head": "int8"}
+    insert_quantizers(model, dict.fromkeys(kinds, 3.0), kinds)
+    assert [type(model.get_submodule(n)) for n in kinds] == [FP8Linear, WeightOnlyLinear, QuantLinear]
+    x = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert not torch.equal(model(x), tiny_model(x))
+    assert torch.equal(without_quantizers(model)(x), tiny_model(x))
+    with pytest.raises(ConfigError, match="unknown precision 'int3'"):
+        insert_quantizers(copy.deepcopy(tiny_model), {"head": 1.0}, {"head": "int3"})

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from gft_edge.calibration.modules import quantized_names
-from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy, QuantRule
+from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy, QuantRule, read_policy, uniform_policy
 from gft_edge.config import preset
 from gft_edge.errors import ConfigError
 from gft_edge.model.build import build_model
@@ -34,7 +34,7 @@ def test_json_round_trip():
 )
 def test_malformed_rules_are_refused(rule):
     with pytest.raises(ConfigError, match="quantization policy"):
-        QuantPolicy.from_json([rule])
+        QuantPolicy.from_json({"rules": [rule]})
 
 
 def test_every_rule_has_a_reason():
@@ -73,5 +73,43 @@ def test_only_linear_layers_can_be_quantized(typeface_model):
 
 
 def test_policy_that_quantizes_nothing_is_refused(typeface_model):
-    with pytest.raises(ConfigError, match="no linear layer of this model matches an int8 rule"):
+    with pytest.raises(ConfigError, match="no linear layer of this model matches a rule that quantizes"):
         quantized_names(typeface_model, QuantPolicy(()))
+
+
+def test_policy_files(tmp_path):
+    (tmp_path / "p.json").write_text(json.dumps({**DEFAULT_POLICY.to_json(), "smoothquant": 0.7}))
+    assert read_policy(tmp_path / "p.json") == QuantPolicy(DEFAULT_POLICY.rules, 0.7)
+    (tmp_path / "p.toml").write_text('[[rules]]\npattern = "*.fc1"\nprecision = "fp8"\nreason = "half of the work"\n')
+    assert read_policy(tmp_path / "p.toml") == QuantPolicy((QuantRule("*.fc1", "fp8", "half of the work"),))
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("p.json", "{"),
+        ("p.toml", "rules ="),
+        ("p.json", "[]"),
+        ("p.json", "{}"),
+        ("p.json", '{"rules": 5}'),
+        ("p.json", '{"rules": [], "smoothquant": 2}'),
+        ("p.json", '{"rules": [], "smoothquant": true}'),
+        ("p.json", '{"rules": [], "more": 1}'),
+        ("p.json", '{"rules": [{"pattern": "*", "precision": "int8", "reason": ""}]}'),
+        ("none.json", None),
+    ],
+)
+def test_malformed_policy_files_are_refused(tmp_path, name, text):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match="quantization policy") as error:
+        read_policy(tmp_path / name)
+    assert "\n" not in str(error.value)
+
+
+def test_uniform_policies_keep_the_rules():
+    policy = uniform_policy("fp8")
+    assert [rule.pattern for rule in policy.rules] == [rule.pattern for rule in DEFAULT_POLICY.rules]
+    assert policy.precision_of("blocks.0.mlp.fc1") == "fp8"
+    assert policy.precision_of("head") == "high"
+    assert uniform_policy("int8") == DEFAULT_POLICY

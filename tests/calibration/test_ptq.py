@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from gft_edge.calibration.modules import SMALLEST_RANGE, QuantLinear, quantized_names
+from gft_edge.calibration.observe import Collector, collect, observe
 from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy, QuantRule
-from gft_edge.calibration.ptq import input_ranges, quantize_int8
+from gft_edge.calibration.ptq import quantize_int8, quantize_with
 from gft_edge.errors import ConfigError, DataError
 
 
@@ -23,6 +24,12 @@ def batches():
 @pytest.fixture(scope="module")
 def quantized(tiny_model, batches):
     return quantize_int8(tiny_model, batches)
+
+
+def input_ranges(model, names, batches):
+    collector = Collector(names)
+    collect(collector, observe(model, collector, batches))
+    return collector.ranges(), collector.images
 
 
 @pytest.fixture
@@ -88,7 +95,7 @@ def test_summary_is_plain_json_and_says_what_was_done(tiny_model, quantized):
     summary = quantized.summary
     assert json.loads(json.dumps(summary)) == summary
     assert (summary["precision"], summary["method"], summary["calibration_images"]) == ("int8", "max", 10)
-    assert QuantPolicy.from_json(summary["policy"]) == DEFAULT_POLICY
+    assert QuantPolicy.from_json({"rules": summary["policy"]}) == DEFAULT_POLICY
     inserted = {name for name, module in quantized.model.named_modules() if isinstance(module, QuantLinear)}
     assert inserted == set(summary["ranges"]) == set(quantized_names(tiny_model, DEFAULT_POLICY))
 
@@ -145,11 +152,16 @@ def test_no_images_are_refused_and_hooks_removed(tiny_model):
 
 
 def test_hooks_are_removed_when_a_batch_fails(tiny_model):
-    with pytest.raises(RuntimeError):
+    with pytest.raises(DataError, match="the model takes"):
         quantize_int8(tiny_model, [np.zeros((1, 4, 32, 32), np.float32)])
     assert not any(module._forward_pre_hooks for module in tiny_model.modules())
 
 
 def test_nothing_to_quantize_is_refused(tiny_model, batches):
-    with pytest.raises(ConfigError, match="no linear layer of this model matches an int8 rule"):
+    with pytest.raises(ConfigError, match="no linear layer of this model matches a rule that quantizes"):
         quantize_int8(tiny_model, batches, QuantPolicy(()))
+
+
+def test_ranges_that_miss_a_layer_are_refused(tiny_model):
+    with pytest.raises(ConfigError, match=r"ranges: none for the input of blocks\.0\.attn\.qkv and 18 others"):
+        quantize_with(tiny_model, {}, DEFAULT_POLICY, "max", 1)

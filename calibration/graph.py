@@ -1,0 +1,108 @@
+"""Ranges of an exported graph's tensors, found by running the graph itself in ONNX Runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import torch
+
+from gft_edge.calibration.images import Features
+from gft_edge.calibration.observe import Collector, require_images
+from gft_edge.data.batches import evaluation_batches
+from gft_edge.data.datasets import ImageSet
+from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.manifest import MODEL, Artifact
+from gft_edge.preprocess import PreprocessSpec
+from gft_edge.runtime.sessions import Session, onnxruntime_session
+
+
+def linear_tensors(model: onnx.ModelProto) -> list[str]:
+    """Inputs and outputs of the linear layers: products of an activation and a constant matrix, and their bias's sum.
+
+    Those are the tensors that need a scale for the linears to run in INT8 and nothing else: TensorRT keeps a layer out
+    of INT8 when a tensor it reads or writes has none. Products of two activations, the importance path and the
+    classifier (a Gemm) are not among them.
+
+    Raises:
+        ConfigError: the graph is quantized already.
+    """
+    nodes = model.graph.node
+    if any(node.op_type == "QuantizeLinear" for node in nodes):
+        raise ConfigError(
+            "calibration: this graph is quantized already, and TensorRT ignores a cache for it; give the FP32 artefact"
+        )
+    matrices = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 2}
+    vectors = {tensor.name for tensor in model.graph.initializer if len(tensor.dims) == 1}
+    linears = [node for node in nodes if node.op_type == "MatMul" and node.input[1] in matrices]
+    biased = {
+        name: node.output[0]
+        for node in nodes
+        if node.op_type == "Add" and set(node.input) & vectors
+        for name in node.input
+    }
+    names: dict[str, None] = {}
+    for node in linears:
+        names[node.input[0]] = names[node.output[0]] = None
+        if node.output[0] in biased:
+            names[biased[node.output[0]]] = None
+    if not names:
+        raise ConfigError("calibration: this graph has no linear layer")
+    return list(names)
+
+
+def load_graph(artifact: Artifact) -> onnx.ModelProto:
+    """An artefact's graph, after its hash was checked."""
+    return onnx.load(str(artifact.file(MODEL)))
+
+
+def _session(model: onnx.ModelProto, outputs: list[str]) -> Session:
+    """Runs a graph for some of its inner tensors."""
+    model = onnx.ModelProto.FromString(model.SerializeToString())
+    del model.graph.output[:]
+    model.graph.output.extend(
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in outputs
+    )
+    return onnxruntime_session(model.SerializeToString(), quantized=False)
+
+
+def observe_graph(
+    model: onnx.ModelProto, size: int, collector: Collector, batches: Iterable[npt.NDArray[np.float32]]
+) -> Iterator[int]:
+    """Runs images through a graph, one batch for each step of the iteration; yields the number of images seen so far.
+
+    Args:
+        model: FP32 graph with one input.
+        size: pixels of its square images.
+        collector: of the graph's tensors.
+        batches: preprocessed images, (B, 3, size, size) float32.
+
+    Raises:
+        DataError: images of another shape, or an activation that is not finite.
+    """
+    session = _session(model, list(collector.stats))
+    for images in batches:
+        require_images(images, size)
+        for name, values in session(images).items():
+            collector.take(name, torch.from_numpy(values))
+        collector.end_batch(len(images))
+        yield collector.images
+
+
+def graph_features(model: onnx.ModelProto, spec: PreprocessSpec) -> Features:
+    """What the classifier reads, as a function of images.
+
+    Raises:
+        ArtifactError: the graph's logits are not those of a linear layer.
+    """
+    makers = [node for node in model.graph.node if "logits" in node.output and node.op_type == "Gemm"]
+    if not makers:
+        raise ArtifactError("calibration: the graph's logits do not come from a Gemm; choose images without coverage")
+    session = _session(model, [makers[0].input[0]])
+
+    def features(images: ImageSet) -> npt.NDArray[np.float32]:
+        return np.concatenate([next(iter(session(batch).values())) for batch, _ in evaluation_batches(images, spec)])
+
+    return features

@@ -1,0 +1,131 @@
+"""What streaming calibration remembers of a tensor: a histogram of magnitudes whose bins are fixed before the first image.
+
+There is one bin for each magnitude a float16 can have: 1024 to an octave from 2**-14 to 65504, equal ones below. Fixed bins
+need no range to begin with and no rebinning, so the result does not depend on the order or batching of the images,
+histograms of two runs add up, and an outlier does not cost the rest its resolution (of bins of equal width it leaves a
+handful). Rounding to float16 and taking its bits for the bin is also about the least work a histogram can be.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from gft_edge.errors import DataError
+
+BINS = 0x7C00 + 1
+"""Finite float16 magnitudes, and a last bin for everything larger."""
+
+Counts = npt.NDArray[np.int64]
+
+_CHUNK = 1 << 19  # values binned at a time: temporaries stay small, and adding up the bins is seldom
+
+
+@functools.cache
+def bin_edges() -> npt.NDArray[np.float64]:
+    """Lower edges of the bins and the upper edge of the last, (BINS + 1,): halfway between float16 values, and infinity."""
+    values = np.arange(BINS, dtype=np.uint16).view(np.float16).astype(np.float64)
+    values[-1] = 65536  # what infinity stands for when a float16 is rounded to
+    edges = np.concatenate(([0.0], (values[:-1] + values[1:]) / 2, [math.inf]))
+    edges.flags.writeable = False
+    return edges
+
+
+def count_magnitudes(x: Tensor) -> Tensor:
+    """How many values of a tensor fall into each bin, int64, up to the last bin that is not empty.
+
+    Raises:
+        ValueError: a value is NaN.
+    """
+    total = torch.zeros(0, dtype=torch.int64)
+    for part in x.detach().reshape(-1).split(_CHUNK):
+        counts = torch.bincount(part.half().view(torch.int16).bitwise_and_(0x7FFF))
+        if len(counts) > BINS:
+            raise ValueError("NaN")
+        long, short = (counts, total) if len(counts) > len(total) else (total, counts)
+        long[: len(short)] += short
+        total = long
+    return total
+
+
+class Seen:
+    """One activation, summarised for the layers that read it.
+
+    Args:
+        x: the activation.
+        name: whose input it is, for messages.
+        histogram: whether magnitudes are counted.
+
+    Raises:
+        DataError: a value is NaN or infinite.
+    """
+
+    def __init__(self, x: Tensor, name: str, histogram: bool) -> None:
+        self.x, self.name = x, name
+        try:
+            self.counts = count_magnitudes(x) if histogram else None
+        except ValueError:
+            self._refuse()
+        self.last = BINS if self.counts is None else len(self.counts) - 1
+        if self.last >= BINS - 1:
+            self.largest()
+
+    def largest(self) -> float:
+        """Largest magnitude, exact."""
+        low, high = (float(value) for value in torch.aminmax(self.x.detach()))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            self._refuse()
+        return max(-low, high)
+
+    def _refuse(self) -> NoReturn:
+        raise DataError(f"calibration: input of {self.name} is not finite; the checkpoint or an image is damaged")
+
+
+class TensorStats:
+    """Largest magnitude and histogram of everything a tensor was; a fixed size, whatever it has seen.
+
+    Attributes:
+        counts: values per bin of :func:`bin_edges`, (BINS,) int64; all zero where none are counted.
+        largest: largest magnitude, exact; -1 before the first value.
+    """
+
+    def __init__(self) -> None:
+        self.counts = torch.zeros(BINS, dtype=torch.int64)
+        self.largest = -1.0
+        self.last = -1
+
+    @property
+    def magnitudes(self) -> Counts:
+        """The histogram as a numpy array."""
+        return self.counts.numpy()
+
+    def add(self, seen: Seen) -> None:
+        """Takes in an activation."""
+        if seen.counts is not None:
+            self.counts[: len(seen.counts)] += seen.counts
+        if seen.last >= self.last:  # else it cannot hold the largest
+            self.largest, self.last = max(self.largest, seen.largest()), min(seen.last, BINS - 1)
+
+    def restore(self, counts: Tensor, largest: float) -> None:
+        """Goes on from values saved before."""
+        filled = torch.nonzero(counts)
+        self.counts, self.largest = counts, largest
+        self.last = int(filled[-1]) if len(filled) else -1
+
+    def to_json(self) -> dict[str, Any]:
+        """Figures for people: largest magnitude and, where counted, number of values, share of zeros and percentiles."""
+        from gft_edge.calibration.thresholds import percentile
+
+        total = int(self.counts.sum())
+        data: dict[str, Any] = {"largest": self.largest}
+        if total:
+            data |= {"values": total, "zeros": float(self.counts[0]) / total}
+            data |= {f"p{share:g}": percentile(self.magnitudes, self.largest, share) for share in (50.0, 99.0, 99.9)}
+            data["constant"] = int((self.counts > 0).sum()) == 1
+        return data

@@ -1,0 +1,296 @@
+"""Calibration sets: which images ranges are found on, chosen the same way every time, and not those of the evaluation."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+from torchvision.datasets.folder import IMG_EXTENSIONS
+
+from gft_edge.data.batches import evaluation_batches
+from gft_edge.data.datasets import Files, ImageSet, Subset, open_images, require_labels
+from gft_edge.data.typefaces import Split, Typefaces
+from gft_edge.errors import ArtifactError, ConfigError, DataError
+from gft_edge.files import canonical_json, sha256
+from gft_edge.preprocess import PreprocessSpec
+
+SCHEMA = 1
+POOL_FACTOR = 4
+RENDERED_COMPARED = 256
+"""Images of an endless evaluation split that are compared with."""
+EVERYTHING = 1 << 30
+NO_CLASSES = ("",)
+
+Choice = Literal["random", "balanced", "coverage"]
+CHOICES: tuple[Choice, ...] = get_args(Choice)
+Features = Callable[[ImageSet], npt.NDArray[np.floating[Any]]]
+"""(M, C) features of M images."""
+
+
+@dataclass(frozen=True)
+class Disjointness:
+    """What calibration images were compared with.
+
+    Attributes:
+        data, split: the evaluation images.
+        compared: how many of them.
+        overlap: how many are also calibration images.
+    """
+
+    data: str
+    split: str
+    compared: int
+    overlap: int
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """The card of a calibration set.
+
+    Args:
+        data, split: where the images are from.
+        choice: how they were chosen out of the pool: ``"random"``, ``"balanced"`` or ``"coverage"``.
+        seed: of the choice.
+        pool: how many there were to choose from.
+        hashed: what the hashes are of, ``"file bytes"`` or ``"decoded pixels"`` (of images that are no files).
+        hashes: sha256 of each image, in the order they are run.
+        class_counts: images per class.
+        preprocess: id of the preprocessing.
+        evaluation: the comparison with the evaluation images; None when no such images are known.
+    """
+
+    data: str
+    split: str
+    choice: Choice
+    seed: int
+    pool: int
+    hashed: str
+    hashes: tuple[str, ...]
+    class_counts: Mapping[str, int]
+    preprocess: str
+    evaluation: Disjointness | None = None
+
+    @property
+    def id(self) -> str:
+        """The sha256 of the card as canonical JSON; goes into everything that is made with the images."""
+        return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        """The card as plain JSON values."""
+        data = {**asdict(self), "hashes": list(self.hashes), "class_counts": dict(self.class_counts)}
+        return {"schema": SCHEMA, "images": len(self.hashes), **data}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str = "calibration card") -> CalibrationSet:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ArtifactError: another schema, a missing or malformed entry.
+        """
+        if data.get("schema") != SCHEMA:
+            raise ArtifactError(f"{where}: schema {data.get('schema')!r}, this version reads {SCHEMA}")
+        try:
+            fields = {key: value for key, value in data.items() if key not in ("schema", "images", "id")}
+            evaluation = fields.pop("evaluation")
+            fields["hashes"] = tuple(fields["hashes"])
+            if len(fields["hashes"]) != data["images"]:
+                raise ArtifactError(f"{where}: {len(fields['hashes'])} hashes of {data['images']} images")
+            card = cls(**fields, evaluation=evaluation and Disjointness(**evaluation))
+            if data.get("id", card.id) != card.id:
+                raise ArtifactError(f"{where}: was changed since it was written (its id differs)")
+            return card
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ArtifactError(f"{where}: incomplete or malformed ({error!r})") from None
+
+    def describe(self) -> str:
+        """One line for people."""
+        line = f"{len(self.hashes)} of {self.pool} {self.split} images of {self.data}, {self.choice}, seed {self.seed}"
+        if self.evaluation is None:
+            return f"{line}; not compared with evaluation images, none are known (name them with --against)"
+        e = self.evaluation
+        return f"{line}; {e.overlap} of them among {e.compared} {e.split} images of {e.data}"
+
+
+def choose_images(
+    data: str,
+    split: Split,
+    count: int,
+    spec: PreprocessSpec,
+    labels: Sequence[str],
+    choice: Choice = "balanced",
+    seed: int = 0,
+    against: str | None = None,
+    features: Features | None = None,
+    force: bool = False,
+) -> tuple[CalibrationSet, ImageSet]:
+    """Chooses calibration images and compares them with those of the evaluation.
+
+    Args:
+        data: as for :func:`~gft_edge.data.datasets.open_images`, or a folder of image files without classes.
+        split: which part of it.
+        count: how many images.
+        spec: the model's preprocessing.
+        labels: the model's classes, which those of the data must be where it has some.
+        choice: ``"balanced"`` over the classes, ``"random"``, or ``"coverage"`` (see :func:`cover`).
+        seed: of random and balanced choices.
+        against: evaluation data, whose test split is compared with; ``data`` itself where it has one.
+        features: of images, for ``"coverage"``.
+        force: go on although images overlap.
+
+    Returns:
+        the card, and the images in the order of its hashes.
+
+    Raises:
+        DataError: fewer images than asked for, other classes, an unreadable image, or images of the evaluation.
+    """
+    pool = _open_pool(data, split, POOL_FACTOR * count, spec.height)
+    if pool.labels != NO_CLASSES:
+        require_labels(pool, labels, data)
+    if len(pool) < count:
+        raise DataError(f"data {data}: {len(pool)} images, {count} asked for; lower --images")
+    classes = class_numbers(pool)
+    if choice == "coverage":
+        if features is None:
+            raise ConfigError("calibration: a choice by coverage needs the model's features; use a checkpoint")
+        indices = cover(features(pool), count)
+    elif choice in CHOICES:
+        indices = _drawn(classes, count, seed, balanced=choice == "balanced")
+    else:
+        raise ConfigError(f"calibration: choice must be one of {', '.join(CHOICES)}, found {choice!r}")
+    chosen = Subset(pool, indices)
+    counts = Counter(pool.labels[classes[index]] for index in indices)
+    hashed, hashes = hash_images(chosen)
+    evaluation = _compare(set(hashes), hashed, data, against, spec.height)
+    if evaluation is not None and evaluation.overlap and not force:
+        raise DataError(
+            f"data {data}: {evaluation.overlap} calibration images are also among the {evaluation.split} images of "
+            f"{evaluation.data}; choose another --split, or --force"
+        )
+    card = CalibrationSet(
+        data, split, choice, seed, len(pool), hashed, hashes, dict(sorted(counts.items())), spec.id, evaluation
+    )
+    return card, chosen
+
+
+def _open_pool(data: str, split: Split, count: int, size: int) -> ImageSet:
+    """A data set's images (rendered ones up to ``count``), or the image files of a folder without classes."""
+    root = Path(data)
+    if root.is_dir():
+        files = sorted(path for path in root.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
+        if files:
+            return Files(NO_CLASSES, tuple((path, 0) for path in files))
+    rendered = data.partition(":")[0] == "typefaces"
+    return open_images(data, split, count if rendered else EVERYTHING, size)
+
+
+def class_numbers(images: ImageSet) -> list[int]:
+    """Class of each image, without decoding any where that can be known."""
+    if isinstance(images, Files):
+        return [label for _, label in images.samples]
+    if isinstance(images, Subset):
+        below = class_numbers(images.base)
+        return [below[index] for index in images.indices]
+    if isinstance(images, Typefaces):
+        return [index % len(images.labels) for index in range(len(images))]
+    return [images[index][1] for index in range(len(images))]
+
+
+def _drawn(classes: Sequence[int], count: int, seed: int, balanced: bool) -> tuple[int, ...]:
+    """Indices drawn at random; balanced: the classes take turns until each has given what it has."""
+    order = np.random.default_rng(seed).permutation(len(classes))
+    if balanced:
+        turn: Counter[int] = Counter()
+        turns = []
+        for index in order:
+            turns.append(turn[classes[index]])
+            turn[classes[index]] += 1
+        order = order[np.argsort(turns, kind="stable")]
+    return tuple(int(index) for index in order[:count])
+
+
+def cover(features: npt.NDArray[np.floating[Any]], count: int) -> tuple[int, ...]:
+    """Greedy k-centre: begins nearest to the mean, then always takes what is farthest from all taken so far.
+
+    At most twice the radius of the best possible choice (Gonzalez, 1985). Among equals the first is taken.
+
+    Args:
+        features: (M, C).
+        count: at most M.
+    """
+    points = np.asarray(features, dtype=np.float64)
+    chosen = [int(np.square(points - points.mean(axis=0)).sum(axis=1).argmin())]
+    distance = np.full(len(points), np.inf)
+    while len(chosen) < count:
+        distance = np.minimum(distance, np.square(points - points[chosen[-1]]).sum(axis=1))
+        distance[chosen[-1]] = -1.0  # duplicates have distance 0 and still come before one that is taken
+        chosen.append(int(distance.argmax()))
+    return tuple(chosen)
+
+
+def hash_images(images: ImageSet) -> tuple[str, tuple[str, ...]]:
+    """What is hashed, and the sha256 of each image: of the file where there is one, else of shape and RGB pixels."""
+    paths = _paths(images)
+    if paths is not None:
+        try:
+            return "file bytes", tuple(sha256(path) for path in paths)
+        except OSError as error:
+            raise DataError(f"image {error.filename}: cannot be read ({error.strerror})") from None
+    return "decoded pixels", tuple(_pixel_hash(images[index][0]) for index in range(len(images)))
+
+
+def _pixel_hash(pixels: npt.NDArray[np.uint8]) -> str:
+    return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
+
+
+def _paths(images: ImageSet) -> list[Path] | None:
+    if isinstance(images, Files):
+        return [path for path, _ in images.samples]
+    if isinstance(images, Subset):
+        below = _paths(images.base)
+        return None if below is None else [below[index] for index in images.indices]
+    return None
+
+
+def _compare(hashes: set[str], hashed: str, data: str, against: str | None, size: int) -> Disjointness | None:
+    """The comparison with the test split of ``against``, or of the data itself where it has several splits."""
+    where = against or data
+    if (
+        against is None
+        and Path(data).is_dir()
+        and not any((Path(data) / name).is_dir() for name in ("val", "valid", "test"))
+    ):
+        return None
+    others = _open_pool(where, "test", RENDERED_COMPARED, size)
+    kind, found = hash_images(others)
+    if kind != hashed:
+        raise DataError(
+            f"data {where}: images of {kind} cannot be compared with those of {hashed}; leave out --against"
+        )
+    return Disjointness(where, "test", len(found), sum(one in hashes for one in set(found)))
+
+
+def model_features(model: nn.Module, spec: PreprocessSpec) -> Features:
+    """What the classifier reads (the class token after all blocks), as a function of images."""
+    classifier = getattr(model, "head", None) or model.classifier
+    assert isinstance(classifier, nn.Module)
+
+    def features(images: ImageSet) -> npt.NDArray[np.float32]:
+        seen: list[npt.NDArray[np.float32]] = []
+        handle = classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
+        try:
+            with torch.no_grad():
+                for batch, _ in evaluation_batches(images, spec):
+                    model(torch.from_numpy(batch))
+        finally:
+            handle.remove()
+        return np.concatenate(seen)
+
+    return features

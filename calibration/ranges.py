@@ -1,0 +1,195 @@
+"""Ranges as a file: what was found, how, on which images, for which model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from gft_edge.calibration.observe import Collector
+from gft_edge.errors import ArtifactError
+from gft_edge.files import read_json, write_json
+
+SCHEMA = 1
+TOLERANCE = 0.01
+Subject = Literal["module inputs", "graph tensors"]
+
+
+@dataclass(frozen=True)
+class Convergence:
+    """Each tensor's range against the number of images.
+
+    Attributes:
+        images: numbers of images at which ranges were noted.
+        ranges: per tensor, one for each of those numbers.
+        settled_after: per tensor, the number of images from which on its range stayed within 1 % of the last.
+    """
+
+    images: tuple[int, ...]
+    ranges: Mapping[str, tuple[float, ...]]
+    settled_after: Mapping[str, int]
+
+    @classmethod
+    def of(cls, images: tuple[int, ...], ranges: Mapping[str, tuple[float, ...]]) -> Convergence:
+        """Finds where each range settles."""
+        return cls(images, ranges, {name: images[_settled(values)] for name, values in ranges.items()})
+
+    @property
+    def images_needed(self) -> int:
+        """Images after which no range changes by more than 1 % any more."""
+        return max(self.settled_after.values(), default=0)
+
+    @property
+    def settled(self) -> bool:
+        """Whether half of the images would have done; else more of them may still change ranges."""
+        return bool(self.images) and 2 * self.images_needed <= self.images[-1]
+
+
+def _settled(values: tuple[float, ...]) -> int:
+    """Index of the first value from which on all are within the tolerance of the last."""
+    last = values[-1]
+    outside = [number for number, value in enumerate(values) if abs(value - last) > TOLERANCE * abs(last)]
+    return outside[-1] + 1 if outside else 0
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """Ranges of a model's tensors and where they come from.
+
+    Args:
+        values: range per tensor, as found; 0 for one that was always zero.
+        subject: whether names are of modules (their input) or of tensors of an ONNX graph.
+        method: ``"max"``, ``"percentile"``, ``"entropy"`` or ``"mse"``; ``"cache"`` for those read from a TensorRT cache.
+        images: how many were seen.
+        model_sha256: of the full-precision checkpoint, or of the ONNX file.
+        card_id: identity of the calibration set, or None when there is none.
+        preprocess: id of the preprocessing.
+        percentile: in per cent, for that method.
+        statistics: figures per tensor.
+        convergence: ranges against the number of images, or None.
+    """
+
+    values: Mapping[str, float]
+    subject: Subject
+    method: str
+    images: int
+    model_sha256: str
+    card_id: str | None
+    preprocess: str | None
+    percentile: float | None = None
+    statistics: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    convergence: Convergence | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.values.items():
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value < 0:
+                raise ArtifactError(f"ranges: range of {name} must be a finite number of at least 0, found {value!r}")
+
+    @classmethod
+    def of(
+        cls, collector: Collector, subject: Subject, model_sha256: str, card_id: str | None, preprocess: str | None
+    ) -> Ranges:
+        """What a collector has found."""
+        return cls(
+            collector.ranges(),
+            subject,
+            collector.method,
+            collector.images,
+            model_sha256,
+            card_id,
+            preprocess,
+            collector.share if collector.method == "percentile" else None,
+            {name: stats.to_json() for name, stats in collector.stats.items()},
+            Convergence.of(*collector.convergence()),
+        )
+
+    @property
+    def dead(self) -> tuple[str, ...]:
+        """Tensors that were always zero."""
+        return tuple(name for name, value in self.values.items() if value == 0)
+
+    @property
+    def constant(self) -> tuple[str, ...]:
+        """Tensors that only ever had one magnitude."""
+        return tuple(name for name, data in self.statistics.items() if data.get("constant"))
+
+    def require_model(self, model_sha256: str, what: str) -> None:
+        """Refuses ranges of another model.
+
+        Raises:
+            ArtifactError: naming both hashes.
+        """
+        if self.model_sha256 != model_sha256:
+            raise ArtifactError(
+                f"ranges: were found on the model {self.model_sha256[:12]}, {what} is {model_sha256[:12]}; calibrate it"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The ranges as plain JSON values."""
+        curve = self.convergence
+        return {
+            "schema": SCHEMA,
+            "subject": self.subject,
+            "method": self.method,
+            "percentile": self.percentile,
+            "images": self.images,
+            "model_sha256": self.model_sha256,
+            "card_id": self.card_id,
+            "preprocess": self.preprocess,
+            "tensors": {name: {"range": value, **self.statistics.get(name, {})} for name, value in self.values.items()},
+            "convergence": curve
+            and {
+                "tolerance": TOLERANCE,
+                "images": list(curve.images),
+                "ranges": {name: list(values) for name, values in curve.ranges.items()},
+                "settled_after": dict(curve.settled_after),
+                "images_needed": curve.images_needed,
+                "settled": curve.settled,
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any], where: str = "ranges") -> Ranges:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ArtifactError: another schema, a missing or malformed entry.
+        """
+        if data.get("schema") != SCHEMA:
+            raise ArtifactError(f"{where}: schema {data.get('schema')!r}, this version reads {SCHEMA}")
+        try:
+            curve = data["convergence"]
+            tensors = data["tensors"].items()
+            return cls(
+                {name: tensor["range"] for name, tensor in tensors},
+                data["subject"],
+                str(data["method"]),
+                int(data["images"]),
+                str(data["model_sha256"]),
+                data["card_id"],
+                data["preprocess"],
+                data["percentile"],
+                {name: {k: v for k, v in t.items() if k != "range"} for name, t in tensors if len(t) > 1},
+                None
+                if curve is None
+                else Convergence.of(
+                    tuple(curve["images"]), {name: tuple(values) for name, values in curve["ranges"].items()}
+                ),
+            )
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            raise ArtifactError(f"{where}: incomplete or malformed ({error!r})") from None
+
+    def write(self, path: Path) -> None:
+        """Writes ranges.json."""
+        write_json(path, self.to_json())
+
+
+def read_ranges(path: Path) -> Ranges:
+    """Reads ranges.json.
+
+    Raises:
+        ArtifactError: missing, damaged or of another schema.
+    """
+    return Ranges.from_json(read_json(path, "ranges"), f"ranges {path}")

@@ -1,0 +1,219 @@
+"""Whether selection survives compression: the margin at each stage's boundary against the noise of its scores.
+
+A stage keeps the k patches of highest score. Quantization adds noise to the scores, and patches near the boundary change
+sides. How many is predicted by adding noise of the distribution found, independent from patch to patch, to the scores of
+the full-precision model; how many did is seen beside it. Far more than predicted means that the noise is no mere noise
+but moves an image's patches together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from gft_edge.errors import DataError
+from gft_edge.model.gala import TEMPERATURE
+
+LOWEST_JACCARD = 0.90
+"""As in verification: what kept sets of a compressed model must have in common with those of the full one."""
+NEAR = 1.0
+"""Noise is measured on patches this close to the boundary, in standard deviations of an image's scores."""
+DRAWS = 20
+Z95 = 1.96
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StageSafety:
+    """One stage; scores have unit standard deviation per image.
+
+    Attributes:
+        stage, patches, kept: which, how many enter it, how many stay.
+        margin_p50, margin_p05: median and 5th percentile over images of the k-th score minus the next.
+        noise_std: standard deviation of what quantization adds to the scores near the boundary.
+        predicted_flips, observed_flips: share of the patches that enter on both sides and are kept on one only.
+        predicted_changed, observed_changed: share of images whose kept set is another one; the observed one holds what
+            earlier stages changed too, the predicted one does not.
+        jaccard, jaccard_interval: |both| / |either| of the kept sets, mean and its 95 % interval over images.
+        images_needed: images for which that interval would leave the limit out; None when it does already.
+        verdict: ``"survived"``, ``"not survived"`` or ``"inconclusive"``.
+    """
+
+    stage: int
+    patches: int
+    kept: int
+    margin_p50: float
+    margin_p05: float
+    noise_std: float
+    predicted_flips: float
+    observed_flips: float
+    predicted_changed: float
+    observed_changed: float
+    jaccard: float
+    jaccard_interval: tuple[float, float]
+    images_needed: int | None
+    verdict: str
+
+
+@dataclass(frozen=True)
+class SelectionSafety:
+    """All stages that drop patches, over the same images."""
+
+    images: int
+    limit: float
+    stages: tuple[StageSafety, ...]
+
+    @property
+    def verdict(self) -> str:
+        """The worst of the stages' verdicts."""
+        found = {stage.verdict for stage in self.stages}
+        return next((word for word in ("not survived", "inconclusive") if word in found), "survived")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        stages = [{**asdict(stage), "jaccard_interval": list(stage.jaccard_interval)} for stage in self.stages]
+        return {"images": self.images, "limit": self.limit, "verdict": self.verdict, "stages": stages}
+
+    def describe(self) -> str:
+        """A few lines for people."""
+        lines = [f"selection on {self.images} images: {self.verdict}"]
+        for s in self.stages:
+            low, high = s.jaccard_interval
+            line = (
+                f"  stage {s.stage}: kept sets {s.jaccard:.3f} [{low:.3f}, {high:.3f}] alike, margin {s.margin_p50:.3f} "
+                f"against noise {s.noise_std:.3f}; flips predicted {s.predicted_flips:.2%}, seen {s.observed_flips:.2%}"
+            )
+            lines.append(line if s.images_needed is None else f"{line}; needs {s.images_needed} images")
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class _Side:
+    """What one model says of one stage: scores up to a constant per image (B, N), positions in and kept (B, N), (B, K)."""
+
+    scores: Floats
+    inputs: npt.NDArray[np.int64]
+    kept: npt.NDArray[np.int64]
+
+
+@torch.no_grad()
+def selection_safety(
+    full: nn.Module, compressed: nn.Module, batches: Iterable[npt.NDArray[np.float32]], limit: float = LOWEST_JACCARD
+) -> SelectionSafety:
+    """Compares the selection of two models on the same images, at their default token budget.
+
+    Args:
+        full: the reference, in eval mode.
+        compressed: the same model, compressed.
+        batches: preprocessed images, (B, 3, H, W) each.
+        limit: lowest Jaccard index that counts as survived.
+
+    Raises:
+        DataError: no images.
+    """
+    sides: list[list[list[_Side]]] = [[], []]
+    for images in batches:
+        for side, model in zip(sides, (full, compressed)):
+            side.append(_stages(model(torch.from_numpy(images), maps=True).stages))
+    if not sides[0]:
+        raise DataError("selection: no images")
+    full_stages, compressed_stages = ([_join(parts) for parts in zip(*side)] for side in sides)
+    stages = [
+        stage_safety(number, *pair, limit)
+        for number, pair in enumerate(zip(full_stages, compressed_stages))
+        if pair[0].kept.shape[1] < pair[0].inputs.shape[1]
+    ]
+    return SelectionSafety(len(full_stages[0].scores), limit, tuple(stages))
+
+
+def _stages(trace: Any) -> list[_Side]:
+    sides, inputs = [], None
+    for maps in trace:
+        # Softmax at TEMPERATURE turned scores into importance; far below the boundary it may have come out as 0.
+        scores = TEMPERATURE * np.log(np.maximum(maps.importance.numpy().astype(np.float64), np.finfo(np.float32).tiny))
+        if inputs is None:
+            inputs = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+        kept = np.sort(maps.kept.numpy(), axis=1)
+        sides.append(_Side(scores, inputs, kept))
+        inputs = maps.kept.numpy()
+    return sides
+
+
+def _join(parts: Iterable[_Side]) -> _Side:
+    scores, inputs, kept = zip(*((part.scores, part.inputs, part.kept) for part in parts))
+    return _Side(np.concatenate(scores), np.concatenate(inputs), np.concatenate(kept))
+
+
+def stage_safety(number: int, full: _Side, compressed: _Side, limit: float) -> StageSafety:
+    """One stage's margins, noise and flips."""
+    images, patches = full.scores.shape
+    k = full.kept.shape[1]
+    ordered = -np.sort(-full.scores, axis=1)
+    margins = ordered[:, k - 1] - ordered[:, k]
+    distances = np.abs(full.scores - (ordered[:, k - 1 : k] + ordered[:, k : k + 1]) / 2)
+    noise = np.concatenate([_noise(full, compressed, row, distances[row]) for row in range(images)])
+    predicted_flips, predicted_changed = _predict(full.scores, k, noise)
+    common = np.array([len(np.intersect1d(a, b)) for a, b in zip(full.kept, compressed.kept)])
+    jaccard = common / (2 * k - common)
+    changed = common < k
+    observed = np.concatenate([_flipped(full, compressed, row) for row in range(images)]).mean()
+    mean, deviation = float(jaccard.mean()), float(jaccard.std(ddof=1)) if images > 1 else math.inf
+    half = Z95 * deviation / math.sqrt(images)
+    verdict = "survived" if mean - half >= limit else "not survived" if mean + half < limit else "inconclusive"
+    needed = math.ceil((Z95 * deviation / max(abs(mean - limit), 1e-6)) ** 2) if math.isfinite(deviation) else 2
+    return StageSafety(
+        stage=number,
+        patches=patches,
+        kept=k,
+        margin_p50=float(np.percentile(margins, 50)),
+        margin_p05=float(np.percentile(margins, 5)),
+        noise_std=float(noise.std()) if len(noise) else 0.0,
+        predicted_flips=predicted_flips,
+        observed_flips=float(observed),
+        predicted_changed=predicted_changed,
+        observed_changed=float(changed.mean()),
+        jaccard=mean,
+        jaccard_interval=(max(mean - half, 0.0), min(mean + half, 1.0)),
+        images_needed=needed if verdict == "inconclusive" else None,
+        verdict=verdict,
+    )
+
+
+def _predict(scores: Floats, k: int, noise: Floats) -> tuple[float, float]:
+    """Share of patches that change sides and of images whose set changes, when noise is drawn anew for every patch."""
+    if len(noise) == 0:
+        return 0.0, 0.0
+    rng = np.random.default_rng(0)
+    before = _highest(scores, k)
+    after = (_highest(scores + rng.choice(noise, scores.shape), k) for _ in range(DRAWS))
+    flips = [before != one for one in after]
+    return float(np.mean(flips)), float(np.mean([one.any(axis=1) for one in flips]))
+
+
+def _highest(scores: Floats, k: int) -> npt.NDArray[np.bool_]:
+    """Which are the k highest of each row, the first of equal ones."""
+    mask = np.zeros(scores.shape, dtype=bool)
+    np.put_along_axis(mask, np.argsort(-scores, axis=1, kind="stable")[:, :k], True, axis=1)
+    return mask
+
+
+def _noise(full: _Side, compressed: _Side, row: int, distance: Floats) -> Floats:
+    """What was added to one image's scores near the boundary, for the patches both models see there."""
+    _, ours, theirs = np.intersect1d(full.inputs[row], compressed.inputs[row], return_indices=True)
+    difference = compressed.scores[row, theirs] - full.scores[row, ours]
+    difference -= np.median(difference)  # scores are known up to a constant per image
+    return difference[distance[ours] < NEAR]
+
+
+def _flipped(full: _Side, compressed: _Side, row: int) -> npt.NDArray[np.bool_]:
+    """For each patch of one image that both models see: whether only one of them keeps it."""
+    both = np.intersect1d(full.inputs[row], compressed.inputs[row])
+    return np.isin(both, full.kept[row]) != np.isin(both, compressed.kept[row])

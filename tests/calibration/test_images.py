@@ -1,0 +1,172 @@
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gft_edge.calibration.images import CalibrationSet, choose_images, class_numbers, cover, hash_images, model_features
+from gft_edge.data.datasets import Files, Subset
+from gft_edge.data.typefaces import LABELS, Typefaces
+from gft_edge.errors import ArtifactError, ConfigError, DataError
+from gft_edge.preprocess import PreprocessSpec
+
+SPEC = PreprocessSpec(32, 32)
+ANIMALS = ("ant", "bee", "cat", "dog")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory) -> Path:
+    """Splits train (9, 3, 3 and 3 images of each class, one of them also in test) and test (one image of each class)."""
+    root = tmp_path_factory.mktemp("data")
+    rng = np.random.default_rng(0)
+    for split, counts in {"train": (9, 3, 3, 3), "test": (1, 1, 1, 1)}.items():
+        for label, count in zip(ANIMALS, counts):
+            for number in range(count):
+                file = root / split / label / f"{number}.png"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
+    return root
+
+
+@pytest.fixture
+def leaking(folders, tmp_path) -> Path:
+    root = Path(shutil.copytree(folders, tmp_path / "leaking"))
+    shutil.copy(root / "train/dog/1.png", root / "test/cat/copied.png")
+    return root
+
+
+def _choose(data, count=8, **options):
+    return choose_images(str(data), options.pop("split", "train"), count, SPEC, ANIMALS, **options)
+
+
+def test_balanced_choice_takes_turns_and_then_what_is_left(folders):
+    assert _choose(folders, 8)[0].class_counts == dict.fromkeys(ANIMALS, 2)
+    assert _choose(folders, 14)[0].class_counts == {"ant": 5, "bee": 3, "cat": 3, "dog": 3}
+
+
+@pytest.mark.parametrize("choice", ["balanced", "random"])
+def test_choice_is_fixed_by_the_seed(folders, choice):
+    cards = [_choose(folders, choice=choice, seed=seed)[0] for seed in (0, 0, 1)]
+    assert cards[0] == cards[1]
+    assert cards[0].id == cards[1].id != cards[2].id
+    assert set(cards[0].hashes) != set(cards[2].hashes)
+
+
+def test_card_hashes_the_files_in_order(folders):
+    card, images = _choose(folders)
+    assert card.hashed == "file bytes"
+    for path, digest in zip((images.base.samples[i][0] for i in images.indices), card.hashes):
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == digest
+    assert len(set(card.hashes)) == 8
+    assert card.preprocess == SPEC.id
+    assert (card.evaluation.split, card.evaluation.compared, card.evaluation.overlap) == ("test", 4, 0)
+
+
+def test_card_round_trip(folders):
+    card, _ = _choose(folders)
+    data = json.loads(json.dumps({**card.to_json(), "id": card.id}))
+    assert data["images"] == 8
+    assert CalibrationSet.from_json(data) == card
+    for change in ({"seed": 3}, {"hashes": []}, {"schema": 7}, {"more": 1}, {"evaluation": {"data": "x"}}):
+        with pytest.raises(ArtifactError, match="calibration card: "):
+            CalibrationSet.from_json({**data, **change})
+
+
+def test_overlap_with_the_evaluation_is_refused_unless_forced(leaking):
+    with pytest.raises(DataError, match="1 calibration images are also among the test images of .*; choose .* --force"):
+        _choose(leaking, 18)
+    assert _choose(leaking, 18, force=True)[0].evaluation.overlap == 1
+
+
+def test_the_evaluation_split_itself_is_refused(folders):
+    with pytest.raises(DataError, match="4 calibration images are also among the test images"):
+        _choose(folders, 4, split="test")
+
+
+def test_data_without_splits_are_compared_with_what_is_named(folders, leaking):
+    card, _ = _choose(folders / "train", 18)
+    assert card.evaluation is None
+    assert "none are known" in card.describe()
+    assert _choose(folders / "train", 18, against=str(folders))[0].evaluation.compared == 4
+    with pytest.raises(DataError, match="1 calibration images"):
+        _choose(folders / "train", 18, against=str(leaking))
+
+
+def test_a_folder_of_image_files_needs_no_classes(folders):
+    card, images = _choose(folders / "train/ant", 5)
+    assert card.class_counts == {"": 5}
+    assert images[0][0].shape == (8, 8, 3)
+    assert (card.pool, card.evaluation) == (9, None)
+
+
+def test_fewer_images_than_asked_for_are_refused(folders):
+    with pytest.raises(DataError, match="18 images, 19 asked for; lower --images"):
+        _choose(folders, 19)
+
+
+def test_other_classes_are_refused():
+    with pytest.raises(DataError, match="its 16 classes are not the model's 4"):
+        _choose("typefaces")
+
+
+def test_rendered_images_are_hashed_by_their_pixels():
+    card, images = choose_images("typefaces", "train", 16, SPEC, LABELS)
+    assert card.hashed == "decoded pixels"
+    assert card.pool == 64
+    assert set(card.class_counts.values()) == {1}
+    assert card.evaluation.compared == 256
+    other = hash_images(Subset(images, (3, 0)))[1]
+    assert other == (card.hashes[3], card.hashes[0])
+
+
+def test_files_cannot_be_compared_with_rendered_images(folders):
+    with pytest.raises(DataError, match="cannot be compared with those of file bytes"):
+        _choose(folders, against="typefaces")
+
+
+def test_classes_are_known_without_decoding():
+    images = Subset(Files(("a", "b"), ((Path("none"), 1), (Path("none"), 0))), (1, 0, 1))
+    assert class_numbers(images) == [0, 1, 0]
+    faces = Typefaces("train", 20, 32)
+    assert class_numbers(faces) == [faces[index][1] for index in range(20)]
+
+
+def test_cover_takes_the_farthest_each_time():
+    points = np.array([[0.0], [1.0], [10.0], [4.0], [0.0]])
+    assert cover(points, 5)[:4] == (3, 2, 0, 1)
+    assert sorted(cover(points, 5)) == [0, 1, 2, 3, 4]
+    assert sorted(cover(np.ones((4, 2)), 4)) == [0, 1, 2, 3]
+
+
+def test_cover_is_within_twice_of_the_best_radius():
+    points = np.random.default_rng(0).standard_normal((11, 3))
+
+    def radius(chosen):
+        return max(min(np.linalg.norm(p - points[c]) for c in chosen) for p in points)
+
+    best = min(radius(c) for c in itertools.combinations(range(11), 4))
+    assert radius(cover(points, 4)) <= 2 * best
+
+
+def test_coverage_uses_what_the_classifier_reads(tiny_model, folders):
+    features = model_features(tiny_model, SPEC)
+    card, images = _choose(folders, 6, choice="coverage", features=features)
+    found = features(images)
+    logits = tiny_model(torch.from_numpy(np.stack([SPEC(images[i][0]) for i in range(6)])))
+    torch.testing.assert_close(tiny_model.head(torch.from_numpy(found)), logits, rtol=1e-4, atol=1e-4)
+    assert card == _choose(folders, 6, choice="coverage", features=features)[0]
+    assert not tiny_model.head._forward_pre_hooks
+
+
+def test_coverage_without_features_and_unknown_choices_are_refused(folders):
+    with pytest.raises(ConfigError, match="needs the model's features"):
+        _choose(folders, choice="coverage")
+    with pytest.raises(ConfigError, match="choice must be one of random, balanced, coverage"):
+        _choose(folders, choice="best")

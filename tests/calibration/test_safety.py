@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from gft_edge.calibration.ptq import quantize_int8
+from gft_edge.calibration.safety import _Side, selection_safety, stage_safety
+from gft_edge.errors import DataError
+
+
+def _sides(noise, images=300, patches=60, k=20, seed=0):
+    rng = np.random.default_rng(seed)
+    scores = rng.standard_normal((images, patches))
+    inputs = np.broadcast_to(np.arange(patches), scores.shape)
+
+    def side(values):
+        return _Side(values, inputs, np.sort(np.argsort(-values, axis=1)[:, :k], axis=1))
+
+    shifted = scores + noise * rng.standard_normal(scores.shape) + rng.standard_normal((images, 1))
+    return side(scores), side(shifted)
+
+
+@pytest.mark.parametrize("noise", [0.01, 0.05, 0.2])
+def test_predicted_flips_are_those_that_happen(noise):
+    found = stage_safety(0, *_sides(noise), 0.9)
+    assert found.predicted_flips == pytest.approx(found.observed_flips, rel=0.2)
+    assert found.predicted_changed == pytest.approx(found.observed_changed, abs=0.08)
+    assert found.noise_std == pytest.approx(noise, rel=0.1)
+
+
+def test_margins_are_between_the_last_kept_and_the_first_dropped():
+    scores = np.array([[5.0, 1.0, 3.0, 2.5]])
+    side = _Side(scores, np.arange(4)[None], np.array([[0, 2]]))
+    found = stage_safety(1, side, side, 0.9)
+    assert found.margin_p50 == found.margin_p05 == 0.5
+    assert (found.predicted_flips, found.observed_flips, found.jaccard) == (0, 0, 1)
+    assert (found.patches, found.kept, found.verdict) == (4, 2, "inconclusive"), "one image proves nothing"
+
+
+def test_verdicts():
+    assert stage_safety(0, *_sides(0.01), 0.9).verdict == "survived"
+    assert stage_safety(0, *_sides(0.5), 0.9).verdict == "not survived"
+    clear = stage_safety(0, *_sides(0.1), 0.5)
+    assert (clear.verdict, clear.images_needed) == ("survived", None)
+    tight = stage_safety(0, *_sides(0.1, images=20), clear.jaccard - 0.003)
+    assert tight.verdict == "inconclusive"
+    assert tight.images_needed > 20
+
+
+def test_patches_are_matched_by_their_place_on_the_grid():
+    full = _Side(np.array([[3.0, 2.0, 1.0, 0.0]]), np.array([[10, 11, 12, 13]]), np.array([[10, 11]]))
+    other = _Side(np.array([[9.0, 7.5, 8.0, 5.0]]), np.array([[14, 12, 11, 10]]), np.array([[11, 14]]))
+    found = stage_safety(0, full, other, 0.9)
+    assert found.jaccard == pytest.approx(1 / 3)
+    assert found.observed_flips == pytest.approx(1 / 3), "patch 10 of the common 10, 11 and 12"
+
+
+@pytest.fixture(scope="module")
+def batches():
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((16, 3, 32, 32)).astype(np.float32) for _ in range(2)]
+
+
+def test_a_model_agrees_with_itself(tiny_model, batches):
+    found = selection_safety(tiny_model, copy.deepcopy(tiny_model), batches)
+    assert found.verdict == "survived"
+    assert found.images == 32
+    assert [(s.patches, s.kept) for s in found.stages] == [(16, 12), (12, 6)]
+    assert all((s.jaccard, s.noise_std, s.observed_flips, s.predicted_flips) == (1, 0, 0, 0) for s in found.stages)
+
+
+def test_scores_are_those_of_the_stages(tiny_model, batches):
+    seen = []
+    handle = tiny_model.stages[0].register_forward_hook(lambda _, __, out: seen.append(out[1].numpy()))
+    found = selection_safety(tiny_model, tiny_model, batches)
+    handle.remove()
+    scores = -np.sort(-np.concatenate(seen[::2]), axis=1)
+    assert found.stages[0].margin_p50 == pytest.approx(np.median(scores[:, 11] - scores[:, 12]), abs=1e-4)
+
+
+def test_quantization_is_seen(tiny_model, batches):
+    quantized = quantize_int8(tiny_model, batches).model
+    found = selection_safety(tiny_model, quantized, batches)
+    assert found.stages[0].noise_std > 0
+    with torch.no_grad():
+        kept = [m(torch.from_numpy(np.concatenate(batches)), maps=True).stages[1].kept for m in (tiny_model, quantized)]
+    sets = [[set(row.tolist()) for row in side] for side in kept]
+    jaccard = np.mean([len(a & b) / len(a | b) for a, b in zip(*sets)])
+    assert found.stages[1].jaccard == pytest.approx(jaccard)
+    text = found.describe()
+    assert text.startswith("selection on 32 images: ")
+    assert text.count("\n  stage ") == 2
+
+
+def test_no_images_are_refused(tiny_model):
+    with pytest.raises(DataError, match="selection: no images"):
+        selection_safety(tiny_model, tiny_model, [])

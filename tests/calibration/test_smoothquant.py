@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy, QuantRule, uniform_policy
+from gft_edge.calibration.ptq import quantize_int8
+from gft_edge.calibration.smoothquant import folds, smooth, smoothing
+from gft_edge.config import preset
+from gft_edge.errors import ConfigError, DataError
+from gft_edge.model.build import build_model
+
+POLICY = uniform_policy("int8", smoothquant=0.5)
+
+
+@pytest.fixture(scope="module")
+def batches():
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((8, 3, 32, 32)).astype(np.float32) for _ in range(2)]
+
+
+@pytest.fixture(scope="module")
+def spiky(tiny_model):
+    """Every LayerNorm has one channel a hundred times the others."""
+    model = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        for fold in folds(model, DEFAULT_POLICY).values():
+            fold.norm.weight[3] *= 100
+            for linear in fold.linears:
+                linear.weight[:, 3] /= 100
+    return model
+
+
+def test_every_norm_before_a_quantized_linear_is_found(tiny_model):
+    assert set(folds(tiny_model, DEFAULT_POLICY)) == {
+        *(f"blocks.{i}.{norm}" for i in range(3) for norm in ("norm1", "norm2")),
+        *(f"stages.{i}.norm" for i in range(2)),
+    }
+    only = QuantPolicy((QuantRule("*.mlp.fc1", "int8", "test"),))
+    assert set(folds(tiny_model, only)) == {f"blocks.{i}.norm2" for i in range(3)}
+
+
+@torch.no_grad()
+def test_not_a_bit_of_logits_or_importance_changes(spiky, batches):
+    smoothed = smooth(spiky, batches, POLICY)
+    images = torch.from_numpy(batches[0])
+    before, after = spiky(images, maps=True), smoothed(images, maps=True)
+    assert torch.equal(before.logits, after.logits)
+    for a, b in zip(before.stages, after.stages):
+        assert torch.equal(a.importance, b.importance)
+        assert torch.equal(a.kept, b.kept)
+    changed = [n for n, t in smoothed.state_dict().items() if not torch.equal(t, spiky.state_dict()[n])]
+    assert {"blocks.0.norm1.weight", "stages.0.attn.kv.weight", "blocks.2.mlp.fc1.weight"} <= set(changed)
+
+
+@torch.no_grad()
+def test_outlier_channels_cost_less_afterwards(spiky, batches):
+    images = torch.from_numpy(batches[0])
+    expected = spiky(images)
+    plain = quantize_int8(spiky, batches, POLICY).model
+    smoothed = quantize_int8(smooth(spiky, batches, POLICY), batches, POLICY).model
+    errors = [float((model(images) - expected).square().mean()) for model in (plain, smoothed)]
+    assert errors[1] < 0.5 * errors[0]
+
+
+def test_published_models_are_smoothed_in_their_blocks():
+    model = build_model(preset("gft_base_published", num_classes=3, depth=8))
+    assert all(name.startswith("base_model.blocks.") for name in folds(model, DEFAULT_POLICY))
+    assert len(folds(model, DEFAULT_POLICY)) == 16
+
+
+def test_scales_are_powers_of_two_next_to_the_formula():
+    found = smoothing(torch.tensor([16.0, 9.0, 0.0, 1.0]), torch.tensor([1.0, 1.0, 1.0, 0.0]), 0.5)
+    assert found.tolist() == [4.0, 4.0, 1.0, 1.0]
+
+
+def test_what_cannot_be_smoothed_is_refused(tiny_model, batches):
+    with pytest.raises(ConfigError, match="gives no strength"):
+        smooth(tiny_model, batches, DEFAULT_POLICY)
+    with pytest.raises(ConfigError, match="reads a LayerNorm"):
+        smooth(tiny_model, batches, QuantPolicy((QuantRule("*.fc2", "int8", "x"),), 0.5))
+    with pytest.raises(DataError, match="no images"):
+        smooth(tiny_model, [], POLICY)
