@@ -44,19 +44,20 @@ class EViT(nn.Module):
     def __init__(self, vit: VisionTransformer, keep: Sequence[int], places: Sequence[int] = PLACES) -> None:
         super().__init__()
         self.vit, self.keep = vit, dict(zip(places, keep))
+        self.num_heads = vit.blocks[0].attn.num_heads
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to logits (B, classes)."""
         vit = self.vit
         x = vit.patch_embed(images)
-        x = torch.cat((vit.cls_token.expand(len(x), -1, -1), x), dim=1) + vit.pos_embed
+        x = torch.cat((vit.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + vit.pos_embed
         for number, block in enumerate(vit.blocks, start=1):
             x = self._dropping(block, x, self.keep[number]) if number in self.keep else block(x)
         return vit.head(vit.norm(x[:, 0]))
 
     def _dropping(self, block: Block, x: Tensor, k: int) -> Tensor:
-        qkv, proj, heads = block.attn.qkv, block.attn.proj, block.attn.num_heads
-        q, key, v = (t.unflatten(2, (heads, -1)) for t in qkv(block.norm1(x)).chunk(3, dim=2))
+        qkv, proj = block.attn.qkv, block.attn.proj
+        q, key, v = (t.unflatten(2, (self.num_heads, -1)) for t in qkv(block.norm1(x)).chunk(3, dim=2))
         weights = ((q.transpose(1, 2) * q.shape[-1] ** -0.5) @ key.permute(0, 2, 3, 1)).softmax(dim=-1)
         x = x + proj((weights @ v.transpose(1, 2)).transpose(1, 2).flatten(2))
         x = keep_and_fuse(x, weights[:, :, 0, 1:].mean(dim=1), k)

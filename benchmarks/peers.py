@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import onnx
 import onnxslim
@@ -49,6 +50,8 @@ class PlainPublishedGFT(nn.Module):
         num_classes: outputs of the classifier.
         backbone: timm name.
         maps: also return the importance and the kept patches of every stage, which keeps the stages alive in a graph.
+        vit: timm model to take in place of the named one.
+        blocks: of it that run.
     """
 
     def __init__(
@@ -57,10 +60,12 @@ class PlainPublishedGFT(nn.Module):
         num_classes: int = 100,
         backbone: str = "vit_base_patch16_224",
         maps: bool = False,
+        vit: nn.Module | None = None,
+        blocks: int = 8,
     ) -> None:
         super().__init__()
-        self.budget, self.maps = budget, maps
-        self.base_model = timm.create_model(backbone)
+        self.budget, self.maps, self.blocks = budget, maps, blocks
+        self.base_model = timm.create_model(backbone) if vit is None else vit
         dim, heads = self.base_model.embed_dim, self.base_model.blocks[0].attn.num_heads
         self.stages = nn.ModuleList(PlainStage(dim, heads) for _ in budget.keep)
         self.classifier = nn.Linear(dim, num_classes)
@@ -69,8 +74,8 @@ class PlainPublishedGFT(nn.Module):
         """(B, 3, H, W) to logits (B, classes); with maps also importance (B, N_i) and kept (B, K_i) of every stage."""
         vit = self.base_model
         patches = vit.patch_embed(images)
-        x = torch.cat((vit.cls_token.expand(len(patches), -1, -1), patches), dim=1) + vit.pos_embed
-        for block in vit.blocks[:8]:
+        x = torch.cat((vit.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1) + vit.pos_embed
+        for block in vit.blocks[: self.blocks]:
             x = block(x)
         class_token, x = x[:, 0], x[:, 1:]
         maps = []
@@ -83,24 +88,28 @@ class PlainPublishedGFT(nn.Module):
         return (logits, *maps) if self.maps else logits
 
 
-def export_as_is(model: nn.Module, side: int, outputs: Sequence[str] = ("logits",)) -> onnx.ModelProto:
-    """What ``torch.onnx.export`` makes of a model by itself; the batch is dynamic.
+def export_as_is(
+    model: nn.Module, side: int, outputs: Sequence[str] = ("logits",), dynamic: bool = False
+) -> onnx.ModelProto:
+    """What ``torch.onnx.export`` makes of a model by itself.
 
     Args:
         model: takes images (B, 3, side, side).
         side: pixels.
         outputs: names.
+        dynamic: any batch; otherwise one image.
     """
+    shapes: Any = ({0: Dim("batch", min=1, max=64)},) if dynamic else None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             model.eval().requires_grad_(False),
-            (torch.zeros(2, 3, side, side),),
+            (torch.zeros(2 if dynamic else 1, 3, side, side),),
             dynamo=True,
             opset_version=OPSET,
             input_names=["image"],
             output_names=list(outputs),
-            dynamic_shapes=({0: Dim("batch", min=1, max=64)},),
+            dynamic_shapes=shapes,
             verbose=False,
         )
     if program is None:
@@ -111,4 +120,4 @@ def export_as_is(model: nn.Module, side: int, outputs: Sequence[str] = ("logits"
 def export_peer(model: nn.Module, side: int) -> onnx.ModelProto:
     """A peer by the same way as an artefact: attention written out, onnxslim, the graph rewrites."""
     logging.getLogger("onnxslim").setLevel(logging.ERROR)
-    return rewrite(onnxslim.slim(export_as_is(exportable(model), side)))
+    return rewrite(onnxslim.slim(export_as_is(exportable(model), side, dynamic=True)))

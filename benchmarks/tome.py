@@ -54,12 +54,13 @@ class ToMe(nn.Module):
     def __init__(self, vit: VisionTransformer, merged: Sequence[int]) -> None:
         super().__init__()
         self.vit, self.merged = vit, tuple(merged)
+        self.num_heads = vit.blocks[0].attn.num_heads
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, H, W) to logits (B, classes)."""
         vit = self.vit
         x = vit.patch_embed(images)
-        x = torch.cat((vit.cls_token.expand(len(x), -1, -1), x), dim=1) + vit.pos_embed
+        x = torch.cat((vit.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + vit.pos_embed
         size: Tensor | None = None
         for block, r in zip(vit.blocks, self.merged):
             x, size = self._block(block, x, size, r)
@@ -67,7 +68,7 @@ class ToMe(nn.Module):
 
     def _block(self, block: Block, x: Tensor, size: Tensor | None, r: int) -> tuple[Tensor, Tensor | None]:
         attention = block.attn
-        q, k, v = (t.unflatten(2, (attention.num_heads, -1)) for t in attention.qkv(block.norm1(x)).chunk(3, dim=2))
+        q, k, v = (t.unflatten(2, (self.num_heads, -1)) for t in attention.qkv(block.norm1(x)).chunk(3, dim=2))
         scores = (q.transpose(1, 2) * q.shape[-1] ** -0.5) @ k.permute(0, 2, 3, 1)
         if size is not None:
             scores = scores + size.log().transpose(1, 2).unsqueeze(1)
