@@ -53,6 +53,7 @@ class Scale:
 
     Args:
         config: the focal model; its backbone is that of every peer.
+        places: blocks in which EViT drops patches, counted from 1.
         smaller: timm names of further plain models.
         preset: that is exported and verified in a process of its own.
         patches: numbers of patches at which the importance alone is measured.
@@ -62,6 +63,7 @@ class Scale:
     """
 
     config: GFTConfig
+    places: tuple[int, ...] = evit.PLACES
     smaller: tuple[str, ...] = SMALLER
     preset: str = "gft_base"
     patches: tuple[int, ...] = (196, 784, 3136)
@@ -78,10 +80,10 @@ def full_scale() -> Scale:
 
 
 def quick_scale() -> Scale:
-    """Minutes become seconds: the width of ``gft_tiny``, eight blocks, 36 patches; its ratios mean nothing."""
+    """The width of ``gft_tiny``, four blocks, 36 patches: shows that everything runs; its ratios mean nothing."""
     budget = TokenBudget((27, 18, 9), 36)
-    config = preset("gft_tiny", image_size=96, depth=7, budget=budget, num_classes=CLASSES)
-    return Scale(config, (), "gft_typeface", (49, 196), 1, 2, 1, 0.0, (1,))
+    config = preset("gft_tiny", image_size=96, depth=4, stages=(1, 2, 3), budget=budget, num_classes=CLASSES)
+    return Scale(config, (1, 2, 3), (), "gft_typeface", (49, 196), 1, 2, 1, 0.0, (1,))
 
 
 @dataclass(frozen=True)
@@ -159,7 +161,7 @@ def focal_group(scale: Scale, images: Images) -> dict[str, Candidate]:
     plain = export_peer(vit, side).SerializeToString()
     size = (config.num_patches, config.embed_dim)
     merged = tome.schedule(macs, config.depth, *size, config.num_heads, pixels, CLASSES)
-    places = tuple(p for p in evit.PLACES if p < config.depth)
+    places = scale.places
     keep = evit.keep_counts(macs, config.depth, *size, pixels, CLASSES, places)
     tome_macs = tome.count_macs(merged, *size, config.num_heads, pixels, CLASSES)
     evit_macs = evit.count_macs(keep, config.depth, *size, pixels, CLASSES, places)
