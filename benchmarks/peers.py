@@ -60,19 +60,20 @@ class PlainPublishedGFT(nn.Module):
         num_classes: int = 100,
         backbone: str = "vit_base_patch16_224",
         maps: bool = False,
-        vit: nn.Module | None = None,
+        vit: Any = None,
         blocks: int = 8,
     ) -> None:
         super().__init__()
         self.budget, self.maps, self.blocks = budget, maps, blocks
-        self.base_model = timm.create_model(backbone) if vit is None else vit
-        dim, heads = self.base_model.embed_dim, self.base_model.blocks[0].attn.num_heads
+        vit = timm.create_model(backbone) if vit is None else vit
+        self.base_model = vit
+        dim, heads = vit.embed_dim, vit.blocks[0].attn.num_heads
         self.stages = nn.ModuleList(PlainStage(dim, heads) for _ in budget.keep)
         self.classifier = nn.Linear(dim, num_classes)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         """(B, 3, H, W) to logits (B, classes); with maps also importance (B, N_i) and kept (B, K_i) of every stage."""
-        vit = self.base_model
+        vit: Any = self.base_model
         patches = vit.patch_embed(images)
         x = torch.cat((vit.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1) + vit.pos_embed
         for block in vit.blocks[: self.blocks]:
