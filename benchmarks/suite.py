@@ -68,8 +68,8 @@ class Scale:
     preset: str = "gft_base"
     patches: tuple[int, ...] = (196, 784, 3136)
     repeats: int = 7
-    rounds: int = 16
-    runs: int = 2
+    rounds: int = 10
+    runs: int = 5
     warmup_seconds: float = 0.5
     threads: tuple[int, ...] = (1, 2)
 
@@ -240,7 +240,11 @@ def ablation(candidate: Candidate, images: Images, scale: Scale) -> list[dict[st
     protocol = BenchProtocol(rounds=scale.rounds, runs_per_round=scale.runs, warmup_seconds=scale.warmup_seconds / 2)
     found = measure(calls, protocol, track)
     base = found["as shipped"]
-    return [{"option": n, "ms": found[n].p50_ms, "speedup": ratio_interval(base, found[n])} for n in ways]
+    rows = [{"option": n, "ms": found[n].p50_ms, "speedup": ratio_interval(base, found[n])} for n in ways]
+    pages = footprint.page_sizes(candidate.model, images.shape[2], scale.repeats)
+    speedup = ratio_interval(pages["small"], pages["huge"])
+    name = "huge pages (GLIBC_TUNABLES=glibc.malloc.hugetlb=1), against a process without"
+    return [*rows, {"option": name, "ms": pages["huge"].p50_ms, "speedup": speedup}]
 
 
 def _with_uint8_activations(model: bytes) -> bytes:
