@@ -24,10 +24,11 @@ lint: .venv/installed
 	ln -s $(CURDIR)/gft_edge/* $(CURDIR)/export $(CURDIR)/calibration $(CURDIR)/benchmarks .venv/mypy/gft_edge
 	MYPYPATH=.venv/mypy .venv/bin/mypy
 
-# FP32 at all patches, FP32 pruned and INT8 pruned, interleaved, at one and two threads; one checkpoint at ten budgets;
-# the training step and the importance against the published code.
+# Peers side by side and the speed targets, into benchmarks/RESULTS.md; FP32 at all patches, FP32 pruned and INT8 pruned of
+# the built-in model, at one and two threads; one checkpoint at ten budgets; the training step against the published code.
 bench: .venv/installed
 	rm -rf runs/bench && mkdir -p runs/bench
+	.venv/bin/python -m gft_edge.benchmarks.suite runs/bench/peers.json benchmarks/RESULTS.md
 	.venv/bin/gft-edge quantize builtin --out runs/bench/checkpoint-int8 > /dev/null
 	.venv/bin/gft-edge export builtin --budget full --out runs/bench/fp32-full
 	.venv/bin/gft-edge export builtin --out runs/bench/fp32-pruned

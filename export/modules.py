@@ -80,7 +80,7 @@ class QDQLinear(nn.Module):
 
 
 class PlainAttend(nn.Module):
-    """:class:`Attend` as two products and a softmax."""
+    """:class:`Attend` as two products and a softmax; the scale stands right at the product, which takes it in."""
 
     def __init__(self, num_heads: int) -> None:
         super().__init__()
@@ -89,7 +89,7 @@ class PlainAttend(nn.Module):
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """Queries (B, R, C) over keys and values (B, T, C): (B, R, C)."""
         q, k, v = (t.unflatten(2, (self.num_heads, -1)) for t in (q, k, v))
-        scores = (q * q.shape[-1] ** -0.5).transpose(1, 2) @ k.permute(0, 2, 3, 1)
+        scores = (q.transpose(1, 2) * q.shape[-1] ** -0.5) @ k.permute(0, 2, 3, 1)
         return (scores.softmax(dim=-1) @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
 
 

@@ -1,0 +1,103 @@
+"""EViT: keeps the patches the class token attends to and fuses the rest (Liang et al., arXiv 2202.07800), on a timm ViT.
+
+In three blocks, between attention and MLP, the patches with the highest class attention (mean over the heads) stay, and the
+others become one token: their sum weighted by that attention.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from gft_edge.model.selection import gather_tokens, select_patches
+
+PLACES = (4, 7, 10)
+"""Blocks that drop patches, counted from 1, as in the paper."""
+
+
+def keep_and_fuse(x: Tensor, attention: Tensor, k: int) -> Tensor:
+    """Class token, the k patches of highest attention in raster order, and the fused rest.
+
+    The sum over the rest is that over all less that over the kept ones, so that nothing but the kept rows is gathered.
+
+    Args:
+        x: class token and N patches, (B, 1 + N, C).
+        attention: of the class token to the patches, (B, N).
+        k: patches to keep.
+
+    Returns:
+        (B, 1 + k + 1, C)
+    """
+    kept = select_patches(attention, k)
+    patches = gather_tokens(x[:, 1:], kept)
+    fused = attention.unsqueeze(1) @ x[:, 1:] - attention.gather(1, kept).unsqueeze(1) @ patches
+    return torch.cat((x[:, :1], patches, fused), dim=1)
+
+
+class EViT(nn.Module):
+    """A timm Vision Transformer that keeps ``keep[i]`` patches in block ``places[i]`` (counted from 1)."""
+
+    def __init__(self, vit: VisionTransformer, keep: Sequence[int], places: Sequence[int] = PLACES) -> None:
+        super().__init__()
+        self.vit, self.keep = vit, dict(zip(places, keep))
+        self.num_heads = vit.blocks[0].attn.num_heads
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(B, 3, H, W) to logits (B, classes)."""
+        vit = self.vit
+        x = vit.patch_embed(images)
+        x = torch.cat((vit.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + vit.pos_embed
+        for number, block in enumerate(vit.blocks, start=1):
+            x = self._dropping(block, x, self.keep[number]) if number in self.keep else block(x)
+        return vit.head(vit.norm(x[:, 0]))
+
+    def _dropping(self, block: Block, x: Tensor, k: int) -> Tensor:
+        qkv, proj = block.attn.qkv, block.attn.proj
+        q, key, v = (t.unflatten(2, (self.num_heads, -1)) for t in qkv(block.norm1(x)).chunk(3, dim=2))
+        weights = ((q.transpose(1, 2) * q.shape[-1] ** -0.5) @ key.permute(0, 2, 3, 1)).softmax(dim=-1)
+        x = x + proj((weights @ v.transpose(1, 2)).transpose(1, 2).flatten(2))
+        x = keep_and_fuse(x, weights[:, :, 0, 1:].mean(dim=1), k)
+        return x + block.mlp(block.norm2(x))
+
+
+def count_macs(
+    keep: Sequence[int],
+    depth: int,
+    patches: int,
+    width: int,
+    patch_pixels: int,
+    classes: int,
+    places: Sequence[int] = PLACES,
+) -> int:
+    """Multiply-accumulates of the matrix products of one image, those of the fusion included."""
+    total, tokens = patches * width * patch_pixels + width * classes, patches + 1
+    dropping = dict(zip(places, keep))
+    for number in range(1, depth + 1):
+        total += 4 * tokens * width**2 + 2 * tokens**2 * width
+        if number in dropping:
+            total += (tokens - 1 + dropping[number]) * width
+            tokens = dropping[number] + 2
+        total += 8 * tokens * width**2
+    return total
+
+
+def keep_counts(
+    macs: int, depth: int, patches: int, width: int, patch_pixels: int, classes: int, places: Sequence[int] = PLACES
+) -> list[int]:
+    """Patches kept by the one keep rate whose multiply-accumulates come closest to ``macs``."""
+
+    def counts(rate: float) -> list[int]:
+        kept, n = [], patches
+        for _ in places:
+            kept.append(math.ceil(rate * n))
+            n = kept[-1] + 1
+        return kept
+
+    candidates = [counts(step / 1000) for step in range(50, 999)]
+    return min(
+        candidates, key=lambda k: abs(count_macs(k, depth, patches, width, patch_pixels, classes, places) - macs)
+    )
