@@ -262,9 +262,11 @@ def identity(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def mean_tokens(artifact: Artifact) -> float:
-    """Tokens a block works on, class token included, averaged over the blocks that the logits need."""
+def mean_tokens(artifact: Artifact) -> float | None:
+    """Tokens a block works on, class token included, averaged over the blocks that the logits need; None for a baseline."""
     model, budget = artifact.manifest.model, artifact.manifest.budget
+    if model.is_baseline:
+        return None
     if model.variant == "published":  # its stages choose patches but the logits do not read them
         return model.num_patches + 1.0
     kept, now, total = dict(zip(model.stages, budget.keep)), model.num_patches, 0

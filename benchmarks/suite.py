@@ -36,10 +36,12 @@ from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.cli.console import say, track
 from gft_edge.config import GFTConfig, preset
-from gft_edge.export.onnx import export_artifact, export_graph, tool_versions
+from gft_edge.export.onnx import GraphOptions, export_artifact, export_graph, tool_versions
 from gft_edge.files import replacing, write_json
+from gft_edge.manifest import MapsMode
 from gft_edge.model.build import build_model
 from gft_edge.model.macs import count_macs
+from gft_edge.preprocess import PreprocessSpec
 from gft_edge.runtime.sessions import onnxruntime_session
 
 Images = npt.NDArray[np.float32]
@@ -148,14 +150,20 @@ def quantized_by_onnxruntime(model: bytes, images: Images) -> bytes:
         return result.read_bytes()
 
 
+def _graph(model: Any, maps: MapsMode = "none") -> onnx.ModelProto:
+    """A GFT at its own budget, as ``export`` writes it."""
+    config = model.config
+    return export_graph(model, PreprocessSpec(config.image_size, config.image_size), config.budget, GraphOptions(maps))
+
+
 def focal_group(scale: Scale, images: Images) -> dict[str, Candidate]:
     """The focal model, plain ViT, ToMe and EViT of as many multiply-accumulates, and the focal model's products alone."""
     config = scale.config
     macs = count_macs(config)
     torch.manual_seed(0)
     model = build_model(config).eval()
-    floats = export_graph(model, config.budget)
-    int8 = export_graph(quantize_int8(model, [images]).model, config.budget)
+    floats = _graph(model)
+    int8 = _graph(quantize_int8(model, [images]).model)
     side, pixels = config.image_size, 3 * config.patch_size**2
     vit = plain_vit(config)
     plain = export_peer(vit, side).SerializeToString()
@@ -194,8 +202,8 @@ def published_group(scale: Scale) -> dict[str, Candidate]:
     macs = count_macs(config)
     return {
         "published, as it is, maps": Candidate(export_as_is(plain, config.image_size, names).SerializeToString()),
-        "published, maps": Candidate(export_graph(ours, config.budget, "compact").SerializeToString()),
-        "published": Candidate(export_graph(ours, config.budget).SerializeToString(), macs=macs),
+        "published, maps": Candidate(_graph(ours, "compact").SerializeToString()),
+        "published": Candidate(_graph(ours).SerializeToString(), macs=macs),
         "ViT of as many blocks": Candidate(export_peer(eight, config.image_size).SerializeToString(), macs=macs),
     }
 

@@ -1,4 +1,4 @@
-"""Linear layers that quantize both their inputs; exported as QuantizeLinear and DequantizeLinear."""
+"""Layers that quantize both their inputs; exported as QuantizeLinear and DequantizeLinear."""
 
 from __future__ import annotations
 
@@ -104,6 +104,48 @@ class FP8Linear(nn.Linear):
         return nn.functional.linear(round_to_e4m3(x, self.input_scale), weight, self.bias)
 
 
+class QuantConv2d(nn.Conv2d):
+    """A convolution computing with INT8 values: symmetric, weights per output channel, the input per tensor.
+
+    Args:
+        conv: shares its weight and bias.
+        input_range: largest magnitude of the input.
+
+    Raises:
+        ConfigError: the range is not a positive finite number, or the padding is another than zeros of a given width.
+    """
+
+    weight_range: Tensor
+
+    def __init__(self, conv: nn.Conv2d, input_range: float) -> None:
+        if conv.padding_mode != "zeros" or type(conv) is not nn.Conv2d:
+            raise ConfigError(
+                f"quantization: a {type(conv).__name__} with {conv.padding_mode} padding has no INT8 form"
+            )
+        super().__init__(
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,  # type: ignore[arg-type]
+            conv.stride,  # type: ignore[arg-type]
+            conv.padding,  # type: ignore[arg-type]
+            conv.dilation,  # type: ignore[arg-type]
+            conv.groups,
+            conv.bias is not None,
+        )
+        require_range(input_range)
+        self.weight, self.bias = conv.weight, conv.bias
+        self.input_scale = max(input_range, SMALLEST_RANGE) / QMAX
+        weight_range = conv.weight.detach().abs().amax(dim=(1, 2, 3)).clamp_min(SMALLEST_RANGE)
+        self.register_buffer("weight_range", weight_range, persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, in, H, W) to (B, out, H', W')."""
+        x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, 0, QMIN, QMAX)
+        zero = torch.zeros(self.out_channels, dtype=torch.int32)
+        weight = torch.fake_quantize_per_channel_affine(self.weight, self.weight_range / QMAX, zero, 0, QMIN, QMAX)
+        return self._conv_forward(x, weight, self.bias)
+
+
 def round_to_e4m3(x: Tensor, scale: float) -> Tensor:
     """Values as FP8 E4M3 with a scale holds them: four significant bits, magnitudes of at most 448 scale."""
     return (x / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(x.dtype) * scale
@@ -115,25 +157,30 @@ def require_range(input_range: float) -> None:
         raise ConfigError(f"quantization: an input range must be positive and finite, found {input_range}")
 
 
-QUANTIZED = (QuantLinear, WeightOnlyLinear, FP8Linear)
+LINEARS = (QuantLinear, WeightOnlyLinear, FP8Linear)
+QUANTIZED = (*LINEARS, QuantConv2d)
+QUANTIZABLE = (nn.Linear, nn.Conv2d)
 
 
 def quantized_names(model: nn.Module, policy: QuantPolicy) -> list[str]:
-    """Names of the linear layers the policy quantizes.
+    """Names of the linear layers and convolutions the policy quantizes.
 
     Raises:
         ConfigError: no layer matches.
     """
-    names = [name for name, m in model.named_modules() if isinstance(m, nn.Linear) and policy.is_quantized(name)]
+    names = [name for name, m in model.named_modules() if isinstance(m, QUANTIZABLE) and policy.is_quantized(name)]
     if not names:
-        raise ConfigError("quantization policy: no linear layer of this model matches a rule that quantizes")
+        raise ConfigError(
+            "quantization policy: no linear layer or convolution of this model matches a rule that quantizes; "
+            "give rules for its layers with --policy"
+        )
     return names
 
 
 def insert_quantizers(
     model: nn.Module, ranges: Mapping[str, float], precisions: Mapping[str, Precision] | None = None
 ) -> None:
-    """Replaces the linear layers named in ``ranges`` by quantizing ones, in place; weights must be loaded.
+    """Replaces the layers named in ``ranges`` by quantizing ones, in place; weights must be loaded.
 
     Args:
         model: full precision.
@@ -141,7 +188,7 @@ def insert_quantizers(
         precisions: per layer; INT8 where none is given.
 
     Raises:
-        ConfigError: a name is no linear layer of this model, or a range or precision is not usable.
+        ConfigError: a name is no linear layer or convolution of this model, or a range or precision is not usable.
     """
     for name, input_range in ranges.items():
         parent_name, _, child = name.rpartition(".")
@@ -149,13 +196,18 @@ def insert_quantizers(
             parent = model.get_submodule(parent_name)
         except AttributeError:
             parent = nn.Module()
-        linear = getattr(parent, child, None)
-        if not isinstance(linear, nn.Linear):
-            raise ConfigError(f"quantization: {name} is no linear layer of this model")
-        setattr(parent, child, _quantized(linear, input_range, (precisions or {}).get(name, "int8")))
+        layer = getattr(parent, child, None)
+        if not isinstance(layer, QUANTIZABLE):
+            raise ConfigError(f"quantization: {name} is no linear layer of this model, nor a convolution")
+        setattr(parent, child, _quantized(layer, input_range, (precisions or {}).get(name, "int8")))
 
 
-def _quantized(linear: nn.Linear, input_range: float, precision: Precision) -> nn.Linear:
+def _quantized(layer: nn.Linear | nn.Conv2d, input_range: float, precision: Precision) -> nn.Module:
+    if isinstance(layer, nn.Conv2d):
+        if precision != "int8":
+            raise ConfigError(f"quantization: convolutions are int8 or high, found {precision!r}")
+        return QuantConv2d(layer, input_range)
+    linear = layer
     if precision == "int8":
         return QuantLinear(linear, input_range)
     if precision == "int8-weights":
@@ -166,13 +218,17 @@ def _quantized(linear: nn.Linear, input_range: float, precision: Precision) -> n
 
 
 def without_quantizers(model: nn.Module) -> nn.Module:
-    """A copy whose linear layers compute in full precision with the same weights; ``model`` itself if it has none."""
+    """A copy whose layers compute in full precision with the same weights; ``model`` itself if none is quantized."""
     if not any(isinstance(module, QUANTIZED) for module in model.modules()):
         return model
     model = copy.deepcopy(model)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, QUANTIZED):
+            if isinstance(child, QuantConv2d):
+                conv = copy.copy(child)
+                conv.__class__ = nn.Conv2d  # type: ignore[assignment]
+                setattr(parent, name, conv)
+            elif isinstance(child, LINEARS):
                 linear = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None)
                 linear.weight, linear.bias = child.weight, child.bias
                 setattr(parent, name, linear)

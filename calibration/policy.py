@@ -38,7 +38,7 @@ class QuantRule:
 
 @dataclass(frozen=True)
 class QuantPolicy:
-    """The first rule that matches a linear layer's name decides; what no rule matches stays high precision.
+    """The first rule that matches the name of a linear layer or convolution decides; what no rule matches stays high precision.
 
     INT8 is symmetric, with weights per output channel, activations per tensor and the bias in high precision; FP8 is
     E4M3, both per tensor. Everything that is not a linear layer (patch embedding, LayerNorm, softmax, GELU, residual
@@ -121,6 +121,11 @@ _RULES = (
     QuantRule("*.attn.proj", "int8", "output projection of the attention"),
     QuantRule("*.mlp.fc1", "int8", "first layer of the MLP, half of its work"),
     QuantRule("*.mlp.fc2", "int8", "second layer of the MLP, half of its work"),
+    QuantRule("network.conv1", "high", "first convolution of a ResNet; three channels in, little work"),
+    QuantRule("network.conv_stem", "high", "first convolution of a network; three channels in, little work"),
+    QuantRule("network.*conv*", "int8", "convolution of a network without attention"),
+    QuantRule("network.*downsample.0", "int8", "convolution beside a residual block"),
 )
 DEFAULT_POLICY = QuantPolicy(_RULES)
-"""Both inputs of the qkv, proj, fc1 and fc2 linears; one such graph serves ONNX Runtime and TensorRT 10 and 11."""
+"""Both inputs of the qkv, proj, fc1 and fc2 linears and of the convolutions of ResNets; one such graph serves ONNX Runtime
+and TensorRT 10 and 11."""

@@ -84,6 +84,8 @@ class SelectionSafety:
 
     def describe(self) -> str:
         """A few lines for people."""
+        if not self.stages:
+            return "selection: this model drops no patches"
         lines = [f"selection on {self.images} images: {self.verdict}"]
         for s in self.stages:
             low, high = s.jaccard_interval
@@ -120,7 +122,9 @@ def selection_safety(
         DataError: no images.
     """
     sides: list[list[list[_Side]]] = [[], []]
+    count = 0
     for images in batches:
+        count += len(images)
         for side, model in zip(sides, (full, compressed)):
             side.append(_stages(model(torch.from_numpy(images), maps=True).stages))
     if not sides[0]:
@@ -131,7 +135,7 @@ def selection_safety(
         for number, pair in enumerate(zip(full_stages, compressed_stages))
         if pair[0].kept.shape[1] < pair[0].inputs.shape[1]
     ]
-    return SelectionSafety(len(full_stages[0].scores), limit, tuple(stages))
+    return SelectionSafety(count, limit, tuple(stages))
 
 
 def _stages(trace: Any) -> list[_Side]:

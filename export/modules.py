@@ -1,9 +1,7 @@
 """Modules in the form the exported graph has them: the same arithmetic, fewer and plainer operators.
 
-Quantized linears become QuantizeLinear, DequantizeLinear and one MatMul: symmetric INT8 with explicit zero zero-points, INT8
-weights and no quantized bias, the one form that ONNX Runtime runs as INT8 products and that TensorRT accepts. Attention
-becomes MatMul, Softmax, MatMul with the scale on the queries and no other reader of scores or probabilities, the form
-that TensorRT fuses.
+Quantized layers become those of quantized.py. Attention becomes MatMul, Softmax, MatMul with the scale on the queries and no
+other reader of scores or probabilities, the form that TensorRT fuses.
 """
 
 from __future__ import annotations
@@ -16,67 +14,9 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from gft_edge.calibration.modules import QMAX, QMIN, QuantLinear
+from gft_edge.calibration.modules import QUANTIZED, QuantConv2d
+from gft_edge.export.quantized import QDQConv2d, QDQLinear
 from gft_edge.model.layers import Attend
-
-_QDQ_OPSET = 13  # per-channel scales exist since then; the meaning has not changed
-_LOW_QDQ_OPSET = 19  # scales may be half precision since then
-
-
-class QDQLinear(nn.Module):
-    """A :class:`QuantLinear` with its weights folded to INT8 of shape (in, out).
-
-    Args:
-        layer: what to fold.
-        dtype: of scales, bias and results; scales are rounded to it before the weights are, and stay normal numbers.
-    """
-
-    weight_int8: Tensor
-    weight_scale: Tensor
-    weight_zero: Tensor
-    input_scale: Tensor
-    input_zero: Tensor
-
-    def __init__(self, layer: QuantLinear, dtype: torch.dtype = torch.float32) -> None:
-        super().__init__()
-        smallest = torch.finfo(dtype).tiny
-        weight_scale = (layer.weight_range / QMAX).clamp_min(smallest).to(dtype)
-        weight = torch.round(layer.weight.detach() / weight_scale.float()[:, None]).clamp(QMIN, QMAX)
-        self.register_buffer("weight_int8", weight.to(torch.int8).t().contiguous())
-        self.register_buffer("weight_scale", weight_scale)
-        self.register_buffer("weight_zero", torch.zeros(len(weight_scale), dtype=torch.int8))
-        self.register_buffer("input_scale", torch.tensor(max(layer.input_scale, smallest), dtype=dtype))
-        self.register_buffer("input_zero", torch.zeros((), dtype=torch.int8))
-        self.weight, self.bias = layer.weight, layer.bias  # the importance path reads the float weights
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(..., in) to (..., out)."""
-        dtype = self.input_scale.dtype
-        opset = _QDQ_OPSET if dtype == torch.float32 else _LOW_QDQ_OPSET
-        quantized = torch.onnx.ops.symbolic(
-            "QuantizeLinear",
-            (x, self.input_scale, self.input_zero),
-            dtype=torch.int8,
-            shape=x.shape,
-            version=opset,
-        )
-        x = torch.onnx.ops.symbolic(
-            "DequantizeLinear",
-            (quantized, self.input_scale, self.input_zero),
-            dtype=dtype,
-            shape=x.shape,
-            version=opset,
-        )
-        weight = torch.onnx.ops.symbolic(
-            "DequantizeLinear",
-            (self.weight_int8, self.weight_scale, self.weight_zero),
-            {"axis": 1},
-            dtype=dtype,
-            shape=self.weight_int8.shape,
-            version=opset,
-        )
-        y = torch.matmul(x, weight)
-        return y if self.bias is None else y + self.bias
 
 
 class PlainAttend(nn.Module):
@@ -126,12 +66,17 @@ def exportable(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Modul
                 setattr(parent, name, PlainAttention(child))
             elif isinstance(child, Attend):
                 setattr(parent, name, PlainAttend(child.num_heads))
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if isinstance(child, QuantLinear):
-                setattr(parent, name, QDQLinear(child, dtype))
     _fold_norms(model)
-    return model.to(dtype)
+    folded = [
+        (parent, name, QDQConv2d(child, dtype) if isinstance(child, QuantConv2d) else QDQLinear(child, dtype))
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if isinstance(child, QUANTIZED)
+    ]
+    model.to(dtype)  # before they are put in: it would take FP8 weights for floating-point values to convert
+    for parent, name, layer in folded:
+        setattr(parent, name, layer)
+    return model
 
 
 def _fold_norms(model: nn.Module) -> None:

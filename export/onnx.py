@@ -32,6 +32,7 @@ from gft_edge.manifest import (
     GOLDEN,
     MANIFEST,
     MODEL,
+    QUANTIZED,
     Artifact,
     Batch,
     DeploymentManifest,
@@ -281,6 +282,10 @@ def export_artifact(
         precision: Precision = form.rest
         if info.quantization is not None:
             precision = info.quantization["precision"]
+            if precision not in QUANTIZED:
+                raise ConfigError(
+                    f"export: checkpoint {checkpoint.path} has layers of several 8-bit precisions ({precision}); quantize to one"
+                )
             golden["logits_quantized"] = reference_outputs(checkpoint.model, golden_images, budget)["logits"]
         graph = export_graph(checkpoint.model, info.preprocess, budget, form)
         (folder / MODEL).write_bytes(graph.SerializeToString(deterministic=True))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
@@ -9,6 +10,7 @@ from onnx import helper, numpy_helper
 def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
     """Applies all rewrites in place and returns the model, its intermediate shapes inferred anew."""
     _gather_rows(model)
+    _fold_norms(model.graph)
     _drop_unused(model.graph)
     del model.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
@@ -43,6 +45,48 @@ def _gather_rows(model: onnx.ModelProto) -> None:
             "GatherND", [node.input[0], unsqueeze.output[0]], list(node.output), name=node.name, batch_dims=1
         )
         node.CopyFrom(gather)
+
+
+def _fold_norms(graph: onnx.GraphProto) -> None:
+    """A batch norm after a convolution of INT8 weights goes into their scales: exact, and one operator less.
+
+    norm(conv(x, s w) + c) = conv(x, |g| s sign(g) w) + b + (c - mean) g, with g = gamma / sqrt(variance + epsilon) per
+    output channel.
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    producers = {output: node for node in graph.node for output in node.output}
+    for norm in [node for node in graph.node if node.op_type == "BatchNormalization"]:
+        conv = producers.get(norm.input[0])
+        weight = producers.get(conv.input[1]) if conv is not None and conv.op_type == "Conv" else None
+        if conv is None or weight is None or weight.op_type != "DequantizeLinear":
+            continue
+        names = [*weight.input[:2], *norm.input[1:], *conv.input[2:]]
+        if any(name not in constants for name in names) or _readers(graph, conv.output[0]) != 1:
+            continue
+        stored, scale, gamma, beta, mean, variance, *bias = (numpy_helper.to_array(constants[name]) for name in names)
+        epsilon = next((a.f for a in norm.attribute if a.name == "epsilon"), 1e-5)
+        g = gamma.astype(np.float64) / np.sqrt(variance.astype(np.float64) + epsilon)
+        shift = beta + ((bias[0] if bias else 0.0) - mean) * g
+        sign = np.where(g < 0, -1, 1).astype(np.int8).reshape(-1, *[1] * (stored.ndim - 1))
+        zero = (g == 0).reshape(
+            sign.shape
+        )  # a dead channel keeps its scale, which must not be 0, and loses its weights
+        folded = {
+            names[0]: np.where(zero, 0, stored * sign).astype(np.int8),
+            names[1]: np.where(g == 0, scale, np.abs(g) * scale).astype(scale.dtype),
+            f"{norm.name}_shift": shift.astype(scale.dtype),
+        }
+        for name, value in folded.items():
+            tensor = numpy_helper.from_array(value, name)
+            constants[name].CopyFrom(tensor) if name in constants else graph.initializer.append(tensor)
+        del conv.input[2:]
+        conv.input.append(f"{norm.name}_shift")
+        conv.output[0] = norm.output[0]
+        graph.node.remove(norm)
+
+
+def _readers(graph: onnx.GraphProto, name: str) -> int:
+    return sum(name in node.input for node in graph.node) + sum(output.name == name for output in graph.output)
 
 
 def _drop_unused(graph: onnx.GraphProto) -> None:

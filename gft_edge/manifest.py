@@ -20,10 +20,10 @@ GOLDEN = "golden.npz"
 
 MapsMode = Literal["none", "compact", "dense"]
 HighPrecision = Literal["fp32", "fp16", "bf16"]
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-weights", "fp8"]
 InputKind = Literal["float", "uint8"]
 Batch = tuple[int, int, int]
-QUANTIZED: tuple[Precision, ...] = ("int8", "fp8")
+QUANTIZED: tuple[Precision, ...] = ("int8", "int8-weights", "fp8")
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,6 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.common import labelled_batches, parse_batch_range
     from gft_edge.cli.console import result, say
-    from gft_edge.errors import ConfigError
     from gft_edge.export.onnx import export_artifact
     from gft_edge.files import require_free
 
@@ -58,10 +57,6 @@ def run(args: argparse.Namespace) -> int:
     batch = parse_batch_range(args.batch)
     checkpoint = load_checkpoint(args.checkpoint)
     info = checkpoint.info
-    if info.quantization is not None and info.quantization.get("precision", "int8") != "int8":
-        raise ConfigError(
-            f"checkpoint {checkpoint.path}: {info.quantization['precision']} is not exported yet; quantize to int8"
-        )
     config = info.model
     budget = config.budget if args.budget is None else config.parse_budget(args.budget)
     if args.align is not None:

@@ -41,10 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     import dataclasses
 
-    from torch import nn
-
     from gft_edge.calibration.images import model_features
-    from gft_edge.calibration.modules import quantized_names
+    from gft_edge.calibration.modules import QUANTIZABLE, quantized_names
     from gft_edge.calibration.observe import Collector, observe
     from gft_edge.calibration.ptq import quantize_with
     from gft_edge.calibration.ranges import Ranges, read_ranges
@@ -98,15 +96,15 @@ def run(args: argparse.Namespace) -> int:
     rows = [
         (name, precisions.get(name, "high"), f"{values[name]:.4g}" if name in values else "", _reason(policy, name))
         for name, module in checkpoint.model.named_modules()
-        if isinstance(module, nn.Linear)
+        if isinstance(module, QUANTIZABLE)
     ]
     kind = {"int8": "INT8", "fp8": "FP8 (emulated)", "int8-weights": "INT8 weights"}.get(summary["precision"], "mixed")
     text = (
-        f"{args.out}: {len(values)} linear layers in {kind}, calibrated on {ranges.images} images\n"
+        f"{args.out}: {len(values)} layers in {kind}, calibrated on {ranges.images} images\n"
         f"{card.describe()}\n{describe_ranges(ranges)}\n{safety.describe()}\n"
     )
     data = {"out": str(args.out), **summary, "selection": safety.to_json()}
-    result(args, data, text + table(("linear layer", "precision", "range", "why"), rows))
+    result(args, data, text + table(("layer", "precision", "range", "why"), rows))
     return 0
 
 

@@ -1,5 +1,6 @@
 """Models to compare with go through the same verbs."""
 
+import onnx
 import pytest
 
 MODELS = {
@@ -47,6 +48,21 @@ def test_a_baseline_is_evaluated_verified_and_measured(baseline, gft_edge):
     assert done.json["comparisons"][0]["max_relative_error"] < 1e-4
     done = gft_edge("bench", baseline / "fp32", "--rounds", 2, "--runs", 1, "--warmup", 0)
     assert done.code == 0, done.err
+
+
+def test_a_baseline_is_quantized(baseline, gft_edge):
+    done = gft_edge("quantize", baseline / "ckpt", "--images", 16, "--out", baseline / "ckpt8")
+    assert done.code == 0, done.err
+    done = gft_edge("export", baseline / "ckpt8", "--out", baseline / "int8")
+    assert done.code == 0, done.err
+    done = gft_edge("verify", baseline / "int8", "--checkpoint", baseline / "ckpt8", "--images", 32, "--json")
+    found = done.json["comparisons"]
+    assert [c["reference"] for c in found] == ["torch fp32", "torch int8"]
+    assert found[1]["logit_sqnr_db"] > 25 > 10 < found[0]["logit_sqnr_db"]
+    operators = [node.op_type for node in onnx.load(baseline / "int8/model.onnx").graph.node]
+    assert "BatchNormalization" not in operators
+    products = "Conv" if "resnet" in baseline.name else "MatMul"
+    assert operators.count("QuantizeLinear") >= 4 <= operators.count(products)
 
 
 def test_what_a_baseline_does_not_have_is_refused(baseline, gft_edge, tmp_path):

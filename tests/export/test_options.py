@@ -10,6 +10,8 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from gft_edge.calibration.policy import QuantPolicy, QuantRule, uniform_policy
+from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.errors import ConfigError
 from gft_edge.export.onnx import GraphOptions, export_artifact
@@ -154,3 +156,34 @@ def test_options_make_no_difference_to_the_hash_of_the_same_options(export):
 def test_batch_sizes_must_rise(batch):
     with pytest.raises(ConfigError, match="export: batch must be smallest <= usual <= largest, each at least 1"):
         GraphOptions(batch=batch)
+
+
+@pytest.mark.parametrize(
+    ("precision", "least_db", "stored"), [("fp8", 15, "FLOAT8E4M3FN"), ("int8-weights", 25, "INT8")]
+)
+@torch.no_grad()
+def test_other_eight_bit_forms_compute_what_torch_computes(
+    checkpoints, clear_images, tmp_path, precision, least_db, stored
+):
+    source = checkpoints["fp32"]
+    quantized = quantize_int8(source.model, [clear_images], uniform_policy(precision))
+    save_checkpoint(tmp_path / "q", dataclasses.replace(source.info, quantization=quantized.summary), quantized.model)
+    artifact = export_artifact(load_checkpoint(tmp_path / "q"), tmp_path / "artifact", clear_images)
+    assert artifact.manifest.precision == precision
+    kinds = [
+        tensor.data_type for tensor in onnx.load(artifact.path / MODEL).graph.initializer if len(tensor.dims) == 2
+    ]
+    assert kinds.count(getattr(TensorProto, stored)) == len(quantized.summary["ranges"])
+    found = open_session(artifact)(clear_images)["logits"]
+    same, full = (m(torch.from_numpy(clear_images)).numpy() for m in (quantized.model, source.model))
+    assert sqnr_db(same, found) > 30
+    assert sqnr_db(full, found) > least_db
+
+
+def test_several_eight_bit_precisions_in_one_graph_are_refused(checkpoints, clear_images, tmp_path):
+    source = checkpoints["fp32"]
+    rules = (QuantRule("*.mlp.fc1", "fp8", "a"), QuantRule("*.mlp.fc2", "int8", "b"))
+    quantized = quantize_int8(source.model, [clear_images], QuantPolicy(rules))
+    save_checkpoint(tmp_path / "q", dataclasses.replace(source.info, quantization=quantized.summary), quantized.model)
+    with pytest.raises(ConfigError, match=r"layers of several 8-bit precisions \(mixed\); quantize to one"):
+        export_artifact(load_checkpoint(tmp_path / "q"), tmp_path / "artifact", clear_images)
