@@ -1,10 +1,10 @@
-"""Proof that an artefact computes what PyTorch computes, and how much quantization changed."""
+"""Proof that an artefact computes what PyTorch computes, how much quantization changed, and where it went wrong."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -13,80 +13,34 @@ import onnx
 
 from gft_edge.calibration.modules import without_quantizers
 from gft_edge.checkpoint import Checkpoint
-from gft_edge.errors import ArtifactError
-from gft_edge.export.onnx import reference_outputs
+from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.export.agreement import Arrays, Comparison, compare
+from gft_edge.export.onnx import reference_outputs, tool_versions
+from gft_edge.export.trace import IMAGES, Place, silent_difference, trace
+from gft_edge.export.verdict import FRESH, Judgement, Limits, judge
 from gft_edge.manifest import GOLDEN, MODEL, Artifact, DeploymentManifest
 from gft_edge.model.gala import TEMPERATURE
-from gft_edge.runtime.sessions import Session, onnxruntime_session, open_session
-from gft_edge.train.metrics import accuracy, sqnr_db
+from gft_edge.runtime.sessions import BACKENDS, Session, onnxruntime_session, open_session
 
-Arrays = dict[str, npt.NDArray[Any]]
-TIE = 1e-4
-"""Scores have unit standard deviation per image; closer than this at the boundary is float noise, not a preference."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What passes.
-
-    Args:
-        fp32_relative_error: largest logit difference over the largest logit, FP32 graph against FP32 PyTorch.
-        same_sqnr_db: INT8 graph against the same INT8 arithmetic in PyTorch; what remains are rounding ties.
-        int8_sqnr_db, int8_top1_agreement, int8_jaccard: INT8 graph against FP32 PyTorch.
-    """
-
-    fp32_relative_error: float = 1e-4
-    same_sqnr_db: float = 25.0
-    int8_sqnr_db: float = 15.0
-    int8_top1_agreement: float = 0.97
-    int8_jaccard: float = 0.90
-
-
-@dataclass(frozen=True)
-class StageAgreement:
-    """Kept patches of one stage on two sides.
-
-    Attributes:
-        jaccard: |both| / |either|, mean over images.
-        identical: images with the same set.
-        ties: images whose sets differ only in patches whose reference scores are equal up to float noise.
-        images: compared.
-    """
-
-    stage: int
-    jaccard: float
-    identical: int
-    ties: int
-    images: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two sides on the same images.
-
-    Attributes:
-        reference, candidate: what was compared.
-        logit_sqnr_db: signal to noise of the logits; None when bit-identical.
-        max_relative_error: largest difference over the largest magnitude of the reference.
-        top1_agreement: share of images with the same first class.
-        top1_reference, top1_candidate: accuracy where labels are known.
-        stages: selection, for the stages whose selection is in the graph.
-    """
-
-    reference: str
-    candidate: str
-    images: int
-    logit_sqnr_db: float | None
-    max_relative_error: float
-    top1_agreement: float
-    top1_reference: float | None
-    top1_candidate: float | None
-    stages: tuple[StageAgreement, ...]
+ONNXRUNTIME = "onnxruntime"
+Batches = Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Comparisons, and what of them is out of limits (nothing: passed)."""
+    """Comparisons, what they amount to, and where something is wrong.
+
+    Attributes:
+        artifact, precision, model_sha256: what was verified.
+        source: what the images are.
+        comparisons: every backend against every reference.
+        limits: what passes.
+        judgement: what is out of limits, what is undecided.
+        places: where something is wrong, the first cause first.
+        fresh_export: ``"identical"`` (byte for byte), ``"different"``, or None when the checkpoint was not exported again.
+        notes: what is worth knowing and no failure.
+        backends: each with its options.
+    """
 
     artifact: str
     precision: str
@@ -94,38 +48,126 @@ class VerifyReport:
     source: str
     comparisons: tuple[Comparison, ...]
     limits: Limits
-    failures: tuple[str, ...]
-    backend: Mapping[str, Any]
+    judgement: Judgement
+    places: tuple[Place, ...] = ()
+    fresh_export: str | None = None
+    notes: tuple[str, ...] = ()
+    backends: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What is out of limits, in words."""
+        return self.judgement.failures
+
+    @property
+    def verdict(self) -> str:
+        """``"pass"``, ``"fail"`` or ``"inconclusive"``."""
+        return self.judgement.verdict
 
     @property
     def passed(self) -> bool:
-        """True when nothing is out of limits."""
+        """True when nothing is out of limits; that may still be inconclusive."""
         return not self.failures
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values."""
         data = asdict(self)
-        return {**data, "backend": dict(self.backend), "passed": self.passed}
+        judgement = data.pop("judgement")
+        return {
+            **data,
+            **judgement,
+            "verdict": self.verdict,
+            "passed": self.passed,
+            "backend": dict(self.backends[0]) if self.backends else {},
+        }
 
 
-def kept_session(artifact: Artifact) -> Session | None:
-    """A session whose outputs are the kept patches, for a graph without map outputs; None when it selects nothing."""
+class Side:
+    """An artefact as one backend runs it: outputs with the kept patches, whatever map outputs the graph has.
+
+    Args:
+        artifact: checked against its hashes.
+        backend: that runs it.
+
+    Raises:
+        ConfigError: no such backend.
+        ArtifactError: changed file, or one that the backend refuses.
+    """
+
+    def __init__(self, artifact: Artifact, backend: str = ONNXRUNTIME) -> None:
+        if backend == "tensorrt" and backend not in BACKENDS:
+            raise ConfigError(
+                "unknown backend 'tensorrt': this version runs no engines; there are: " + ", ".join(BACKENDS)
+            )
+        self.manifest = artifact.manifest
+        self.backend = backend
+        self.session = open_session(artifact, backend)
+        self._taps: Session | None = None
+        self.problem: str | None = None
+        # Only ONNX Runtime shows tensors that are no outputs; another backend's own choice cannot be told from its graph.
+        if backend == ONNXRUNTIME and artifact.manifest.maps != "compact":
+            self._taps, self.problem = selection_taps(artifact)
+
+    def __call__(self, images: npt.NDArray[np.float32]) -> Arrays:
+        """Preprocessed images (B, 3, H, W) to logits, ``importance_i`` and ``kept_i`` on the original grid."""
+        feed = graph_input(images, self.manifest)
+        outputs = self.session(feed)
+        if self._taps is None:
+            return outputs
+        values = list(self._taps(feed).values())
+        positions: npt.NDArray[Any] | None = None
+        for stage, scores, local in zip(selecting_stages(self.manifest), values[::2], values[1::2]):
+            wide = scores.astype(np.float64) / TEMPERATURE
+            power = np.exp(wide - wide.max(axis=1, keepdims=True))
+            outputs[f"importance_{stage}"] = power / power.sum(axis=1, keepdims=True)
+            positions = local if positions is None else np.take_along_axis(positions, local, axis=1)
+            outputs[f"kept_{stage}"] = positions
+        return outputs
+
+
+def graph_input(images: npt.NDArray[Any], manifest: DeploymentManifest) -> npt.NDArray[Any]:
+    """Preprocessed images (B, 3, H, W) in the form the graph takes them.
+
+    A graph with ``uint8`` input normalises by itself: it gets the pixels (B, H, W, 3), which the normalised values give back
+    exactly.
+    """
+    if manifest.inputs[0].dtype != "uint8" or images.dtype == np.uint8:
+        return images
+    spec = manifest.preprocess
+    pixels = (np.moveaxis(images, 1, -1) * np.asarray(spec.std) + np.asarray(spec.mean)) * 255
+    pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
+    return np.ascontiguousarray(pixels[..., ::-1] if spec.color_order == "bgr" else pixels)
+
+
+def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
+    """A session for a graph without kept outputs that gives scores and kept indices of each stage that selects.
+
+    Returns:
+        The session, None when the graph selects nothing; and what is wrong with the graph's selections, None when nothing is.
+    """
     model = onnx.load(str(artifact.file(MODEL)))
+    producers = {name: node for node in model.graph.node for name in node.output}
     # select_patches sorts the indices it keeps by a second TopK, smallest first.
-    names = [
-        node.output[0]
+    sorts = [
+        node
         for node in model.graph.node
         if node.op_type == "TopK" and any(a.name == "largest" and a.i == 0 for a in node.attribute)
     ]
-    manifest = artifact.manifest
-    expected = len(selecting_stages(manifest))
-    if len(names) != expected:
-        raise ArtifactError(f"artefact {artifact.path}: graph has {len(names)} selections, its budget needs {expected}")
-    if not names:
-        return None
+    expected = len(selecting_stages(artifact.manifest))
+    problem = f"graph has {len(sorts)} selections, its budget needs {expected}" if len(sorts) != expected else None
+    if problem or not sorts:
+        return None, problem
+    names = []
+    for node in sorts:
+        choice = producers.get(node.input[0])
+        while choice is not None and choice.op_type in ("Cast", "Identity"):
+            choice = producers.get(choice.input[0])
+        if choice is None or choice.op_type != "TopK":
+            return None, f"graph sorts {node.input[0]}, which no selection made"
+        names += [choice.input[0], node.output[0]]
     del model.graph.output[:]
-    model.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.INT64, None) for n in names)
-    return onnxruntime_session(model.SerializeToString(), manifest.precision == "int8")
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return onnxruntime_session(model.SerializeToString(), artifact.manifest.precision == "int8"), None
 
 
 def selecting_stages(manifest: DeploymentManifest) -> list[int]:
@@ -140,108 +182,59 @@ def selecting_stages(manifest: DeploymentManifest) -> list[int]:
     ]
 
 
-def candidate_outputs(
-    artifact: Artifact, session: Session, kept: Session | None, images: npt.NDArray[np.float32]
-) -> Arrays:
-    """The artefact's logits and kept patches on the original grid, whatever map outputs it has."""
-    outputs = session(images)
-    if kept is None:
-        return outputs
-    positions: npt.NDArray[Any] | None = None
-    for stage, local in zip(selecting_stages(artifact.manifest), kept(images).values()):
-        positions = local if positions is None else np.take_along_axis(positions, local, axis=1)
-        outputs[f"kept_{stage}"] = positions
-    return outputs
-
-
-def stage_agreement(reference: Arrays, candidate: Arrays, stage: int, inputs: npt.NDArray[Any]) -> StageAgreement:
-    """Compares the kept patches of one stage.
-
-    Args:
-        reference: with ``importance_i`` and ``kept_i``.
-        candidate: with ``kept_i``.
-        stage: which.
-        inputs: positions on the grid of the patches entering the stage on the reference side, (B, N).
-    """
-    name = f"kept_{stage}"
-    jaccard, identical, ties = [], 0, 0
-    for row, (expected, found) in enumerate(zip(reference[name], candidate[name])):
-        both, either = np.intersect1d(expected, found), np.union1d(expected, found)
-        jaccard.append(len(both) / len(either))
-        if len(both) == len(either):
-            identical += 1
-            continue
-        with np.errstate(divide="ignore"):
-            scores = TEMPERATURE * np.log(reference[f"importance_{stage}"][row].astype(np.float64))
-        boundary = scores[np.isin(inputs[row], expected)].min()
-        differing = np.setxor1d(expected, found)
-        known = np.isin(differing, inputs[row]).all() and len(set(found.tolist())) == len(found) == len(expected)
-        if known and (np.abs(scores[np.isin(inputs[row], differing)] - boundary) < TIE).all():
-            ties += 1
-    return StageAgreement(stage, float(np.mean(jaccard)), identical, ties, len(jaccard))
-
-
-def compare(
-    names: tuple[str, str], reference: Arrays, candidate: Arrays, labels: npt.NDArray[Any] | None, num_patches: int
-) -> Comparison:
-    """Compares outputs of two sides on the same images."""
-    a, b = reference["logits"], candidate["logits"]
-    if not np.isfinite(b).all():
-        raise ArtifactError(f"verify: {names[1]} gives logits that are not finite")
-    stages = []
-    inputs: npt.NDArray[Any] = np.broadcast_to(np.arange(num_patches), (len(a), num_patches))
-    for stage in range(sum(name.startswith("kept_") for name in reference)):
-        if f"kept_{stage}" in candidate:
-            stages.append(stage_agreement(reference, candidate, stage, inputs))
-        inputs = reference[f"kept_{stage}"]
-    sqnr = sqnr_db(a, b)
-    return Comparison(
-        reference=names[0],
-        candidate=names[1],
-        images=len(a),
-        logit_sqnr_db=None if np.isinf(sqnr) else sqnr,
-        max_relative_error=float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-12)),
-        top1_agreement=float((a.argmax(1) == b.argmax(1)).mean()),
-        top1_reference=None if labels is None else accuracy(a, labels),
-        top1_candidate=None if labels is None else accuracy(b, labels),
-        stages=tuple(stages),
-    )
-
-
-def verify_golden(artifact: Artifact, backend: str = "onnxruntime", limits: Limits | None = None) -> VerifyReport:
-    """Compares the artefact with the PyTorch outputs stored beside it; needs no checkpoint.
+def read_golden(artifact: Artifact) -> Arrays:
+    """The arrays of golden.npz.
 
     Raises:
-        ArtifactError: golden.npz is missing or damaged.
+        ArtifactError: missing or damaged.
     """
     try:
         with np.load(artifact.file(GOLDEN), allow_pickle=False) as file:
             golden: Arrays = dict(file)
-        images = golden.pop("images")
         stages = range(len(artifact.manifest.budget.keep))
-        for name in ("logits", *(f"{kind}_{stage}" for stage in stages for kind in ("importance", "kept"))):
+        for name in ("images", "logits", *(f"{kind}_{stage}" for stage in stages for kind in ("importance", "kept"))):
             golden[name]
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
         raise ArtifactError(f"artefact {artifact.path}: {GOLDEN} is damaged ({error})") from None
-    quantized_logits = golden.pop("logits_quantized", None)
-    session, kept = _sessions(artifact, backend)
-    found = candidate_outputs(artifact, session, kept, images)
-    patches = artifact.manifest.model.num_patches
-    candidate = f"{backend} {artifact.manifest.precision}"
-    comparisons = [compare(("torch fp32", candidate), golden, found, None, patches)]
-    if quantized_logits is not None:
-        same = {"logits": quantized_logits}
-        comparisons.append(compare(("torch int8", candidate), same, found, None, patches))
-    return _report(artifact, session, f"{len(images)} golden images", comparisons, limits or Limits())
+    return golden
+
+
+def verify_golden(
+    artifact: Artifact, backends: Sequence[str] = (ONNXRUNTIME,), limits: Limits | None = None
+) -> VerifyReport:
+    """Compares the artefact with the PyTorch outputs stored beside it; needs no checkpoint.
+
+    It proves the arithmetic on a few images and knows no labels: nothing is said of accuracy, and the place of a fault is
+    told by stage only.
+
+    Raises:
+        ArtifactError: golden.npz is missing or damaged.
+    """
+    golden = read_golden(artifact)
+    images = golden.pop("images")
+    references = {"torch fp32": golden}
+    if "logits_quantized" in golden:
+        references["torch int8"] = {"logits": golden.pop("logits_quantized")}
+    sides = [Side(artifact, backend) for backend in backends]
+    comparisons = _compare_all(artifact.manifest, references, {side.backend: side(images) for side in sides}, None)
+    judgement = _judge(artifact, comparisons, sides, limits or Limits(), ())
+    return VerifyReport(
+        **_identity(artifact, f"{len(images)} golden images", limits),
+        comparisons=comparisons,
+        judgement=judgement,
+        places=() if not judgement.failures else (_stage_place(comparisons),),
+        backends=_options(sides),
+    )
 
 
 def verify_checkpoint(
     artifact: Artifact,
     checkpoint: Checkpoint,
-    batches: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]],
+    batches: Batches,
     source: str,
-    backend: str = "onnxruntime",
+    backends: Sequence[str] = (ONNXRUNTIME,),
     limits: Limits | None = None,
+    fresh: onnx.ModelProto | None = None,
 ) -> VerifyReport:
     """Compares the artefact with PyTorch on any images.
 
@@ -250,11 +243,14 @@ def verify_checkpoint(
         checkpoint: quantized or not; its full-precision form is the reference, its quantized form a second one.
         batches: preprocessed images and labels.
         source: what the images are, for the record.
-        backend: that runs the artefact.
+        backends: that run the artefact.
         limits: what passes.
+        fresh: the checkpoint exported anew with the artefact's flags (:func:`gft_edge.export.trace.fresh_graph`). With it
+            the graph is held against it too, a graph that cannot be run is a finding and no error, and the first bad
+            node is named.
 
     Raises:
-        ArtifactError: the artefact was made from another checkpoint.
+        ArtifactError: the artefact was made from another checkpoint, or (without ``fresh``) cannot be run.
     """
     manifest = artifact.manifest
     if checkpoint.sha256 != manifest.checkpoint_sha256:
@@ -262,72 +258,175 @@ def verify_checkpoint(
             f"artefact {artifact.path} was made from weights {manifest.checkpoint_sha256[:12]}, "
             f"checkpoint {checkpoint.path} has {checkpoint.sha256[:12]}"
         )
-    session, kept = _sessions(artifact, backend)
+    limits = limits or Limits()
+    found_bytes = artifact.file(MODEL).read_bytes()
+    fresh_bytes = None if fresh is None else fresh.SerializeToString(deterministic=True)
     models = {"torch fp32": without_quantizers(checkpoint.model)}
     if checkpoint.info.quantization is not None:
         models["torch int8"] = checkpoint.model
-    sides: dict[str, list[Arrays]] = {name: [] for name in (*models, "found")}
-    labels = []
+    refused: tuple[str, ...] = ()
+    sides: list[Side] = []
+    try:
+        sides = [Side(artifact, backend) for backend in backends]
+    except ArtifactError as error:
+        if fresh is None:
+            raise
+        refused = (str(error),)
+    anew = None
+    if fresh_bytes not in (None, found_bytes):
+        anew = onnxruntime_session(fresh_bytes or b"", manifest.precision == "int8")
+    parts: dict[str, list[Arrays]] = {}
+    labels: list[npt.NDArray[np.int64]] = []
+    examples: list[npt.NDArray[np.float32]] = []
     for images, classes in batches:
         labels.append(classes)
+        if sum(map(len, examples)) < IMAGES:
+            examples.append(images[:IMAGES])
         for name, model in models.items():
-            sides[name].append(reference_outputs(model, images, manifest.budget))
-        sides["found"].append(candidate_outputs(artifact, session, kept, images))
-    joined = {name: {k: np.concatenate([part[k] for part in parts]) for k in parts[0]} for name, parts in sides.items()}
-    found = joined.pop("found")
-    candidate = f"{backend} {manifest.precision}"
-    truth = np.concatenate(labels)
-    comparisons = [
-        compare((name, candidate), side, found, truth, manifest.model.num_patches) for name, side in joined.items()
-    ]
-    return _report(artifact, session, source, comparisons, limits or Limits())
-
-
-def _sessions(artifact: Artifact, backend: str) -> tuple[Session, Session | None]:
-    session = open_session(artifact, backend)
-    return session, kept_session(artifact) if artifact.manifest.maps == "none" else None
-
-
-def _report(
-    artifact: Artifact, session: Session, source: str, comparisons: list[Comparison], limits: Limits
-) -> VerifyReport:
-    failures = [failure for c in comparisons for failure in _failures(c, artifact.manifest.precision, limits)]
+            parts.setdefault(name, []).append(reference_outputs(model, images, manifest.budget))
+        if anew is not None:
+            parts.setdefault(FRESH, []).append(anew(graph_input(images, manifest)))
+        for side in [] if refused else sides:
+            try:
+                parts.setdefault(side.backend, []).append(side(images))
+            except ArtifactError as error:
+                if fresh is None:
+                    raise
+                refused = (str(error),)
+    joined = {name: _concatenate(arrays) for name, arrays in parts.items()}
+    found = {} if refused else {side.backend: joined[side.backend] for side in sides}
+    references = {name: joined[name] for name in (*models, FRESH) if name in joined}
+    comparisons = _compare_all(manifest, references, found, np.concatenate(labels))
+    places = [*_manifest_places(manifest, checkpoint)]
+    golden = _golden_place(artifact, models, limits)
+    judgement = _judge(artifact, comparisons, sides, limits, (*refused, *(p.text for p in (*places, *golden))))
+    notes: tuple[str, ...] = ()
+    if fresh is not None:
+        example = np.concatenate(examples)[:IMAGES]
+        graph = onnx.load_from_string(found_bytes)
+        wrong = bool(_judge(artifact, comparisons, sides, limits, refused).failures)
+        node = None
+        if wrong:
+            node = trace(checkpoint, manifest.budget, fresh, graph, example, graph_input(example, manifest))
+        if node is None and anew is not None:
+            node = silent_difference(fresh, graph)
+        if node is not None and wrong:
+            places.append(node)
+        elif node is not None:
+            notes = (f"a fresh export differs without effect above the limits: {node.text}",)
+    if anew is not None and manifest.tools != tool_versions():
+        notes += ("the artefact was made by other versions of the tools than the fresh export",)
     return VerifyReport(
-        artifact=artifact.name,
-        precision=artifact.manifest.precision,
-        model_sha256=artifact.manifest.files[MODEL].sha256,
-        source=source,
-        comparisons=tuple(comparisons),
-        limits=limits,
-        failures=tuple(failures),
-        backend={"backend": session.backend, **session.options},
+        **_identity(artifact, source, limits),
+        comparisons=comparisons,
+        judgement=judgement,
+        places=(*places, *golden),
+        fresh_export=None if fresh is None else "identical" if anew is None else "different",
+        notes=notes,
+        backends=_options(sides),
     )
 
 
-def _failures(c: Comparison, precision: str, limits: Limits) -> list[str]:
-    """What of a comparison is out of limits, in words."""
-    where = f"{c.candidate} against {c.reference}"
-    failures = []
-    sqnr = float("inf") if c.logit_sqnr_db is None else c.logit_sqnr_db
-    if precision == "fp32":
-        if c.max_relative_error > limits.fp32_relative_error:
-            failures.append(
-                f"{where}: logits differ by {c.max_relative_error:.1e}, limit {limits.fp32_relative_error:.0e}"
-            )
-        for s in c.stages:
-            if s.identical + s.ties < s.images:
-                failures.append(
-                    f"{where}: stage {s.stage} keeps other patches on {s.images - s.identical - s.ties} images"
-                )
-    elif c.reference.endswith(precision):
-        if sqnr < limits.same_sqnr_db:
-            failures.append(f"{where}: logit SQNR {sqnr:.1f} dB, limit {limits.same_sqnr_db:.0f}")
-    else:
-        if sqnr < limits.int8_sqnr_db:
-            failures.append(f"{where}: logit SQNR {sqnr:.1f} dB, limit {limits.int8_sqnr_db:.0f}")
-        if c.top1_agreement < limits.int8_top1_agreement:
-            failures.append(f"{where}: same class on {c.top1_agreement:.1%}, limit {limits.int8_top1_agreement:.0%}")
-        for s in c.stages:
-            if s.jaccard < limits.int8_jaccard:
-                failures.append(f"{where}: stage {s.stage} Jaccard {s.jaccard:.3f}, limit {limits.int8_jaccard}")
-    return failures
+def _concatenate(parts: list[Arrays]) -> Arrays:
+    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+
+
+def _compare_all(
+    manifest: DeploymentManifest,
+    references: Mapping[str, Arrays],
+    found: Mapping[str, Arrays],
+    labels: npt.NDArray[Any] | None,
+) -> tuple[Comparison, ...]:
+    return tuple(
+        compare(
+            (name, f"{backend} {manifest.precision}"), side, outputs, labels, manifest.model.num_patches, manifest.labels
+        )
+        for backend, outputs in found.items()
+        for name, side in references.items()
+    )
+
+
+def _judge(
+    artifact: Artifact,
+    comparisons: Sequence[Comparison],
+    sides: Sequence[Side],
+    limits: Limits,
+    more: Sequence[str],
+) -> Judgement:
+    same_tools = artifact.manifest.tools == tool_versions()
+    found = judge(comparisons, artifact.manifest.precision, limits, same_tools)
+    problems = [f"{side.backend} {artifact.manifest.precision}: {side.problem}" for side in sides if side.problem]
+    return Judgement((*more, *problems, *found.failures), found.undecided, found.images_needed)
+
+
+def _identity(artifact: Artifact, source: str, limits: Limits | None) -> dict[str, Any]:
+    return {
+        "artifact": artifact.name,
+        "precision": artifact.manifest.precision,
+        "model_sha256": artifact.manifest.files[MODEL].sha256,
+        "source": source,
+        "limits": limits or Limits(),
+    }
+
+
+def _options(sides: Sequence[Side]) -> tuple[Mapping[str, Any], ...]:
+    return tuple({"backend": side.backend, **side.session.options} for side in sides)
+
+
+def _stage_place(comparisons: Sequence[Comparison]) -> Place:
+    """As near as golden outputs get to the place of a fault."""
+    hint = "give --checkpoint to have the node named"
+    limits = Limits()
+    for s in comparisons[0].stages if comparisons else ():
+        sqnr = s.importance_sqnr_db
+        if s.identical + s.ties < s.images or (sqnr is not None and sqnr < limits.fp32_importance_sqnr_db):
+            text = f"stage {s.stage} is the first whose patches or importance differ: the fault lies in it or before it; {hint}"
+            return Place("stage", f"stages.{s.stage}", text, module=f"stages.{s.stage}", sqnr_db=sqnr)
+    told = bool(comparisons and comparisons[0].stages)
+    where = "all stages agree: the fault lies behind what decides the patches" if told else "only the logits are compared"
+    return Place("stage", "logits", f"{where}; {hint}", tensor="logits")
+
+
+def _manifest_places(manifest: DeploymentManifest, checkpoint: Checkpoint) -> list[Place]:
+    """What the manifest says otherwise than the checkpoint it was made from."""
+    info = checkpoint.info
+    places = []
+    for kind, ours, theirs in (("preprocess", manifest.preprocess, info.preprocess), ("model", manifest.model, info.model)):
+        for field in fields(theirs):
+            have, want = getattr(ours, field.name), getattr(theirs, field.name)
+            if have != want:
+                text = f"{kind}: {field.name} is {have} in the manifest, {want} in the checkpoint"
+                places.append(Place(kind, field.name, text))
+    if manifest.labels != info.labels:
+        wrong = [i for i, (a, b) in enumerate(zip(manifest.labels, info.labels)) if a != b]
+        order = " in another order" if sorted(manifest.labels) == sorted(info.labels) else ""
+        text = f"labels: {len(wrong)} of {len(info.labels)} stand otherwise in the manifest than in the checkpoint{order}"
+        if wrong:
+            text += f", first number {wrong[0]}: {manifest.labels[wrong[0]]!r} for {info.labels[wrong[0]]!r}"
+        places.append(Place("labels", "labels", text))
+    return places
+
+
+def _golden_place(artifact: Artifact, models: Mapping[str, Any], limits: Limits) -> list[Place]:
+    """Whether golden.npz holds what PyTorch computes today from its images."""
+    if GOLDEN not in artifact.manifest.files:
+        return []
+    golden = read_golden(artifact)
+    images = golden.pop("images")
+    if images.dtype == np.uint8:
+        images = artifact.manifest.preprocess.normalize(images)
+    patches = artifact.manifest.model.num_patches
+    names = {"torch fp32": "logits", "torch int8": "logits_quantized"}
+    for name, model in models.items():
+        if names[name] not in golden:
+            continue
+        today = reference_outputs(model, images, artifact.manifest.budget)
+        stored = {**golden, "logits": golden[names[name]]} if name == "torch fp32" else {"logits": golden[names[name]]}
+        if any(stored[key].shape != today[key].shape for key in stored.keys() & today.keys()):
+            return [Place("golden", GOLDEN, f"{GOLDEN} is stale: its arrays have other shapes than {name} gives")]
+        found = compare((name, GOLDEN), today, stored, None, patches)
+        wrong = judge([found], "fp32" if name == "torch fp32" else "int8", limits).failures
+        if wrong:
+            text = f"{GOLDEN} is stale: its images give other outputs in PyTorch today ({wrong[0]})"
+            return [Place("golden", GOLDEN, text, tensor=names[name], sqnr_db=found.logit_sqnr_db)]
+    return []

@@ -1,0 +1,386 @@
+"""The first bad place: intermediate tensors compared in order, the node and the module named.
+
+Two comparisons, so that a fault is found wherever it is. A graph is held against a fresh export of the same checkpoint,
+both run node by node without optimisation: what agrees is equal bit for bit, and the first tensor that differs
+comes from the faulty node. The fresh export is held against PyTorch, whose module outputs are recognised among the
+graph's tensors by their values; that finds faults of the exporter, and tells which module a node belongs to.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from torch import Tensor, nn
+
+from gft_edge.budget import TokenBudget
+from gft_edge.checkpoint import Checkpoint
+from gft_edge.export.differences import node_differences
+from gft_edge.export.onnx import export_graph, reference_outputs
+from gft_edge.manifest import DeploymentManifest
+from gft_edge.train.metrics import sqnr_db
+
+Arrays = dict[str, npt.NDArray[Any]]
+IMAGES = 4
+"""Images a trace runs on: more than one, so that a graph that mixes up images is caught."""
+EQUAL_DB = 100.0
+"""Two runs of the same arithmetic; float32 rounding in another order stays above."""
+SAME_TENSOR_DB = 20.0
+"""A tensor of the graph that is a module's output; unrelated tensors have 0 dB or less, rounding ties of INT8 above 25."""
+_SAMPLE = 4096
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where something is wrong.
+
+    Attributes:
+        kind: ``"preprocess"``, ``"labels"``, ``"model"`` (manifest against checkpoint), ``"golden"``, ``"node"`` (of the graph),
+            ``"module"`` (exporter or runtime against PyTorch), ``"stage"`` (as near as it gets without the checkpoint).
+        name: node name, module path, or field.
+        text: one sentence.
+        op_type: of the node.
+        module: path of the module the node belongs to; empty for the model itself.
+        tensor: the first bad tensor.
+        sqnr_db: of that tensor; None when it has another shape, is not finite, or could not be computed.
+        sqnr_before_db: smallest of the tensors the node reads; None when they are bit-identical.
+        differences: what the node has otherwise than a fresh export.
+    """
+
+    kind: str
+    name: str
+    text: str
+    op_type: str = ""
+    module: str = ""
+    tensor: str = ""
+    sqnr_db: float | None = None
+    sqnr_before_db: float | None = None
+    differences: tuple[str, ...] = ()
+
+
+def fresh_graph(checkpoint: Checkpoint, manifest: DeploymentManifest) -> onnx.ModelProto:
+    """The graph that a checkpoint gives today with the flags an artefact's manifest tells."""
+    logging.getLogger("onnxslim").setLevel(logging.ERROR)
+    return export_graph(checkpoint.model, manifest.budget, manifest.maps)
+
+
+def node_tensors(model: onnx.ModelProto, feed: npt.NDArray[Any]) -> tuple[Arrays, onnx.NodeProto | None]:
+    """Output of every node by tensor name, and the first node that cannot be run (None: all can)."""
+    count = len(model.graph.node)
+    arrays = _run_prefix(model, count, feed)
+    if arrays is not None:
+        return arrays, None
+    good, bad = 0, count
+    arrays = {}
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        found = _run_prefix(model, middle, feed)
+        if found is None:
+            bad = middle
+        else:
+            good, arrays = middle, found
+    return arrays, model.graph.node[bad - 1]
+
+
+def _run_prefix(model: onnx.ModelProto, count: int, feed: npt.NDArray[Any]) -> Arrays | None:
+    """Runs the first nodes of a graph as they stand; None when ONNX Runtime refuses."""
+    import onnxruntime as ort
+
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    nodes = list(model.graph.node[:count])
+    names = [name for node in nodes for name in node.output if name]
+    for repeated in (part.graph.node, part.graph.output, part.graph.value_info):
+        del repeated[:]
+    part.graph.node.extend(nodes)
+    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return dict(zip(names, session.run(names, {model.graph.input[0].name: feed})))
+    except Exception:  # ONNX Runtime raises a dozen classes that share no public base
+        return None
+
+
+def first_difference(fresh: onnx.ModelProto, found: onnx.ModelProto, feed: npt.NDArray[Any]) -> Place | None:
+    """The first node of a graph that does not compute what a fresh export computes; None when every tensor agrees.
+
+    Args:
+        fresh: exported anew from the same checkpoint with the same flags.
+        found: the graph in question.
+        feed: input of both, several images.
+    """
+    names = corresponding_tensors(fresh, found)
+    expected, _ = node_tensors(fresh, feed)
+    actual, broken = node_tensors(found, feed)
+    producers = {name: node for node in found.graph.node for name in node.output if name}
+    for node in fresh.graph.node:
+        for tensor in filter(None, node.output):
+            other = producers.get(names.get(tensor, ""))
+            if other is None or tensor not in expected:
+                continue
+            value = actual.get(names[tensor])
+            if value is None and other is not broken:
+                continue  # behind the node that cannot be run
+            sqnr = None if value is None else agreement_db(expected[tensor], value)
+            if sqnr is not None and sqnr >= EQUAL_DB:
+                continue
+            before = [
+                agreement_db(expected[name], actual[names[name]])
+                for name in node.input
+                if name in expected and names.get(name) in actual
+            ]
+            return _node_place(fresh, found, node, other, names, tensor, sqnr, min(before, default=math.inf))
+    if broken is not None:
+        return _unknown_node(broken, "cannot be run")
+    return None
+
+
+def silent_difference(fresh: onnx.ModelProto, found: onnx.ModelProto) -> Place | None:
+    """The first node that stands otherwise in a fresh export, whatever it computes."""
+    names = corresponding_tensors(fresh, found)
+    producers = {name: node for node in found.graph.node for name in node.output if name}
+    for node in fresh.graph.node:
+        other = next((producers[names[t]] for t in node.output if names.get(t) in producers), None)
+        if other is None:
+            return Place("node", node.name, f"{node.op_type} {node.name} is missing", node.op_type)
+        if node_differences(fresh, found, node, other, names):
+            return _node_place(fresh, found, node, other, names, node.output[0], math.inf, math.inf)
+    return None
+
+
+def _node_place(
+    fresh: onnx.ModelProto,
+    found: onnx.ModelProto,
+    node: onnx.NodeProto,
+    other: onnx.NodeProto,
+    names: dict[str, str],
+    tensor: str,
+    sqnr: float | None,
+    before: float,
+) -> Place:
+    differences = node_differences(fresh, found, node, other, names)
+    value = "cannot be computed" if sqnr is None else f"has {decibels(sqnr)}"
+    text = f"{node.op_type} {node.name}: {tensor} {value}, what it reads has {decibels(before)}"
+    if differences:
+        text += ": " + "; ".join(differences)
+    return Place(
+        "node",
+        node.name,
+        text,
+        node.op_type,
+        tensor=tensor,
+        sqnr_db=finite(sqnr),
+        sqnr_before_db=finite(before),
+        differences=tuple(differences),
+    )
+
+
+def _unknown_node(node: onnx.NodeProto, what: str) -> Place:
+    text = f"{node.op_type} {node.name}: {what}; a fresh export has no such node"
+    return Place("node", node.name, text, node.op_type, tensor=next(iter(node.output), ""))
+
+
+def corresponding_tensors(fresh: onnx.ModelProto, found: onnx.ModelProto) -> dict[str, str]:
+    """Names in ``found`` of the tensors of ``fresh``: the same name, or the same place in the order of operators.
+
+    The second where another tool has renamed most tensors.
+    """
+    there = {name for node in found.graph.node for name in node.output}
+    there.update(value.name for value in found.graph.input)
+    ours = [value.name for value in fresh.graph.input]
+    ours += [name for node in fresh.graph.node for name in node.output if name]
+    if sum(name in there for name in ours) >= len(ours) / 2:
+        return {name: name for name in ours if name in there}
+    names = dict(zip([v.name for v in fresh.graph.input], [v.name for v in found.graph.input]))
+    left, right = list(fresh.graph.node), list(found.graph.node)
+    matcher = difflib.SequenceMatcher(None, [n.op_type for n in left], [n.op_type for n in right], autojunk=False)
+    for a, b, size in matcher.get_matching_blocks():
+        for one, two in zip(left[a : a + size], right[b : b + size]):
+            names.update(zip(one.output, two.output))
+    return names
+
+
+def agreement_db(expected: npt.NDArray[Any], value: npt.NDArray[Any]) -> float:
+    """SQNR of two tensors; inf when equal, -inf when the shapes differ or numbers are not finite on one side only."""
+    if expected.shape != value.shape or expected.dtype != value.dtype:
+        return -math.inf
+    if np.array_equal(expected, value, equal_nan=expected.dtype.kind == "f"):
+        return math.inf
+    if not np.array_equal(np.isfinite(expected), np.isfinite(value)):
+        return -math.inf
+    with np.errstate(divide="ignore"):
+        return sqnr_db(np.nan_to_num(expected.astype(np.float64)), np.nan_to_num(value.astype(np.float64)))
+
+
+def decibels(value: float) -> str:
+    """SQNR in words."""
+    if math.isinf(value):
+        return "no difference" if value > 0 else "nothing in common"
+    return f"SQNR {value:.1f} dB"
+
+
+def finite(value: float | None) -> float | None:
+    """The value, None where JSON has no number for it."""
+    return None if value is None or math.isinf(value) else value
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a module: its path and the float tensors that went in and came out."""
+
+    path: str
+    inputs: tuple[npt.NDArray[Any], ...]
+    outputs: tuple[npt.NDArray[Any], ...]
+
+
+def module_calls(model: nn.Module, images: npt.NDArray[np.float32], budget: TokenBudget) -> list[ModuleCall]:
+    """Every module that was called, in the order in which they finished (children before parents)."""
+    calls: list[ModuleCall] = []
+
+    def watch(path: str) -> Any:
+        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+            calls.append(ModuleCall(path, tuple(_float_arrays(inputs)), tuple(_float_arrays(output))))
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(path)) for path, module in model.named_modules() if path]
+    try:
+        reference_outputs(model, images, budget)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _float_arrays(value: Any) -> Iterator[npt.NDArray[Any]]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value.detach().cpu().numpy()
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _float_arrays(part)
+
+
+class _Recognizer:
+    """Finds an array among the tensors of a graph by its values; a sample of them decides."""
+
+    def __init__(self, arrays: Arrays) -> None:
+        self._by_shape: dict[tuple[int, ...], list[tuple[str, npt.NDArray[Any]]]] = {}
+        for name, array in arrays.items():
+            if array.dtype.kind == "f":
+                self._by_shape.setdefault(array.shape, []).append((name, _sample(array)))
+
+    def __call__(self, array: npt.NDArray[Any]) -> tuple[str, float]:
+        """Name and SQNR of the most similar tensor of the same shape, the earliest of equal ones; "" when none is."""
+        sample = _sample(array)
+        best, best_db = "", -math.inf
+        for name, values in self._by_shape.get(array.shape, ()):
+            db = agreement_db(sample, values)
+            if db > best_db:
+                best, best_db = name, db
+        return (best, best_db) if best_db >= SAME_TENSOR_DB else ("", best_db)
+
+
+def _sample(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    flat = array.reshape(-1).astype(np.float32)
+    return flat[:: max(1, len(flat) // _SAMPLE)]
+
+
+def first_bad_module(calls: Iterable[ModuleCall], arrays: Arrays) -> Place | None:
+    """The module after which no output of PyTorch is found in the graph any more; None when the last ones are found.
+
+    Args:
+        calls: of PyTorch, in order.
+        arrays: of the graph on the same images.
+    """
+    recognize = _Recognizer(arrays)
+    before = math.inf
+    first: tuple[ModuleCall, float] | None = None
+    for call in calls:
+        if not call.outputs:
+            continue
+        name, db = recognize(call.outputs[0])
+        if name:
+            before, first = min(before, db), None
+        elif first is None:
+            first = (call, db)
+    if first is None:
+        return None
+    call, db = first
+    inputs_found = all(recognize(array)[0] for array in call.inputs)
+    path = call.path if inputs_found else call.path.rpartition(".")[0]
+    where = path or "the model itself"
+    text = f"module {where}: no tensor of the graph is its output (nearest: {decibels(db)})"
+    if not inputs_found:
+        text = f"module {where}: what it hands to {call.path} is not in the graph (nearest output: {decibels(db)})"
+    text += f"; what was computed before it has {decibels(before)}"
+    return Place("module", path, text, module=path, sqnr_db=finite(db), sqnr_before_db=finite(before))
+
+
+def node_modules(graph: onnx.GraphProto, calls: Iterable[ModuleCall], arrays: Arrays) -> dict[str, str]:
+    """The innermost module that each tensor is computed in, by tensor name; "" for the model itself.
+
+    A node lies inside a module if it is on the way from the tensors that go in to a tensor that comes out.
+    """
+    recognize = _Recognizer(arrays)
+    producers = {name: node for node in graph.node for name in node.output if name}
+    modules: dict[str, str] = {}
+    for call in sorted(calls, key=lambda call: call.path.count(".")):
+        inputs = {recognize(array)[0] for array in call.inputs}
+        outputs = {recognize(array)[0] for array in call.outputs} - {""}
+        if "" in inputs:
+            # The image itself is no node's output; any other unknown input would let the walk leave the module.
+            if call.inputs[0].shape[1:] != _input_shape(graph):
+                continue
+            inputs.discard("")
+        pending = list(outputs - inputs)
+        while pending:
+            name = pending.pop()
+            if name in inputs or name not in producers or modules.get(name) == call.path:
+                continue
+            modules[name] = call.path
+            pending.extend(producers[name].input)
+    return modules
+
+
+def _input_shape(graph: onnx.GraphProto) -> tuple[int, ...]:
+    return tuple(dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim[1:])
+
+
+def trace(
+    checkpoint: Checkpoint,
+    budget: TokenBudget,
+    fresh: onnx.ModelProto,
+    found: onnx.ModelProto,
+    images: npt.NDArray[np.float32],
+    feed: npt.NDArray[Any] | None = None,
+) -> Place | None:
+    """The first bad place of a graph: against a fresh export, and that against PyTorch.
+
+    Args:
+        checkpoint: both graphs are of.
+        budget: likewise.
+        fresh: see :func:`fresh_graph`.
+        found: the artefact's graph.
+        images: preprocessed, (B, 3, H, W), B > 1.
+        feed: the same images as the graph takes them, where that is another form.
+    """
+    feed = images if feed is None else feed
+    calls = module_calls(checkpoint.model, images, budget)
+    arrays, _ = node_tensors(fresh, feed)
+    place = first_difference(fresh, found, feed)
+    if place is None:
+        return first_bad_module(calls, arrays)
+    module = node_modules(fresh.graph, calls, arrays).get(place.tensor, "")
+    text = f"{place.text} (in {module or 'the model itself'})"
+    return replace(place, module=module, text=text)
