@@ -134,15 +134,46 @@ def first_difference(fresh: onnx.ModelProto, found: onnx.ModelProto, feed: npt.N
             sqnr = None if value is None else agreement_db(expected[tensor], value)
             if sqnr is not None and sqnr >= EQUAL_DB:
                 continue
+            missing = _first_missing(fresh.graph, node, names)
+            if missing is not None:
+                return _missing_node(missing, node)
             before = [
                 agreement_db(expected[name], actual[names[name]])
                 for name in node.input
                 if name in expected and names.get(name) in actual
             ]
-            return _node_place(fresh, found, node, other, names, tensor, sqnr, min(before, default=math.inf))
+            place = _node_place(fresh, found, node, other, names, tensor, sqnr, min(before, default=math.inf))
+            return replace(place, text=place.text + _not_finite(found.graph, actual))
     if broken is not None:
-        return _unknown_node(broken, "cannot be run")
+        text = f"{broken.op_type} {broken.name}: cannot be run; a fresh export has no such node"
+        return Place("node", broken.name, text, broken.op_type, tensor=next(iter(broken.output), ""))
     return None
+
+
+def _first_missing(graph: onnx.GraphProto, node: onnx.NodeProto, names: dict[str, str]) -> onnx.NodeProto | None:
+    """The first of the nodes that lead to a node and that the graph in question does not have."""
+    producers = {name: n for n in graph.node for name in n.output if name}
+    pending, missing = list(node.input), set()
+    while pending:
+        name = pending.pop()
+        if name in producers and name not in names and name not in missing:
+            missing.add(name)
+            pending.extend(producers[name].input)
+    return next((n for n in graph.node if missing.intersection(n.output)), None)
+
+
+def _missing_node(node: onnx.NodeProto, reader: onnx.NodeProto) -> Place:
+    text = f"{node.op_type} {node.name} is missing; first seen at {reader.op_type} {reader.name}"
+    return Place("node", node.name, text, node.op_type, tensor=node.output[0], differences=("is missing",))
+
+
+def _not_finite(graph: onnx.GraphProto, arrays: Arrays) -> str:
+    """The first node that gives values that are not finite, in words; "" when none does."""
+    for node in graph.node:
+        for name in node.output:
+            if name in arrays and arrays[name].dtype.kind == "f" and not np.isfinite(arrays[name]).all():
+                return f"; {node.op_type} {node.name} is the first that gives values that are not finite"
+    return ""
 
 
 def silent_difference(fresh: onnx.ModelProto, found: onnx.ModelProto) -> Place | None:
@@ -152,7 +183,7 @@ def silent_difference(fresh: onnx.ModelProto, found: onnx.ModelProto) -> Place |
     for node in fresh.graph.node:
         other = next((producers[names[t]] for t in node.output if names.get(t) in producers), None)
         if other is None:
-            return Place("node", node.name, f"{node.op_type} {node.name} is missing", node.op_type)
+            return _missing_node(node, node)
         if node_differences(fresh, found, node, other, names):
             return _node_place(fresh, found, node, other, names, node.output[0], math.inf, math.inf)
     return None
@@ -183,11 +214,6 @@ def _node_place(
         sqnr_before_db=finite(before),
         differences=tuple(differences),
     )
-
-
-def _unknown_node(node: onnx.NodeProto, what: str) -> Place:
-    text = f"{node.op_type} {node.name}: {what}; a fresh export has no such node"
-    return Place("node", node.name, text, node.op_type, tensor=next(iter(node.output), ""))
 
 
 def corresponding_tensors(fresh: onnx.ModelProto, found: onnx.ModelProto) -> dict[str, str]:
