@@ -111,6 +111,22 @@ def _run_prefix(model: onnx.ModelProto, count: int, feed: npt.NDArray[Any]) -> A
         return None
 
 
+def plain_error(fresh: onnx.ModelProto, found: onnx.ModelProto, feed: npt.NDArray[Any]) -> float | None:
+    """Largest relative difference of the logits when both graphs run as they stand, without optimisation.
+
+    Optimisers may mend a fault, as ONNX Runtime's INT8 fusion does that reads every per-channel scale along the columns; on another
+    backend it is there. None when ``found`` cannot be run; inf when its logits are not finite.
+    """
+    sides = [_run_prefix(model, len(model.graph.node), feed) for model in (fresh, found)]
+    if sides[0] is None or sides[1] is None:
+        return None
+    name = fresh.graph.output[0].name
+    expected, value = sides[0][name], sides[1].get(name)
+    if value is None or value.shape != expected.shape or not np.isfinite(value).all():
+        return math.inf
+    return float(np.abs(expected - value).max() / max(float(np.abs(expected).max()), 1e-12))
+
+
 def first_difference(fresh: onnx.ModelProto, found: onnx.ModelProto, feed: npt.NDArray[Any]) -> Place | None:
     """The first node of a graph that does not compute what a fresh export computes; None when every tensor agrees.
 
@@ -407,6 +423,8 @@ def trace(
     place = first_difference(fresh, found, feed)
     if place is None:
         return first_bad_module(calls, arrays)
-    module = node_modules(fresh.graph, calls, arrays).get(place.tensor, "")
+    modules = node_modules(fresh.graph, calls, arrays)
+    outputs = next((node.output for node in fresh.graph.node if node.name == place.name), ())
+    module = next((modules[name] for name in outputs if name in modules), "")
     text = f"{place.text} (in {module or 'the model itself'})"
     return replace(place, module=module, text=text)

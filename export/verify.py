@@ -16,7 +16,7 @@ from gft_edge.checkpoint import Checkpoint
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.agreement import Arrays, Comparison, compare
 from gft_edge.export.onnx import reference_outputs, tool_versions
-from gft_edge.export.trace import IMAGES, Place, silent_difference, trace
+from gft_edge.export.trace import IMAGES, Place, plain_error, silent_difference, trace
 from gft_edge.export.verdict import FRESH, Judgement, Limits, judge
 from gft_edge.manifest import GOLDEN, MODEL, Artifact, DeploymentManifest
 from gft_edge.model.gala import TEMPERATURE
@@ -288,43 +288,55 @@ def verify_checkpoint(
             parts.setdefault(FRESH, []).append(anew(graph_input(images, manifest)))
         for side in [] if refused else sides:
             try:
-                parts.setdefault(side.backend, []).append(side(images))
+                outputs = side(images)
             except ArtifactError as error:
                 if fresh is None:
                     raise
                 refused = (str(error),)
+            else:
+                parts.setdefault(side.backend, []).append(outputs)
     joined = {name: _concatenate(arrays) for name, arrays in parts.items()}
     found = {} if refused else {side.backend: joined[side.backend] for side in sides}
     references = {name: joined[name] for name in (*models, FRESH) if name in joined}
     comparisons = _compare_all(manifest, references, found, np.concatenate(labels))
-    places = [*_manifest_places(manifest, checkpoint)]
-    golden = _golden_place(artifact, models, limits)
-    judgement = _judge(artifact, comparisons, sides, limits, (*refused, *(p.text for p in (*places, *golden))))
+    graph = onnx.load_from_string(found_bytes)
+    example = np.concatenate(examples)[:IMAGES]
+    feed = graph_input(example, manifest)
+    if fresh is not None and anew is not None:
+        refused += _plain_failures(fresh, graph, feed, limits)
+    wrong_graph = bool(_judge(artifact, comparisons, sides, limits, refused).failures)
+    node: Place | None = None
     notes: tuple[str, ...] = ()
-    if fresh is not None:
-        example = np.concatenate(examples)[:IMAGES]
-        graph = onnx.load_from_string(found_bytes)
-        wrong = bool(_judge(artifact, comparisons, sides, limits, refused).failures)
-        node = None
-        if wrong:
-            node = trace(checkpoint, manifest.budget, fresh, graph, example, graph_input(example, manifest))
-        if node is None and anew is not None:
-            node = silent_difference(fresh, graph)
-        if node is not None and wrong:
-            places.append(node)
-        elif node is not None:
+    if fresh is not None and wrong_graph:
+        node = trace(checkpoint, manifest.budget, fresh, graph, example, feed)
+    if fresh is not None and anew is not None and node is None:
+        node = silent_difference(fresh, graph)
+        if node is not None and not wrong_graph:
             notes = (f"a fresh export differs without effect above the limits: {node.text}",)
+    golden = _golden_places(artifact, models, limits)
+    beside = (*_manifest_places(manifest, checkpoint), *golden)
+    places = (*_manifest_places(manifest, checkpoint), *([node] if node and wrong_graph else []), *golden)
+    judgement = _judge(artifact, comparisons, sides, limits, (*refused, *(place.text for place in beside)))
     if anew is not None and manifest.tools != tool_versions():
         notes += ("the artefact was made by other versions of the tools than the fresh export",)
     return VerifyReport(
         **_identity(artifact, source, limits),
         comparisons=comparisons,
         judgement=judgement,
-        places=(*places, *golden),
+        places=places,
         fresh_export=None if fresh is None else "identical" if anew is None else "different",
         notes=notes,
         backends=_options(sides),
     )
+
+
+def _plain_failures(
+    fresh: onnx.ModelProto, graph: onnx.ModelProto, feed: npt.NDArray[Any], limits: Limits
+) -> tuple[str, ...]:
+    error = plain_error(fresh, graph, feed)
+    if error is None or error <= limits.fp32_relative_error:
+        return ()
+    return (f"run without optimisation, logits differ from a fresh export's by {error:.1e}",)
 
 
 def _concatenate(parts: list[Arrays]) -> Arrays:
@@ -407,7 +419,7 @@ def _manifest_places(manifest: DeploymentManifest, checkpoint: Checkpoint) -> li
     return places
 
 
-def _golden_place(artifact: Artifact, models: Mapping[str, Any], limits: Limits) -> list[Place]:
+def _golden_places(artifact: Artifact, models: Mapping[str, Any], limits: Limits) -> list[Place]:
     """Whether golden.npz holds what PyTorch computes today from its images."""
     if GOLDEN not in artifact.manifest.files:
         return []

@@ -245,16 +245,10 @@ def other_k(stage):
 
 
 def skipped_stage(g):
-    """The tokens that entered the second stage's attention go on as they are, only selected."""
-    proj = g.tensor("stages.1.attn.proj.weight")
-    node = next(n for n in g.of("Add") if g.reader(proj).output[0] in n.input or _behind(g, n, g.reader(proj).output[0]))
-    residual = next(name for name in node.input if g.maker(name).op_type == "GatherND")
-    g.bypass(node, residual)
-
-
-def _behind(g, node, name):
-    makers = [g.maker(i) for i in node.input if any(i in n.output for n in g.nodes)]
-    return any(m.op_type == "Add" and name in m.input for m in makers)
+    """The tokens that the second stage selects go on without its attention."""
+    rows = {node.output[0] for node in g.of("GatherND")}
+    node = [n for n in g.of("Add") if rows.intersection(n.input)][1]
+    g.bypass(node, next(name for name in node.input if name in rows))
 
 
 def dropped_class_token(g):
