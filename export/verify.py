@@ -227,6 +227,16 @@ def verify_golden(
     )
 
 
+def require_parent(artifact: Artifact, checkpoint: Checkpoint) -> None:
+    """Raises ArtifactError when an artefact was made from another checkpoint."""
+    made_from = artifact.manifest.checkpoint_sha256
+    if checkpoint.sha256 != made_from:
+        raise ArtifactError(
+            f"artefact {artifact.path} was made from weights {made_from[:12]}, "
+            f"checkpoint {checkpoint.path} has {checkpoint.sha256[:12]}"
+        )
+
+
 def verify_checkpoint(
     artifact: Artifact,
     checkpoint: Checkpoint,
@@ -252,12 +262,8 @@ def verify_checkpoint(
     Raises:
         ArtifactError: the artefact was made from another checkpoint, or (without ``fresh``) cannot be run.
     """
+    require_parent(artifact, checkpoint)
     manifest = artifact.manifest
-    if checkpoint.sha256 != manifest.checkpoint_sha256:
-        raise ArtifactError(
-            f"artefact {artifact.path} was made from weights {manifest.checkpoint_sha256[:12]}, "
-            f"checkpoint {checkpoint.path} has {checkpoint.sha256[:12]}"
-        )
     limits = limits or Limits()
     found_bytes = artifact.file(MODEL).read_bytes()
     fresh_bytes = None if fresh is None else fresh.SerializeToString(deterministic=True)
