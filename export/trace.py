@@ -32,8 +32,8 @@ IMAGES = 4
 """Images a trace runs on: more than one, so that a graph that mixes up images is caught."""
 EQUAL_DB = 100.0
 """Two runs of the same arithmetic; float32 rounding in another order stays above."""
-SAME_TENSOR_DB = 20.0
-"""A tensor of the graph that is a module's output; unrelated tensors have 0 dB or less, rounding ties of INT8 above 25."""
+SAME_TENSOR_DB, SAME_INT8_TENSOR_DB = 60.0, 30.0
+"""A tensor of the graph that is a module's output: float32 rounding stays above 100 dB, ties in the rounding to INT8 above 40."""
 _SAMPLE = 4096
 
 
@@ -313,10 +313,16 @@ def _float_arrays(value: Any) -> Iterator[npt.NDArray[Any]]:
             yield from _float_arrays(part)
 
 
-class _Recognizer:
-    """Finds an array among the tensors of a graph by its values; a sample of them decides."""
+class Recognizer:
+    """Finds an array among the tensors of a graph by its values; a sample of them decides.
 
-    def __init__(self, arrays: Arrays) -> None:
+    Args:
+        arrays: tensors of the graph, by name.
+        same_db: from this SQNR on a tensor is taken for the array.
+    """
+
+    def __init__(self, arrays: Arrays, same_db: float = SAME_TENSOR_DB) -> None:
+        self._same_db = same_db
         self._by_shape: dict[tuple[int, ...], list[tuple[str, npt.NDArray[Any]]]] = {}
         for name, array in arrays.items():
             if array.dtype.kind == "f":
@@ -330,7 +336,7 @@ class _Recognizer:
             db = agreement_db(sample, values)
             if db > best_db:
                 best, best_db = name, db
-        return (best, best_db) if best_db >= SAME_TENSOR_DB else ("", best_db)
+        return (best, best_db) if best_db >= self._same_db else ("", best_db)
 
 
 def _sample(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -338,14 +344,13 @@ def _sample(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return flat[:: max(1, len(flat) // _SAMPLE)]
 
 
-def first_bad_module(calls: Iterable[ModuleCall], arrays: Arrays) -> Place | None:
+def first_bad_module(calls: Iterable[ModuleCall], recognize: Recognizer) -> Place | None:
     """The module after which no output of PyTorch is found in the graph any more; None when the last ones are found.
 
     Args:
         calls: of PyTorch, in order.
-        arrays: of the graph on the same images.
+        recognize: knows the graph's tensors on the same images.
     """
-    recognize = _Recognizer(arrays)
     before = math.inf
     first: tuple[ModuleCall, float] | None = None
     for call in calls:
@@ -369,12 +374,11 @@ def first_bad_module(calls: Iterable[ModuleCall], arrays: Arrays) -> Place | Non
     return Place("module", path, text, module=path, sqnr_db=finite(db), sqnr_before_db=finite(before))
 
 
-def node_modules(graph: onnx.GraphProto, calls: Iterable[ModuleCall], arrays: Arrays) -> dict[str, str]:
+def node_modules(graph: onnx.GraphProto, calls: Iterable[ModuleCall], recognize: Recognizer) -> dict[str, str]:
     """The innermost module that each tensor is computed in, by tensor name; "" for the model itself.
 
     A node lies inside a module if it is on the way from the tensors that go in to a tensor that comes out.
     """
-    recognize = _Recognizer(arrays)
     producers = {name: node for node in graph.node for name in node.output if name}
     modules: dict[str, str] = {}
     for call in sorted(calls, key=lambda call: call.path.count(".")):
@@ -419,11 +423,12 @@ def trace(
     """
     feed = images if feed is None else feed
     calls = module_calls(checkpoint.model, images, budget)
-    arrays, _ = node_tensors(fresh, feed)
+    same_db = SAME_TENSOR_DB if checkpoint.info.quantization is None else SAME_INT8_TENSOR_DB
+    recognize = Recognizer(node_tensors(fresh, feed)[0], same_db)
     place = first_difference(fresh, found, feed)
     if place is None:
-        return first_bad_module(calls, arrays)
-    modules = node_modules(fresh.graph, calls, arrays)
+        return first_bad_module(calls, recognize)
+    modules = node_modules(fresh.graph, calls, recognize)
     outputs = next((node.output for node in fresh.graph.node if node.name == place.name), ())
     module = next((modules[name] for name in outputs if name in modules), "")
     text = f"{place.text} (in {module or 'the model itself'})"

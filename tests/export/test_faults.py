@@ -469,7 +469,7 @@ def test_stale_golden_is_found_and_placed(copied, verify, kind, name, record_pro
     assert "golden.npz is stale" in place.text
 
 
-@pytest.mark.parametrize("name", ["fp32-none", "fp32-compact", "int8-none", "int8-compact", "fp32-compact-full"])
+@pytest.mark.parametrize("name", ["fp32-none", "fp32-compact", "int8-none", "int8-compact"])
 def test_nothing_is_found_in_a_clean_artefact(exported, verify, name):
     report = verify(exported(name), name)
     assert report.places == ()

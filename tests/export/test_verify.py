@@ -10,10 +10,8 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
-from gft_edge.export.onnx import export_graph
 from gft_edge.export.agreement import Comparison, StageAgreement, compare, stage_agreement
 from gft_edge.export.verdict import Limits
 from gft_edge.export.verify import verify_checkpoint, verify_golden
@@ -179,12 +177,6 @@ class TestSeededFaults:
         # Without maps, selections are found by what they are.
         assert any("stage 0" in failure or "selections" in failure for failure in report.failures)
 
-    @pytest.mark.parametrize("precision", ["fp32", "int8"])
-    def test_another_k_is_caught(self, edited, checkpoints, precision):
-        other = export_graph(checkpoints[precision].model, TokenBudget((11, 5), 16))
-        report = verify_golden(edited(f"{precision}-none", lambda model: model.CopyFrom(other)))
-        assert report.failures
-
     @pytest.mark.parametrize("stage", [0, 1])
     @pytest.mark.parametrize("name", ["fp32-none", "int8-none"])
     def test_another_k_in_one_place_is_caught_without_a_traceback(self, edited, name, stage):
@@ -318,7 +310,7 @@ class TestStageAgreement:
         reference["importance_0"][:, :2] = 0.4
         candidate = {"kept_0": np.array([[0, 1], [0, 2], [2, 3], [1, 0]])}
         found = stage_agreement(reference, candidate, 0, np.broadcast_to(np.arange(4), (4, 4)))
-        assert found == StageAgreement(0, pytest.approx((1 + 1 / 3 + 0 + 1) / 4), 2, 0, 4)
+        assert found == StageAgreement(0, pytest.approx((1 + 1 / 3 + 0 + 1) / 4), 2, 0, 4, reordered=1)
 
     def test_same_set_is_identical_and_no_tie(self):
         found = _agreement(SCORES, [0, 1, 2], [0, 1, 2])
