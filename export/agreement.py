@@ -101,7 +101,7 @@ def compare(
         label_names: of the classes, for the worst one.
     """
     a, b = reference["logits"], candidate["logits"]
-    broken = ~np.isfinite(b).all(axis=1)
+    broken: npt.NDArray[np.bool_] = np.asarray(~np.isfinite(b).all(axis=1))
     b = np.where(broken[:, None], 0, b)
     stages = []
     everything: npt.NDArray[Any] = np.broadcast_to(np.arange(num_patches), (len(a), num_patches))

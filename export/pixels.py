@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -12,8 +13,8 @@ import torch
 import torch.nn.functional as F
 
 from gft_edge.errors import DataError
-from gft_edge.export.trace import Place
-from gft_edge.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
+from gft_edge.export.places import Place
+from gft_edge.preprocess import IMAGENET_MEAN, IMAGENET_STD, Interpolation, PreprocessSpec
 from gft_edge.train.metrics import sqnr_db
 
 UInt8Image = npt.NDArray[np.uint8]
@@ -62,8 +63,7 @@ def compare_pixels(
     found = np.stack([np.asarray(tensor, dtype=np.float64) for tensor in tensors])
     expected = np.stack([spec(image) for image in images])
     if not np.isfinite(found).all():
-        place = Place("preprocess", "values", "preprocess: values are not finite")
-        return PixelReport(len(images), None, None, place)
+        return PixelReport(len(images), None, None, Place("preprocess", "values", "preprocess: values are not finite"))
     sqnr = sqnr_db(expected, found)
     largest = float((np.abs(expected - found) * 255 * np.asarray(spec.std)[:, None, None]).max())
     place = None
@@ -89,11 +89,13 @@ def _explanations(
 
 
 def _variants(spec: PreprocessSpec) -> Iterator[tuple[str, str, Callable[[UInt8Image], npt.NDArray[np.float32]]]]:
-    other_color = "rgb" if spec.color_order == "bgr" else "bgr"
-    yield "color_order", f"the channels are {other_color} instead of {spec.color_order}", replace(
-        spec, color_order=other_color
+    other_color: Literal["rgb", "bgr"] = "rgb" if spec.color_order == "bgr" else "bgr"
+    yield (
+        "color_order",
+        f"the channels are {other_color} instead of {spec.color_order}",
+        replace(spec, color_order=other_color),
     )
-    other = "bilinear" if spec.interpolation == "bicubic" else "bicubic"
+    other: Interpolation = "bilinear" if spec.interpolation == "bicubic" else "bicubic"
     yield "interpolation", f"resized by {other} instead of {spec.interpolation}", replace(spec, interpolation=other)
     for ratio in (0.875, 0.9, 1.0):
         if (spec.resize, spec.crop_ratio) != ("crop", ratio):

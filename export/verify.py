@@ -13,16 +13,16 @@ import onnx
 
 from gft_edge.calibration.modules import without_quantizers
 from gft_edge.checkpoint import Checkpoint
-from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.errors import ArtifactError
 from gft_edge.export.agreement import Arrays, Comparison, compare
 from gft_edge.export.onnx import reference_outputs, tool_versions
-from gft_edge.export.trace import IMAGES, Place, plain_error, silent_difference, trace
+from gft_edge.export.places import Place
+from gft_edge.export.side import ONNXRUNTIME, Side, graph_input
+from gft_edge.export.trace import IMAGES, plain_error, silent_difference, trace
 from gft_edge.export.verdict import FRESH, Judgement, Limits, judge
 from gft_edge.manifest import GOLDEN, MODEL, Artifact, DeploymentManifest
-from gft_edge.model.gala import TEMPERATURE
-from gft_edge.runtime.sessions import BACKENDS, Session, onnxruntime_session, open_session
+from gft_edge.runtime.sessions import onnxruntime_session
 
-ONNXRUNTIME = "onnxruntime"
 Batches = Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
 
 
@@ -80,106 +80,6 @@ class VerifyReport:
             "passed": self.passed,
             "backend": dict(self.backends[0]) if self.backends else {},
         }
-
-
-class Side:
-    """An artefact as one backend runs it: outputs with the kept patches, whatever map outputs the graph has.
-
-    Args:
-        artifact: checked against its hashes.
-        backend: that runs it.
-
-    Raises:
-        ConfigError: no such backend.
-        ArtifactError: changed file, or one that the backend refuses.
-    """
-
-    def __init__(self, artifact: Artifact, backend: str = ONNXRUNTIME) -> None:
-        if backend == "tensorrt" and backend not in BACKENDS:
-            raise ConfigError(
-                "unknown backend 'tensorrt': this version runs no engines; there are: " + ", ".join(BACKENDS)
-            )
-        self.manifest = artifact.manifest
-        self.backend = backend
-        self.session = open_session(artifact, backend)
-        self._taps: Session | None = None
-        self.problem: str | None = None
-        # Only ONNX Runtime shows tensors that are no outputs; another backend's own choice cannot be told from its graph.
-        if backend == ONNXRUNTIME and artifact.manifest.maps != "compact":
-            self._taps, self.problem = selection_taps(artifact)
-
-    def __call__(self, images: npt.NDArray[np.float32]) -> Arrays:
-        """Preprocessed images (B, 3, H, W) to logits, ``importance_i`` and ``kept_i`` on the original grid."""
-        feed = graph_input(images, self.manifest)
-        outputs = self.session(feed)
-        if self._taps is None:
-            return outputs
-        values = list(self._taps(feed).values())
-        positions: npt.NDArray[Any] | None = None
-        for stage, scores, local in zip(selecting_stages(self.manifest), values[::2], values[1::2]):
-            wide = scores.astype(np.float64) / TEMPERATURE
-            power = np.exp(wide - wide.max(axis=1, keepdims=True))
-            outputs[f"importance_{stage}"] = power / power.sum(axis=1, keepdims=True)
-            positions = local if positions is None else np.take_along_axis(positions, local, axis=1)
-            outputs[f"kept_{stage}"] = positions
-        return outputs
-
-
-def graph_input(images: npt.NDArray[Any], manifest: DeploymentManifest) -> npt.NDArray[Any]:
-    """Preprocessed images (B, 3, H, W) in the form the graph takes them.
-
-    A graph with ``uint8`` input normalises by itself: it gets the pixels (B, H, W, 3), which the normalised values give back
-    exactly.
-    """
-    if manifest.inputs[0].dtype != "uint8" or images.dtype == np.uint8:
-        return images
-    spec = manifest.preprocess
-    pixels = (np.moveaxis(images, 1, -1) * np.asarray(spec.std) + np.asarray(spec.mean)) * 255
-    pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
-    return np.ascontiguousarray(pixels[..., ::-1] if spec.color_order == "bgr" else pixels)
-
-
-def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
-    """A session for a graph without kept outputs that gives scores and kept indices of each stage that selects.
-
-    Returns:
-        The session, None when the graph selects nothing; and what is wrong with the graph's selections, None when nothing is.
-    """
-    model = onnx.load(str(artifact.file(MODEL)))
-    producers = {name: node for node in model.graph.node for name in node.output}
-    # select_patches sorts the indices it keeps by a second TopK, smallest first.
-    sorts = [
-        node
-        for node in model.graph.node
-        if node.op_type == "TopK" and any(a.name == "largest" and a.i == 0 for a in node.attribute)
-    ]
-    expected = len(selecting_stages(artifact.manifest))
-    problem = f"graph has {len(sorts)} selections, its budget needs {expected}" if len(sorts) != expected else None
-    if problem or not sorts:
-        return None, problem
-    names = []
-    for node in sorts:
-        choice = producers.get(node.input[0])
-        while choice is not None and choice.op_type in ("Cast", "Identity"):
-            choice = producers.get(choice.input[0])
-        if choice is None or choice.op_type != "TopK":
-            return None, f"graph sorts {node.input[0]}, which no selection made"
-        names += [choice.input[0], node.output[0]]
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    return onnxruntime_session(model.SerializeToString(), artifact.manifest.precision == "int8"), None
-
-
-def selecting_stages(manifest: DeploymentManifest) -> list[int]:
-    """Stages whose selection is in a graph without maps: those that drop patches something still reads."""
-    budget, config = manifest.budget, manifest.model
-    if config.variant == "published":
-        return []  # its logits read no patch after the stages
-    return [
-        stage
-        for stage, (n, k) in enumerate(zip(budget.stage_inputs, budget.keep))
-        if k < n and config.stages[stage] < config.depth
-    ]
 
 
 def read_golden(artifact: Artifact) -> Arrays:
@@ -305,7 +205,7 @@ def verify_checkpoint(
     found = {} if refused else {side.backend: joined[side.backend] for side in sides}
     references = {name: joined[name] for name in (*models, FRESH) if name in joined}
     comparisons = _compare_all(manifest, references, found, np.concatenate(labels))
-    graph = onnx.load_from_string(found_bytes)
+    graph = _parse(artifact, found_bytes)
     example = np.concatenate(examples)[:IMAGES]
     feed = graph_input(example, manifest)
     if fresh is not None and anew is not None:
@@ -336,6 +236,13 @@ def verify_checkpoint(
     )
 
 
+def _parse(artifact: Artifact, data: bytes) -> onnx.ModelProto:
+    try:
+        return onnx.load_from_string(data)
+    except Exception as error:  # protobuf's own class, which onnx does not export
+        raise ArtifactError(f"artefact {artifact.path}: {MODEL} is no ONNX model ({error}); export it again") from None
+
+
 def _plain_failures(
     fresh: onnx.ModelProto, graph: onnx.ModelProto, feed: npt.NDArray[Any], limits: Limits
 ) -> tuple[str, ...]:
@@ -357,7 +264,12 @@ def _compare_all(
 ) -> tuple[Comparison, ...]:
     return tuple(
         compare(
-            (name, f"{backend} {manifest.precision}"), side, outputs, labels, manifest.model.num_patches, manifest.labels
+            (name, f"{backend} {manifest.precision}"),
+            side,
+            outputs,
+            labels,
+            manifest.model.num_patches,
+            manifest.labels,
         )
         for backend, outputs in found.items()
         for name, side in references.items()
@@ -401,7 +313,9 @@ def _stage_place(comparisons: Sequence[Comparison]) -> Place:
             text = f"stage {s.stage} is the first whose patches or importance differ: the fault lies in it or before it; {hint}"
             return Place("stage", f"stages.{s.stage}", text, module=f"stages.{s.stage}", sqnr_db=sqnr)
     told = bool(comparisons and comparisons[0].stages)
-    where = "all stages agree: the fault lies behind what decides the patches" if told else "only the logits are compared"
+    where = (
+        "all stages agree: the fault lies behind what decides the patches" if told else "only the logits are compared"
+    )
     return Place("stage", "logits", f"{where}; {hint}", tensor="logits")
 
 
@@ -409,7 +323,10 @@ def _manifest_places(manifest: DeploymentManifest, checkpoint: Checkpoint) -> li
     """What the manifest says otherwise than the checkpoint it was made from."""
     info = checkpoint.info
     places = []
-    for kind, ours, theirs in (("preprocess", manifest.preprocess, info.preprocess), ("model", manifest.model, info.model)):
+    for kind, ours, theirs in (
+        ("preprocess", manifest.preprocess, info.preprocess),
+        ("model", manifest.model, info.model),
+    ):
         for field in fields(theirs):
             have, want = getattr(ours, field.name), getattr(theirs, field.name)
             if have != want:
@@ -418,7 +335,9 @@ def _manifest_places(manifest: DeploymentManifest, checkpoint: Checkpoint) -> li
     if manifest.labels != info.labels:
         wrong = [i for i, (a, b) in enumerate(zip(manifest.labels, info.labels)) if a != b]
         order = " in another order" if sorted(manifest.labels) == sorted(info.labels) else ""
-        text = f"labels: {len(wrong)} of {len(info.labels)} stand otherwise in the manifest than in the checkpoint{order}"
+        text = (
+            f"labels: {len(wrong)} of {len(info.labels)} stand otherwise in the manifest than in the checkpoint{order}"
+        )
         if wrong:
             text += f", first number {wrong[0]}: {manifest.labels[wrong[0]]!r} for {info.labels[wrong[0]]!r}"
         places.append(Place("labels", "labels", text))

@@ -106,7 +106,7 @@ def _map_fidelity(args: argparse.Namespace, artifact: Artifact, checkpoint: Chec
     from gft_edge.cli.common import labelled_batches
     from gft_edge.cli.console import say
     from gft_edge.export.onnx import reference_outputs
-    from gft_edge.export.verify import Side
+    from gft_edge.export.side import Side
     from gft_edge.files import write_json
     from gft_edge.manifest import register_files
     from gft_edge.report.fidelity import map_fidelity, pictures
@@ -134,7 +134,12 @@ def _map_fidelity(args: argparse.Namespace, artifact: Artifact, checkpoint: Chec
         write_png(artifact.path / name, panel)
     labels = [[manifest.labels[best] for best in side["logits"].argmax(axis=1)] for side in outputs]
     shown_rows = [{"file": name, "labels": list(said)} for name, said in zip(names, zip(*labels))]
-    data = {**data, "artifact": artifact.name, "source": f"{count} {args.split} images of {args.data}", "pictures": shown_rows}
+    data = {
+        **data,
+        "artifact": artifact.name,
+        "source": f"{count} {args.split} images of {args.data}",
+        "pictures": shown_rows,
+    }
     write_json(artifact.path / MAPS, data)
     register_files(artifact, [MAPS, *names])
     return _map_text(data)

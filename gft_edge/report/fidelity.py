@@ -74,7 +74,10 @@ def side_curves(
     by_importance = np.argsort(-outputs["importance_0"], axis=1, kind="stable")
     rng = np.random.default_rng(0)
     by_chance = np.stack([rng.permutation(grid[0] * grid[1]) for _ in images])
-    starts = {"insertion": (blurred(images, images.shape[2] // grid[0]), images), "deletion": (images, mean_color(images))}
+    starts = {
+        "insertion": (blurred(images, images.shape[2] // grid[0]), images),
+        "deletion": (images, mean_color(images)),
+    }
     return {
         f"{kind}{suffix}": curve(run, start, end, order, classes, grid)
         for kind, (start, end) in starts.items()
@@ -151,9 +154,7 @@ def map_agreement(reference: Outputs, candidate: Outputs, num_patches: int) -> l
     stage = 0
     while f"importance_{stage}" in reference and f"importance_{stage}" in candidate:
         sides = tuple(side[f"importance_{stage}"] for side in (reference, candidate))
-        maps = [
-            scatter(values, positions, (1, num_patches))[:, 0] for values, positions in zip(sides, inputs)
-        ]
+        maps = [scatter(values, positions, (1, num_patches))[:, 0] for values, positions in zip(sides, inputs)]
         correlations = []
         for row in range(len(maps[0])):
             common = np.intersect1d(inputs[0][row], inputs[1][row])
@@ -206,6 +207,4 @@ def pictures(
     """
     from gft_edge.report.overlays import map_panels
 
-    return [
-        map_panels(image, [side[row].reshape(grid) for side in maps]) for row, image in enumerate(images)
-    ]
+    return [map_panels(image, [side[row].reshape(grid) for side in maps]) for row, image in enumerate(images)]

@@ -354,7 +354,9 @@ GRAPH_FAULTS = {
     "class token dropped": Fault(dropped_class_token, (FP32, INT8), "Pad", "stages.0", "reads fault_"),
     "wrong token gathered": Fault(wrong_token, (FP32, INT8), "Add", "stages.0", "is 0 instead of 1"),
     "LayerNorm epsilon": Fault(large_epsilon, (FP32, INT8), "LayerNormalization", "blocks.0.norm2", "epsilon is 0.1"),
-    "LayerNorm scale and bias swapped": Fault(swapped_norm, (FP32,), "LayerNormalization", "blocks.0.norm1", "elements"),
+    "LayerNorm scale and bias swapped": Fault(
+        swapped_norm, (FP32,), "LayerNormalization", "blocks.0.norm1", "elements"
+    ),
     "LayerNorm scale zeroed": Fault(zeroed_norm, (FP32,), "LayerNormalization", "stages.0.norm", "is all zeros"),
     "gate missing": Fault(missing_gate, (FP32, INT8), "Mul", "stages.0.attn", "is missing"),
     "queries for keys": Fault(queries_for_keys, (FP32, INT8), "Reshape", "blocks.0.attn", "reads"),

@@ -6,22 +6,19 @@ import pytest
 from onnx import numpy_helper
 
 from gft_edge.export.differences import weight_change
+from gft_edge.export.module_trace import Recognizer, first_bad_module, module_calls, node_modules
+from gft_edge.export.places import agreement_db
 from gft_edge.export.trace import (
-    Recognizer,
-    agreement_db,
     corresponding_tensors,
-    first_bad_module,
     first_difference,
     fresh_graph,
-    module_calls,
-    node_modules,
     node_tensors,
     plain_error,
     silent_difference,
     trace,
 )
 from gft_edge.export.verify import verify_checkpoint
-from gft_edge.manifest import MODEL
+from gft_edge.manifest import MODEL, register_files
 
 NAMES = ["fp32-none", "fp32-compact", "int8-compact"]
 
@@ -118,8 +115,6 @@ class TestFaultsOfTheExporter:
         artifact = edited("fp32-none", lambda model: model.CopyFrom(faulty))
         (artifact.path / MODEL).write_bytes(faulty.SerializeToString(deterministic=True))
         batches = [(clear_images, np.zeros(12, np.int64))]
-        from gft_edge.manifest import register_files
-
         report = verify_checkpoint(
             register_files(artifact, [MODEL]), checkpoints["fp32"], batches, "twelve images", fresh=faulty
         )
@@ -134,8 +129,10 @@ class TestOtherNames:
         for node in found.graph.node:
             for names in (node.input, node.output):
                 for place, name in enumerate(names):
-                    if name and name not in ("image", "logits") and not any(
-                        t.name == name for t in found.graph.initializer
+                    if (
+                        name
+                        and name not in ("image", "logits")
+                        and not any(t.name == name for t in found.graph.initializer)
                     ):
                         names[place] = f"other/{name}"
             node.name = f"other/{node.name}"
@@ -162,9 +159,7 @@ class TestGraphsThatCannotRun:
     def test_report_instead_of_an_error(self, edited, checkpoints, clear_images, graph):
         artifact = edited("int8-compact", lambda model: _set(_node(model, "Softmax", 1), "axis", 9))
         batches = [(clear_images, np.zeros(12, np.int64))]
-        report = verify_checkpoint(
-            artifact, checkpoints["int8"], batches, "twelve images", fresh=graph("int8-compact")
-        )
+        report = verify_checkpoint(artifact, checkpoints["int8"], batches, "twelve images", fresh=graph("int8-compact"))
         assert report.comparisons == ()
         assert "ONNX Runtime cannot load it" in report.failures[0]
         assert "axis is 9" in report.places[0].text

@@ -163,7 +163,8 @@ class TestJudge:
 class TestImportanceAgreement:
     def _stage(self, candidate, reference=((0.4, 0.3, 0.2, 0.1),)):
         sides = [
-            {"importance_0": np.array(values, np.float32), "kept_0": np.array([[0, 1]])} for values in (reference, candidate)
+            {"importance_0": np.array(values, np.float32), "kept_0": np.array([[0, 1]])}
+            for values in (reference, candidate)
         ]
         return stage_agreement(*sides, 0, np.arange(4)[None])
 
@@ -174,7 +175,9 @@ class TestImportanceAgreement:
     def test_sharper_map_keeps_its_order_and_loses_decibels(self):
         found = self._stage([(0.7, 0.2, 0.08, 0.02)])
         assert found.rank_correlation == pytest.approx(1)
-        assert found.importance_sqnr_db == pytest.approx(10 * np.log10(0.30 / (0.09 + 0.01 + 0.0144 + 0.0064)), rel=1e-5)
+        assert found.importance_sqnr_db == pytest.approx(
+            10 * np.log10(0.30 / (0.09 + 0.01 + 0.0144 + 0.0064)), rel=1e-5
+        )
 
     def test_values_that_are_not_finite_count_as_zero(self):
         assert self._stage([(np.nan, 0.3, 0.2, 0.1)]).importance_sqnr_db == pytest.approx(10 * np.log10(0.30 / 0.16))
