@@ -2,27 +2,30 @@
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+from torch import nn
 
 from gft_edge.calibration.modules import without_quantizers
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.errors import ArtifactError
 from gft_edge.export.agreement import Arrays, Comparison, compare
+from gft_edge.export.causes import golden_places, manifest_places, read_golden, stage_place
 from gft_edge.export.onnx import reference_outputs, tool_versions
 from gft_edge.export.places import Place
 from gft_edge.export.side import ONNXRUNTIME, Side, graph_input
 from gft_edge.export.trace import IMAGES, plain_error, silent_difference, trace
 from gft_edge.export.verdict import FRESH, Judgement, Limits, judge
-from gft_edge.manifest import GOLDEN, MODEL, Artifact, DeploymentManifest
+from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.runtime.sessions import onnxruntime_session
 
+Runner = Callable[[npt.NDArray[np.float32]], Arrays]
+"""Preprocessed images (B, 3, H, W) to outputs by name."""
 Batches = Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
 
 
@@ -82,23 +85,6 @@ class VerifyReport:
         }
 
 
-def read_golden(artifact: Artifact) -> Arrays:
-    """The arrays of golden.npz.
-
-    Raises:
-        ArtifactError: missing or damaged.
-    """
-    try:
-        with np.load(artifact.file(GOLDEN), allow_pickle=False) as file:
-            golden: Arrays = dict(file)
-        stages = range(len(artifact.manifest.budget.keep))
-        for name in ("images", "logits", *(f"{kind}_{stage}" for stage in stages for kind in ("importance", "kept"))):
-            golden[name]
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"artefact {artifact.path}: {GOLDEN} is damaged ({error})") from None
-    return golden
-
-
 def verify_golden(
     artifact: Artifact, backends: Sequence[str] = (ONNXRUNTIME,), limits: Limits | None = None
 ) -> VerifyReport:
@@ -122,7 +108,7 @@ def verify_golden(
         **_identity(artifact, f"{len(images)} golden images", limits),
         comparisons=comparisons,
         judgement=judgement,
-        places=() if not judgement.failures else (_stage_place(comparisons),),
+        places=() if not judgement.failures else (stage_place(comparisons),),
         backends=_options(sides),
     )
 
@@ -165,11 +151,16 @@ def verify_checkpoint(
     require_parent(artifact, checkpoint)
     manifest = artifact.manifest
     limits = limits or Limits()
-    found_bytes = artifact.file(MODEL).read_bytes()
-    fresh_bytes = None if fresh is None else fresh.SerializeToString(deterministic=True)
     models = {"torch fp32": without_quantizers(checkpoint.model)}
     if checkpoint.info.quantization is not None:
         models["torch int8"] = checkpoint.model
+    model_file = artifact.file(MODEL)
+    fresh_bytes = b"" if fresh is None else fresh.SerializeToString(deterministic=True)
+    differs = fresh is not None and fresh_bytes != model_file.read_bytes()
+    references: dict[str, Runner] = {name: _torch_runner(model, manifest) for name, model in models.items()}
+    if differs:
+        anew = onnxruntime_session(fresh_bytes, manifest.precision == "int8")
+        references[FRESH] = lambda images: anew(graph_input(images, manifest))
     refused: tuple[str, ...] = ()
     sides: list[Side] = []
     try:
@@ -178,82 +169,117 @@ def verify_checkpoint(
         if fresh is None:
             raise
         refused = (str(error),)
-    anew = None
-    if fresh_bytes not in (None, found_bytes):
-        anew = onnxruntime_session(fresh_bytes or b"", manifest.precision == "int8")
-    parts: dict[str, list[Arrays]] = {}
+    runs = _run_all(references, sides, batches, tolerant=fresh is not None)
+    refused += runs.refused
+    found = {side.backend: runs.outputs[side.backend] for side in sides if side.backend in runs.outputs}
+    comparisons = _compare_all(manifest, {name: runs.outputs[name] for name in references}, found, runs.labels)
+    node: Place | None = None
+    notes: tuple[str, ...] = ()
+    if fresh is not None:
+        wrong = bool(_judge(artifact, comparisons, sides, limits, refused).failures)
+        examples = (runs.examples, graph_input(runs.examples, manifest))
+        hidden, node, notes = _locate(checkpoint, artifact, fresh, wrong, differs, examples, limits)
+        refused += hidden
+    golden = golden_places(artifact, models, limits)
+    beside = manifest_places(manifest, checkpoint)
+    more = (*refused, *(place.text for place in (*beside, *golden)))
+    return VerifyReport(
+        **_identity(artifact, source, limits),
+        comparisons=comparisons,
+        judgement=_judge(artifact, comparisons, sides, limits, more),
+        places=(*beside, *([] if node is None else [node]), *golden),
+        fresh_export=None if fresh is None else "different" if differs else "identical",
+        notes=notes,
+        backends=_options(sides),
+    )
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """Outputs of every side on all images, the true classes, the first few images, and why a side stopped."""
+
+    outputs: dict[str, Arrays]
+    labels: npt.NDArray[np.int64]
+    examples: npt.NDArray[np.float32]
+    refused: tuple[str, ...]
+
+
+def _torch_runner(model: nn.Module, manifest: DeploymentManifest) -> Runner:
+    return lambda images: reference_outputs(model, images, manifest.budget)
+
+
+def _run_all(references: Mapping[str, Runner], sides: Sequence[Side], batches: Batches, tolerant: bool) -> _Runs:
+    """Runs every side on every batch; an artefact that cannot be run is left out, or an error unless ``tolerant``."""
+    runners: dict[str, Runner] = {**references, **{side.backend: side for side in sides}}
+    parts: dict[str, list[Arrays]] = {name: [] for name in runners}
+    refused: dict[str, str] = {}
     labels: list[npt.NDArray[np.int64]] = []
     examples: list[npt.NDArray[np.float32]] = []
     for images, classes in batches:
         labels.append(classes)
         if sum(map(len, examples)) < IMAGES:
             examples.append(images[:IMAGES])
-        for name, model in models.items():
-            parts.setdefault(name, []).append(reference_outputs(model, images, manifest.budget))
-        if anew is not None:
-            parts.setdefault(FRESH, []).append(anew(graph_input(images, manifest)))
-        for side in [] if refused else sides:
+        for name, runner in runners.items():
+            if name in refused:
+                continue
             try:
-                outputs = side(images)
+                parts[name].append(runner(images))
             except ArtifactError as error:
-                if fresh is None:
+                if not tolerant or name in references:
                     raise
-                refused = (str(error),)
-            else:
-                parts.setdefault(side.backend, []).append(outputs)
-    joined = {name: _concatenate(arrays) for name, arrays in parts.items()}
-    found = {} if refused else {side.backend: joined[side.backend] for side in sides}
-    references = {name: joined[name] for name in (*models, FRESH) if name in joined}
-    comparisons = _compare_all(manifest, references, found, np.concatenate(labels))
-    graph = _parse(artifact, found_bytes)
-    example = np.concatenate(examples)[:IMAGES]
-    feed = graph_input(example, manifest)
-    if fresh is not None and anew is not None:
-        refused += _plain_failures(fresh, graph, feed, limits)
-    wrong_graph = bool(_judge(artifact, comparisons, sides, limits, refused).failures)
-    node: Place | None = None
+                refused[name] = str(error)
+    joined = {
+        name: {key: np.concatenate([part[key] for part in found]) for key in found[0]}
+        for name, found in parts.items()
+        if name not in refused
+    }
+    return _Runs(joined, np.concatenate(labels), np.concatenate(examples)[:IMAGES], tuple(refused.values()))
+
+
+def _locate(
+    checkpoint: Checkpoint,
+    artifact: Artifact,
+    fresh: onnx.ModelProto,
+    wrong: bool,
+    differs: bool,
+    examples: tuple[npt.NDArray[np.float32], npt.NDArray[Any]],
+    limits: Limits,
+) -> tuple[tuple[str, ...], Place | None, tuple[str, ...]]:
+    """What an optimiser hides, the first bad place of the graph, and notes.
+
+    Args:
+        checkpoint, artifact, fresh: what is compared.
+        wrong: something is out of limits already.
+        differs: the graph is not the fresh export, byte for byte.
+        examples: a few images, and the same as the graph takes them.
+        limits: what passes.
+    """
+    if not (wrong or differs):
+        return (), None, ()
+    manifest = artifact.manifest
+    graph = _parse(artifact)
     notes: tuple[str, ...] = ()
-    if fresh is not None and wrong_graph:
-        node = trace(checkpoint, manifest.budget, fresh, graph, example, feed)
-    if fresh is not None and anew is not None and node is None:
-        node = silent_difference(fresh, graph)
-        if node is not None and not wrong_graph:
-            notes = (f"a fresh export differs without effect above the limits: {node.text}",)
-    golden = _golden_places(artifact, models, limits)
-    beside = (*_manifest_places(manifest, checkpoint), *golden)
-    places = (*_manifest_places(manifest, checkpoint), *([node] if node and wrong_graph else []), *golden)
-    judgement = _judge(artifact, comparisons, sides, limits, (*refused, *(place.text for place in beside)))
-    if anew is not None and manifest.tools != tool_versions():
-        notes += ("the artefact was made by other versions of the tools than the fresh export",)
-    return VerifyReport(
-        **_identity(artifact, source, limits),
-        comparisons=comparisons,
-        judgement=judgement,
-        places=places,
-        fresh_export=None if fresh is None else "identical" if anew is None else "different",
-        notes=notes,
-        backends=_options(sides),
-    )
+    hidden: tuple[str, ...] = ()
+    if differs and manifest.tools != tool_versions():
+        notes = ("the artefact was made by other versions of the tools than the fresh export",)
+    if not wrong:
+        error = plain_error(fresh, graph, examples[1])
+        if error is not None and error > limits.fp32_relative_error:
+            hidden = (f"run without optimisation, logits differ from a fresh export's by {error:.1e}",)
+    if wrong or hidden:
+        place = trace(checkpoint, manifest.budget, fresh, graph, *examples)
+        return hidden, place or silent_difference(fresh, graph), notes
+    unseen = silent_difference(fresh, graph)
+    if unseen is not None:
+        notes += (f"a fresh export differs without effect above the limits: {unseen.text}",)
+    return (), None, notes
 
 
-def _parse(artifact: Artifact, data: bytes) -> onnx.ModelProto:
+def _parse(artifact: Artifact) -> onnx.ModelProto:
     try:
-        return onnx.load_from_string(data)
+        return onnx.load(str(artifact.file(MODEL)))
     except Exception as error:  # protobuf's own class, which onnx does not export
         raise ArtifactError(f"artefact {artifact.path}: {MODEL} is no ONNX model ({error}); export it again") from None
-
-
-def _plain_failures(
-    fresh: onnx.ModelProto, graph: onnx.ModelProto, feed: npt.NDArray[Any], limits: Limits
-) -> tuple[str, ...]:
-    error = plain_error(fresh, graph, feed)
-    if error is None or error <= limits.fp32_relative_error:
-        return ()
-    return (f"run without optimisation, logits differ from a fresh export's by {error:.1e}",)
-
-
-def _concatenate(parts: list[Arrays]) -> Arrays:
-    return {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
 
 
 def _compare_all(
@@ -301,69 +327,3 @@ def _identity(artifact: Artifact, source: str, limits: Limits | None) -> dict[st
 
 def _options(sides: Sequence[Side]) -> tuple[Mapping[str, Any], ...]:
     return tuple({"backend": side.backend, **side.session.options} for side in sides)
-
-
-def _stage_place(comparisons: Sequence[Comparison]) -> Place:
-    """As near as golden outputs get to the place of a fault."""
-    hint = "give --checkpoint to have the node named"
-    limits = Limits()
-    for s in comparisons[0].stages if comparisons else ():
-        sqnr = s.importance_sqnr_db
-        if s.identical + s.ties < s.images or (sqnr is not None and sqnr < limits.fp32_importance_sqnr_db):
-            text = f"stage {s.stage} is the first whose patches or importance differ: the fault lies in it or before it; {hint}"
-            return Place("stage", f"stages.{s.stage}", text, module=f"stages.{s.stage}", sqnr_db=sqnr)
-    told = bool(comparisons and comparisons[0].stages)
-    where = (
-        "all stages agree: the fault lies behind what decides the patches" if told else "only the logits are compared"
-    )
-    return Place("stage", "logits", f"{where}; {hint}", tensor="logits")
-
-
-def _manifest_places(manifest: DeploymentManifest, checkpoint: Checkpoint) -> list[Place]:
-    """What the manifest says otherwise than the checkpoint it was made from."""
-    info = checkpoint.info
-    places = []
-    for kind, ours, theirs in (
-        ("preprocess", manifest.preprocess, info.preprocess),
-        ("model", manifest.model, info.model),
-    ):
-        for field in fields(theirs):
-            have, want = getattr(ours, field.name), getattr(theirs, field.name)
-            if have != want:
-                text = f"{kind}: {field.name} is {have} in the manifest, {want} in the checkpoint"
-                places.append(Place(kind, field.name, text))
-    if manifest.labels != info.labels:
-        wrong = [i for i, (a, b) in enumerate(zip(manifest.labels, info.labels)) if a != b]
-        order = " in another order" if sorted(manifest.labels) == sorted(info.labels) else ""
-        text = (
-            f"labels: {len(wrong)} of {len(info.labels)} stand otherwise in the manifest than in the checkpoint{order}"
-        )
-        if wrong:
-            text += f", first number {wrong[0]}: {manifest.labels[wrong[0]]!r} for {info.labels[wrong[0]]!r}"
-        places.append(Place("labels", "labels", text))
-    return places
-
-
-def _golden_places(artifact: Artifact, models: Mapping[str, Any], limits: Limits) -> list[Place]:
-    """Whether golden.npz holds what PyTorch computes today from its images."""
-    if GOLDEN not in artifact.manifest.files:
-        return []
-    golden = read_golden(artifact)
-    images = golden.pop("images")
-    if images.dtype == np.uint8:
-        images = artifact.manifest.preprocess.normalize(images)
-    patches = artifact.manifest.model.num_patches
-    names = {"torch fp32": "logits", "torch int8": "logits_quantized"}
-    for name, model in models.items():
-        if names[name] not in golden:
-            continue
-        today = reference_outputs(model, images, artifact.manifest.budget)
-        stored = {**golden, "logits": golden[names[name]]} if name == "torch fp32" else {"logits": golden[names[name]]}
-        if any(stored[key].shape != today[key].shape for key in stored.keys() & today.keys()):
-            return [Place("golden", GOLDEN, f"{GOLDEN} is stale: its arrays have other shapes than {name} gives")]
-        found = compare((name, GOLDEN), today, stored, None, patches)
-        wrong = judge([found], "fp32" if name == "torch fp32" else "int8", limits).failures
-        if wrong:
-            text = f"{GOLDEN} is stale: its images give other outputs in PyTorch today ({wrong[0]})"
-            return [Place("golden", GOLDEN, text, tensor=names[name], sqnr_db=found.logit_sqnr_db)]
-    return []
