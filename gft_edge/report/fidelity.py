@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.export.agreement import spearman
+from gft_edge.model.gala import TEMPERATURE
 from gft_edge.runtime.maps import scatter
 
 Outputs = dict[str, npt.NDArray[Any]]
@@ -202,9 +203,11 @@ def pictures(
 
     Args:
         images: (B, height, width, 3).
-        maps: first importance of each side, (B, P).
+        maps: first importance of each side, (B, P); shown on the scale of the scores, which its sharp softmax hides.
         grid: rows and columns.
     """
     from gft_edge.report.overlays import map_panels
 
-    return [map_panels(image, [side[row].reshape(grid) for side in maps]) for row, image in enumerate(images)]
+    return [
+        map_panels(image, [side[row].reshape(grid) ** TEMPERATURE for side in maps]) for row, image in enumerate(images)
+    ]
