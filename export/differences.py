@@ -33,7 +33,8 @@ def node_differences(
     expected, actual = _attributes(node), _attributes(other)
     for key in sorted(expected.keys() | actual.keys()):
         if expected.get(key) != actual.get(key):
-            differences.append(f"{key} is {actual.get(key, 'not set')} instead of {expected.get(key, 'not set')}")
+            have, want = (_said(side[key]) if key in side else "not set" for side in (actual, expected))
+            differences.append(f"{key} is {have} instead of {want}")
     weights, other_weights = _initializers(fresh), _initializers(found)
     makers = {name: n for n in found.graph.node for name in n.output}
     own = {name for n in fresh.graph.node for name in n.output} | {value.name for value in fresh.graph.input}
@@ -47,10 +48,19 @@ def node_differences(
                 differences.append(f"{want} {change}")
         elif (names.get(want, want) if want in own else want) != have:
             text = f"reads {have or 'nothing'} instead of {want or 'nothing'}"
+            if have in other_weights and other_weights[have].dims in ([], [1]):
+                text += f" ({have} is {_said(numpy_helper.to_array(other_weights[have]).reshape(-1)[0])})"
             if have in makers and have not in known:
                 text += f" (made by {makers[have].op_type} {makers[have].name}, which a fresh export does not have)"
             differences.append(text)
     return differences
+
+
+def _said(value: Any) -> str:
+    """An attribute or an element, in as many digits as tell something."""
+    if isinstance(value, bytes):
+        return value.decode(errors="replace")
+    return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
 
 
 def _attributes(node: onnx.NodeProto) -> dict[str, Any]:
@@ -74,7 +84,7 @@ def weight_change(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> str:
     if not count:
         return ""
     if expected.size == 1:
-        return f"is {found.reshape(-1)[0]} instead of {expected.reshape(-1)[0]}"
+        return f"is {_said(found.reshape(-1)[0])} instead of {_said(expected.reshape(-1)[0])}"
     if not found.any():
         return "is all zeros"
     if not np.isfinite(found.astype(np.float64)).all():
@@ -86,7 +96,7 @@ def weight_change(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> str:
             return f"is permuted along axis {axis}"
     if count == 1:
         at = np.argwhere(differs)[0].tolist()
-        return f"differs in the element {at}: {found[tuple(at)]} instead of {expected[tuple(at)]}"
+        return f"differs in the element {at}: {_said(found[tuple(at)])} instead of {_said(expected[tuple(at)])}"
     wide, changed = expected.astype(np.float64), found.astype(np.float64)
     ratios = changed[wide != 0] / wide[wide != 0]
     if len(ratios) > 1 and np.allclose(ratios, ratios[0], rtol=1e-5):

@@ -55,7 +55,7 @@ def agreement_db(expected: npt.NDArray[Any], value: npt.NDArray[Any]) -> float:
 def decibels(value: float) -> str:
     """SQNR in words."""
     if math.isinf(value):
-        return "no difference" if value > 0 else "nothing in common"
+        return "exact agreement" if value > 0 else "no agreement"
     return f"SQNR {value:.1f} dB"
 
 

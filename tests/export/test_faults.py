@@ -336,14 +336,14 @@ GRAPH_FAULTS = {
     "bias dropped": Fault(dropped_bias, (FP32, INT8), "Add", "blocks.0.mlp.fc1", "is missing"),
     "attention scale missing": Fault(missing_attention_scale, (FP32, INT8), "Mul", "blocks.0.attn", "is missing"),
     "softmax over the wrong axis": Fault(softmax_axis, (FP32, INT8), "Softmax", "blocks.0.attn", "axis is 2"),
-    "GELU by tanh": Fault(gelu_tanh, (FP32, INT8), "Gelu", "blocks.1.mlp.act", "approximate is b'tanh'"),
+    "GELU by tanh": Fault(gelu_tanh, (FP32, INT8), "Gelu", "blocks.1.mlp.act", "approximate is tanh instead of none"),
     "FP16 overflow": Fault(fp16_overflow, (FP32,), "MatMul", "blocks.0.mlp.fc2", "Cast to_half is the first"),
     "position embedding shifted": Fault(shifted_positions, (FP32, INT8), "Add", "", "permuted along axis 1"),
     "classes permuted": Fault(permuted_classes, (FP32, INT8), "Gemm", "head", "is permuted along axis"),
     "residual missing": Fault(missing_residual, (FP32, INT8), "Add", "blocks.0", "is missing"),
     "smoothing kernel wrong": Fault(wrong_smoothing, (FP32, INT8), "Conv", "stages.0", "smooth.weight"),
-    "spatial gradient doubled": Fault(wrong_gradient, (FP32, INT8), "Mul", "stages.0", "is 1.0 instead of 0.5"),
-    "temperature doubled": Fault(wrong_temperature, (MAPS, INT8), "Div", "", "is 0.2"),
+    "spatial gradient doubled": Fault(wrong_gradient, (FP32, INT8), "Mul", "stages.0", "is 1 instead of 0.5"),
+    "temperature doubled": Fault(wrong_temperature, (MAPS, INT8), "Div", "", "is 0.2 instead of 0.1"),
     "kept indices relative": Fault(relative_indices, (MAPS, INT8), "Cast", "", "reads"),
     "order of kept patches lost": Fault(unordered, (FP32, MAPS, INT8), "TopK", "stages.0", "is missing"),
     "first image's selection for all": Fault(first_image_for_all, (FP32, INT8), "Add", "stages.0", "made by Expand"),
@@ -351,9 +351,11 @@ GRAPH_FAULTS = {
     "k of stage 0 off by one": Fault(other_k(0), (FP32, INT8), "TopK", "stages.0", "is 11 instead of 12"),
     "k of stage 1 off by one": Fault(other_k(1), (FP32, MAPS), "TopK", "stages.1", "is 5 instead of 6"),
     "stage skipped": Fault(skipped_stage, (FP32,), "Add", "stages.1", "is missing"),
-    "class token dropped": Fault(dropped_class_token, (FP32, INT8), "Pad", "stages.0", "reads fault_"),
+    "class token dropped": Fault(dropped_class_token, (FP32, INT8), "Pad", "stages.0", " is 1)"),
     "wrong token gathered": Fault(wrong_token, (FP32, INT8), "Add", "stages.0", "is 0 instead of 1"),
-    "LayerNorm epsilon": Fault(large_epsilon, (FP32, INT8), "LayerNormalization", "blocks.0.norm2", "epsilon is 0.1"),
+    "LayerNorm epsilon": Fault(
+        large_epsilon, (FP32, INT8), "LayerNormalization", "blocks.0.norm2", "epsilon is 0.1 instead of 1e-06"
+    ),
     "LayerNorm scale and bias swapped": Fault(
         swapped_norm, (FP32,), "LayerNormalization", "blocks.0.norm1", "elements"
     ),
