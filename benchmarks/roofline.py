@@ -106,10 +106,8 @@ def roofline(
         for tensor in (*manifest.inputs, *manifest.outputs)
     )
     # INT8 weights alone are computed with in high precision; the bound of INT8 throughout holds for them too.
-    own: DevicePrecision = "int8" if manifest.precision == "int8-weights" else manifest.precision
-    return model_roofline(
-        manifest.model, manifest.budget, precision or own, device, batch, io_bytes=batch * per_image
-    )
+    own: Precision = "int8" if manifest.precision == "int8-weights" else manifest.precision
+    return model_roofline(manifest.model, manifest.budget, precision or own, device, batch, io_bytes=batch * per_image)
 
 
 def model_roofline(

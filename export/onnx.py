@@ -80,6 +80,12 @@ class GraphOptions:
         if problems := batch_problems(self.batch):
             raise ConfigError(f"export: {problems[0]}")
 
+    @classmethod
+    def of(cls, manifest: DeploymentManifest) -> GraphOptions:
+        """Those an artefact was exported with."""
+        kind: InputKind = "uint8" if manifest.inputs[0].dtype == "uint8" else "float"
+        return cls(manifest.maps, manifest.rest, kind, manifest.batch)
+
     @property
     def opset(self) -> int:
         """ONNX operator set of the graph."""

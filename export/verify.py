@@ -1,92 +1,49 @@
-"""Proof that an artefact computes what PyTorch computes, and how much quantization changed."""
+"""Proof that an artefact computes what PyTorch computes, how much quantization changed, and where it went wrong."""
 
 from __future__ import annotations
 
-import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+from torch import nn
 
 from gft_edge.calibration.modules import without_quantizers
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.errors import ArtifactError
-from gft_edge.export.onnx import reference_outputs
-from gft_edge.manifest import GOLDEN, MODEL, Artifact, DeploymentManifest
-from gft_edge.model.gala import TEMPERATURE
-from gft_edge.runtime.sessions import Session, fitted, onnxruntime_session, open_session
-from gft_edge.train.metrics import accuracy, sqnr_db
+from gft_edge.export.agreement import Arrays, Comparison, compare
+from gft_edge.export.causes import golden_places, manifest_places, read_golden, stage_place
+from gft_edge.export.onnx import reference_outputs, tool_versions
+from gft_edge.export.places import Place
+from gft_edge.export.side import ONNXRUNTIME, Side, graph_input
+from gft_edge.export.trace import IMAGES, plain_error, silent_difference, trace
+from gft_edge.export.verdict import FRESH, Judgement, Limits, judge
+from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
+from gft_edge.runtime.sessions import onnxruntime_session
 
-Arrays = dict[str, npt.NDArray[Any]]
-TIE = 1e-4
-"""Scores have unit standard deviation per image; closer than this at the boundary is float noise, not a preference."""
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What passes.
-
-    Args:
-        fp32_relative_error: largest logit difference over the largest logit, FP32 graph against FP32 PyTorch.
-        same_sqnr_db: INT8 graph against the same INT8 arithmetic in PyTorch; what remains are rounding ties.
-        int8_sqnr_db, int8_top1_agreement, int8_jaccard: INT8 graph against FP32 PyTorch.
-    """
-
-    fp32_relative_error: float = 1e-4
-    same_sqnr_db: float = 25.0
-    int8_sqnr_db: float = 15.0
-    int8_top1_agreement: float = 0.97
-    int8_jaccard: float = 0.90
-
-
-@dataclass(frozen=True)
-class StageAgreement:
-    """Kept patches of one stage on two sides.
-
-    Attributes:
-        jaccard: |both| / |either|, mean over images.
-        identical: images with the same set.
-        ties: images whose sets differ only in patches whose reference scores are equal up to float noise.
-        images: compared.
-    """
-
-    stage: int
-    jaccard: float
-    identical: int
-    ties: int
-    images: int
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two sides on the same images.
-
-    Attributes:
-        reference, candidate: what was compared.
-        logit_sqnr_db: signal to noise of the logits; None when bit-identical.
-        max_relative_error: largest difference over the largest magnitude of the reference.
-        top1_agreement: share of images with the same first class.
-        top1_reference, top1_candidate: accuracy where labels are known.
-        stages: selection, for the stages whose selection is in the graph.
-    """
-
-    reference: str
-    candidate: str
-    images: int
-    logit_sqnr_db: float | None
-    max_relative_error: float
-    top1_agreement: float
-    top1_reference: float | None
-    top1_candidate: float | None
-    stages: tuple[StageAgreement, ...]
+Runner = Callable[[npt.NDArray[np.float32]], Arrays]
+"""Preprocessed images (B, 3, H, W) to outputs by name."""
+Batches = Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Comparisons, and what of them is out of limits (nothing: passed)."""
+    """Comparisons, what they amount to, and where something is wrong.
+
+    Attributes:
+        artifact, precision, model_sha256: what was verified.
+        source: what the images are.
+        comparisons: every backend against every reference.
+        limits: what passes.
+        judgement: what is out of limits, what is undecided.
+        places: where something is wrong, the first cause first.
+        fresh_export: ``"identical"`` (byte for byte), ``"different"``, or None when the checkpoint was not exported again.
+        notes: what is worth knowing and no failure.
+        backends: each with its options.
+    """
 
     artifact: str
     precision: str
@@ -94,154 +51,86 @@ class VerifyReport:
     source: str
     comparisons: tuple[Comparison, ...]
     limits: Limits
-    failures: tuple[str, ...]
-    backend: Mapping[str, Any]
+    judgement: Judgement
+    places: tuple[Place, ...] = ()
+    fresh_export: str | None = None
+    notes: tuple[str, ...] = ()
+    backends: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        """What is out of limits, in words."""
+        return self.judgement.failures
+
+    @property
+    def verdict(self) -> str:
+        """``"pass"``, ``"fail"`` or ``"inconclusive"``."""
+        return self.judgement.verdict
 
     @property
     def passed(self) -> bool:
-        """True when nothing is out of limits."""
+        """True when nothing is out of limits; that may still be inconclusive."""
         return not self.failures
 
     def to_json(self) -> dict[str, Any]:
         """The report as plain JSON values."""
         data = asdict(self)
-        return {**data, "backend": dict(self.backend), "passed": self.passed}
+        judgement = data.pop("judgement")
+        return {
+            **data,
+            **judgement,
+            "verdict": self.verdict,
+            "passed": self.passed,
+            "backend": dict(self.backends[0]) if self.backends else {},
+        }
 
 
-def kept_session(artifact: Artifact) -> Session | None:
-    """A session whose outputs are the kept patches, for a graph without map outputs; None when it selects nothing."""
-    model = onnx.load(str(artifact.file(MODEL)))
-    # select_patches sorts the indices it keeps by a second TopK, smallest first.
-    names = [
-        node.output[0]
-        for node in model.graph.node
-        if node.op_type == "TopK" and any(a.name == "largest" and a.i == 0 for a in node.attribute)
-    ]
-    manifest = artifact.manifest
-    expected = len(selecting_stages(manifest))
-    if len(names) != expected:
-        raise ArtifactError(f"artefact {artifact.path}: graph has {len(names)} selections, its budget needs {expected}")
-    if not names:
-        return None
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.INT64, None) for n in names)
-    return fitted(onnxruntime_session(model.SerializeToString(), manifest.is_quantized), manifest)
-
-
-def selecting_stages(manifest: DeploymentManifest) -> list[int]:
-    """Stages whose selection is in a graph without maps: those that drop patches something still reads."""
-    budget, config = manifest.budget, manifest.model
-    if config.variant == "published":
-        return []  # its logits read no patch after the stages
-    return [
-        stage
-        for stage, (n, k) in enumerate(zip(budget.stage_inputs, budget.keep))
-        if k < n and config.stages[stage] < config.depth
-    ]
-
-
-def candidate_outputs(
-    artifact: Artifact, session: Session, kept: Session | None, images: npt.NDArray[np.float32]
-) -> Arrays:
-    """The artefact's logits and kept patches on the original grid, whatever map outputs it has."""
-    outputs = session(images)
-    if kept is None:
-        return outputs
-    positions: npt.NDArray[Any] | None = None
-    for stage, local in zip(selecting_stages(artifact.manifest), kept(images).values()):
-        positions = local if positions is None else np.take_along_axis(positions, local, axis=1)
-        outputs[f"kept_{stage}"] = positions
-    return outputs
-
-
-def stage_agreement(reference: Arrays, candidate: Arrays, stage: int, inputs: npt.NDArray[Any]) -> StageAgreement:
-    """Compares the kept patches of one stage.
-
-    Args:
-        reference: with ``importance_i`` and ``kept_i``.
-        candidate: with ``kept_i``.
-        stage: which.
-        inputs: positions on the grid of the patches entering the stage on the reference side, (B, N).
-    """
-    name = f"kept_{stage}"
-    jaccard, identical, ties = [], 0, 0
-    for row, (expected, found) in enumerate(zip(reference[name], candidate[name])):
-        both, either = np.intersect1d(expected, found), np.union1d(expected, found)
-        jaccard.append(len(both) / len(either))
-        if len(both) == len(either):
-            identical += 1
-            continue
-        with np.errstate(divide="ignore"):
-            scores = TEMPERATURE * np.log(reference[f"importance_{stage}"][row].astype(np.float64))
-        boundary = scores[np.isin(inputs[row], expected)].min()
-        differing = np.setxor1d(expected, found)
-        known = np.isin(differing, inputs[row]).all() and len(set(found.tolist())) == len(found) == len(expected)
-        if known and (np.abs(scores[np.isin(inputs[row], differing)] - boundary) < TIE).all():
-            ties += 1
-    return StageAgreement(stage, float(np.mean(jaccard)), identical, ties, len(jaccard))
-
-
-def compare(
-    names: tuple[str, str], reference: Arrays, candidate: Arrays, labels: npt.NDArray[Any] | None, num_patches: int
-) -> Comparison:
-    """Compares outputs of two sides on the same images."""
-    a, b = reference["logits"], candidate["logits"]
-    if not np.isfinite(b).all():
-        raise ArtifactError(f"verify: {names[1]} gives logits that are not finite")
-    stages = []
-    inputs: npt.NDArray[Any] = np.broadcast_to(np.arange(num_patches), (len(a), num_patches))
-    for stage in range(sum(name.startswith("kept_") for name in reference)):
-        if f"kept_{stage}" in candidate:
-            stages.append(stage_agreement(reference, candidate, stage, inputs))
-        inputs = reference[f"kept_{stage}"]
-    sqnr = sqnr_db(a, b)
-    return Comparison(
-        reference=names[0],
-        candidate=names[1],
-        images=len(a),
-        logit_sqnr_db=None if np.isinf(sqnr) else sqnr,
-        max_relative_error=float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-12)),
-        top1_agreement=float((a.argmax(1) == b.argmax(1)).mean()),
-        top1_reference=None if labels is None else accuracy(a, labels),
-        top1_candidate=None if labels is None else accuracy(b, labels),
-        stages=tuple(stages),
-    )
-
-
-def verify_golden(artifact: Artifact, backend: str = "onnxruntime", limits: Limits | None = None) -> VerifyReport:
+def verify_golden(
+    artifact: Artifact, backends: Sequence[str] = (ONNXRUNTIME,), limits: Limits | None = None
+) -> VerifyReport:
     """Compares the artefact with the PyTorch outputs stored beside it; needs no checkpoint.
+
+    It proves the arithmetic on a few images and knows no labels: nothing is said of accuracy, and the place of a fault is
+    told by stage only.
 
     Raises:
         ArtifactError: golden.npz is missing or damaged.
     """
-    try:
-        with np.load(artifact.file(GOLDEN), allow_pickle=False) as file:
-            golden: Arrays = dict(file)
-        images = golden.pop("images")
-        stages = range(len(artifact.manifest.budget.keep))
-        for name in ("logits", *(f"{kind}_{stage}" for stage in stages for kind in ("importance", "kept"))):
-            golden[name]
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"artefact {artifact.path}: {GOLDEN} is damaged ({error})") from None
-    quantized_logits = golden.pop("logits_quantized", None)
-    session, kept = _sessions(artifact, backend)
-    found = candidate_outputs(artifact, session, kept, images)
-    patches = artifact.manifest.model.num_patches
-    candidate = f"{backend} {artifact.manifest.precision}"
-    comparisons = [compare(("torch fp32", candidate), golden, found, None, patches)]
-    if quantized_logits is not None:
-        same = {"logits": quantized_logits}
-        comparisons.append(compare(("torch int8", candidate), same, found, None, patches))
-    return _report(artifact, session, f"{len(images)} golden images", comparisons, limits or Limits())
+    golden = read_golden(artifact)
+    images = golden.pop("images")
+    references = {"torch fp32": golden}
+    if "logits_quantized" in golden:
+        references["torch int8"] = {"logits": golden.pop("logits_quantized")}
+    sides = [Side(artifact, backend) for backend in backends]
+    comparisons = _compare_all(artifact.manifest, references, {side.backend: side(images) for side in sides}, None)
+    judgement = _judge(artifact, comparisons, sides, limits or Limits(), ())
+    return VerifyReport(
+        **_identity(artifact, f"{len(images)} golden images", limits),
+        comparisons=comparisons,
+        judgement=judgement,
+        places=() if not judgement.failures else (stage_place(comparisons),),
+        backends=_options(sides),
+    )
+
+
+def require_parent(artifact: Artifact, checkpoint: Checkpoint) -> None:
+    """Raises ArtifactError when an artefact was made from another checkpoint."""
+    made_from = artifact.manifest.checkpoint_sha256
+    if checkpoint.sha256 != made_from:
+        raise ArtifactError(
+            f"artefact {artifact.path} was made from weights {made_from[:12]}, "
+            f"checkpoint {checkpoint.path} has {checkpoint.sha256[:12]}"
+        )
 
 
 def verify_checkpoint(
     artifact: Artifact,
     checkpoint: Checkpoint,
-    batches: Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]],
+    batches: Batches,
     source: str,
-    backend: str = "onnxruntime",
+    backends: Sequence[str] = (ONNXRUNTIME,),
     limits: Limits | None = None,
+    fresh: onnx.ModelProto | None = None,
 ) -> VerifyReport:
     """Compares the artefact with PyTorch on any images.
 
@@ -250,84 +139,191 @@ def verify_checkpoint(
         checkpoint: quantized or not; its full-precision form is the reference, its quantized form a second one.
         batches: preprocessed images and labels.
         source: what the images are, for the record.
-        backend: that runs the artefact.
+        backends: that run the artefact.
         limits: what passes.
+        fresh: the checkpoint exported anew with the artefact's flags (:func:`gft_edge.export.trace.fresh_graph`). With it
+            the graph is held against it too, a graph that cannot be run is a finding and no error, and the first bad
+            node is named.
 
     Raises:
-        ArtifactError: the artefact was made from another checkpoint.
+        ArtifactError: the artefact was made from another checkpoint, or (without ``fresh``) cannot be run.
     """
+    require_parent(artifact, checkpoint)
     manifest = artifact.manifest
-    if checkpoint.sha256 != manifest.checkpoint_sha256:
-        raise ArtifactError(
-            f"artefact {artifact.path} was made from weights {manifest.checkpoint_sha256[:12]}, "
-            f"checkpoint {checkpoint.path} has {checkpoint.sha256[:12]}"
-        )
-    session, kept = _sessions(artifact, backend)
+    limits = limits or Limits()
     models = {"torch fp32": without_quantizers(checkpoint.model)}
     if checkpoint.info.quantization is not None:
         models["torch int8"] = checkpoint.model
-    sides: dict[str, list[Arrays]] = {name: [] for name in (*models, "found")}
-    labels = []
-    for images, classes in batches:
-        labels.append(classes)
-        for name, model in models.items():
-            sides[name].append(reference_outputs(model, images, manifest.budget))
-        sides["found"].append(candidate_outputs(artifact, session, kept, images))
-    joined = {name: {k: np.concatenate([part[k] for part in parts]) for k in parts[0]} for name, parts in sides.items()}
-    found = joined.pop("found")
-    candidate = f"{backend} {manifest.precision}"
-    truth = np.concatenate(labels)
-    comparisons = [
-        compare((name, candidate), side, found, truth, manifest.model.num_patches) for name, side in joined.items()
-    ]
-    return _report(artifact, session, source, comparisons, limits or Limits())
-
-
-def _sessions(artifact: Artifact, backend: str) -> tuple[Session, Session | None]:
-    session = open_session(artifact, backend)
-    return session, kept_session(artifact) if artifact.manifest.maps == "none" else None
-
-
-def _report(
-    artifact: Artifact, session: Session, source: str, comparisons: list[Comparison], limits: Limits
-) -> VerifyReport:
-    failures = [failure for c in comparisons for failure in _failures(c, artifact.manifest.precision, limits)]
+    model_file = artifact.file(MODEL)
+    fresh_bytes = b"" if fresh is None else fresh.SerializeToString(deterministic=True)
+    differs = fresh is not None and fresh_bytes != model_file.read_bytes()
+    references: dict[str, Runner] = {name: _torch_runner(model, manifest) for name, model in models.items()}
+    if differs:
+        anew = onnxruntime_session(fresh_bytes, manifest.precision == "int8")
+        references[FRESH] = lambda images: anew(graph_input(images, manifest))
+    refused: tuple[str, ...] = ()
+    sides: list[Side] = []
+    try:
+        sides = [Side(artifact, backend) for backend in backends]
+    except ArtifactError as error:
+        if fresh is None:
+            raise
+        refused = (str(error),)
+    runs = _run_all(references, sides, batches, tolerant=fresh is not None)
+    refused += runs.refused
+    found = {side.backend: runs.outputs[side.backend] for side in sides if side.backend in runs.outputs}
+    comparisons = _compare_all(manifest, {name: runs.outputs[name] for name in references}, found, runs.labels)
+    node: Place | None = None
+    notes: tuple[str, ...] = ()
+    if fresh is not None:
+        wrong = bool(_judge(artifact, comparisons, sides, limits, refused).failures)
+        examples = (runs.examples, graph_input(runs.examples, manifest))
+        hidden, node, notes = _locate(checkpoint, artifact, fresh, wrong, differs, examples, limits)
+        refused += hidden
+    golden = golden_places(artifact, models, limits)
+    beside = manifest_places(manifest, checkpoint)
+    more = (*refused, *(place.text for place in (*beside, *golden)))
     return VerifyReport(
-        artifact=artifact.name,
-        precision=artifact.manifest.precision,
-        model_sha256=artifact.manifest.files[MODEL].sha256,
-        source=source,
-        comparisons=tuple(comparisons),
-        limits=limits,
-        failures=tuple(failures),
-        backend={"backend": session.backend, **session.options},
+        **_identity(artifact, source, limits),
+        comparisons=comparisons,
+        judgement=_judge(artifact, comparisons, sides, limits, more),
+        places=(*beside, *([] if node is None else [node]), *golden),
+        fresh_export=None if fresh is None else "different" if differs else "identical",
+        notes=notes,
+        backends=_options(sides),
     )
 
 
-def _failures(c: Comparison, precision: str, limits: Limits) -> list[str]:
-    """What of a comparison is out of limits, in words."""
-    where = f"{c.candidate} against {c.reference}"
-    failures = []
-    sqnr = float("inf") if c.logit_sqnr_db is None else c.logit_sqnr_db
-    if precision == "fp32":
-        if c.max_relative_error > limits.fp32_relative_error:
-            failures.append(
-                f"{where}: logits differ by {c.max_relative_error:.1e}, limit {limits.fp32_relative_error:.0e}"
-            )
-        for s in c.stages:
-            if s.identical + s.ties < s.images:
-                failures.append(
-                    f"{where}: stage {s.stage} keeps other patches on {s.images - s.identical - s.ties} images"
-                )
-    elif c.reference.endswith(precision):
-        if sqnr < limits.same_sqnr_db:
-            failures.append(f"{where}: logit SQNR {sqnr:.1f} dB, limit {limits.same_sqnr_db:.0f}")
-    else:
-        if sqnr < limits.int8_sqnr_db:
-            failures.append(f"{where}: logit SQNR {sqnr:.1f} dB, limit {limits.int8_sqnr_db:.0f}")
-        if c.top1_agreement < limits.int8_top1_agreement:
-            failures.append(f"{where}: same class on {c.top1_agreement:.1%}, limit {limits.int8_top1_agreement:.0%}")
-        for s in c.stages:
-            if s.jaccard < limits.int8_jaccard:
-                failures.append(f"{where}: stage {s.stage} Jaccard {s.jaccard:.3f}, limit {limits.int8_jaccard}")
-    return failures
+@dataclass(frozen=True)
+class _Runs:
+    """Outputs of every side on all images, the true classes, the first few images, and why a side stopped."""
+
+    outputs: dict[str, Arrays]
+    labels: npt.NDArray[np.int64]
+    examples: npt.NDArray[np.float32]
+    refused: tuple[str, ...]
+
+
+def _torch_runner(model: nn.Module, manifest: DeploymentManifest) -> Runner:
+    return lambda images: reference_outputs(model, images, manifest.budget)
+
+
+def _run_all(references: Mapping[str, Runner], sides: Sequence[Side], batches: Batches, tolerant: bool) -> _Runs:
+    """Runs every side on every batch; an artefact that cannot be run is left out, or an error unless ``tolerant``."""
+    runners: dict[str, Runner] = {**references, **{side.backend: side for side in sides}}
+    parts: dict[str, list[Arrays]] = {name: [] for name in runners}
+    refused: dict[str, str] = {}
+    labels: list[npt.NDArray[np.int64]] = []
+    examples: list[npt.NDArray[np.float32]] = []
+    for images, classes in batches:
+        labels.append(classes)
+        if sum(map(len, examples)) < IMAGES:
+            examples.append(images[:IMAGES])
+        for name, runner in runners.items():
+            if name in refused:
+                continue
+            try:
+                parts[name].append(runner(images))
+            except ArtifactError as error:
+                if not tolerant or name in references:
+                    raise
+                refused[name] = str(error)
+    joined = {
+        name: {key: np.concatenate([part[key] for part in found]) for key in found[0]}
+        for name, found in parts.items()
+        if name not in refused
+    }
+    return _Runs(joined, np.concatenate(labels), np.concatenate(examples)[:IMAGES], tuple(refused.values()))
+
+
+def _locate(
+    checkpoint: Checkpoint,
+    artifact: Artifact,
+    fresh: onnx.ModelProto,
+    wrong: bool,
+    differs: bool,
+    examples: tuple[npt.NDArray[np.float32], npt.NDArray[Any]],
+    limits: Limits,
+) -> tuple[tuple[str, ...], Place | None, tuple[str, ...]]:
+    """What an optimiser hides, the first bad place of the graph, and notes.
+
+    Args:
+        checkpoint, artifact, fresh: what is compared.
+        wrong: something is out of limits already.
+        differs: the graph is not the fresh export, byte for byte.
+        examples: a few images, and the same as the graph takes them.
+        limits: what passes.
+    """
+    if not (wrong or differs):
+        return (), None, ()
+    manifest = artifact.manifest
+    graph = _parse(artifact)
+    notes: tuple[str, ...] = ()
+    hidden: tuple[str, ...] = ()
+    if differs and manifest.tools != tool_versions():
+        notes = ("the artefact was made by other versions of the tools than the fresh export",)
+    if not wrong:
+        error = plain_error(fresh, graph, examples[1])
+        if error is not None and error > limits.fp32_relative_error:
+            hidden = (f"run without optimisation, logits differ from a fresh export's by {error:.1e}",)
+    if wrong or hidden:
+        place = trace(checkpoint, manifest.budget, fresh, graph, *examples)
+        return hidden, place or silent_difference(fresh, graph), notes
+    unseen = silent_difference(fresh, graph)
+    if unseen is not None:
+        notes += (f"a fresh export differs without effect above the limits: {unseen.text}",)
+    return (), None, notes
+
+
+def _parse(artifact: Artifact) -> onnx.ModelProto:
+    try:
+        return onnx.load(str(artifact.file(MODEL)))
+    except Exception as error:  # protobuf's own class, which onnx does not export
+        raise ArtifactError(f"artefact {artifact.path}: {MODEL} is no ONNX model ({error}); export it again") from None
+
+
+def _compare_all(
+    manifest: DeploymentManifest,
+    references: Mapping[str, Arrays],
+    found: Mapping[str, Arrays],
+    labels: npt.NDArray[Any] | None,
+) -> tuple[Comparison, ...]:
+    return tuple(
+        compare(
+            (name, f"{backend} {manifest.precision}"),
+            side,
+            outputs,
+            labels,
+            manifest.model.num_patches,
+            manifest.labels,
+        )
+        for backend, outputs in found.items()
+        for name, side in references.items()
+    )
+
+
+def _judge(
+    artifact: Artifact,
+    comparisons: Sequence[Comparison],
+    sides: Sequence[Side],
+    limits: Limits,
+    more: Sequence[str],
+) -> Judgement:
+    same_tools = artifact.manifest.tools == tool_versions()
+    found = judge(comparisons, artifact.manifest.precision, limits, same_tools)
+    problems = [f"{side.backend} {artifact.manifest.precision}: {side.problem}" for side in sides if side.problem]
+    return Judgement((*more, *problems, *found.failures), found.undecided, found.images_needed)
+
+
+def _identity(artifact: Artifact, source: str, limits: Limits | None) -> dict[str, Any]:
+    return {
+        "artifact": artifact.name,
+        "precision": artifact.manifest.precision,
+        "model_sha256": artifact.manifest.files[MODEL].sha256,
+        "source": source,
+        "limits": limits or Limits(),
+    }
+
+
+def _options(sides: Sequence[Side]) -> tuple[Mapping[str, Any], ...]:
+    return tuple({"backend": side.backend, **side.session.options} for side in sides)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -44,9 +46,17 @@ def overlay(
         keep = _enlarge(mask[..., None].astype(np.uint8)).astype(np.float32)
         shown = _enlarge(image) * keep + (FADED * _enlarge(image) + (1 - FADED) * PAPER) * (1 - keep)
         panels.append(shown.astype(np.uint8))
+    return _beside(panels)
+
+
+def map_panels(image: npt.NDArray[np.uint8], maps: Sequence[npt.NDArray[np.floating[Any]]]) -> npt.NDArray[np.uint8]:
+    """An image (height, width, 3) and several importance maps (rows, cols) of it, side by side."""
+    return _beside([_enlarge(image), *(_enlarge(_colors(importance)) for importance in maps)])
+
+
+def _beside(panels: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
     gap = np.full((PANEL, GAP, 3), 255, np.uint8)
-    spaced = [part for panel in panels for part in (gap, panel)][1:]
-    return np.concatenate(spaced, axis=1)
+    return np.concatenate([part for panel in panels for part in (gap, panel)][1:], axis=1)
 
 
 def write_overlay(
@@ -57,12 +67,21 @@ def write_overlay(
     Raises:
         MissingExtraError: Pillow is not installed.
     """
+    write_png(path, overlay(image, prediction, manifest))
+
+
+def write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
+    """Writes an RGB image (H, W, 3) as a PNG file.
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
+    """
     try:
         from PIL import Image
     except ImportError:
         raise MissingExtraError("Pillow", "report") from None
     with replacing(path) as temporary:
-        Image.fromarray(overlay(image, prediction, manifest)).save(temporary, format="PNG")
+        Image.fromarray(pixels).save(temporary, format="PNG")
 
 
 def _enlarge(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -72,7 +91,7 @@ def _enlarge(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return image[rows][:, cols]
 
 
-def _colors(importance: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
+def _colors(importance: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
     """(rows, cols) to (rows, cols, 3): logarithmic, since importance is a sharp softmax."""
     level = np.log(np.maximum(importance, importance.max() * 1e-4))
     level = (level - level.min()) / max(float(level.max() - level.min()), 1e-6) * (len(_INFERNO) - 1)

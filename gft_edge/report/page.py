@@ -66,6 +66,11 @@ def collect(run: Path) -> dict[str, Any]:
         "benches": benches,
         "latency": {row["name"]: row for row in benches[0]["results"]} if benches else {},
         "verified": {name: _optional_json(artifact, "reports/verify.json") for name, artifact in artifacts.items()},
+        "fidelity": [
+            {**record, "artifact": name, "figure": plots.fidelity(record), "urls": _map_pictures(artifact, record)}
+            for name, artifact in artifacts.items()
+            if (record := _optional_json(artifact, "reports/maps.json"))
+        ],
         "quantization": next((a.manifest.quantization for a in artifacts.values() if a.manifest.quantization), None),
         "calibration": {
             name: read_json(file, "calibration")
@@ -144,6 +149,15 @@ def _optional_json(artifact: Artifact, name: str) -> dict[str, Any] | None:
     return read_json(artifact.file(name), "report") if name in artifact.manifest.files else None
 
 
+def _map_pictures(artifact: Artifact, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Pictures of importance maps as data URLs, with what each side says."""
+    return [{**row, "url": _png_url(artifact.file(row["file"]))} for row in record["pictures"]]
+
+
+def _png_url(file: Path) -> str:
+    return f"data:image/png;base64,{base64.b64encode(file.read_bytes()).decode()}"
+
+
 def _log(run: Path) -> list[dict[str, float]]:
     file = run / "checkpoint/log.jsonl"
     try:
@@ -164,7 +178,5 @@ def _pictures(run: Path) -> list[Mapping[str, Any]]:
     for row in read_json(file, "predictions")["predictions"]:
         overlay = run / "maps" / Path(row["map"]).name
         if row["map"] and overlay.is_file():
-            data = base64.b64encode(overlay.read_bytes()).decode()
-            truth = Path(row["image"]).stem
-            pictures.append({**row, "truth": truth, "url": f"data:image/png;base64,{data}"})
+            pictures.append({**row, "truth": Path(row["image"]).stem, "url": _png_url(overlay)})
     return pictures

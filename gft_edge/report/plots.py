@@ -129,6 +129,26 @@ def convergence(images: Sequence[int], ranges: Mapping[str, Sequence[float]], ne
     return _svg(draw, 7.6, 3.0, "ranges by number of images")
 
 
+def fidelity(record: Mapping[str, Any]) -> str:
+    """Insertion and deletion curves of every side, those of a random order dashed."""
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        axes.remove()
+        share = [100 * value for value in record["fractions"]]
+        for place, kind in enumerate(("insertion", "deletion")):
+            panel = figure.add_subplot(1, 2, place + 1)
+            for side, color in zip(record["sides"], COLORS[1:]):
+                label = f"{side['name']}, area {side[kind]['auc']:.3f}"
+                panel.plot(share, side[kind]["curve"], color=color, label=label)
+                label = f"random order, area {side[kind + '_random']['auc']:.3f}"
+                panel.plot(share, side[kind + "_random"]["curve"], "--", color=color, alpha=0.6, label=label)
+            what = "back in the blurred image" if kind == "insertion" else "taken out"
+            panel.set(title=kind, xlabel=f"patches {what}, per cent", ylabel="probability of the class", ylim=(0, 1))
+            panel.legend(frameon=False, fontsize=7)
+
+    return _svg(draw, 8.4, 3.2, "insertion and deletion of patches")
+
+
 def sizes(rows: Sequence[tuple[str, float, float]], colors: Mapping[str, str]) -> str:
     """Megabytes of graph and engine per artefact."""
 

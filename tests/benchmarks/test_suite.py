@@ -30,7 +30,7 @@ def images():
 @pytest.fixture(scope="module")
 def graphs(tiny_model, images):
     int8 = quantize_int8(tiny_model, [images]).model
-    return {kind: export_graph(model, model.config.budget) for kind, model in (("fp32", tiny_model), ("int8", int8))}
+    return {kind: export_graph(model, SPEC, model.config.budget) for kind, model in (("fp32", tiny_model), ("int8", int8))}
 
 
 @pytest.mark.slow

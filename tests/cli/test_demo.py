@@ -40,8 +40,9 @@ def test_the_page_needs_no_network_and_no_other_file(page):
 
 
 def test_the_page_shows_a_dozen_overlays_and_every_figure(page):
-    assert page.count('src="data:image/png;base64,') == 12
-    assert page.count("<svg") >= 5
+    assert page.count('src="data:image/png;base64,') == 12 + 6  # and importance maps of two sides
+    assert page.count("<svg") >= 6
+    assert "insertion and deletion of patches" in page
 
 
 def test_the_page_shows_the_numbers_of_the_run(demo, page):

@@ -170,9 +170,7 @@ def test_other_eight_bit_forms_compute_what_torch_computes(
     save_checkpoint(tmp_path / "q", dataclasses.replace(source.info, quantization=quantized.summary), quantized.model)
     artifact = export_artifact(load_checkpoint(tmp_path / "q"), tmp_path / "artifact", clear_images)
     assert artifact.manifest.precision == precision
-    kinds = [
-        tensor.data_type for tensor in onnx.load(artifact.path / MODEL).graph.initializer if len(tensor.dims) == 2
-    ]
+    kinds = [tensor.data_type for tensor in onnx.load(artifact.path / MODEL).graph.initializer if len(tensor.dims) == 2]
     assert kinds.count(getattr(TensorProto, stored)) == len(quantized.summary["ranges"])
     found = open_session(artifact)(clear_images)["logits"]
     same, full = (m(torch.from_numpy(clear_images)).numpy() for m in (quantized.model, source.model))

@@ -10,19 +10,11 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
-from gft_edge.export.onnx import export_graph
-from gft_edge.export.verify import (
-    Comparison,
-    Limits,
-    StageAgreement,
-    compare,
-    stage_agreement,
-    verify_checkpoint,
-    verify_golden,
-)
+from gft_edge.export.agreement import Comparison, StageAgreement, compare, stage_agreement
+from gft_edge.export.verdict import Limits
+from gft_edge.export.verify import verify_checkpoint, verify_golden
 from gft_edge.manifest import GOLDEN, MODEL, register_files
 
 NAMES = ["fp32-none", "fp32-compact", "int8-none", "int8-compact", "fp32-compact-full"]
@@ -181,20 +173,9 @@ class TestSeededFaults:
 
     @pytest.mark.parametrize("name", ["fp32-none", "fp32-compact", "int8-compact"])
     def test_selecting_the_least_important_is_caught(self, edited, name):
-        try:
-            report = verify_golden(edited(name, _smallest_instead_of_largest))
-        except ArtifactError as error:  # without maps, selections are found by what they are
-            assert name.endswith("none")
-            assert "selections" in str(error)
-        else:
-            assert any("stage 0" in failure for failure in report.failures)
-
-    @pytest.mark.parametrize("precision", ["fp32", "int8"])
-    def test_another_k_is_caught(self, edited, checkpoints, precision):
-        checkpoint = checkpoints[precision]
-        other = export_graph(checkpoint.model, checkpoint.info.preprocess, TokenBudget((11, 5), 16))
-        report = verify_golden(edited(f"{precision}-none", lambda model: model.CopyFrom(other)))
-        assert report.failures
+        report = verify_golden(edited(name, _smallest_instead_of_largest))
+        # Without maps, selections are found by what they are.
+        assert any("stage 0" in failure or "selections" in failure for failure in report.failures)
 
     @pytest.mark.parametrize("stage", [0, 1])
     @pytest.mark.parametrize("name", ["fp32-none", "int8-none"])
@@ -208,12 +189,9 @@ class TestSeededFaults:
 
     @pytest.mark.parametrize("name", ["fp32-none", "int8-compact"])
     def test_selection_that_was_compiled_away_is_caught(self, edited, name):
-        try:
-            failures = verify_golden(edited(name, _first_patches)).failures
-        except ArtifactError as error:
-            assert name.endswith("none")
-            failures = str(error)
-            assert "graph has 1 selections, its budget needs 2" in failures
+        failures = verify_golden(edited(name, _first_patches)).failures
+        if name.endswith("none"):
+            assert "graph has 1 selections, its budget needs 2" in failures[0]
         assert failures
 
     @pytest.mark.parametrize("name", ["fp32-none", "int8-none"])
@@ -229,16 +207,16 @@ class TestSeededFaults:
         assert report.comparisons[0].max_relative_error > 1e-2
         assert report.failures
 
-    def test_graph_of_another_budget_is_refused(self, copied, exported):
+    def test_graph_of_another_budget_is_caught(self, copied, exported):
         artifact = copied("fp32-none")
         (artifact.path / MODEL).write_bytes((exported("fp32-compact-full").path / MODEL).read_bytes())
-        with pytest.raises(ArtifactError, match="graph has 0 selections, its budget needs 2"):
-            verify_golden(register_files(artifact, [MODEL]))
+        failures = verify_golden(register_files(artifact, [MODEL])).failures
+        assert "graph has 0 selections, its budget needs 2" in failures[0]
 
-    def test_logits_that_are_not_finite_are_refused(self, edited):
-        artifact = edited("fp32-none", _scaled("head.bias", np.float32(np.nan), only=0))
-        with pytest.raises(ArtifactError, match="gives logits that are not finite"):
-            verify_golden(artifact)
+    def test_logits_that_are_not_finite_are_caught(self, edited):
+        report = verify_golden(edited("fp32-none", _scaled("head.bias", np.float32(np.nan), only=0)))
+        assert "logits of 12 of 12 images are not finite" in report.failures[0]
+        json.dumps(report.to_json(), allow_nan=False)
 
     def test_weights_of_another_checkpoint_are_refused(self, exported, tiny_config, tiny_info, make_model, tmp_path):
         save_checkpoint(tmp_path / "other", tiny_info, make_model(tiny_config, seed=1))
@@ -255,7 +233,7 @@ class TestSeededFaults:
 
     def test_unknown_backend_is_refused(self, exported):
         with pytest.raises(ConfigError, match="unknown backend 'tensorrt'"):
-            verify_golden(exported("fp32-none"), "tensorrt")
+            verify_golden(exported("fp32-none"), ["tensorrt"])
 
 
 class _Swapped(torch.nn.Module):
@@ -332,7 +310,7 @@ class TestStageAgreement:
         reference["importance_0"][:, :2] = 0.4
         candidate = {"kept_0": np.array([[0, 1], [0, 2], [2, 3], [1, 0]])}
         found = stage_agreement(reference, candidate, 0, np.broadcast_to(np.arange(4), (4, 4)))
-        assert found == StageAgreement(0, pytest.approx((1 + 1 / 3 + 0 + 1) / 4), 2, 0, 4)
+        assert found == StageAgreement(0, pytest.approx((1 + 1 / 3 + 0 + 1) / 4), 2, 0, 4, reordered=1)
 
     def test_same_set_is_identical_and_no_tie(self):
         found = _agreement(SCORES, [0, 1, 2], [0, 1, 2])
@@ -399,9 +377,11 @@ class TestCompare:
         assert (found.top1_agreement, found.top1_reference, found.top1_candidate) == (0.5, 0.5, 0.0)
 
     @pytest.mark.parametrize("value", [np.nan, np.inf])
-    def test_logits_that_are_not_finite_are_refused(self, value):
-        with pytest.raises(ArtifactError, match="b gives logits that are not finite"):
-            self._compare([[value, 0, 0], [0, 0, 0]])
+    def test_logits_that_are_not_finite_are_counted_and_taken_as_zero(self, value):
+        found = self._compare([[value, 0, 0], self.LOGITS[1]])
+        assert found.not_finite == 1
+        assert found.max_relative_error == 1
+        assert 0 < found.logit_sqnr_db < 4
 
     def test_later_stages_are_scored_on_what_the_earlier_ones_kept(self):
         reference = {

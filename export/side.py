@@ -1,0 +1,115 @@
+"""An artefact as a backend runs it, with the kept patches and their importance, whatever outputs its graph has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from gft_edge.errors import ConfigError
+from gft_edge.export.agreement import Arrays
+from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
+from gft_edge.model.gala import TEMPERATURE
+from gft_edge.runtime.sessions import BACKENDS, Session, fitted, onnxruntime_session, open_session
+
+ONNXRUNTIME = "onnxruntime"
+
+
+class Side:
+    """An artefact as one backend runs it: outputs with the kept patches, whatever map outputs the graph has.
+
+    Args:
+        artifact: checked against its hashes.
+        backend: that runs it.
+
+    Raises:
+        ConfigError: no such backend.
+        ArtifactError: changed file, or one that the backend refuses.
+    """
+
+    def __init__(self, artifact: Artifact, backend: str = ONNXRUNTIME) -> None:
+        if backend == "tensorrt" and backend not in BACKENDS:
+            raise ConfigError(
+                "unknown backend 'tensorrt': this version runs no engines; there are: " + ", ".join(BACKENDS)
+            )
+        self.manifest = artifact.manifest
+        self.backend = backend
+        self.session = open_session(artifact, backend)
+        self._taps: Session | None = None
+        self.problem: str | None = None
+        # Only ONNX Runtime shows tensors that are no outputs; another backend's own choice cannot be told from its graph.
+        if backend == ONNXRUNTIME and artifact.manifest.maps != "compact":
+            self._taps, self.problem = selection_taps(artifact)
+
+    def __call__(self, images: npt.NDArray[np.float32]) -> Arrays:
+        """Preprocessed images (B, 3, H, W) to logits, ``importance_i`` and ``kept_i`` on the original grid."""
+        feed = graph_input(images, self.manifest)
+        outputs = self.session(feed)
+        if self._taps is None:
+            return outputs
+        values = list(self._taps(feed).values())
+        positions: npt.NDArray[Any] | None = None
+        for stage, scores, local in zip(selecting_stages(self.manifest), values[::2], values[1::2]):
+            wide = scores.astype(np.float64) / TEMPERATURE
+            power = np.exp(wide - wide.max(axis=1, keepdims=True))
+            outputs[f"importance_{stage}"] = power / power.sum(axis=1, keepdims=True)
+            positions = local if positions is None else np.take_along_axis(positions, local, axis=1)
+            outputs[f"kept_{stage}"] = positions
+        return outputs
+
+
+def graph_input(images: npt.NDArray[Any], manifest: DeploymentManifest) -> npt.NDArray[Any]:
+    """Preprocessed images (B, 3, H, W) in the form the graph takes them.
+
+    A graph with ``uint8`` input normalises by itself: it gets the pixels (B, H, W, 3), which the normalised values give back
+    exactly.
+    """
+    if manifest.inputs[0].dtype != "uint8" or images.dtype == np.uint8:
+        return images
+    return manifest.preprocess.pixels(images)
+
+
+def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
+    """A session for a graph without kept outputs that gives scores and kept indices of each stage that selects.
+
+    Returns:
+        The session, None when the graph selects nothing; and what is wrong with the graph's selections, None when nothing is.
+    """
+    model = onnx.load(str(artifact.file(MODEL)))
+    producers = {name: node for node in model.graph.node for name in node.output}
+    # select_patches sorts the indices it keeps by a second TopK, smallest first.
+    sorts = [
+        node
+        for node in model.graph.node
+        if node.op_type == "TopK" and any(a.name == "largest" and a.i == 0 for a in node.attribute)
+    ]
+    expected = len(selecting_stages(artifact.manifest))
+    problem = f"graph has {len(sorts)} selections, its budget needs {expected}" if len(sorts) != expected else None
+    if problem or not sorts:
+        return None, problem
+    names = []
+    for node in sorts:
+        choice = producers.get(node.input[0])
+        while choice is not None and choice.op_type in ("Cast", "Identity"):
+            choice = producers.get(choice.input[0])
+        if choice is None or choice.op_type != "TopK":
+            return None, f"graph sorts {node.input[0]}, which no selection made"
+        names += [choice.input[0], node.output[0]]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    manifest = artifact.manifest
+    return fitted(onnxruntime_session(model.SerializeToString(), manifest.is_quantized), manifest), None
+
+
+def selecting_stages(manifest: DeploymentManifest) -> list[int]:
+    """Stages whose selection is in a graph without maps: those that drop patches something still reads."""
+    budget, config = manifest.budget, manifest.model
+    if config.variant == "published":
+        return []  # its logits read no patch after the stages
+    return [
+        stage
+        for stage, (n, k) in enumerate(zip(budget.stage_inputs, budget.keep))
+        if k < n and config.stages[stage] < config.depth
+    ]

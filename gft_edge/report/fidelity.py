@@ -1,0 +1,213 @@
+"""Do importance maps tell what a model looks at, and does compression change them?
+
+Insertion and deletion curves after RISE (Petsiuk et al., BMVC 2018): patches come into a blurred image, or out of the image
+into its mean colour, in the order of their importance, and the probability of the class predicted for the whole image is watched. A
+good map makes it rise early and fall early. A random order of the same patches stands beside every curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.export.agreement import spearman
+from gft_edge.model.gala import TEMPERATURE
+from gft_edge.runtime.maps import scatter
+
+Outputs = dict[str, npt.NDArray[Any]]
+Run = Callable[[npt.NDArray[np.float32]], Outputs]
+"""Preprocessed images (B, 3, H, W) to ``logits``, ``importance_i`` and ``kept_i``."""
+POINTS = 13
+RESAMPLES = 2000
+
+
+def map_fidelity(
+    reference: tuple[str, Run], candidate: tuple[str, Run], images: npt.NDArray[np.float32], grid: tuple[int, int]
+) -> dict[str, Any]:
+    """Curves of two sides by their own maps, and how far the maps agree.
+
+    Args:
+        reference: name, and what runs it.
+        candidate: likewise.
+        images: preprocessed, (B, 3, H, W).
+        grid: rows and columns of patches; the first stage's importance has one value for each.
+
+    Returns:
+        Plain JSON values: ``fractions`` (points,), ``sides`` with mean curves and AUCs for the order of importance and for a random
+        order, ``auc_change`` (candidate less reference, with a 95 % bootstrap interval over images), ``stages`` with rank
+        correlation and top-k overlap.
+    """
+    sides, aucs, outputs = [], {}, {}
+    for name, run in (reference, candidate):
+        outputs[name] = run(images)
+        curves = side_curves(run, images, outputs[name], grid)
+        sides.append({"name": name, **{key: _summary(values) for key, values in curves.items()}})
+        aucs[name] = {key: area(values) for key, values in curves.items()}
+    change = {
+        key: _mean_with_interval(aucs[candidate[0]][key] - aucs[reference[0]][key]) for key in ("insertion", "deletion")
+    }
+    gain = {
+        name: {
+            "insertion": _mean_with_interval(values["insertion"] - values["insertion_random"]),
+            "deletion": _mean_with_interval(values["deletion_random"] - values["deletion"]),
+        }
+        for name, values in aucs.items()
+    }
+    return {
+        "images": len(images),
+        "grid": list(grid),
+        "fractions": np.linspace(0, 1, POINTS).tolist(),
+        "sides": sides,
+        "auc_change": change,
+        "gain_over_random": gain,
+        "stages": map_agreement(outputs[reference[0]], outputs[candidate[0]], grid[0] * grid[1]),
+    }
+
+
+def side_curves(
+    run: Run, images: npt.NDArray[np.float32], outputs: Outputs, grid: tuple[int, int]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Curves (B, points) of one model: insertion and deletion by its first importance map, and by a random order."""
+    classes = outputs["logits"].argmax(axis=1)
+    by_importance = np.argsort(-outputs["importance_0"], axis=1, kind="stable")
+    rng = np.random.default_rng(0)
+    by_chance = np.stack([rng.permutation(grid[0] * grid[1]) for _ in images])
+    starts = {
+        "insertion": (blurred(images, images.shape[2] // grid[0]), images),
+        "deletion": (images, mean_color(images)),
+    }
+    return {
+        f"{kind}{suffix}": curve(run, start, end, order, classes, grid)
+        for kind, (start, end) in starts.items()
+        for suffix, order in (("", by_importance), ("_random", by_chance))
+    }
+
+
+def curve(
+    run: Run,
+    start: npt.NDArray[np.float32],
+    end: npt.NDArray[np.float32],
+    order: npt.NDArray[np.integer[Any]],
+    classes: npt.NDArray[np.integer[Any]],
+    grid: tuple[int, int],
+) -> npt.NDArray[np.float64]:
+    """Probability of a class while the patches of one image are replaced by those of another.
+
+    Args:
+        run: the model.
+        start: images at the first point, (B, 3, H, W).
+        end: images at the last.
+        order: patches in the order in which they are replaced, (B, P).
+        classes: to watch, (B,).
+        grid: rows and columns of patches.
+
+    Returns:
+        (B, POINTS), at equal steps of the share of patches replaced.
+    """
+    patches = order.shape[1]
+    place = np.empty_like(order)
+    np.put_along_axis(place, order, np.broadcast_to(np.arange(patches), order.shape), axis=1)
+    rows, cols = start.shape[2] // grid[0], start.shape[3] // grid[1]
+    probabilities = []
+    for share in np.linspace(0, 1, POINTS):
+        replaced = (place < round(share * patches)).reshape(-1, 1, *grid)
+        mask = replaced.repeat(rows, axis=2).repeat(cols, axis=3)
+        logits = run(np.where(mask, end, start))["logits"].astype(np.float64)
+        power = np.exp(logits - logits.max(axis=1, keepdims=True))
+        probabilities.append(power[np.arange(len(power)), classes] / power.sum(axis=1))
+    return np.stack(probabilities, axis=1)
+
+
+def area(curves: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Area under curves (B, points) over equal steps of [0, 1], by trapezoids: (B,)."""
+    return (curves[:, :-1] + curves[:, 1:]).mean(axis=1) / 2
+
+
+def blurred(images: npt.NDArray[np.float32], radius: int) -> npt.NDArray[np.float32]:
+    """Images (B, 3, H, W) after three box filters of 2 radius + 1 pixels, which is close to a Gaussian; edges repeated."""
+    out = images.astype(np.float64)
+    for axis in (2, 3) * 3:
+        pad = [(0, 0)] * 4
+        pad[axis] = (radius + 1, radius)
+        sums = np.cumsum(np.pad(out, pad, mode="edge"), axis=axis)
+        width, size = 2 * radius + 1, out.shape[axis]
+        out = (np.take(sums, range(width, width + size), axis) - np.take(sums, range(size), axis)) / width
+    return out.astype(np.float32)
+
+
+def mean_color(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Images (B, 3, H, W) of one colour, each its image's mean."""
+    return np.broadcast_to(images.mean(axis=(2, 3), keepdims=True), images.shape)
+
+
+def map_agreement(reference: Outputs, candidate: Outputs, num_patches: int) -> list[dict[str, Any]]:
+    """Rank correlation and top-k overlap of the importance maps of each stage, means over images.
+
+    k is the number of patches the stage keeps, and a tenth of the patches that enter it. Only patches that enter the stage on both
+    sides are ranked.
+    """
+    everything = np.broadcast_to(np.arange(num_patches), (len(reference["logits"]), num_patches))
+    inputs = (everything, everything)
+    stages = []
+    stage = 0
+    while f"importance_{stage}" in reference and f"importance_{stage}" in candidate:
+        sides = tuple(side[f"importance_{stage}"] for side in (reference, candidate))
+        maps = [scatter(values, positions, (1, num_patches))[:, 0] for values, positions in zip(sides, inputs)]
+        correlations = []
+        for row in range(len(maps[0])):
+            common = np.intersect1d(inputs[0][row], inputs[1][row])
+            correlations.append(spearman(maps[0][row, common], maps[1][row, common]))
+        kept = reference[f"kept_{stage}"].shape[1]
+        tenth = max(1, sides[0].shape[1] // 10)
+        stages.append(
+            {
+                "stage": stage,
+                "rank_correlation": float(np.mean(correlations)),
+                "kept": kept,
+                "kept_overlap": top_k_overlap(maps[0], maps[1], kept),
+                "top": tenth,
+                "top_overlap": top_k_overlap(maps[0], maps[1], tenth),
+            }
+        )
+        if f"kept_{stage}" not in candidate:
+            break
+        inputs = (reference[f"kept_{stage}"], candidate[f"kept_{stage}"])
+        stage += 1
+    return stages
+
+
+def top_k_overlap(a: npt.NDArray[Any], b: npt.NDArray[Any], k: int) -> float:
+    """Share of the k largest of each row of ``a`` (B, P) that are among the k largest of ``b``, mean over rows."""
+    best = [np.argsort(-values, axis=1, kind="stable")[:, :k] for values in (a, b)]
+    return float(np.mean([len(np.intersect1d(x, y)) / k for x, y in zip(*best)]))
+
+
+def _summary(curves: npt.NDArray[np.float64]) -> dict[str, Any]:
+    return {"curve": curves.mean(axis=0).tolist(), "auc": float(area(curves).mean())}
+
+
+def _mean_with_interval(values: npt.NDArray[np.float64]) -> dict[str, Any]:
+    """Mean over images with its 95 % bootstrap interval."""
+    draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
+    low, high = np.percentile(values[draws].mean(axis=1), (2.5, 97.5))
+    return {"mean": float(values.mean()), "interval": [float(low), float(high)]}
+
+
+def pictures(
+    images: npt.NDArray[np.uint8], maps: Sequence[npt.NDArray[Any]], grid: tuple[int, int]
+) -> list[npt.NDArray[np.uint8]]:
+    """Panels for each image: the image and one map of each side.
+
+    Args:
+        images: (B, height, width, 3).
+        maps: first importance of each side, (B, P); shown on the scale of the scores, which its sharp softmax hides.
+        grid: rows and columns.
+    """
+    from gft_edge.report.overlays import map_panels
+
+    return [
+        map_panels(image, [side[row].reshape(grid) ** TEMPERATURE for side in maps]) for row, image in enumerate(images)
+    ]

@@ -1,0 +1,160 @@
+"""verify as a user runs it: faults named, verdicts and exit codes, another program's pixels, maps on the report page."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+
+from gft_edge.data.images import read_image
+from gft_edge.manifest import MODEL, load_artifact, register_files
+
+
+@pytest.fixture
+def copied(made, tmp_path):
+    return lambda name: Path(shutil.copytree(made[name], tmp_path / "run" / name))
+
+
+@pytest.fixture
+def on_data(made, animals):
+    return lambda name: ["--checkpoint", made[name], "--data", animals, "--images", 24]
+
+
+def _large_epsilon(path):
+    model = onnx.load(path / MODEL)
+    node = [n for n in model.graph.node if n.op_type == "LayerNormalization"][1]
+    del node.attribute[:]
+    node.attribute.extend([helper.make_attribute("axis", -1), helper.make_attribute("epsilon", 0.1)])
+    onnx.save(model, path / MODEL)
+    register_files(load_artifact(path), [MODEL])
+
+
+def test_first_bad_place_is_named(gft_edge, copied, on_data):
+    path = copied("fp32")
+    _large_epsilon(path)
+    done = gft_edge("verify", path, *on_data("ckpt"))
+    assert done.code == 1
+    assert "first bad place: LayerNormalization " in done.out
+    assert "epsilon is 0.1" in done.out and "(in blocks.0.norm2)" in done.out
+    assert "\nFAILED: onnxruntime fp32 against torch fp32: logits differ by " in done.out
+    report = json.loads((path / "reports/verify.json").read_text())
+    assert (report["verdict"], report["fresh_export"]) == ("fail", "different")
+    assert report["places"][0]["module"] == "blocks.0.norm2"
+    done = gft_edge("verify", path)
+    assert done.code == 1
+    assert "give --checkpoint to have the node named" in done.out
+
+
+def test_verdict_decides_the_exit_code(gft_edge, copied, on_data):
+    path = copied("int8")
+    command = ["verify", path, *on_data("ckpt8"), "--map-images", 0]
+    done = gft_edge(*command)
+    assert done.code == 0
+    assert "a fresh export of the checkpoint is identical" in done.out
+    assert "INCONCLUSIVE: onnxruntime int8 against torch fp32: top-1 changes by +0.00%" in done.out
+    assert "about 299 images would decide" in done.out
+    assert gft_edge(*command, "--strict").code == 1
+    assert not (path / "reports/maps.json").exists()
+    assert gft_edge("verify", path, "--strict").code == 0  # golden images say nothing of accuracy
+
+
+def test_backends_may_be_repeated_and_unknown_ones_are_refused(gft_edge, copied):
+    path = copied("fp32")
+    report = gft_edge("verify", path, "--backend", "onnxruntime", "--backend", "onnxruntime", "--json").json
+    assert [b["backend"] for b in report["backends"]] == ["onnxruntime"]
+    done = gft_edge("verify", path, "--backend", "onnxruntime", "--backend", "tpu")
+    assert (done.code, done.out) == (2, "")
+    assert "unknown backend 'tpu'" in done.err
+
+
+def test_file_that_is_no_graph_is_one_line(gft_edge, copied, on_data):
+    path = copied("fp32")
+    (path / MODEL).write_bytes(b"junk")
+    register_files(load_artifact(path), [MODEL])
+    done = gft_edge("verify", path, *on_data("ckpt"))
+    assert (done.code, done.out) == (2, "")
+    assert "model.onnx is no ONNX model" in done.err
+    assert "Traceback" not in done.err
+
+
+def test_maps_are_measured_and_shown(gft_edge, copied, on_data):
+    path = copied("int8")
+    done = gft_edge("verify", path, *on_data("ckpt8"), "--map-images", 8)
+    assert done.code == 0
+    assert "insertion (high is good)" in done.out and "stage 1: rank correlation" in done.out
+    artifact = load_artifact(path)
+    record = json.loads(artifact.file("reports/maps.json").read_text())
+    assert record["images"] == 8
+    assert [side["name"] for side in record["sides"]] == ["torch fp32", "onnxruntime int8"]
+    assert record["stages"][0]["rank_correlation"] > 0.9
+    assert len(record["pictures"]) == 6
+    assert read_image(artifact.file("reports/maps-0.png")).shape == (192, 3 * 192 + 16, 3)
+    run = path.parent
+    assert gft_edge("report", run).code == 0
+    page = (run / "report.html").read_text()
+    assert "insertion and deletion of patches" in page
+    assert page.count('alt="image, importance by torch fp32, importance by onnxruntime int8"') == 6
+    assert "about 299 images would decide" in page
+    assert page.count("<svg") >= 2
+
+
+@pytest.fixture
+def dumped(made, animals, tmp_path):
+    """A folder of images with the tensors that some program made of them."""
+
+    def dump(change):
+        spec = load_artifact(made["fp32"]).manifest.preprocess
+        folder = tmp_path / "pixels"
+        folder.mkdir()
+        for file in sorted(animals.glob("ant/*.png"))[:3]:
+            shutil.copy(file, folder)
+            np.save(folder / f"{file.stem}.npy", change(spec, read_image(file)))
+        return folder
+
+    return dump
+
+
+def test_pixels_of_another_program_pass(gft_edge, made, dumped):
+    folder = dumped(lambda spec, image: spec(image))
+    done = gft_edge("verify", made["fp32"], "--pixels", folder)
+    assert (done.code, done.err) == (0, "")
+    assert done.out == "3 images, difference 0.00 levels of 255 at most\npassed\n"
+    assert gft_edge("verify", made["fp32"], "--pixels", folder, "--json").json["passed"]
+
+
+def test_pixels_in_another_colour_order_are_named(gft_edge, made, dumped):
+    done = gft_edge("verify", made["fp32"], "--pixels", dumped(lambda spec, image: spec(image[..., ::-1])))
+    assert done.code == 1
+    assert "FAILED: preprocess: the channels are bgr instead of rgb" in done.out
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: shutil.rmtree(folder), "no such folder"),
+        (lambda folder: [file.unlink() for file in folder.glob("*.npy")], "holds no .npy file"),
+        (lambda folder: [file.unlink() for file in folder.glob("*.png")], "no image of that name beside it"),
+        (lambda folder: [file.write_bytes(b"no array") for file in folder.glob("*.npy")], "cannot be read as an array"),
+        (
+            lambda folder: [np.save(file, np.zeros((2, 2))) for file in folder.glob("*.npy")],
+            "tensor 0 has shape (2, 2)",
+        ),
+    ],
+)
+def test_pixels_that_cannot_be_compared_are_refused(gft_edge, made, dumped, damage, message):
+    folder = dumped(lambda spec, image: spec(image))
+    damage(folder)
+    done = gft_edge("verify", made["fp32"], "--pixels", folder)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err and done.err.count("\n") == 1
+
+
+def test_negative_number_of_map_images_is_refused(gft_edge, made):
+    done = gft_edge("verify", made["fp32"], "--map-images", -1)
+    assert done.code == 2
+    assert "--map-images must be 0 (none) or more, found -1" in done.err

@@ -1,0 +1,105 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gft_edge.errors import DataError
+from gft_edge.export.pixels import compare_pixels
+from gft_edge.preprocess import PreprocessSpec
+
+SPEC = PreprocessSpec(32, 32)
+
+
+@pytest.fixture(scope="module")
+def images():
+    """Smooth shapes with fine stripes, of several sizes, so that every kind of resizing shows."""
+    rng = np.random.default_rng(0)
+    made = []
+    for height, width in ((90, 120), (75, 64), (100, 100)):
+        y, x = np.mgrid[:height, :width]
+        waves = [np.sin(x / a) + np.cos(y / b) + 0.8 * (x // 2 % 2) for a, b in rng.uniform(2, 15, (3, 2))]
+        planes = [(w - w.min()) / (w.max() - w.min()) * s for w, s in zip(waves, (250, 190, 130))]
+        made.append(np.stack(planes, axis=-1).astype(np.uint8))
+    return made
+
+
+def _without_antialias(image):
+    """Bilinear at pixel centres, from the four neighbours only."""
+    height, width = image.shape[:2]
+    out = np.empty((32, 32, 3))
+    for r in range(32):
+        for c in range(32):
+            y, x = (r + 0.5) * height / 32 - 0.5, (c + 0.5) * width / 32 - 0.5
+            top, left = int(np.floor(y)), int(np.floor(x))
+            a, b = y - top, x - left
+            p = image[top : top + 2, left : left + 2].astype(float)
+            out[r, c] = (1 - a) * ((1 - b) * p[0, 0] + b * p[0, 1]) + a * ((1 - b) * p[1, 0] + b * p[1, 1])
+    return SPEC.normalize(np.rint(out).astype(np.uint8))
+
+
+def _pillow(image):
+    return np.asarray(Image.fromarray(image).resize((32, 32), Image.Resampling.BICUBIC))
+
+
+def _by_hand(image):
+    pixels = _pillow(image) / 255
+    return np.moveaxis((pixels - np.array(SPEC.mean)) / np.array(SPEC.std), -1, 0)
+
+
+def _other(**changes):
+    return dataclasses.replace(SPEC, **changes)
+
+
+FAULTS = {
+    "no antialias": (_without_antialias, "antialias", "bilinear without antialiasing"),
+    "bilinear": (_other(interpolation="bilinear"), "interpolation", "by bilinear instead of bicubic"),
+    "BGR": (_other(color_order="bgr"), "color_order", "bgr instead of rgb"),
+    "mean": (_other(mean=(0.5, 0.5, 0.5)), "mean", "mean [0.5, 0.5, 0.5]"),
+    "std": (_other(std=(0.5, 0.5, 0.5)), "std", "std [0.5, 0.5, 0.5]"),
+    "not normalised": (_other(mean=(0, 0, 0), std=(1, 1, 1)), "mean and std", "no normalisation at all"),
+    "0 to 255": (lambda i: np.moveaxis(_pillow(i), -1, 0).astype(np.float32), "mean and std", "pixels of 0 to 255"),
+    "crop": (_other(resize="crop", crop_ratio=0.875), "resize", "crop_ratio 0.875"),
+    "rows for columns": (lambda i: SPEC(i).transpose(0, 2, 1), "layout", "rows and columns are swapped"),
+    "upside down": (lambda i: SPEC(i)[:, ::-1], "layout", "upside down"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_fault_is_found_and_named(images, fault):
+    made, name, words = FAULTS[fault]
+    report = compare_pixels(images, [made(image) for image in images], SPEC)
+    assert report.place.kind == "preprocess"
+    assert report.place.name == name
+    assert words in report.place.text
+    assert report.largest_levels > 1.5
+
+
+@pytest.mark.parametrize("made", [SPEC, _by_hand], ids=["itself", "Pillow and float64"])
+def test_right_preprocessing_is_right(images, made):
+    report = compare_pixels(images, [made(image) for image in images], SPEC)
+    assert report.place is None
+    assert report.images == 3
+    assert report.largest_levels < 0.01
+
+
+def test_noise_is_not_explained(images):
+    rng = np.random.default_rng(0)
+    report = compare_pixels(images, [rng.standard_normal((3, 32, 32)) for _ in images], SPEC)
+    assert report.place.name == "unknown"
+    assert "nothing tried explains it" in report.place.text
+
+
+def test_values_that_are_not_finite_are_found(images):
+    report = compare_pixels(images, [np.full((3, 32, 32), np.nan) for _ in images], SPEC)
+    assert report.place.name == "values"
+    assert report.largest_levels is None
+
+
+def test_what_cannot_be_compared_is_refused(images):
+    with pytest.raises(DataError, match=r"tensor 0 has shape \(32, 32, 3\), the network takes \(3, 32, 32\)"):
+        compare_pixels(images[:1], [np.zeros((32, 32, 3))], SPEC)
+    with pytest.raises(DataError, match="no images"):
+        compare_pixels([], [], SPEC)

@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gft_edge.report.fidelity import (
+    POINTS,
+    area,
+    blurred,
+    curve,
+    map_agreement,
+    map_fidelity,
+    mean_color,
+    pictures,
+    top_k_overlap,
+)
+
+GRID = (4, 4)
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture
+def images():
+    """Checkered noise, one patch of each image much brighter: the only one that the model below looks at."""
+    images = RNG.standard_normal((5, 3, 16, 16)).astype(np.float32) * 0.05
+    for row in range(5):
+        r, c = divmod(3 * row, 4)
+        images[row, :, 4 * r : 4 * r + 4, 4 * c : 4 * c + 4] += np.where(np.indices((4, 4)).sum(0) % 2, 4, -4)
+    return images
+
+
+def _contrast(images):
+    patches = images.reshape(-1, 3, 4, 4, 4, 4).transpose(0, 2, 4, 1, 3, 5)
+    return patches.reshape(len(images), 16, -1).std(axis=2)
+
+
+def bright(images, invert=False):
+    """Class 0 if some patch has much contrast; importance: the contrast of each patch."""
+    contrast = _contrast(images)
+    importance = np.exp(-contrast if invert else contrast)
+    logits = np.stack([4 * contrast.max(axis=1) - 6, np.zeros(len(images))], axis=1)
+    kept = np.sort(np.argsort(-importance, axis=1)[:, :6], axis=1)
+    return {
+        "logits": logits,
+        "importance_0": importance / importance.sum(axis=1, keepdims=True),
+        "kept_0": kept,
+    }
+
+
+def test_curve_replaces_patch_after_patch(images):
+    seen = []
+
+    def run(batch):
+        seen.append(batch)
+        return {"logits": np.stack([batch.mean(axis=(1, 2, 3)), np.zeros(len(batch))], axis=1)}
+
+    order = np.stack([RNG.permutation(16) for _ in images])
+    start, end = np.zeros_like(images), np.ones_like(images)
+    found = curve(run, start, end, order, np.zeros(5, int), GRID)
+    assert found.shape == (5, POINTS)
+    shares = np.array([round(share * 16) / 16 for share in np.linspace(0, 1, POINTS)])
+    np.testing.assert_allclose(found, np.broadcast_to(1 / (1 + np.exp(-shares)), found.shape))
+    third = seen[3]  # a quarter of the way: four patches
+    for row in range(5):
+        for patch in range(16):
+            r, c = divmod(patch, 4)
+            block = third[row, :, 4 * r : 4 * r + 4, 4 * c : 4 * c + 4]
+            assert (block == (1 if patch in order[row, :4] else 0)).all()
+
+
+def test_good_map_beats_a_random_order_and_an_upside_down_one_loses(images):
+    found = map_fidelity(("right", bright), ("wrong", lambda batch: bright(batch, invert=True)), images, GRID)
+    right, wrong = found["gain_over_random"]["right"], found["gain_over_random"]["wrong"]
+    assert right["insertion"]["mean"] > 0.2 and right["deletion"]["mean"] > 0.2
+    assert wrong["insertion"]["mean"] < -0.2 and wrong["deletion"]["mean"] < -0.2
+    for kind in ("insertion", "deletion"):
+        low, high = right[kind]["interval"]
+        assert low <= right[kind]["mean"] <= high
+    assert found["auc_change"]["insertion"]["interval"][1] < 0 < found["auc_change"]["deletion"]["interval"][0]
+    (stage,) = found["stages"]
+    assert stage["rank_correlation"] == pytest.approx(-1)
+    assert stage["kept"] == 6 and stage["top"] == 1
+    assert stage["kept_overlap"] == stage["top_overlap"] == 0
+    assert [side["name"] for side in found["sides"]] == ["right", "wrong"]
+    assert len(found["fractions"]) == len(found["sides"][0]["insertion"]["curve"]) == POINTS
+
+
+def test_same_sides_agree(images):
+    found = map_fidelity(("a", bright), ("b", bright), images, GRID)
+    assert found["auc_change"]["insertion"] == {"mean": 0, "interval": [0, 0]}
+    assert found["stages"][0]["rank_correlation"] == found["stages"][0]["kept_overlap"] == 1
+
+
+def test_ends_of_the_curves_are_the_images_themselves(images):
+    found = map_fidelity(("a", bright), ("b", bright), images, GRID)["sides"][0]
+    logits = bright(images)["logits"]
+    whole = float((1 / (1 + np.exp(logits[:, 1] - logits[:, 0]))).mean())
+    assert found["deletion"]["curve"][0] == pytest.approx(whole)
+    assert found["insertion"]["curve"][-1] == pytest.approx(whole)
+    assert found["deletion"]["curve"][-1] == pytest.approx(found["deletion_random"]["curve"][-1])
+
+
+def test_area_of_a_line_is_its_mean():
+    assert area(np.linspace(0, 1, POINTS)[None]) == pytest.approx([0.5])
+    assert area(np.full((2, POINTS), 0.3)) == pytest.approx([0.3, 0.3])
+
+
+def test_blur_is_three_box_filters_with_repeated_edges():
+    image = RNG.standard_normal((1, 1, 9, 7)).astype(np.float32)
+    slow = image[0, 0].astype(float)
+    for _ in range(3):
+        for axis in (0, 1):
+            padded = np.pad(slow, [(2, 2) if a == axis else (0, 0) for a in (0, 1)], mode="edge")
+            slow = np.apply_along_axis(lambda v: np.convolve(v, np.ones(5) / 5, mode="valid"), axis, padded)
+    np.testing.assert_allclose(blurred(image, 2)[0, 0], slow, atol=1e-6)
+
+
+def test_mean_color_keeps_the_mean(images):
+    flat = mean_color(images)
+    assert flat.shape == images.shape
+    assert (np.ptp(flat, axis=(2, 3)) == 0).all()
+    np.testing.assert_allclose(flat[:, :, 0, 0], images.mean(axis=(2, 3)))
+
+
+@given(st.permutations(range(8)), st.permutations(range(8)), st.integers(1, 8))
+def test_overlap_counts_common_places(a, b, k):
+    a, b = np.array(a), np.array(b)
+    common = sum(x >= 8 - k and y >= 8 - k for x, y in zip(a, b))
+    assert top_k_overlap(a[None], b[None], k) == pytest.approx(common / k)
+
+
+def test_later_stages_are_compared_on_patches_that_both_sides_kept():
+    reference = {
+        "logits": np.zeros((1, 2)),
+        "importance_0": np.array([[0.4, 0.3, 0.2, 0.1]]),
+        "kept_0": np.array([[0, 1, 2]]),
+        "importance_1": np.array([[0.5, 0.3, 0.2]]),
+        "kept_1": np.array([[0, 1]]),
+    }
+    candidate = {
+        **reference,
+        "importance_0": np.array([[0.4, 0.3, 0.1, 0.2]]),
+        "kept_0": np.array([[0, 1, 3]]),
+        "importance_1": np.array([[0.6, 0.3, 0.1]]),
+    }
+    first, second = map_agreement(reference, candidate, 4)
+    assert first["rank_correlation"] == pytest.approx(0.8)
+    assert first["kept_overlap"] == pytest.approx(2 / 3)
+    assert second["rank_correlation"] == pytest.approx(1)
+    assert second["kept_overlap"] == 1
+
+
+def test_pictures_show_the_image_and_both_maps(images):
+    pixels = RNG.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    maps = [np.eye(16)[:2], np.eye(16)[2:4]]
+    shown = pictures(pixels, maps, GRID)
+    assert len(shown) == 2
+    panel = 192
+    assert shown[0].shape == (panel, 3 * panel + 16, 3)
+    first, second = shown[0][:, panel + 8 : 2 * panel + 8], shown[0][:, 2 * panel + 16 :]
+    assert first[10, 10].sum() > 3 * first[100, 100].sum()  # patch 0 lights up on one side
+    assert second[10, 120].sum() > 3 * second[10, 10].sum()  # patch 2 on the other
