@@ -98,6 +98,8 @@ def build_engine(artifact: Artifact, plan: BuildPlan, watch: Watch | None = None
     _require_clean(model, plan)
     blob, layers = compile_plan(trt, model, plan, watch or Unwatched())
     key = engine_key(plan, trt.__version__)
+    if artifact.member:
+        key = f"{key}_{artifact.member}"
     engine, sidecar = engine_files(key)
     with replacing(artifact.path / engine) as temporary:
         temporary.write_bytes(blob)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import onnx
 import onnxscript
 import onnxslim
 import torch
+from onnx import numpy_helper
+from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -33,6 +36,7 @@ from gft_edge.manifest import (
     MANIFEST,
     MODEL,
     QUANTIZED,
+    WEIGHTS,
     Artifact,
     Batch,
     DeploymentManifest,
@@ -40,6 +44,7 @@ from gft_edge.manifest import (
     HighPrecision,
     InputKind,
     MapsMode,
+    Member,
     Precision,
     TensorInfo,
     batch_problems,
@@ -52,6 +57,7 @@ OPSET = 20
 BF16_OPSET = 22
 """The first whose convolutions take bfloat16."""
 DTYPES: dict[HighPrecision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SHARED_BYTES, ALIGNMENT = 1024, 64
 MAX_BATCH = 1024
 """Upper end of the batch axis that the exported graph is checked for; engines set their own."""
 
@@ -249,6 +255,7 @@ def export_artifact(
     golden_images: npt.NDArray[np.float32],
     budget: TokenBudget | None = None,
     maps: MapsMode = "none",
+    further: Sequence[TokenBudget] = (),
     **options: Any,
 ) -> Artifact:
     """Writes an artefact folder: model.onnx, golden.npz, manifest.json.
@@ -260,6 +267,7 @@ def export_artifact(
             quantized checkpoint, the logits of the quantized one.
         budget: the configuration's own by default.
         maps: which importance outputs the graph has.
+        further: more budgets: a family, whose graphs share one file of weights.
         options: the other fields of :class:`GraphOptions`.
 
     Raises:
@@ -282,24 +290,33 @@ def export_artifact(
     ):
         raise ConfigError(f"export: {config.backbone} has batch norms, which cannot be folded in bf16; take fp16")
     logging.getLogger("onnxslim").setLevel(logging.ERROR)
+    precision: Precision = form.rest
+    if info.quantization is not None:
+        precision = info.quantization["precision"]
+        if precision not in QUANTIZED:
+            raise ConfigError(
+                f"export: checkpoint {checkpoint.path} has layers of several 8-bit precisions ({precision}); quantize to one"
+            )
+    batch = form.batch[0] if form.batch[0] == form.batch[2] else "batch"
+    inputs = (graph_input(config, form, batch),)
+    budgets = list(dict.fromkeys((budget, *further)))
+    members = {}
     with new_folder(out) as folder:
-        reference = without_quantizers(checkpoint.model)
-        golden = {"images": golden_images, **reference_outputs(reference, golden_images, budget)}
-        precision: Precision = form.rest
-        if info.quantization is not None:
-            precision = info.quantization["precision"]
-            if precision not in QUANTIZED:
-                raise ConfigError(
-                    f"export: checkpoint {checkpoint.path} has layers of several 8-bit precisions ({precision}); quantize to one"
-                )
-            golden["logits_quantized"] = reference_outputs(checkpoint.model, golden_images, budget)["logits"]
-        graph = export_graph(checkpoint.model, info.preprocess, budget, form)
-        (folder / MODEL).write_bytes(graph.SerializeToString(deterministic=True))
-        save_npz(folder / GOLDEN, golden)
-        batch = form.batch[0] if form.batch[0] == form.batch[2] else "batch"
-        outputs = graph_outputs(budget, config, maps, batch)
-        inputs = (graph_input(config, form, batch),)
-        _check_interface(graph, inputs, outputs)
+        graphs = {}
+        for number, each in enumerate(budgets):
+            model, golden = (name if number == 0 else _member_name(name, each) for name in (MODEL, GOLDEN))
+            outputs = graph_outputs(each, config, maps, batch)
+            members[each.id] = Member(each, outputs, model, golden)
+            graphs[model] = export_graph(checkpoint.model, info.preprocess, each, form)
+            _check_interface(graphs[model], inputs, outputs)
+            save_npz(folder / golden, golden_arrays(checkpoint, golden_images, each))
+        names = [name for member in members.values() for name in (member.model, member.golden)]
+        if len(graphs) > 1:
+            share_weights(graphs, folder / WEIGHTS)
+            names.append(WEIGHTS)
+        for name, graph in graphs.items():
+            (folder / name).write_bytes(graph.SerializeToString(deterministic=True))
+        first = members.pop(budget.id)
         manifest = DeploymentManifest(
             model=config,
             labels=info.labels,
@@ -311,14 +328,56 @@ def export_artifact(
             batch=form.batch,
             opset=form.opset,
             inputs=inputs,
-            outputs=outputs,
+            outputs=first.outputs,
             checkpoint_sha256=checkpoint.sha256,
             quantization=info.quantization,
             tools=tool_versions(),
-            files={name: FileInfo.of(folder / name) for name in (MODEL, GOLDEN)},
+            files={name: FileInfo.of(folder / name) for name in names},
+            family=members,
         )
         write_json(folder / MANIFEST, manifest.to_json())
     return load_artifact(out)
+
+
+def golden_arrays(
+    checkpoint: Checkpoint, images: npt.NDArray[np.float32], budget: TokenBudget
+) -> dict[str, npt.NDArray[Any]]:
+    """Images with the outputs of the FP32 model and, for a quantized checkpoint, the logits of the quantized one."""
+    arrays = {"images": images, **reference_outputs(without_quantizers(checkpoint.model), images, budget)}
+    if checkpoint.info.quantization is not None:
+        arrays["logits_quantized"] = reference_outputs(checkpoint.model, images, budget)["logits"]
+    return arrays
+
+
+def _member_name(name: str, budget: TokenBudget) -> str:
+    path = Path(name)
+    return f"{path.stem}-{budget.id}{path.suffix}"
+
+
+def share_weights(graphs: Mapping[str, onnx.ModelProto], file: Path) -> None:
+    """Moves the weights of several graphs into one file of external data, equal ones once.
+
+    Args:
+        graphs: changed in place; tensors below a kilobyte stay inside.
+        file: lies beside the graphs.
+    """
+    places: dict[bytes, tuple[int, int]] = {}
+    with replacing(file) as temporary, temporary.open("wb") as stream:
+        for graph in graphs.values():
+            for tensor in graph.graph.initializer:
+                data = numpy_helper.to_array(tensor).tobytes()
+                if len(data) < SHARED_BYTES:
+                    continue
+                digest = hashlib.sha256(data).digest()
+                if digest not in places:
+                    stream.write(bytes(-stream.tell() % ALIGNMENT))
+                    places[digest] = (stream.tell(), len(data))
+                    stream.write(data)
+                tensor.raw_data = b""  # what external data takes the place of has to be raw
+                set_external_data(tensor, file.name, *places[digest])
+                tensor.ClearField("raw_data")
+                for field in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
+                    tensor.ClearField(field)
 
 
 def _check_interface(graph: onnx.ModelProto, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> None:

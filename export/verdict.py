@@ -32,7 +32,9 @@ class Limits:
             graph against a fresh export of the same checkpoint by the same tools.
         fp32_importance_sqnr_db: importance maps, likewise.
         same_sqnr_db: INT8 graph against the same INT8 arithmetic in PyTorch; what remains are rounding ties.
-        int8_sqnr_db, int8_top1_agreement, int8_jaccard, int8_rank_correlation: INT8 graph against FP32 PyTorch.
+        fp16_sqnr_db: FP16 graph against FP32 PyTorch.
+        int8_sqnr_db, int8_top1_agreement, int8_jaccard, int8_rank_correlation: INT8 graph (or any other
+            compressed one) against FP32 PyTorch.
         int8_importance_sqnr_db: importance maps likewise; their softmax is sharp, so little is asked of it.
         top1_drop: accuracy that compression may cost, as a share; decided with labels only.
     """
@@ -40,6 +42,7 @@ class Limits:
     fp32_relative_error: float = 1e-4
     fp32_importance_sqnr_db: float = 50.0
     same_sqnr_db: float = 25.0
+    fp16_sqnr_db: float = 30.0
     int8_sqnr_db: float = 15.0
     int8_top1_agreement: float = 0.97
     int8_jaccard: float = 0.90
@@ -186,7 +189,8 @@ def judge(comparisons: Sequence[Comparison], precision: str, limits: Limits, sam
             if sqnr < limits.same_sqnr_db:
                 failures.append(f"{where}: logit SQNR {sqnr:.1f} dB, limit {limits.same_sqnr_db:.0f}")
         else:
-            failures += _compression_failures(c, where, limits)
+            least = limits.fp16_sqnr_db if precision == "fp16" else limits.int8_sqnr_db
+            failures += _compression_failures(c, where, limits, least)
             _decide(c, where, limits, failures, undecided, needed)
     return Judgement(tuple(failures), tuple(undecided), max(needed, default=None))
 
@@ -210,12 +214,12 @@ def _exact_failures(c: Comparison, where: str, limits: Limits) -> list[str]:
     return failures
 
 
-def _compression_failures(c: Comparison, where: str, limits: Limits) -> list[str]:
+def _compression_failures(c: Comparison, where: str, limits: Limits, least_sqnr_db: float) -> list[str]:
     """What compression may not cost."""
     failures = []
     sqnr = math.inf if c.logit_sqnr_db is None else c.logit_sqnr_db
-    if sqnr < limits.int8_sqnr_db:
-        failures.append(f"{where}: logit SQNR {sqnr:.1f} dB, limit {limits.int8_sqnr_db:.0f}")
+    if sqnr < least_sqnr_db:
+        failures.append(f"{where}: logit SQNR {sqnr:.1f} dB, limit {least_sqnr_db:.0f}")
     for s in c.stages:
         if s.jaccard < limits.int8_jaccard:
             failures.append(f"{where}: stage {s.stage} Jaccard {s.jaccard:.3f}, limit {limits.int8_jaccard}")

@@ -177,7 +177,10 @@ def verify_checkpoint(
     notes: tuple[str, ...] = ()
     if fresh is not None:
         wrong = bool(_judge(artifact, comparisons, sides, limits, refused).failures)
-        examples = (runs.examples, graph_input(runs.examples, manifest))
+        few = runs.examples
+        if manifest.static_batch:
+            few = np.resize(few, (manifest.static_batch, *few.shape[1:]))  # repeats them
+        examples = (few, graph_input(few, manifest))
         hidden, node, notes = _locate(checkpoint, artifact, fresh, wrong, differs, examples, limits)
         refused += hidden
     golden = golden_places(artifact, models, limits)

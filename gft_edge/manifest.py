@@ -17,6 +17,8 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 GOLDEN = "golden.npz"
+WEIGHTS = "weights.bin"
+"""What the graphs of a family share."""
 
 MapsMode = Literal["none", "compact", "dense"]
 HighPrecision = Literal["fp32", "fp16", "bf16"]
@@ -50,6 +52,22 @@ class FileInfo:
 
 
 @dataclass(frozen=True)
+class Member:
+    """One of several token budgets in an artefact: its graph and what that gives.
+
+    Args:
+        budget: compiled into the graph.
+        outputs: the graph's.
+        model, golden: file names.
+    """
+
+    budget: TokenBudget
+    outputs: tuple[TensorInfo, ...]
+    model: str
+    golden: str
+
+
+@dataclass(frozen=True)
 class DeploymentManifest:
     """Everything needed to use, check or rebuild an artefact.
 
@@ -67,6 +85,7 @@ class DeploymentManifest:
         parity: figures of the comparison made when exporting.
         tools: versions of the tools involved.
         files: every other file of the folder, by relative path.
+        family: further token budgets of the same weights, by id; their graphs share the file of the weights.
 
     Raises:
         ConfigError: listing every problem found.
@@ -88,6 +107,7 @@ class DeploymentManifest:
     parity: dict[str, Any] = field(default_factory=dict)
     tools: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileInfo] = field(default_factory=dict)
+    family: dict[str, Member] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         problems = []
@@ -133,13 +153,22 @@ class DeploymentManifest:
             "maps": self.maps,
             "batch": list(self.batch),
             "opset": self.opset,
-            "inputs": [{**asdict(t), "shape": list(t.shape)} for t in self.inputs],
-            "outputs": [{**asdict(t), "shape": list(t.shape)} for t in self.outputs],
+            "inputs": _tensors_json(self.inputs),
+            "outputs": _tensors_json(self.outputs),
             "checkpoint_sha256": self.checkpoint_sha256,
             "quantization": self.quantization,
             "parity": self.parity,
             "tools": self.tools,
             "files": {name: asdict(info) for name, info in self.files.items()},
+            "family": {
+                name: {
+                    "budget": member.budget.to_json(),
+                    "outputs": _tensors_json(member.outputs),
+                    "model": member.model,
+                    "golden": member.golden,
+                }
+                for name, member in self.family.items()
+            },
         }
 
     @classmethod
@@ -173,6 +202,15 @@ class DeploymentManifest:
                 parity=data["parity"],
                 tools=data["tools"],
                 files={_safe_name(name): FileInfo(**info) for name, info in data["files"].items()},
+                family={
+                    name: Member(
+                        TokenBudget.from_json(member["budget"]),
+                        tuple(_tensor(t) for t in member["outputs"]),
+                        _safe_name(member["model"]),
+                        _safe_name(member["golden"]),
+                    )
+                    for name, member in data["family"].items()
+                },
             )
         except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{where}: incomplete or malformed ({error!r})") from None
@@ -186,6 +224,10 @@ def batch_problems(batch: Batch) -> list[str]:
     if not whole or not 1 <= batch[0] <= batch[1] <= batch[2]:
         return [f"batch must be smallest <= usual <= largest, each at least 1, found {tuple(batch)!r}"]
     return []
+
+
+def _tensors_json(tensors: tuple[TensorInfo, ...]) -> list[dict[str, Any]]:
+    return [{**asdict(tensor), "shape": list(tensor.shape)} for tensor in tensors]
 
 
 def _tensor(data: Mapping[str, Any]) -> TensorInfo:
@@ -202,50 +244,91 @@ def _safe_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Artifact:
-    """An artefact on disk, with its manifest read."""
+    """An artefact on disk, with its manifest read.
+
+    Attributes:
+        path: the folder.
+        manifest: what it says; of a member of a family, with that member's budget, outputs and graph.
+        member: id of the member's budget, empty for the artefact itself.
+    """
 
     path: Path
     manifest: DeploymentManifest
+    member: str = ""
 
     def file(self, name: str) -> Path:
-        """Path of a file after its size and hash were checked.
+        """Path of a file after its size and hash were checked, and for a graph that of the weights it shares.
 
         Raises:
             ArtifactError: not in the manifest, missing, or changed since it was written.
         """
         info = self.manifest.files.get(name)
-        path = self.path / name
+        path = self.path / self._on_disk(name)
         if info is None:
             raise ArtifactError(f"artefact {self.path}: {name} is not in its manifest; export it again")
         if not path.is_file():
-            raise ArtifactError(f"artefact {self.path}: {name} is missing; export it again")
+            raise ArtifactError(f"artefact {self.path}: {path.name} is missing; export it again")
         if path.stat().st_size != info.size or sha256(path) != info.sha256:
-            raise ArtifactError(f"artefact {self.path}: {name} was changed since it was written (its hash differs)")
+            raise ArtifactError(
+                f"artefact {self.path}: {path.name} was changed since it was written (its hash differs)"
+            )
+        if name == MODEL and WEIGHTS in self.manifest.files:
+            self.file(WEIGHTS)
         return path
+
+    def own(self, name: str) -> str:
+        """Name of a file that is written for this artefact or member: members do not overwrite each other's."""
+        path = Path(name)
+        return str(path.with_name(f"{path.stem}-{self.member}{path.suffix}")) if self.member else name
+
+    def _on_disk(self, name: str) -> str:
+        member = self.manifest.family.get(self.member)
+        return name if member is None else {MODEL: member.model, GOLDEN: member.golden}.get(name, name)
 
     @property
     def name(self) -> str:
-        """Short name for tables: the folder's."""
-        return self.path.resolve().name
+        """Short name for tables: the folder's, with the member's budget."""
+        folder = self.path.resolve().name
+        return f"{folder}@{self.member}" if self.member else folder
 
 
-def load_artifact(path: Path) -> Artifact:
+def split_member(path: str | Path) -> tuple[Path, str]:
+    """Folder and member of ``"folder@147-98-49"``; no member where the path is a folder as it stands."""
+    folder, _, member = str(path).rpartition("@")
+    return (Path(folder), member) if folder and not Path(path).is_dir() else (Path(path), "")
+
+
+def load_artifact(path: str | Path) -> Artifact:
     """Reads and checks an artefact's manifest; files are checked when they are asked for.
 
+    Args:
+        path: folder; ``folder@147-98-49`` for a member of a family.
+
     Raises:
-        ArtifactError: no such folder, no manifest, or a damaged one.
+        ArtifactError: no such folder or member, no manifest, or a damaged one.
     """
-    if not path.is_dir():
-        raise ArtifactError(f"artefact {path}: no such folder; make one with gft-edge export")
-    file = path / MANIFEST
+    folder, name = split_member(path)
+    if not folder.is_dir():
+        raise ArtifactError(f"artefact {folder}: no such folder; make one with gft-edge export")
+    file = folder / MANIFEST
     if not file.is_file():
-        raise ArtifactError(f"artefact {path}: has no {MANIFEST}; make one with gft-edge export")
-    return Artifact(path, DeploymentManifest.from_json(read_json(file, "manifest"), f"manifest {file}"))
+        raise ArtifactError(f"artefact {folder}: has no {MANIFEST}; make one with gft-edge export")
+    manifest = DeploymentManifest.from_json(read_json(file, "manifest"), f"manifest {file}")
+    if not name or name == manifest.budget.id:
+        return Artifact(folder, manifest)
+    member = manifest.family.get(name)
+    missing = [] if member is None else [n for n in (member.model, member.golden) if n not in manifest.files]
+    if member is None or missing:
+        there = ", ".join((manifest.budget.id, *manifest.family))
+        raise ArtifactError(f"artefact {folder}: has no graph of budget {name}; there are: {there}")
+    files = {**manifest.files, MODEL: manifest.files[member.model], GOLDEN: manifest.files[member.golden]}
+    return Artifact(folder, replace(manifest, budget=member.budget, outputs=member.outputs, files=files), name)
 
 
 def register_files(artifact: Artifact, names: list[str], parity: dict[str, Any] | None = None) -> Artifact:
     """Adds files that lie in the folder to the manifest (or renews their hashes), and writes it."""
-    files = {**artifact.manifest.files, **{_safe_name(n): FileInfo.of(artifact.path / n) for n in names}}
-    manifest = replace(artifact.manifest, files=files, parity={**artifact.manifest.parity, **(parity or {})})
+    whole = load_artifact(artifact.path).manifest if artifact.member else artifact.manifest
+    files = {**whole.files, **{_safe_name(n): FileInfo.of(artifact.path / n) for n in names}}
+    manifest = replace(whole, files=files, parity={**whole.parity, **(parity or {})})
     write_json(artifact.path / MANIFEST, manifest.to_json())
-    return Artifact(artifact.path, manifest)
+    return load_artifact(f"{artifact.path}@{artifact.member}" if artifact.member else artifact.path)

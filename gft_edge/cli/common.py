@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gft_edge.errors import ConfigError
@@ -59,7 +58,9 @@ def labelled_batches(
 
 def is_artifact(path: str) -> bool:
     """Whether a path is an artefact rather than a checkpoint."""
-    return (Path(path) / "manifest.json").is_file()
+    from gft_edge.manifest import MANIFEST, split_member
+
+    return (split_member(path)[0] / MANIFEST).is_file()
 
 
 def parse_compute_capabilities(text: str) -> tuple[str, ...]:

@@ -15,8 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="ARTIFACT", help="folder to write")
     parser.add_argument(
         "--budget",
+        action="append",
         metavar="K,K,K",
-        help="patches kept after each stage, shares such as 75%%,50%%,25%%, or 'full'; default: the checkpoint's own",
+        help="patches kept after each stage, shares such as 75%%,50%%,25%%, or 'full'; default: the checkpoint's own; "
+        "repeatable: further budgets share the weights, and ARTIFACT@K-K-K names them",
     )
     parser.add_argument(
         "--align", type=int, metavar="N", help="make patches + class token a multiple of N where pruned"
@@ -58,18 +60,19 @@ def run(args: argparse.Namespace) -> int:
     checkpoint = load_checkpoint(args.checkpoint)
     info = checkpoint.info
     config = info.model
-    budget = config.budget if args.budget is None else config.parse_budget(args.budget)
+    budgets = [config.parse_budget(text) for text in args.budget or [config.budget.id]]
     if args.align is not None:
-        budget = budget.align(args.align)
+        budgets = [budget.align(args.align) for budget in budgets]
     _, batches = labelled_batches(args.data, "test", GOLDEN_IMAGES, config, info.labels, info.preprocess)
     golden, _ = next(batches)
-    say(f"export: tracing at budget {budget.id}")
+    say(f"export: tracing at budget {', '.join(budget.id for budget in budgets)}")
     artifact = export_artifact(
         checkpoint,
         args.out,
         golden,
-        budget,
+        budgets[0],
         args.maps,
+        budgets[1:],
         rest=args.precision,
         input=args.input,
         batch=batch,
@@ -78,6 +81,7 @@ def run(args: argparse.Namespace) -> int:
     data = {
         "out": str(args.out),
         "budget": manifest.budget.id,
+        "family": list(manifest.family),
         "precision": manifest.precision,
         "rest": manifest.rest,
         "batch": list(manifest.batch),
@@ -86,8 +90,9 @@ def run(args: argparse.Namespace) -> int:
         "files": {name: {"size": f.size, "sha256": f.sha256} for name, f in manifest.files.items()},
     }
     rest = "" if manifest.precision == manifest.rest else f" with {manifest.rest} rest"
+    more = f" and {', '.join(manifest.family)}" if manifest.family else ""
     text = (
-        f"{args.out}: {manifest.precision}{rest}, budget {manifest.budget.id}, maps {manifest.maps}, opset {manifest.opset}, "
+        f"{args.out}: {manifest.precision}{rest}, budget {manifest.budget.id}{more}, maps {manifest.maps}, opset {manifest.opset}, "
         f"model.onnx {manifest.files['model.onnx'].size / 1e6:.2f} MB"
     )
     result(args, data, text)

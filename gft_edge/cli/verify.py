@@ -70,8 +70,10 @@ def run(args: argparse.Namespace) -> int:
     else:
         report = verify_golden(artifact, backends)
     data = report.to_json()
-    write_json(artifact.path / REPORT, data)
-    artifact = register_files(artifact, [REPORT], {"verify": {"passed": report.passed, "source": report.source}})
+    name = artifact.own(REPORT)
+    write_json(artifact.path / name, data)
+    entry = artifact.own("verify")
+    artifact = register_files(artifact, [name], {entry: {"passed": report.passed, "source": report.source}})
     text = _text(data)
     if args.checkpoint and report.passed and args.map_images and artifact.manifest.maps == "compact":
         text += "\n" + _map_fidelity(args, artifact, checkpoint)
@@ -128,7 +130,7 @@ def _map_fidelity(args: argparse.Namespace, artifact: Artifact, checkpoint: Chec
     pixels = np.clip(np.rint(pixels), 0, 255).astype(np.uint8)
     rgb = pixels[..., ::-1] if spec.color_order == "bgr" else pixels
     outputs = [run(shown) for _, run in sides]
-    names = [f"reports/maps-{number}.png" for number in range(len(shown))]
+    names = [artifact.own(f"reports/maps-{number}.png") for number in range(len(shown))]
     panels = pictures(rgb, [side["importance_0"] for side in outputs], manifest.model.grid)
     for name, panel in zip(names, panels):
         write_png(artifact.path / name, panel)
@@ -140,8 +142,8 @@ def _map_fidelity(args: argparse.Namespace, artifact: Artifact, checkpoint: Chec
         "source": f"{count} {args.split} images of {args.data}",
         "pictures": shown_rows,
     }
-    write_json(artifact.path / MAPS, data)
-    register_files(artifact, [MAPS, *names])
+    write_json(artifact.path / artifact.own(MAPS), data)
+    register_files(artifact, [artifact.own(MAPS), *names])
     return _map_text(data)
 
 

@@ -19,6 +19,7 @@ from gft_edge.benchmarks.protocol import Latency
 from gft_edge.benchmarks.results import markdown
 from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.export.onnx import export_graph
+from gft_edge.preprocess import PreprocessSpec
 from gft_edge.runtime.sessions import onnxruntime_session
 
 
@@ -30,7 +31,10 @@ def images():
 @pytest.fixture(scope="module")
 def graphs(tiny_model, images):
     int8 = quantize_int8(tiny_model, [images]).model
-    return {kind: export_graph(model, SPEC, model.config.budget) for kind, model in (("fp32", tiny_model), ("int8", int8))}
+    return {
+        kind: export_graph(model, PreprocessSpec(32, 32), model.config.budget)
+        for kind, model in (("fp32", tiny_model), ("int8", int8))
+    }
 
 
 @pytest.mark.slow
