@@ -52,12 +52,13 @@ def _is_plain(layer: Attention) -> bool:
     return layer.gate is None and all(isinstance(extra, nn.Identity) for extra in extras)
 
 
-def exportable(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
+def exportable(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """A copy of a model in eval mode whose modules have the form of this file.
 
     Args:
         model: quantized or not.
-        dtype: of everything that is not quantized; images must come in it. The importance is computed in float32 always.
+        dtype: of everything that is not quantized, the model's own by default; images must come in it. The importance is
+            computed in float32 at least.
     """
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for parent in list(model.modules()):
@@ -67,13 +68,15 @@ def exportable(model: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Modul
             elif isinstance(child, Attend):
                 setattr(parent, name, PlainAttend(child.num_heads))
     _fold_norms(model)
+    scales = dtype or torch.float32
     folded = [
-        (parent, name, QDQConv2d(child, dtype) if isinstance(child, QuantConv2d) else QDQLinear(child, dtype))
+        (parent, name, QDQConv2d(child, scales) if isinstance(child, QuantConv2d) else QDQLinear(child, scales))
         for parent in model.modules()
         for name, child in parent.named_children()
         if isinstance(child, QUANTIZED)
     ]
-    model.to(dtype)  # before they are put in: it would take FP8 weights for floating-point values to convert
+    if dtype is not None:
+        model.to(dtype)  # before they are put in: it would take FP8 weights for floating-point values to convert
     for parent, name, layer in folded:
         setattr(parent, name, layer)
     return model

@@ -65,15 +65,15 @@ def test_exactly_the_matrix_products_of_blocks_and_stages_are_quantized(typeface
     assert sorted(quantized_names(typeface_model, DEFAULT_POLICY)) == sorted(whole + last + stages)
 
 
-def test_only_linear_layers_can_be_quantized(typeface_model):
+def test_only_linear_layers_and_convolutions_can_be_quantized(typeface_model):
     names = quantized_names(typeface_model, QuantPolicy((QuantRule("*", "int8", "all"),)))
     assert "head" in names
-    assert not any("smooth" in name or "patch_embed" in name or "norm" in name for name in names)
-    assert all(type(typeface_model.get_submodule(name)) is nn.Linear for name in names)
+    assert not any("smooth" in name or "norm" in name for name in names), "the importance path is out of reach"
+    assert {type(typeface_model.get_submodule(name)) for name in names} == {nn.Linear, nn.Conv2d}
 
 
 def test_policy_that_quantizes_nothing_is_refused(typeface_model):
-    with pytest.raises(ConfigError, match="no linear layer of this model matches a rule that quantizes"):
+    with pytest.raises(ConfigError, match="no linear layer or convolution of this model matches a rule that quantizes"):
         quantized_names(typeface_model, QuantPolicy(()))
 
 

@@ -158,7 +158,7 @@ def test_hooks_are_removed_when_a_batch_fails(tiny_model):
 
 
 def test_nothing_to_quantize_is_refused(tiny_model, batches):
-    with pytest.raises(ConfigError, match="no linear layer of this model matches a rule that quantizes"):
+    with pytest.raises(ConfigError, match="no linear layer or convolution of this model matches a rule that quantizes"):
         quantize_int8(tiny_model, batches, QuantPolicy(()))
 
 

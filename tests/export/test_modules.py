@@ -122,10 +122,10 @@ class TestQDQLinear:
         scale = np.maximum(np.abs(weight).max(axis=1), np.float32(1e-5)) / np.float32(127)
         codes = np.clip(np.rint(weight / scale[:, None]), -128, 127).astype(np.int8)
         found = QDQLinear(layer)
-        assert found.weight_int8.dtype == torch.int8
-        assert found.weight_int8.shape == (40, 12)
-        assert found.weight_int8.is_contiguous()
-        np.testing.assert_array_equal(found.weight_int8.numpy(), codes.T)
+        assert found.weight_stored.dtype == torch.int8
+        assert found.weight_stored.shape == (40, 12)
+        assert found.weight_stored.is_contiguous()
+        np.testing.assert_array_equal(found.weight_stored.numpy(), codes.T)
         np.testing.assert_array_equal(found.weight_scale.numpy(), scale)
         assert set(np.abs(codes).max(axis=1)) == {0, 127}
 
@@ -134,7 +134,7 @@ class TestQDQLinear:
         fake = torch.fake_quantize_per_channel_affine(
             layer.weight.detach(), found.weight_scale, torch.zeros(12, dtype=torch.int32), 0, -128, 127
         )
-        assert torch.equal(found.weight_int8.t().float() * found.weight_scale[:, None], fake)
+        assert torch.equal(found.weight_stored.t().float() * found.weight_scale[:, None], fake)
 
     def test_activation_scale_is_one_number_and_all_zero_points_are_int8_zeros(self, layer):
         found = QDQLinear(layer)
