@@ -258,7 +258,7 @@ def test_stages_are_those_of_a_prediction(artifacts):
 
 
 def test_the_published_variant_works_on_every_patch(artifacts):
-    published = SimpleNamespace(variant="published", num_patches=196, depth=12, stages=(8, 9, 10))
+    published = SimpleNamespace(variant="published", is_baseline=False, num_patches=196, depth=12, stages=(8, 9, 10))
     manifest = SimpleNamespace(model=published, budget=SimpleNamespace(keep=(147, 98, 49)))
     assert mean_tokens(SimpleNamespace(manifest=manifest)) == 197
     assert mean_tokens(artifacts[0]) == pytest.approx((17 + 13 + 7) / 3)

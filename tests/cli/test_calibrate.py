@@ -81,7 +81,7 @@ def test_quantize_prints_reasons_and_whether_selection_survives(gft_edge, made, 
     )
     done = gft_edge("quantize", made["ckpt"], *data, "--policy", tmp_path / "p.toml", "--out", tmp_path / "out")
     assert done.code == 0, done.err
-    assert "2 linear layers in FP8 (emulated), calibrated on 24 images" in done.out
+    assert "2 layers in FP8 (emulated), calibrated on 24 images" in done.out
     assert done.out.count("because of a test") == 2
     assert "no rule matches" in done.out
     assert "selection on 24 images: " in done.out
@@ -92,11 +92,13 @@ def test_quantize_prints_reasons_and_whether_selection_survives(gft_edge, made, 
 
 
 @pytest.mark.parametrize("precision", ["fp8", "int8-weights"])
-def test_what_is_not_exported_yet_is_refused(gft_edge, made, data, animals, tmp_path, precision):
+def test_other_precisions_are_exported_and_verified(gft_edge, made, data, animals, tmp_path, precision):
     gft_edge("quantize", made["ckpt"], *data, "--precision", precision, "--out", tmp_path / "q")
-    done = gft_edge("export", tmp_path / "q", "--data", animals, "--out", tmp_path / "x")
-    assert done.code == 2
-    assert f"{precision} is not exported yet" in done.err
+    done = gft_edge("export", tmp_path / "q", "--data", animals, "--out", tmp_path / "x", "--json")
+    assert (done.code, done.json["precision"]) == (0, precision), done.err
+    done = gft_edge("verify", tmp_path / "x", "--json")
+    same = next(c for c in done.json["comparisons"] if c["reference"] != "torch fp32")
+    assert same["logit_sqnr_db"] is None or same["logit_sqnr_db"] > 30
 
 
 def test_interrupted_calibration_goes_on(gft_edge, made, data, calibrated, tmp_path):
