@@ -33,10 +33,10 @@ bench: .venv/installed
 	.venv/bin/gft-edge export builtin --budget full --out runs/bench/fp32-full
 	.venv/bin/gft-edge export builtin --out runs/bench/fp32-pruned
 	.venv/bin/gft-edge export runs/bench/checkpoint-int8 --out runs/bench/int8-pruned
-	for threads in 1 2; do .venv/bin/gft-edge bench runs/bench/fp32-full runs/bench/fp32-pruned runs/bench/int8-pruned \
-		--threads $$threads --out runs/bench/bench-$$threads.json || exit 1; done
+	.venv/bin/gft-edge bench runs/bench/fp32-full runs/bench/fp32-pruned runs/bench/int8-pruned --threads 1 2 --out runs/bench/bench.json
 	.venv/bin/python -m gft_edge.benchmarks.elastic builtin runs/bench
 	.venv/bin/python -m gft_edge.benchmarks.training runs/bench/training.json
+	.venv/bin/python -m gft_edge.benchmarks.calibration runs/bench/calibration.json
 
 # For people who have one: everything marked gpu or jetson.
 gpu-check: .venv/installed

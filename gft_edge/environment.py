@@ -28,6 +28,7 @@ PACKAGES = {
     "jinja2": ("jinja2", "report"),
     "PIL": ("pillow", "report"),
     "rich": ("rich", "cli"),
+    "pynvml": ("nvidia-ml-py", "power"),
     "tensorboard": ("tensorboard", "tensorboard"),
 }
 """Importable module: distribution that brings it, and the extra of gft-edge that asks for it."""

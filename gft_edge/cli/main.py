@@ -25,9 +25,9 @@ VERBS = {
     "lint": "find what makes a graph wrong, slow or impossible to build on a target",
     "build": "compile an artefact into a TensorRT engine",
     "verify": "prove that an artefact still computes what the model computes",
-    "bench": "measure latency of artefacts, interleaved",
+    "bench": "measure artefacts against each other, or take in what trtexec measured",
     "predict": "classify images and draw what the model kept",
-    "report": "make the HTML page from the JSON files of a run",
+    "report": "make the HTML page of a run, or of bench files of several machines",
 }
 """Verbs and their one-line help, in the order a user meets them."""
 
