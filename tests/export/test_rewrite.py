@@ -136,3 +136,44 @@ def test_shapes_are_inferred_anew():
     model.graph.value_info.append(stale)
     shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in rewrite(model).graph.value_info}
     assert shapes == {"column": [B, K, 1]}
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_batch_norm_goes_into_the_scales_of_int8_weights_whatever_its_sign(bias):
+    rng = np.random.default_rng(0)
+    gamma = np.array([0.5, -2.0, 0.0, 3.0, -0.25], np.float32)
+    tensors = {
+        "w": rng.integers(-127, 128, (5, 3, 3, 3), dtype=np.int8),
+        "s": rng.uniform(0.01, 0.1, 5).astype(np.float32),
+        "z": np.zeros(5, np.int8),
+        "gamma": gamma,
+        "beta": rng.standard_normal(5).astype(np.float32),
+        "mean": rng.standard_normal(5).astype(np.float32),
+        "var": rng.uniform(0.5, 2, 5).astype(np.float32),
+        **({"c": rng.standard_normal(5).astype(np.float32)} if bias else {}),
+    }
+    nodes = [
+        helper.make_node("DequantizeLinear", ["w", "s", "z"], ["weight"], axis=0),
+        helper.make_node("Conv", ["x", "weight", *(["c"] if bias else [])], ["y"]),
+        helper.make_node("BatchNormalization", ["y", "gamma", "beta", "mean", "var"], ["out"], name="bn", epsilon=1e-3),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "g",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [2, 3, 6, 6])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, [2, 5, 4, 4])],
+        [numpy_helper.from_array(value, name) for name, value in tensors.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    x = rng.standard_normal((2, 3, 6, 6)).astype(np.float32)
+    expected = _outputs(model, x)
+    folded = rewrite(model)
+    assert [node.op_type for node in folded.graph.node] == ["DequantizeLinear", "Conv"]
+    np.testing.assert_allclose(_outputs(folded, x), expected, rtol=1e-4, atol=1e-4)
+    scales = next(numpy_helper.to_array(t) for t in folded.graph.initializer if t.name == "s")
+    assert (scales > 0).all(), "TensorRT refuses a scale of zero"
+
+
+def _outputs(model, x):
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return session.run(None, {"x": x})[0]
