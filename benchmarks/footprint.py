@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +43,7 @@ import sys, time
 from pathlib import Path
 import numpy as np
 from gft_edge.runtime.sessions import onnxruntime_session
-session, side = onnxruntime_session(Path(sys.argv[1]), True, 1), int(sys.argv[2])
+session, side = onnxruntime_session(Path(sys.argv[1]), True, 1, sys.argv[3] == "huge"), int(sys.argv[2])
 image, samples = np.zeros((1, 3, side, side), np.float32), []
 for _ in range(30):
     start = time.perf_counter(); session(image); samples.append(1e3 * (time.perf_counter() - start))
@@ -75,28 +74,25 @@ print(json.dumps({"seconds": seconds, "peak_bytes": peak, "passed": report.passe
 """
 
 
-def fresh(code: str, *arguments: str, environment: Mapping[str, str] | None = None) -> Any:
+def fresh(code: str, *arguments: str) -> Any:
     """What code prints in a new process, as a JSON value."""
     command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **(environment or {})})
+    done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(done.stderr[-2000:])
     return json.loads(done.stdout)
 
 
 def page_sizes(model: bytes, side: int, repeats: int) -> dict[str, Latency]:
-    """Latency of an INT8 model in processes of their own, by turns with pages as they are and with huge pages.
-
-    Only the environment of a process can make glibc ask for them: ``GLIBC_TUNABLES=glibc.malloc.hugetlb=1``.
-    """
-    ways: dict[str, dict[str, str]] = {"small": {}, "huge": {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}}
+    """Latency of an INT8 model in processes of their own, by turns with pages as they are and with huge pages."""
+    ways = ("small", "huge")
     samples: dict[str, list[list[float]]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder, "model.onnx")
         file.write_bytes(model)
         for _ in range(repeats):
-            for name, environment in ways.items():
-                samples[name].append(fresh(_REQUESTS, str(file), str(side), environment=environment))
+            for name in ways:
+                samples[name].append(fresh(_REQUESTS, str(file), str(side), name))
     return {name: Latency.of(rounds) for name, rounds in samples.items()}
 
 

@@ -204,7 +204,7 @@ def _bench_point(
     classifiers: dict[str, Classifier] = {}
     for backend in backends:
         for artifact in artifacts:
-            session = open_session(artifact, backend, protocol.threads)
+            session = open_session(artifact, backend, protocol.threads, huge_pages=True)
             tensor = artifact.manifest.inputs[0]
             shape = (protocol.batch, *(int(size) for size in tensor.shape[1:]))
             if tensor.dtype == "uint8":

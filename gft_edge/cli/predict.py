@@ -28,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.out:
         require_writable(args.out)
-    classifier = Classifier.load(args.artifact, args.backend)
+    classifier = Classifier.load(args.artifact, args.backend, huge_pages=False)
     manifest = classifier.artifact.manifest
     if args.maps and manifest.maps == "none":
         raise ConfigError(f"artefact {args.artifact} has no maps; export it with --maps compact")

@@ -42,14 +42,22 @@ class Classifier:
     session: Session
 
     @classmethod
-    def load(cls, path: str | Path, backend: str = "onnxruntime", threads: int = 0) -> Classifier:
+    def load(
+        cls, path: str | Path, backend: str = "onnxruntime", threads: int = 0, huge_pages: bool = True
+    ) -> Classifier:
         """Opens an artefact folder.
+
+        Args:
+            path: of the artefact.
+            backend: see :data:`gft_edge.runtime.sessions.BACKENDS`.
+            threads: 0 takes one per core.
+            huge_pages: faster requests for a slower start, for large models where the kernel gives them on request.
 
         Raises:
             ArtifactError: missing, damaged or changed.
         """
         artifact = load_artifact(Path(path))
-        return cls(artifact, open_session(artifact, backend, threads))
+        return cls(artifact, open_session(artifact, backend, threads, huge_pages))
 
     def predict(self, images: Sequence[npt.NDArray[np.uint8]]) -> list[Prediction]:
         """Classifies RGB images (H, W, 3) uint8 of any size."""

@@ -182,7 +182,7 @@ def test_every_request_has_the_batch_and_the_images_of_the_seed(artifacts, proto
     seen = {}
 
     class Recorder:
-        def __init__(self, artifact, backend, threads):
+        def __init__(self, artifact, backend, threads, huge_pages):
             self.name, self.backend, self.options = artifact.name, backend, {"asked for": [backend, threads]}
 
         def __call__(self, images):
