@@ -42,5 +42,7 @@ def recorded_accuracy(artifact: Artifact, backend: str) -> Accuracy:
             if comparison["candidate"].split()[0] == backend and comparison["top1_candidate"] is not None:
                 return Accuracy(float(comparison["top1_candidate"]), str(report["source"]))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise ArtifactError(f"report {artifact.path / name}: malformed ({error!r}); run gft-edge verify again") from None
+        raise ArtifactError(
+            f"report {artifact.path / name}: malformed ({error!r}); run gft-edge verify again"
+        ) from None
     return unknown

@@ -178,7 +178,9 @@ def bench_artifacts(
         for count in dict.fromkeys(threads or [protocol.threads]):
             for batch in dict.fromkeys(batches or [protocol.batch]):
                 point = replace(protocol, batch=batch, threads=count)
-                results += _bench_point(artifacts, point, list(dict.fromkeys(backends)), track, skip, meter, target, accuracy)
+                results += _bench_point(
+                    artifacts, point, list(dict.fromkeys(backends)), track, skip, meter, target, accuracy
+                )
     after = conditions()
     held = [f"{row['name']}: {text}" for row in results for text in row["energy"]["throttled"]]
     return {

@@ -113,9 +113,7 @@ class PowerMeter:
         """The samples so far."""
         columns = zip(*list(self._readings)) if self._readings else ((), (), (), ())
         source = self._source
-        return PowerTrace(
-            self.source, source.rails if source else (), source.interval_s if source else 0.0, *columns
-        )
+        return PowerTrace(self.source, source.rails if source else (), source.interval_s if source else 0.0, *columns)
 
     def window(self, start_s: float, end_s: float) -> WindowPower:
         """Mean power between two readings of ``time.perf_counter``, once the sample after the end has come."""

@@ -6,7 +6,6 @@ import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
-import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import numpy_helper
@@ -40,7 +39,9 @@ def lift_weights(model: ir.Model) -> Weights:
         tensor, uses = value.const_value, value.uses()
         if tensor is None or tensor.nbytes < LIFTED_BYTES or len(tensor.shape) != 2:
             continue
-        if uses and all(use.node.op_type == "MatMul" and use.idx == 1 and _is_dynamic(use.node.inputs[0]) for use in uses):
+        if uses and all(
+            use.node.op_type == "MatMul" and use.idx == 1 and _is_dynamic(use.node.inputs[0]) for use in uses
+        ):
             lifted[name] = tensor
             value.const_value = ir.ExternalTensor(
                 name, None, None, tensor.dtype, shape=ir.Shape(tensor.shape), name=tensor.name or name

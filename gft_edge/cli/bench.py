@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from gft_edge.cli.common import positive
 
 if TYPE_CHECKING:
     from gft_edge.benchmarks.devices import Device
+    from gft_edge.benchmarks.latency import AccuracyOf
+    from gft_edge.manifest import Artifact
 
 EXAMPLE = "gft-edge bench runs/fp32 runs/int8 --batch 1 8 --threads 1 2 --out runs/bench.json"
+ACCURACY_IMAGES = 2000
+"""At most so many of ``--data``."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -59,8 +65,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--power-interval", type=float, default=0.1, metavar="S", help="what tegrastats was told for that log (0.1)"
     )
     parser.add_argument(
-        "--data", metavar="D", help="labelled images to find the accuracy on, for the energy per correct image; "
-        "by default it is what verify recorded"
+        "--data",
+        metavar="D",
+        help="labelled images to find the accuracy on, for the energy per correct image; "
+        "by default it is what verify recorded",
     )
     parser.add_argument("--lock-clocks", action="store_true", help="hold a Jetson's clocks at their maximum meanwhile")
     parser.add_argument("--target", metavar="DEVICE", help="hold figures of a GPU against this device's roofline")
@@ -135,6 +143,8 @@ def _target(args: argparse.Namespace) -> Device | None:
 
 def _trtexec(args: argparse.Namespace) -> dict[str, Any]:
     """Takes in a log of trtexec with what was exported beside it, or runs trtexec first."""
+    from gft_edge.benchmarks.accuracy import Accuracy
+    from gft_edge.benchmarks.power import PowerSource, log_energy
     from gft_edge.benchmarks.trtexec import ingest, run_engine
     from gft_edge.errors import ConfigError
     from gft_edge.manifest import load_artifact
@@ -166,17 +176,20 @@ def _accuracy(args: argparse.Namespace) -> AccuracyOf:
     from gft_edge.benchmarks.accuracy import Accuracy, recorded_accuracy
     from gft_edge.cli.common import labelled_batches
     from gft_edge.errors import DataError
+    from gft_edge.manifest import load_artifact
     from gft_edge.runtime.sessions import open_session
 
     if not args.data:
         return recorded_accuracy
 
     @functools.cache
-    def measured(artifact: Path, backend: str) -> Accuracy:
+    def measured(artifact: str, backend: str) -> Accuracy:
         loaded = load_artifact(artifact)
         manifest = loaded.manifest
         session = open_session(loaded, backend)
-        _, batches = labelled_batches(args.data, "test", None, manifest.model, manifest.labels, manifest.preprocess)
+        _, batches = labelled_batches(
+            args.data, "test", ACCURACY_IMAGES, manifest.model, manifest.labels, manifest.preprocess
+        )
         right = count = 0
         for images, labels in batches:
             right += int((session(images)["logits"].argmax(axis=1) == labels).sum())
@@ -185,7 +198,11 @@ def _accuracy(args: argparse.Namespace) -> AccuracyOf:
             raise DataError(f"bench: {args.data} has no image that can be read")
         return Accuracy(right / count, f"{count} test images of {args.data}")
 
-    return lambda artifact, backend: measured(f"{artifact.path}@{artifact.member}" if artifact.member else artifact.path, backend)
+    def of(artifact: Artifact, backend: str) -> Accuracy:
+        member = f"@{artifact.member}" if artifact.member else ""
+        return measured(f"{artifact.path}{member}", backend)
+
+    return of
 
 
 def text(data: dict[str, Any]) -> str:
