@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ class PowerTrace:
         times_s: on the clock of ``time.perf_counter``.
         power_mw: at those times.
         gpu_mhz: clock of the GPU at those times, None where the source does not say.
+        slowdowns: why it was held down at those times, in words, where the source says.
     """
 
     source: str
@@ -36,6 +38,7 @@ class PowerTrace:
     times_s: tuple[float, ...] = ()
     power_mw: tuple[float, ...] = ()
     gpu_mhz: tuple[float | None, ...] = ()
+    slowdowns: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ class Energy:
         mean_mw, energy_mj: of everything on the rails.
         mj_per_image: ``energy_mj`` over ``num_images``.
         mj_per_correct_image: the same over the images classified correctly.
+        throttled: what held the GPU down in the window, one sentence each.
         idle_mw: mean power before the load.
         net_mj_per_image: with the idle power over the same time taken off.
         refused: why there is no energy.
@@ -88,10 +92,11 @@ class Energy:
     net_mj_per_image: float | None = None
     refused: str | None = None
     idle_refused: str | None = None
+    throttled: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "rails": list(self.rails)}
+        return {**asdict(self), "rails": list(self.rails), "throttled": list(self.throttled)}
 
 
 def mean_power(trace: PowerTrace, start_s: float, end_s: float) -> WindowPower:
@@ -215,3 +220,18 @@ def clock_drops(
         f"GPU below its locked {locked_mhz:.0f} MHz in {len(low)} of {len(clocks)} samples, down to {min(low):.0f} MHz: "
         "it was throttled"
     )
+
+
+def throttling(trace: PowerTrace, start_s: float, end_s: float, locked_mhz: float | None = None) -> list[str]:
+    """What held the GPU down in a window, one sentence each: clocks below the lock, and the reasons the driver gives.
+
+    Args:
+        trace: with clocks or slowdowns.
+        start_s, end_s: the window.
+        locked_mhz: what the clock was locked to, None where it was free to vary.
+    """
+    inside = [why for t, why in zip(trace.times_s, trace.slowdowns) if start_s <= t <= end_s]
+    counts = Counter(reason for reasons in inside for reason in reasons)
+    found = [f"GPU {reason} in {count} of {len(inside)} samples" for reason, count in counts.items()]
+    drops = None if locked_mhz is None else clock_drops(trace, start_s, end_s, locked_mhz)
+    return [drops, *found] if drops else found

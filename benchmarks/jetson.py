@@ -154,6 +154,12 @@ def gpu_clock(root: Path = Path("/")) -> Clock:
     return Clock(None, None, None)
 
 
+def locked_mhz(root: Path = Path("/")) -> float | None:
+    """What the clock of the GPU is locked to, by ``jetson_clocks`` or by hand; None where it may vary."""
+    clock = gpu_clock(root)
+    return clock.min if clock.min == clock.max else None
+
+
 def gpu_load(root: Path = Path("/")) -> float | None:
     """Busy share of the GPU, per cent; the kernel counts per mille."""
     values = (_scaled(root / name, 10) for name in GPU_LOAD)

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gft_edge.benchmarks.accuracy import Accuracy, recorded_accuracy
 from gft_edge.benchmarks.devices import Device, Precision
 from gft_edge.benchmarks.fresh import fresh_processes
-from gft_edge.benchmarks.jetson import module, watch_board
+from gft_edge.benchmarks.jetson import locked_mhz, module, watch_board
 from gft_edge.benchmarks.merge import SCHEMA
 from gft_edge.benchmarks.power import PowerMeter, measure_energy, open_meter
 from gft_edge.benchmarks.protocol import BenchProtocol, Latency, Warmup, conditions, ratio_interval
@@ -26,6 +27,8 @@ from gft_edge.runtime.classifier import Classifier
 from gft_edge.runtime.sessions import open_session
 
 Candidates = Mapping[str, Callable[[], object]]
+AccuracyOf = Callable[[Artifact, str], Accuracy]
+"""Of an artefact on a backend."""
 
 PARTS = ("stages", "throughput", "process")
 """What is measured besides the latency of inference; each can be left out."""
@@ -137,6 +140,7 @@ def bench_artifacts(
     skip: Collection[str] = PARTS,
     power: str = "none",
     target: Device | None = None,
+    accuracy: AccuracyOf = recorded_accuracy,
 ) -> dict[str, Any]:
     """Measures artefacts against each other, on each backend, at each batch and number of threads.
 
@@ -152,6 +156,7 @@ def bench_artifacts(
         skip: which of ``PARTS`` to leave out; by default only the latency of inference is measured.
         power: source of :func:`gft_edge.benchmarks.power.open_meter`; each row tells its energy or why it has none.
         target: device to hold the figures of GPU backends against; on a Jetson the board's own by default.
+        accuracy: for the energy per correct image; by default what verify recorded. Asked for only where there is a power source.
 
     Returns:
         plain JSON values, the content of a bench file: ``schema``, ``machine`` and ``results``, one row per artefact,
@@ -173,8 +178,11 @@ def bench_artifacts(
         for count in dict.fromkeys(threads or [protocol.threads]):
             for batch in dict.fromkeys(batches or [protocol.batch]):
                 point = replace(protocol, batch=batch, threads=count)
-                results += _bench_point(artifacts, point, list(dict.fromkeys(backends)), track, skip, meter, target)
+                results += _bench_point(
+                    artifacts, point, list(dict.fromkeys(backends)), track, skip, meter, target, accuracy
+                )
     after = conditions()
+    held = [f"{row['name']}: {text}" for row in results for text in row["energy"]["throttled"]]
     return {
         "schema": SCHEMA,
         "source": "gft-edge bench",
@@ -185,7 +193,7 @@ def bench_artifacts(
             **({"jetson": watched} if watched else {}),
         },
         "results": results,
-        "warnings": list(watched.get("throttled", [])),
+        "warnings": list(dict.fromkeys([*watched.get("throttled", []), *held])),
     }
 
 
@@ -197,6 +205,7 @@ def _bench_point(
     skip: Collection[str],
     meter: PowerMeter,
     target: Device | None,
+    accuracy: AccuracyOf,
 ) -> list[dict[str, Any]]:
     """Rows of one batch and number of threads."""
     pixels = np.random.default_rng(protocol.seed)
@@ -218,7 +227,8 @@ def _bench_point(
     at_a_time = protocol.in_flight if set(backends) <= set(CONCURRENT) else 1
     throughput = {} if "throughput" in skip else measure_throughput(candidates, replace(protocol, in_flight=at_a_time))
     stages = {} if "stages" in skip else measure_stages(classifiers, protocol)
-    energy = measure_energies(candidates, protocol, meter)
+    known = {name: accuracy(c.artifact, c.session.backend) for name, c in classifiers.items()} if meter else {}
+    energy = measure_energies(candidates, protocol, meter, known)
     rows = []
     first = next(iter(figures))
     for name, classifier in classifiers.items():
@@ -276,16 +286,23 @@ def mean_tokens(artifact: Artifact) -> float | None:
     return total / model.depth
 
 
-def measure_energies(candidates: Candidates, protocol: BenchProtocol, meter: PowerMeter) -> dict[str, dict[str, Any]]:
+def measure_energies(
+    candidates: Candidates, protocol: BenchProtocol, meter: PowerMeter, accuracies: Mapping[str, Accuracy]
+) -> dict[str, dict[str, Any]]:
     """Energy of each candidate's requests back to back, or why there is none.
 
     A phase of its own: power is sampled every 50 to 100 ms, far longer than a round of the latency.
     """
     idle = meter.idle() if meter else None
-    return {
-        name: measure_energy(run, meter, protocol.batch, protocol.energy_seconds, idle=idle).to_json()
-        for name, run in candidates.items()
-    }
+    locked = locked_mhz()
+    found = {}
+    for name, run in candidates.items():
+        known = accuracies.get(name, Accuracy(None))
+        energy = measure_energy(
+            run, meter, protocol.batch, protocol.energy_seconds, idle=idle, accuracy=known.top1, locked_mhz=locked
+        )
+        found[name] = {**energy.to_json(), "accuracy": asdict(known)}
+    return found
 
 
 def bound_of(artifact: Artifact, device: Device, batch: int, measured_ms: float) -> dict[str, Any]:

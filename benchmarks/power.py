@@ -12,16 +12,16 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
 
 from gft_edge.benchmarks.devices import DEVICES
-from gft_edge.benchmarks.energy import Energy, PowerTrace, WindowPower, energy_of, mean_power
+from gft_edge.benchmarks.energy import Energy, PowerTrace, WindowPower, energy_of, mean_power, throttling
 from gft_edge.benchmarks.ina3221 import find_channels, read_rails
 from gft_edge.benchmarks.jetson import gpu_clock
 from gft_edge.benchmarks.nvml import NvmlGpu, load_nvml
-from gft_edge.benchmarks.tegrastats import TegraStats, TegrastatsProcess
+from gft_edge.benchmarks.tegrastats import TegraStats, TegrastatsProcess, read_log
 from gft_edge.config import did_you_mean
 from gft_edge.errors import ConfigError, DataError, GFTEdgeError
 
@@ -36,11 +36,12 @@ FIRST_SAMPLE_S = 5.0
 
 @dataclass(frozen=True)
 class Reading:
-    """One sample: power of each rail, mW, and the clock of the GPU where the source says it."""
+    """One sample: power of each rail, mW, and of the GPU its clock and why that is held down, where the source says it."""
 
     time_s: float
     rails_mw: Mapping[str, float]
     gpu_mhz: float | None = None
+    slowdowns: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class PowerMeter:
     def __init__(self, source: Source | None, reasons: tuple[str, ...] = ()) -> None:
         self._source = source
         self._stop = threading.Event()
-        self._readings: list[tuple[float, float, float | None]] = []
+        self._readings: list[tuple[float, float, float | None, tuple[str, ...]]] = []
         self._failed: str | None = None
         self._thread = threading.Thread(target=self._collect, name="power meter", daemon=True)
         self.source = source.name if source else "none"
@@ -110,11 +111,9 @@ class PowerMeter:
 
     def trace(self) -> PowerTrace:
         """The samples so far."""
-        times, power, clocks = zip(*list(self._readings)) if self._readings else ((), (), ())
+        columns = zip(*list(self._readings)) if self._readings else ((), (), (), ())
         source = self._source
-        return PowerTrace(
-            self.source, source.rails if source else (), source.interval_s if source else 0.0, times, power, clocks
-        )
+        return PowerTrace(self.source, source.rails if source else (), source.interval_s if source else 0.0, *columns)
 
     def window(self, start_s: float, end_s: float) -> WindowPower:
         """Mean power between two readings of ``time.perf_counter``, once the sample after the end has come."""
@@ -144,7 +143,7 @@ class PowerMeter:
                 # A rail that did not answer leaves a gap, which the coverage shows.
                 if all(rail in reading.rails_mw for rail in source.rails):
                     total = sum(reading.rails_mw[rail] for rail in source.rails)
-                    self._readings.append((reading.time_s, total, reading.gpu_mhz))
+                    self._readings.append((reading.time_s, total, reading.gpu_mhz, reading.slowdowns))
             if not self._stop.is_set():
                 self._failed = "the program ended"
         except Exception as error:  # whatever a driver throws must not end silently in a thread
@@ -271,7 +270,8 @@ def _open_nvml(index: int) -> Source:
     def readings(stop: threading.Event) -> Iterator[Reading]:
         while not stop.wait(NVML_INTERVAL_S):
             power = gpu.read_mw()
-            yield Reading(time.perf_counter(), {} if power is None else {rail: power}, gpu.read_mhz())
+            rails = {} if power is None else {rail: power}
+            yield Reading(time.perf_counter(), rails, gpu.read_mhz(), tuple(gpu.slowdowns()))
 
     return Source("nvml", (rail,), NVML_INTERVAL_S, readings, gpu.close)
 
@@ -316,6 +316,7 @@ def measure_energy(
     settle_seconds: float = 2.0,
     idle: WindowPower | None = None,
     accuracy: float | None = None,
+    locked_mhz: float | None = None,
 ) -> Energy:
     """Energy of one kind of request, repeated back to back.
 
@@ -330,6 +331,7 @@ def measure_energy(
         settle_seconds: of the same load before, until clocks and temperature follow.
         idle: from :meth:`PowerMeter.idle`, just before.
         accuracy: share of images classified correctly, for the energy per correct image.
+        locked_mhz: what the GPU's clock was locked to, None where it was free to vary.
 
     Raises:
         ConfigError: no time or no images to measure.
@@ -347,8 +349,29 @@ def measure_energy(
     _repeat(run, settle_seconds)
     start = time.perf_counter()
     runs = _repeat(run, seconds)
-    load = meter.window(start, time.perf_counter())
-    return energy_of(meter.trace(), load, runs * images_per_run, idle, accuracy)
+    end = time.perf_counter()
+    load, trace = meter.window(start, end), meter.trace()
+    held = throttling(trace, start, end, locked_mhz)
+    return replace(energy_of(trace, load, runs * images_per_run, idle, accuracy), throttled=tuple(held))
+
+
+def log_energy(path: Path, interval_s: float, images_per_s: float, accuracy: float | None = None) -> Energy:
+    """Energy of a load from a log of tegrastats that was recorded while it ran, and no longer.
+
+    Args:
+        path: written by ``tegrastats --logfile``.
+        interval_s: what tegrastats was told.
+        images_per_s: of the load.
+        accuracy: share of images classified correctly, for the energy per correct image.
+
+    Raises:
+        ConfigError: no interval, or rails of no known board.
+        DataError: no log of tegrastats, or its clock goes backwards.
+    """
+    trace = log_trace(read_log(path), interval_s)
+    start, end = (trace.times_s[0], trace.times_s[-1]) if trace.times_s else (0.0, 0.0)
+    load = mean_power(trace, start, end)
+    return energy_of(trace, load, max(1, round(images_per_s * load.duration_s)), None, accuracy)
 
 
 def _repeat(run: Callable[[], object], seconds: float) -> int:

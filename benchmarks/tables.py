@@ -75,6 +75,7 @@ _COLUMNS: tuple[tuple[str, bool, Callable[[Row], str]], ...] = (
     ("end to end ms", True, _end_to_end),
     ("images/s", True, _of("throughput", "images_per_s", 1)),
     ("mJ/image", True, _of("energy", "mj_per_image", 2)),
+    ("mJ/correct image", True, _of("energy", "mj_per_correct_image", 2)),
     ("load ms", True, _of("process", "load_ms", 0)),
     ("cold start ms", True, _of("process", "cold_start_ms", 0)),
     ("peak MB", True, _of("process", "peak_rss_bytes", 0, 1e-6)),

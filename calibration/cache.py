@@ -161,7 +161,7 @@ def write_cache(path: Path, cache: CalibrationCache, ranges: Ranges) -> None:
     )
     with replacing(path) as temporary:
         temporary.write_bytes(cache.dumps())
-    write_json(_sidecar(path), {"schema": SCHEMA, "cache_sha256": sha256(path), **asdict(origin)})
+    write_json(sidecar(path), {"schema": SCHEMA, "cache_sha256": sha256(path), **asdict(origin)})
 
 
 def read_cache(path: Path, **expected: str | None) -> CalibrationCache:
@@ -180,7 +180,7 @@ def read_cache(path: Path, **expected: str | None) -> CalibrationCache:
     except OSError as error:
         raise ArtifactError(f"{where}: cannot be read ({error.strerror})") from None
     cache = CalibrationCache.loads(data, where)
-    record = read_json(_sidecar(path), "origin of the TensorRT cache")
+    record = read_json(sidecar(path), "origin of the TensorRT cache")
     known: dict[str, Any] = {key: record.get(key) for key in (*CacheOrigin.__annotations__, "cache_sha256")}
     wanted = {"cache_sha256": sha256(path), "algorithm": cache.algorithm, "tensorrt": cache.tensorrt, **expected}
     differing = [
@@ -193,5 +193,6 @@ def read_cache(path: Path, **expected: str | None) -> CalibrationCache:
     return cache
 
 
-def _sidecar(path: Path) -> Path:
+def sidecar(path: Path) -> Path:
+    """What says where a cache is from."""
     return path.with_name(path.name + ".json")

@@ -60,7 +60,8 @@ def exportable(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         dtype: of everything that is not quantized, the model's own by default; images must come in it. The importance is
             computed in float32 at least.
     """
-    model = copy.deepcopy(model).eval().requires_grad_(False)
+    shared = {id(p): nn.Parameter(p.data, requires_grad=False) for p in model.parameters()}  # on the same memory
+    model = copy.deepcopy(model, shared).eval()
     for parent in list(model.modules()):
         for name, child in parent.named_children():
             if isinstance(child, Attention) and _is_plain(child):

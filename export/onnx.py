@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
+import gc
 import logging
 import platform
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,6 @@ import onnx
 import onnxscript
 import onnxslim
 import torch
-from onnx import numpy_helper
-from onnx.external_data_helper import set_external_data
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -30,6 +28,7 @@ from gft_edge.config import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.modules import exportable
 from gft_edge.export.rewrite import rewrite
+from gft_edge.export.weights import lift_weights, put_back, share_weights
 from gft_edge.files import new_folder, replacing, write_json
 from gft_edge.manifest import (
     GOLDEN,
@@ -57,7 +56,6 @@ OPSET = 20
 BF16_OPSET = 22
 """The first whose convolutions take bfloat16."""
 DTYPES: dict[HighPrecision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-SHARED_BYTES, ALIGNMENT = 1024, 64
 MAX_BATCH = 1024
 """Upper end of the batch axis that the exported graph is checked for; engines set their own."""
 
@@ -204,7 +202,14 @@ def export_graph(
         )
     if program is None:
         raise RuntimeError("torch.onnx.export returned nothing")
-    return _canonical(rewrite(onnxslim.slim(program.model_proto)))
+    weights = lift_weights(program.model)
+    graph = program.model_proto
+    del program
+    gc.collect()  # exporter and onnxslim leave cycles of whole models
+    graph = rewrite(onnxslim.slim(graph))
+    gc.collect()
+    put_back(graph.graph, weights)
+    return _canonical(graph)
 
 
 def _canonical(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -352,32 +357,6 @@ def golden_arrays(
 def _member_name(name: str, budget: TokenBudget) -> str:
     path = Path(name)
     return f"{path.stem}-{budget.id}{path.suffix}"
-
-
-def share_weights(graphs: Mapping[str, onnx.ModelProto], file: Path) -> None:
-    """Moves the weights of several graphs into one file of external data, equal ones once.
-
-    Args:
-        graphs: changed in place; tensors below a kilobyte stay inside.
-        file: lies beside the graphs.
-    """
-    places: dict[bytes, tuple[int, int]] = {}
-    with replacing(file) as temporary, temporary.open("wb") as stream:
-        for graph in graphs.values():
-            for tensor in graph.graph.initializer:
-                data = numpy_helper.to_array(tensor).tobytes()
-                if len(data) < SHARED_BYTES:
-                    continue
-                digest = hashlib.sha256(data).digest()
-                if digest not in places:
-                    stream.write(bytes(-stream.tell() % ALIGNMENT))
-                    places[digest] = (stream.tell(), len(data))
-                    stream.write(data)
-                tensor.raw_data = b""  # what external data takes the place of has to be raw
-                set_external_data(tensor, file.name, *places[digest])
-                tensor.ClearField("raw_data")
-                for field in ("float_data", "int32_data", "int64_data", "double_data", "uint64_data"):
-                    tensor.ClearField(field)
 
 
 def _check_interface(graph: onnx.ModelProto, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> None:

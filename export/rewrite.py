@@ -27,7 +27,7 @@ def _gather_rows(model: onnx.ModelProto) -> None:
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
         for value in (*inferred.value_info, *inferred.input, *inferred.output)
     }
-    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
     producers = {output: node for node in model.graph.node for output in node.output}
     for node in model.graph.node:
         if node.op_type != "GatherElements" or not any(a.name == "axis" and a.i == 1 for a in node.attribute):
@@ -39,7 +39,7 @@ def _gather_rows(model: onnx.ModelProto) -> None:
         axes = constants.get(unsqueeze.input[1])
         source, result = shapes.get(node.input[0], []), shapes.get(node.output[0], [])
         whole_rows = len(source) == len(result) == 3 and source[2] == result[2] > 0
-        if axes is None or axes.tolist() not in ([-1], [2]) or not whole_rows:
+        if axes is None or numpy_helper.to_array(axes).tolist() not in ([-1], [2]) or not whole_rows:
             continue
         gather = helper.make_node(
             "GatherND", [node.input[0], unsqueeze.output[0]], list(node.output), name=node.name, batch_dims=1

@@ -8,15 +8,21 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from gft_edge.cli.common import positive
 
 if TYPE_CHECKING:
     from gft_edge.benchmarks.devices import Device
+    from gft_edge.benchmarks.latency import AccuracyOf
+    from gft_edge.manifest import Artifact
 
 EXAMPLE = "gft-edge bench runs/fp32 runs/int8 --batch 1 8 --threads 1 2 --out runs/bench.json"
+ACCURACY_IMAGES = 2000
+"""At most so many of ``--data``."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +55,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--skip", nargs="+", default=[], choices=("stages", "throughput", "process"), help="what to leave out"
     )
     parser.add_argument(
-        "--power", default="auto", metavar="auto|none", help="where to read power for the energy (auto)"
+        "--power",
+        default="auto",
+        metavar="auto|none|FILE",
+        help="where to read power for the energy (auto); with --trtexec-log a log of tegrastats, recorded while trtexec "
+        "measured and no longer",
+    )
+    parser.add_argument(
+        "--power-interval", type=float, default=0.1, metavar="S", help="what tegrastats was told for that log (0.1)"
+    )
+    parser.add_argument(
+        "--data",
+        metavar="D",
+        help="labelled images to find the accuracy on, for the energy per correct image; "
+        "by default it is what verify recorded",
     )
     parser.add_argument("--lock-clocks", action="store_true", help="hold a Jetson's clocks at their maximum meanwhile")
     parser.add_argument("--target", metavar="DEVICE", help="hold figures of a GPU against this device's roofline")
@@ -91,6 +110,8 @@ def _artifacts(args: argparse.Namespace) -> dict[str, Any]:
             raise ConfigError(f"bench: --{name} goes with --trtexec-log or --trtexec-engine; see gft-edge bench --help")
     if not args.artifacts:
         raise ConfigError("bench: give at least one ARTIFACT, or --trtexec-log FILE; see gft-edge bench --help")
+    if Path(args.power).is_file():
+        raise ConfigError("bench: a log given to --power is of a run that is over; it goes with --trtexec-log")
     protocols = [
         BenchProtocol(batch, count, args.warmup, args.rounds, args.runs, in_flight=args.in_flight)
         for batch in args.batch
@@ -99,7 +120,16 @@ def _artifacts(args: argparse.Namespace) -> dict[str, Any]:
     artifacts = [load_artifact(path) for path in args.artifacts]
     with locked_clocks() if args.lock_clocks else contextlib.nullcontext():
         data = bench_artifacts(
-            artifacts, protocols[0], args.backend, track, args.batch, args.threads, args.skip, args.power, _target(args)
+            artifacts,
+            protocols[0],
+            args.backend,
+            track,
+            args.batch,
+            args.threads,
+            args.skip,
+            args.power,
+            _target(args),
+            _accuracy(args),
         )
     data["machine"]["clocks_locked"] = args.lock_clocks
     return data
@@ -113,6 +143,8 @@ def _target(args: argparse.Namespace) -> Device | None:
 
 def _trtexec(args: argparse.Namespace) -> dict[str, Any]:
     """Takes in a log of trtexec with what was exported beside it, or runs trtexec first."""
+    from gft_edge.benchmarks.accuracy import Accuracy
+    from gft_edge.benchmarks.power import PowerSource, log_energy
     from gft_edge.benchmarks.trtexec import ingest, run_engine
     from gft_edge.errors import ConfigError
     from gft_edge.manifest import load_artifact
@@ -130,7 +162,47 @@ def _trtexec(args: argparse.Namespace) -> dict[str, Any]:
         if artifact is None:
             raise ConfigError("bench: --trtexec-engine needs the ARTIFACT that holds the engine")
         return run_engine(artifact, args.trtexec_engine, args.trtexec, args.batch[0], _target(args))
-    return ingest(args.trtexec_log, args.times, args.layers, args.profile, artifact, args.batch[0], _target(args))
+    data = ingest(args.trtexec_log, args.times, args.layers, args.profile, artifact, args.batch[0], _target(args))
+    if args.power not in get_args(PowerSource):
+        row = data["results"][0]
+        known = _accuracy(args)(artifact, "tensorrt") if artifact else Accuracy(None, refused="no ARTIFACT was given")
+        energy = log_energy(Path(args.power), args.power_interval, row["throughput"]["images_per_s"], known.top1)
+        row["energy"] = {**energy.to_json(), "accuracy": asdict(known)}
+    return data
+
+
+def _accuracy(args: argparse.Namespace) -> AccuracyOf:
+    """Measured on ``--data`` once for each artefact and backend, or as verify recorded it."""
+    from gft_edge.benchmarks.accuracy import Accuracy, recorded_accuracy
+    from gft_edge.cli.common import labelled_batches
+    from gft_edge.errors import DataError
+    from gft_edge.manifest import load_artifact
+    from gft_edge.runtime.sessions import open_session
+
+    if not args.data:
+        return recorded_accuracy
+
+    @functools.cache
+    def measured(artifact: str, backend: str) -> Accuracy:
+        loaded = load_artifact(artifact)
+        manifest = loaded.manifest
+        session = open_session(loaded, backend)
+        _, batches = labelled_batches(
+            args.data, "test", ACCURACY_IMAGES, manifest.model, manifest.labels, manifest.preprocess
+        )
+        right = count = 0
+        for images, labels in batches:
+            right += int((session(images)["logits"].argmax(axis=1) == labels).sum())
+            count += len(labels)
+        if not count:
+            raise DataError(f"bench: {args.data} has no image that can be read")
+        return Accuracy(right / count, f"{count} test images of {args.data}")
+
+    def of(artifact: Artifact, backend: str) -> Accuracy:
+        member = f"@{artifact.member}" if artifact.member else ""
+        return measured(f"{artifact.path}{member}", backend)
+
+    return of
 
 
 def text(data: dict[str, Any]) -> str:
@@ -156,4 +228,7 @@ def text(data: dict[str, Any]) -> str:
             parts.append(f"{row['name']}: {row['implausible']}")
     refused = {row["energy"]["refused"] for row in data["results"] if row.get("energy", {}).get("refused")}
     parts += [f"energy: none, {reason}" for reason in sorted(refused) if "not asked for" not in reason]
+    measured = [row["energy"] for row in data["results"] if row.get("energy", {}).get("mj_per_image") is not None]
+    unknown = {(energy.get("accuracy") or {}).get("refused") for energy in measured} - {None}
+    parts += [f"energy per correct image: none, {reason}" for reason in sorted(unknown)]
     return "\n".join([*parts, *data.get("warnings", [])])

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from gft_edge.export.builders import Watch
     from gft_edge.export.lint import LintReport
     from gft_edge.export.plan import BuildPlan
+    from gft_edge.manifest import Artifact
 
 EXAMPLE = "gft-edge build runs/artifact --target orin-nano --tensorrt 10.3 --plan"
 
@@ -62,6 +63,7 @@ def run(args: argparse.Namespace) -> int:
     graph = load_graph(artifact.file(MODEL))
     if args.batch is None:
         args.batch = ":".join(map(str, artifact.manifest.batch))
+    _check_cache(args.calibration_cache, artifact)
     plan = _plan(args, summarize(graph))
     if args.plan:
         report = lint(graph, plan.platform)
@@ -76,6 +78,15 @@ def run(args: argparse.Namespace) -> int:
     )
     result(args, record, text)
     return EXIT_OK
+
+
+def _check_cache(cache: Path | None, artifact: Artifact) -> None:
+    """Refuses ranges that were calibrated on another graph; a cache of another program does not say what it is of."""
+    from gft_edge.calibration.cache import read_cache, sidecar
+    from gft_edge.manifest import MODEL
+
+    if cache is not None and sidecar(cache).is_file():
+        read_cache(cache, graph_sha256=artifact.manifest.files[MODEL].sha256)
 
 
 def _plan(args: argparse.Namespace, summary: Any) -> BuildPlan:

@@ -1,8 +1,7 @@
-"""PPS: which patches stay, and the way back from kept patches to the image grid."""
+"""PPS: which patches stay."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 
@@ -17,21 +16,3 @@ def select_patches(scores: Tensor, k: int) -> Tensor:
 def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:
     """Rows of (B, N, C) at (B, k): (B, k, C)."""
     return x.gather(1, indices.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
-
-
-def scatter_to_grid(values: Tensor, kept: Tensor | None, grid: tuple[int, int]) -> Tensor:
-    """Puts the values of kept patches back on the image grid, zeros where pruned.
-
-    Args:
-        values: (B, k).
-        kept: positions on the original grid, (B, k) integers; None when every patch is there.
-        grid: rows and columns.
-
-    Returns:
-        (B, rows, cols)
-    """
-    rows, cols = grid
-    if kept is None:
-        return values.reshape(-1, rows, cols)
-    flat = torch.zeros(values.shape[0], rows * cols, dtype=values.dtype, device=values.device)
-    return flat.scatter(1, kept.long(), values).reshape(-1, rows, cols)

@@ -19,6 +19,7 @@ from gft_edge.benchmarks.energy import (
     clock_drops,
     energy_of,
     mean_power,
+    throttling,
 )
 from gft_edge.errors import ConfigError
 
@@ -192,6 +193,14 @@ def test_impossible_arguments():
         energy_of(STEADY, load, 0)
     with pytest.raises(ConfigError, match="accuracy must be 0 to 1, found 80"):
         energy_of(STEADY, load, 1, accuracy=80)
+
+
+def test_reasons_of_the_driver_are_counted_in_the_window():
+    why = ("held down by the power limit",)
+    trace = PowerTrace("nvml", ("board",), 0.1, (0.0, 1.0, 2.0, 3.0), (1.0,) * 4, (900.0,) * 4, (why, why, (), why))
+    assert throttling(trace, 0.5, 3) == ["GPU held down by the power limit in 2 of 3 samples"]
+    assert throttling(trace, 2, 2) == []
+    assert throttling(trace, 0.5, 3, 1000)[0].startswith("GPU below its locked 1000 MHz in 3 of 3 samples")
 
 
 def test_clocks_below_the_lock():

@@ -21,6 +21,7 @@ from gft_edge.benchmarks.jetson import (
     gpu_load,
     jetpack,
     l4t,
+    locked_mhz,
     module,
     power_mode,
     power_mode_number,
@@ -111,6 +112,14 @@ def test_clocks_and_load(plant):
     assert gpu_clock(root) == Clock(1020, 306, 1020)
     assert gpu_load(root) == 63.7
     assert cpu_clocks(root) == dict.fromkeys(("policy0", "policy4"), Clock(729.6, 729.6, 1728))
+
+
+def test_a_lock_is_seen_by_equal_limits(plant):
+    root = plant("orin-nano-super")
+    assert locked_mhz(root) is None
+    folder = next(root.glob("sys/class/devfreq/*/max_freq")).parent
+    (folder / "min_freq").write_text((folder / "max_freq").read_text())
+    assert locked_mhz(root) == gpu_clock(root).max
 
 
 def test_thor_and_agx_paths(plant):

@@ -41,7 +41,7 @@ gpu = NvmlGpu(load_nvml())
 answer = [gpu.name, gpu.read_mw(), gpu.read_mhz(), gpu.slowdowns()]
 gpu.close()
 with open_meter("nvml") as meter:
-    answer.append([meter.idle(1.3).mean_mw, list(meter.trace().rails)])
+    answer.append([meter.idle(1.3).mean_mw, list(meter.trace().rails), list(meter.trace().slowdowns[0])])
 print(json.dumps(answer))
 """
 
@@ -73,7 +73,7 @@ def test_power_clock_and_slowdowns(ask):
         55555.0,
         2040.0,
         reasons,
-        [pytest.approx(55555), ["NVIDIA L4 board"]],
+        [pytest.approx(55555), ["NVIDIA L4 board"], reasons],
     ], done.stderr
 
 

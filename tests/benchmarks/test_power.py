@@ -13,7 +13,7 @@ import pytest
 from gft_edge.benchmarks import energy, power
 from gft_edge.benchmarks.energy import mean_power
 from gft_edge.benchmarks.jetson import board_conditions, module
-from gft_edge.benchmarks.power import log_trace, measure_energy, open_meter, total_rails
+from gft_edge.benchmarks.power import log_energy, log_trace, measure_energy, open_meter, total_rails
 from gft_edge.benchmarks.tegrastats import parse_line, parse_log
 from gft_edge.environment import board, has_nvidia_driver
 from gft_edge.errors import ConfigError, DataError
@@ -317,3 +317,26 @@ def test_power_of_this_gpu_or_board():
     if board() is not None:
         assert module() is not None
         assert board_conditions()["power_mode"]["name"]
+
+
+def test_a_gpu_below_its_lock_is_told_with_the_energy(tegrastats, tmp_path):
+    tegrastats(line("orin-nano-jp6"))
+    with open_meter("tegrastats", tmp_path) as meter:
+        slow, free = (
+            measure_energy(lambda: time.sleep(0.01), meter, 1, seconds=0.4, settle_seconds=0, locked_mhz=mhz)
+            for mhz in (1020, None)
+        )
+    assert "GPU below its locked 1020 MHz in " in slow.to_json()["throttled"][0]
+    assert "down to 621 MHz: it was throttled" in slow.throttled[0]
+    assert free.throttled == ()
+
+
+def test_energy_of_a_recorded_log(tmp_path):
+    file = tmp_path / "tegra.log"
+    file.write_text("\n".join([line("orin-nano-jp6")] * 61))
+    measured = log_energy(file, 0.1, images_per_s=50, accuracy=0.8)
+    assert measured.mj_per_image == pytest.approx(12479 / 50)
+    assert measured.mj_per_correct_image == pytest.approx(12479 / 50 / 0.8)
+    assert measured.num_images == 300
+    file.write_text(line("orin-nano-jp6"))
+    assert log_energy(file, 0.1, 50).refused == "the timed window lasts 0 s"

@@ -76,6 +76,34 @@ def test_what_trtexec_measured_is_taken_in(gft_edge, made, tmp_path):
     assert row["implausible"] is None
 
 
+def recorded(name):
+    return (DATA.parent / f"tegrastats/{name}.txt").read_text(encoding="utf-8").strip()
+
+
+def test_a_recorded_log_gives_the_energy_and_an_unknown_accuracy_none_per_correct_image(gft_edge, made, tmp_path):
+    (tmp_path / "tegra.log").write_text("\n".join([recorded("orin-nano-jp6")] * 40))
+    command = ["bench", made["fp32"], "--trtexec-log", DATA / "orin-10.3.log", "--power", tmp_path / "tegra.log"]
+    done = gft_edge(*command, "--json")
+    row = done.json["results"][0]
+    assert row["energy"]["mj_per_image"] == pytest.approx(12479 / row["throughput"]["images_per_s"], rel=0.01)
+    assert row["energy"]["mj_per_correct_image"] is None
+    assert "energy per correct image: none, accuracy of fp32 on tensorrt is not known" in gft_edge(*command).out
+
+
+def test_logs_of_power_that_cannot_be_used_are_one_line(gft_edge, made, tmp_path):
+    file, late = tmp_path / "tegra.log", recorded("agx-orin-jp72")
+    command = ["bench", "--trtexec-log", DATA / "orin-10.3.log", "--power", file]
+    refused(gft_edge(*command), "cannot be read (No such file or directory)")
+    file.write_text(late + "\n" + late.replace("09:08:28", "09:08:27"))
+    refused(gft_edge(*command), "the clock goes backwards")
+    refused(gft_edge("bench", made["fp32"], "--power", file), "it goes with --trtexec-log")
+    file.write_text(late[:17])
+    refused(gft_edge(*command), "holds no line of tegrastats")
+    file.write_text(late)
+    assert "energy: none, the timed window lasts 0 s" in gft_edge(*command).out
+    refused(gft_edge(*command, "--power-interval", 0), "interval must be above 0 s")
+
+
 def test_warnings_of_trtexec_are_shown(gft_edge):
     done = gft_edge("bench", "--trtexec-log", DATA / "tensorrt-4177.log")
     assert "tensorrt-4177: Throughput may be bound by Enqueue Time" in done.out

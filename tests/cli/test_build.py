@@ -7,6 +7,8 @@ import sys
 import pytest
 
 from gft_edge.benchmarks.devices import device
+from gft_edge.calibration.cache import CalibrationCache, write_cache
+from gft_edge.calibration.ranges import Ranges
 from gft_edge.export import this_gpu
 
 
@@ -81,6 +83,16 @@ def test_calibration_cache_is_read_by_its_first_line(gft_edge, made, tmp_path):
     assert done.code == 0, done.err
     assert "IInt8MinMaxCalibrator reading" in done.out
     assert "no trtexec command does the same" in done.out
+
+
+def test_a_cache_calibrated_on_another_graph_is_refused(gft_edge, made, tmp_path):
+    cache = tmp_path / "ranges.cache"
+    ranges = Ranges({"image": 1.0}, "graph tensors", "max", 1, "0" * 64, None, None)
+    write_cache(cache, CalibrationCache.of_ranges(ranges, "8.6.1"), ranges)
+    more = ["--tensorrt", "10.3", "--weak", "--calibration-cache", cache]
+    done = gft_edge("build", made["fp32"], "--target", "orin-nano", "--plan", *more)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "not made for this: graph_sha256 is 000000" in done.err
 
 
 class TestOnAMachineWithTensorRT:

@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.model.selection import gather_tokens, scatter_to_grid, select_patches
+from gft_edge.model.selection import gather_tokens, select_patches
 
 
 @st.composite
@@ -32,19 +31,3 @@ def test_gathered_tokens_are_the_rows_at_the_indices(case):
     x = torch.arange(scores.numel() * 3).reshape(*scores.shape, 3)
     expected = torch.stack([image[indices] for image, indices in zip(x, kept)])
     assert torch.equal(gather_tokens(x, kept), expected)
-
-
-@given(scores_and_k(), st.sampled_from([torch.int64, torch.int32]))
-def test_scattering_puts_values_back_and_zeros_elsewhere(case, dtype):
-    scores, k = case
-    kept = select_patches(scores, k)
-    values = scores.gather(1, kept)
-    grid = scatter_to_grid(values, kept.to(dtype), (1, scores.shape[1]))
-    pruned = torch.ones_like(scores).scatter(1, kept, 0.0)
-    assert torch.equal(grid.squeeze(1), torch.where(pruned.bool(), 0.0, scores))
-
-
-@pytest.mark.parametrize("kept", [None, torch.arange(6).expand(2, 6)])
-def test_scattering_every_patch_is_a_reshape_in_raster_order(kept):
-    values = torch.arange(12.0).reshape(2, 6)
-    assert torch.equal(scatter_to_grid(values, kept, (2, 3)), values.reshape(2, 2, 3))
