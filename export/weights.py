@@ -44,7 +44,7 @@ def lift_weights(model: ir.Model) -> Weights:
         ):
             lifted[name] = tensor
             value.const_value = ir.ExternalTensor(
-                name, None, None, tensor.dtype, shape=ir.Shape(tensor.shape), name=tensor.name or name
+                name, None, None, tensor.dtype, shape=ir.Shape(tensor.shape.numpy()), name=tensor.name or name
             )
     return lifted
 

@@ -229,6 +229,7 @@ def text(data: dict[str, Any]) -> str:
     refused = {row["energy"]["refused"] for row in data["results"] if row.get("energy", {}).get("refused")}
     parts += [f"energy: none, {reason}" for reason in sorted(refused) if "not asked for" not in reason]
     measured = [row["energy"] for row in data["results"] if row.get("energy", {}).get("mj_per_image") is not None]
-    unknown = {(energy.get("accuracy") or {}).get("refused") for energy in measured} - {None}
+    accuracies = [energy.get("accuracy") or {} for energy in measured]
+    unknown = {accuracy["refused"] for accuracy in accuracies if accuracy.get("refused")}
     parts += [f"energy per correct image: none, {reason}" for reason in sorted(unknown)]
     return "\n".join([*parts, *data.get("warnings", [])])
