@@ -110,7 +110,9 @@ class MixedModel:
     def __init__(self, model: nn.Module, ranges: Mapping[str, float], names: Sequence[str]) -> None:
         missing = [name for name in names if name not in ranges]
         if missing:
-            raise ConfigError(f"ranges: none for the input of {missing[0]} and {len(missing) - 1} others; calibrate again")
+            raise ConfigError(
+                f"ranges: none for the input of {missing[0]} and {len(missing) - 1} others; calibrate again"
+            )
         self.model = copy.deepcopy(model)
         self.names = tuple(names)
         self._high = {name: self.model.get_submodule(name) for name in names}
