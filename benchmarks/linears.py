@@ -185,7 +185,7 @@ def layer_graph(shape: LayerShape, int8: bool, seed: int = 0) -> bytes:
         nodes,
         "layer",
         [helper.make_tensor_value_info("x", TensorProto.FLOAT, (1, *shape.input))],
-        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, *[None] * len(shape.input)))],
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     opset = [helper.make_opsetid("", OPSET)]

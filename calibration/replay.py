@@ -74,9 +74,8 @@ class Replay:
 
 
 def _parts(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    root, prefix = (
-        (model.network, "network.") if isinstance(getattr(model, "network", None), nn.Module) else (model, "")
-    )
+    network = getattr(model, "network", None)
+    root, prefix = (network, "network.") if isinstance(network, nn.Module) else (model, "")
     parts = []
     for name, child in root.named_children():
         if isinstance(child, (nn.ModuleList, nn.Sequential)):

@@ -149,9 +149,7 @@ def sensitivity(data: Mapping[str, Any]) -> str:
         panels[1].set(title="left out of INT8", xlabel="dB gained over all in INT8")
         if everything is not None:
             panels[0].axvline(everything, color=COLORS[0], lw=1.2)
-            panels[0].annotate(
-                " all in INT8", (everything, 0), (0, 3), textcoords="offset points", fontsize=7, va="bottom"
-            )
+            panels[0].set_title(f"alone in INT8 (line: all, {everything:.1f} dB)")
 
     return _svg(draw, 8.4, 1.1 + 0.2 * len(rows), "sensitivity of layers to INT8")
 
