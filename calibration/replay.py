@@ -61,16 +61,18 @@ class Replay:
             recording: of the same input.
             changed: names of the layers that are not what they were.
         """
-        self._known = {}
-        left = set(changed)
-        for part, output in recording.outputs.items():
-            if any(name == part or name.startswith(f"{part}.") for name in left):
-                break
-            self._known[part] = output
+        parts = list(recording.outputs)
+        places = [_place(name, parts) for name in changed]
+        self._known = {part: recording.outputs[part] for part in parts[: min(places, default=len(parts))]}
         try:
             return run()
         finally:
             self._known = {}
+
+
+def _place(name: str, parts: list[str]) -> int:
+    """Which part holds a layer; the first where that is not known, as for a layer that is a part and was exchanged."""
+    return next((place for place, part in enumerate(parts) if f"{name}.".startswith(f"{part}.")), 0)
 
 
 def _parts(model: nn.Module) -> list[tuple[str, nn.Module]]:

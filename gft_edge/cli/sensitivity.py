@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gft_edge.benchmarks.linears import LayerShape, LayerTime
     from gft_edge.calibration.images import CalibrationSet
     from gft_edge.calibration.mixed import AccuracyLimit, MixedPrecision
+    from gft_edge.calibration.policy import QuantPolicy
     from gft_edge.calibration.ranges import Ranges
     from gft_edge.calibration.sensitivity import Effect, Sensitivity
     from gft_edge.checkpoint import Checkpoint
@@ -60,6 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    import functools
+
     from gft_edge.benchmarks.devices import device
     from gft_edge.benchmarks.linears import layer_shapes
     from gft_edge.calibration.mixed import AccuracyLimit, mixed_policy, search_mixed
@@ -89,10 +92,7 @@ def run(args: argparse.Namespace) -> int:
         shapes = layer_shapes(checkpoint.model, names, info.model.image_size)
         times = _times(shapes, target, args.threads)
         mixed = MixedModel(checkpoint.model, ranges.values, names)
-
-        def batches() -> Any:
-            return evaluation_batches(images, info.preprocess, BATCH)
-
+        batches = functools.partial(evaluation_batches, images, info.preprocess, BATCH)
         found, judge = measure_sensitivity(mixed, batches, -(-len(images) // BATCH), info.model.num_patches, track)
         search = None
         if limit is not None:
@@ -116,7 +116,8 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _candidates(path: Path | None) -> Any:
+def _candidates(path: Path | None) -> QuantPolicy:
+    """The rules whose INT8 layers are measured."""
     from gft_edge.calibration.policy import DEFAULT_POLICY, read_policy
     from gft_edge.errors import ConfigError
 
@@ -301,8 +302,8 @@ def _text(args: argparse.Namespace, data: dict[str, Any]) -> str:
         (
             f"{number + 1}{', chosen' if number == search['best'] else ''}",
             f"{len(one['int8'])} of {len(rows)}",
-            _db(one),
-            _db(one["observed"]),
+            _db(one, 2),
+            _db(one["observed"], 2),
             _points(one),
             f"{_points(one['observed'])} ({100 * one['observed']['paired']['interval'][0]:+.2f} to "
             f"{100 * one['observed']['paired']['interval'][1]:+.2f})",
@@ -325,8 +326,8 @@ def _text(args: argparse.Namespace, data: dict[str, Any]) -> str:
     )
 
 
-def _db(effect: dict[str, Any]) -> str:
-    return "exact" if effect["sqnr_db"] is None else f"{effect['sqnr_db']:.1f}"
+def _db(effect: dict[str, Any], digits: int = 1) -> str:
+    return "exact" if effect["sqnr_db"] is None else f"{effect['sqnr_db']:.{digits}f}"
 
 
 def _points(effect: dict[str, Any]) -> str:

@@ -198,14 +198,10 @@ def test_a_model_that_runs_a_part_twice_is_run_whole():
     assert torch.equal(replay.again(lambda: model(x), recording, ["blocks.1.linear"]), model(x))
 
 
-@pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
-def test_a_baseline_goes_on_from_where_it_differs(backbone):
-    config = preset("vit_tiny", backbone=backbone, image_size=32, num_classes=4)
-    torch.manual_seed(0)
-    model = TimmClassifier(config).eval()
+def require_the_same_as_whole_runs(model, policy):
     images = np.random.default_rng(0).standard_normal((4, 3, 32, 32)).astype(np.float32)
-    names = quantized_names(model, DEFAULT_POLICY)
-    ranges = quantize_int8(model, [images]).summary["ranges"]
+    names = quantized_names(model, policy)
+    ranges = quantize_int8(model, [images], policy).summary["ranges"]
     mixed = MixedModel(model, ranges, names)
     replay = Replay(mixed.model)
     for (what, name), outputs in sensitivity._configurations(mixed, replay, images):
@@ -213,3 +209,16 @@ def test_a_baseline_goes_on_from_where_it_differs(backbone):
         plain = MixedModel(model, ranges, names)
         plain.set(int8)
         assert np.array_equal(outputs["logits"], plain.outputs(images)["logits"]), (what, name)
+
+
+@pytest.mark.parametrize("backbone", ["test_vit", "test_resnet"])
+def test_a_baseline_goes_on_from_where_it_differs(backbone):
+    torch.manual_seed(0)
+    model = TimmClassifier(preset("vit_tiny", backbone=backbone, image_size=32, num_classes=4)).eval()
+    require_the_same_as_whole_runs(model, DEFAULT_POLICY)
+
+
+def test_layers_that_are_parts_themselves_are_exchanged_too(tiny_model):
+    require_the_same_as_whole_runs(
+        tiny_model, QuantPolicy((QuantRule("*", "int8", "the classifier and the stem too"),))
+    )
