@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from gft_edge.checkpoint import Checkpoint
     from gft_edge.data.datasets import ImageSet
 
+Hashed = tuple[str, tuple[str, ...]]
+"""What evaluation images were hashed by, and the hash of each."""
+
 EXAMPLE = "gft-edge sensitivity builtin --images 128 --min-sqnr 30 --out runs/sensitivity"
 SCHEMA = 1
 BATCH = 16
@@ -65,6 +68,7 @@ def run(args: argparse.Namespace) -> int:
 
     from gft_edge.benchmarks.devices import device
     from gft_edge.benchmarks.linears import layer_shapes
+    from gft_edge.calibration.images import hash_images
     from gft_edge.calibration.mixed import AccuracyLimit, mixed_policy, search_mixed
     from gft_edge.calibration.modules import quantized_names
     from gft_edge.calibration.sensitivity import MixedModel, measure_sensitivity, run_mixed
@@ -88,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
     names = quantized_names(checkpoint.model, _candidates(args.policy))
     with new_folder(args.out) as folder:
         images = _evaluation_images(args, checkpoint)
-        card, ranges, overlap = _calibrated(args, checkpoint, names, images)
+        hashed = hash_images(images)
+        card, ranges, overlap = _calibrated(args, checkpoint, names, hashed)
         shapes = layer_shapes(checkpoint.model, names, info.model.image_size)
         times = _times(shapes, target, args.threads)
         mixed = MixedModel(checkpoint.model, ranges.values, names)
@@ -106,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
             if search.best is not None:
                 write_json(folder / POLICY, mixed_policy(found, saved, search.best.int8).to_json())
         write_calibration(folder, card, ranges)
-        data = _record(args, checkpoint, ranges, folder, images, found, shapes, times, target, search)
+        data = _record(args, checkpoint, ranges, folder, hashed, found, shapes, times, target, search)
         write_json(folder / DATA, data)
         write_sensitivity_page(folder)
     text = f"{args.out}: {len(names)} layers on {len(images)} {args.eval_split} images\n{overlap}\n"
@@ -139,7 +144,7 @@ def _evaluation_images(args: argparse.Namespace, checkpoint: Checkpoint) -> Imag
 
 
 def _calibrated(
-    args: argparse.Namespace, checkpoint: Checkpoint, names: list[str], evaluation: ImageSet
+    args: argparse.Namespace, checkpoint: Checkpoint, names: list[str], hashed: Hashed
 ) -> tuple[CalibrationSet | None, Ranges, str]:
     """The card where it is known, the ranges, and how their images compare with those of the evaluation."""
     from gft_edge.calibration.images import model_features
@@ -152,10 +157,10 @@ def _calibrated(
         ranges = read_ranges(args.ranges)
         ranges.require_model(checkpoint.sha256, f"checkpoint {checkpoint.path}")
         card = _card_beside(args.ranges, ranges)
-        return card, ranges, _compared(args, card, evaluation)
+        return card, ranges, _compared(args, card, hashed)
     spec = info.preprocess
     card, images = chosen_images(args, spec, info.labels, lambda: model_features(model, spec))
-    overlap = _compared(args, card, evaluation)
+    overlap = _compared(args, card, hashed)
     collector = Collector(names, args.method, args.percentile)
     gather(args, collector, images, spec, checkpoint.sha256, card, lambda b: observe(model, collector, b))
     return card, Ranges.of(collector, "module inputs", checkpoint.sha256, card.id, spec.id), overlap
@@ -173,13 +178,12 @@ def _card_beside(path: Path, ranges: Ranges) -> CalibrationSet | None:
     return card if card.id == ranges.card_id else None
 
 
-def _compared(args: argparse.Namespace, card: CalibrationSet | None, evaluation: ImageSet) -> str:
+def _compared(args: argparse.Namespace, card: CalibrationSet | None, hashed: Hashed) -> str:
     """Refuses evaluation images that ranges were found on; says what was compared."""
-    from gft_edge.calibration.images import hash_images
     from gft_edge.errors import DataError
 
-    where = f"{len(evaluation)} {args.eval_split} images of {args.eval_data or args.data}"
-    kind, hashes = hash_images(evaluation)
+    kind, hashes = hashed
+    where = f"{len(hashes)} {args.eval_split} images of {args.eval_data or args.data}"
     if card is None or card.hashed != kind:
         return f"calibration images not compared with the {where}: their hashes are not known"
     common = len(set(hashes) & set(card.hashes))
@@ -203,7 +207,7 @@ def _record(
     checkpoint: Checkpoint,
     ranges: Ranges,
     folder: Path,
-    images: ImageSet,
+    hashed: Hashed,
     found: Sensitivity,
     shapes: dict[str, LayerShape],
     times: dict[str, LayerTime],
@@ -214,10 +218,9 @@ def _record(
     import hashlib
 
     from gft_edge.benchmarks.protocol import conditions
-    from gft_edge.calibration.images import hash_images
     from gft_edge.files import sha256
 
-    hashed, hashes = hash_images(images)
+    kind, hashes = hashed
     layers = [
         {
             "name": layer.name,
@@ -253,8 +256,8 @@ def _record(
         "evaluation": {
             "data": args.eval_data or args.data,
             "split": args.eval_split,
-            "images": len(images),
-            "hashed": hashed,
+            "images": len(hashes),
+            "hashed": kind,
             "sha256": hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
         },
         "top1": found.top1,
@@ -331,7 +334,7 @@ def _db(effect: dict[str, Any], digits: int = 1) -> str:
 
 
 def _points(effect: dict[str, Any]) -> str:
-    return f"{0 - effect['lost_points']:+.2f}"
+    return f"{round(-effect['lost_points'], 2) + 0.0:+.2f}"  # no -0.00
 
 
 def _unmet(found: Sensitivity, times: dict[str, LayerTime], limit: AccuracyLimit, out: Path) -> str:
