@@ -20,6 +20,7 @@ VERBS = {
     "import-published": "turn a .pth file of the published code into a checkpoint",
     "evaluate": "accuracy of a checkpoint or artefact",
     "calibrate": "find the ranges of activations, and how many images they need",
+    "sensitivity": "what INT8 does to each layer, and the layers to choose for mixed precision",
     "quantize": "calibrate and quantize a checkpoint to INT8",
     "export": "export a checkpoint to an ONNX artefact",
     "lint": "find what makes a graph wrong, slow or impossible to build on a target",

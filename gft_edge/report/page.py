@@ -25,7 +25,7 @@ def write_page(run: Path) -> Path:
     """Writes ``report.html`` into a run's folder and returns its path.
 
     Reads what is there: artefacts (sub-folders with a manifest) with their engines and ``reports/verify.json``,
-    ``evaluate-*.json``, ``bench*.json``, ``predictions.json``, ``checkpoint/log.jsonl`` and ``run.json``.
+    ``evaluate-*.json``, ``bench*.json``, ``predictions.json``, ``*/sensitivity.json``, ``checkpoint/log.jsonl`` and ``run.json``.
 
     Raises:
         ArtifactError: no such folder, no artefact in it, or a damaged file.
@@ -41,6 +41,7 @@ def write_page(run: Path) -> Path:
 def collect(run: Path) -> dict[str, Any]:
     """Everything the template shows, from the files of a run."""
     from gft_edge.report import plots
+    from gft_edge.report.sensitivity import section
 
     artifacts = _artifacts(run)
     colors = plots.color_of(artifacts)
@@ -77,6 +78,9 @@ def collect(run: Path) -> dict[str, Any]:
             for name in ("card", "ranges", "selection")
             for file in sorted(run.glob(f"*/calibration/{name}.json"))[:1]
         },
+        "sensitivity": next(
+            (section(read_json(file, "sensitivity")) for file in sorted(run.glob("*/sensitivity.json"))), None
+        ),
         "pictures": _pictures(run),
         "log": log,
         "figures": {

@@ -129,6 +129,37 @@ def convergence(images: Sequence[int], ranges: Mapping[str, Sequence[float]], ne
     return _svg(draw, 7.6, 3.0, "ranges by number of images")
 
 
+def sensitivity(data: Mapping[str, Any]) -> str:
+    """Logit SQNR of each layer alone in INT8, and what leaving it out of an INT8 model gains; from sensitivity.json."""
+    rows, best = data["layers"], chosen_layers(data)
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        axes.remove()
+        everything = data["everything"]["sqnr_db"]
+        alone = [row["only"]["sqnr_db"] or np.nan for row in rows]
+        gained = [(row["all_but"]["sqnr_db"] or np.nan) - (everything or np.nan) for row in rows]
+        colors = [COLORS[1] if best is None or row["name"] in best else COLORS[3] for row in rows]
+        panels = figure.subplots(1, 2, sharey=True)
+        for panel, values in zip(panels, (alone, gained)):
+            panel.barh(range(len(rows)), values, 0.7, color=colors)
+            panel.grid(False, axis="y")
+            panel.set_ylim(len(rows) - 0.4, -0.6)
+        panels[0].set_yticks(range(len(rows)), [row["name"] for row in rows], fontsize=8)
+        panels[0].set(title="alone in INT8", xlabel="logit SQNR, dB (longer is better)")
+        panels[1].set(title="left out of INT8", xlabel="dB gained over all in INT8")
+        if everything is not None:
+            panels[0].axvline(everything, color=COLORS[0], lw=1.2)
+            panels[0].set_title(f"alone in INT8 (line: all, {everything:.1f} dB)")
+
+    return _svg(draw, 8.4, 1.1 + 0.2 * len(rows), "sensitivity of layers to INT8")
+
+
+def chosen_layers(data: Mapping[str, Any]) -> list[str] | None:
+    """Layers that a search put into INT8, from sensitivity.json; None without a search that found some."""
+    search = data["search"]
+    return None if search is None or search["best"] is None else search["tries"][search["best"]]["int8"]
+
+
 def fidelity(record: Mapping[str, Any]) -> str:
     """Insertion and deletion curves of every side, those of a random order dashed."""
 

@@ -1,0 +1,308 @@
+"""Mixed precision: the layers in INT8 that save most time while the model stays within a limit.
+
+Noise and time are both taken to add: errors of different layers are independent, so the powers of what they add to the logits
+sum up (as in Lin et al., ICML 2016, arXiv 1511.06393), and so do the times they save. Then the best choice is a knapsack, which
+is solved exactly. Neither is quite true; the chosen model is run, and predicted and observed stand beside each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.calibration.policy import QuantPolicy, QuantRule
+from gft_edge.calibration.sensitivity import Effect, Sensitivity
+from gft_edge.errors import ConfigError
+
+DRAWS = 20
+TRIES = 8
+"""Sets that are run at most, unless none of them is within the limit yet."""
+CLOSE = 1.05
+"""Noise limits this close to each other (0.2 dB) are not searched between."""
+HIGHEST_SQNR_DB = 200.0
+
+Floats = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AccuracyLimit:
+    """What mixed precision may cost against full precision, on the images it is chosen on.
+
+    Args:
+        max_loss: points of top-1, or None.
+        min_sqnr_db: of the logits, or None.
+
+    Raises:
+        ConfigError: neither is given, or one is out of range.
+    """
+
+    max_loss: float | None = None
+    min_sqnr_db: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_loss is None and self.min_sqnr_db is None:
+            raise ConfigError("mixed precision: needs a limit, points of top-1 or dB")
+        if self.max_loss is not None and not 0 <= self.max_loss < 100:
+            raise ConfigError(f"--max-loss must be points of top-1 from 0 to below 100, found {self.max_loss:g}")
+        if self.min_sqnr_db is not None and not 0 < self.min_sqnr_db <= HIGHEST_SQNR_DB:
+            raise ConfigError(
+                f"--min-sqnr must be above 0 and at most {HIGHEST_SQNR_DB:g} dB, found {self.min_sqnr_db:g}"
+            )
+
+    def holds(self, effect: Effect) -> bool:
+        """Whether what was observed is within the limit."""
+        sqnr = math.inf if effect.sqnr_db is None else effect.sqnr_db
+        return (self.max_loss is None or effect.lost_points <= self.max_loss + 1e-9) and (
+            self.min_sqnr_db is None or sqnr >= self.min_sqnr_db
+        )
+
+    def __str__(self) -> str:
+        """For people."""
+        loss = None if self.max_loss is None else f"at most {self.max_loss:g} points of top-1 lost"
+        sqnr = None if self.min_sqnr_db is None else f"logit SQNR of at least {self.min_sqnr_db:g} dB"
+        return " and ".join(text for text in (loss, sqnr) if text)
+
+
+@dataclass(frozen=True)
+class Try:
+    """One set of layers in INT8, predicted and run.
+
+    Attributes:
+        int8: names, in the order of the model.
+        noise: predicted, mean square of what is added to the logits.
+        sqnr_db, lost_points, saved_ms: predicted; ``sqnr_db`` None when no noise is.
+        observed: what running it gave.
+        holds: whether that is within the limit.
+    """
+
+    int8: tuple[str, ...]
+    noise: float
+    sqnr_db: float | None
+    lost_points: float
+    saved_ms: float
+    observed: Effect
+    holds: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "int8": list(self.int8), "observed": self.observed.to_json()}
+
+
+@dataclass(frozen=True)
+class MixedPrecision:
+    """What a search found.
+
+    Attributes:
+        limit: that was to be kept.
+        tries: in the order they were run.
+        best: the one that saves most of those within the limit; None when there is none.
+    """
+
+    limit: AccuracyLimit
+    tries: tuple[Try, ...]
+    best: Try | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "limit": asdict(self.limit),
+            "tries": [one.to_json() for one in self.tries],
+            "best": None if self.best is None else self.tries.index(self.best),
+        }
+
+
+def knapsack(noise: Sequence[float], saved: Sequence[float], limit: float) -> tuple[int, ...]:
+    """The items of largest sum of ``saved`` whose ``noise`` sums to at most ``limit``; exact.
+
+    Dynamic programming over the sets that no other beats in both sums (Nemhauser and Ullmann, 1969), without those that
+    even with a share of an item (Dantzig's bound) cannot reach what filling up greedily gives. Of equally good sets it is
+    one of least noise. Items that save nothing stay out.
+
+    Args:
+        noise: of each item, at least 0.
+        saved: of each item.
+        limit: infinite takes all that save something.
+
+    Returns:
+        indices, ascending.
+    """
+    items = [i for i in range(len(saved)) if saved[i] > 0 and noise[i] <= limit]
+    items.sort(key=lambda i: (noise[i] / saved[i], i))
+    if math.fsum(noise[i] for i in items) <= limit:
+        return tuple(sorted(items))
+    weights: Floats = np.array([noise[i] for i in items], dtype=np.float64)
+    values: Floats = np.array([saved[i] for i in items], dtype=np.float64)
+    used, gained = np.zeros(1), np.zeros(1)
+    steps: list[tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]] = []
+    for number, (weight, value) in enumerate(zip(weights, values)):
+        count = len(used)
+        fits = np.flatnonzero(used + weight <= limit)
+        parents = np.concatenate((np.arange(count), fits))
+        taken = np.arange(count + len(fits)) >= count
+        used = np.concatenate((used, used[fits] + weight))
+        gained = np.concatenate((gained, gained[fits] + value))
+        order = np.lexsort((-gained, used))
+        ahead = np.maximum.accumulate(np.concatenate(([-np.inf], gained[order][:-1])))
+        order = order[gained[order] > ahead]
+        whole, bound = _completions(limit - used[order], weights[number + 1 :], values[number + 1 :])
+        reached = (gained[order] + whole).max()
+        order = order[gained[order] + bound >= reached * (1 - 1e-12)]
+        used, gained = used[order], gained[order]
+        steps.append((parents[order], taken[order]))
+    state = int(gained.argmax())
+    chosen = []
+    for number in range(len(steps) - 1, -1, -1):
+        parents, taken = steps[number]
+        if taken[state]:
+            chosen.append(items[number])
+        state = int(parents[state])
+    return tuple(sorted(chosen))
+
+
+def _completions(room: Floats, weights: Floats, values: Floats) -> tuple[Floats, Floats]:
+    """What taking the following items in order gains in the room left (S,): whole items only, and with a share of the next."""
+    filled, gained = np.concatenate(([0.0], np.cumsum(weights))), np.concatenate(([0.0], np.cumsum(values)))
+    count = np.searchsorted(filled, room, side="right") - 1
+    whole = gained[count]
+    share = np.zeros_like(room)
+    more = count < len(weights)
+    following = count[more]
+    share[more] = (room[more] - filled[following]) / weights[following] * values[following]
+    return whole, whole + share
+
+
+class LossModel:
+    """Top-1 lost at a noise of the logits: that of the model with every layer in INT8, scaled and dealt out anew.
+
+    Each image gets the noise of another one, so that a prediction rests on ``DRAWS`` times as many cases as there are images.
+
+    Args:
+        found: measured.
+        seed: of the draws.
+    """
+
+    def __init__(self, found: Sensitivity, seed: int = 0) -> None:
+        self._logits = found.reference.astype(np.float64)
+        self._noise = found.quantized.astype(np.float64) - self._logits
+        self._labels = found.labels
+        self._power = float(np.square(self._noise).mean())
+        self._draws = np.random.default_rng(seed).integers(len(self._noise), size=(DRAWS, len(self._noise)))
+        self._right = self._share(0.0)
+
+    def _share(self, scale: float) -> float:
+        if scale == 0:
+            return float((self._logits.argmax(axis=1) == self._labels).mean())
+        draws = (self._logits + scale * self._noise[rows] for rows in self._draws)
+        return float(np.mean([(one.argmax(axis=1) == self._labels).mean() for one in draws]))
+
+    def lost_points(self, noise: float) -> float:
+        """Points of top-1 lost at a mean square noise."""
+        return 100 * (self._right - self._share(math.sqrt(noise / self._power) if self._power else 0.0))
+
+    def noise_limit(self, max_loss: float, most: float) -> float:
+        """The largest noise up to ``most`` that loses at most so many points, to one part in a thousand."""
+        if self.lost_points(most) <= max_loss:
+            return most
+        low, high = most * 1e-6, most
+        while high > low * 1.001:
+            middle = math.sqrt(low * high)
+            low, high = (middle, high) if self.lost_points(middle) <= max_loss else (low, middle)
+        return low
+
+
+def search_mixed(
+    found: Sensitivity, saved_ms: Mapping[str, float], limit: AccuracyLimit, run: Callable[[Sequence[str]], Effect]
+) -> MixedPrecision:
+    """Finds the layers to put into INT8.
+
+    All layers that save time come first. If that is too much, the best set by the sums is run, and the noise that the sums
+    may reach is halved (in dB) between what is known to hold and to miss, until the two are close or enough was tried; it
+    goes on until something holds. Where no layer alone is within the limit, nothing is run.
+
+    Args:
+        found: measured, layer by layer.
+        saved_ms: of each layer.
+        limit: to be kept.
+        run: runs the model with these layers in INT8.
+    """
+    names = [layer.name for layer in found.layers]
+    noise = [layer.only.noise for layer in found.layers]
+    saved = [saved_ms[name] for name in names]
+    losses = LossModel(found)
+    tries: dict[tuple[str, ...], Try] = {}
+
+    def attempt(allowed: float) -> Try | None:
+        """The best set within a noise; None when it is empty."""
+        chosen = knapsack(noise, saved, allowed)
+        int8 = tuple(names[i] for i in chosen)
+        if chosen and int8 not in tries:
+            power = math.fsum(noise[i] for i in chosen)
+            sqnr = 10 * math.log10(found.signal / power) if power else None
+            gain = math.fsum(saved[i] for i in chosen)
+            effect = found.everything if len(int8) == len(names) else run(int8)
+            tries[int8] = Try(int8, power, sqnr, losses.lost_points(power), gain, effect, limit.holds(effect))
+        return tries.get(int8)
+
+    def finish() -> MixedPrecision:
+        holding = [one for one in tries.values() if one.holds]
+        best = max(holding, key=lambda one: (one.saved_ms, -one.noise), default=None)
+        return MixedPrecision(limit, tuple(tries.values()), best)
+
+    if not any(limit.holds(layer.only) and saved_ms[layer.name] > 0 for layer in found.layers):
+        return finish()
+    whole = attempt(math.inf)
+    if whole is None or whole.holds:
+        return finish()
+    least = min(n for n, gain in zip(noise, saved) if gain > 0)
+    low, high = least, whole.noise
+    allowed = min(_noise_limit(found, limit, losses, whole.noise), math.nextafter(whole.noise, 0))
+    allowed = max(allowed, least)
+    while True:
+        one = attempt(allowed)
+        assert one is not None  # at least the layer of least noise fits
+        if one.holds:
+            low = allowed
+        else:
+            high = one.noise
+        settled = any(t.holds for t in tries.values())
+        if high <= least or (settled and (high < low * CLOSE or len(tries) >= TRIES)):
+            return finish()
+        allowed = max(math.sqrt(low * high), least)
+        if allowed >= high:
+            allowed = math.nextafter(high, 0)
+
+
+def _noise_limit(found: Sensitivity, limit: AccuracyLimit, losses: LossModel, most: float) -> float:
+    """The noise that both limits allow by the models."""
+    allowed = most
+    if limit.min_sqnr_db is not None:
+        allowed = min(allowed, found.signal / 10 ** (limit.min_sqnr_db / 10))
+    if limit.max_loss is not None:
+        allowed = min(allowed, losses.noise_limit(limit.max_loss, most))
+    return allowed
+
+
+def mixed_policy(found: Sensitivity, saved_ms: Mapping[str, float], int8: Sequence[str]) -> QuantPolicy:
+    """One rule for each layer, with what was measured as its reason."""
+    rules = []
+    for layer in found.layers:
+        alone = "no error" if layer.only.sqnr_db is None else f"{layer.only.sqnr_db:.1f} dB"
+        saved = saved_ms[layer.name]
+        gain = f"saves {saved:.4f} ms" if saved > 0 else f"saves no time ({saved:+.4f} ms)"
+        if layer.name in int8:
+            rules.append(QuantRule(layer.name, "int8", f"{alone} alone, {gain}"))
+        else:
+            rules.append(
+                QuantRule(
+                    layer.name,
+                    "high",
+                    f"{alone} alone in INT8, {gain}" + (" but is not within the limit" if saved > 0 else ""),
+                )
+            )
+    rules.append(QuantRule("*", "high", "not among the layers that were measured"))
+    return QuantPolicy(tuple(rules))
