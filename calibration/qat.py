@@ -60,9 +60,9 @@ class QatSettings:
 
     steps: int
     batch_size: int = 32
-    lr: float = 3e-5
+    lr: float = 1e-5
     temperature: float = 2.0
-    label_weight: float = 0.5
+    label_weight: float = 0.0
     grad_clip: float = 1.0
     seed: int = 0
     train_images: int = 100_000
@@ -91,7 +91,7 @@ class QatSettings:
             steps=self.steps,
             batch_size=self.batch_size,
             lr=self.lr,
-            min_lr=LAST_RATE * self.lr,
+            min_lr=max(0.0, LAST_RATE * self.lr),
             warmup_steps=int(WARMUP_SHARE * self.steps),
             weight_decay=0.0,
             grad_clip=self.grad_clip,
