@@ -16,6 +16,8 @@ from gft_edge.errors import ConfigError
 QMAX = 127
 QMIN = -128
 E4M3_MAX = 448.0
+E4M3_STEP = 32.0
+"""Distance of the largest values."""
 SMALLEST_RANGE = 1e-5
 """Floor of a range: TensorRT refuses a zero scale, which a dead channel would have."""
 
@@ -147,7 +149,7 @@ class QuantConv2d(nn.Conv2d):
 def round_to_e4m3(x: Tensor, scale: float) -> Tensor:
     """Values as FP8 E4M3 with a scale holds them: four significant bits, magnitudes of at most 448 scale.
 
-    Gradients pass as torch.fake_quantize_* lets them: unchanged within the range, none beyond it.
+    Gradients pass as torch.fake_quantize_* lets them: unchanged where rounding ends within the range, else none.
     """
     rounded: Tensor = _RoundToE4M3.apply(x, scale)
     return rounded
@@ -159,7 +161,7 @@ class _RoundToE4M3(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
         scaled = x / scale
-        ctx.save_for_backward(scaled.abs() <= E4M3_MAX)
+        ctx.save_for_backward(scaled.abs() < E4M3_MAX + E4M3_STEP / 2)
         return scaled.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(x.dtype) * scale
 
     @staticmethod

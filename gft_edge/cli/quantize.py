@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gft_edge.cli.calibrate import add_calibration_arguments
 from gft_edge.cli.qat import add_qat_arguments
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gft_edge.calibration.policy import QuantPolicy
     from gft_edge.calibration.ptq import PostTrained
     from gft_edge.calibration.ranges import Ranges
+    from gft_edge.calibration.safety import SelectionSafety
     from gft_edge.checkpoint import Checkpoint
     from gft_edge.data.datasets import ImageSet
 
@@ -59,12 +60,10 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.calibration.modules import QUANTIZABLE
     from gft_edge.calibration.ptq import names_to_calibrate
     from gft_edge.calibration.ranges import read_ranges
-    from gft_edge.calibration.safety import selection_safety
     from gft_edge.checkpoint import load_checkpoint, save_checkpoint
     from gft_edge.cli.calibrate import chosen_images, write_calibration
-    from gft_edge.cli.console import result, say, table, track
+    from gft_edge.cli.console import result, table
     from gft_edge.cli.qat import describe_qat, open_qat, qat_settings, train_qat
-    from gft_edge.data.batches import evaluation_batches
     from gft_edge.errors import ConfigError
     from gft_edge.files import new_folder, write_json
 
@@ -92,14 +91,7 @@ def run(args: argparse.Namespace) -> int:
         quantized, ranges, report = done.quantized, done.ranges, None
         if qat_data is not None:
             quantized, report = train_qat(qat_data, checkpoint, done, lambda control: post_training(control).quantized)
-        where, split, images = (args.data, args.split, chosen and chosen[1])
-        if held_out is not None:
-            (where, images), split = held_out, "test"
-        assert images is not None  # without evaluation images some were chosen
-        batches = (
-            batch for batch, _ in evaluation_batches(images, spec, problem=lambda text: say(f"left out: {text}"))
-        )
-        safety = selection_safety(model, quantized.model, track(batches, "check selection", -(-len(images) // 64)))
+        safety, where = _check_selection(args, checkpoint, quantized.model, held_out, chosen)
         card = None if chosen is None else chosen[0]
         summary = {
             **quantized.summary,
@@ -113,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
         save_checkpoint(folder, new_info, quantized.model)
         if ranges is not None:
             write_calibration(folder / "calibration", card if known is None else None, ranges)
-        selection = {**safety.to_json(), "held_out": held_out is not None, "data": where, "split": split}
+        selection = {**safety.to_json(), **where}
         write_json(folder / "calibration/selection.json", selection)
         if report is not None:
             write_json(folder / "calibration/qat.json", report.to_json())
@@ -125,10 +117,8 @@ def run(args: argparse.Namespace) -> int:
     ]
     kind = {"int8": "INT8", "fp8": "FP8 (emulated)", "int8-weights": "INT8 weights"}.get(summary["precision"], "mixed")
     lines = [f"{args.out}: {len(precisions)} layers in {kind}, {_calibration_in_words(ranges, card)}"]
-    lines += [
-        safety.describe(),
-        f"  on {split} images of {where}, {'held out' if held_out else 'the calibration images'}",
-    ]
+    kind_of_images = "held out" if where["held_out"] else "the calibration images"
+    lines += [safety.describe(), f"  on {where['split']} images of {where['data']}, {kind_of_images}"]
     lines.append(table(("layer", "precision", "range", "why"), rows))
     data = {"out": str(args.out), **summary, "selection": selection}
     if report is not None:
@@ -178,6 +168,29 @@ def _post_training(
         gather(args, collector, images, spec, checkpoint.sha256, card, lambda b: observe(model, collector, b))
         ranges = Ranges.of(collector, "module inputs", checkpoint.sha256, card.id, spec.id)
     return PostTrained(model, ranges, quantize_with(model, ranges.values, policy, ranges.method, ranges.images))
+
+
+def _check_selection(
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    quantized: nn.Module,
+    held_out: tuple[str, ImageSet] | None,
+    chosen: tuple[CalibrationSet, ImageSet] | None,
+) -> tuple[SelectionSafety, dict[str, Any]]:
+    """Whether selection survives, on held-out images where some are known, else on those chosen; and which these were."""
+    from gft_edge.calibration.safety import selection_safety
+    from gft_edge.cli.console import say, track
+    from gft_edge.data.batches import evaluation_batches
+
+    if held_out is not None:
+        (data, images), split = held_out, "test"
+    else:
+        assert chosen is not None
+        data, split, images = args.data, args.split, chosen[1]
+    batches = evaluation_batches(images, checkpoint.info.preprocess, problem=lambda text: say(f"left out: {text}"))
+    watched = track((batch for batch, _ in batches), "check selection", -(-len(images) // 64))
+    where = {"data": data, "split": split, "held_out": held_out is not None}
+    return selection_safety(checkpoint.model, quantized, watched), where
 
 
 def _calibration_in_words(ranges: Ranges | None, card: CalibrationSet | None) -> str:
