@@ -16,7 +16,7 @@ from torch import nn
 from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from gft_edge.data.batches import evaluation_batches
-from gft_edge.data.datasets import Files, ImageSet, Subset, open_images, require_labels
+from gft_edge.data.datasets import Files, ImageSet, Subset, open_images, require_labels, spread
 from gft_edge.data.typefaces import Split, Typefaces
 from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.files import canonical_json, sha256
@@ -261,12 +261,8 @@ def _paths(images: ImageSet) -> list[Path] | None:
 
 def _compare(hashes: set[str], hashed: str, data: str, against: str | None, size: int) -> Disjointness | None:
     """The comparison with the test split of ``against``, or of the data itself where it has several splits."""
-    where = against or data
-    if (
-        against is None
-        and Path(data).is_dir()
-        and not any((Path(data) / name).is_dir() for name in ("val", "valid", "test"))
-    ):
+    where = evaluation_data(data, against)
+    if where is None:
         return None
     others = _open_pool(where, "test", RENDERED_COMPARED, size)
     kind, found = hash_images(others)
@@ -275,6 +271,35 @@ def _compare(hashes: set[str], hashed: str, data: str, against: str | None, size
             f"data {where}: images of {kind} cannot be compared with those of {hashed}; leave out --against"
         )
     return Disjointness(where, "test", len(found), sum(one in hashes for one in set(found)))
+
+
+def evaluation_data(data: str, against: str | None) -> str | None:
+    """Whose test split is the evaluation: ``against``, or the data itself where it has several splits; else None."""
+    if against is not None:
+        return against
+    splits = ("val", "valid", "test")
+    return None if Path(data).is_dir() and not any((Path(data) / name).is_dir() for name in splits) else data
+
+
+def held_out_images(data: str, against: str | None, count: int, size: int) -> tuple[str, ImageSet] | None:
+    """Name and images of the evaluation (at most ``count``, spread over all there are), or None when none are known."""
+    where = evaluation_data(data, against)
+    if where is None:
+        return None
+    images = _open_pool(where, "test", count, size)
+    return where, images if len(images) <= count else Subset(images, spread(len(images), count))
+
+
+def shared_images(images: ImageSet, others: ImageSet) -> int:
+    """How many images are also among the others: files of equal bytes, or rendered from the same split."""
+    paths, other_paths = _paths(images), _paths(others)
+    if paths is None or other_paths is None:
+        same = isinstance(images, Typefaces) and isinstance(others, Typefaces) and images.split == others.split
+        return len(images) if same else 0
+    sizes = {path.stat().st_size for path in other_paths}
+    alike = [path for path in paths if path.stat().st_size in sizes]  # only these need reading
+    hashes = {sha256(path) for path in other_paths} if alike else set()
+    return sum(sha256(path) in hashes for path in alike)
 
 
 def model_features(model: nn.Module, spec: PreprocessSpec) -> Features:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from gft_edge.errors import ConfigError
 QMAX = 127
 QMIN = -128
 E4M3_MAX = 448.0
+E4M3_STEP = 32.0
+"""Distance of the largest values."""
 SMALLEST_RANGE = 1e-5
 """Floor of a range: TensorRT refuses a zero scale, which a dead channel would have."""
 
@@ -39,8 +42,7 @@ class QuantLinear(nn.Linear):
         require_range(input_range)
         self.weight, self.bias = linear.weight, linear.bias
         self.input_scale = max(input_range, SMALLEST_RANGE) / QMAX
-        weight_range = linear.weight.detach().abs().amax(dim=1).clamp_min(SMALLEST_RANGE)
-        self.register_buffer("weight_range", weight_range, persistent=False)
+        self.register_buffer("weight_range", channel_ranges(self.weight), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
@@ -49,7 +51,7 @@ class QuantLinear(nn.Linear):
         weight = torch.fake_quantize_per_channel_affine(
             self.weight.t(),
             self.weight_range / QMAX,
-            torch.zeros(self.out_features, dtype=torch.int32),
+            torch.zeros(self.out_features, dtype=torch.int32, device=x.device),
             1,
             QMIN,
             QMAX,
@@ -70,12 +72,11 @@ class WeightOnlyLinear(nn.Linear):
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
         self.weight, self.bias = linear.weight, linear.bias
-        weight_range = linear.weight.detach().abs().amax(dim=1).clamp_min(SMALLEST_RANGE)
-        self.register_buffer("weight_range", weight_range, persistent=False)
+        self.register_buffer("weight_range", channel_ranges(self.weight), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
-        zero = torch.zeros(self.out_features, dtype=torch.int32)
+        zero = torch.zeros(self.out_features, dtype=torch.int32, device=x.device)
         weight = torch.fake_quantize_per_channel_affine(self.weight, self.weight_range / QMAX, zero, 0, QMIN, QMAX)
         return nn.functional.linear(x, weight, self.bias)
 
@@ -96,7 +97,7 @@ class FP8Linear(nn.Linear):
         require_range(input_range)
         self.weight, self.bias = linear.weight, linear.bias
         self.input_scale = max(input_range, SMALLEST_RANGE) / E4M3_MAX
-        self.weight_scale = max(float(linear.weight.detach().abs().max()), SMALLEST_RANGE) / E4M3_MAX
+        self.weight_scale = e4m3_scale(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., in) to (..., out)."""
@@ -135,20 +136,48 @@ class QuantConv2d(nn.Conv2d):
         require_range(input_range)
         self.weight, self.bias = conv.weight, conv.bias
         self.input_scale = max(input_range, SMALLEST_RANGE) / QMAX
-        weight_range = conv.weight.detach().abs().amax(dim=(1, 2, 3)).clamp_min(SMALLEST_RANGE)
-        self.register_buffer("weight_range", weight_range, persistent=False)
+        self.register_buffer("weight_range", channel_ranges(self.weight), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in, H, W) to (B, out, H', W')."""
         x = torch.fake_quantize_per_tensor_affine(x, self.input_scale, 0, QMIN, QMAX)
-        zero = torch.zeros(self.out_channels, dtype=torch.int32)
+        zero = torch.zeros(self.out_channels, dtype=torch.int32, device=x.device)
         weight = torch.fake_quantize_per_channel_affine(self.weight, self.weight_range / QMAX, zero, 0, QMIN, QMAX)
         return self._conv_forward(x, weight, self.bias)
 
 
 def round_to_e4m3(x: Tensor, scale: float) -> Tensor:
-    """Values as FP8 E4M3 with a scale holds them: four significant bits, magnitudes of at most 448 scale."""
-    return (x / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(x.dtype) * scale
+    """Values as FP8 E4M3 with a scale holds them: four significant bits, magnitudes of at most 448 scale.
+
+    Gradients pass as torch.fake_quantize_* lets them: unchanged where rounding ends within the range, else none.
+    """
+    rounded: Tensor = _RoundToE4M3.apply(x, scale)
+    return rounded
+
+
+class _RoundToE4M3(torch.autograd.Function):
+    """Rounding whose gradient is that of clamping (straight-through estimator; Bengio et al., 2013, arXiv 1308.3432)."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: float) -> Tensor:
+        scaled = x / scale
+        ctx.save_for_backward(scaled.abs() < E4M3_MAX + E4M3_STEP / 2)
+        return scaled.clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(x.dtype) * scale
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (within,) = ctx.saved_tensors
+        return gradients[0] * within, None
+
+
+def channel_ranges(weight: Tensor) -> Tensor:
+    """Largest magnitude of each output channel (along dim 0), (out,)."""
+    return weight.detach().abs().flatten(1).amax(dim=1).clamp_min(SMALLEST_RANGE)
+
+
+def e4m3_scale(weight: Tensor) -> float:
+    """Scale at which the largest magnitude is E4M3's."""
+    return max(float(weight.detach().abs().max()), SMALLEST_RANGE) / E4M3_MAX
 
 
 def require_range(input_range: float) -> None:
@@ -160,6 +189,15 @@ def require_range(input_range: float) -> None:
 LINEARS = (QuantLinear, WeightOnlyLinear, FP8Linear)
 QUANTIZED = (*LINEARS, QuantConv2d)
 QUANTIZABLE = (nn.Linear, nn.Conv2d)
+
+
+def follow_weights(model: nn.Module) -> None:
+    """Sets the weights' ranges anew, in place, after the weights were changed."""
+    for module in model.modules():
+        if isinstance(module, FP8Linear):
+            module.weight_scale = e4m3_scale(module.weight)
+        elif isinstance(module, (QuantLinear, WeightOnlyLinear, QuantConv2d)):
+            module.weight_range.copy_(channel_ranges(module.weight))
 
 
 def quantized_names(model: nn.Module, policy: QuantPolicy) -> list[str]:
@@ -180,17 +218,17 @@ def quantized_names(model: nn.Module, policy: QuantPolicy) -> list[str]:
 def insert_quantizers(
     model: nn.Module, ranges: Mapping[str, float], precisions: Mapping[str, Precision] | None = None
 ) -> None:
-    """Replaces the layers named in ``ranges`` by quantizing ones, in place; weights must be loaded.
+    """Replaces the layers named in ``ranges`` or ``precisions`` by quantizing ones, in place; weights must be loaded.
 
     Args:
         model: full precision.
-        ranges: largest input magnitude per layer.
+        ranges: largest input magnitude per layer; a layer whose weights alone are quantized needs none.
         precisions: per layer; INT8 where none is given.
 
     Raises:
         ConfigError: a name is no linear layer or convolution of this model, or a range or precision is not usable.
     """
-    for name, input_range in ranges.items():
+    for name in {**ranges, **(precisions or {})}:
         parent_name, _, child = name.rpartition(".")
         try:
             parent = model.get_submodule(parent_name)
@@ -199,10 +237,11 @@ def insert_quantizers(
         layer = getattr(parent, child, None)
         if not isinstance(layer, QUANTIZABLE):
             raise ConfigError(f"quantization: {name} is no linear layer of this model, nor a convolution")
-        setattr(parent, child, _quantized(layer, input_range, (precisions or {}).get(name, "int8")))
+        setattr(parent, child, _quantized(layer, ranges.get(name, math.nan), (precisions or {}).get(name, "int8")))
 
 
 def _quantized(layer: nn.Linear | nn.Conv2d, input_range: float, precision: Precision) -> nn.Module:
+    """``input_range`` is NaN, which is refused where one is needed, for a layer that has none."""
     if isinstance(layer, nn.Conv2d):
         if precision != "int8":
             raise ConfigError(f"quantization: convolutions are int8 or high, found {precision!r}")

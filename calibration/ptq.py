@@ -14,8 +14,12 @@ from torch import nn
 from gft_edge.calibration.modules import SMALLEST_RANGE, insert_quantizers, quantized_names
 from gft_edge.calibration.observe import Collector, collect, observe
 from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy
+from gft_edge.calibration.ranges import Ranges
 from gft_edge.calibration.thresholds import DEFAULT_PERCENTILE, Method
 from gft_edge.errors import ConfigError
+
+NO_METHOD = "none"
+"""In place of how ranges were found, where none are needed."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,21 @@ class QuantizedModel:
 
     model: nn.Module
     summary: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class PostTrained:
+    """A model quantized without training.
+
+    Attributes:
+        full: what was quantized: the model given, or the same with its channels evened out.
+        ranges: of its inputs; None where weights alone are quantized.
+        quantized: the result.
+    """
+
+    full: nn.Module
+    ranges: Ranges | None
+    quantized: QuantizedModel
 
 
 def quantize_int8(
@@ -45,9 +64,21 @@ def quantize_int8(
     Raises:
         DataError, ConfigError: nothing to calibrate on, or nothing to quantize.
     """
-    collector = Collector(quantized_names(model, policy), method, share)
+    names = names_to_calibrate(model, policy)
+    if not names:
+        return quantize_with(model, {}, policy, NO_METHOD, 0)
+    collector = Collector(names, method, share)
     collect(collector, observe(model, collector, batches))
     return quantize_with(model, collector.ranges(), policy, method, collector.images)
+
+
+def names_to_calibrate(model: nn.Module, policy: QuantPolicy) -> list[str]:
+    """Names of the layers whose input needs a range; none where weights alone are quantized.
+
+    Raises:
+        ConfigError: the policy quantizes nothing.
+    """
+    return [name for name in quantized_names(model, policy) if policy.precision_of(name) != "int8-weights"]
 
 
 def quantize_with(
@@ -57,7 +88,8 @@ def quantize_with(
 
     Args:
         model: in eval mode, float32; left untouched.
-        ranges: of the inputs of at least every linear the policy quantizes; dead inputs get the smallest usable one.
+        ranges: of the inputs of at least every layer that :func:`names_to_calibrate` gives; dead inputs get the smallest
+            usable one.
         policy: which linears become INT8.
         method, images: how and on how many images the ranges were found, for the record.
 
@@ -65,12 +97,13 @@ def quantize_with(
         ConfigError: a range is missing, or the policy quantizes nothing.
     """
     names = quantized_names(model, policy)
-    missing = [name for name in names if name not in ranges]
+    calibrated = names_to_calibrate(model, policy)
+    missing = [name for name in calibrated if name not in ranges]
     if missing:
         raise ConfigError(
             f"ranges: none for the input of {missing[0]} and {len(missing) - 1} others; calibrate with this policy"
         )
-    used = {name: max(float(ranges[name]), SMALLEST_RANGE) for name in names}
+    used = {name: max(float(ranges[name]), SMALLEST_RANGE) for name in calibrated}
     quantized = copy.deepcopy(model)
     precisions = {name: policy.precision_of(name) for name in names}
     insert_quantizers(quantized, used, precisions)

@@ -435,7 +435,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         if not separator or len(names) != 2:
             raise ConfigError(f"--set {override!r}: expected section.key=value, for example train.lr=0.001")
         if isinstance(data, dict) and isinstance(data.setdefault(names[0], {}), dict):
-            data[names[0]][names[1]] = _parse_scalar(value.strip())
+            data[names[0]][names[1]] = parse_scalar(value.strip())
     return load_dataclass(Recipe, data, f"recipe {path}")
 
 
@@ -451,7 +451,8 @@ def loads_toml(text: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def _parse_scalar(text: str) -> Any:
+def parse_scalar(text: str) -> Any:
+    """A JSON value, or the text itself where it is none."""
     try:
         return json.loads(text)
     except ValueError:

@@ -1,15 +1,28 @@
-"""Calibrate activation ranges on training images and quantize the linear layers; says whether selection survives it."""
+"""Calibrate activation ranges on training images and quantize the linear layers; says whether selection survives it.
+
+With --qat-epochs or --qat-steps the quantized model is then trained (QAT), taught by the full-precision one, and told beside a
+control: the full-precision model trained for as many steps on the same images and quantized afterwards.
+"""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gft_edge.cli.calibrate import add_calibration_arguments
+from gft_edge.cli.qat import add_qat_arguments
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from gft_edge.calibration.images import CalibrationSet
     from gft_edge.calibration.policy import QuantPolicy
+    from gft_edge.calibration.ptq import PostTrained
+    from gft_edge.calibration.ranges import Ranges
+    from gft_edge.calibration.safety import SelectionSafety
+    from gft_edge.checkpoint import Checkpoint
+    from gft_edge.data.datasets import ImageSet
 
 EXAMPLE = "gft-edge quantize builtin --images 256 --out runs/int8"
 
@@ -34,24 +47,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="even out the channels of LayerNorms first, exact in full precision (0.5 when given without a value)",
     )
     parser.add_argument("--ranges", type=Path, metavar="FILE", help="ranges.json of calibrate, instead of calibrating")
+    add_qat_arguments(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     import dataclasses
+    import functools
 
-    from gft_edge.calibration.images import model_features
-    from gft_edge.calibration.modules import QUANTIZABLE, quantized_names
-    from gft_edge.calibration.observe import Collector, observe
-    from gft_edge.calibration.ptq import quantize_with
-    from gft_edge.calibration.ranges import Ranges, read_ranges
-    from gft_edge.calibration.safety import selection_safety
-    from gft_edge.calibration.smoothquant import smooth
+    from gft_edge.calibration.images import held_out_images, model_features
+    from gft_edge.calibration.modules import QUANTIZABLE
+    from gft_edge.calibration.ptq import names_to_calibrate
+    from gft_edge.calibration.ranges import read_ranges
     from gft_edge.checkpoint import load_checkpoint, save_checkpoint
-    from gft_edge.cli.calibrate import chosen_images, describe_ranges, gather, write_calibration
-    from gft_edge.cli.console import result, table, track
-    from gft_edge.data.batches import evaluation_batches
+    from gft_edge.cli.calibrate import chosen_images, write_calibration
+    from gft_edge.cli.console import result, table
+    from gft_edge.cli.qat import describe_qat, open_qat, qat_settings, train_qat
     from gft_edge.errors import ConfigError
     from gft_edge.files import new_folder, write_json
 
@@ -63,35 +75,40 @@ def run(args: argparse.Namespace) -> int:
     policy = _policy(args)
     if policy.smoothquant is not None and args.ranges:
         raise ConfigError("quantize: SmoothQuant changes the ranges; leave out --ranges")
+    settings = qat_settings(args)
     with new_folder(args.out) as folder:
         known = read_ranges(args.ranges) if args.ranges else None
         if known is not None:
             known.require_model(checkpoint.sha256, f"checkpoint {checkpoint.path}")
-        card, images = chosen_images(args, spec, info.labels, lambda: model_features(model, spec))
-        if policy.smoothquant is not None:
-            model = smooth(model, (batch for batch, _ in evaluation_batches(images, spec)), policy)
-        if known is None:
-            collector = Collector(quantized_names(model, policy), args.method, args.percentile)
-            gather(args, collector, images, spec, checkpoint.sha256, card, lambda b: observe(model, collector, b))
-            ranges = Ranges.of(collector, "module inputs", checkpoint.sha256, card.id, spec.id)
-        else:
-            ranges = known
-        quantized = quantize_with(model, ranges.values, policy, ranges.method, ranges.images)
-        batches = (batch for batch, _ in evaluation_batches(images, spec))
-        safety = selection_safety(model, quantized.model, track(batches, "check selection", -(-len(images) // 64)))
+        calibrating = policy.smoothquant is not None or (known is None and bool(names_to_calibrate(model, policy)))
+        held_out = held_out_images(args.data, args.against, args.images, spec.height)
+        qat_data = None if settings is None else open_qat(args, settings, info)
+        chosen = None
+        if calibrating or held_out is None:
+            chosen = chosen_images(args, spec, info.labels, lambda: model_features(model, spec))
+        post_training = functools.partial(_post_training, args, checkpoint, policy, known, chosen)
+        done = post_training(model)
+        quantized, ranges, report = done.quantized, done.ranges, None
+        if qat_data is not None:
+            quantized, report = train_qat(qat_data, checkpoint, done, lambda control: post_training(control).quantized)
+        safety, where = _check_selection(args, checkpoint, quantized.model, held_out, chosen)
+        card = None if chosen is None else chosen[0]
         summary = {
             **quantized.summary,
             "data": args.data,
             "split": args.split,
             "preprocess": spec.id,
-            "calibration_set": ranges.card_id,
+            "calibration_set": None if ranges is None else ranges.card_id,
         }
         provenance = {**info.provenance, "quantized_from": checkpoint.sha256}
         new_info = dataclasses.replace(info, quantization=summary, provenance=provenance)
         save_checkpoint(folder, new_info, quantized.model)
-        write_calibration(folder / "calibration", card if known is None else None, ranges)
-        selection = {**safety.to_json(), "calibration_set": card.id, "data": args.data, "split": args.split}
+        if ranges is not None:
+            write_calibration(folder / "calibration", card if known is None else None, ranges)
+        selection = {**safety.to_json(), **where}
         write_json(folder / "calibration/selection.json", selection)
+        if report is not None:
+            write_json(folder / "calibration/qat.json", report.to_json())
     values, precisions = quantized.summary["ranges"], quantized.summary["precisions"]
     rows = [
         (name, precisions.get(name, "high"), f"{values[name]:.4g}" if name in values else "", _reason(policy, name))
@@ -99,13 +116,92 @@ def run(args: argparse.Namespace) -> int:
         if isinstance(module, QUANTIZABLE)
     ]
     kind = {"int8": "INT8", "fp8": "FP8 (emulated)", "int8-weights": "INT8 weights"}.get(summary["precision"], "mixed")
-    text = (
-        f"{args.out}: {len(values)} layers in {kind}, calibrated on {ranges.images} images\n"
-        f"{card.describe()}\n{describe_ranges(ranges)}\n{safety.describe()}\n"
-    )
-    data = {"out": str(args.out), **summary, "selection": safety.to_json()}
-    result(args, data, text + table(("layer", "precision", "range", "why"), rows))
+    lines = [f"{args.out}: {len(precisions)} layers in {kind}, {_calibration_in_words(ranges, card)}"]
+    kind_of_images = "held out" if where["held_out"] else "the calibration images"
+    lines += [safety.describe(), f"  on {where['split']} images of {where['data']}, {kind_of_images}"]
+    lines.append(table(("layer", "precision", "range", "why"), rows))
+    data = {"out": str(args.out), **summary, "selection": selection}
+    if report is not None:
+        lines += ["", describe_qat(report)]
+        data["qat_report"] = report.to_json()
+    result(args, data, "\n".join(lines))
     return 0
+
+
+def _post_training(
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    policy: QuantPolicy,
+    known: Ranges | None,
+    chosen: tuple[CalibrationSet, ImageSet] | None,
+    model: nn.Module,
+) -> PostTrained:
+    """Evens out channels and finds ranges, where that is asked for and needed, and quantizes.
+
+    Args:
+        args: how ranges are found.
+        checkpoint: what the model is or was trained from.
+        policy: what becomes what.
+        known: ranges that are known already.
+        chosen: calibration images; there are some unless nothing needs them.
+        model: full precision; left untouched.
+    """
+    from gft_edge.calibration.observe import Collector, observe
+    from gft_edge.calibration.ptq import NO_METHOD, PostTrained, names_to_calibrate, quantize_with
+    from gft_edge.calibration.ranges import Ranges
+    from gft_edge.calibration.smoothquant import smooth
+    from gft_edge.cli.calibrate import gather
+    from gft_edge.data.batches import evaluation_batches
+
+    spec = checkpoint.info.preprocess
+    if policy.smoothquant is not None:
+        assert chosen is not None
+        model = smooth(model, (batch for batch, _ in evaluation_batches(chosen[1], spec)), policy)
+    names = names_to_calibrate(model, policy)
+    if not names:
+        return PostTrained(model, None, quantize_with(model, {}, policy, NO_METHOD, 0))
+    ranges = known
+    if ranges is None:
+        assert chosen is not None
+        card, images = chosen
+        collector = Collector(names, args.method, args.percentile)
+        gather(args, collector, images, spec, checkpoint.sha256, card, lambda b: observe(model, collector, b))
+        ranges = Ranges.of(collector, "module inputs", checkpoint.sha256, card.id, spec.id)
+    return PostTrained(model, ranges, quantize_with(model, ranges.values, policy, ranges.method, ranges.images))
+
+
+def _check_selection(
+    args: argparse.Namespace,
+    checkpoint: Checkpoint,
+    quantized: nn.Module,
+    held_out: tuple[str, ImageSet] | None,
+    chosen: tuple[CalibrationSet, ImageSet] | None,
+) -> tuple[SelectionSafety, dict[str, Any]]:
+    """Whether selection survives, on held-out images where some are known, else on those chosen; and which these were."""
+    from gft_edge.calibration.safety import selection_safety
+    from gft_edge.cli.console import say, track
+    from gft_edge.data.batches import evaluation_batches
+
+    if held_out is not None:
+        (data, images), split = held_out, "test"
+    else:
+        assert chosen is not None
+        data, split, images = args.data, args.split, chosen[1]
+    batches = evaluation_batches(images, checkpoint.info.preprocess, problem=lambda text: say(f"left out: {text}"))
+    watched = track((batch for batch, _ in batches), "check selection", -(-len(images) // 64))
+    where = {"data": data, "split": split, "held_out": held_out is not None}
+    return selection_safety(checkpoint.model, quantized, watched), where
+
+
+def _calibration_in_words(ranges: Ranges | None, card: CalibrationSet | None) -> str:
+    from gft_edge.cli.calibrate import describe_ranges
+
+    if ranges is None:
+        return "which needs no calibration"
+    lines = [f"calibrated on {ranges.images} images", describe_ranges(ranges)]
+    if card is not None:
+        lines.insert(1, card.describe())
+    return "\n".join(line for line in lines if line)
 
 
 def _policy(args: argparse.Namespace) -> QuantPolicy:

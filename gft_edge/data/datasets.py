@@ -73,7 +73,7 @@ def open_images(name: str, split: Split, num_images: int, size: int, seed: int =
         return Typefaces(split, num_images, size, seed, font_folder_faces(Path(root)) if colon else None)
     known = colon and kind in _BENCHMARKS
     files = _benchmark(kind, Path(root), split) if known else image_folder(Path(name), split)
-    return files if len(files) <= num_images else Subset(files, _spread(len(files), num_images))
+    return files if len(files) <= num_images else Subset(files, spread(len(files), num_images))
 
 
 def image_folder(root: Path, split: Split) -> Files:
@@ -176,7 +176,8 @@ class Subset:
         return self.base[self.indices[index]]
 
 
-def _spread(total: int, count: int) -> tuple[int, ...]:
+def spread(total: int, count: int) -> tuple[int, ...]:
+    """``count`` indices below ``total``, evenly from the first to the last."""
     return tuple(int(i) for i in np.linspace(0, total - 1, count).round())
 
 

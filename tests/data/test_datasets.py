@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gft_edge.data.batches import evaluation_batches, training_batches
-from gft_edge.data.datasets import Subset, _spread, image_folder, open_images, require_labels
+from gft_edge.data.datasets import Subset, image_folder, open_images, require_labels, spread
 from gft_edge.data.typefaces import Typefaces
 from gft_edge.errors import DataError
 from gft_edge.preprocess import PreprocessSpec
@@ -144,7 +144,7 @@ def test_fewer_images_are_spread_over_the_folder(tmp_path, asked, values):
 @given(st.integers(1, 500).flatmap(lambda total: st.tuples(st.just(total), st.integers(1, total))))
 def test_spread_takes_different_images_from_end_to_end(sizes):
     total, count = sizes
-    indices = _spread(total, count)
+    indices = spread(total, count)
     assert len(indices) == count
     assert list(indices) == sorted(set(indices))
     assert indices[0] == 0

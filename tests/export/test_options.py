@@ -171,7 +171,7 @@ def test_other_eight_bit_forms_compute_what_torch_computes(
     artifact = export_artifact(load_checkpoint(tmp_path / "q"), tmp_path / "artifact", clear_images)
     assert artifact.manifest.precision == precision
     kinds = [tensor.data_type for tensor in onnx.load(artifact.path / MODEL).graph.initializer if len(tensor.dims) == 2]
-    assert kinds.count(getattr(TensorProto, stored)) == len(quantized.summary["ranges"])
+    assert kinds.count(getattr(TensorProto, stored)) == len(quantized.summary["precisions"])
     found = open_session(artifact)(clear_images)["logits"]
     same, full = (m(torch.from_numpy(clear_images)).numpy() for m in (quantized.model, source.model))
     assert sqnr_db(same, found) > 30

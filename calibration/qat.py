@@ -1,0 +1,249 @@
+"""Quantization-aware training: weights learn to live with their rounding, taught by the full-precision model.
+
+Forward passes round as the quantized layers do; backward passes take rounding for the identity within the range (straight-
+through estimator; Bengio et al., 2013, arXiv 1308.3432). Activation ranges stay those of the calibration, which is where
+training starts from; weight ranges follow the largest weight of each channel, as they do when a checkpoint is read, so no
+weight is ever clipped and every one has a gradient. Importance reads the full-precision weights and stays full precision.
+
+Some steps more would do a full-precision model good too. So a control is trained beside: the unquantized model, on the same
+batches with the same loss, rate and number of steps, and quantized afterwards.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gft_edge.calibration.modules import follow_weights
+from gft_edge.calibration.ptq import QuantizedModel
+from gft_edge.config import Augment, GFTConfig, TrainSection
+from gft_edge.data.batches import Problem, training_batches
+from gft_edge.data.datasets import ImageSet
+from gft_edge.errors import CheckFailed, ConfigError
+from gft_edge.preprocess import PreprocessSpec
+from gft_edge.progress import Track, silent
+from gft_edge.train.optim import make_optimizer, set_rate
+from gft_edge.train.schedule import learning_rate, step_budgets
+
+WARMUP_SHARE = 0.1
+LAST_RATE = 0.01
+"""The rate at the last step, as a share of the highest."""
+
+
+@dataclass(frozen=True)
+class QatSettings:
+    """How a quantized model is trained, and its control with it.
+
+    Args:
+        steps, batch_size: optimiser steps and images in each.
+        lr: highest rate of AdamW: linear warm-up over a tenth of the steps, then a cosine to a hundredth.
+        temperature: that teacher's and student's logits are divided by.
+        label_weight: of the cross-entropy with the labels, beside the distillation; at 0 the control has nothing to learn,
+            its teacher being what it starts as.
+        grad_clip: largest gradient norm; 0 is off.
+        seed: of data order and budgets.
+        train_images: how many to draw from (files on disk give at most what they have).
+        augment: kind of augmentation.
+        num_workers: processes that prepare images.
+
+    Raises:
+        ConfigError: listing every problem found.
+    """
+
+    steps: int
+    batch_size: int = 32
+    lr: float = 1e-5
+    temperature: float = 2.0
+    label_weight: float = 0.0
+    grad_clip: float = 1.0
+    seed: int = 0
+    train_images: int = 100_000
+    augment: Augment = "none"
+    num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        problems = []
+        try:
+            self.schedule(elastic=False)
+        except ConfigError as error:
+            problems.append(str(error))
+        if not 0 < self.temperature < math.inf:
+            problems.append(f"temperature must be above 0 and finite, found {self.temperature}")
+        if not 0 <= self.label_weight < math.inf:
+            problems.append(f"label_weight must be at least 0 and finite, found {self.label_weight}")
+        for name, least in (("train_images", 1), ("num_workers", 0)):
+            if getattr(self, name) < least:
+                problems.append(f"{name} must be at least {least}, found {getattr(self, name)}")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    def schedule(self, elastic: bool) -> TrainSection:
+        """The same as a recipe's section: what optimiser, rate and budgets are made from. Weights do not decay."""
+        return TrainSection(
+            steps=self.steps,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            min_lr=max(0.0, LAST_RATE * self.lr),
+            warmup_steps=int(WARMUP_SHARE * self.steps),
+            weight_decay=0.0,
+            grad_clip=self.grad_clip,
+            elastic=elastic,
+            seed=self.seed,
+        )
+
+
+@dataclass
+class Course:
+    """What one model went through.
+
+    Attributes:
+        steps, images: optimiser steps taken and images seen.
+        data_sha256: of all images and labels, in the order they came; None before the end.
+        distillation: loss at each step, mean over its budgets.
+    """
+
+    steps: int = 0
+    images: int = 0
+    data_sha256: str | None = None
+    distillation: list[float] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; of the loss, means over the first and the last tenth of the steps."""
+        data = asdict(self)
+        losses = data.pop("distillation")
+        tenth = max(1, len(losses) // 10)
+        first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+        return {**data, "distillation_first": first, "distillation_last": last}
+
+
+@dataclass(frozen=True)
+class QatOutcome:
+    """A model trained quantized, its control in full precision, and that one quantized without training."""
+
+    quantized: QuantizedModel
+    control: nn.Module
+    quantized_control: QuantizedModel
+    course: Course
+    control_course: Course
+
+
+def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """T^2 KL(teacher || student) of logits (B, classes) divided by T, mean over images (Hinton et al., 2015)."""
+    log_p, log_q = (F.log_softmax(logits / temperature, dim=1) for logits in (teacher, student))
+    return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
+
+
+def quantization_aware(
+    teacher: nn.Module,
+    full: nn.Module,
+    quantized: QuantizedModel,
+    post_training: Callable[[nn.Module], QuantizedModel],
+    config: GFTConfig,
+    images: ImageSet,
+    spec: PreprocessSpec,
+    settings: QatSettings,
+    track: Track = silent,
+    problem: Problem | None = None,
+) -> QatOutcome:
+    """Trains a quantized model and its control side by side.
+
+    Args:
+        teacher: the full-precision model, in eval mode.
+        full: what was quantized: the teacher, or the same with its channels evened out.
+        quantized: where training starts from; left untouched, as are teacher and full.
+        post_training: quantizes the control as ``full`` was quantized.
+        config: of the model.
+        images: to train on.
+        spec: preprocessing.
+        settings: how.
+        track: progress display.
+        problem: told of images that cannot be read.
+
+    Raises:
+        CheckFailed: the loss is no number any more.
+        DataError: an image cannot be read and there is nobody to be told.
+    """
+    student, control = copy.deepcopy(quantized.model), copy.deepcopy(full)
+    courses = fine_tune((student, control), teacher, config, images, spec, settings, track, problem)
+    trained = QuantizedModel(student, {**quantized.summary, "qat": asdict(settings)})
+    return QatOutcome(trained, control, post_training(control), *courses)
+
+
+def fine_tune(
+    students: Sequence[nn.Module],
+    teacher: nn.Module,
+    config: GFTConfig,
+    images: ImageSet,
+    spec: PreprocessSpec,
+    settings: QatSettings,
+    track: Track = silent,
+    problem: Problem | None = None,
+) -> list[Course]:
+    """Trains models in place, each with an optimiser of its own, on the same batches at the same budgets.
+
+    A focal model is trained at its full budget and a smaller one in each step, as in elastic training, but each budget
+    learns from the teacher at that budget. All stay in eval mode, so that what is trained is what will run: patches are
+    chosen by their scores alone, and batch norms keep their statistics, which export folds away.
+
+    Args: as for :func:`quantization_aware`.
+
+    Raises:
+        CheckFailed: the loss is no number any more.
+    """
+    schedule = settings.schedule(elastic=config.variant == "focal")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    for model in (teacher, *students):
+        model.to(device).eval()
+    optimizers = [make_optimizer(student, config, schedule) for student in students]
+    courses = [Course() for _ in students]
+    digest = hashlib.sha256()
+    numbers = range(settings.steps)
+    batches = training_batches(
+        images,
+        spec,
+        settings.batch_size,
+        numbers,
+        settings.seed,
+        settings.augment,
+        settings.num_workers,
+        problem,
+    )
+    for step, (batch, labels) in zip(track(numbers, "train", settings.steps), batches):
+        digest.update(batch.numpy().tobytes() + labels.numpy().tobytes())
+        batch, labels = batch.to(device), labels.to(device)
+        budgets = step_budgets(config, schedule, step)
+        with torch.no_grad():
+            targets = [teacher(batch, budget) for budget in budgets]
+        for student, optimizer, course in zip(students, optimizers, courses):
+            optimizer.zero_grad(set_to_none=True)
+            total = 0.0
+            for budget, target in zip(budgets, targets):
+                logits = student(batch, budget)
+                distillation = distillation_loss(logits, target, settings.temperature)
+                loss = distillation + settings.label_weight * F.cross_entropy(logits, labels)
+                loss.backward()
+                if not math.isfinite(loss.item()):
+                    raise CheckFailed(f"QAT: loss is {loss.item()} at step {step}; lower lr (--qat-set lr=...)")
+                total += distillation.item()
+            if settings.grad_clip:
+                nn.utils.clip_grad_norm_(student.parameters(), settings.grad_clip)
+            set_rate(optimizer, learning_rate(schedule, step))
+            optimizer.step()
+            follow_weights(student)
+            course.steps += 1
+            course.images += len(labels)
+            course.distillation.append(total / len(budgets))
+    for student, course in zip(students, courses):
+        student.zero_grad(set_to_none=True)
+        course.data_sha256 = digest.hexdigest()
+    for model in (teacher, *students):
+        model.cpu()
+    return courses
