@@ -108,8 +108,8 @@ def require_options(
         raise ConfigError(f"--weak: {graph.precision.upper()} graphs are built strongly typed")
     if graph.precision == "int8" and (graph.quantized_tokens or 0) > MAX_FUSED_INT8_TOKENS:
         raise ConfigError(
-            f"INT8 attention over {graph.quantized_tokens} tokens: no TensorRT fuses it above {MAX_FUSED_INT8_TOKENS}; leave attention "
-            "unquantized or keep fewer patches"
+            f"INT8 attention over {graph.quantized_tokens} tokens: no TensorRT fuses it above {MAX_FUSED_INT8_TOKENS}; leave "
+            "attention unquantized or keep fewer patches"
         )
     static = [i for i in graph.inputs if None not in i.shape]
     if any(i.shape and i.shape[0] != size for i in static for size in options.batch):

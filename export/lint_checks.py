@@ -60,7 +60,7 @@ def half_quantized_attention(graph: GraphView, platform: Platform) -> Problems:
         scores = all(graph.is_dequantized(name) for name in attention.scores.input)
         if quantized and not scores:
             yield label(quantized[0]), f"{label(attention.softmax)} is quantized, its queries and keys are not"
-        elif scores and not quantized:
+        elif scores and not graph.is_dequantized(attention.product.input[0], (*MOVES, "Cast")):
             yield label(attention.softmax), "its queries and keys are quantized, its probabilities are not"
 
 
