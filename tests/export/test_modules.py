@@ -10,7 +10,8 @@ from torch import nn
 
 from gft_edge.budget import TokenBudget
 from gft_edge.calibration.modules import QuantLinear, insert_quantizers
-from gft_edge.export.modules import PlainAttend, QDQLinear, exportable
+from gft_edge.export.modules import PlainAttend, exportable
+from gft_edge.export.quantized import QDQLinear
 from gft_edge.model.layers import Attend, ClassRowBlock, RowAttention, SelfAttention
 
 BUDGETS = [TokenBudget((12, 6), 16), TokenBudget((16, 16), 16), TokenBudget((2, 2), 16)]
