@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import NodeProto
 
+from gft_edge.calibration.policy import MAX_FUSED_INT8_TOKENS
 from gft_edge.export.generations import GENERATIONS, Platform, dtype_refusal
 from gft_edge.export.graph_view import (
     DEQUANTIZE,
@@ -23,7 +24,6 @@ from gft_edge.export.graph_view import (
 Problems = Iterator[tuple[str, str]]
 
 MAX_TOPK = 3840
-MAX_FUSED_INT8_TOKENS = 512
 DATA_DEPENDENT = ("NonZero", "Compress", "Unique", "NonMaxSuppression", "Loop", "If", "Scan", "SequenceAt")
 
 
@@ -53,12 +53,15 @@ def quantized_residual(graph: GraphView, platform: Platform) -> Problems:
             yield label(node), "a residual sum reads quantized values"
 
 
-def lone_softmax_qdq(graph: GraphView, platform: Platform) -> Problems:
-    """Softmax output quantized while queries and keys are not."""
+def half_quantized_attention(graph: GraphView, platform: Platform) -> Problems:
+    """One of an attention's two products quantized, the other not."""
     for attention in graph.attentions:
         quantized = [r for r in graph.readers(attention.softmax.output[0], ("Cast",)) if r.op_type == QUANTIZE]
-        if quantized and not all(graph.is_dequantized(name) for name in attention.scores.input):
+        scores = all(graph.is_dequantized(name) for name in attention.scores.input)
+        if quantized and not scores:
             yield label(quantized[0]), f"{label(attention.softmax)} is quantized, its queries and keys are not"
+        elif scores and not graph.is_dequantized(attention.product.input[0], (*MOVES, "Cast")):
+            yield label(attention.softmax), "its queries and keys are quantized, its probabilities are not"
 
 
 def quantized_layer_norm_input(graph: GraphView, platform: Platform) -> Problems:

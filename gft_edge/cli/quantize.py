@@ -1,4 +1,5 @@
-"""Calibrate activation ranges on training images and quantize the linear layers; says whether selection survives it.
+"""Calibrate activation ranges on training images and quantize the linear layers, and attention where asked for; says whether
+selection survives it.
 
 With --qat-epochs or --qat-steps the quantized model is then trained (QAT), taught by the full-precision one, and told beside a
 control: the full-precision model trained for as many steps on the same images and quantized afterwards.
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from gft_edge.calibration.images import CalibrationSet
-    from gft_edge.calibration.policy import QuantPolicy
+    from gft_edge.calibration.policy import AttentionPrecision, QuantPolicy
     from gft_edge.calibration.ptq import PostTrained
     from gft_edge.calibration.ranges import Ranges
     from gft_edge.calibration.safety import SelectionSafety
@@ -36,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("int8", "int8-weights", "fp8"),
         default="int8",
         help="of the linear layers of blocks and stages (int8)",
+    )
+    parser.add_argument(
+        "--attention",
+        choices=("int8", "fp8", "high"),
+        help="of both products of attention; INT8 up to 512 tokens, FP8 from compute capability 8.9 (high)",
     )
     parser.add_argument("--policy", type=Path, metavar="FILE", help="rules (TOML or JSON) in place of --precision")
     parser.add_argument(
@@ -56,9 +62,10 @@ def run(args: argparse.Namespace) -> int:
     import dataclasses
     import functools
 
+    from gft_edge.calibration.attention import MEASURED_PARTS, attention_names
     from gft_edge.calibration.images import held_out_images, model_features
     from gft_edge.calibration.modules import QUANTIZABLE
-    from gft_edge.calibration.ptq import names_to_calibrate
+    from gft_edge.calibration.ptq import observed_names
     from gft_edge.calibration.ranges import read_ranges
     from gft_edge.checkpoint import load_checkpoint, save_checkpoint
     from gft_edge.cli.calibrate import chosen_images, write_calibration
@@ -75,12 +82,13 @@ def run(args: argparse.Namespace) -> int:
     policy = _policy(args)
     if policy.smoothquant is not None and args.ranges:
         raise ConfigError("quantize: SmoothQuant changes the ranges; leave out --ranges")
+    observed = observed_names(model, policy)  # refuses a policy that does not fit before images are read
     settings = qat_settings(args)
     with new_folder(args.out) as folder:
         known = read_ranges(args.ranges) if args.ranges else None
         if known is not None:
             known.require_model(checkpoint.sha256, f"checkpoint {checkpoint.path}")
-        calibrating = policy.smoothquant is not None or (known is None and bool(names_to_calibrate(model, policy)))
+        calibrating = policy.smoothquant is not None or (known is None and bool(observed))
         held_out = held_out_images(args.data, args.against, args.images, spec.height)
         qat_data = None if settings is None else open_qat(args, settings, info)
         chosen = None
@@ -115,8 +123,12 @@ def run(args: argparse.Namespace) -> int:
         for name, module in checkpoint.model.named_modules()
         if isinstance(module, QUANTIZABLE)
     ]
+    rows += [
+        (name, precisions.get(name, "high"), _ranges(values, name, MEASURED_PARTS), _reason(policy, name))
+        for name in attention_names(checkpoint.model)
+    ]
     kind = {"int8": "INT8", "fp8": "FP8 (emulated)", "int8-weights": "INT8 weights"}.get(summary["precision"], "mixed")
-    lines = [f"{args.out}: {len(precisions)} layers in {kind}, {_calibration_in_words(ranges, card)}"]
+    lines = [f"{args.out}: {_count(precisions)} in {kind}, {_calibration_in_words(ranges, card)}"]
     kind_of_images = "held out" if where["held_out"] else "the calibration images"
     lines += [safety.describe(), f"  on {where['split']} images of {where['data']}, {kind_of_images}"]
     lines.append(table(("layer", "precision", "range", "why"), rows))
@@ -147,7 +159,7 @@ def _post_training(
         model: full precision; left untouched.
     """
     from gft_edge.calibration.observe import Collector, observe
-    from gft_edge.calibration.ptq import NO_METHOD, PostTrained, names_to_calibrate, quantize_with
+    from gft_edge.calibration.ptq import NO_METHOD, PostTrained, observed_names, quantize_with
     from gft_edge.calibration.ranges import Ranges
     from gft_edge.calibration.smoothquant import smooth
     from gft_edge.cli.calibrate import gather
@@ -157,7 +169,7 @@ def _post_training(
     if policy.smoothquant is not None:
         assert chosen is not None
         model = smooth(model, (batch for batch, _ in evaluation_batches(chosen[1], spec)), policy)
-    names = names_to_calibrate(model, policy)
+    names = observed_names(model, policy)
     if not names:
         return PostTrained(model, None, quantize_with(model, {}, policy, NO_METHOD, 0))
     ranges = known
@@ -209,11 +221,35 @@ def _policy(args: argparse.Namespace) -> QuantPolicy:
     import dataclasses
 
     from gft_edge.calibration.policy import read_policy, uniform_policy
+    from gft_edge.errors import ConfigError
 
-    policy = read_policy(args.policy) if args.policy else uniform_policy(args.precision)
+    if args.policy and args.attention:
+        raise ConfigError(
+            "quantize: --policy decides on attention too; give it a rule for '*.attend' in place of --attention"
+        )
+    attention: AttentionPrecision = args.attention or "high"
+    if attention not in ("high", args.precision):
+        raise ConfigError(
+            f"quantize: a graph has one 8-bit type; --attention {attention} goes with --precision {attention}, not "
+            f"{args.precision}"
+        )
+    policy = read_policy(args.policy) if args.policy else uniform_policy(args.precision, attention=attention)
     return policy if args.smoothquant is None else dataclasses.replace(policy, smoothquant=args.smoothquant)
 
 
 def _reason(policy: QuantPolicy, name: str) -> str:
     rule = policy.rule_for(name)
     return "no rule matches" if rule is None else rule.reason
+
+
+def _count(precisions: dict[str, str]) -> str:
+    """How many layers and attentions are quantized."""
+    from gft_edge.calibration.policy import is_attend
+
+    attentions = sum(map(is_attend, precisions))
+    return f"{len(precisions) - attentions} layers" + (f" and {attentions} attentions" if attentions else "")
+
+
+def _ranges(values: dict[str, float], name: str, parts: tuple[str, ...]) -> str:
+    """Ranges of an attention's operands, if it is quantized."""
+    return ", ".join(f"{part} {values[key]:.4g}" for part in parts if (key := f"{name}.{part}") in values)
