@@ -108,7 +108,7 @@ def test_attention_is_quantized_where_asked_for(gft_edge, made, data, animals, t
     assert "19 layers and 5 attentions in INT8, calibrated on 24 images" in done.out
     assert done.out.count("both products of the attention in INT8, asked for") == 5
     ranges = read_ranges(tmp_path / "q/calibration/ranges.json")
-    assert [name.rpartition(".")[2] for name in ranges.values if ".attend." in name] == ["q", "k", "v"] * 5
+    assert sorted(name.rpartition(".")[2] for name in ranges.values if ".attend." in name) == sorted("qkv" * 5)
     calibrate = gft_edge("calibrate", made["ckpt"], *data, "--attention", "--out", tmp_path / "r")
     assert calibrate.code == 0, calibrate.err
     done = gft_edge(*command, "--ranges", tmp_path / "r/ranges.json", "--out", tmp_path / "again")
