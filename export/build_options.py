@@ -100,7 +100,7 @@ def require_options(
     where = "TensorRT-RTX" if known.name == RTX else f"TensorRT {version}"
     if known.name == "8.6" and graph.rest != "fp32":
         raise ConfigError(
-            f"{where} takes a graph typed FP32 and a flag: export with --precision fp32, build with --weak"
+            f"{where} takes a graph typed FP32 and a flag: export with --dialect trt8, build with --weak"
         )
     if options.weak and known.typing == "strong":
         raise ConfigError(f"--weak: {where} has no precision flags, the graph decides; export with --precision fp16")

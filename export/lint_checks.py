@@ -273,7 +273,7 @@ def new_operator(graph: GraphView, platform: Platform) -> Problems:
     if platform.generation is None or platform.generation.name != "8.6":
         return
     for node in graph.of_type("Gelu", "Attention", "RMSNormalization", "GroupNormalization"):
-        yield label(node), f"{platform.title} has no {node.op_type}; export with opset 17"
+        yield label(node), f"{platform.title} has no {node.op_type}; export with --dialect trt8"
     for node in graph.of_type("LayerNormalization"):
         if any(graph.consumers.get(output) for output in node.output[1:] if output):
             yield label(node), f"{platform.title} has only its first output"
