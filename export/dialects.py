@@ -56,9 +56,7 @@ def to_trt8(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     graph = model.graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    types = {
-        value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)
-    }
+    types = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         changed = onnx.defs.get_schema(node.op_type, TRACED_OPSET).since_version == TRACED_OPSET
@@ -98,9 +96,7 @@ def _float_topk(node: onnx.NodeProto, dtype: int) -> list[onnx.NodeProto]:
     ]
 
 
-def _split_by_outputs(
-    node: onnx.NodeProto, graph: onnx.GraphProto, types: dict[str, onnx.TypeProto.Tensor]
-) -> None:
+def _split_by_outputs(node: onnx.NodeProto, graph: onnx.GraphProto, types: dict[str, onnx.TypeProto.Tensor]) -> None:
     """Equal parts need no sizes in opset 17, the outputs are counted; unequal ones become a constant."""
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if "num_outputs" not in attributes:
