@@ -196,9 +196,9 @@ def load_engine(trt: ModuleType, blob: bytes, where: str, batch: tuple[int, int]
     messages: list[str] = []
     logger = error_logger(trt, messages)
     runtime = trt.Runtime(logger)
-    engine = runtime.deserialize_cuda_engine(blob)
+    engine: tensorrt.ICudaEngine = runtime.deserialize_cuda_engine(blob)
     require(engine, f"engine {where}: {trt.__name__} {trt.__version__} cannot load it", messages)
-    context = engine.create_execution_context()
+    context: tensorrt.IExecutionContext = engine.create_execution_context()
     require(context, f"engine {where}: {trt.__name__} {trt.__version__} made no execution context", messages)
     cuda = cuda or open_cuda()
     names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]

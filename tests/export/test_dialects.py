@@ -29,9 +29,9 @@ from gft_edge.manifest import MODEL, DeploymentManifest, load_artifact
 from gft_edge.train.metrics import sqnr_db
 
 STRUCTURE = {
-    "tools": {"torch": "2.14.1", "onnxscript": "0.7.2", "onnxslim": "0.1.98"},
-    "fp32 compact float": "",
-    "int8 dense uint8": "",
+    "tools": {"torch": "2.14.1+cu130", "onnxscript": "0.7.2", "onnxslim": "0.1.98"},
+    "fp32 compact float": "f06147f90be52b59",
+    "int8 dense uint8": "07af9cb5297787d3",
 }
 """Hashes of the default dialect's graphs without their floating-point weights, and the tools they hold for."""
 FORMS = [("fp32", "compact", "float"), ("int8", "dense", "uint8")]
@@ -110,10 +110,9 @@ def test_it_is_of_opset_17_and_passes_lint_for_8_6(pair, precision, maps, kind):
         {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in model.graph.value_info}
         for model in (old, usual)
     )
-    assert len(sizes.keys() & before.keys()) > 100
-    assert {name: sizes[name] for name in sizes.keys() & before.keys()} == {
-        name: before[name] for name in sizes.keys() & before.keys()
-    }
+    common = [name for name in sizes.keys() & before.keys() if not name.startswith("val_")]  # val_N are counted anew
+    assert len(common) > 100
+    assert all(sizes[name] == before[name] for name in common)
 
 
 @pytest.mark.parametrize(("precision", "maps", "kind"), FORMS)
