@@ -67,7 +67,7 @@ def main(artifact: str, backend: str, batch: int, threads: int, rows: int, colum
     from gft_edge.runtime.classifier import Classifier
 
     with contextlib.suppress(ImportError):  # backends carry their module's name; loading tells what is missing
-        importlib.import_module(backend)
+        importlib.import_module(backend.partition(":")[0])
     marks.append(time.perf_counter())
     classifier = Classifier.load(artifact, backend, threads)
     marks.append(time.perf_counter())

@@ -26,7 +26,8 @@ from gft_edge.benchmarks.trtexec_output import (
     version_or_none,
 )
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.files import read_json
+from gft_edge.export.engines import EngineHost, check_engine
+from gft_edge.export.this_gpu import device_here
 from gft_edge.manifest import Artifact
 
 PLACES = (Path("/usr/src/tensorrt/bin"), Path("/opt/tensorrt/bin"), Path("/usr/local/tensorrt/bin"))
@@ -269,21 +270,32 @@ def run_engine(
     batch: int,
     target: Device | None = None,
     timing: Timing = DEFAULT,
+    device: Device | None = None,
 ) -> dict[str, Any]:
     """Runs trtexec twice on an engine of an artefact, for its latency and for its layers; not verified on hardware.
 
+    Args:
+        artifact: with the engine in its manifest.
+        key: of the engine.
+        binary: trtexec, where it is in no usual place.
+        batch: images per query.
+        target: device to hold the figures against.
+        timing: how to time.
+        device: that trtexec runs on, this machine's by default.
+
     Raises:
-        ConfigError: trtexec is not there.
-        ArtifactError: the engine is not in the manifest or was changed (it is native code and is then not loaded), or trtexec
-            failed.
+        ConfigError: trtexec is not there, or no GPU.
+        ArtifactError: the engine is not in the manifest, was changed or is for another machine (it is native code and is then
+            not loaded), or trtexec failed.
     """
     trtexec = find_trtexec(binary)
-    engine = artifact.file(f"engines/{key}.engine")
-    record = read_json(artifact.file(f"engines/{key}.json"), "engine")
-    version = version_or_none(str(record.get("version", "")))
-    if version is None or record.get("module", "tensorrt") != "tensorrt":
-        made = f"{record.get('module', 'tensorrt')} {record.get('version')}"
-        raise ArtifactError(f"engine {engine}: made by {made}, which trtexec does not run")
+    device = device or device_here()
+    # trtexec tells its version only when it runs, and refuses engines of another one itself.
+    host = EngineHost("tensorrt", None, device.compute_capability, device.name)
+    engine, record = check_engine(artifact, key, host)
+    version = version_or_none(str(record["version"]))
+    if version is None:
+        raise ArtifactError(f"engine {engine}: made by TensorRT {record['version']}, which is no version")
     with tempfile.TemporaryDirectory() as folder:
         times, layers, profile, log = (
             Path(folder) / name for name in ("times.json", "layers.json", "profile.json", "log")

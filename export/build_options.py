@@ -99,9 +99,7 @@ def require_options(
     """
     where = "TensorRT-RTX" if known.name == RTX else f"TensorRT {version}"
     if known.name == "8.6" and graph.rest != "fp32":
-        raise ConfigError(
-            f"{where} takes a graph typed FP32 and a flag: export with --precision fp32, build with --weak"
-        )
+        raise ConfigError(f"{where} takes a graph typed FP32 and a flag: export with --dialect trt8, build with --weak")
     if options.weak and known.typing == "strong":
         raise ConfigError(f"--weak: {where} has no precision flags, the graph decides; export with --precision fp16")
     if options.weak and graph.precision in ("fp8", "bf16"):

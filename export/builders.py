@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
@@ -17,11 +16,13 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from gft_edge.environment import has_nvidia_driver
 from gft_edge.errors import ArtifactError, CheckFailed, ConfigError, MissingExtraError
+from gft_edge.export.dialects import require_dialect
 from gft_edge.export.engines import engine_files, engine_key
 from gft_edge.export.generations import RTX, generation
 from gft_edge.export.plan import BuildPlan, for_version
 from gft_edge.files import replacing, write_json
 from gft_edge.manifest import MODEL, Artifact, FileInfo, register_files
+from gft_edge.runtime.trt_messages import error_logger, explain, require
 
 if TYPE_CHECKING:
     import tensorrt
@@ -88,12 +89,14 @@ def build_engine(artifact: Artifact, plan: BuildPlan, watch: Watch | None = None
 
     Raises:
         MissingExtraError: TensorRT is not installed.
-        ConfigError: the installed TensorRT is not of the plan's generation, or there is no driver.
+        ConfigError: the installed TensorRT is not of the plan's generation, needs another dialect of the graph, or there is
+            no driver.
         CheckFailed: lint finds errors in the graph for this target.
         ArtifactError: the compiler refused the graph (with its messages).
     """
     trt = load_module(plan)
     plan = for_version(plan, trt.__version__)
+    require_dialect(artifact, plan)
     model = artifact.file(MODEL)
     _require_clean(model, plan)
     blob, layers = compile_plan(trt, model, plan, watch or Unwatched())
@@ -143,17 +146,17 @@ def compile_plan(trt: ModuleType, model: Path, plan: BuildPlan, watch: Watch) ->
         ConfigError: a compute capability the compiler does not know.
     """
     messages: list[str] = []
-    logger = _logger(trt, messages)
+    logger = error_logger(trt, messages)
     builder = trt.Builder(logger)
     network = builder.create_network(_network_flags(trt, plan))
-    _require(network, f"build {model}: {trt.__name__} {trt.__version__} made no network", messages)
+    require(network, f"build {model}: {trt.__name__} {trt.__version__} made no network", messages)
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(model)):
         errors = [parser.get_error(i) for i in range(parser.num_errors)]
         detail = "; ".join(_parser_error(error) for error in errors) or explain(messages)
         raise ArtifactError(f"build {model}: {trt.__name__} {trt.__version__} cannot parse the graph: {detail}")
     config = builder.create_builder_config()
-    _require(config, f"build {model}: {trt.__name__} {trt.__version__} made no builder configuration", messages)
+    require(config, f"build {model}: {trt.__name__} {trt.__version__} made no builder configuration", messages)
     _configure(trt, config, plan)
     if plan.profile:
         profile = builder.create_optimization_profile()
@@ -171,7 +174,7 @@ def compile_plan(trt: ModuleType, model: Path, plan: BuildPlan, watch: Watch) ->
     blob = builder.build_serialized_network(network, config)
     if cancelled:
         raise KeyboardInterrupt
-    _require(blob, f"build {model}: {trt.__name__} {trt.__version__} refused the graph", messages)
+    require(blob, f"build {model}: {trt.__name__} {trt.__version__} refused the graph", messages)
     if plan.timing_cache:
         _keep_timing_cache(config, plan.timing_cache)
     return bytes(blob), int(network.num_layers)
@@ -237,18 +240,6 @@ def _calibrator(trt: ModuleType, plan: BuildPlan) -> Any:
     return Cached()
 
 
-def _logger(trt: ModuleType, messages: list[str]) -> tensorrt.ILogger:
-    class Collector(trt.ILogger):  # type: ignore[misc, name-defined]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in (trt.ILogger.Severity.ERROR, trt.ILogger.Severity.INTERNAL_ERROR):
-                messages.append(message)
-
-    return Collector()
-
-
 def _monitor(trt: ModuleType, watch: Watch, cancelled: list[bool]) -> tensorrt.IProgressMonitor:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -291,34 +282,7 @@ def _keep_timing_cache(config: tensorrt.IBuilderConfig, name: str) -> None:
             temporary.write_bytes(bytes(cache.serialize()))
 
 
-def _require(value: object, problem: str, messages: Sequence[str]) -> None:
-    """TensorRT returns None where others raise."""
-    if value is None:
-        raise ArtifactError(f"{problem}: {explain(messages)}")
-
-
 def _parser_error(error: tensorrt.ParserError) -> str:
     """Node and words of a parser error; 8.6 knows the node's number only."""
     name = getattr(error, "node_name", None)
     return f"node {(name() if name is not None else '') or error.node()}: {error.desc()}"
-
-
-_NODE = re.compile(
-    r"operation '([^']+)'|implementation for node (\S+?)[.)]*(?:\s|$)|with name: (\S+) and operator|node '([^']+)'"
-)
-_NOISE = re.compile(r"^I\w+::\w+: |Error Code \d+: |Myelin \(|\[\w+\.c(?:pp|u):\d+:? ?\w*\] ?| In \w+ at /\S+\)?")
-_HINTS = (
-    ("implementation for node", "raise --workspace, or export without quantizing that node"),
-    ("out of memory", "free memory, lower --workspace or --optimization-level"),
-)
-
-
-def explain(messages: Sequence[str]) -> str:
-    """The compiler's errors as one line: the node first, then what was said without its source positions, then what helps."""
-    text = "; ".join(dict.fromkeys(_NOISE.sub("", message).strip() for message in messages[-3:]))
-    if not text:
-        return "no message was given"
-    match = _NODE.search(text)
-    node = next((group for group in match.groups() if group), None) if match else None
-    hint = next((hint for words, hint in _HINTS if words in text.lower()), None)
-    return (f"node {node}: " if node else "") + text + (f" ({hint})" if hint else "")

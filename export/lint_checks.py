@@ -180,6 +180,9 @@ def bad_topk(graph: GraphView, platform: Platform) -> Problems:
             yield label(node), f"k ({node.input[1]}) is not a constant: shapes after it depend on the data"
         elif int(k.reshape(-1)[0]) > MAX_TOPK:
             yield label(node), f"k is {int(k.reshape(-1)[0])}, the limit is {MAX_TOPK}"
+        old = platform.generation is not None and platform.generation.name == "8.6"
+        if old and graph.dtype(node.input[0]) in ("int32", "int64"):
+            yield label(node), f"sorts integers, {platform.title} takes floats only; export with --dialect trt8"
 
 
 def data_dependent(graph: GraphView, platform: Platform) -> Problems:
@@ -276,7 +279,7 @@ def new_operator(graph: GraphView, platform: Platform) -> Problems:
     if platform.generation is None or platform.generation.name != "8.6":
         return
     for node in graph.of_type("Gelu", "Attention", "RMSNormalization", "GroupNormalization"):
-        yield label(node), f"{platform.title} has no {node.op_type}; export with opset 17"
+        yield label(node), f"{platform.title} has no {node.op_type}; export with --dialect trt8"
     for node in graph.of_type("LayerNormalization"):
         if any(graph.consumers.get(output) for output in node.output[1:] if output):
             yield label(node), f"{platform.title} has only its first output"

@@ -123,9 +123,9 @@ RULES = (
     ),
     Rule(
         "GE011",
-        "TopK with k not constant or above 3840",
+        "TopK with k not constant or above 3840, or of integers on 8.6",
         "TensorRT refuses k above 3840 (ITopKLayer), and a computed k makes every later shape dynamic, without CUDA graphs or "
-        "fused attention.",
+        "fused attention; 8.x sorts FP32 and FP16 alone (onnx-tensorrt operator list).",
         checks.bad_topk,
     ),
     Rule(

@@ -26,6 +26,7 @@ from gft_edge.calibration.modules import without_quantizers
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.config import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.export.dialects import TRACED_OPSET, TRT8_OPSET, require_trt8, to_trt8
 from gft_edge.export.modules import exportable
 from gft_edge.export.rewrite import rewrite
 from gft_edge.export.weights import lift_weights, put_back, share_weights
@@ -39,6 +40,7 @@ from gft_edge.manifest import (
     Artifact,
     Batch,
     DeploymentManifest,
+    Dialect,
     FileInfo,
     HighPrecision,
     InputKind,
@@ -70,29 +72,35 @@ class GraphOptions:
         rest: precision of everything that is not quantized, but for the importance path.
         input: ``"float"``: normalised (batch, 3, H, W) float32; ``"uint8"``: RGB pixels (batch, H, W, 3), normalised inside.
         batch: smallest, usual, largest; the batch axis is static where all are the same.
+        dialect: ``"trt8"``: the form that TensorRT 8.6 reads.
 
     Raises:
-        ConfigError: sizes that do not rise.
+        ConfigError: sizes that do not rise, a rest that the dialect does not have.
     """
 
     maps: MapsMode = "none"
     rest: HighPrecision = "fp32"
     input: InputKind = "float"
     batch: Batch = (1, 1, 8)
+    dialect: Dialect = "trt10"
 
     def __post_init__(self) -> None:
         if problems := batch_problems(self.batch):
             raise ConfigError(f"export: {problems[0]}")
+        if self.dialect == "trt8":
+            require_trt8(self.rest)
 
     @classmethod
     def of(cls, manifest: DeploymentManifest) -> GraphOptions:
         """Those an artefact was exported with."""
         kind: InputKind = "uint8" if manifest.inputs[0].dtype == "uint8" else "float"
-        return cls(manifest.maps, manifest.rest, kind, manifest.batch)
+        return cls(manifest.maps, manifest.rest, kind, manifest.batch, manifest.dialect)
 
     @property
     def opset(self) -> int:
         """ONNX operator set of the graph."""
+        if self.dialect == "trt8":
+            return TRT8_OPSET
         return BF16_OPSET if self.rest == "bf16" else OPSET
 
 
@@ -194,7 +202,7 @@ def export_graph(
             _Graph(model, budget, options, spec),
             (example,),
             dynamo=True,
-            opset_version=options.opset,
+            opset_version=TRACED_OPSET if options.dialect == "trt8" else options.opset,
             input_names=["image"],
             output_names=names,
             dynamic_shapes=None if static else {"image": {0: Dim("batch", min=1, max=MAX_BATCH)}},
@@ -209,7 +217,7 @@ def export_graph(
     graph = rewrite(onnxslim.slim(graph))
     gc.collect()
     put_back(graph.graph, weights)
-    return _canonical(graph)
+    return _canonical(to_trt8(graph) if options.dialect == "trt8" else graph)
 
 
 def _canonical(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -302,6 +310,8 @@ def export_artifact(
             raise ConfigError(
                 f"export: checkpoint {checkpoint.path} has layers of several 8-bit precisions ({precision}); quantize to one"
             )
+    if form.dialect == "trt8":
+        require_trt8(form.rest, precision)
     batch = form.batch[0] if form.batch[0] == form.batch[2] else "batch"
     inputs = (graph_input(config, form, batch),)
     budgets = list(dict.fromkeys((budget, *further)))
@@ -332,6 +342,7 @@ def export_artifact(
             maps=maps,
             batch=form.batch,
             opset=form.opset,
+            dialect=form.dialect,
             inputs=inputs,
             outputs=first.outputs,
             checkpoint_sha256=checkpoint.sha256,

@@ -270,10 +270,10 @@ def _dialect(known: Generation, weak: bool) -> str:
     low, high = known.opsets
     opsets = f"opset {low} to {high}"
     if known.name == "8.6":
-        return f"FP32 types, {opsets}, Q/DQ with FP32 scales and INT8 zero points of 0, Gelu as Erf"
+        return f"trt8: FP32 types, {opsets}, Q/DQ with FP32 scales and INT8 zero points of 0, Gelu as Erf"
     if weak:
-        return f"FP32 types, {opsets}, Q/DQ with FP32 scales; flags choose the types"
-    return f"types as they are to be computed, {opsets}, Q/DQ with scales of the type of the rest, no Cast behind them"
+        return f"trt10: FP32 types, {opsets}, Q/DQ with FP32 scales; flags choose the types"
+    return f"trt10: types as they are to be computed, {opsets}, Q/DQ with scales of the type of the rest, no Cast behind them"
 
 
 def _meaning(graph: GraphSummary, known: Generation, weak: bool, calibrated: bool, allow_fp16: bool) -> str:

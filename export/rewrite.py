@@ -11,7 +11,7 @@ def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
     """Applies all rewrites in place and returns the model, its intermediate shapes inferred anew."""
     _gather_rows(model)
     _fold_norms(model.graph)
-    _drop_unused(model.graph)
+    drop_unused(model.graph)
     del model.graph.value_info[:]
     return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
 
@@ -89,7 +89,7 @@ def _readers(graph: onnx.GraphProto, name: str) -> int:
     return sum(name in node.input for node in graph.node) + sum(output.name == name for output in graph.output)
 
 
-def _drop_unused(graph: onnx.GraphProto) -> None:
+def drop_unused(graph: onnx.GraphProto) -> None:
     """Removes nodes and initialisers that no output depends on."""
     needed = {output.name for output in graph.output}
     kept = []

@@ -8,11 +8,10 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from gft_edge.errors import ConfigError
 from gft_edge.export.agreement import Arrays
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.model.gala import TEMPERATURE
-from gft_edge.runtime.sessions import BACKENDS, Session, fitted, onnxruntime_session, open_session
+from gft_edge.runtime.sessions import Session, fitted, onnxruntime_session, open_session
 
 ONNXRUNTIME = "onnxruntime"
 
@@ -25,15 +24,12 @@ class Side:
         backend: that runs it.
 
     Raises:
-        ConfigError: no such backend.
+        ConfigError: no such backend, or an engine without a GPU.
         ArtifactError: changed file, or one that the backend refuses.
+        MissingExtraError: the backend is not installed.
     """
 
     def __init__(self, artifact: Artifact, backend: str = ONNXRUNTIME) -> None:
-        if backend == "tensorrt" and backend not in BACKENDS:
-            raise ConfigError(
-                "unknown backend 'tensorrt': this version runs no engines; there are: " + ", ".join(BACKENDS)
-            )
         self.manifest = artifact.manifest
         self.backend = backend
         self.session = open_session(artifact, backend)

@@ -124,14 +124,19 @@ def abilities() -> list[Ability]:
             f"has {', '.join(sorted(int8))}" if int8 else "no INT8 dot product instruction; INT8 will be slow here",
         ),
         tensorrt_ability(found["tensorrt"], has_nvidia_driver()),
-        Ability(
-            "run TensorRT engines",
-            False,
-            "not in this version; an NVIDIA driver is here"
-            if has_nvidia_driver()
-            else "no NVIDIA driver here; engines are compiled, not run",
-        ),
+        engine_ability({d: found[d] for d in ("tensorrt", "tensorrt-rtx-cu13")}, has_nvidia_driver()),
     ]
+
+
+def engine_ability(found: dict[str, str | None], driver: bool) -> Ability:
+    """Whether engines can be run on the GPU of this machine."""
+    name = "run engines (--backend tensorrt, tensorrt_rtx)"
+    there = [f"{module} {version}" for module, version in found.items() if version is not None]
+    if not there:
+        return Ability(name, False, "needs tensorrt: pip install 'gft-edge[trt]', on a Jetson the board's own")
+    if not driver:
+        return Ability(name, False, f"{', '.join(there)} is here, an NVIDIA driver is not")
+    return Ability(name, True, f"{', '.join(there)}, not yet seen to work on hardware")
 
 
 def tensorrt_ability(version: str | None, driver: bool) -> Ability:

@@ -24,6 +24,9 @@ MapsMode = Literal["none", "compact", "dense"]
 HighPrecision = Literal["fp32", "fp16", "bf16"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-weights", "fp8"]
 InputKind = Literal["float", "uint8"]
+Dialect = Literal["trt10", "trt8"]
+"""What TensorRT 10, 11 and RTX read, and what 8.6 reads; ONNX Runtime reads both."""
+
 Batch = tuple[int, int, int]
 QUANTIZED: tuple[Precision, ...] = ("int8", "int8-weights", "fp8")
 
@@ -79,6 +82,7 @@ class DeploymentManifest:
         maps: which importance outputs the graph has.
         batch: smallest, usual and largest number of images of a request; the batch axis is static where all are the same.
         opset: ONNX operator set.
+        dialect: form of the graph, by the generation of TensorRT that needs it.
         inputs, outputs: the graph's interface.
         checkpoint_sha256: identity of the checkpoint the graph was made from (weights and quantization).
         quantization: summary, or None.
@@ -102,6 +106,7 @@ class DeploymentManifest:
     outputs: tuple[TensorInfo, ...]
     checkpoint_sha256: str
     rest: HighPrecision = "fp32"
+    dialect: Dialect = "trt10"
     batch: Batch = (1, 1, 8)
     quantization: dict[str, Any] | None = None
     parity: dict[str, Any] = field(default_factory=dict)
@@ -120,6 +125,8 @@ class DeploymentManifest:
         problems += batch_problems(self.batch)
         if self.maps not in get_args(MapsMode):
             problems.append(f"maps must be one of {', '.join(get_args(MapsMode))}, found {self.maps!r}")
+        if self.dialect not in get_args(Dialect):
+            problems.append(f"dialect must be one of {', '.join(get_args(Dialect))}, found {self.dialect!r}")
         if not isinstance(self.opset, int):
             problems.append(f"opset must be an integer, found {self.opset!r}")
         if len(self.labels) != self.model.num_classes:
@@ -153,6 +160,7 @@ class DeploymentManifest:
             "maps": self.maps,
             "batch": list(self.batch),
             "opset": self.opset,
+            "dialect": self.dialect,
             "inputs": _tensors_json(self.inputs),
             "outputs": _tensors_json(self.outputs),
             "checkpoint_sha256": self.checkpoint_sha256,
@@ -195,6 +203,7 @@ class DeploymentManifest:
                 maps=data["maps"],
                 batch=tuple(data["batch"]),
                 opset=data["opset"],
+                dialect=data.get("dialect", "trt10"),  # older artefacts know one dialect
                 inputs=tuple(_tensor(t) for t in data["inputs"]),
                 outputs=tuple(_tensor(t) for t in data["outputs"]),
                 checkpoint_sha256=data["checkpoint_sha256"],

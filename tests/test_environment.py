@@ -115,7 +115,8 @@ def installed(monkeypatch):
     return pretend
 
 
-WITHOUT_A_DRIVER = {"run TensorRT engines", "build --target this-gpu"}
+RUN = "run engines (--backend tensorrt, tensorrt_rtx)"
+WITHOUT_A_DRIVER = {RUN, "build --target this-gpu"}
 NEEDS_ONNXRUNTIME = {"verify against PyTorch", "bench, predict and evaluate artefacts"}
 
 
@@ -162,11 +163,19 @@ def test_fast_int8_needs_a_dot_product_instruction(installed, features, works):
     assert (", ".join(features) in ability.reason) if works else ("slow" in ability.reason)
 
 
-@pytest.mark.parametrize(("driver", "word"), [(True, "an NVIDIA driver is here"), (False, "no NVIDIA driver here")])
-def test_engines_are_not_run_in_either_case(installed, driver, word):
-    ability = installed(driver=driver)["run TensorRT engines"]
-    assert not ability.works
-    assert word in ability.reason
+@pytest.mark.parametrize(
+    ("missing", "driver", "works", "words"),
+    [
+        (("tensorrt", "tensorrt-rtx-cu13"), True, False, "gft-edge[trt]"),
+        ((), False, False, "is here, an NVIDIA driver is not"),
+        ((), True, True, "not yet seen to work on hardware"),
+        (("tensorrt",), True, True, "tensorrt-rtx-cu13 1.2"),
+    ],
+)
+def test_running_engines_needs_a_module_and_a_driver(installed, missing, driver, works, words):
+    ability = installed(*missing, driver=driver)[RUN]
+    assert ability.works is works
+    assert words in ability.reason
 
 
 @pytest.mark.parametrize(

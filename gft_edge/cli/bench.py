@@ -29,7 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("artifacts", nargs="*", type=Path, metavar="ARTIFACT", help="artefact folders")
     parser.add_argument(
-        "--backend", nargs="+", default=["onnxruntime"], metavar="B", help="what runs them (onnxruntime)"
+        "--backend",
+        nargs="+",
+        default=["onnxruntime"],
+        metavar="B",
+        help="what runs them: onnxruntime, tensorrt, tensorrt_rtx (onnxruntime)",
     )
     parser.add_argument(
         "--batch", nargs="+", type=positive, default=[1], metavar="N", help="images per request, one or several (1)"

@@ -55,6 +55,7 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.cli.console import result
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
     from gft_edge.export.builders import build_engine
+    from gft_edge.export.dialects import require_dialect
     from gft_edge.export.graph_summary import summarize
     from gft_edge.export.lint import lint, load_graph
     from gft_edge.manifest import MODEL, load_artifact
@@ -65,6 +66,7 @@ def run(args: argparse.Namespace) -> int:
         args.batch = ":".join(map(str, artifact.manifest.batch))
     _check_cache(args.calibration_cache, artifact)
     plan = _plan(args, summarize(graph))
+    require_dialect(artifact, plan)
     if args.plan:
         report = lint(graph, plan.platform)
         data = {"plan": plan.to_json(), "lint": [vars(finding) for finding in report.findings]}

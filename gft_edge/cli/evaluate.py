@@ -22,7 +22,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint only, repeatable: patches kept, shares such as 75%%,50%%,25%%, or 'full'; "
         "default: full and the checkpoint's own",
     )
-    parser.add_argument("--backend", default="onnxruntime", help="artefact only (onnxruntime)")
+    parser.add_argument(
+        "--backend", default="onnxruntime", help="artefact only: onnxruntime, tensorrt or tensorrt_rtx (onnxruntime)"
+    )
     parser.add_argument("--threads", type=int, default=0, help="threads of the backend; 0: one per core")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the result as JSON")
 

@@ -42,6 +42,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="normalised (batch, 3, H, W) float32, or RGB pixels (batch, H, W, 3) with normalisation inside (float)",
     )
     parser.add_argument(
+        "--dialect",
+        choices=("trt10", "trt8"),
+        default="trt10",
+        help="trt10: TensorRT 10, 11 and RTX; trt8: opset 17 and FP32 types for TensorRT 8.6; ONNX Runtime runs both (trt10)",
+    )
+    parser.add_argument(
         "--batch", default="1:1:8", metavar="N|MIN:OPT:MAX", help="images per request; one number: static (1:1:8)"
     )
     parser.add_argument("--data", default="typefaces", metavar="D", help="where the golden images come from")
@@ -76,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
         rest=args.precision,
         input=args.input,
         batch=batch,
+        dialect=args.dialect,
     )
     manifest = artifact.manifest
     data = {
@@ -87,6 +94,7 @@ def run(args: argparse.Namespace) -> int:
         "batch": list(manifest.batch),
         "maps": manifest.maps,
         "opset": manifest.opset,
+        "dialect": manifest.dialect,
         "files": {name: {"size": f.size, "sha256": f.sha256} for name, f in manifest.files.items()},
     }
     rest = "" if manifest.precision == manifest.rest else f" with {manifest.rest} rest"

@@ -14,7 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="image files")
     parser.add_argument("--maps", type=Path, metavar="DIR", help="write one PNG per image (artefact with maps)")
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the predictions as JSON")
-    parser.add_argument("--backend", default="onnxruntime", help="what runs the artefact (onnxruntime)")
+    parser.add_argument(
+        "--backend",
+        default="onnxruntime",
+        help="what runs the artefact: onnxruntime, tensorrt or tensorrt_rtx (onnxruntime)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:

@@ -1,4 +1,4 @@
-"""Sessions: one call from images to named outputs, on ONNX Runtime."""
+"""Sessions: one call from images to named outputs, on ONNX Runtime or TensorRT."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from gft_edge.errors import ArtifactError, ConfigError, DataError, MissingExtraE
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.runtime import pages
 
-BACKENDS = ("onnxruntime",)
+ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
+"""Run an engine of the artefact; ``tensorrt:KEY`` names one of several."""
+BACKENDS = ("onnxruntime", *ENGINE_BACKENDS)
 
 
 @dataclass(frozen=True)
@@ -22,7 +24,7 @@ class Session:
     """A loaded model: ``session(images)`` gives its outputs by name.
 
     Attributes:
-        backend: ``"onnxruntime"``.
+        backend: as it was asked for.
         options: everything that was set, for the record.
         outputs: names, in order.
         batch: images the graph takes at a time, where its batch axis is static.
@@ -136,16 +138,38 @@ def _hold_in_huge_pages(session: Any, before: list[pages.Region]) -> int:
 def open_session(
     artifact: Artifact, backend: str = "onnxruntime", threads: int = 0, huge_pages: bool = False
 ) -> Session:
-    """Opens an artefact's model after checking its hash; the arguments are those of :func:`onnxruntime_session`.
+    """Opens an artefact's model, or an engine of it, after every check on the file.
+
+    Args:
+        artifact: with the file in its manifest.
+        backend: one of ``BACKENDS``; ``"tensorrt:KEY"`` names an engine where several fit this machine.
+        threads, huge_pages: of ONNX Runtime, see :func:`onnxruntime_session`; a GPU has none.
 
     Raises:
-        ConfigError: unknown backend.
-        ArtifactError: missing or changed file.
+        ConfigError: unknown backend, or an engine without a GPU.
+        ArtifactError: missing or changed file, or an engine that does not fit this machine.
+        MissingExtraError: the backend is not installed.
     """
-    if backend not in BACKENDS:
+    name, _, key = backend.partition(":")
+    if name not in BACKENDS or (key and name not in ENGINE_BACKENDS):
         raise ConfigError(f"unknown backend {backend!r}; there are: {', '.join(BACKENDS)}")
-    session = onnxruntime_session(artifact.file(MODEL), artifact.manifest.is_quantized, threads, huge_pages)
-    return fitted(session, artifact.manifest)
+    if name in ENGINE_BACKENDS:
+        from gft_edge.runtime.engine import open_engine
+
+        engine, options = open_engine(artifact, name, key)
+        outputs = tuple(output.name for output in engine.outputs)
+        return fitted(Session(backend, options, outputs, engine, engine.input.name), artifact.manifest)
+    manifest = artifact.manifest
+    try:
+        session = onnxruntime_session(artifact.file(MODEL), manifest.is_quantized, threads, huge_pages)
+    except ArtifactError:
+        if manifest.rest != "bf16":
+            raise
+        raise ConfigError(
+            f"artefact {artifact.path}: ONNX Runtime computes no BF16 on a CPU; run it with --backend tensorrt on a GPU, or "
+            "export with --precision fp16"
+        ) from None
+    return fitted(session, manifest)
 
 
 def fitted(session: Session, manifest: DeploymentManifest) -> Session:

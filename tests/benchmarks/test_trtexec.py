@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gft_edge.benchmarks import trtexec
+from gft_edge.benchmarks.devices import DEVICES
 from gft_edge.benchmarks.merge import SCHEMA
 from gft_edge.benchmarks.trtexec import Timing, find_trtexec, ingest, profile_arguments, run_trtexec, timing_arguments
 from gft_edge.benchmarks.trtexec_output import (
@@ -22,8 +23,10 @@ from gft_edge.benchmarks.trtexec_output import (
     timing_of,
 )
 from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
+from gft_edge.files import sha256
 
 DATA = Path(__file__).parent / "data/trtexec"
+NANO = DEVICES["orin-nano-8gb"]
 OLD, NEW = [(8, 5), (8, 6), (10, 3), (10, 16)], [(11, 0), (11, 4)]
 
 
@@ -336,12 +339,19 @@ def test_an_engine_that_is_not_in_the_manifest_is_not_run(with_engine, monkeypat
     monkeypatch.setattr(trtexec, "run_trtexec", lambda *_: pytest.fail("must not run"))
     program = with_engine.path.parent / "trtexec"
     program.write_text("")
-    with pytest.raises(ArtifactError, match="engines/other.engine is not in its manifest"):
-        trtexec.run_engine(with_engine, "other", program, 1)
-    with pytest.raises(ArtifactError, match=r"made by tensorrt_rtx 1\.7\.1, which trtexec does not run"):
-        trtexec.run_engine(with_engine, "rtx", program, 1)
+    for key, device, reason in (
+        ("other", NANO, r"engine other: engines/other\.engine is not in the artefact's manifest; not loaded"),
+        ("rtx", NANO, "built by tensorrt_rtx, not tensorrt; not loaded"),
+        ("trt", DEVICES["agx-orin-64gb"], "built on orin-nano-8gb, this is agx-orin-64gb; not loaded"),
+        ("trt", DEVICES["l4"], "for compute capability 8.7, this GPU has 8.9; not loaded"),
+        ("odd", NANO, "made by TensorRT dev, which is no version"),
+    ):
+        with pytest.raises(ArtifactError, match=reason):
+            trtexec.run_engine(with_engine, key, program, 1, device=device)
     (with_engine.path / "engines/trt.engine").write_bytes(b"changed")
-    with pytest.raises(ArtifactError, match=r"trt.engine was changed"):
+    with pytest.raises(ArtifactError, match=r"trt\.engine was changed since it was written.*not loaded"):
+        trtexec.run_engine(with_engine, "trt", program, 1, device=NANO)
+    with pytest.raises(ConfigError, match="no NVIDIA GPU found here"):
         trtexec.run_engine(with_engine, "trt", program, 1)
 
 
@@ -360,7 +370,7 @@ cat {DATA}/orin-10.3.log
 """
     )
     program.chmod(0o755)
-    row = trtexec.run_engine(with_engine, "trt", program, 1)["results"][0]
+    row = trtexec.run_engine(with_engine, "trt", program, 1, device=NANO)["results"][0]
     assert (row["name"], row["budget"]) == (with_engine.name, "12-6")
     assert len(row["rounds_ms"]) == 12
     assert row["layers"]["count"] == 11
@@ -379,8 +389,18 @@ def with_engine(tiny_checkpoint, tmp_path):
 
     artifact = export_artifact(load_checkpoint(tiny_checkpoint), tmp_path / "a", np.zeros((2, 3, 32, 32), np.float32))
     (artifact.path / "engines").mkdir()
-    records = {"trt": ("tensorrt", "10.3.0"), "rtx": ("tensorrt_rtx", "1.7.1")}
+    records = {"trt": ("tensorrt", "10.3.0"), "rtx": ("tensorrt_rtx", "1.7.1"), "odd": ("tensorrt", "dev")}
     for key, (module, version) in records.items():
-        (artifact.path / f"engines/{key}.engine").write_bytes(b"engine")
-        (artifact.path / f"engines/{key}.json").write_text(json.dumps({"module": module, "version": version}))
+        engine = artifact.path / f"engines/{key}.engine"
+        engine.write_bytes(b"engine")
+        record = {
+            "key": key,
+            "module": module,
+            "version": version,
+            "device": NANO.name,
+            "compute_capabilities": [NANO.compute_capability],
+            "engine_sha256": sha256(engine),
+            "model_sha256": artifact.manifest.files["model.onnx"].sha256,
+        }
+        engine.with_suffix(".json").write_text(json.dumps(record))
     return register_files(artifact, [f"engines/{key}.{end}" for key in records for end in ("engine", "json")])

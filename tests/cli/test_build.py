@@ -50,8 +50,12 @@ def test_batch_is_the_one_exported_for_unless_given(gft_edge, made, animals, tmp
 
 def test_plan_for_a_graph_that_does_not_fit_fails(gft_edge, made):
     done = gft_edge("build", made["fp32"], "--target", "orin-nano", "--tensorrt", "8.6", "--plan")
-    assert done.code == 1
-    assert "error: GE015 graph: opset 20" in done.out
+    assert done.code == 2
+    assert done.err.count("\n") == 1
+    assert (
+        "needs dialect trt8 (opset 7 to 17), this graph is of trt10 (opset 20); export it again: gft-edge export"
+        in done.err
+    )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -158,3 +159,27 @@ def test_negative_number_of_map_images_is_refused(gft_edge, made):
     done = gft_edge("verify", made["fp32"], "--map-images", -1)
     assert done.code == 2
     assert "--map-images must be 0 (none) or more, found -1" in done.err
+
+
+def test_graph_without_compact_maps_says_that_their_fidelity_is_not_measured(gft_edge, copied, on_data):
+    path = copied("fp32")
+    done = gft_edge("verify", path, *on_data("ckpt"))
+    assert "fidelity of maps is measured of graphs with --maps compact, this one has none" in done.out
+    assert not (path / "reports/maps.json").exists()
+    assert "fidelity" not in gft_edge("verify", path, *on_data("ckpt"), "--map-images", 0).out
+
+
+@pytest.mark.parametrize(
+    ("backend", "code", "words"), [("tensorrt", 3, "gft-edge[trt]"), ("tensorrt_rtx", 2, "no NVIDIA driver")]
+)
+def test_engines_without_tensorrt_or_a_gpu_are_one_line(gft_edge, copied, on_data, monkeypatch, backend, code, words):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    if backend == "tensorrt_rtx":
+        pytest.importorskip(backend)
+        monkeypatch.setattr("gft_edge.runtime.engine.has_nvidia_driver", lambda: False)
+    path = copied("fp32")
+    for command in (["verify", path], ["verify", path, *on_data("ckpt")], ["bench", path], ["predict", path, path]):
+        done = gft_edge(*command, "--backend", backend)
+        assert (done.code, done.out) == (code, "")
+        assert words in done.err
+        assert "Traceback" not in done.err

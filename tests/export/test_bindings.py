@@ -1,4 +1,4 @@
-"""Every TensorRT attribute the builder touches exists in the real bindings of the generations that it is touched in.
+"""Every TensorRT attribute the builder and the session touch exists in the real bindings of the generations that it is touched in.
 
 The bindings come from PyPI without the libraries they link to; empty stand-ins satisfy the linker, and each is imported in a
 process of its own, which tells what it has. What is touched is read from the code, and in which generation from the plans.
@@ -25,6 +25,7 @@ from gft_edge.export import builders, torch_tensorrt
 from gft_edge.export.build_options import HARDWARE_COMPATIBILITY, BuildOptions
 from gft_edge.export.graph_summary import GraphInput, GraphSummary
 from gft_edge.export.plan import BuildPlan, make_plan
+from gft_edge.runtime import engine, trt_messages
 
 WHEELS = {
     "8.6": ("tensorrt-bindings==8.6.1", "8"),
@@ -131,6 +132,8 @@ def surfaces(tmp_path_factory):
 
 # What the code touches
 
+ROOTS = ("compile_plan", "load_engine", "run_once")
+
 
 @dataclass(frozen=True)
 class Touch:
@@ -205,6 +208,8 @@ class Collector:
             made = self.type_of(statement.value, types)
             if made is not None:
                 types[name_of(statement.targets[0])] = made
+        if isinstance(statement, ast.AnnAssign) and (said := annotated(statement.annotation)):
+            types[name_of(statement.target)] = said
 
     def expression(self, node: ast.AST, types: dict[str, str], loops: dict[str, str], guards: frozenset[str]) -> None:
         if isinstance(node, ast.IfExp):
@@ -280,10 +285,13 @@ def plan_fields(node: ast.AST) -> frozenset[str]:
     return frozenset(child.attr for child in attributes if name_of(child.value) == "plan")
 
 
-def touched(returns: Surface, source: str | None = None) -> Collector:
-    tree = ast.parse(source or Path(builders.__file__).read_text(encoding="utf-8"))
-    collector = Collector(tree, returns)
-    collector.function("compile_plan", frozenset())
+def touched(returns: Surface, source: str | None = None, roots: tuple[str, ...] = ROOTS) -> Collector:
+    """What the functions named and all that they call touch; ``source`` stands for that of the builder."""
+    texts = [source or Path(builders.__file__).read_text(encoding="utf-8")]
+    texts += [Path(module.__file__).read_text(encoding="utf-8") for module in (engine, trt_messages)]
+    collector = Collector(ast.parse("\n".join(texts).replace("from __future__ import annotations\n", "")), returns)
+    for root in roots:
+        collector.function(root, frozenset())
     return collector
 
 
@@ -351,6 +359,24 @@ def is_off(value: object) -> bool:
 
 
 GENERATIONS = (*WHEELS, "rtx")
+
+
+@pytest.mark.parametrize("generation", GENERATIONS)
+def test_running_an_engine_touches_what_every_generation_has(surfaces, generation):
+    surface = surfaces(generation)
+    collector = touched(surface, roots=("load_engine", "run_once"))
+    attributes = needed(collector, generation)
+    assert {f"{o}.{m}" for o, m in attributes if m not in surface.get(o, {})} == set()
+    assert {
+        ("Runtime", "deserialize_cuda_engine"),
+        ("ICudaEngine", "create_execution_context"),
+        ("ICudaEngine", "get_tensor_mode"),
+        ("IExecutionContext", "set_input_shape"),
+        ("IExecutionContext", "set_tensor_address"),
+        ("IExecutionContext", "execute_async_v3"),
+        ("TensorIOMode", "INPUT"),
+    } <= attributes
+    assert not any(touch.guards for touch in collector.touches if touch.owner == "IExecutionContext")
 
 
 @pytest.mark.parametrize("generation", GENERATIONS)

@@ -11,12 +11,12 @@ from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
 from gft_edge.export.build_options import BuildOptions
 from gft_edge.export.builders import build_engine
-from gft_edge.export.engines import EngineHost, check_engine
 from gft_edge.export.graph_summary import summarize
 from gft_edge.export.lint import load_graph
 from gft_edge.export.onnx import export_artifact
 from gft_edge.export.plan import make_plan
 from gft_edge.manifest import MODEL, load_artifact
+from gft_edge.runtime.sessions import open_session
 
 pytestmark = [
     pytest.mark.gpu,
@@ -36,16 +36,9 @@ def test_rtx_engine_gives_the_golden_logits(tmp_path):
     plan = make_plan(summarize(load_graph(artifact.path / MODEL)), "rtx", options)
     record = build_engine(artifact, plan)
     artifact = load_artifact(artifact.path)
-    path, _ = check_engine(artifact, record["key"], EngineHost("tensorrt_rtx", trt.__version__, capability))
-    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(path.read_bytes())
-    context = engine.create_execution_context()
-    image = torch.from_numpy(images).cuda()
-    logits = torch.empty(len(images), len(artifact.manifest.labels), device="cuda")
-    context.set_input_shape("image", tuple(image.shape))
-    context.set_tensor_address("image", image.data_ptr())
-    context.set_tensor_address("logits", logits.data_ptr())
-    stream = torch.cuda.Stream()
-    assert context.execute_async_v3(stream.cuda_stream)
-    stream.synchronize()
     golden = np.load(artifact.file("golden.npz"))["logits"]
-    np.testing.assert_allclose(logits.cpu().numpy(), golden, rtol=0, atol=1e-2 * np.abs(golden).max())
+    session = open_session(artifact, f"tensorrt_rtx:{record['key']}")
+    assert session.options["version"] == trt.__version__
+    np.testing.assert_allclose(session(images)["logits"], golden, rtol=0, atol=1e-2 * np.abs(golden).max())
+    twenty = np.concatenate([images] * 3)  # more than the engine takes at a time
+    np.testing.assert_allclose(session(twenty)["logits"][-8:], golden, rtol=0, atol=1e-2 * np.abs(golden).max())

@@ -245,6 +245,15 @@ CASES = {
         graph(SCORE + TOPK, "float[B,4000,32] x", **SELECT, g=GAMMA, k=np.array([3840], np.int64)),
         "k is 3841, the limit is 3840",
     ),
+    "integers sorted by 8.6": Case(
+        "GE011",
+        graph(
+            "w = Cast<to: int = 7>(x) y, i = TopK(w, k)", "float[B,32] x", "int64[B,4] y", 17, k=np.array([4], np.int64)
+        ),
+        graph("y, i = TopK(x, k)", "float[B,32] x", "float[B,4] y", 17, k=np.array([4], np.int64)),
+        "sorts integers",
+        OLD,
+    ),
     "NonZero": Case(
         "GE012",
         graph("i = NonZero(x) y = Cast<to: int = 1>(i)", outputs="float[3,N] y"),

@@ -232,8 +232,8 @@ class TestSeededFaults:
             verify_golden(artifact)
 
     def test_unknown_backend_is_refused(self, exported):
-        with pytest.raises(ConfigError, match="unknown backend 'tensorrt'"):
-            verify_golden(exported("fp32-none"), ["tensorrt"])
+        with pytest.raises(ConfigError, match="unknown backend 'tensorflow'"):
+            verify_golden(exported("fp32-none"), ["tensorflow"])
 
 
 class _Swapped(torch.nn.Module):
