@@ -13,8 +13,9 @@ demo: .venv/installed
 	rm -rf runs/demo
 	.venv/bin/gft-edge demo --out runs/demo $(DEMO_FLAGS)
 
+# One thread for each worker: two that share a core with another worker's run several times slower.
 test: .venv/installed lint
-	.venv/bin/python -m pytest
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
 
 # mypy does not know setuptools' package-dir map, so it reads a folder of links that looks like the installed package.
 lint: .venv/installed

@@ -50,9 +50,10 @@ for _ in range(30):
 print(samples[10:])
 """
 _EXPORT_AND_VERIFY = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 import numpy as np, torch
+from gft_edge.benchmarks.fresh import peak_rss
 from gft_edge.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from gft_edge.config import preset
 from gft_edge.export.onnx import export_artifact
@@ -69,8 +70,7 @@ images = np.random.default_rng(0).standard_normal((2, 3, config.image_size, conf
 start = time.perf_counter()
 report = verify_golden(export_artifact(load_checkpoint(folder / "checkpoint"), folder / "artifact", images))
 seconds = time.perf_counter() - start
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-print(json.dumps({"seconds": seconds, "peak_bytes": peak, "passed": report.passed}))
+print(json.dumps({"seconds": seconds, "peak_bytes": peak_rss(), "passed": report.passed}))
 """
 
 

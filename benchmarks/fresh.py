@@ -23,8 +23,13 @@ TIMEOUT_SECONDS = 300
 STEPS = ("start_ms", "import_ms", "load_ms", "first_ms", "cold_start_ms")
 
 
-def fresh_processes(artifact: Path, backend: str, protocol: BenchProtocol) -> dict[str, Any]:
+def fresh_processes(artifact: str, backend: str, protocol: BenchProtocol) -> dict[str, Any]:
     """Medians over ``protocol.processes`` fresh processes, and each one's figures.
+
+    Args:
+        artifact: address of it.
+        backend: that opens it.
+        protocol: of the measurement.
 
     Returns:
         ``start_ms`` (interpreter), ``import_ms`` (numpy, backend), ``load_ms`` (artefact and session), ``first_ms`` (first
@@ -41,9 +46,9 @@ def fresh_processes(artifact: Path, backend: str, protocol: BenchProtocol) -> di
     return {**medians, "peak_rss_bytes": max(peaks, default=None), "runs": runs}
 
 
-def _fresh_process(artifact: Path, backend: str, protocol: BenchProtocol) -> dict[str, Any]:
+def _fresh_process(artifact: str, backend: str, protocol: BenchProtocol) -> dict[str, Any]:
     sizes = (protocol.batch, protocol.threads, *protocol.source_size)
-    command = [sys.executable, "-m", "gft_edge.benchmarks.fresh", str(artifact), backend, *map(str, sizes)]
+    command = [sys.executable, "-m", "gft_edge.benchmarks.fresh", artifact, backend, *map(str, sizes)]
     started = time.monotonic()  # on Linux one clock for all processes
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)

@@ -255,7 +255,7 @@ def _bench_point(
         if name in stages:
             row["stages"] = stages[name]
         if "process" not in skip:
-            row["process"] = fresh_processes(artifact.path, session.backend, protocol)
+            row["process"] = fresh_processes(artifact.address, session.backend, protocol)
         rows.append(row)
     return rows
 

@@ -295,6 +295,11 @@ class Artifact:
         return name if member is None else {MODEL: member.model, GOLDEN: member.golden}.get(name, name)
 
     @property
+    def address(self) -> str:
+        """What :func:`load_artifact` takes to open the same again."""
+        return f"{self.path}@{self.member}" if self.member else str(self.path)
+
+    @property
     def name(self) -> str:
         """Short name for tables: the folder's, with the member's budget."""
         folder = self.path.resolve().name
