@@ -48,11 +48,12 @@ def candidates(name: str) -> dict[str, Callable[[], object]]:
 
 
 @torch.no_grad()
-def run(threads: int, rounds: int = 10) -> dict[str, Any]:
+def run(threads: int, rounds: int = 10, presets: tuple[str, ...] = PRESETS) -> dict[str, Any]:
     """Throughput of calibration over that of inference, per preset and method, with its 95 % interval."""
+    before = torch.get_num_threads()
     torch.set_num_threads(threads)
     results = {}
-    for name in PRESETS:
+    for name in presets:
         latencies = measure(candidates(name), BenchProtocol(rounds=rounds, runs_per_round=1, warmup_seconds=0.5))
         results[name] = {
             "inference_images_per_second": 1e3 * BATCH / latencies["inference"].p50_ms,
@@ -62,6 +63,7 @@ def run(threads: int, rounds: int = 10) -> dict[str, Any]:
                 if method != "inference"
             },
         }
+    torch.set_num_threads(before)
     return {"machine": conditions(), "threads": threads, "batch": BATCH, "ratios": results}
 
 

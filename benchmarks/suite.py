@@ -24,13 +24,14 @@ import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
 from torch import nn
 
-from gft_edge.benchmarks import evit, footprint, tome
+from gft_edge.benchmarks import calibration, evit, footprint, tome
 from gft_edge.benchmarks.gemms import products_alone
 from gft_edge.benchmarks.latency import measure
 from gft_edge.benchmarks.operators import profile
 from gft_edge.benchmarks.peers import PlainPublishedGFT, export_as_is, export_peer
 from gft_edge.benchmarks.protocol import BenchProtocol, Latency, conditions, ratio_interval
 from gft_edge.benchmarks.results import markdown
+from gft_edge.benchmarks.targets import cost_targets, int8_gains, latency_targets
 from gft_edge.budget import TokenBudget
 from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.checkpoint import load_checkpoint
@@ -57,7 +58,9 @@ class Scale:
         config: the focal model; its backbone is that of every peer.
         places: blocks in which EViT drops patches, counted from 1.
         smaller: timm names of further plain models.
+        presets: further GFTs, by name.
         preset: that is exported and verified in a process of its own.
+        calibrated: presets whose calibration is timed against plain inference.
         patches: numbers of patches at which the importance alone is measured.
         repeats: fresh processes for each start-up figure.
         rounds, runs, warmup_seconds: of the protocol.
@@ -67,7 +70,9 @@ class Scale:
     config: GFTConfig
     places: tuple[int, ...] = evit.PLACES
     smaller: tuple[str, ...] = SMALLER
+    presets: tuple[str, ...] = ("gft_small", "gft_tiny")
     preset: str = "gft_base"
+    calibrated: tuple[str, ...] = calibration.PRESETS
     patches: tuple[int, ...] = (196, 784, 3136)
     repeats: int = 7
     rounds: int = 10
@@ -85,7 +90,7 @@ def quick_scale() -> Scale:
     """The width of ``gft_tiny``, four blocks, 36 patches: shows that everything runs; its ratios mean nothing."""
     budget = TokenBudget((27, 18, 9), 36)
     config = preset("gft_tiny", image_size=96, depth=4, stages=(1, 2, 3), budget=budget, num_classes=CLASSES)
-    return Scale(config, (1, 2, 3), (), "gft_typeface", (49, 196), 1, 2, 1, 0.0, (1,))
+    return Scale(config, (1, 2, 3), (), (), "gft_typeface", ("gft_typeface",), (49, 196), 1, 2, 1, 0.0, (1,))
 
 
 @dataclass(frozen=True)
@@ -214,7 +219,7 @@ def published_group(scale: Scale) -> dict[str, Candidate]:
 
 
 def smaller_group(scale: Scale, images: Images) -> dict[str, Candidate]:
-    """Plain ViT of smaller sizes, FP32 and INT8 by ONNX Runtime."""
+    """Plain ViT of smaller sizes, FP32 and INT8 by ONNX Runtime, and GFTs of the presets in FP32 and INT8."""
     found = {}
     for name in scale.smaller:
         plain = export_peer(plain_vit(scale.config, name), scale.config.image_size).SerializeToString()
@@ -222,6 +227,12 @@ def smaller_group(scale: Scale, images: Images) -> dict[str, Candidate]:
         found[f"{label} FP32"] = Candidate(plain, huge_pages=False)
         int8 = quantized_by_onnxruntime(plain, images)
         found[f"{label} INT8 (quantize_static)"] = Candidate(int8, True, huge_pages=False)
+    for name in scale.presets:
+        torch.manual_seed(0)
+        model = build_model(preset(name)).eval()
+        found[f"{name} FP32"] = Candidate(_graph(model).SerializeToString(), macs=count_macs(model.config))
+        quantized = quantize_int8(model, [images]).model
+        found[f"{name} INT8"] = Candidate(_graph(quantized).SerializeToString(), True, count_macs(model.config))
     return found
 
 
@@ -280,10 +291,7 @@ def _with_uint8_activations(model: bytes) -> bytes:
     return bytes(graph.SerializeToString())
 
 
-Timings = dict[int, dict[str, Latency]]
-
-
-def timed(group: Mapping[str, Candidate], scale: Scale, images: Images) -> Timings:
+def timed(group: Mapping[str, Candidate], scale: Scale, images: Images) -> dict[int, dict[str, Latency]]:
     """Latencies of a group by number of threads, its candidates interleaved."""
     found = {}
     for threads in scale.threads:
@@ -300,71 +308,13 @@ def timed(group: Mapping[str, Candidate], scale: Scale, images: Images) -> Timin
     return found
 
 
-RATIOS: tuple[tuple[str, str, str, float, float | None], ...] = (
-    ("GFT INT8 against ViT FP32", "ViT FP32", "GFT INT8", 6.0, None),
-    ("GFT against ToMe at equal MACs, FP32", "ToMe FP32", "GFT FP32", 1.15, None),
-    ("GFT against EViT at equal MACs, FP32", "EViT FP32", "GFT FP32", 1.05, None),
-    ("products alone over end to end, FP32", "products of GFT FP32", "GFT FP32", 0.85, None),
-    ("products alone over end to end, INT8", "products of GFT INT8", "GFT INT8", 0.75, None),
-    ("published against as it is, maps on, FP32", "published, as it is, maps", "published, maps", 1.1, None),
-    ("published against its blocks alone, maps off, FP32", "ViT of as many blocks", "published", 0.99, 1.01),
-)
-"""What, the one whose time is divided, by whose, smallest and largest ratio that meet the target."""
-
-
-def latency_targets(timings: Timings) -> list[dict[str, Any]]:
-    """The ratios of latencies, each with its interval; met when the ratio itself is within the limits."""
-    rows = []
-    for threads, found in timings.items():
-        for what, over, under, low, high in RATIOS:
-            ratio, *interval = ratio_interval(found[over], found[under])
-            rows.append(
-                {
-                    "what": f"{what}, {threads} thread{'s' if threads > 1 else ''}",
-                    "target": f">= {low:g}x" if high is None else f"{low:g} to {high:g}x",
-                    "value": f"{ratio:.3g}x",
-                    "interval": f"{interval[0]:.3g} to {interval[1]:.3g}",
-                    "met": ratio >= low and (high is None or ratio <= high),
-                    "candidate": under,
-                    "threads": threads,
-                }
-            )
-    return rows
-
-
-def cost_targets(costs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Importance, start-up, export: measured against their limits."""
-    rows = []
-
-    def row(what: str, target: str, value: str, met: bool, interval: str = "") -> None:
-        rows.append({"what": what, "target": target, "value": value, "interval": interval, "met": met})
-
-    importance, largest = costs["importance"], costs["importance"]["rows"][-1]
-    ratio, low, high = largest["time_ratio"]
-    at = f"importance at {largest['patches']} tokens against the attention matrix"
-    row(f"{at}, time", ">= 100x", f"{ratio:.0f}x", ratio >= 100, f"{low:.0f} to {high:.0f}")
-    row(f"{at}, memory", ">= 100x", f"{largest['memory_ratio']:.0f}x", largest["memory_ratio"] >= 100)
-    sizes = ", ".join(str(r["patches"]) for r in importance["rows"])
-    exponent = importance["exponent"]
-    row(f"importance, exponent of time over {sizes} tokens", "<= 1.1", f"{exponent:.2f}", exponent <= 1.1)
-    for name, limit in (("import gft_edge", 50), ("gft-edge --help", 150), ("load and first prediction", 500)):
-        samples = costs["start_up"][name]
-        median = float(np.median(samples))
-        row(name, f"<= {limit} ms", f"{median:.0f} ms", median <= limit, f"{min(samples):.0f} to {max(samples):.0f}")
-    export = costs["export"]
-    row("export and verify, time", "<= 60 s", f"{export['seconds']:.0f} s", export["seconds"] <= 60)
-    gigabytes = export["peak_bytes"] / 1e9
-    row("export and verify, peak memory", "<= 4 GB", f"{gigabytes:.1f} GB", gigabytes <= 4)
-    return rows
-
-
 def run(scale: Scale) -> dict[str, Any]:
     """Everything, as plain JSON values."""
     rng = np.random.default_rng(0)
     side = scale.config.image_size
     images = rng.standard_normal((2, 3, side, side), dtype=np.float32)
     where = {**conditions(), "onnxruntime": ort.__version__, **tool_versions(), "timm": timm.__version__}
-    timings: Timings = {threads: {} for threads in scale.threads}
+    timings: dict[int, dict[str, Latency]] = {threads: {} for threads in scale.threads}
     candidates: dict[str, Candidate] = {}
     groups: Sequence[tuple[str, Callable[[], dict[str, Candidate]]]] = (
         ("focal", lambda: focal_group(scale, images)),
@@ -388,10 +338,12 @@ def run(scale: Scale) -> dict[str, Any]:
     costs = {
         "start_up": starts,
         "export": footprint.export_and_verify(scale.preset),
+        "calibration": calibration.run(scale.threads[0], scale.rounds, scale.calibrated),
         "importance": footprint.importance(scale.patches, scale.config.embed_dim, scale.config.num_heads, scale.rounds),
     }
-    targets = latency_targets(timings) + cost_targets(costs)
-    profiled = {(r["candidate"], r["threads"]) for r in targets if "candidate" in r and not r["met"]}
+    gains = int8_gains(timings)
+    targets = latency_targets(timings) + gains + cost_targets(costs)
+    profiled = {(r["candidate"], r["threads"]) for r in targets if "candidate" in r and r["met"] is False}
     profiled |= {("GFT INT8", scale.threads[0]), ("GFT FP32", scale.threads[0])}
     profiles = []
     for name, threads in sorted(profiled):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from gft_edge.benchmarks import footprint, suite
+from gft_edge.benchmarks import footprint, suite, targets
 from gft_edge.benchmarks.gemms import products_alone
 from gft_edge.benchmarks.operators import profile
 from gft_edge.benchmarks.protocol import Latency
@@ -45,15 +45,17 @@ def test_quick_run_writes_both_files(tmp_path, capsys):
     assert page == markdown(data)
     assert page in capsys.readouterr().out
     names = {row["name"] for row in data["latency"]}
-    assert {over for _, over, *_ in suite.RATIOS} | {under for _, _, under, *_ in suite.RATIOS} <= names
+    assert {over for _, over, *_ in targets.RATIOS} | {under for _, _, under, *_ in targets.RATIOS} <= names
     macs = {row["name"]: row["macs"] for row in data["latency"]}
     assert macs["ViT of as many blocks"] == macs["published"]
     assert macs["GFT INT8"] == macs["GFT FP32"] < macs["ViT FP32"]
     assert all(len(row["rounds_ms"]) == 2 for row in data["latency"])
     assert {p["candidate"] for p in data["profiles"]} >= {"GFT INT8", "GFT FP32"}
-    missed = {t["candidate"] for t in data["targets"] if "candidate" in t and not t["met"]}
+    missed = {t["candidate"] for t in data["targets"] if "candidate" in t and t["met"] is False}
     assert missed <= {p["candidate"] for p in data["profiles"]}
-    assert len(data["targets"]) == len(suite.RATIOS) + 8
+    gains = [t for t in data["targets"] if "against its FP32" in t["what"]]
+    assert [t["what"] for t in gains] == ["GFT INT8 against its FP32, 1 thread"]
+    assert len(data["targets"]) == len(targets.RATIOS) + 1 + 8 + 2
     assert "GELU" not in page and "nan" not in page
 
 
@@ -124,13 +126,13 @@ def test_code_that_fails_in_its_process_is_told():
 
 
 def _latencies(**ms):
-    default = {name: 10.0 for _, over, under, *_ in suite.RATIOS for name in (over, under)}
+    default = {name: 10.0 for _, over, under, *_ in targets.RATIOS for name in (over, under)}
     return {1: {name: Latency.of([[value] * 2] * 3) for name, value in {**default, **ms}.items()}}
 
 
 def test_targets_are_met_by_their_ratio_alone():
     def verdict(what, **ms):
-        return next(t for t in suite.latency_targets(_latencies(**ms)) if t["what"].startswith(what))
+        return next(t for t in targets.latency_targets(_latencies(**ms)) if t["what"].startswith(what))
 
     fast = verdict("GFT INT8 against", **{"ViT FP32": 61.0})
     assert (fast["met"], fast["value"], fast["target"], fast["candidate"]) == (True, "6.1x", ">= 6x", "GFT INT8")
@@ -148,6 +150,20 @@ def test_limits_of_start_up_and_export_are_held():
         },
         "start_up": {"import gft_edge": [10], "gft-edge --help": [151], "load and first prediction": [400]},
         "export": {"seconds": 61, "peak_bytes": 3.9e9},
+        "calibration": {"ratios": {"tiny": {"max": (0.81, 0.79, 0.83), "entropy": (0.79, 0.7, 0.81)}}},
     }
-    met = [row["met"] for row in suite.cost_targets(costs)]
-    assert met == [True, False, False, True, False, True, False, True]
+    met = [row["met"] for row in targets.cost_targets(costs)]
+    assert met == [True, False, False, True, False, True, False, True, True, False]
+
+
+def test_gains_of_int8_have_a_target_at_one_thread():
+    slow, fast = Latency.of([[25.0] * 2] * 3), Latency.of([[10.0] * 2] * 3)
+    found = {"GFT FP32": slow, "GFT INT8": fast, "gft_tiny FP32": slow, "gft_tiny INT8": fast}
+    rows = targets.int8_gains({1: found, 2: found})
+    assert [(row["value"], row["target"], row["met"]) for row in rows] == [
+        ("2.5x", ">= 1.8x", True),
+        ("2.5x", ">= 2.8x", False),
+        ("2.5x", "", None),
+        ("2.5x", "", None),
+    ]
+    assert rows[2]["what"] == "gft_tiny INT8 against its FP32, 2 threads"
