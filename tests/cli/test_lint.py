@@ -44,7 +44,7 @@ def test_json_holds_the_findings_and_the_reasons(gft_edge, broken, made):
 def test_old_tensorrt_wants_an_older_opset(gft_edge, made):
     done = gft_edge("lint", made["int8"], "--target", "orin-nano", "--tensorrt", "8.6")
     assert done.code == 1
-    assert "GE015" in done.out and "export with opset 17" in done.out
+    assert "GE015" in done.out and "export with --dialect trt8" in done.out
 
 
 @pytest.mark.parametrize(

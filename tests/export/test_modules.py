@@ -80,15 +80,16 @@ def test_attention_of_any_kind_keeps_its_result(options):
     torch.testing.assert_close(copied(x), layer(x), rtol=1e-12, atol=1e-12)
 
 
-def test_the_original_is_left_unchanged(tiny_model):
+@pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16])
+def test_the_original_is_left_unchanged(tiny_model, dtype):
+    """The exportable model shares its memory and changes none of it."""
     model = copy.deepcopy(tiny_model).train()
     insert_quantizers(model, {"blocks.0.attn.qkv": 1.0})
     kinds = [type(module) for module in model.modules()]
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    own = exportable(model)
+    own = exportable(model, dtype)
     with torch.no_grad():
-        for tensor in (*own.parameters(), *own.buffers()):
-            tensor.zero_()
+        own(torch.zeros(1, 3, 32, 32, dtype=dtype))
     assert [type(module) for module in model.modules()] == kinds
     assert all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
     assert model.training
