@@ -36,7 +36,7 @@ from gft_edge.train.metrics import sqnr_db, wilson_interval
 
 ALLOWED_LOSS = 0.005
 LEAST_SQNR_DB = 20.0
-POWER = 0.9
+POWER = 0.8
 BATCH = 16
 SMOOTHING = 0.5
 
