@@ -7,14 +7,18 @@ import math
 from collections.abc import Mapping
 
 import torch
+from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-from gft_edge.calibration.policy import Precision, QuantPolicy
+from gft_edge.calibration.policy import Precision, QuantPolicy, is_attend
 from gft_edge.errors import ConfigError
+from gft_edge.model.layers import Attend, SelfAttention, is_plain
 
 QMAX = 127
 QMIN = -128
 E4M3_MAX = 448.0
+ATTENTION_PARTS = ("q", "k", "v", "probs")
+"""Operands of an attention's two products: scaled queries, keys, gated values, probabilities."""
 SMALLEST_RANGE = 1e-5
 """Floor of a range: TensorRT refuses a zero scale, which a dead channel would have."""
 
@@ -146,6 +150,46 @@ class QuantConv2d(nn.Conv2d):
         return self._conv_forward(x, weight, self.bias)
 
 
+class QuantAttend(nn.Module):
+    """:class:`Attend` with the operands of both products quantized, per tensor and symmetric.
+
+    Probabilities lie in [0, 1] by definition, so their scale is fixed: 1/127 in INT8, and 1/448 in E4M3, where 1 becomes the
+    largest number and the most exponents are left for small probabilities (NVIDIA/Model-Optimizer PR 1289).
+
+    Args:
+        num_heads: heads H, dividing the width.
+        ranges: largest magnitudes of ``q`` (scaled by 1 / sqrt(d)), ``k``, ``v`` and ``probs``.
+        precision: ``"int8"`` or ``"fp8"``.
+
+    Raises:
+        ConfigError: a range is missing or no positive finite number, or another precision.
+    """
+
+    def __init__(self, num_heads: int, ranges: Mapping[str, float], precision: Precision) -> None:
+        super().__init__()
+        if precision not in ("int8", "fp8"):
+            raise ConfigError(f"quantization: attention is int8, fp8 or high, found {precision!r}")
+        if missing := [part for part in ATTENTION_PARTS if part not in ranges]:
+            raise ConfigError(f"quantization: attention needs ranges of {', '.join(ATTENTION_PARTS)}; {missing[0]} has none")
+        self.num_heads, self.precision = num_heads, precision
+        for part in ATTENTION_PARTS:
+            require_range(ranges[part])
+        largest = E4M3_MAX if precision == "fp8" else QMAX
+        self.scales = {part: max(ranges[part], SMALLEST_RANGE) / largest for part in ATTENTION_PARTS}
+
+    def _rounded(self, x: Tensor, part: str) -> Tensor:
+        if self.precision == "fp8":
+            return round_to_e4m3(x, self.scales[part])
+        return torch.fake_quantize_per_tensor_affine(x, self.scales[part], 0, QMIN, QMAX)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries (B, R, C) over keys and values (B, T, C): (B, R, C)."""
+        q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        scores = self._rounded(q * q.shape[-1] ** -0.5, "q") @ self._rounded(k, "k").transpose(2, 3)
+        attended = self._rounded(scores.softmax(dim=-1), "probs") @ self._rounded(v, "v")
+        return attended.transpose(1, 2).flatten(2)
+
+
 def round_to_e4m3(x: Tensor, scale: float) -> Tensor:
     """Values as FP8 E4M3 with a scale holds them: four significant bits, magnitudes of at most 448 scale."""
     return (x / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn).to(x.dtype) * scale
@@ -158,7 +202,7 @@ def require_range(input_range: float) -> None:
 
 
 LINEARS = (QuantLinear, WeightOnlyLinear, FP8Linear)
-QUANTIZED = (*LINEARS, QuantConv2d)
+QUANTIZED = (*LINEARS, QuantConv2d, QuantAttend)
 QUANTIZABLE = (nn.Linear, nn.Conv2d)
 
 
@@ -184,13 +228,17 @@ def insert_quantizers(
 
     Args:
         model: full precision.
-        ranges: largest input magnitude per layer.
-        precisions: per layer; INT8 where none is given.
+        ranges: largest input magnitude per layer, and per operand of an attention (``blocks.0.attn.attend.q``, ...).
+        precisions: per layer and attention; INT8 where none is given.
 
     Raises:
-        ConfigError: a name is no linear layer or convolution of this model, or a range or precision is not usable.
+        ConfigError: a name is no linear layer, convolution or attention of this model, or a range or precision is not usable.
     """
+    attentions: dict[str, dict[str, float]] = {}
     for name, input_range in ranges.items():
+        if (operand := attention_operand(name)) is not None:
+            attentions.setdefault(operand[0], {})[operand[1]] = input_range
+            continue
         parent_name, _, child = name.rpartition(".")
         try:
             parent = model.get_submodule(parent_name)
@@ -200,6 +248,52 @@ def insert_quantizers(
         if not isinstance(layer, QUANTIZABLE):
             raise ConfigError(f"quantization: {name} is no linear layer of this model, nor a convolution")
         setattr(parent, child, _quantized(layer, input_range, (precisions or {}).get(name, "int8")))
+    for name, parts in attentions.items():
+        attention = require_attention(model, name)
+        attend = QuantAttend(attention.num_heads, parts, (precisions or {}).get(name, "int8"))
+        _set_attend(model, name, attend)
+
+
+def attention_operand(name: str) -> tuple[str, str] | None:
+    """``blocks.0.attn.attend.q`` to ``("blocks.0.attn.attend", "q")``; None for what is no operand of an attention."""
+    attend, _, part = name.rpartition(".")
+    return (attend, part) if part in ATTENTION_PARTS and is_attend(attend) else None
+
+
+def find_attention(model: nn.Module, name: str) -> Attention | Attend | None:
+    """What computes the products called ``name``: a module of their own or, one level up, timm's attention."""
+    parent_name = name.rpartition(".")[0]
+    try:
+        parent = model.get_submodule(parent_name)
+    except AttributeError:
+        return None
+    if isinstance(parent, Attention):
+        return parent if is_plain(parent) else None
+    attend = getattr(parent, name.rpartition(".")[2], None)
+    return attend if isinstance(attend, Attend) else None
+
+
+def require_attention(model: nn.Module, name: str) -> Attention | Attend:
+    """The attention of that name.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    found = find_attention(model, name)
+    if found is None:
+        raise ConfigError(f"quantization: {name} is no attention of this model")
+    return found
+
+
+def _set_attend(model: nn.Module, name: str, attend: nn.Module) -> None:
+    """Puts a module in the place of an attention's products."""
+    parent_name, _, child = name.rpartition(".")
+    parent = model.get_submodule(parent_name)
+    if isinstance(parent, Attention):
+        above, _, own = parent_name.rpartition(".")
+        setattr(model.get_submodule(above), own, SelfAttention(parent, attend))
+    else:
+        setattr(parent, child, attend)
 
 
 def _quantized(layer: nn.Linear | nn.Conv2d, input_range: float, precision: Precision) -> nn.Module:
@@ -232,4 +326,6 @@ def without_quantizers(model: nn.Module) -> nn.Module:
                 linear = nn.Linear(child.in_features, child.out_features, bias=child.bias is not None)
                 linear.weight, linear.bias = child.weight, child.bias
                 setattr(parent, name, linear)
+            elif isinstance(child, QuantAttend):
+                setattr(parent, name, Attend(child.num_heads))
     return model.eval()

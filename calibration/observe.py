@@ -15,7 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from gft_edge.calibration.attention import watch_operand
 from gft_edge.calibration.histogram import Seen, TensorStats
+from gft_edge.calibration.modules import attention_operand
 from gft_edge.calibration.thresholds import DEFAULT_PERCENTILE, Method, threshold
 from gft_edge.errors import ArtifactError, DataError
 from gft_edge.files import replacing
@@ -132,7 +134,7 @@ class Collector:
 
 @contextlib.contextmanager
 def observing(model: nn.Module, collector: Collector) -> Iterator[None]:
-    """While the block runs, the collector sees the input of every module it has a name of."""
+    """While the block runs, the collector sees the input of every module, and every operand of an attention, it has a name of."""
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -140,8 +142,13 @@ def observing(model: nn.Module, collector: Collector) -> Iterator[None]:
 
         return hook
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(watch(name)) for name in collector.stats]
+    handles = []
     try:
+        for name in collector.stats:
+            if (operand := attention_operand(name)) is not None:
+                handles.append(watch_operand(model, *operand, collector.take))
+            else:
+                handles.append(model.get_submodule(name).register_forward_pre_hook(watch(name)))
         yield
     finally:
         for handle in handles:

@@ -14,6 +14,17 @@ from gft_edge.errors import ConfigError
 
 Precision = Literal["int8", "int8-weights", "fp8", "high"]
 """INT8 (both inputs), INT8 weights with activations in high precision, FP8 E4M3 (both inputs), or high precision."""
+AttentionPrecision = Literal["int8", "fp8", "high"]
+
+ATTEND = "attend"
+"""Last part of the name of an attention's two products: ``blocks.0.attn.attend``, ``stages.1.attn.attend``."""
+MAX_FUSED_INT8_TOKENS = 512
+"""No TensorRT fuses INT8 attention over more keys, the class token included (NVIDIA/TensorRT issue 3724)."""
+
+
+def is_attend(name: str) -> bool:
+    """Whether a name, or the pattern of a rule, is of an attention's products."""
+    return name.rpartition(".")[2].endswith(ATTEND)
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,15 @@ class QuantRule:
             raise ConfigError(
                 f"quantization policy: the rule for {self.pattern!r} needs a pattern and a reason in words"
             )
+        if f"{ATTEND}." in self.pattern:
+            raise ConfigError(
+                f"quantization policy: {self.pattern!r} is of a part of an attention; its products are quantized both or not "
+                f"at all, as TensorRT fuses them, so let the pattern end in '{ATTEND}'"
+            )
+        if self.precision == "int8-weights" and is_attend(self.pattern):
+            raise ConfigError(
+                f"quantization policy: the attention of {self.pattern!r} has no weights; it is int8, fp8 or high"
+            )
 
 
 @dataclass(frozen=True)
@@ -41,9 +61,10 @@ class QuantPolicy:
     """The first rule that matches the name of a linear layer or convolution decides; what no rule matches stays high precision.
 
     INT8 is symmetric, with weights per output channel, activations per tensor and the bias in high precision; FP8 is
-    E4M3, both per tensor. Everything that is not a linear layer (patch embedding, LayerNorm, softmax, GELU, residual
-    adds, the importance path) stays high precision always: quantizing those is what makes INT8 Vision Transformers
-    collapse.
+    E4M3, both per tensor. The two products of an attention go by its name, ``blocks.0.attn.attend``, which only patterns
+    that end in ``attend`` match: queries, keys, probabilities and values are quantized per tensor, all or none.
+    Everything else (patch embedding, LayerNorm, the softmax itself, GELU, residual adds, the importance path) stays high
+    precision always: quantizing those is what makes INT8 Vision Transformers collapse.
 
     Args:
         rules: in order.
@@ -62,7 +83,8 @@ class QuantPolicy:
 
     def rule_for(self, name: str) -> QuantRule | None:
         """The rule that decides on a module of that name."""
-        return next((rule for rule in self.rules if fnmatch.fnmatchcase(name, rule.pattern)), None)
+        rules = (rule for rule in self.rules if is_attend(rule.pattern)) if is_attend(name) else self.rules
+        return next((rule for rule in rules if fnmatch.fnmatchcase(name, rule.pattern)), None)
 
     def precision_of(self, name: str) -> Precision:
         """What the module of that name computes in."""
@@ -107,9 +129,14 @@ def read_policy(path: Path) -> QuantPolicy:
     return QuantPolicy.from_json(data)
 
 
-def uniform_policy(precision: Precision, smoothquant: float | None = None) -> QuantPolicy:
-    """The default policy with another precision in place of INT8."""
-    rules = (QuantRule(r.pattern, precision if r.precision == "int8" else r.precision, r.reason) for r in _RULES)
+def uniform_policy(
+    precision: Precision, smoothquant: float | None = None, attention: AttentionPrecision = "high"
+) -> QuantPolicy:
+    """The default policy with other precisions in place of INT8 layers and of high-precision attention."""
+    rules = [QuantRule(r.pattern, precision if r.precision == "int8" else r.precision, r.reason) for r in _RULES]
+    if attention != "high":
+        reason = f"both products of the attention in {attention.upper()}, asked for"
+        rules = [QuantRule(r.pattern, attention, reason) if is_attend(r.pattern) else r for r in rules]
     return QuantPolicy(tuple(rules), smoothquant)
 
 
@@ -121,6 +148,7 @@ _RULES = (
     QuantRule("*.attn.proj", "int8", "output projection of the attention"),
     QuantRule("*.mlp.fc1", "int8", "first layer of the MLP, half of its work"),
     QuantRule("*.mlp.fc2", "int8", "second layer of the MLP, half of its work"),
+    QuantRule("*.attn.attend", "high", "softmax and its two products; FP16 attention is fused by every TensorRT, any length"),
     QuantRule("network.conv1", "high", "first convolution of a ResNet; three channels in, little work"),
     QuantRule("network.conv_stem", "high", "first convolution of a network; three channels in, little work"),
     QuantRule("network.*conv*", "int8", "convolution of a network without attention"),

@@ -1,4 +1,4 @@
-"""Post-training quantization: ranges from calibration images, then INT8 linears."""
+"""Post-training quantization: ranges from calibration images, then quantized layers and attention."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
+from gft_edge.calibration.attention import PROBS_RANGE, attention_tensors, quantized_attention
 from gft_edge.calibration.modules import SMALLEST_RANGE, insert_quantizers, quantized_names
 from gft_edge.calibration.observe import Collector, collect, observe
 from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy
@@ -45,9 +46,18 @@ def quantize_int8(
     Raises:
         DataError, ConfigError: nothing to calibrate on, or nothing to quantize.
     """
-    collector = Collector(quantized_names(model, policy), method, share)
+    collector = Collector(observed_names(model, policy), method, share)
     collect(collector, observe(model, collector, batches))
     return quantize_with(model, collector.ranges(), policy, method, collector.images)
+
+
+def observed_names(model: nn.Module, policy: QuantPolicy) -> list[str]:
+    """Names of everything whose range the policy needs: inputs of layers, operands of attention.
+
+    Raises:
+        ConfigError: nothing to quantize, or an attention that TensorRT would not fuse.
+    """
+    return quantized_names(model, policy) + attention_tensors(model, policy)
 
 
 def quantize_with(
@@ -57,22 +67,23 @@ def quantize_with(
 
     Args:
         model: in eval mode, float32; left untouched.
-        ranges: of the inputs of at least every linear the policy quantizes; dead inputs get the smallest usable one.
+        ranges: of at least everything in :func:`observed_names`; dead inputs get the smallest usable one.
         policy: which linears become INT8.
         method, images: how and on how many images the ranges were found, for the record.
 
     Raises:
         ConfigError: a range is missing, or the policy quantizes nothing.
     """
-    names = quantized_names(model, policy)
+    layers, attention = quantized_names(model, policy), quantized_attention(model, policy)
+    names = layers + attention_tensors(model, policy)
     missing = [name for name in names if name not in ranges]
     if missing:
-        raise ConfigError(
-            f"ranges: none for the input of {missing[0]} and {len(missing) - 1} others; calibrate with this policy"
-        )
+        hint = "calibrate with --attention" if missing[0] not in layers else "calibrate with this policy"
+        raise ConfigError(f"ranges: none for the input of {missing[0]} and {len(missing) - 1} others; {hint}")
     used = {name: max(float(ranges[name]), SMALLEST_RANGE) for name in names}
+    used.update({f"{name}.probs": PROBS_RANGE for name in attention})
     quantized = copy.deepcopy(model)
-    precisions = {name: policy.precision_of(name) for name in names}
+    precisions = {name: policy.precision_of(name) for name in (*layers, *attention)}
     insert_quantizers(quantized, used, precisions)
     summary = {
         "precision": next(iter(precisions.values())) if len(set(precisions.values())) == 1 else "mixed",

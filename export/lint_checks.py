@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import NodeProto
 
+from gft_edge.calibration.policy import MAX_FUSED_INT8_TOKENS
 from gft_edge.export.generations import GENERATIONS, Platform, dtype_refusal
 from gft_edge.export.graph_view import (
     DEQUANTIZE,
@@ -23,7 +24,6 @@ from gft_edge.export.graph_view import (
 Problems = Iterator[tuple[str, str]]
 
 MAX_TOPK = 3840
-MAX_FUSED_INT8_TOKENS = 512
 DATA_DEPENDENT = ("NonZero", "Compress", "Unique", "NonMaxSuppression", "Loop", "If", "Scan", "SequenceAt")
 
 

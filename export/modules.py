@@ -14,9 +14,9 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from gft_edge.calibration.modules import QUANTIZED, QuantConv2d
-from gft_edge.export.quantized import QDQConv2d, QDQLinear
-from gft_edge.model.layers import Attend
+from gft_edge.calibration.modules import QUANTIZED
+from gft_edge.export.quantized import folded_layer
+from gft_edge.model.layers import Attend, SelfAttention, is_plain
 
 
 class PlainAttend(nn.Module):
@@ -33,25 +33,6 @@ class PlainAttend(nn.Module):
         return (scores.softmax(dim=-1) @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
 
 
-class PlainAttention(nn.Module):
-    """timm's self-attention on :class:`PlainAttend`."""
-
-    def __init__(self, layer: Attention) -> None:
-        super().__init__()
-        self.qkv, self.attend, self.proj = layer.qkv, PlainAttend(layer.num_heads), layer.proj
-
-    def forward(self, x: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
-        """(B, T, C) to (B, T, C); never masked."""
-        q, k, v = self.qkv(x).chunk(3, dim=2)
-        return self.proj(self.attend(q, k, v))
-
-
-def _is_plain(layer: Attention) -> bool:
-    """Whether nothing is done to queries, keys or the result but what :class:`PlainAttention` does."""
-    extras = (layer.q_norm, layer.k_norm, layer.norm)
-    return layer.gate is None and all(isinstance(extra, nn.Identity) for extra in extras)
-
-
 def exportable(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     """A copy of a model in eval mode whose modules have the form of this file.
 
@@ -63,14 +44,14 @@ def exportable(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     model = copy.deepcopy(model).eval().requires_grad_(False)
     for parent in list(model.modules()):
         for name, child in parent.named_children():
-            if isinstance(child, Attention) and _is_plain(child):
-                setattr(parent, name, PlainAttention(child))
+            if isinstance(child, Attention) and is_plain(child):
+                setattr(parent, name, SelfAttention(child, PlainAttend(child.num_heads)))
             elif isinstance(child, Attend):
                 setattr(parent, name, PlainAttend(child.num_heads))
     _fold_norms(model)
     scales = dtype or torch.float32
     folded = [
-        (parent, name, QDQConv2d(child, scales) if isinstance(child, QuantConv2d) else QDQLinear(child, scales))
+        (parent, name, folded_layer(child, scales))
         for parent in model.modules()
         for name, child in parent.named_children()
         if isinstance(child, QUANTIZED)

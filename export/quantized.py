@@ -15,6 +15,7 @@ from gft_edge.calibration.modules import (
     QMAX,
     QMIN,
     FP8Linear,
+    QuantAttend,
     QuantConv2d,
     QuantLinear,
     WeightOnlyLinear,
@@ -134,3 +135,48 @@ class QDQConv2d(QDQLayer):
         """(B, in, H, W) to (B, out, H', W')."""
         weight = dequantize(self.weight_stored, self.weight_scale, self.weight_zero, axis=0)
         return F.conv2d(self.rounded(x), weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+
+
+class QDQAttend(nn.Module):
+    """Attention with all four operands of its two products quantized, and nothing between DequantizeLinear and product.
+
+    The scale of the scores and the transposition of the keys stand before QuantizeLinear: the form that TensorRT fuses
+    (NVIDIA/Model-Optimizer PR 1289).
+
+    Args:
+        layer: what to fold.
+        dtype: of scales and results.
+    """
+
+    zero: Tensor
+
+    def __init__(self, layer: QuantAttend, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.num_heads = layer.num_heads
+        smallest = torch.finfo(dtype).tiny
+        for part, scale in layer.scales.items():
+            self.register_buffer(f"{part}_scale", torch.tensor(max(scale, smallest), dtype=dtype))
+        stored = torch.float8_e4m3fn if layer.precision == "fp8" else torch.int8
+        self.register_buffer("zero", torch.zeros((), dtype=stored))
+
+    def _rounded(self, x: Tensor, part: str) -> Tensor:
+        scale: Tensor = getattr(self, f"{part}_scale")
+        return dequantize(quantize(x, scale, self.zero), scale, self.zero)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Queries (B, R, C) over keys and values (B, T, C): (B, R, C)."""
+        q, k, v = (t.unflatten(2, (self.num_heads, -1)) for t in (q, k, v))
+        q = self._rounded(q.transpose(1, 2) * q.shape[-1] ** -0.5, "q")
+        scores = q @ self._rounded(k.permute(0, 2, 3, 1), "k")
+        probs = self._rounded(scores.softmax(dim=-1), "probs")
+        return (probs @ self._rounded(v.transpose(1, 2), "v")).transpose(1, 2).flatten(2)
+
+
+def folded_layer(layer: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """The exported form of a quantized layer or attention."""
+    if isinstance(layer, QuantConv2d):
+        return QDQConv2d(layer, dtype)
+    if isinstance(layer, QuantAttend):
+        return QDQAttend(layer, dtype)
+    assert isinstance(layer, (QuantLinear, WeightOnlyLinear, FP8Linear))
+    return QDQLinear(layer, dtype)

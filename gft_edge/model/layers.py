@@ -6,7 +6,7 @@ import itertools
 
 import torch
 import torch.nn.functional as F
-from timm.models.vision_transformer import Block
+from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
 
@@ -25,6 +25,30 @@ class Attend(nn.Module):
         """Queries (B, R, C) over keys and values (B, T, C): (B, R, C)."""
         q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+class SelfAttention(nn.Module):
+    """timm's self-attention with its two products in a module of their own.
+
+    Args:
+        layer: a plain one (:func:`is_plain`), whose projections are shared.
+        attend: computes what :class:`Attend` does.
+    """
+
+    def __init__(self, layer: Attention, attend: nn.Module) -> None:
+        super().__init__()
+        self.qkv, self.attend, self.proj = layer.qkv, attend, layer.proj
+
+    def forward(self, x: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
+        """(B, T, C) to (B, T, C); never masked."""
+        q, k, v = self.qkv(x).chunk(3, dim=2)
+        return self.proj(self.attend(q, k, v))
+
+
+def is_plain(layer: Attention) -> bool:
+    """Whether nothing is done to queries, keys or the result but what :class:`SelfAttention` does."""
+    extras = (layer.q_norm, layer.k_norm, layer.norm)
+    return layer.gate is None and all(isinstance(extra, nn.Identity) for extra in extras)
 
 
 class RowAttention(nn.Module):
