@@ -21,7 +21,7 @@ from torch import nn
 from gft_edge.calibration.modules import quantized_names
 from gft_edge.calibration.observe import Collector, collect, observe
 from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy, QuantRule, uniform_policy
-from gft_edge.calibration.ptq import quantize_with
+from gft_edge.calibration.ptq import observed_names, quantize_with
 from gft_edge.calibration.smoothquant import smooth
 from gft_edge.calibration.thresholds import Method, threshold
 from gft_edge.data.datasets import ImageSet
@@ -62,6 +62,8 @@ class Candidate:
     share: float = 99.99
 
 
+EVERYTHING = uniform_policy("int8", attention="int8")
+"""Needs the range of everything any policy needs."""
 DEFAULT = Candidate("int8-max", "INT8, max (default)", DEFAULT_POLICY)
 
 
@@ -82,8 +84,16 @@ def candidates() -> list[Candidate]:
         Candidate("int8-mse", "INT8, MSE", DEFAULT_POLICY, "mse"),
         Candidate("int8-smoothquant", f"INT8, SmoothQuant {SMOOTHING}, max", smoothed),
         Candidate("int8-smoothquant-mse", f"INT8, SmoothQuant {SMOOTHING}, MSE", smoothed, "mse"),
-        Candidate("fp8-max", "FP8 E4M3, max", uniform_policy("fp8")),
+        Candidate("int8-attention", "INT8 with attention, max", EVERYTHING),
+        Candidate(
+            "int8-attention-smoothquant-mse",
+            f"INT8 with attention, SmoothQuant {SMOOTHING}, MSE",
+            QuantPolicy(EVERYTHING.rules, SMOOTHING),
+            "mse",
+        ),
         Candidate("int8-weights", "INT8 weights only", uniform_policy("int8-weights")),
+        Candidate("fp8-max", "FP8 E4M3, max", uniform_policy("fp8")),
+        Candidate("fp8-attention", "FP8 E4M3 with attention, max", uniform_policy("fp8", attention="fp8")),
     ]
 
 
@@ -131,7 +141,7 @@ class Calibration:
         alpha = policy.smoothquant
         if alpha not in self._seen:
             model = self.model if alpha is None else smooth(self.model, self._images(), policy)
-            collector = Collector(quantized_names(model, DEFAULT_POLICY), "mse")
+            collector = Collector(observed_names(model, EVERYTHING), "mse")
             self._seen[alpha] = model, collect(collector, observe(model, collector, self._images()))
         return self._seen[alpha]
 
