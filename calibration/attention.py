@@ -92,6 +92,8 @@ def watch_operand(model: nn.Module, name: str, part: str, take: Take) -> Removab
     def hand(operand: Tensor) -> None:
         take(f"{name}.{part}", operand * (operand.shape[-1] // heads) ** -0.5 if part == "q" else operand)
 
-    if isinstance(attention, Attention):  # its products are not a module: what the projection gives goes into them as it is
+    if isinstance(
+        attention, Attention
+    ):  # its products are not a module: what the projection gives goes into them as it is
         return attention.qkv.register_forward_hook(lambda _, __, output: hand(output.chunk(3, dim=-1)[index]))
     return attention.register_forward_pre_hook(lambda _, inputs: hand(inputs[index]))

@@ -170,7 +170,9 @@ class QuantAttend(nn.Module):
         if precision not in ("int8", "fp8"):
             raise ConfigError(f"quantization: attention is int8, fp8 or high, found {precision!r}")
         if missing := [part for part in ATTENTION_PARTS if part not in ranges]:
-            raise ConfigError(f"quantization: attention needs ranges of {', '.join(ATTENTION_PARTS)}; {missing[0]} has none")
+            raise ConfigError(
+                f"quantization: attention needs ranges of {', '.join(ATTENTION_PARTS)}; {missing[0]} has none"
+            )
         self.num_heads, self.precision = num_heads, precision
         for part in ATTENTION_PARTS:
             require_range(ranges[part])

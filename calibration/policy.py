@@ -148,7 +148,9 @@ _RULES = (
     QuantRule("*.attn.proj", "int8", "output projection of the attention"),
     QuantRule("*.mlp.fc1", "int8", "first layer of the MLP, half of its work"),
     QuantRule("*.mlp.fc2", "int8", "second layer of the MLP, half of its work"),
-    QuantRule("*.attn.attend", "high", "softmax and its two products; FP16 attention is fused by every TensorRT, any length"),
+    QuantRule(
+        "*.attn.attend", "high", "softmax and its two products; FP16 attention is fused by every TensorRT, any length"
+    ),
     QuantRule("network.conv1", "high", "first convolution of a ResNet; three channels in, little work"),
     QuantRule("network.conv_stem", "high", "first convolution of a network; three channels in, little work"),
     QuantRule("network.*conv*", "int8", "convolution of a network without attention"),

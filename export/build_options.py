@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gft_edge.benchmarks.devices import Device
+from gft_edge.calibration.policy import MAX_FUSED_INT8_TOKENS
 from gft_edge.errors import ConfigError
 from gft_edge.export.generations import RTX, RTX_CAPABILITIES, Generation, dla_refusal, dtype_refusal, generation
 from gft_edge.export.graph_summary import GraphSummary
-from gft_edge.export.lint_checks import MAX_FUSED_INT8_TOKENS
 
 MIB = 1 << 20
 HARDWARE_COMPATIBILITY = {"ampere+": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILITY"}
@@ -106,10 +106,10 @@ def require_options(
         raise ConfigError(f"--weak: {where} has no precision flags, the graph decides; export with --precision fp16")
     if options.weak and graph.precision in ("fp8", "bf16"):
         raise ConfigError(f"--weak: {graph.precision.upper()} graphs are built strongly typed")
-    if graph.precision == "int8" and graph.quantized_attention and (graph.tokens or 0) > MAX_FUSED_INT8_TOKENS:
+    if graph.precision == "int8" and (graph.quantized_tokens or 0) > MAX_FUSED_INT8_TOKENS:
         raise ConfigError(
-            f"INT8 attention over {graph.tokens} tokens: no TensorRT fuses it above {MAX_FUSED_INT8_TOKENS}; leave attention "
-            "unquantized or keep fewer patches"
+            f"INT8 attention over {graph.quantized_tokens} tokens: no TensorRT fuses it above {MAX_FUSED_INT8_TOKENS}; leave "
+            "attention unquantized or keep fewer patches"
         )
     static = [i for i in graph.inputs if None not in i.shape]
     if any(i.shape and i.shape[0] != size for i in static for size in options.batch):

@@ -36,7 +36,8 @@ class GraphSummary:
         inputs: name, type and shape of each.
         operators: how often each operator occurs; products of two computed tensors count as ``MatMul(computed)``.
         tokens: longest sequence of any attention, None without attention.
-        quantized_attention: whether queries and keys are quantized.
+        quantized_attention: whether queries and keys are quantized, in any attention.
+        quantized_tokens: longest sequence of those.
     """
 
     opset: int
@@ -47,6 +48,7 @@ class GraphSummary:
     operators: dict[str, int]
     tokens: int | None
     quantized_attention: bool
+    quantized_tokens: int | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -82,6 +84,7 @@ def summarize(model: onnx.ModelProto) -> GraphSummary:
     floats = [name for name in ("fp16", "bf16", "fp32") if name in types]
     rest = max(floats, key=lambda name: types[name], default="fp32")
     attentions = graph.attentions
+    quantized_attentions = [a for a in attentions if all(graph.is_dequantized(name) for name in a.scores.input)]
     return GraphSummary(
         opset=graph.opset,
         precision=next((name for name in ("fp8", "int8") if name in quantized), rest),
@@ -90,7 +93,8 @@ def summarize(model: onnx.ModelProto) -> GraphSummary:
         inputs=tuple(_input(graph, value.name) for value in graph.inputs),
         operators=dict(sorted(_operators(graph).items())),
         tokens=max((a.tokens for a in attentions if a.tokens is not None), default=None),
-        quantized_attention=any(all(graph.is_dequantized(name) for name in a.scores.input) for a in attentions),
+        quantized_attention=bool(quantized_attentions),
+        quantized_tokens=max((a.tokens for a in quantized_attentions if a.tokens is not None), default=None),
     )
 
 

@@ -53,12 +53,15 @@ def quantized_residual(graph: GraphView, platform: Platform) -> Problems:
             yield label(node), "a residual sum reads quantized values"
 
 
-def lone_softmax_qdq(graph: GraphView, platform: Platform) -> Problems:
-    """Softmax output quantized while queries and keys are not."""
+def half_quantized_attention(graph: GraphView, platform: Platform) -> Problems:
+    """One of an attention's two products quantized, the other not."""
     for attention in graph.attentions:
         quantized = [r for r in graph.readers(attention.softmax.output[0], ("Cast",)) if r.op_type == QUANTIZE]
-        if quantized and not all(graph.is_dequantized(name) for name in attention.scores.input):
+        scores = all(graph.is_dequantized(name) for name in attention.scores.input)
+        if quantized and not scores:
             yield label(quantized[0]), f"{label(attention.softmax)} is quantized, its queries and keys are not"
+        elif scores and not graph.is_dequantized(attention.product.input[0], (*MOVES, "Cast")):
+            yield label(attention.softmax), "its queries and keys are quantized, its probabilities are not"
 
 
 def quantized_layer_norm_input(graph: GraphView, platform: Platform) -> Problems:

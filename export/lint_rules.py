@@ -66,10 +66,10 @@ RULES = (
     ),
     Rule(
         "GE003",
-        "Q/DQ on softmax alone",
+        "Q/DQ on one of the two products of attention",
         "Fused attention wants Q/DQ on queries, keys, values and softmax together (NVIDIA/Model-Optimizer PR 1289); broken "
         "into kernels INT8 is slower than FP16 (NVIDIA/TensorRT issue 3714).",
-        checks.lone_softmax_qdq,
+        checks.half_quantized_attention,
     ),
     Rule(
         "GE004",

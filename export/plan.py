@@ -278,14 +278,17 @@ def _dialect(known: Generation, weak: bool) -> str:
 
 def _meaning(graph: GraphSummary, known: Generation, weak: bool, calibrated: bool, allow_fp16: bool) -> str:
     rest = graph.rest.upper()
+    linears = "linears and attention products" if graph.quantized_attention else "linears"
     if calibrated:
         return "INT8 where the calibrator's ranges allow and INT8 is faster, else FP16 or FP32"
     if graph.precision == "int8" and weak:
-        return "linears in INT8; TensorRT picks FP16 or FP32 for the rest, so logits differ from ONNX Runtime's"
+        return f"{linears} in INT8; TensorRT picks FP16 or FP32 for the rest, so logits differ from ONNX Runtime's"
     if graph.precision == "int8" and known.name == RTX:
-        return f"weights and inputs of linears quantized to INT8, rest {rest}; NVIDIA lists INT8 as weight-only on RTX"
+        return (
+            f"weights and inputs of {linears} quantized to INT8, rest {rest}; NVIDIA lists INT8 as weight-only on RTX"
+        )
     if graph.precision in ("int8", "fp8"):
-        return f"linears in {graph.precision.upper()}, everything else in {rest} exactly as the graph says"
+        return f"{linears} in {graph.precision.upper()}, everything else in {rest} exactly as the graph says"
     if weak:
         fp16 = known.typing == "both" or allow_fp16
         return "FP16 where TensorRT finds it faster, else FP32" if fp16 else "FP32; with --weak FP16 where it is faster"
@@ -302,9 +305,10 @@ def _notes(
 ) -> tuple[str, ...]:
     notes = []
     quantized = graph.precision in ("int8", "fp8")
+    unquantized = "" if graph.quantized_attention else "attention, "
     if quantized and graph.rest == "fp32" and not weak:
         notes.append(
-            "the rest of this graph is FP32: attention, softmax and LayerNorm run at half the rate of FP16 or less and "
+            f"the rest of this graph is FP32: {unquantized}softmax and LayerNorm run at half the rate of FP16 or less and "
             "do not use FP16 attention kernels; measure against a plain FP16 engine"
             + ("" if known.typing == "strong" else ", or build with --weak")
         )

@@ -37,6 +37,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_calibration_arguments(parser)
     parser.add_argument(
+        "--attention", action="store_true", help="of a checkpoint: also queries, keys, values, for quantize --attention"
+    )
+    parser.add_argument(
         "--state", type=Path, metavar="FILE", help="keep what was counted so far here, and go on from it"
     )
     parser.add_argument(
@@ -79,6 +82,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _of_checkpoint(args: argparse.Namespace) -> int:
+    from gft_edge.calibration.attention import MEASURED_PARTS, attention_names
     from gft_edge.calibration.images import model_features
     from gft_edge.calibration.modules import quantized_names
     from gft_edge.calibration.observe import Collector, observe
@@ -95,9 +99,12 @@ def _of_checkpoint(args: argparse.Namespace) -> int:
     if args.out is None:
         raise ConfigError("calibrate: a checkpoint needs --out DIR")
     spec = info.preprocess
+    names = quantized_names(checkpoint.model, DEFAULT_POLICY)
+    if args.attention:
+        names += [f"{name}.{part}" for name in attention_names(checkpoint.model) for part in MEASURED_PARTS]
     with new_folder(args.out) as folder:
         card, images = chosen_images(args, spec, info.labels, lambda: model_features(checkpoint.model, spec))
-        collector = Collector(quantized_names(checkpoint.model, DEFAULT_POLICY), args.method, args.percentile)
+        collector = Collector(names, args.method, args.percentile)
         gather(
             args, collector, images, spec, checkpoint.sha256, card, lambda b: observe(checkpoint.model, collector, b)
         )
@@ -111,9 +118,12 @@ def _of_artifact(args: argparse.Namespace) -> int:
     from gft_edge.calibration.graph import graph_features, linear_tensors, load_graph, observe_graph
     from gft_edge.calibration.observe import Collector
     from gft_edge.calibration.ranges import Ranges
+    from gft_edge.errors import ConfigError
     from gft_edge.files import new_folder
     from gft_edge.manifest import MODEL, load_artifact, register_files
 
+    if args.attention:
+        raise ConfigError("calibrate: --attention is for checkpoints; calibration caches leave attention in FP16")
     artifact = load_artifact(Path(args.model))
     manifest = artifact.manifest
     algorithm = {"entropy2": "EntropyCalibration2", "minmax": "MinMaxCalibration"}[args.calibrator]

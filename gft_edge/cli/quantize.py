@@ -1,4 +1,5 @@
-"""Calibrate activation ranges on training images and quantize the linear layers; says whether selection survives it."""
+"""Calibrate activation ranges on training images and quantize the linear layers, and attention where asked for; says whether
+selection survives it."""
 
 from __future__ import annotations
 
@@ -24,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="int8",
         help="of the linear layers of blocks and stages (int8)",
     )
+    parser.add_argument(
+        "--attention",
+        choices=("int8", "fp8", "high"),
+        help="of both products of attention; INT8 up to 512 tokens, FP8 from compute capability 8.9 (high)",
+    )
     parser.add_argument("--policy", type=Path, metavar="FILE", help="rules (TOML or JSON) in place of --precision")
     parser.add_argument(
         "--smoothquant",
@@ -41,10 +47,11 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     import dataclasses
 
+    from gft_edge.calibration.attention import MEASURED_PARTS, attention_names
     from gft_edge.calibration.images import model_features
-    from gft_edge.calibration.modules import QUANTIZABLE, quantized_names
+    from gft_edge.calibration.modules import QUANTIZABLE
     from gft_edge.calibration.observe import Collector, observe
-    from gft_edge.calibration.ptq import quantize_with
+    from gft_edge.calibration.ptq import observed_names, quantize_with
     from gft_edge.calibration.ranges import Ranges, read_ranges
     from gft_edge.calibration.safety import selection_safety
     from gft_edge.calibration.smoothquant import smooth
@@ -63,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     policy = _policy(args)
     if policy.smoothquant is not None and args.ranges:
         raise ConfigError("quantize: SmoothQuant changes the ranges; leave out --ranges")
+    observed = observed_names(model, policy)  # refuses a policy that does not fit before images are read
     with new_folder(args.out) as folder:
         known = read_ranges(args.ranges) if args.ranges else None
         if known is not None:
@@ -71,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
         if policy.smoothquant is not None:
             model = smooth(model, (batch for batch, _ in evaluation_batches(images, spec)), policy)
         if known is None:
-            collector = Collector(quantized_names(model, policy), args.method, args.percentile)
+            collector = Collector(observed, args.method, args.percentile)
             gather(args, collector, images, spec, checkpoint.sha256, card, lambda b: observe(model, collector, b))
             ranges = Ranges.of(collector, "module inputs", checkpoint.sha256, card.id, spec.id)
         else:
@@ -98,9 +106,13 @@ def run(args: argparse.Namespace) -> int:
         for name, module in checkpoint.model.named_modules()
         if isinstance(module, QUANTIZABLE)
     ]
+    rows += [
+        (name, precisions.get(name, "high"), _ranges(values, name, MEASURED_PARTS), _reason(policy, name))
+        for name in attention_names(checkpoint.model)
+    ]
     kind = {"int8": "INT8", "fp8": "FP8 (emulated)", "int8-weights": "INT8 weights"}.get(summary["precision"], "mixed")
     text = (
-        f"{args.out}: {len(values)} layers in {kind}, calibrated on {ranges.images} images\n"
+        f"{args.out}: {_count(precisions)} in {kind}, calibrated on {ranges.images} images\n"
         f"{card.describe()}\n{describe_ranges(ranges)}\n{safety.describe()}\n"
     )
     data = {"out": str(args.out), **summary, "selection": safety.to_json()}
@@ -113,11 +125,35 @@ def _policy(args: argparse.Namespace) -> QuantPolicy:
     import dataclasses
 
     from gft_edge.calibration.policy import read_policy, uniform_policy
+    from gft_edge.errors import ConfigError
 
-    policy = read_policy(args.policy) if args.policy else uniform_policy(args.precision)
+    if args.policy and args.attention:
+        raise ConfigError(
+            "quantize: --policy decides on attention too; give it a rule for '*.attend' in place of --attention"
+        )
+    attention = args.attention or "high"
+    if attention not in ("high", args.precision):
+        raise ConfigError(
+            f"quantize: a graph has one 8-bit type; --attention {attention} goes with --precision {attention}, not "
+            f"{args.precision}"
+        )
+    policy = read_policy(args.policy) if args.policy else uniform_policy(args.precision, attention=attention)
     return policy if args.smoothquant is None else dataclasses.replace(policy, smoothquant=args.smoothquant)
 
 
 def _reason(policy: QuantPolicy, name: str) -> str:
     rule = policy.rule_for(name)
     return "no rule matches" if rule is None else rule.reason
+
+
+def _count(precisions: dict[str, str]) -> str:
+    """How many layers and attentions are quantized."""
+    from gft_edge.calibration.policy import is_attend
+
+    attentions = sum(map(is_attend, precisions))
+    return f"{len(precisions) - attentions} layers" + (f" and {attentions} attentions" if attentions else "")
+
+
+def _ranges(values: dict[str, float], name: str, parts: tuple[str, ...]) -> str:
+    """Ranges of an attention's operands, if it is quantized."""
+    return ", ".join(f"{part} {values[key]:.4g}" for part in parts if (key := f"{name}.{part}") in values)

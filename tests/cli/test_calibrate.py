@@ -101,6 +101,46 @@ def test_other_precisions_are_exported_and_verified(gft_edge, made, data, animal
     assert same["logit_sqnr_db"] is None or same["logit_sqnr_db"] > 30
 
 
+def test_attention_is_quantized_where_asked_for(gft_edge, made, data, animals, tmp_path):
+    command = ["quantize", made["ckpt"], *data, "--attention", "int8"]
+    done = gft_edge(*command, "--out", tmp_path / "q")
+    assert done.code == 0, done.err
+    assert "19 layers and 5 attentions in INT8, calibrated on 24 images" in done.out
+    assert done.out.count("both products of the attention in INT8, asked for") == 5
+    ranges = read_ranges(tmp_path / "q/calibration/ranges.json")
+    assert [name.rpartition(".")[2] for name in ranges.values if ".attend." in name] == ["q", "k", "v"] * 5
+    calibrate = gft_edge("calibrate", made["ckpt"], *data, "--attention", "--out", tmp_path / "r")
+    assert calibrate.code == 0, calibrate.err
+    done = gft_edge(*command, "--ranges", tmp_path / "r/ranges.json", "--out", tmp_path / "again")
+    assert done.code == 0, done.err
+    assert load_checkpoint(tmp_path / "again").sha256 == load_checkpoint(tmp_path / "q").sha256
+    done = gft_edge("export", tmp_path / "q", "--data", animals, "--out", tmp_path / "x", "--json")
+    assert (done.code, done.json["precision"]) == (0, "int8"), done.err
+    assert gft_edge("lint", tmp_path / "x", "--target", "rtx").code == 0
+    done = gft_edge("verify", tmp_path / "x", "--json")
+    same = next(c for c in done.json["comparisons"] if c["reference"] != "torch fp32")
+    assert same["logit_sqnr_db"] is None or same["logit_sqnr_db"] > 30
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--attention", "fp8"], "--attention fp8 goes with --precision fp8, not int8"),
+        (["--attention", "high", "--policy", "x.toml"], "--policy decides on attention too"),
+        (["--attention", "int8", "--ranges"], "none for the input of blocks.0.attn.attend.q and 14 others"),
+    ],
+)
+def test_attention_that_does_not_go_with_the_rest_is_refused(
+    gft_edge, made, data, calibrated, tmp_path, options, message
+):
+    if options[-1] == "--ranges":
+        options = [*options, calibrated[0] / "ranges.json"]
+    done = gft_edge("quantize", made["ckpt"], *data, *options, "--out", tmp_path / "out")
+    assert done.code == 2
+    assert message in done.err
+    assert not (tmp_path / "out").exists()
+
+
 def test_interrupted_calibration_goes_on(gft_edge, made, data, calibrated, tmp_path):
     command = ["calibrate", made["ckpt"], *data, "--method", "entropy", "--state", tmp_path / "state"]
     assert gft_edge(*command, "--out", tmp_path / "a").code == 0

@@ -123,6 +123,12 @@ CASES = {
         graph("f = Relu(x) y = Add(x, f)"),
         "a residual sum reads quantized values",
     ),
+    "first product alone": Case(
+        "GE003",
+        graph(attention(quantized="ab"), **heads(8), s=S, z=Z),
+        graph(attention(quantized="abcp"), **heads(8), s=S, z=Z),
+        "its queries and keys are quantized, its probabilities are not",
+    ),
     "softmax alone": Case(
         "GE003",
         graph(attention(quantized="pc"), **heads(8), s=S, z=Z),

@@ -129,7 +129,7 @@ REFUSED = {
     ),
     "DLA with dynamic batch": (graph("fp16"), {"target": "agx-orin", "dla": 0}, "takes one batch size"),
     "long INT8 attention": (
-        graph("int8", "fp16", tokens=785, quantized_attention=True),
+        graph("int8", "fp16", tokens=785, quantized_attention=True, quantized_tokens=785),
         {},
         "INT8 attention over 785 tokens: no TensorRT fuses it above 512",
     ),
