@@ -34,7 +34,7 @@ def markdown(data: Mapping[str, Any]) -> str:
         f"{machine['versions']['onnxruntime']} on the CPU, the FP8 one too\n"
         f"- images: ranges from {sizes['calibration']} training images; compared on {data['images']} test images, a number "
         f"that follows from {pilot['only_reference'] + pilot['only_candidate']} of {pilot['images']} validation images being "
-        "right on one side only",
+        f"right on one side only ({sizes['least']} to {sizes['most']} are allowed)",
         f"## Default recipe: {_verdict(default)}",
         f"Target: at most {ALLOWED_LOSS:.1%} of top-1 lost, shown by the 95 % interval of the paired difference, and logits "
         f"at {LEAST_SQNR_DB:.0f} dB SQNR or more. Measured: {change}, {_db(default['comparison']['logit_sqnr_db'])} dB; power "

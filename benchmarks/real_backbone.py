@@ -76,7 +76,7 @@ class Sizes:
     outliers: int = 200
     pilot: int = 1000
     least: int = 2000
-    most: int = 12000
+    most: int = 6000
 
 
 def make_fonts(folder: Path) -> tuple[str, ...]:
