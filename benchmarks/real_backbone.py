@@ -49,6 +49,7 @@ from gft_edge.config import GFTConfig, Recipe, load_recipe
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import ImageSet, open_images
 from gft_edge.data.typefaces import FACES, font_folder, font_folder_faces
+from gft_edge.errors import GFTEdgeError
 from gft_edge.files import new_folder, read_json, replacing, write_json
 from gft_edge.model.backbone import timm_vit
 from gft_edge.model.build import build_model
@@ -135,11 +136,18 @@ def trained(out: Path, settings: Sequence[str]) -> tuple[Checkpoint, Recipe]:
     return load_checkpoint(folder), recipe
 
 
-def run(out: Path, settings: Sequence[str] = (), sizes: Sizes = Sizes()) -> dict[str, Any]:
+def run(out: Path, settings: Sequence[str], sizes: Sizes) -> dict[str, Any]:
     """Trains and measures as far as it has not been done; returns what ``table.json`` says."""
     checkpoint, recipe = trained(out, settings)
     torch.set_num_threads(1)
-    torch.set_grad_enabled(False)
+    with torch.no_grad():
+        table = measured(out, checkpoint, recipe, sizes)
+    write_json(out / "table.json", table)
+    return table
+
+
+def measured(out: Path, checkpoint: Checkpoint, recipe: Recipe, sizes: Sizes) -> dict[str, Any]:
+    """Pilot, outliers, kinds of layers and the rows, each kept in the folder."""
     info, data = checkpoint.info, recipe.data.name
     spec = info.preprocess
     card, images = choose_images(data, "train", sizes.calibration, spec, info.labels)
@@ -148,12 +156,12 @@ def run(out: Path, settings: Sequence[str] = (), sizes: Sizes = Sizes()) -> dict
     def opened(split: Any, count: int) -> ImageSet:
         return open_images(data, split, count, spec.height, TEST_SEED)
 
-    def measured(split: Any, count: int, chosen: Any, folder: Path) -> list[dict[str, Any]]:
+    def compared(split: Any, count: int, chosen: Any, folder: Path) -> list[dict[str, Any]]:
         identity = {"model": checkpoint.sha256, "calibration": card.id, "split": split, "images": count}
         test = Pixels.of(opened(split, count), spec)
         return measure_rows(calibration, spec, test, chosen, folder, identity, say, info.labels)
 
-    pilot = measured("val", sizes.pilot, [DEFAULT], out / "pilot")[0]["comparison"]["top1"]
+    pilot = compared("val", sizes.pilot, [DEFAULT], out / "pilot")[0]["comparison"]["top1"]
     discordant = pilot["only_reference"] + pilot["only_candidate"]
     classes = len(info.labels)
     wanted = min(max(images_for(discordant, sizes.pilot), sizes.least), sizes.most)
@@ -168,8 +176,8 @@ def run(out: Path, settings: Sequence[str] = (), sizes: Sizes = Sizes()) -> dict
     if not kinds_file.exists():
         few = list(_batches(opened("val", sizes.outliers), spec))
         write_json(kinds_file, {"rows": kinds_alone(calibration, few)})
-    rows = measured("test", count, candidates(), out / "rows")
-    table = {
+    rows = compared("test", count, candidates(), out / "rows")
+    return {
         "machine": conditions(),
         "model": info.model.to_json(),
         "training": {"recipe": recipe.to_json()["train"], "metrics": info.metrics},
@@ -182,8 +190,6 @@ def run(out: Path, settings: Sequence[str] = (), sizes: Sizes = Sizes()) -> dict
         "outliers": read_json(outlier_file, "outliers"),
         "kinds": read_json(kinds_file, "kinds")["rows"],
     }
-    write_json(out / "table.json", table)
-    return table
 
 
 def _batches(images: ImageSet, spec: PreprocessSpec) -> Iterator[Images]:
@@ -214,7 +220,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("page", type=Path, nargs="?", help="the table (REAL_BACKBONE.md in the folder)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
     args = parser.parse_args(arguments)
-    text = markdown(run(args.out, args.set))
+    try:
+        text = markdown(run(args.out, args.set, Sizes()))
+    except GFTEdgeError as error:
+        say(f"error: {error}")
+        return error.exit_code
     with replacing(args.page or args.out / "REAL_BACKBONE.md") as temporary:
         temporary.write_text(text, encoding="utf-8")
     print(text)
