@@ -15,13 +15,14 @@ def markdown(data: Mapping[str, Any]) -> str:
     """The page: verdict, table of policies, outliers, kinds of layers.
 
     Args:
-        data: of :func:`gft_edge.benchmarks.real_backbone.run`.
+        data: of :func:`gft_edge.benchmarks.real_backbone.collected`.
     """
     machine, model, training, pilot = data["machine"], data["model"], data["training"], data["pilot"]
     default = next(row for row in data["rows"] if row["key"] == DEFAULT.key)
     top1 = default["comparison"]["top1"]
     kept = "-".join(str(k) for k in model["budget"]["keep"])
     steps, batch = training["recipe"]["steps"], training["recipe"]["batch_size"]
+    titles, left = data["titles"], data["not_measured"]
     sizes, change = data["sizes"], f"{100 * top1['difference']:+.2f} points ({_points(top1['interval'])})"
     parts = [
         "# Quantization of a GFT with a trained backbone",
@@ -31,7 +32,7 @@ def markdown(data: Mapping[str, Any]) -> str:
         f"blocks {', '.join(map(str, model['stages']))} of {model['depth']}, keeping {kept}; fine-tuned for {steps} steps of "
         f"{batch} images on {data['classes']} typefaces\n"
         "- graphs: exported with their importance outputs, run by ONNX Runtime "
-        f"{machine['versions']['onnxruntime']} on the CPU, the FP8 one too\n"
+        f"{machine['versions']['onnxruntime']} on the CPU\n"
         f"- images: ranges from {sizes['calibration']} training images; compared on {data['images']} test images, a number "
         f"that follows from {pilot['only_reference'] + pilot['only_candidate']} of {pilot['images']} validation images being "
         f"right on one side only ({sizes['least']} to {sizes['most']} are allowed)",
@@ -58,7 +59,14 @@ def markdown(data: Mapping[str, Any]) -> str:
             ),
             (_row(row) for row in data["rows"]),
         ),
-        f"FP32: {default['comparison']['top1_reference']:.2%}.",
+        f"FP32: {default['comparison']['top1_reference']:.2%}." + f" Not measured: {'; '.join(left)}." * bool(left),
+        "## Arithmetic or selection",
+        "A patch whose score lies near the boundary changes sides with little noise, and the logits change with it. With all "
+        f"patches kept, none can: SQNR of the logits on {sizes['outliers']} validation images, PyTorch.",
+        _table(
+            ("way", "SQNR dB", "with all patches"),
+            ((titles[r["key"]], _db(r["sqnr_db"]), _db(r["all_patches_sqnr_db"])) for r in data["selection"]),
+        ),
         "## Outliers",
         f"Inputs of the quantized layers: largest magnitude over the 99.9th percentile, and over the median channel's largest, on "
         f"{data['sizes']['outliers']} images. Median over layers, and the worst layer.",

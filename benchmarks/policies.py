@@ -18,6 +18,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from gft_edge.budget import TokenBudget
 from gft_edge.calibration.modules import quantized_names
 from gft_edge.calibration.observe import Collector, collect, observe
 from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy, QuantRule, uniform_policy
@@ -84,6 +85,8 @@ def candidates() -> list[Candidate]:
         Candidate("int8-mse", "INT8, MSE", DEFAULT_POLICY, "mse"),
         Candidate("int8-smoothquant", f"INT8, SmoothQuant {SMOOTHING}, max", smoothed),
         Candidate("int8-smoothquant-mse", f"INT8, SmoothQuant {SMOOTHING}, MSE", smoothed, "mse"),
+        Candidate("int8-fc2-high", "INT8, fc2 in high precision, max", keeping_high("*.mlp.fc2")),
+        Candidate("int8-first-mlp-high", "INT8, MLP of the first block high, max", keeping_high("blocks.0.mlp.*")),
         Candidate("int8-attention", "INT8 with attention, max", EVERYTHING),
         Candidate(
             "int8-attention-smoothquant-mse",
@@ -279,5 +282,24 @@ def kinds_alone(calibration: Calibration, images: Sequence[Images]) -> list[dict
     return rows
 
 
-def _logits(model: nn.Module, images: Sequence[Images]) -> npt.NDArray[np.float32]:
-    return np.concatenate([model(torch.from_numpy(batch)).numpy() for batch in images])
+@torch.no_grad()
+def with_all_patches(
+    calibration: Calibration, images: Sequence[Images], chosen: Sequence[Candidate]
+) -> list[dict[str, Any]]:
+    """Logit SQNR at the model's own budget and with all patches kept; in PyTorch.
+
+    Where no patch is dropped, none can be exchanged: what is lost between the two is lost by selection.
+    """
+    config: Any = calibration.model.config
+    budgets = (config.budget, config.full_budget)
+    reference = [_logits(calibration.model, images, budget) for budget in budgets]
+    rows = []
+    for candidate in chosen:
+        model = calibration.quantized(candidate)
+        own, full = (sqnr_db(known, _logits(model, images, budget)) for known, budget in zip(reference, budgets))
+        rows.append({"key": candidate.key, "sqnr_db": own, "all_patches_sqnr_db": full})
+    return rows
+
+
+def _logits(model: nn.Module, images: Sequence[Images], budget: TokenBudget | None = None) -> npt.NDArray[np.float32]:
+    return np.concatenate([model(torch.from_numpy(batch), budget).numpy() for batch in images])

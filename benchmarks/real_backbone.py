@@ -32,6 +32,7 @@ from gft_edge.benchmarks.policies import (
     images_for,
     kinds_alone,
     measure_rows,
+    with_all_patches,
 )
 from gft_edge.benchmarks.protocol import conditions
 from gft_edge.calibration.images import choose_images
@@ -136,17 +137,7 @@ def trained(out: Path, settings: Sequence[str]) -> tuple[Checkpoint, Recipe]:
     return load_checkpoint(folder), recipe
 
 
-def run(out: Path, settings: Sequence[str], sizes: Sizes) -> dict[str, Any]:
-    """Trains and measures as far as it has not been done; returns what ``table.json`` says."""
-    checkpoint, recipe = trained(out, settings)
-    torch.set_num_threads(1)
-    with torch.no_grad():
-        table = measured(out, checkpoint, recipe, sizes)
-    write_json(out / "table.json", table)
-    return table
-
-
-def measured(out: Path, checkpoint: Checkpoint, recipe: Recipe, sizes: Sizes) -> dict[str, Any]:
+def measure(out: Path, checkpoint: Checkpoint, recipe: Recipe, sizes: Sizes) -> None:
     """Pilot, outliers, kinds of layers and the rows, each kept in the folder."""
     info, data = checkpoint.info, recipe.data.name
     spec = info.preprocess
@@ -172,24 +163,42 @@ def measured(out: Path, checkpoint: Checkpoint, recipe: Recipe, sizes: Sizes) ->
         write_json(
             outlier_file, _outliers(out, checkpoint, sizes, lambda: _batches(opened("train", sizes.outliers), spec))
         )
-    kinds_file = out / "kinds.json"
+    few = list(_batches(opened("val", sizes.outliers), spec))
+    kinds_file, selection_file = out / "kinds.json", out / "selection.json"
     if not kinds_file.exists():
-        few = list(_batches(opened("val", sizes.outliers), spec))
         write_json(kinds_file, {"rows": kinds_alone(calibration, few)})
-    rows = compared("test", count, candidates(), out / "rows")
-    return {
+    if not selection_file.exists():
+        write_json(selection_file, {"rows": with_all_patches(calibration, few, candidates())})
+    compared("test", count, candidates(), out / "rows")
+
+
+def collected(out: Path, sizes: Sizes) -> dict[str, Any]:
+    """What the folder has, also written as ``table.json``; the rows that are there, in the order of the candidates.
+
+    Raises:
+        ArtifactError: the default recipe, or something beside the rows, has not been measured.
+    """
+    info = read_info(out / "checkpoint")
+    default = read_json(out / "rows" / f"{DEFAULT.key}.json", "row")
+    files = [out / "rows" / f"{candidate.key}.json" for candidate in candidates()]
+    table = {
         "machine": conditions(),
         "model": info.model.to_json(),
-        "training": {"recipe": recipe.to_json()["train"], "metrics": info.metrics},
-        "classes": classes,
+        "training": {"recipe": info.provenance["recipe"]["train"], "metrics": info.metrics},
+        "classes": len(info.labels),
         "sizes": dataclasses.asdict(sizes),
-        "calibration_set": card.id,
-        "pilot": pilot,
-        "images": count,
-        "rows": rows,
-        "outliers": read_json(outlier_file, "outliers"),
-        "kinds": read_json(kinds_file, "kinds")["rows"],
+        "calibration_set": default["identity"]["calibration"],
+        "pilot": read_json(out / "pilot" / f"{DEFAULT.key}.json", "row")["row"]["comparison"]["top1"],
+        "images": default["identity"]["images"],
+        "rows": [read_json(file, "row")["row"] for file in files if file.exists()],
+        "not_measured": [candidate.title for candidate, file in zip(candidates(), files) if not file.exists()],
+        "titles": {candidate.key: candidate.title for candidate in candidates()},
+        "outliers": read_json(out / "outliers.json", "outliers"),
+        "kinds": read_json(out / "kinds.json", "kinds")["rows"],
+        "selection": read_json(out / "selection.json", "selection")["rows"],
     }
+    write_json(out / "table.json", table)
+    return table
 
 
 def _batches(images: ImageSet, spec: PreprocessSpec) -> Iterator[Images]:
@@ -219,9 +228,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, help="folder of everything that is made; gone on from")
     parser.add_argument("page", type=Path, nargs="?", help="the table (REAL_BACKBONE.md in the folder)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
+    parser.add_argument("--collect", action="store_true", help="measure nothing: the page of what the folder has")
     args = parser.parse_args(arguments)
+    sizes = Sizes()
     try:
-        text = markdown(run(args.out, args.set, Sizes()))
+        if not args.collect:
+            checkpoint, recipe = trained(args.out, args.set)
+            torch.set_num_threads(1)
+            with torch.no_grad():
+                measure(args.out, checkpoint, recipe, sizes)
+        text = markdown(collected(args.out, sizes))
     except GFTEdgeError as error:
         say(f"error: {error}")
         return error.exit_code

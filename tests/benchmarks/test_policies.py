@@ -22,6 +22,7 @@ from gft_edge.benchmarks.policies import (
     kinds_alone,
     measure_rows,
     power,
+    with_all_patches,
 )
 from gft_edge.benchmarks.protocol import conditions
 from gft_edge.calibration.ptq import quantize_int8
@@ -170,6 +171,16 @@ def test_kinds_cover_every_quantized_layer_once(calibration, batches):
     assert all(10 < row["sqnr_db"] < 80 for row in rows)
 
 
+def test_all_patches_leave_the_arithmetic_alone(calibration, batches):
+    (row,) = with_all_patches(calibration, batches, [DEFAULT])
+    model, x = calibration.quantized(DEFAULT), torch.from_numpy(np.concatenate(batches))
+    with torch.no_grad():
+        for key, budget in (("sqnr_db", None), ("all_patches_sqnr_db", calibration.model.config.full_budget)):
+            expected = policies.sqnr_db(calibration.model(x, budget).numpy(), model(x, budget).numpy())
+            assert row[key] == pytest.approx(expected, abs=0.1)
+    assert row["all_patches_sqnr_db"] > row["sqnr_db"]
+
+
 def test_page_says_what_was_measured(measured, tiny_model, batches, tiny_config):
     row = measured[1][0]
     found = outliers(tiny_model, batches)
@@ -184,6 +195,9 @@ def test_page_says_what_was_measured(measured, tiny_model, batches, tiny_config)
         "rows": [row, {**row, "title": "lost one", "target": "missed"}],
         "outliers": {"fine-tuned": found, "random weights": found},
         "kinds": [{"kind": "fc1", "layers": 3, "sqnr_db": 31.44}],
+        "titles": {"int8-max": "INT8, max (default)"},
+        "not_measured": ["FP8 of a kind"],
+        "selection": [{"key": "int8-max", "sqnr_db": 20.04, "all_patches_sqnr_db": 33.36}],
     }
     text = markdown(json.loads(json.dumps(data)))
     lines = text.splitlines()
@@ -191,4 +205,6 @@ def test_page_says_what_was_measured(measured, tiny_model, batches, tiny_config)
     assert "fine-tuned for 7 steps of 3 images on 4 typefaces" in text
     assert next(line for line in lines if line.startswith("| lost one")).endswith("| **missed** |")
     assert f"{row['comparison']['logit_sqnr_db']:.1f}" in next(line for line in lines if line.startswith("| INT8, max"))
+    assert "Not measured: FP8 of a kind." in text
     assert "| fc1 | 3 | 31.4 |" in lines
+    assert "| INT8, max (default) | 20.0 | 33.4 |" in lines

@@ -31,11 +31,11 @@ def out(tmp_path, tiny_model, tiny_config, monkeypatch):
     monkeypatch.setattr(policies, "run_graph", in_torch)
     monkeypatch.setattr(real_backbone, "candidates", lambda: policies.candidates()[:2])
     labels = make_fonts(tmp_path / "fonts")
-    for name in ("start", "checkpoint"):
-        save_checkpoint(
-            tmp_path / name, CheckpointInfo(tiny_config, labels, PreprocessSpec(32, 32), {"steps": 7}), tiny_model
-        )
     recipe = Recipe(data=DataSection(name=f"typefaces:{tmp_path / 'fonts'}"))
+    provenance = {"recipe": recipe.to_json()}
+    info = CheckpointInfo(tiny_config, labels, PreprocessSpec(32, 32), {"steps": 7}, provenance)
+    for name in ("start", "checkpoint"):
+        save_checkpoint(tmp_path / name, info, tiny_model)
     checkpoint = load_checkpoint(tmp_path / "checkpoint")
     monkeypatch.setattr(real_backbone, "trained", lambda out, settings: (checkpoint, recipe))
     monkeypatch.setattr(real_backbone, "Sizes", lambda: SIZES)
@@ -52,6 +52,7 @@ def test_chain_ends_in_table_and_page(out, capsys, monkeypatch):
     assert page in capsys.readouterr().out and page.count("| INT8, percentile 99.99 |") == 1
     monkeypatch.setattr(policies, "run_graph", None)  # everything is there: nothing is run again
     assert main([str(out), str(out / "again.md")]) == 0
+    assert main([str(out), "--collect"]) == 0
     assert (out / "again.md").read_text() == page
 
 
