@@ -49,7 +49,7 @@ def test_chain_ends_in_table_and_page(out, capsys, monkeypatch):
     assert table["images"] % table["classes"] == 0 and 10 <= table["images"] <= 20
     assert set(table["outliers"]) == {"fine-tuned", "before fine-tuning", "random weights", "built-in model"}
     page = (out / "REAL_BACKBONE.md").read_text()
-    assert page in capsys.readouterr().out and page.count("| INT8, percentile 99.99 |") == 1
+    assert page in capsys.readouterr().out and page.count("| INT8, percentile 99.99 |") == 2
     monkeypatch.setattr(policies, "run_graph", None)  # everything is there: nothing is run again
     assert main([str(out), str(out / "again.md")]) == 0
     assert main([str(out), "--collect"]) == 0
