@@ -10,8 +10,9 @@ from torch import nn
 
 from gft_edge.budget import TokenBudget
 from gft_edge.calibration.modules import QuantLinear, insert_quantizers
-from gft_edge.export.modules import PlainAttend, PlainAttention, QDQLinear, exportable
-from gft_edge.model.layers import Attend, ClassRowBlock, RowAttention
+from gft_edge.export.modules import PlainAttend, exportable
+from gft_edge.export.quantized import QDQLinear
+from gft_edge.model.layers import Attend, ClassRowBlock, RowAttention, SelfAttention
 
 BUDGETS = [TokenBudget((12, 6), 16), TokenBudget((16, 16), 16), TokenBudget((2, 2), 16)]
 
@@ -36,7 +37,7 @@ def test_exportable_model_computes_what_the_model_computes(tiny_model, budget, d
 def test_every_attention_is_written_out(tiny_model):
     kinds = [type(module) for module in exportable(tiny_model).modules()]
     assert not {Attention, Attend} & set(kinds)
-    assert kinds.count(PlainAttention) == 2
+    assert kinds.count(SelfAttention) == 2
     assert kinds.count(PlainAttend) == 2 + 1 + 2, "two blocks, the last block, two stages"
     assert kinds.count(ClassRowBlock) == 1
 
@@ -75,7 +76,7 @@ def test_attention_of_any_kind_keeps_its_result(options):
     layer = nn.Sequential(Attention(16, num_heads=2, qkv_bias=True, **options).double().eval())
     x = torch.randn(2, 5, 16, dtype=torch.float64)
     copied = exportable(layer)
-    assert type(copied[0]) is (Attention if "qk_norm" in options else PlainAttention)
+    assert type(copied[0]) is (Attention if "qk_norm" in options else SelfAttention)
     torch.testing.assert_close(copied(x), layer(x), rtol=1e-12, atol=1e-12)
 
 
