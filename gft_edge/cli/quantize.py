@@ -124,14 +124,14 @@ def _policy(args: argparse.Namespace) -> QuantPolicy:
     """The policy that the arguments ask for."""
     import dataclasses
 
-    from gft_edge.calibration.policy import read_policy, uniform_policy
+    from gft_edge.calibration.policy import AttentionPrecision, read_policy, uniform_policy
     from gft_edge.errors import ConfigError
 
     if args.policy and args.attention:
         raise ConfigError(
             "quantize: --policy decides on attention too; give it a rule for '*.attend' in place of --attention"
         )
-    attention = args.attention or "high"
+    attention: AttentionPrecision = args.attention or "high"
     if attention not in ("high", args.precision):
         raise ConfigError(
             f"quantize: a graph has one 8-bit type; --attention {attention} goes with --precision {attention}, not "
