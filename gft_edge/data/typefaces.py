@@ -73,7 +73,12 @@ _VOWELS = ["a", "e", "i", "o", "u", "ea", "ou", "y"]
 _CODAS = ["", "", "n", "r", "s", "t", "l", "m", "g", "x", "nd", "k"]
 
 
-def _font_folder() -> Path:
+def font_folder() -> Path:
+    """Where the fonts of matplotlib are.
+
+    Raises:
+        DataError: matplotlib is not installed.
+    """
     spec = importlib.util.find_spec("matplotlib")  # the package itself is not imported: it takes half a second
     if spec is None or spec.origin is None:
         raise DataError(
@@ -84,7 +89,7 @@ def _font_folder() -> Path:
 
 @functools.lru_cache(maxsize=4096)
 def _font(file: str, size: float) -> ImageFont.FreeTypeFont:
-    path = Path(file) if Path(file).is_absolute() else _font_folder() / f"{file}.ttf"
+    path = Path(file) if Path(file).is_absolute() else font_folder() / f"{file}.ttf"
     try:
         return ImageFont.truetype(str(path), size)
     except OSError as error:

@@ -105,7 +105,7 @@ def fonts(tmp_path):
     """Two of the built-in fonts, one of them in a sub-folder."""
     (tmp_path / "sub").mkdir()
     for name, folder in (("cmr10", tmp_path), ("DejaVuSerif", tmp_path / "sub")):
-        shutil.copy(typefaces._font_folder() / f"{name}.ttf", folder)
+        shutil.copy(typefaces.font_folder() / f"{name}.ttf", folder)
     return tmp_path
 
 
