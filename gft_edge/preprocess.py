@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -125,24 +126,38 @@ class PreprocessSpec:
         """(..., height, width, 3) uint8 RGB to (..., 3, height, width) float32 normalised."""
         return self._normalized(np.moveaxis(images, -1, -3))
 
-    def _normalized(self, planes: npt.NDArray[Any], out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
+    def _normalized(
+        self, planes: npt.NDArray[Any], out: npt.NDArray[np.float32] | None = None
+    ) -> npt.NDArray[np.float32]:
         """(..., 3, height, width) whole numbers to float32; their products are exact before they are rounded, in any type."""
         scale, shift = (values[:, None, None] for values in self.scale_and_shift())
         result = np.empty(planes.shape, np.float32) if out is None else out
-        np.multiply(planes[..., ::-1, :, :] if self.color_order == "bgr" else planes, scale, out=result, casting="same_kind")
+        np.multiply(
+            planes[..., ::-1, :, :] if self.color_order == "bgr" else planes, scale, out=result, casting="same_kind"
+        )
         result += shift
         return result
 
     def pixels(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
         """The inverse of :meth:`normalize`, exact for what came from uint8: (..., 3, height, width) to (..., height, width, 3)."""
-        levels = np.moveaxis(images, -3, -1) * (255.0 * np.asarray(self.std)) + 255.0 * np.asarray(self.mean)
-        levels = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
-        return np.ascontiguousarray(levels[..., ::-1] if self.color_order == "bgr" else levels)
+        scale, shift = (255.0 * np.asarray(values)[:, None, None] for values in (self.std, self.mean))
+        levels = images * scale
+        levels += shift
+        np.clip(np.rint(levels, out=levels), 0, 255, out=levels)
+        planes = levels[..., ::-1, :, :] if self.color_order == "bgr" else levels
+        return np.moveaxis(planes, -3, -1).astype(np.uint8, order="C")
 
-    def __call__(self, image: UInt8Image, out: npt.NDArray[np.float32] | None = None) -> npt.NDArray[np.float32]:
-        """One RGB image (H, W, 3) uint8 to (3, height, width) float32, ready for the network; written to ``out`` if given.
+    def __call__(self, image: UInt8Image) -> npt.NDArray[np.float32]:
+        """One RGB image (H, W, 3) uint8 to (3, height, width) float32, ready for the network."""
+        return self._normalized(self._planes(image))
+
+    def batch(self, images: Sequence[UInt8Image]) -> npt.NDArray[np.float32]:
+        """RGB images of any sizes to (B, 3, height, width) float32, each written straight into its place.
 
         Raises:
-            DataError: the array is no (H, W, 3) uint8 image.
+            DataError: one of them is no (H, W, 3) uint8 image.
         """
-        return self._normalized(self._planes(image), out)
+        result = np.empty((len(images), 3, self.height, self.width), np.float32)
+        for image, out in zip(images, result):
+            self._normalized(self._planes(image), out)
+        return result

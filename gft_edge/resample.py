@@ -36,7 +36,10 @@ def _bicubic(x: Floats) -> Floats:
     return np.where(x < 1.0, near, np.where(x < 2.0, far, 0.0))
 
 
-FILTERS: dict[str, tuple[Callable[[Floats], Floats], float]] = {"bilinear": (_bilinear, 1.0), "bicubic": (_bicubic, 2.0)}
+FILTERS: dict[str, tuple[Callable[[Floats], Floats], float]] = {
+    "bilinear": (_bilinear, 1.0),
+    "bicubic": (_bicubic, 2.0),
+}
 """Kernel and its support by name."""
 
 
