@@ -104,15 +104,19 @@ class PreprocessSpec:
         """
         return interleaved(self._planes(image))
 
+    def resized(self, image: UInt8Image) -> tuple[int, int]:
+        """Rows and columns an image is resized to before the centre is cut out."""
+        if self.resize == "stretch":
+            return self.height, self.width
+        rows, cols = image.shape[:2]
+        factor = max(self.height / self.crop_ratio / rows, self.width / self.crop_ratio / cols)
+        return max(round(rows * factor), self.height), max(round(cols * factor), self.width)
+
     def _planes(self, image: UInt8Image) -> npt.NDArray[Any]:
         """:meth:`geometry` by channel: (3, height, width) whole numbers."""
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
             raise DataError(f"image: expected an (H, W, 3) uint8 RGB array, found {image.shape} {image.dtype}")
-        rows, cols = self.height, self.width
-        if self.resize == "crop":
-            height, width = image.shape[:2]
-            factor = max(self.height / self.crop_ratio / height, self.width / self.crop_ratio / width)
-            rows, cols = max(round(height * factor), self.height), max(round(width * factor), self.width)
+        rows, cols = self.resized(image)
         top, left = (rows - self.height) // 2, (cols - self.width) // 2
         kept = slice(top, top + self.height), slice(left, left + self.width)
         return resampled_planes(image, rows, cols, *kept, self.interpolation)
