@@ -12,7 +12,7 @@ from PIL import Image
 
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.preprocess import PreprocessSpec
-from gft_edge.resample import resize
+from gft_edge.resample import _blocks, resize
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 SPEC = PreprocessSpec(8, 12)
@@ -122,6 +122,17 @@ def test_every_bit_is_that_of_the_slow_definition(spec, rows, cols, levels, seed
     assert result.dtype == np.float32
     assert result.flags.c_contiguous
     np.testing.assert_array_equal(result.view(np.int32), _slow_normalize(spec, expected).copy().view(np.int32))
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize(("size_in", "size_out"), [(640, 224), (1920, 224), (100, 224), (448, 224), (333, 7), (7, 333)])
+def test_weights_are_those_of_the_slow_definition(size_in, size_out, interpolation):
+    start, stop = size_out // 7, size_out - size_out // 5
+    weights = np.zeros((stop - start, size_in))
+    for block in _blocks(size_in, size_out, start, stop, interpolation):
+        weights[block.outputs, block.inputs] = block.weights.T
+    expected = _slow_weights(size_in, size_out, interpolation)[start:stop]
+    np.testing.assert_array_equal(weights * (1 << 22), expected)
 
 
 @pytest.mark.parametrize("resize", ["stretch", "crop"])
