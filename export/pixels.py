@@ -14,7 +14,8 @@ import torch.nn.functional as F
 
 from gft_edge.errors import DataError
 from gft_edge.export.places import Place
-from gft_edge.preprocess import IMAGENET_MEAN, IMAGENET_STD, Interpolation, PreprocessSpec
+from gft_edge.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
+from gft_edge.resample import Interpolation
 from gft_edge.train.metrics import sqnr_db
 
 UInt8Image = npt.NDArray[np.uint8]

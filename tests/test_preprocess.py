@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gft_edge.errors import ConfigError, DataError
-from gft_edge.preprocess import PreprocessSpec, resize
+from gft_edge.preprocess import PreprocessSpec
+from gft_edge.resample import _blocks, resize
 
 FILTERS = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 SPEC = PreprocessSpec(8, 12)
@@ -36,7 +38,157 @@ def _pillow(image, rows, cols, interpolation):
     return np.asarray(narrow.resize((cols, rows), FILTERS[interpolation]))
 
 
+def _kernel(x, interpolation):
+    x = abs(x)
+    if interpolation == "bilinear":
+        return 1.0 - x if x < 1.0 else 0.0
+    a = -0.5
+    if x < 1.0:
+        return ((a + 2.0) * x - (a + 3.0)) * x * x + 1
+    return (((x - 5) * x + 8) * x - 4) * a if x < 2.0 else 0.0
+
+
+def _slow_weights(size_in, size_out, interpolation):
+    """Integer weights (size_out, size_in), a tap at a time, as Pillow's C does."""
+    scale = size_in / size_out
+    filter_scale = max(scale, 1.0)
+    support = (1.0 if interpolation == "bilinear" else 2.0) * filter_scale
+    weights = np.zeros((size_out, size_in), dtype=np.int64)
+    for out in range(size_out):
+        center = (out + 0.5) * scale
+        first, last = max(int(center - support + 0.5), 0), min(int(center + support + 0.5), size_in)
+        row = [_kernel((x - center + 0.5) * (1.0 / filter_scale), interpolation) for x in range(first, last)]
+        total = 0.0
+        for value in row:
+            total += value
+        for x, value in zip(range(first, last), row):
+            fixed = value / total * (1 << 22)
+            weights[out, x] = math.trunc(fixed + 0.5 if fixed >= 0 else fixed - 0.5)
+    return weights
+
+
+def _slow_resize(image, rows, cols, interpolation):
+    """All of an image, in integers."""
+    for axis, size in ((1, cols), (0, rows)):
+        if image.shape[axis] != size:
+            weights = _slow_weights(image.shape[axis], size, interpolation)
+            total = np.tensordot(weights, np.moveaxis(image, axis, 0).astype(np.int64), axes=(1, 0))
+            total = (total + (1 << 21)) >> 22
+            image = np.moveaxis(np.clip(total, 0, 255).astype(np.uint8), 0, axis)
+    return image
+
+
+def _slow_geometry(spec, image):
+    """Resizes all of it, then crops."""
+    if spec.resize == "stretch":
+        return _slow_resize(image, spec.height, spec.width, spec.interpolation)
+    rows, cols = image.shape[:2]
+    factor = max(spec.height / spec.crop_ratio / rows, spec.width / spec.crop_ratio / cols)
+    rows, cols = max(round(rows * factor), spec.height), max(round(cols * factor), spec.width)
+    top, left = (rows - spec.height) // 2, (cols - spec.width) // 2
+    whole = _slow_resize(image, rows, cols, spec.interpolation)
+    return whole[top : top + spec.height, left : left + spec.width]
+
+
+def _slow_normalize(spec, pixels):
+    """Rounds to float32 after the product and after the sum, on interleaved pixels."""
+    if spec.color_order == "bgr":
+        pixels = pixels[..., ::-1]
+    scale, shift = spec.scale_and_shift()
+    return np.moveaxis(pixels.astype(np.float32) * scale + shift, -1, -3)
+
+
 sides = st.integers(1, 48)
+specs = st.builds(
+    PreprocessSpec,
+    sides,
+    sides,
+    st.sampled_from(["stretch", "crop"]),
+    st.floats(0.2, 1.0),
+    st.sampled_from(list(FILTERS)),
+    color_order=st.sampled_from(["rgb", "bgr"]),
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(specs, sides, sides, st.sampled_from([1, 127, 255]), st.integers(0, 99))
+def test_every_bit_is_that_of_the_slow_definition(spec, rows, cols, levels, seed):
+    image = _image(rows, cols, seed) // levels * levels
+    expected = _slow_geometry(spec, image)
+    geometry = spec.geometry(image)
+    assert geometry.dtype == np.uint8
+    np.testing.assert_array_equal(geometry, expected)
+    result = spec(image)
+    assert result.dtype == np.float32
+    assert result.flags.c_contiguous
+    np.testing.assert_array_equal(result.view(np.int32), _slow_normalize(spec, expected).copy().view(np.int32))
+
+
+@pytest.mark.parametrize("interpolation", FILTERS)
+@pytest.mark.parametrize(("size_in", "size_out"), [(640, 224), (1920, 224), (100, 224), (448, 224), (333, 7), (7, 333)])
+def test_weights_are_those_of_the_slow_definition(size_in, size_out, interpolation):
+    start, stop = size_out // 7, size_out - size_out // 5
+    weights = np.zeros((stop - start, size_in))
+    for block in _blocks(size_in, size_out, start, stop, interpolation):
+        weights[block.outputs, block.inputs] = block.weights.T
+    expected = _slow_weights(size_in, size_out, interpolation)[start:stop]
+    np.testing.assert_array_equal(weights * (1 << 22), expected)
+
+
+@pytest.mark.parametrize("resize", ["stretch", "crop"])
+@pytest.mark.parametrize("size", [(480, 640), (224, 600), (600, 224), (3, 5000), (5000, 3), (1, 1)])
+def test_every_bit_of_large_and_odd_pictures_is_that_of_the_slow_definition(size, resize):
+    spec = PreprocessSpec(24, 20, resize=resize, crop_ratio=0.9)
+    if 5000 in size:  # a crop of such a strip would first be enlarged hundreds of times
+        spec = dataclasses.replace(spec, resize="stretch")
+    image = _image(*size)
+    np.testing.assert_array_equal(spec(image), _slow_normalize(spec, _slow_geometry(spec, image)))
+
+
+@pytest.mark.parametrize("spec", [PreprocessSpec(10, 14), PreprocessSpec(30, 40), PreprocessSpec(30, 14)])
+def test_views_are_read_as_they_are(spec):
+    whole = _image(60, 40)
+    for view in (whole[::2, :, ::-1], whole[::-2], whole.transpose(1, 0, 2)[:30]):
+        np.testing.assert_array_equal(spec(view), spec(view.copy()))
+
+
+def test_images_are_left_as_they_were():
+    for size in ((8, 12), (8, 30), (30, 12), (30, 30)):
+        image = _image(*size)
+        image.flags.writeable = False
+        before = image.copy()
+        SPEC(image), SPEC.geometry(image)
+        np.testing.assert_array_equal(image, before)
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_a_batch_is_its_images(order):
+    spec = dataclasses.replace(SPEC, color_order=order)
+    images = [_image(*size) for size in ((8, 12), (30, 10), (5, 70))]
+    np.testing.assert_array_equal(spec.batch(images), np.stack([spec(image) for image in images]))
+    with pytest.raises(DataError, match="image: expected"):
+        spec.batch([*images, np.zeros((8, 8), np.uint8)])
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_pixels_are_those_of_the_slow_inverse(order):
+    spec = dataclasses.replace(SPEC, color_order=order, mean=(0.1, 0.4, 0.6), std=(0.2, 0.3, 0.5))
+    inputs = np.random.default_rng(0).normal(0, 2, (2, 3, 8, 12)).astype(np.float32)
+    before = inputs.copy()
+    levels = np.moveaxis(inputs, -3, -1) * (255.0 * np.asarray(spec.std)) + 255.0 * np.asarray(spec.mean)
+    expected = np.clip(np.rint(levels), 0, 255).astype(np.uint8)
+    pixels = spec.pixels(inputs)
+    assert pixels.flags.c_contiguous
+    np.testing.assert_array_equal(pixels, expected[..., ::-1] if order == "bgr" else expected)
+    np.testing.assert_array_equal(inputs, before)
+    every = np.stack([_image(8, 12, seed) for seed in range(3)])
+    np.testing.assert_array_equal(spec.pixels(spec.normalize(every)), every)
+
+
+def test_ids_stay():
+    """They are in manifests, checkpoints and calibration sets that exist."""
+    assert PreprocessSpec(224, 224).id == "89eca81f416b"
+    assert PreprocessSpec(224, 224, "crop", 0.875, "bilinear", color_order="bgr").id == "3acdff1e387a"
 
 
 @settings(max_examples=200)

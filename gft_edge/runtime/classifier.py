@@ -66,9 +66,9 @@ class Classifier:
     def prepare(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[Any]:
         """RGB images of any size to the session's input: (B, 3, H, W) float32, or pixels for a graph that normalises."""
         spec = self.artifact.manifest.preprocess
-        pixels = np.stack([spec.geometry(image) for image in images])
-        takes_pixels = self.artifact.manifest.inputs[0].dtype == "uint8"
-        return pixels if takes_pixels else spec.normalize(pixels)
+        if self.artifact.manifest.inputs[0].dtype == "uint8":
+            return np.stack([spec.geometry(image) for image in images])
+        return spec.batch(images)
 
     def decode(self, outputs: Mapping[str, npt.NDArray[Any]]) -> list[Prediction]:
         """The session's outputs to one prediction per image."""
