@@ -229,10 +229,11 @@ def smaller_group(scale: Scale, images: Images) -> dict[str, Candidate]:
         found[f"{label} INT8 (quantize_static)"] = Candidate(int8, True, huge_pages=False)
     for name in scale.presets:
         torch.manual_seed(0)
-        model = build_model(preset(name)).eval()
-        found[f"{name} FP32"] = Candidate(_graph(model).SerializeToString(), macs=count_macs(model.config))
+        config = preset(name)
+        model = build_model(config).eval()
+        found[f"{name} FP32"] = Candidate(_graph(model).SerializeToString(), macs=count_macs(config))
         quantized = quantize_int8(model, [images]).model
-        found[f"{name} INT8"] = Candidate(_graph(quantized).SerializeToString(), True, count_macs(model.config))
+        found[f"{name} INT8"] = Candidate(_graph(quantized).SerializeToString(), True, count_macs(config))
     return found
 
 

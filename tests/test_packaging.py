@@ -11,7 +11,7 @@ import pytest
 tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11")
 
 ROOT = Path(__file__).parents[1]
-EDGE = ["budget", "manifest", "preprocess", "errors", "config", "files", "environment"]
+EDGE = ["budget", "manifest", "preprocess", "errors", "config", "files", "environment", "resample"]
 EDGE += ["runtime.sessions", "runtime.classifier", "runtime.maps", "cli.main", "benchmarks.latency"]
 MAPPED = ("benchmarks", "calibration", "export")
 

@@ -220,7 +220,7 @@ def _policy(args: argparse.Namespace) -> QuantPolicy:
     """The policy that the arguments ask for."""
     import dataclasses
 
-    from gft_edge.calibration.policy import AttentionPrecision, read_policy, uniform_policy
+    from gft_edge.calibration.policy import read_policy, uniform_policy
     from gft_edge.errors import ConfigError
 
     if args.policy and args.attention:
