@@ -128,10 +128,14 @@ def _hold_in_huge_pages(session: Any, before: list[pages.Region]) -> int:
     """Asks for huge pages for what a session has allocated since; bytes that the kernel agreed to."""
     if pages.size(pages.added(before, pages.anonymous_regions())) < pages.WORTHWHILE:
         return 0
-    feed = session.get_inputs()[0]
-    shape = [axis if isinstance(axis, int) else 1 for axis in feed.shape]
-    zeros = np.zeros(shape, np.uint8 if feed.type == "tensor(uint8)" else np.float32)
-    session.run(None, {feed.name: zeros})  # the memory of activations is allocated now
+    zeros = {
+        feed.name: np.zeros(
+            [axis if isinstance(axis, int) else 1 for axis in feed.shape],
+            np.uint8 if feed.type == "tensor(uint8)" else np.float32,
+        )
+        for feed in session.get_inputs()
+    }
+    session.run(None, zeros)  # the memory of activations is allocated now
     return pages.request(pages.added(before, pages.anonymous_regions()))
 
 
