@@ -1,7 +1,7 @@
 """Huge pages for the memory of a loaded model: fewer address translations while its weights are read.
 
 A kernel that gives huge pages only to those who ask (``madvise``, the default of Debian and Ubuntu) gives none to ONNX Runtime,
-which does not ask. For a model of a hundred megabytes that costs some seven per cent of its latency.
+which does not ask. For a model of a hundred megabytes that costs one to seven per cent of its latency, by how memory lies.
 """
 
 from __future__ import annotations
