@@ -140,7 +140,7 @@ def export_command(artifact: Artifact, dialect: Dialect) -> str:
     """The command that exports an artefact's checkpoint with the same flags in another dialect."""
     manifest = artifact.manifest
     words = ["gft-edge", "export", "CKPT", "--dialect", dialect]
-    budgets = dict.fromkeys((manifest.budget.id, *manifest.family))
+    budgets = () if manifest.model.is_baseline else dict.fromkeys((manifest.budget.id, *manifest.family))
     words += [word for budget in budgets for word in ("--budget", budget)]
     words += ["--maps", manifest.maps] if manifest.maps != "none" else []
     words += ["--input", "uint8"] if manifest.inputs[0].dtype == "uint8" else []

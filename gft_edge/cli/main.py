@@ -108,7 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     if args.verbose:
         logging.getLogger("gft_edge").error("details", exc_info=problem)
-    print(f"gft-edge {top.verb}: {' '.join(str(problem).split())}", file=sys.stderr)
+    text = " ".join(str(problem).split()).removeprefix(f"{top.verb}: ")  # modules name the verb for callers from Python
+    print(f"gft-edge {top.verb}: {text}", file=sys.stderr)
     return problem.exit_code
 
 

@@ -117,6 +117,14 @@ def test_message_of_several_lines_is_printed_as_one(gft_edge, monkeypatch):
     assert gft_edge("doctor").err == "gft-edge doctor: first second third\n"
 
 
+def test_the_verb_is_named_once(gft_edge, monkeypatch):
+    def fail(args):
+        raise ConfigError("doctor: no such board")
+
+    monkeypatch.setattr(doctor, "run", fail)
+    assert gft_edge("doctor").err == "gft-edge doctor: no such board\n"
+
+
 @pytest.mark.parametrize("module", ["torch", "onnxruntime.capi", "jinja2"])
 def test_missing_package_names_its_extra(gft_edge, monkeypatch, module):
     monkeypatch.setattr(doctor, "run", _failing(ModuleNotFoundError("no", name=module)))

@@ -13,9 +13,11 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from gft_edge.budget import NO_BUDGET
 from gft_edge.calibration.policy import uniform_policy
 from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
+from gft_edge.config import GFTConfig
 from gft_edge.errors import ConfigError
 from gft_edge.export.build_options import BuildOptions
 from gft_edge.export.builders import Unwatched, compile_plan
@@ -239,6 +241,11 @@ class TestArtifact:
         manifest = dataclasses.replace(other.manifest, batch=(4, 4, 4), maps="none")
         command = export_command(dataclasses.replace(other, manifest=manifest), "trt8")
         assert "--batch 4 " in command and "--maps" not in command
+        old = manifest.model
+        baseline = GFTConfig("vit_tiny_patch16_224", old.image_size, num_classes=old.num_classes, variant="timm")
+        manifest = dataclasses.replace(manifest, model=baseline, budget=NO_BUDGET)
+        command = export_command(dataclasses.replace(other, manifest=manifest), "trt8")
+        assert "--budget" not in command, "a model without stages has none"
 
 
 @pytest.mark.parametrize(
