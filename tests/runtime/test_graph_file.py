@@ -1,5 +1,7 @@
 """External data of a graph is found without the onnx package, wherever onnx itself finds it."""
 
+import contextlib
+
 import numpy as np
 import onnx
 import pytest
@@ -63,10 +65,8 @@ def test_a_graph_with_all_its_weights_inside_has_none(tmp_path):
 def test_other_bytes_are_refused_or_hold_nothing(tmp_path_factory, data):
     path = tmp_path_factory.mktemp("bytes") / "m.onnx"
     path.write_bytes(data)
-    try:
+    with contextlib.suppress(ArtifactError):
         assert all(isinstance(name, str) for name in external_files(path))
-    except ArtifactError:
-        pass
 
 
 @pytest.mark.parametrize("cut", [1, 10, 40])
