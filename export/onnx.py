@@ -53,6 +53,7 @@ from gft_edge.manifest import (
 )
 from gft_edge.model.gft import GFTOutput, StageMaps, check_budget
 from gft_edge.preprocess import PreprocessSpec
+from gft_edge.runtime.finite import require_finite
 
 OPSET = 20
 BF16_OPSET = 22
@@ -358,10 +359,16 @@ def export_artifact(
 def golden_arrays(
     checkpoint: Checkpoint, images: npt.NDArray[np.float32], budget: TokenBudget
 ) -> dict[str, npt.NDArray[Any]]:
-    """Images with the outputs of the FP32 model and, for a quantized checkpoint, the logits of the quantized one."""
+    """Images with the outputs of the FP32 model and, for a quantized checkpoint, the logits of the quantized one.
+
+    Raises:
+        CheckFailed: logits that are NaN or infinite, which no artefact can be held against.
+    """
     arrays = {"images": images, **reference_outputs(without_quantizers(checkpoint.model), images, budget)}
+    require_finite(arrays["logits"], f"golden images at {budget.id}")
     if checkpoint.info.quantization is not None:
         arrays["logits_quantized"] = reference_outputs(checkpoint.model, images, budget)["logits"]
+        require_finite(arrays["logits_quantized"], f"golden images at {budget.id}, quantized")
     return arrays
 
 

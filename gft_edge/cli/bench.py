@@ -181,6 +181,7 @@ def _accuracy(args: argparse.Namespace) -> AccuracyOf:
     from gft_edge.cli.common import labelled_batches
     from gft_edge.errors import DataError
     from gft_edge.manifest import load_artifact
+    from gft_edge.runtime.finite import require_finite
     from gft_edge.runtime.sessions import open_session
 
     if not args.data:
@@ -196,7 +197,9 @@ def _accuracy(args: argparse.Namespace) -> AccuracyOf:
         )
         right = count = 0
         for images, labels in batches:
-            right += int((session(images)["logits"].argmax(axis=1) == labels).sum())
+            logits = session(images)["logits"]
+            require_finite(logits, f"artefact {artifact}")
+            right += int((logits.argmax(axis=1) == labels).sum())
             count += len(labels)
         if not count:
             raise DataError(f"bench: {args.data} has no image that can be read")

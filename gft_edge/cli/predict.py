@@ -84,7 +84,8 @@ def _draw(folder: Path, number: int, done: ClassifiedFile, manifest: DeploymentM
     from gft_edge.report.overlays import write_overlay
     from gft_edge.runtime.image_files import printable
 
-    assert done.prediction is not None and done.seen is not None
+    assert done.prediction is not None
+    assert done.seen is not None
     path = folder / f"{number:02d}-{printable(done.path.stem)[:STEM]}.png"
     write_overlay(path, done.seen, done.prediction, manifest)
     return str(path)

@@ -31,6 +31,10 @@ class ImageSet(Protocol):
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]: ...
 
+    def name(self, index: int) -> str:
+        """Names an image: the path of its file, or for example "typefaces test 12"."""
+        ...
+
 
 @dataclass(frozen=True)
 class Files:
@@ -51,6 +55,10 @@ class Files:
         """Image (H, W, 3) uint8 RGB and its class; DataError when the file cannot be decoded."""
         path, label = self.samples[index]
         return read_image(path), label
+
+    def name(self, index: int) -> str:
+        """Path of an image."""
+        return str(self.samples[index][0])
 
 
 def open_images(name: str, split: Split, num_images: int, size: int, seed: int = 0) -> ImageSet:
@@ -174,6 +182,10 @@ class Subset:
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
         return self.base[self.indices[index]]
+
+    def name(self, index: int) -> str:
+        """What the whole set names the image."""
+        return self.base.name(self.indices[index])
 
 
 def spread(total: int, count: int) -> tuple[int, ...]:

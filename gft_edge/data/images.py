@@ -17,10 +17,12 @@ from gft_edge.errors import ConfigError, DataError, MissingExtraError
 if TYPE_CHECKING:
     from PIL import Image
 
-IMAGE_SUFFIXES = frozenset(
-    ".jpg .jpeg .jpe .jfif .png .gif .bmp .tif .tiff .webp .avif .heic .heif .jxl .jp2 .ppm .pgm .pbm .pnm .dds .tga .ico "
-    ".dng .cr2 .nef .arw .raw".split()
-)
+# fmt: off
+IMAGE_SUFFIXES = frozenset({
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".heic", ".heif", ".jxl",
+    ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".dds", ".tga", ".ico", ".dng", ".cr2", ".nef", ".arw", ".raw",
+})
+# fmt: on
 """Names of image files end in these, in lower case; Pillow cannot read all of them, and they are then unreadable images."""
 
 MAX_PIXELS = 100_000_000

@@ -223,3 +223,7 @@ class Typefaces:
         label = index % len(faces)
         rng = np.random.default_rng([self.seed, SPLITS.index(self.split), index])
         return render(faces[label][1], random_word(rng, self.split), self.size, rng), label
+
+    def name(self, index: int) -> str:
+        """Split and number of an image, such as "typefaces test 12"."""
+        return f"typefaces {self.split} {index}"

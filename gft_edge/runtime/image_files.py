@@ -75,9 +75,9 @@ def row_of(classifier: Classifier, done: ClassifiedFile, top: int, drawn: str = 
     best = classifier.top(done.prediction, top)
     return {
         "image": printable(str(done.path)),
-        "label": done.prediction.label,
+        "label": printable(done.prediction.label),
         "probability": done.prediction.probability,
-        "top": [{"label": label, "probability": probability} for label, probability in best],
+        "top": [{"label": printable(label), "probability": probability} for label, probability in best],
         "map": drawn,
     }
 
@@ -103,5 +103,5 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], unreadable: Sequence[d
 
 
 def printable(text: str) -> str:
-    """A text that UTF-8 can hold: bytes of a file name that are no UTF-8 become U+FFFD."""
-    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+    """A text that UTF-8 can hold: lone surrogates, as in file names that are no UTF-8, become U+FFFD."""
+    return "".join("\ufffd" if 0xD800 <= ord(character) <= 0xDFFF else character for character in text)

@@ -39,6 +39,7 @@ from gft_edge.model.adapt import adapt_weights
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
+from gft_edge.runtime.finite import require_finite
 from gft_edge.train.distributed import Workers, barrier, parallel, total, workers
 from gft_edge.train.optim import make_optimizer, set_rate, step_in_backward
 from gft_edge.train.schedule import learning_rate, seed_step, step_budgets
@@ -59,6 +60,9 @@ def count_right(model: nn.Module, batches: Batches, budgets: Sequence[TokenBudge
         model: in any mode; evaluated in eval mode.
         batches: preprocessed images and labels, read once.
         budgets: None is the model's own.
+
+    Raises:
+        CheckFailed: logits that are NaN or infinite.
     """
     was_training = model.training
     model.eval()
@@ -67,7 +71,9 @@ def count_right(model: nn.Module, batches: Batches, budgets: Sequence[TokenBudge
     for images, labels in batches:
         tensor = torch.from_numpy(images).to(device)
         for index, budget in enumerate(budgets):
-            counts[index] += int((model(tensor, budget).argmax(1).cpu().numpy() == labels).sum())
+            logits = model(tensor, budget).float().cpu().numpy()
+            require_finite(logits, "evaluation" if budget is None else f"evaluation at {budget.id}")
+            counts[index] += int((logits.argmax(axis=1) == labels).sum())
         counts[-1] += len(labels)
     model.train(was_training)
     *right, images_seen = (int(value) for value in total(counts).tolist())
