@@ -156,7 +156,7 @@ class _Answers:
         probability = softmax(logits)
         for row in np.flatnonzero(predicted != truth):
             best = int(predicted[row])
-            index = indices[row]
+            index = indices[int(row)]
             self.wrong.append(Wrong(index, names(index), int(truth[row]), best, float(probability[row, best])))
         self.wrong = sorted(self.wrong, key=lambda wrong: (-wrong.probability, wrong.index))[:WRONG_KEPT]
 
