@@ -47,7 +47,7 @@ ON_ARTEFACTS = {
     "missing": (["verify", "{tmp}/nothing"], "no such folder"),
     "a checkpoint": (["bench", "{ckpt}"], "has no manifest.json"),
     "a file": (["predict", "{fp32}/model.onnx", "{image}"], "no such folder"),
-    "missing image": (["predict", "{fp32}", "{image}", "{tmp}/none.png"], "none.png: no such file"),
+    "missing image": (["predict", "{fp32}", "{tmp}/none.png"], "none.png: no such file"),
     "folder as image": (["predict", "{fp32}", "{tmp}"], "cannot be decoded as an image"),
     "no maps": (["predict", "{fp32}", "{image}", "--maps", "{tmp}/maps"], "has no maps; export it with --maps compact"),
     "budget": (["evaluate", "{fp32}", "--budget", "full"], "an artefact's budget is compiled into its graph"),
