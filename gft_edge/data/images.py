@@ -17,12 +17,12 @@ from gft_edge.errors import ConfigError, DataError, MissingExtraError
 if TYPE_CHECKING:
     from PIL import Image
 
-# fmt: off
-IMAGE_SUFFIXES = frozenset({
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".bmp", ".tif", ".tiff", ".webp", ".avif", ".heic", ".heif", ".jxl",
-    ".jp2", ".ppm", ".pgm", ".pbm", ".pnm", ".dds", ".tga", ".ico", ".dng", ".cr2", ".nef", ".arw", ".raw",
-})
-# fmt: on
+_PICTURES = (
+    "jpg jpeg jpe jfif jif pjpeg png apng gif bmp dib tif tiff webp avif avifs heic heif hif jxl jp2 j2k j2c jpc jpf jpx "
+    "ppm pgm pbm pnm pfm ico icns cur tga dds psd svg exr hdr pcx sgi rgb ras qoi xbm xpm"
+)
+_OF_CAMERAS = "raw cr2 cr3 crw nef nrw arw srf sr2 dng orf rw2 raf pef srw x3f"
+IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_PICTURES} {_OF_CAMERAS}".split())
 """Names of image files end in these, in lower case; Pillow cannot read all of them, and they are then unreadable images."""
 
 MAX_PIXELS = 100_000_000
