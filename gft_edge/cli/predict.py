@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.errors import ConfigError, DataError
     from gft_edge.files import require_writable, write_json
     from gft_edge.runtime.classifier import Classifier
-    from gft_edge.runtime.image_files import classify_files, printable, row_of, write_csv
+    from gft_edge.runtime.image_files import classify_files, row_of, write_csv
 
     if args.out:
         if args.out.suffix.lower() not in (".json", ".csv"):
@@ -54,12 +54,14 @@ def run(args: argparse.Namespace) -> int:
     manifest = classifier.artifact.manifest
     if args.maps and manifest.maps == "none":
         raise ConfigError(f"artefact {args.artifact} has no maps; export it with --maps compact")
+    if args.maps:
+        require_writable(args.maps / "00.png")
     files = list(image_files(args.images))
     rows, unreadable = [], []
     found = classify_files(classifier, files, keep_seen=bool(args.maps))
     for number, done in enumerate(track(found, "predict", len(files))):
         if done.prediction is None:
-            unreadable.append({"image": printable(str(done.path)), "problem": printable(done.problem)})
+            unreadable.append({"image": str(done.path), "problem": done.problem})
         else:
             drawn = _draw(args.maps, number, done, manifest) if args.maps else ""
             rows.append(row_of(classifier, done, args.top, drawn))
@@ -82,11 +84,10 @@ def run(args: argparse.Namespace) -> int:
 
 def _draw(folder: Path, number: int, done: ClassifiedFile, manifest: DeploymentManifest) -> str:
     from gft_edge.report.overlays import write_overlay
-    from gft_edge.runtime.image_files import printable
 
     assert done.prediction is not None
     assert done.seen is not None
-    path = folder / f"{number:02d}-{printable(done.path.stem)[:STEM]}.png"
+    path = folder / f"{number:02d}-{done.path.stem[:STEM]}.png"
     write_overlay(path, done.seen, done.prediction, manifest)
     return str(path)
 

@@ -218,5 +218,6 @@ def _batches(
             indices.append(index)
             pixels.append(spec.geometry(image))
             truth.append(label)
+            del image  # it may be large, and the next one is read before the name is bound again
         if indices:
             yield indices, spec.normalize(np.stack(pixels)), np.array(truth, dtype=np.int64)

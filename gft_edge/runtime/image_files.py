@@ -74,10 +74,10 @@ def row_of(classifier: Classifier, done: ClassifiedFile, top: int, drawn: str = 
     assert done.prediction is not None
     best = classifier.top(done.prediction, top)
     return {
-        "image": printable(str(done.path)),
-        "label": printable(done.prediction.label),
+        "image": str(done.path),
+        "label": done.prediction.label,
         "probability": done.prediction.probability,
-        "top": [{"label": printable(label), "probability": probability} for label, probability in best],
+        "top": [{"label": label, "probability": probability} for label, probability in best],
         "map": drawn,
     }
 
@@ -96,12 +96,12 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], unreadable: Sequence[d
         writer = csv.writer(file)
         writer.writerow(["image", "label", "probability", *more, "map", "problem"])
         for row in rows:
-            best = [value for entry in row["top"] for value in (entry["label"], entry["probability"])]
-            writer.writerow([row["image"], *best, row["map"], ""])
+            best = [value for entry in row["top"] for value in (_utf8(entry["label"]), entry["probability"])]
+            writer.writerow([_utf8(row["image"]), *best, _utf8(row["map"]), ""])
         for entry in unreadable:
-            writer.writerow([entry["image"], *[""] * (2 + len(more)), "", entry["problem"]])
+            writer.writerow([_utf8(entry["image"]), *[""] * (2 + len(more)), "", _utf8(entry["problem"])])
 
 
-def printable(text: str) -> str:
+def _utf8(text: str) -> str:
     """A text that UTF-8 can hold: lone surrogates, as in file names that are no UTF-8, become U+FFFD."""
     return "".join("\ufffd" if 0xD800 <= ord(character) <= 0xDFFF else character for character in text)

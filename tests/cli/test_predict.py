@@ -137,8 +137,12 @@ def test_file_names_that_are_no_utf8_can_be_written(gft_edge, made, mixed, tmp_p
     for name, source in ((b"\xff.png", "good.png"), (b"\xfe.png", "notes.txt")):
         (mixed / name.decode("utf-8", "surrogateescape")).write_bytes((mixed / source).read_bytes())
     for name in ("p.json", "p.csv"):
-        assert gft_edge("predict", made["fp32"], mixed, "--out", tmp_path / name).code == 0
-        assert "\ufffd.png" in (tmp_path / name).read_text(encoding="utf-8")
+        assert gft_edge("predict", made["fp32"], mixed, "--json", "--out", tmp_path / name).code == 0
+    found = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
+    names = {Path(entry["image"]).name for part in ("predictions", "unreadable") for entry in found[part]}
+    assert "\udcff.png" in names
+    assert "\udcfe.png" in names
+    assert (tmp_path / "p.csv").read_text(encoding="utf-8").count(f"{mixed}/\ufffd.png") >= 2
 
 
 def test_logits_that_are_not_finite_are_an_error(gft_edge, made, animals, tmp_path):
