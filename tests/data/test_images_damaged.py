@@ -248,6 +248,7 @@ def test_converting_takes_no_copy_of_the_whole_image(monkeypatch):
         lambda self, mode, convert=Image.Image.convert: (converted.append(self.size), convert(self, mode))[1],
     )
     rgb_pixels(image, "image")
+    rgb_pixels(Image.new("RGBA", (2**21, 1)), "image")
     assert max(width * height for width, height in converted) <= 2**20
 
 
