@@ -52,7 +52,7 @@ def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from gft_edge.checkpoint import load_checkpoint
-    from gft_edge.cli.common import labelled_batches
+    from gft_edge.cli.common import labelled_batches, settle_data
     from gft_edge.cli.console import track
     from gft_edge.errors import ConfigError
 
@@ -62,6 +62,7 @@ def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     checkpoint = load_checkpoint(args.model)
     info = checkpoint.info
+    settle_data(args, info, f"checkpoint {checkpoint.path}")
     config = info.model
     texts = args.budget or ["full", config.budget.id]
     budgets = [config.parse_budget(text) for text in texts]
@@ -82,7 +83,7 @@ def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _artifact(args: argparse.Namespace) -> dict[str, Any]:
-    from gft_edge.cli.common import labelled_batches
+    from gft_edge.cli.common import labelled_batches, settle_data
     from gft_edge.cli.console import track
     from gft_edge.errors import ConfigError
     from gft_edge.manifest import load_artifact
@@ -92,6 +93,7 @@ def _artifact(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("--budget is for checkpoints; an artefact's budget is compiled into its graph")
     artifact = load_artifact(Path(args.model))
     manifest = artifact.manifest
+    settle_data(args, manifest, f"artefact {artifact.path}")
     session = open_session(artifact, args.backend, args.threads)
     unreadable: list[str] = []
     count, batches = labelled_batches(

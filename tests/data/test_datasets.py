@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gft_edge.data.batches import evaluation_batches, training_batches
+from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import Subset, image_folder, open_images, require_labels, spread
+from gft_edge.data.training import training_batches
 from gft_edge.data.typefaces import Typefaces
 from gft_edge.errors import DataError
 from gft_edge.preprocess import PreprocessSpec
