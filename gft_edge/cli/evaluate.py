@@ -62,10 +62,10 @@ def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
         torch.set_num_threads(args.threads)
     checkpoint = load_checkpoint(args.model)
     info = checkpoint.info
-    settle_data(args, info, f"checkpoint {checkpoint.path}")
     config = info.model
     texts = args.budget or ["full", config.budget.id]
     budgets = [config.parse_budget(text) for text in texts]
+    settle_data(args, info, f"checkpoint {checkpoint.path}")
     unreadable: list[str] = []
     count, batches = labelled_batches(
         args.data, args.split, args.images, config, info.labels, info.preprocess, unreadable.append
@@ -93,8 +93,8 @@ def _artifact(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("--budget is for checkpoints; an artefact's budget is compiled into its graph")
     artifact = load_artifact(Path(args.model))
     manifest = artifact.manifest
-    settle_data(args, manifest, f"artefact {artifact.path}")
     session = open_session(artifact, args.backend, args.threads)
+    settle_data(args, manifest, f"artefact {artifact.path}")
     unreadable: list[str] = []
     count, batches = labelled_batches(
         args.data,

@@ -82,7 +82,6 @@ def run(args: argparse.Namespace) -> int:
     if args.align is not None:
         budgets = [budget.align(args.align) for budget in budgets]
     source, golden = _golden_images(args.data, info)
-    say(f"export: golden.npz is made of {source}")
     say(f"export: tracing at budget {', '.join(budget.id for budget in budgets)}")
     artifact = export_artifact(
         checkpoint,
@@ -115,7 +114,7 @@ def run(args: argparse.Namespace) -> int:
     more = f" and {', '.join(manifest.family)}" if manifest.family else ""
     text = (
         f"{args.out}: {manifest.precision}{rest}, budget {manifest.budget.id}{more}, maps {manifest.maps}, opset {manifest.opset}, "
-        f"model.onnx {manifest.files['model.onnx'].size / 1e6:.2f} MB"
+        f"model.onnx {manifest.files['model.onnx'].size / 1e6:.2f} MB, golden.npz of {source}"
     )
     result(args, data, text)
     return 0

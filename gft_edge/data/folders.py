@@ -84,6 +84,10 @@ class ImageFolder:
         if split in self.wrong:
             raise DataError(f"data {self.root}: {self.wrong[split]}")
         parts = self._parts((split,))
+        if split == "train" and split in self.own and split not in parts:
+            raise DataError(
+                f"data {self.root}: every training image is also a val or test image; nothing is left to train on"
+            )
         if split not in parts:
             raise DataError(
                 f"data {self.root}: has no {split} images, only {', '.join(self.names)}; choose with --split"

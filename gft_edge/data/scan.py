@@ -20,7 +20,11 @@ _OF_CAMERAS = "raw cr2 cr3 crw nef nrw arw srf sr2 dng orf rw2 raf pef srw x3f"
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_PICTURES} {_OF_CAMERAS}".split())
 """Suffixes, in lower case, of files that are taken for images, whether Pillow can read them or not."""
 
-SYSTEM_FOLDERS = frozenset({"__macosx", "__pycache__", "lost+found", "$recycle.bin", "system volume information"})
+SYSTEM_FOLDERS = frozenset(
+    {"__macosx", "__pycache__", "lost+found", "$recycle.bin", "system volume information"}
+    | {"@eadir", "@tmp", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"}  # of network drives
+)
+"""Folders of tools and systems, in lower case."""
 SYSTEM_FILES = frozenset({"thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"})
 DEEPEST = 64
 
@@ -83,7 +87,7 @@ def looks_like_image(name: str) -> bool:
 
 def is_hidden_folder(name: str) -> bool:
     """Whether a folder of this name belongs to a tool or the system (``.git``, ``@eaDir``, ``__MACOSX``)."""
-    return name.startswith((".", "@", "#")) or name.lower() in SYSTEM_FOLDERS
+    return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
 def scan(root: Path) -> Scan:

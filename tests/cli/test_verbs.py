@@ -68,9 +68,9 @@ def test_artefact_and_checkpoint_are_right_on_the_same_images(gft_edge, made, an
     assert gft_edge("evaluate", made["int8"], *common).json["results"][0]["precision"] == "int8"
 
 
-def test_images_that_cannot_be_read_are_named_and_left_out(gft_edge, made, animals, tmp_path):
+def test_images_that_cannot_be_read_are_named_and_left_out(gft_edge, made, animals, write_damaged, tmp_path):
     data = Path(shutil.copytree(animals, tmp_path / "animals"))
-    (data / "bee/zz.png").write_text("not an image")
+    write_damaged(data / "bee/zz.png", "test")
     for model in (made["ckpt"], made["fp32"]):
         done = gft_edge("evaluate", model, "--data", data, "--images", 99, "--json")
         assert (done.json["images"], done.json["unreadable_images"]) == (24, 1)
