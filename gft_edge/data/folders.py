@@ -89,9 +89,9 @@ class ImageFolder:
                 f"data {self.root}: every training image is also a val or test image; nothing is left to train on"
             )
         if split not in parts:
-            raise DataError(
-                f"data {self.root}: has no {split} images, only {', '.join(self.names)}; choose with --split"
-            )
+            whole = _part_of_siblings(self.root) in self.own
+            more = f"give {self.root.absolute().parent} for all parts" if whole else "choose with --split"
+            raise DataError(f"data {self.root}: has no {split} images, only {', '.join(self.names)}; {more}")
         return parts[split]
 
     def _parts(self, wanted: Sequence[Split]) -> dict[Split, Part]:
@@ -112,9 +112,7 @@ class ImageFolder:
                 others = [sample for part in split if part != "train" for sample in split[part]]
                 split["train"], shared = _unshared(split["train"], others)
                 if shared:
-                    notes.append(
-                        f"{shared} training images are also val or test images: left out of the training images"
-                    )
+                    notes.append(f"left out of training: {_count(shared)} that are also val or test images")
                 if "test" in self.names and "val" not in {*self.own, *self.wrong}:
                     total = len(split["train"])
                     split.update(_by_hash(split["train"], ("val",)))
@@ -245,8 +243,8 @@ def _split_folders(top: Found, notes: list[str]) -> dict[Split, Found]:
         _note_beside(top, notes)
         for folder in top.folders:
             if folder not in splits.values():
-                why = "has no class folders" if split_of_name(folder.name) else "lies beside the splits"
-                notes.append(f"{folder.path} {why}: its {_images(folder)} are left out")
+                why = "without class folders" if split_of_name(folder.name) else "beside the splits"
+                notes.append(f"left out: {_count(sum(1 for _ in folder.below()))} in {folder.path} ({why})")
     return {split: _unwrap(folder, notes) for split, folder in splits.items()}
 
 
@@ -279,7 +277,7 @@ def _of_classes(root: Path, folder: Found, notes: list[str]) -> tuple[tuple[str,
     if not folder.folders:
         if folder.images:
             raise DataError(
-                f"data {folder.path}: {len(folder.images)} images but no class folders; expected {LAYOUT}, one folder "
+                f"data {folder.path}: {_count(len(folder.images))} but no class folders; expected {LAYOUT}, one folder "
                 "per class"
             )
         empty = f"; its folders {_names(folder.empty)} hold none" if folder.empty else ""
@@ -302,7 +300,7 @@ def _of_classes(root: Path, folder: Found, notes: list[str]) -> tuple[tuple[str,
         nested = sum(1 for _ in each.below()) - len(each.images)
         if nested:
             below = _names(inner.name for inner in each.folders)
-            notes.append(f"{each.path}: {nested} images in its sub-folders ({below}) are taken for class {each.name!r}")
+            notes.append(f"taken for class {each.name!r}: {_count(nested)} in its sub-folders ({below})")
     labels = tuple(sorted(names))
     samples = [(path, labels.index(each.name)) for each in folder.folders for path in each.below()]
     return labels, tuple(sorted(samples, key=lambda sample: sample[1]))
@@ -311,31 +309,31 @@ def _of_classes(root: Path, folder: Found, notes: list[str]) -> tuple[tuple[str,
 def _note_beside(folder: Found, notes: list[str]) -> None:
     """What lies beside the folders that are read."""
     if folder.images:
-        notes.append(f"{len(folder.images)} images lie beside the folders in {folder.path}: left out")
+        notes.append(f"left out: {_count(len(folder.images))} beside the folders in {folder.path}")
     if folder.empty:
-        notes.append(f"{folder.path}: no images in {_names(folder.empty)}, left out")
+        notes.append(f"left out: {_names(folder.empty)} in {folder.path} (no images)")
 
 
 def _left_out(found: Scan, folder: ImageFolder) -> list[str]:
     """What was not read at all."""
     notes = []
     if found.hidden_folders:
-        notes.append(f"hidden and system folders are left out: {_names(sorted(found.hidden_folders))}")
+        notes.append(f"left out: hidden and system folders {_names(sorted(found.hidden_folders))}")
     if found.hidden_images:
-        notes.append(f"{found.hidden_images} hidden image files are left out")
+        notes.append(f"left out: {_count(found.hidden_images)} with a hidden name")
     if found.repeated:
-        notes.append(f"links to folders that were read already are left out: {_names(map(str, found.repeated))}")
+        notes.append(f"left out: links to folders that were read already, {_names(map(str, found.repeated))}")
     others = found.top.others_below() - found.top.others
     if others:
         kinds = ", ".join(sorted(suffix or "no suffix" for suffix in others))
-        notes.append(f"{sum(others.values())} files are not images ({kinds}): left out")
+        notes.append(f"left out: {_count(sum(others.values()), 'file')} that are not images ({kinds})")
     paths = [path for samples in folder.own.values() for path, _ in samples]
     foreign = [path for path in paths if not is_readable_format(path)]
     if foreign:
         kinds = ", ".join(sorted({path.suffix.lower() for path in foreign}))
         notes.append(
-            f"{len(foreign)} images are of a format that Pillow does not read here ({kinds}, the first is {foreign[0]}): "
-            "not trained on, counted as unreadable; convert them to JPEG or PNG"
+            f"not trained on, and counted as unreadable: {_count(len(foreign))} of a format that Pillow does not read here "
+            f"({kinds}, the first is {foreign[0]}); convert them to JPEG or PNG"
         )
     return notes
 
@@ -357,6 +355,5 @@ def _names(names: Iterable[str]) -> str:
     return ", ".join(map(repr, every[:SHOWN])) + more
 
 
-def _images(folder: Found) -> str:
-    count = sum(1 for _ in folder.below())
-    return "1 image" if count == 1 else f"{count} images"
+def _count(number: int, what: str = "image") -> str:
+    return f"1 {what}" if number == 1 else f"{number} {what}s"

@@ -88,7 +88,7 @@ def test_overlap_with_the_evaluation_is_refused_unless_forced(folders, leaking):
 def test_training_images_that_are_also_test_images_are_not_among_the_training_images(leaking):
     card, images = _choose(leaking, 17)
     assert (card.pool, card.evaluation.overlap) == (17, 0)
-    assert any(note.startswith("1 training images are also val or test images") for note in images.notes)
+    assert any(note.startswith("left out of training: 1 image") for note in images.notes)
 
 
 def test_without_test_images_the_val_images_are_compared_with(folders, tmp_path):

@@ -159,6 +159,8 @@ def test_the_folder_of_one_split_given_alone_is_that_split(write):
     root = write(*classes("train/"), *classes("test/"))
     assert counts(root / "train") == {"train": 12}
     assert counts(root / "test") == {"test": 12}
+    with pytest.raises(DataError, match=f"has no val images, only train; give {root} for all parts"):
+        image_folder(root / "train", "val")
 
 
 @pytest.mark.parametrize("wrap", ["one/", "one/two/", "data/data/"])
@@ -186,29 +188,29 @@ def test_hidden_and_system_folders_and_files_are_left_out(write):
     assert image_folder(root, "train").labels == ("ant", "bee")
     assert sum(counts(root).values()) == 60
     assert "'.git', '.ipynb_checkpoints', '@eaDir', '__MACOSX'" in notes(root)
-    assert "1 hidden image files" in notes(root)
+    assert "1 image with a hidden name" in notes(root)
     assert "are not images" not in notes(root)
 
 
 def test_images_beside_the_class_folders_are_counted(write):
     root = write(*classes(count=10), "a.png", "b.JPG", "list.csv")
-    assert f"2 images lie beside the folders in {root}: left out" in notes(root)
+    assert f"left out: 2 images beside the folders in {root}" in notes(root)
     assert sum(counts(root).values()) == 20
     root = write(*classes("train/"), *classes("test/"), "test/x.png", "y.png", root="splits")
-    assert f"1 images lie beside the folders in {root / 'test'}" in notes(root, "test")
-    assert f"1 images lie beside the folders in {root}:" in notes(root, "test")
+    assert f"left out: 1 image beside the folders in {root / 'test'}" in notes(root, "test")
+    assert f"left out: 1 image beside the folders in {root}\n" in notes(root, "test")
 
 
 def test_files_that_are_no_images_are_counted_once(write):
     root = write(*classes(count=10), "ant/0.txt", "ant/1.TXT", "bee/0.xml", "bee/README", "list.csv")
-    assert "4 files are not images (.txt, .xml, no suffix): left out" in notes(root)
+    assert "left out: 4 files that are not images (.txt, .xml, no suffix)" in notes(root)
 
 
 @pytest.mark.parametrize("suffix", ["HEIC", "jxl", "Cr2", "svg"])
 def test_images_that_pillow_does_not_read_are_counted_and_named(write, suffix):
     root = write(*classes("train/"), *classes("test/"), f"train/ant/photo.{suffix}", f"test/bee/photo.{suffix}")
     assert len(image_folder(root, "test")) == 13
-    said = re.escape(f"2 images are of a format that Pillow does not read here (.{suffix.lower()}, the first is {root}")
+    said = re.escape(f"2 images of a format that Pillow does not read here (.{suffix.lower()}, the first is {root}")
     assert re.search(said, notes(root, "test"))
 
 
@@ -223,14 +225,14 @@ def test_images_below_a_class_folder_that_holds_images_belong_to_the_class(write
     root = write(*classes("train/"), *classes("test/"), "train/ant/more/0.png", "train/ant/more/deep/1.png")
     train = image_folder(root, "train")
     assert [label for _, label in train.samples].count(0) + len(image_folder(root, "val")) >= 8
-    assert "2 images in its sub-folders ('more') are taken for class 'ant'" in notes(root)
+    assert "taken for class 'ant': 2 images in its sub-folders ('more')" in notes(root)
 
 
 def test_empty_class_folders_are_said(write):
     root = write(*classes(count=10))
     (root / "cat").mkdir()
     assert image_folder(root, "train").labels == ("ant", "bee")
-    assert "no images in 'cat', left out" in notes(root)
+    assert f"left out: 'cat' in {root} (no images)" in notes(root)
 
 
 def test_class_numbers_are_those_of_train(write):
@@ -261,9 +263,9 @@ def test_a_class_may_be_called_train(write):
 def test_other_folders_beside_the_splits_are_said(write):
     root = write(*classes("train/"), *classes("val/"), "test/0.png", "samples/0.png", "labels/0.txt")
     assert read_folder(root).names == ("train", "val")
-    assert f"{root / 'test'} has no class folders: its 1 image are left out" in notes(root)
-    assert f"{root / 'samples'} lies beside the splits" in notes(root)
-    assert "no images in 'labels'" in notes(root)
+    assert f"left out: 1 image in {root / 'test'} (without class folders)" in notes(root)
+    assert f"1 image in {root / 'samples'} (beside the splits)" in notes(root)
+    assert "left out: 'labels'" in notes(root)
 
 
 def test_training_images_that_are_also_test_images_are_not_trained_on(write):
@@ -273,7 +275,7 @@ def test_training_images_that_are_also_test_images_are_not_trained_on(write):
     parts = {part: image_folder(root, part) for part in PARTS}
     assert {part: len(files) for part, files in parts.items()} == dict.fromkeys(PARTS, 12)
     assert not digests(parts["train"]) & (digests(parts["val"]) | digests(parts["test"]))
-    assert "2 training images are also val or test images" in notes(root)
+    assert "left out of training: 2 images that are also val or test images" in notes(root)
 
 
 def test_large_files_that_differ_where_no_piece_is_read_are_not_taken_for_copies(write):
