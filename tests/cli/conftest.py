@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import itertools
 import json
@@ -16,6 +17,8 @@ import torch
 from PIL import Image
 
 from gft_edge.cli.main import main
+from gft_edge.data import sets
+from gft_edge.data.images import read_image
 from gft_edge.data.splits import content_key, part_of
 
 
@@ -86,6 +89,19 @@ def write_damaged() -> Callable[[Path, str], None]:
                 return
 
     return write
+
+
+@pytest.fixture
+def seen(monkeypatch) -> set[str]:
+    """The sha256 of every image file that is decoded."""
+    found: set[str] = set()
+
+    def read(path):
+        found.add(hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        return read_image(path)
+
+    monkeypatch.setattr(sets, "read_image", read)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from gft_edge.checkpoint import load_checkpoint
+from gft_edge.data.datasets import image_folder
 from gft_edge.manifest import load_artifact
 from gft_edge.preprocess import PreprocessSpec
 
@@ -163,3 +165,12 @@ def test_installed_command_exports_with_clean_output(made, animals, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["budget"] == "8-2"
     assert done.stderr == "export: tracing at budget 8-2\n"
+
+
+def test_artefacts_are_verified_and_evaluated_on_test_images_alone(gft_edge, made, animals, seen):
+    test = {hashlib.sha256(path.read_bytes()).hexdigest() for path, _ in image_folder(animals, "test").samples}
+    done = gft_edge("verify", made["fp32"], "--checkpoint", made["ckpt"], "--data", animals, "--json")
+    assert (done.json["source"], seen) == (f"24 test images of {animals}", test)
+    seen.clear()
+    done = gft_edge("evaluate", made["fp32"], "--data", animals, "--json")
+    assert (done.json["split"], seen) == ("test", test)
