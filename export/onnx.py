@@ -270,6 +270,7 @@ def export_artifact(
     budget: TokenBudget | None = None,
     maps: MapsMode = "none",
     further: Sequence[TokenBudget] = (),
+    golden_source: str = "",
     **options: Any,
 ) -> Artifact:
     """Writes an artefact folder: model.onnx, golden.npz, manifest.json.
@@ -282,6 +283,7 @@ def export_artifact(
         budget: the configuration's own by default.
         maps: which importance outputs the graph has.
         further: more budgets: a family, whose graphs share one file of weights.
+        golden_source: what the golden images are, for the manifest.
         options: the other fields of :class:`GraphOptions`.
 
     Raises:
@@ -349,6 +351,8 @@ def export_artifact(
             checkpoint_sha256=checkpoint.sha256,
             quantization=info.quantization,
             tools=tool_versions(),
+            data=info.data,
+            golden_images=golden_source,
             files={name: FileInfo.of(folder / name) for name in names},
             family=members,
         )

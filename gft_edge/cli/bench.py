@@ -179,6 +179,7 @@ def _accuracy(args: argparse.Namespace) -> AccuracyOf:
     """Measured on ``--data`` once for each artefact and backend, or as verify recorded it."""
     from gft_edge.benchmarks.accuracy import Accuracy, recorded_accuracy
     from gft_edge.cli.common import labelled_batches
+    from gft_edge.data.datasets import held_out_split
     from gft_edge.errors import DataError
     from gft_edge.manifest import load_artifact
     from gft_edge.runtime.finite import require_finite
@@ -192,8 +193,9 @@ def _accuracy(args: argparse.Namespace) -> AccuracyOf:
         loaded = load_artifact(artifact)
         manifest = loaded.manifest
         session = open_session(loaded, backend)
+        split = held_out_split(args.data)
         _, batches = labelled_batches(
-            args.data, "test", ACCURACY_IMAGES, manifest.model, manifest.labels, manifest.preprocess
+            args.data, split, ACCURACY_IMAGES, manifest.model, manifest.labels, manifest.preprocess
         )
         right = count = 0
         for images, labels in batches:
@@ -203,7 +205,7 @@ def _accuracy(args: argparse.Namespace) -> AccuracyOf:
             count += len(labels)
         if not count:
             raise DataError(f"bench: {args.data} has no image that can be read")
-        return Accuracy(right / count, f"{count} test images of {args.data}")
+        return Accuracy(right / count, f"{count} {split} images of {args.data}")
 
     def of(artifact: Artifact, backend: str) -> Accuracy:
         member = f"@{artifact.member}" if artifact.member else ""

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 from gft_edge.cli.common import add_data_arguments, is_artifact
 
 if TYPE_CHECKING:
-    from gft_edge.config import GFTConfig
+    from gft_edge.checkpoint import CheckpointInfo
     from gft_edge.data.datasets import ImageSet
+    from gft_edge.manifest import DeploymentManifest
     from gft_edge.preprocess import PreprocessSpec
     from gft_edge.runtime.accuracy import Accuracy, Forward
 
@@ -109,7 +110,7 @@ def _checkpoint(args: argparse.Namespace, unreadable: list[str]) -> _Measured:
     config = info.model
     texts = args.budget or ["full", config.budget.id]
     budgets = [config.parse_budget(text) for text in texts]
-    images = _images(args, config, info.labels)
+    images = _images(args, info, f"checkpoint {checkpoint.path}")
 
     def forward(budget: TokenBudget) -> Forward:
         return lambda pixels: checkpoint.model(torch.from_numpy(pixels), budget).numpy()
@@ -134,19 +135,18 @@ def _artifact(args: argparse.Namespace, unreadable: list[str]) -> _Measured:
     artifact = load_artifact(Path(args.model))
     manifest = artifact.manifest
     session = open_session(artifact, args.backend, args.threads)
-    images = _images(args, manifest.model, manifest.labels)
+    images = _images(args, manifest, f"artefact {artifact.path}")
     models: list[tuple[str, Forward]] = [(f"artefact {args.model}", lambda pixels: session(pixels)["logits"])]
     found = measure_accuracy(models, images, manifest.labels, manifest.preprocess, unreadable.append, track)
     head = {"budget": manifest.budget.id, "precision": manifest.precision}
     return _Measured(found, [head], args.backend, images, manifest.preprocess)
 
 
-def _images(args: argparse.Namespace, config: GFTConfig, labels: tuple[str, ...]) -> ImageSet:
-    from gft_edge.data.datasets import open_images, require_labels
+def _images(args: argparse.Namespace, source: CheckpointInfo | DeploymentManifest, where: str) -> ImageSet:
+    from gft_edge.cli.common import labelled_images, settle_data
 
-    images = open_images(args.data, args.split, args.images, config.image_size)
-    require_labels(images, labels, args.data)
-    return images
+    settle_data(args, source, where)
+    return labelled_images(args.data, args.split, args.images, source.model.image_size, source.labels)
 
 
 def _text(data: dict[str, Any], found: Sequence[Accuracy]) -> str:

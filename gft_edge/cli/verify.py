@@ -97,13 +97,14 @@ def run(args: argparse.Namespace) -> int:
 def _with_checkpoint(
     args: argparse.Namespace, artifact: Artifact, checkpoint: Checkpoint, backends: tuple[str, ...]
 ) -> VerifyReport:
-    from gft_edge.cli.common import labelled_batches
+    from gft_edge.cli.common import labelled_batches, settle_data
     from gft_edge.cli.console import say, track
     from gft_edge.export.trace import fresh_graph
     from gft_edge.export.verify import require_parent, verify_checkpoint
 
     require_parent(artifact, checkpoint)
     info = checkpoint.info
+    settle_data(args, info, f"checkpoint {checkpoint.path}")
     count, batches = labelled_batches(args.data, args.split, args.images, info.model, info.labels, info.preprocess)
     source = f"{count} {args.split} images of {args.data}"
     say("verify: exporting the checkpoint again")

@@ -12,18 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gft_edge.data.scan import looks_like_image, scan
 from gft_edge.errors import ConfigError, DataError, MissingExtraError
 
 if TYPE_CHECKING:
     from PIL import Image
-
-_PICTURES = (
-    "jpg jpeg jpe jfif jif pjpeg png apng gif bmp dib tif tiff webp avif avifs heic heif hif jxl jp2 j2k j2c jpc jpf jpx "
-    "ppm pgm pbm pnm pfm ico icns cur tga dds psd svg exr hdr pcx sgi rgb ras qoi xbm xpm"
-)
-_OF_CAMERAS = "raw cr2 cr3 crw nef nrw arw srf sr2 dng orf rw2 raf pef srw x3f"
-IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_PICTURES} {_OF_CAMERAS}".split())
-"""Names of image files end in these, in lower case; Pillow cannot read all of them, and they are then unreadable images."""
 
 MAX_PIXELS = 100_000_000
 PILLOW_MAX_PIXELS = 178_956_970
@@ -110,21 +103,16 @@ def max_pixels() -> int:
 
 
 def image_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Files as given, and below each folder every file named like an image, sorted; hidden files and folders are left out.
+    """Files as given, and below each folder every file named like an image, sorted by path, see :func:`~gft_edge.data.scan.scan`.
 
-    A folder without such a file is given itself: reading it then says that it is none. Links to folders are not followed.
+    A folder without such a file is given itself: reading it then says that it is none.
+
+    Raises:
+        DataError: a folder cannot be read.
     """
     for path in paths:
-        found = sorted(_below(path)) if path.is_dir() else []
+        found = sorted(scan(path).top.below()) if path.is_dir() else []
         yield from found or [path]
-
-
-def _below(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".") and name != "__MACOSX"]
-        for name in names:
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES:
-                yield Path(parent, name)
 
 
 def _pillow() -> ModuleType:
@@ -138,7 +126,7 @@ def _pillow() -> ModuleType:
 def _reason(error: Exception, path: Path | None = None) -> str:
     """One short line for any exception, without the path that Pillow repeats."""
     if type(error).__name__ == "UnidentifiedImageError":
-        if path is not None and path.suffix.lower() in IMAGE_SUFFIXES:
+        if path is not None and looks_like_image(path.name):
             return (
                 f"Pillow does not recognise the content of this {path.suffix.lower()} file; convert it to PNG or JPEG"
             )
@@ -187,10 +175,14 @@ _STORED: dict[int, Callable[[Pixels], Pixels]] = {
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none that can be read."""
+    """EXIF orientation, 1 to 8; 1 where there is none, or where any part of the EXIF data is malformed."""
     try:
-        value = image.getexif().get(0x0112, 1)
-        return int(value) if value in _STORED else 1
+        exif = image.getexif()
+        value = exif.get(0x0112, 1)
+        if value not in _STORED or value == 1:
+            return 1
+        exif.tobytes()  # fails for values that do not fit their tags: nothing in such a record is to be trusted
+        return int(value)
     except Exception:  # EXIF data is as often damaged as pixels are, and the pixels are good
         return 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from gft_edge.checkpoint import load_checkpoint
+from gft_edge.data.datasets import image_folder
 from gft_edge.manifest import load_artifact
 from gft_edge.preprocess import PreprocessSpec
 
@@ -72,9 +74,9 @@ def test_artefact_and_checkpoint_are_right_on_the_same_images(gft_edge, made, an
     assert gft_edge("evaluate", made["int8"], *common).json["results"][0]["precision"] == "int8"
 
 
-def test_images_that_cannot_be_read_are_named_and_left_out(gft_edge, made, animals, tmp_path):
+def test_images_that_cannot_be_read_are_named_and_left_out(gft_edge, made, animals, write_damaged, tmp_path):
     data = Path(shutil.copytree(animals, tmp_path / "animals"))
-    (data / "bee/zz.png").write_text("not an image")
+    write_damaged(data / "bee/zz.png", "test")
     for model in (made["ckpt"], made["fp32"]):
         done = gft_edge("evaluate", model, "--data", data, "--images", 99, "--json")
         assert (done.json["images"], done.json["unreadable_images"]) == (24, 1)
@@ -167,3 +169,12 @@ def test_installed_command_exports_with_clean_output(made, animals, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["budget"] == "8-2"
     assert done.stderr == "export: tracing at budget 8-2\n"
+
+
+def test_artefacts_are_verified_and_evaluated_on_test_images_alone(gft_edge, made, animals, seen):
+    test = {hashlib.sha256(path.read_bytes()).hexdigest() for path, _ in image_folder(animals, "test").samples}
+    done = gft_edge("verify", made["fp32"], "--checkpoint", made["ckpt"], "--data", animals, "--json")
+    assert (done.json["source"], seen) == (f"24 test images of {animals}", test)
+    seen.clear()
+    done = gft_edge("evaluate", made["fp32"], "--data", animals, "--json")
+    assert (done.json["split"], seen) == ("test", test)

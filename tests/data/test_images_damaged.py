@@ -17,7 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
 
-from gft_edge.data.images import IMAGE_SUFFIXES, image_files, read_image, rgb_pixels
+from gft_edge.data.images import image_files, read_image, rgb_pixels
+from gft_edge.data.scan import IMAGE_SUFFIXES
 from gft_edge.errors import ConfigError, DataError, MissingExtraError
 
 CASES = Path(__file__).parent / "images"
@@ -80,10 +81,18 @@ def test_damaged_files_of_other_formats_are_refused(name):
         read_image(CASES / name)
 
 
-def test_orientation_is_applied_though_other_exif_data_is_malformed():
+def test_an_image_with_malformed_exif_data_is_read_unturned():
     with Image.open(CASES / "exif_ascii_latitude.jpg") as file:
+        assert file.getexif()[0x0112] == 6
         stored = np.asarray(file)
-    np.testing.assert_array_equal(read_image(CASES / "exif_ascii_latitude.jpg"), np.rot90(stored, -1))
+    np.testing.assert_array_equal(read_image(CASES / "exif_ascii_latitude.jpg"), stored)
+
+
+def test_an_image_with_whole_exif_data_is_turned_upright(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(PIXELS).save(tmp_path / "a.png", exif=exif)
+    np.testing.assert_array_equal(read_image(tmp_path / "a.png"), np.rot90(PIXELS, -1))
 
 
 @pytest.mark.parametrize("value", [0, 9, "6", (6, 3), None])
