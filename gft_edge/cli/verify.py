@@ -100,7 +100,7 @@ def _with_checkpoint(
     from gft_edge.cli.common import labelled_batches
     from gft_edge.cli.console import say, track
     from gft_edge.export.trace import fresh_graph
-    from gft_edge.export.verify import require_parent, verify_checkpoint
+    from gft_edge.export.verify_checkpoint import require_parent, verify_checkpoint
 
     require_parent(artifact, checkpoint)
     info = checkpoint.info
@@ -236,7 +236,7 @@ def _text(data: dict[str, Any]) -> str:
     )
     lines = [f"{data['artifact']} on {data['source']}", table(header, rows)]
     lines += [line for c in data["comparisons"] for line in _selection_lines(c)]
-    lines += [_accuracy_line(c) for c in data["comparisons"] if c["top1"] and c["reference"].startswith("torch")]
+    lines += [_accuracy_line(c) for c in data["comparisons"] if c["top1"] and c["reference_backend"] == "torch"]
     if data["fresh_export"]:
         lines.append(f"a fresh export of the checkpoint is {data['fresh_export']}")
     lines += data["notes"]
