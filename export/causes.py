@@ -33,20 +33,18 @@ def manifest_places(manifest: DeploymentManifest, checkpoint: Checkpoint) -> lis
     if manifest.labels != info.labels:
         wrong = [i for i, (a, b) in enumerate(zip(manifest.labels, info.labels)) if a != b]
         order = " in another order" if sorted(manifest.labels) == sorted(info.labels) else ""
-        text = (
-            f"labels: {len(wrong)} of {len(info.labels)} differ between manifest and checkpoint{order}"
-        )
+        text = f"labels: {len(wrong)} of {len(info.labels)} differ between manifest and checkpoint{order}"
         if wrong:
             text += f", first number {wrong[0]}: {manifest.labels[wrong[0]]!r} for {info.labels[wrong[0]]!r}"
         places.append(Place("labels", "labels", text))
     if manifest.quantization != info.quantization:
-        places.append(Place("quantization", "quantization", "quantization: the manifest's summary is not the checkpoint's"))
+        places.append(
+            Place("quantization", "quantization", "quantization: the manifest's summary is not the checkpoint's")
+        )
     return places
 
 
-def golden_places(
-    artifact: Artifact, models: Sequence[tuple[Computation, nn.Module]], limits: Limits
-) -> list[Place]:
+def golden_places(artifact: Artifact, models: Sequence[tuple[Computation, nn.Module]], limits: Limits) -> list[Place]:
     """Whether golden.npz holds what PyTorch computes today from its images.
 
     Args:

@@ -105,7 +105,11 @@ def verify_checkpoint(
     comparisons = compare_all(
         manifest,
         [(computation, runs.outputs[computation.name]) for computation, _ in references],
-        [(computation, runs.outputs[computation.name]) for computation, _ in candidates if computation.name in runs.outputs],
+        [
+            (computation, runs.outputs[computation.name])
+            for computation, _ in candidates
+            if computation.name in runs.outputs
+        ],
         runs.labels,
         _kinds_against_fresh(sides, manifest),
     )
