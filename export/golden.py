@@ -77,7 +77,7 @@ def golden_problem(golden: Arrays, manifest: DeploymentManifest) -> str | None:
             return f"{name} is {array.shape} {array.dtype}, the manifest needs {shape}"
         if not name.startswith("logits") and not np.isfinite(array).all():
             return f"{name} holds values that are not finite"
-        if name.startswith("kept") and not (0 <= array.min() and array.max() < manifest.model.num_patches):
+        if name.startswith("kept") and not (array.min() >= 0 and array.max() < manifest.model.num_patches):
             return f"{name} holds positions outside the grid of {manifest.model.num_patches} patches"
     return None
 

@@ -24,7 +24,6 @@ from gft_edge import __version__
 from gft_edge.budget import TokenBudget
 from gft_edge.calibration.modules import without_quantizers
 from gft_edge.checkpoint import Checkpoint
-from gft_edge.config import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.dialects import TRACED_OPSET, TRT8_OPSET, require_trt8, to_trt8
 from gft_edge.export.interface import graph_input, graph_outputs

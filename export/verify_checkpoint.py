@@ -26,8 +26,8 @@ from gft_edge.export.verdict import Limits
 from gft_edge.export.verify import (
     VerifyReport,
     backend_options,
-    comparison_kind,
     compare_all,
+    comparison_kind,
     identity,
     judge_all,
     side_notes,
