@@ -10,6 +10,7 @@ from gft_edge.cli.common import add_data_arguments
 
 if TYPE_CHECKING:
     from gft_edge.checkpoint import Checkpoint
+    from gft_edge.errors import GFTEdgeError
     from gft_edge.export.verify import VerifyReport
     from gft_edge.manifest import Artifact
 
@@ -58,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.cli.console import result
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError
     from gft_edge.export.verify import verify_golden
-    from gft_edge.files import write_json
-    from gft_edge.manifest import load_artifact, register_files
+    from gft_edge.manifest import load_artifact
 
     if args.map_images < 0:
         raise ConfigError(f"--map-images must be 0 (none) or more, found {args.map_images}")
@@ -82,16 +82,32 @@ def run(args: argparse.Namespace) -> int:
             *data["notes"],
             f"fidelity of maps is measured of graphs with --maps compact, this one has {maps}",
         ]
-    name = artifact.own(REPORT)
-    write_json(artifact.path / name, data)
-    entry = artifact.own("verify")
-    artifact = register_files(artifact, [name], {entry: {"passed": report.passed, "source": report.source}})
+    problem = _store(artifact, data, report)
     text = _text(data)
-    if wants_maps and maps == "compact":
-        text += "\n" + _map_fidelity(args, artifact, checkpoint)
+    if wants_maps and maps == "compact" and problem is None:
+        text += "\n" + _map_fidelity(args, load_artifact(args.artifact), checkpoint)
     result(args, data, text)
+    if problem is not None:  # after the verdict, which took the work
+        raise problem
     accepted = ("pass",) if args.strict else ("pass", "inconclusive")
     return EXIT_OK if report.verdict in accepted else EXIT_CHECK_FAILED
+
+
+def _store(artifact: Artifact, data: dict[str, Any], report: VerifyReport) -> GFTEdgeError | None:
+    """Writes the record into the artefact; returns the error where that cannot be done, as on a read-only medium."""
+    from gft_edge.errors import ConfigError, GFTEdgeError
+    from gft_edge.files import write_json
+    from gft_edge.manifest import register_files
+
+    name = artifact.own(REPORT)
+    try:
+        write_json(artifact.path / name, data)
+        register_files(artifact, [name], {artifact.own("verify"): {"passed": report.passed, "source": report.source}})
+    except GFTEdgeError as error:
+        return ConfigError(f"the record cannot be stored: {error}")
+    except OSError as error:
+        return ConfigError(f"the record {artifact.path / name} cannot be stored ({error.strerror or error})")
+    return None
 
 
 def _with_checkpoint(

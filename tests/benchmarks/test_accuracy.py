@@ -35,7 +35,7 @@ def reported(exported, tmp_path):
 
     def make(top1=0.75, **changes):
         artifact = load_artifact(shutil.copytree(exported.path, tmp_path / "fp32"))
-        comparison = {"candidate": "onnxruntime fp32", "reference": "torch fp32", "top1_candidate": top1}
+        comparison = {"candidate": "tensorrt int8", "backend": "onnxruntime", "top1_candidate": top1}
         sha256 = artifact.manifest.files[MODEL].sha256
         report = {"model_sha256": sha256, "source": "40 test images of D", "comparisons": [comparison], **changes}
         (artifact.path / REPORT).parent.mkdir(exist_ok=True)
