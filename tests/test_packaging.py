@@ -20,26 +20,6 @@ def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(out),
-        str(ROOT),
-    ]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    return next(out.glob("*.whl"))
-
-
 def test_packages_listed_are_the_folders_on_disk():
     listed = set(project()["tool"]["setuptools"]["packages"])
     core = {p.parent.relative_to(ROOT) for p in (ROOT / "gft_edge").rglob("__init__.py")}
