@@ -73,9 +73,9 @@ def inputs(tiny_checkpoint, tiny_info, tmp_path_factory):
     return root, str(tiny_checkpoint)
 
 
-def commands(root: Path, checkpoint: str) -> dict[str, list[str]]:
-    """Arguments for every entry of doctor's table."""
-    art, data, out = str(root / "art"), str(root / "data"), str(root / "out")
+def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
+    """Arguments for every entry of doctor's table; ``new`` is an empty folder."""
+    art, data, out = str(root / "art"), str(root / "data"), str(new / "out")
     image = str(next((root / "data").rglob("*.png")))
     quick = ["--rounds", "2", "--runs", "1", "--warmup", "0", "--skip", "stages", "throughput", "process"]
     bench = ["bench", art, "--power", "none", *quick]
@@ -105,12 +105,12 @@ def commands(root: Path, checkpoint: str) -> dict[str, list[str]]:
         "quantize CKPT": ["quantize", checkpoint, "--data", data, "--out", out],
         "export CKPT": ["export", checkpoint, "--data", data, "--out", out],
         "verify ARTIFACT --checkpoint CKPT": ["verify", art, "--checkpoint", checkpoint, "--data", data],
-        "demo": ["demo", "--small", "--out", str(root / "demo")],
+        "demo": ["demo", "--small", "--out", str(new / "demo")],
     }
 
 
-def test_every_entry_of_the_table_is_run(inputs):
-    assert list(commands(*inputs)) == [use.command for use in USES]
+def test_every_entry_of_the_table_is_run(inputs, tmp_path):
+    assert list(commands(*inputs, tmp_path)) == [use.command for use in USES]
 
 
 def _link(name: str, site: Path) -> None:
@@ -131,7 +131,7 @@ def happened(request, wheel, inputs, tmp_path_factory):
     zipfile.ZipFile(wheel).extractall(site)
     for name in LEVELS[request.param]:
         _link(name, site)
-    argv = commands(*inputs)
+    argv = commands(*inputs, root)
     (root / "commands.json").write_text(json.dumps({"table": ["doctor", "--json"], **argv}))
     (root / "driver.py").write_text(DRIVER)
     run = subprocess.run(

@@ -210,7 +210,7 @@ def _pixels(args: argparse.Namespace, artifact: Artifact) -> int:
 
     if not args.pixels.is_dir():
         raise DataError(f"pixels {args.pixels}: no such folder")
-    images, tensors = [], []
+    images, tensors, names = [], [], []
     for file in sorted(args.pixels.glob("*.npy")):
         found = [file.with_suffix(suffix) for suffix in IMAGE_SUFFIXES if file.with_suffix(suffix).is_file()]
         if not found:
@@ -220,9 +220,10 @@ def _pixels(args: argparse.Namespace, artifact: Artifact) -> int:
         except (ValueError, OSError, EOFError) as error:
             raise DataError(f"pixels {file}: cannot be read as an array ({error})") from None
         images.append(read_image(found[0]))
+        names.append(file.name)
     if not images:
         raise DataError(f"pixels {args.pixels}: holds no .npy file")
-    report = compare_pixels(images, tensors, artifact.manifest.preprocess)
+    report = compare_pixels(images, tensors, artifact.manifest.preprocess, names)
     levels = "not finite" if report.largest_levels is None else f"{report.largest_levels:.2f} levels of 255 at most"
     text = f"{report.images} images, difference {levels}\n" + (
         "passed" if report.place is None else f"FAILED: {report.place.text}"
