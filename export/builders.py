@@ -21,8 +21,8 @@ from gft_edge.errors import ArtifactError, CheckFailed, ConfigError, MissingExtr
 from gft_edge.export.dialects import require_dialect
 from gft_edge.export.engines import engine_files, engine_key
 from gft_edge.export.generations import RTX, generation
-from gft_edge.export.plan import BuildPlan, for_version
 from gft_edge.export.interrupts import Interrupted, interrupts_held
+from gft_edge.export.plan import BuildPlan, for_version
 from gft_edge.files import replacing, require_writable, write_json
 from gft_edge.manifest import MANIFEST, MODEL, Artifact, FileInfo, register_files
 from gft_edge.runtime.trt_messages import error_logger, explain, require
@@ -202,7 +202,7 @@ def _compile(
         config.progress_monitor = _monitor(trt, watch, interrupted)
     if plan.timing_cache:
         _use_timing_cache(config, plan.timing_cache)
-    blob = None if interrupted else builder.build_serialized_network(network, config)
+    blob: Any = None if interrupted else builder.build_serialized_network(network, config)
     if interrupted:
         raise KeyboardInterrupt
     require(blob, f"build {model}: {trt.__name__} {trt.__version__} refused the graph", messages)

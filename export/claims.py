@@ -13,7 +13,7 @@ from gft_edge.export.graph_summary import summarize
 from gft_edge.export.graph_view import DEQUANTIZE
 from gft_edge.export.interface import graph_input, graph_outputs
 from gft_edge.export.places import Place
-from gft_edge.manifest import MODEL, Artifact, DeploymentManifest, TensorInfo
+from gft_edge.manifest import MODEL, Artifact, DeploymentManifest, InputKind, TensorInfo
 
 
 def read_graph(artifact: Artifact) -> onnx.ModelProto:
@@ -38,7 +38,7 @@ def claim_places(manifest: DeploymentManifest, graph: onnx.ModelProto) -> list[P
     """
     places = []
     batch = manifest.static_batch or "batch"
-    kind = "uint8" if manifest.inputs and manifest.inputs[0].dtype == "uint8" else "float"
+    kind: InputKind = "uint8" if manifest.inputs and manifest.inputs[0].dtype == "uint8" else "float"
     needed = (
         ("input", manifest.inputs, (graph_input(manifest.model, kind, batch),), graph.graph.input),
         (

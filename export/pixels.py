@@ -94,9 +94,7 @@ def _require_form(name: str, tensor: npt.NDArray[Any], shape: tuple[int, int, in
     raise DataError(f"pixels: {name} has shape {tensor.shape}, the network takes {shape}{hint}")
 
 
-def _unfilled(
-    names: Sequence[str], found: npt.NDArray[np.float64], expected: npt.NDArray[np.floating]
-) -> Place | None:
+def _unfilled(names: Sequence[str], found: npt.NDArray[np.float64], expected: npt.NDArray[np.floating]) -> Place | None:
     """A buffer that was never filled, or filled in part, or one that was written for several images; None for others."""
     for number, (name, tensor, right) in enumerate(zip(names, found, expected)):
         flat = [channel for channel in range(3) if np.ptp(tensor[channel]) == 0 < np.ptp(right[channel])]
@@ -108,7 +106,9 @@ def _unfilled(
         else:
             empty = np.flatnonzero((tensor == 0).all(axis=(0, 2)) & (right != 0).any(axis=(0, 2)))
             if len(empty) > 1:
-                text = f"{len(empty)} rows of {name} are all zeros, the first is {empty[0]}: the buffer was filled in part"
+                text = (
+                    f"{len(empty)} rows of {name} are all zeros, the first is {empty[0]}: the buffer was filled in part"
+                )
         same = [other for other in range(number) if np.array_equal(found[other], tensor)]
         if not text and same and not np.array_equal(expected[same[0]], right):
             text = f"{name} is the same as {names[same[0]]}, though the images differ: one buffer was written for both"
@@ -192,10 +192,8 @@ def _sampled(values: npt.NDArray[np.float64], size: int, mode: str) -> npt.NDArr
         places = np.maximum(places, 0)
     first = np.floor(places).astype(np.int64)
     near = (places - first).reshape(-1, *[1] * (values.ndim - 1))
-    if mode == "bilinear":
-        weights = {0: 1 - near, 1: near}
-    else:
-        weights = {offset: _cubic(np.abs(near - offset)) for offset in (-1, 0, 1, 2)}
+    cubic = {offset: _cubic(np.abs(near - offset)) for offset in (-1, 0, 1, 2)}
+    weights = {0: 1 - near, 1: near} if mode == "bilinear" else cubic
     return np.asarray(sum(w * values[np.clip(first + offset, 0, count - 1)] for offset, w in weights.items()))
 
 

@@ -171,6 +171,11 @@ def test_what_a_board_has_to_do_works_without_torch(happened):
     _, table, installed = happened
     works = {name for name, entry in table.items() if entry["works"]}
     if "onnxruntime" in installed:
-        assert works >= {"bench ARTIFACT", "verify ARTIFACT", "predict ARTIFACT IMAGE", "evaluate ARTIFACT --data FOLDER"}
+        assert works >= {
+            "bench ARTIFACT",
+            "verify ARTIFACT",
+            "predict ARTIFACT IMAGE",
+            "evaluate ARTIFACT --data FOLDER",
+        }
     if "onnx" in installed:
         assert works >= {"lint ARTIFACT", "build ARTIFACT --target DEVICE --plan"}

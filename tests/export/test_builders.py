@@ -118,7 +118,9 @@ class TestBuild:
 
             monkeypatch.setattr(builders.tempfile, "TemporaryFile", refuse)
         monkeypatch.setattr(builders, "compile_plan", None)
-        with pytest.raises(ConfigError, match=r"is a file, not a folder|cannot be written to \(Read-only file system\)"):
+        with pytest.raises(
+            ConfigError, match=r"is a file, not a folder|cannot be written to \(Read-only file system\)"
+        ):
             build_engine(artifact, plan_for(artifact, compute_capabilities=("8.6",)))
 
     def test_engines_for_different_gpus_stand_side_by_side(self, copied):

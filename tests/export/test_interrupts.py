@@ -13,13 +13,20 @@ import pytest
 from gft_edge.export.interrupts import interrupts_held
 
 
+def signalled(number, seen, error=None):
+    """Gets a signal in the block, notes what is seen of it there, and ends the block with an error or without."""
+    with interrupts_held() as interrupted:
+        os.kill(os.getpid(), number)
+        seen.append(bool(interrupted))
+        if error is not None:
+            raise error
+
+
 def test_ctrl_c_is_raised_after_the_block_and_the_handler_is_back():
-    before = signal.getsignal(signal.SIGINT)
-    done = []
-    with pytest.raises(KeyboardInterrupt), interrupts_held() as interrupted:
-        os.kill(os.getpid(), signal.SIGINT)
-        done.append(bool(interrupted))
-    assert done == [True]
+    before, seen = signal.getsignal(signal.SIGINT), []
+    with pytest.raises(KeyboardInterrupt):
+        signalled(signal.SIGINT, seen)
+    assert seen == [True]
     assert signal.getsignal(signal.SIGINT) is before
 
 
@@ -30,19 +37,17 @@ def test_without_a_signal_nothing_happens():
 
 
 def test_an_error_of_the_block_gives_way_to_the_signal():
-    with pytest.raises(KeyboardInterrupt), interrupts_held():
-        os.kill(os.getpid(), signal.SIGINT)
-        raise ValueError("BuildCanceled")
+    with pytest.raises(KeyboardInterrupt):
+        signalled(signal.SIGINT, [], ValueError("BuildCanceled"))
 
 
-def test_sigterm_reaches_the_handler_that_was_there(monkeypatch):
+def test_sigterm_reaches_the_handler_that_was_there():
     got = []
     before = signal.signal(signal.SIGTERM, lambda number, frame: got.append(number))
     try:
-        with pytest.raises(KeyboardInterrupt), interrupts_held():
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert got == []
-        assert got == [signal.SIGTERM]
+        with pytest.raises(KeyboardInterrupt):
+            signalled(signal.SIGTERM, got)
+        assert got == [True, signal.SIGTERM]  # first what the block saw
     finally:
         signal.signal(signal.SIGTERM, before)
 
