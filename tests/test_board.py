@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import shlex
 import subprocess
 import venv
 import zipfile
@@ -15,6 +16,7 @@ from PIL import Image
 
 from gft_edge.abilities import USES
 from gft_edge.checkpoint import load_checkpoint
+from gft_edge.cli.main import _verb_module, _verb_parser
 from gft_edge.environment import PACKAGES
 from gft_edge.export.onnx import export_artifact
 
@@ -179,3 +181,12 @@ def test_what_a_board_has_to_do_works_without_torch(happened):
         }
     if "onnx" in installed:
         assert works >= {"lint ARTIFACT", "build ARTIFACT --target DEVICE --plan"}
+
+
+def test_commands_of_the_board_page_parse():
+    page = (Path(__file__).parents[1] / "docs/board.md").read_text(encoding="utf-8")
+    lines = [line for block in page.split("```")[1::2] for line in block.splitlines() if "gft-edge " in line]
+    assert len(lines) > 10
+    for line in lines:
+        verb, *arguments = shlex.split(line.partition("gft-edge ")[2])
+        _verb_parser(verb, _verb_module(verb)).parse_args(arguments)
