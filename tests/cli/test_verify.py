@@ -44,7 +44,8 @@ def test_first_bad_place_is_named(gft_edge, copied, on_data):
     assert done.code == 1
     assert "first bad place: LayerNormalization " in done.out
     assert "epsilon is 0.1" in done.out and "(in blocks.0.norm2)" in done.out
-    assert "\nFAILED: onnxruntime fp32 against torch fp32: logits differ by " in done.out
+    assert "\nFAILED: the graph is not the export of its checkpoint: LayerNormalization " in done.out
+    assert "; onnxruntime fp32 against torch fp32: logits differ by " in done.out
     report = json.loads((path / "reports/verify.json").read_text())
     assert (report["verdict"], report["fresh_export"]) == ("fail", "different")
     assert report["places"][0]["module"] == "blocks.0.norm2"
