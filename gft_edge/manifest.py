@@ -131,6 +131,8 @@ class DeploymentManifest:
             problems.append(f"maps must be one of {', '.join(get_args(MapsMode))}, found {self.maps!r}")
         if self.dialect not in get_args(Dialect):
             problems.append(f"dialect must be one of {', '.join(get_args(Dialect))}, found {self.dialect!r}")
+        if not self.inputs or not self.outputs:
+            problems.append("inputs and outputs must name at least one tensor each")
         if not isinstance(self.opset, int):
             problems.append(f"opset must be an integer, found {self.opset!r}")
         if len(self.labels) != self.model.num_classes:
