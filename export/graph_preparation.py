@@ -18,6 +18,7 @@ from gft_edge.export.graph_structure import (
     STANDARD,
     attribute_bodies,
     require_structure,
+    require_text,
     sort_nodes,
     standard_opset,
     tensor_bytes,
@@ -60,10 +61,12 @@ def prepare(model: onnx.ModelProto) -> PreparedGraph:
     Raises:
         ArtifactError: no valid graph, in one line.
     """
+    require_text(model)
     tensors: dict[str, TensorProto] = {}
     light = _without_weights(model, tensors)
     if model.functions:
         light = _native("inline_functions", light, "local functions cannot be inlined")
+    _name_domains(light)
     require_structure(light)
     opset = standard_opset(light) or 0
     folded: dict[str, npt.NDArray[Any]] = {}
@@ -135,6 +138,18 @@ def _without_weights(model: onnx.ModelProto, tensors: dict[str, TensorProto]) ->
     light.graph.output.extend(graph.output)
     light.graph.value_info.extend(value for value in graph.value_info if value.name not in aside)
     return light
+
+
+def _name_domains(model: onnx.ModelProto) -> None:
+    """Imports the domains that nodes name and the model does not: inference would end there, lint says more of it."""
+    named = {entry.domain for entry in model.opset_import}
+    pending = [model.graph]
+    while pending:
+        for node in pending.pop().node:
+            pending += [body for attribute in node.attribute for body in attribute_bodies(attribute)]
+            if node.domain not in named and node.domain not in STANDARD:
+                named.add(node.domain)
+                model.opset_import.append(helper.make_opsetid(node.domain, 1))
 
 
 def _is_large(tensor: TensorProto) -> bool:

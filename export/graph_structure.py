@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator, Sequence
 
@@ -13,8 +14,21 @@ from gft_edge.errors import ArtifactError
 STANDARD = ("", "ai.onnx")
 """Names of ONNX's own domain."""
 
+MAX_OPSET = 1000
+"""Far above any; ONNX's functions take 32 bits."""
+
 _PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
-_FIELDS = ("float_data", "int32_data", "int64_data", "double_data", "uint64_data", "string_data")
+_FIELDS = {
+    "FLOAT": "float_data",
+    "COMPLEX64": "float_data",
+    "DOUBLE": "double_data",
+    "COMPLEX128": "double_data",
+    "INT64": "int64_data",
+    "UINT32": "uint64_data",
+    "UINT64": "uint64_data",
+    "STRING": "string_data",
+}
+"""Where the values of a type stand if not in ``raw_data``; those of all other types stand in ``int32_data``."""
 
 
 def tensor_bytes(tensor: TensorProto) -> int | None:
@@ -46,13 +60,41 @@ def tensor_problem(tensor: TensorProto) -> str | None:
             return f"holds {len(tensor.raw_data)} bytes, its shape {list(tensor.dims)} needs {expected}"
         return None
     count = math.prod(tensor.dims)
-    found = sum(len(getattr(tensor, field)) for field in _FIELDS)
     name = TensorProto.DataType.Name(tensor.data_type)
+    found = len(getattr(tensor, _FIELDS.get(name, "int32_data")))
     needed = -(-count * _PACKED_BITS[name] // 8) if name in _PACKED_BITS else count * (2 if "COMPLEX" in name else 1)
-    # A shape of zeros holds nothing; protobuf's proto3 writers may leave a single default value out.
     if found != needed and not (name in _PACKED_BITS and found == count):
         return f"holds {found} values, its shape {list(tensor.dims)} needs {needed}"
     return None
+
+
+def require_text(model: onnx.ModelProto) -> None:
+    """Refuses names that are no text: protobuf hands them over as bytes, and every later step would stumble.
+
+    Raises:
+        ArtifactError: with the first of them.
+    """
+    graphs: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
+    names: list[object] = [entry.domain for entry in model.opset_import]
+    while graphs:
+        graph = graphs.pop()
+        names.append(graph.name)
+        if isinstance(graph, onnx.GraphProto):
+            values = (*graph.input, *graph.output, *graph.value_info)
+            names += [value.name for value in values]
+            names += [dim.dim_param for value in values for dim in value.type.tensor_type.shape.dim]
+            names += [tensor.name for tensor in graph.initializer]
+            names += [sparse.values.name for sparse in graph.sparse_initializer]
+        else:
+            names += [graph.domain, *graph.input, *graph.output, *graph.attribute]
+        for node in graph.node:
+            names += [node.op_type, node.domain, node.name, *node.input, *node.output]
+            for attribute in node.attribute:
+                names += [attribute.name, attribute.ref_attr_name]
+                graphs += attribute_bodies(attribute)
+    odd = next((name for name in names if not isinstance(name, str)), None)
+    if odd is not None:
+        raise ArtifactError(f"the graph is not valid ONNX: the name {odd!r} is not UTF-8 text; is the file damaged?")
 
 
 def require_structure(model: onnx.ModelProto) -> None:
@@ -64,8 +106,8 @@ def require_structure(model: onnx.ModelProto) -> None:
     opset = standard_opset(model)
     if not model.opset_import:
         raise ArtifactError("the graph names no operator set (opset_import), so its operators have no meaning")
-    if opset is not None and opset < 1:
-        raise ArtifactError(f"the graph names operator set {opset}; the first is 1")
+    if opset is not None and not 1 <= opset <= MAX_OPSET:
+        raise ArtifactError(f"the graph names operator set {opset}, which there is not")
     pending = [model.graph]
     while pending:
         graph = pending.pop()
@@ -114,9 +156,8 @@ def node_problem(node: NodeProto, opset: int | None) -> str | None:
             return f"has the attribute {attribute.name} without a type"
     if node.domain not in STANDARD or opset is None:
         return None
-    try:
-        schema = onnx.defs.get_schema(node.op_type, opset, "")
-    except onnx.defs.SchemaError:
+    schema = _schema(node.op_type, opset)
+    if schema is None:
         return None
     counts = ((len(node.input), schema.min_input, schema.max_input, "inputs"),)
     counts += ((len(node.output), schema.min_output, schema.max_output, "outputs"),)
@@ -140,6 +181,17 @@ def node_problem(node: NodeProto, opset: int | None) -> str | None:
         parts = next((a.i for a in node.attribute if a.name == "num_outputs"), len(node.output))
         if parts != len(node.output):
             return f"has {len(node.output)} outputs and num_outputs {parts}"
+    return None
+
+
+@functools.lru_cache(maxsize=None)
+def _schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
+    """The operator as of an opset; its newest form where it came later, as importers go by the name."""
+    for known in ((op_type, opset, ""), (op_type, "")):
+        try:
+            return onnx.defs.get_schema(*known)
+        except onnx.defs.SchemaError:
+            continue
     return None
 
 

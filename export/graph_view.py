@@ -248,8 +248,21 @@ class GraphView:
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    """The value of a node's attribute."""
-    return next((onnx.helper.get_attribute_value(a) for a in node.attribute if a.name == name), default)
+    """The value of a node's attribute; the default where it is missing or of a type that ONNX does not give it."""
+    found = next((entry for entry in node.attribute if entry.name == name), None)
+    if found is None or _attribute_type(node.op_type, name) not in (None, found.type):
+        return default
+    return onnx.helper.get_attribute_value(found)
+
+
+@functools.lru_cache(maxsize=None)
+def _attribute_type(op_type: str, name: str) -> int | None:
+    """Type of an attribute in the newest form of an operator that has it."""
+    try:
+        known = onnx.defs.get_schema(op_type, "").attributes.get(name)
+    except onnx.defs.SchemaError:
+        return None
+    return None if known is None else int(known.type.value)
 
 
 label = node_label
