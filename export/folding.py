@@ -29,13 +29,51 @@ MAX_ELEMENTS = 4096
 FILLS = 3
 
 _ELEMENTWISE = (
-    *("Add", "Sub", "Mul", "Div", "Mod", "Pow", "Min", "Max", "Sum", "Mean", "Abs", "Neg", "Sign", "Floor", "Ceil", "Round"),
+    *(
+        "Add",
+        "Sub",
+        "Mul",
+        "Div",
+        "Mod",
+        "Pow",
+        "Min",
+        "Max",
+        "Sum",
+        "Mean",
+        "Abs",
+        "Neg",
+        "Sign",
+        "Floor",
+        "Ceil",
+        "Round",
+    ),
     *("Sqrt", "Reciprocal", "Exp", "Log", "Clip", "Relu", "Cast", "CastLike", "Identity", "Where", "Equal", "Greater"),
     *("GreaterOrEqual", "Less", "LessOrEqual", "And", "Or", "Xor", "Not"),
 )
 _MOVING = (
-    *("Gather", "GatherElements", "GatherND", "Slice", "Concat", "Squeeze", "Unsqueeze", "Reshape", "Transpose", "Flatten"),
-    *("Split", "ScatterElements", "ScatterND", "ReduceProd", "ReduceSum", "ReduceMin", "ReduceMax", "ReduceMean", "ArgMax"),
+    *(
+        "Gather",
+        "GatherElements",
+        "GatherND",
+        "Slice",
+        "Concat",
+        "Squeeze",
+        "Unsqueeze",
+        "Reshape",
+        "Transpose",
+        "Flatten",
+    ),
+    *(
+        "Split",
+        "ScatterElements",
+        "ScatterND",
+        "ReduceProd",
+        "ReduceSum",
+        "ReduceMin",
+        "ReduceMax",
+        "ReduceMean",
+        "ArgMax",
+    ),
     *("ArgMin", "CumSum", "NonZero", "TopK", "Trilu", "Compress", "Unique", "OneHot", "Size"),
 )
 _GROWING = ("ConstantOfShape", "Range", "Expand", "Tile", "EyeLike", "Pad")
@@ -112,7 +150,8 @@ def _is_large(node: NodeProto, values: Mapping[str, Values]) -> bool:
         return not all(size <= MAX_ELEMENTS for size in sizes)
     if node.op_type in ("Gather", "GatherND", "GatherElements"):
         return inputs[0].size * max(1, inputs[-1].size) > MAX_ELEMENTS**2 or (
-            inputs[-1].size * max(1, inputs[0].size // max(1, inputs[0].shape[0] if inputs[0].ndim else 1)) > MAX_ELEMENTS
+            inputs[-1].size * max(1, inputs[0].size // max(1, inputs[0].shape[0] if inputs[0].ndim else 1))
+            > MAX_ELEMENTS
         )
     return False
 
@@ -129,7 +168,9 @@ def _grown(op_type: str, inputs: list[Values], fill: int) -> float:
         start, limit, step = (float(array.reshape(-1)[0]) if array.size else math.nan for array in arrays)
         return math.inf if not step else max(0.0, (limit - start) / step)
     if op_type == "Pad":
-        return float(np.prod(np.array(arrays[0].shape or (1,)) + np.abs(arrays[1]).sum())) if len(arrays) > 1 else math.inf
+        return (
+            float(np.prod(np.array(arrays[0].shape or (1,)) + np.abs(arrays[1]).sum())) if len(arrays) > 1 else math.inf
+        )
     if op_type == "OneHot":
         return float(arrays[0].size * np.abs(arrays[1]).max(initial=1))
     return float(arrays[0].size)

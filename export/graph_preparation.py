@@ -1,4 +1,4 @@
-"""What has to be done to a graph before it can be judged: weights set aside, functions inlined, shapes inferred, constants folded."""
+"""Getting a graph ready to be judged: weights set aside, functions inlined, shapes inferred, constants folded."""
 
 from __future__ import annotations
 
@@ -71,7 +71,9 @@ def prepare(model: onnx.ModelProto) -> PreparedGraph:
     opset = standard_opset(light) or 0
     folded: dict[str, npt.NDArray[Any]] = {}
     for _ in range(MAX_ROUNDS):
-        inferred = _native("infer_shapes", _with_constants(light, folded) if folded else light, "the graph is not valid ONNX")
+        inferred = _native(
+            "infer_shapes", _with_constants(light, folded) if folded else light, "the graph is not valid ONNX"
+        )
         nodes = sort_nodes(light.graph)
         small = {name: value for name, tensor in tensors.items() if (value := small_value(tensor)) is not None}
         small.update(_constants(nodes, light.graph, tensors))
@@ -126,7 +128,13 @@ def _without_weights(model: onnx.ModelProto, tensors: dict[str, TensorProto]) ->
         aside[name] = helper.make_tensor_value_info(name, sparse.values.data_type, sparse.dims)
     for node in graph.node:
         value = next((a.t for a in node.attribute if a.name == "value" and a.type == AttributeProto.TENSOR), None)
-        if node.op_type == "Constant" and node.domain in STANDARD and value is not None and node.output and _is_large(value):
+        if (
+            node.op_type == "Constant"
+            and node.domain in STANDARD
+            and value is not None
+            and node.output
+            and _is_large(value)
+        ):
             _file(value, tensors, node.output[0])
             aside[node.output[0]] = helper.make_tensor_value_info(node.output[0], value.data_type, value.dims)
         else:
@@ -262,7 +270,10 @@ def _matter(found: Mapping[str, Any], nodes: tuple[NodeProto, ...], folded: Mapp
     """Whether shape inference would find more with these values: integers that a node reads which is not folded itself."""
     integers = {name for name, value in found.items() if value.dtype.kind == "i"}
     return any(
-        name in integers for node in nodes if not all(o in folded or not o for o in node.output) for name in node.input[1:]
+        name in integers
+        for node in nodes
+        if not all(o in folded or not o for o in node.output)
+        for name in node.input[1:]
     )
 
 

@@ -41,7 +41,9 @@ def tensor_bytes(tensor: TensorProto) -> int | None:
     if name in _PACKED_BITS:
         return -(-count * _PACKED_BITS[name] // 8)
     try:
-        return count * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize) if name != "STRING" else None
+        return (
+            count * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize) if name != "STRING" else None
+        )
     except KeyError:
         return None
 
@@ -159,8 +161,10 @@ def node_problem(node: NodeProto, opset: int | None) -> str | None:
     schema = _schema(node.op_type, opset)
     if schema is None:
         return None
-    counts = ((len(node.input), schema.min_input, schema.max_input, "inputs"),)
-    counts += ((len(node.output), schema.min_output, schema.max_output, "outputs"),)
+    counts = (
+        (len(node.input), schema.min_input, schema.max_input, "inputs"),
+        (len(node.output), schema.min_output, schema.max_output, "outputs"),
+    )
     for count, low, high, what in counts:
         if not low <= count <= high:
             needed = str(low) if low == high else f"{low} or more" if high > 1000 else f"{low} to {high}"
@@ -184,7 +188,7 @@ def node_problem(node: NodeProto, opset: int | None) -> str | None:
     return None
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
     """The operator as of an opset; its newest form where it came later, as importers go by the name."""
     for known in ((op_type, opset, ""), (op_type, "")):
@@ -233,7 +237,9 @@ def sort_nodes(graph: onnx.GraphProto) -> tuple[NodeProto, ...]:
     for number, node in enumerate(nodes):
         for output in node.output:
             if output and (output in made or output in given):
-                raise ArtifactError(f"the graph is not valid ONNX: {node_label(node)} makes {output}, which there is already")
+                raise ArtifactError(
+                    f"the graph is not valid ONNX: {node_label(node)} makes {output}, which there is already"
+                )
             made[output] = number
     made.pop("", None)
     before = [{made[name] for name in (*node.input, *captured(node)) if name in made} for node in nodes]

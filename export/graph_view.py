@@ -255,7 +255,7 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
     return onnx.helper.get_attribute_value(found)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _attribute_type(op_type: str, name: str) -> int | None:
     """Type of an attribute in the newest form of an operator that has it."""
     try:

@@ -9,14 +9,11 @@ from onnx import NodeProto, TensorProto, ValueInfoProto
 from gft_edge.export.generations import Platform, parse_version
 from gft_edge.export.graph_structure import STANDARD, node_label
 from gft_edge.export.graph_view import GraphView, attribute
-from gft_edge.export.operators import PLUGIN_DOMAINS, first_version, reads, reads_foreign
+from gft_edge.export.operators import PLUGIN_DOMAINS, first_version, names, reads, reads_foreign
 
 Problems = Iterator[tuple[str, str]]
 
-TYPES = frozenset(
-    ("FLOAT", "FLOAT16", "BFLOAT16", "DOUBLE", "INT8", "INT32", "INT64", "UINT8", "BOOL")
-    + ("FLOAT8E4M3FN", "INT4", "FLOAT4E2M1", "FLOAT8E8M0")
-)
+TYPES = names("BFLOAT16 BOOL DOUBLE FLOAT FLOAT16 FLOAT4E2M1 FLOAT8E4M3FN FLOAT8E8M0 INT32 INT4 INT64 INT8 UINT8")
 """What operators.md of onnx-tensorrt 10.15 names, and the scales of MXFP8."""
 
 COORDINATES = ("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners")
@@ -26,20 +23,25 @@ def unknown_operator(graph: GraphView, platform: Platform) -> Problems:
     """Operators that no importer of the target's family has, and domains that are not ONNX's."""
     for node in graph.nodes:
         if node.domain in STANDARD:
-            if first_version(node.op_type) is None and not reads(node.op_type, platform.version):
-                yield node_label(node), f"{platform.title} has no importer for {node.op_type} of ONNX's own domain"
-            elif platform.is_rtx and not reads(node.op_type, platform.version):
+            later = first_version(node.op_type) is not None and not platform.is_rtx  # GE022 says since when
+            if not later and not reads(node.op_type, platform.version):
                 yield node_label(node), f"{platform.title} has no importer for {node.op_type} of ONNX's own domain"
         elif node.domain not in PLUGIN_DOMAINS and not reads_foreign(node.domain, node.op_type, platform.version):
             named_alike = f", it would compute ONNX's {node.op_type}" if reads(node.op_type, platform.version) else ""
-            yield node_label(node), f"{platform.title} has no importer for {node.op_type} of domain {node.domain}{named_alike}"
+            yield (
+                node_label(node),
+                f"{platform.title} has no importer for {node.op_type} of domain {node.domain}{named_alike}",
+            )
 
 
 def plugin_operator(graph: GraphView, platform: Platform) -> Problems:
     """Operators of TensorRT's plugin domains."""
     for node in graph.nodes:
         if node.domain in PLUGIN_DOMAINS and not reads_foreign(node.domain, node.op_type, platform.version):
-            yield node_label(node), f"{node.op_type} of domain {node.domain} needs its plugin's library at build and at run time"
+            yield (
+                node_label(node),
+                f"{node.op_type} of domain {node.domain} needs its plugin's library at build and at run time",
+            )
 
 
 def new_operator(graph: GraphView, platform: Platform) -> Problems:
@@ -103,7 +105,7 @@ def _value_problem(value: ValueInfoProto) -> str | None:
 
 def _type_name(dtype: int) -> str:
     try:
-        return str(TensorProto.DataType.Name(dtype))  # type: ignore[arg-type]
+        return str(TensorProto.DataType.Name(dtype))
     except ValueError:
         return f"data type {dtype}"
 
@@ -200,12 +202,12 @@ _RESTRICTIONS: dict[str, Callable[[GraphView, NodeProto, Platform], Iterator[str
     "LpPool": _pool,
     "MaxPool": _max_pool,
     "Resize": _resize,
-    **{
-        name: _reduction
-        for name in (
+    **dict.fromkeys(
+        (
             *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin"),
             *("ReduceProd", "ReduceSum", "ReduceSumSquare"),
-        )
-    },
+        ),
+        _reduction,
+    ),
 }
 """From the column of restrictions of operators.md (10.15) and, where it can be asked, the parser of TensorRT-RTX 1.7.1."""

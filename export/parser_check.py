@@ -48,13 +48,17 @@ def ask_parser(path: Path, platform: Platform) -> tuple[str, tuple[Finding, ...]
             return title, (Finding(PARSER.id, "error", "graph", f"{title} {error}"),)
         raise ArtifactError(f"--parser: {title} cannot be asked: {error}") from None
     return title, tuple(
-        Finding(PARSER.id, "error", f"{e['operator']} {e['node']}".strip() or "graph", f"{title}: {_line(e['description'])}")
+        Finding(
+            PARSER.id, "error", f"{e['operator']} {e['node']}".strip() or "graph", f"{title}: {_line(e['description'])}"
+        )
         for e in errors
     )
 
 
 def _module(platform: Platform) -> str:
-    wanted = ("tensorrt_rtx",) if platform.is_rtx else ("tensorrt",) if platform.version else ("tensorrt", "tensorrt_rtx")
+    wanted = (
+        ("tensorrt_rtx",) if platform.is_rtx else ("tensorrt",) if platform.version else ("tensorrt", "tensorrt_rtx")
+    )
     for module in wanted:
         if importlib.util.find_spec(module) is not None:
             return module

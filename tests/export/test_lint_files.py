@@ -111,7 +111,9 @@ def test_folder_pipe_archive_and_more_than_a_protobuf_holds(tmp_path):
             judge(tmp_path / name)
 
 
-def external(model: onnx.ModelProto, location: str, shape, name: str = "w", offset: int | None = None) -> onnx.ModelProto:
+def external(
+    model: onnx.ModelProto, location: str, shape, name: str = "w", offset: int | None = None
+) -> onnx.ModelProto:
     tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=shape, data_location=TensorProto.EXTERNAL)
     entries = {"location": location} | ({} if offset is None else {"offset": str(offset)})
     tensor.external_data.extend(onnx.StringStringEntryProto(key=key, value=value) for key, value in entries.items())
@@ -212,7 +214,9 @@ def test_residual_sums_are_found_in_either_order_however_deep(first, blocks):
         sum_ = f"b{number}_19, d{number}" if first == "branch" else f"d{number}, b{number}_19"
         body += f"q{number} = QuantizeLinear({x}, s, z) d{number} = DequantizeLinear(q{number}, s, z) "
         body += f"b{number}_0 = Relu({x}) {branch} {y} = Add({sum_}) "
-    model = graph(f"{body} k1, i = TopK(x{blocks}, k) y = Identity(k1)", s=np.float32(0.1), z=np.int8(0), k=np.array([4]))
+    model = graph(
+        f"{body} k1, i = TopK(x{blocks}, k) y = Identity(k1)", s=np.float32(0.1), z=np.int8(0), k=np.array([4])
+    )
     report = lint(model)
     assert [finding.rule for finding in report.findings].count("GE002") == blocks
     assert rules(report) == {"GE002"}

@@ -25,7 +25,10 @@ KEEP = {
     ),
     "slice and concat": ("n = Slice(s, one, two) m = Mul(n, seven) t = Div(m, ten) k = Concat<axis: int = 0>(t)", 137),
     "minimum with a number": ("n = Gather(s, one) k = Min(n, ten)", 10),
-    "batch that falls out": ("b = Gather(s, nought) z = Mul(b, nought) n = Gather(s, one) t = Add(n, z) m = Mul(t, seven) k = Div(m, ten)", 137),
+    "batch that falls out": (
+        "b = Gather(s, nought) z = Mul(b, nought) n = Gather(s, one) t = Add(n, z) m = Mul(t, seven) k = Div(m, ten)",
+        137,
+    ),
 }
 VALUES = {
     "one": ONE,
@@ -39,7 +42,9 @@ VALUES = {
 
 
 def selecting(k: str, opset: int = 20, **more):
-    body = f"s = Shape(x) {k} score = ReduceMean<keepdims: int = 0>(x, two) v, i = TopK<axis: int = 1>(score, k) {SELECT}"
+    body = (
+        f"s = Shape(x) {k} score = ReduceMean<keepdims: int = 0>(x, two) v, i = TopK<axis: int = 1>(score, k) {SELECT}"
+    )
     return graph(body, "float[B,197,32] x", "float[B,K,32] y", opset, **{**VALUES, **more})
 
 
@@ -50,7 +55,7 @@ def test_k_of_static_sizes_is_a_constant(name):
     assert lint(model).findings == ()
     found = view(model)
     assert found.constant("k").reshape(-1).tolist() == [expected]
-    assert found.shape("y")[1] == expected  # and shapes after it are known
+    assert found.shape("u")[1] == expected  # and shapes after it are known
 
 
 @pytest.mark.parametrize(
@@ -77,7 +82,7 @@ def test_each_stage_may_compute_its_k_from_the_last_ones_shape():
         x = f"y{n}"
     model = graph(f"{body} y = Relu({x})", "float[B,197,32] x", "float[B,K,32] y", **VALUES)
     assert lint(model).findings == ()
-    assert view(model).constant("k5").tolist() == [21]  # 197, 137, 95, 66, 46, 32, 22 times 0.7... floored each time
+    assert view(model).constant("k5").tolist() == [22]  # 197, 137, 95, 66, 46, 32, 22
 
 
 def test_old_forms_fold_too():

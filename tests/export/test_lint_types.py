@@ -28,13 +28,24 @@ def linear(precision: str, rest: str):
         body, constants = body + "y = MatMul(n, w)", constants | {"w": np.ones((32, 32), numpy_type)}
     else:
         kind = TensorProto.INT8 if precision == "int8" else TensorProto.FLOAT8E4M3FN
-        body += "q = QuantizeLinear(n, s, z) d = DequantizeLinear(q, s, z) e = DequantizeLinear(w, s, z) y = MatMul(d, e)"
+        body += (
+            "q = QuantizeLinear(n, s, z) d = DequantizeLinear(q, s, z) e = DequantizeLinear(w, s, z) y = MatMul(d, e)"
+        )
         constants |= {"s": numpy_type(0.1), "z": helper.make_tensor("z", kind, [], [0])}
         constants["w"] = helper.make_tensor("w", kind, [32, 32], [1] * 1024)
-    return graph(body, f"{text}[B,8,32] x", f"{text}[B,8,32] y", opset=17 if rest == "fp32" and precision != "fp8" else 19, **constants)
+    return graph(
+        body,
+        f"{text}[B,8,32] x",
+        f"{text}[B,8,32] y",
+        opset=17 if rest == "fp32" and precision != "fp8" else 19,
+        **constants,
+    )
 
 
-GRAPHS = {f"{p} rest {r}": linear(p, r) for p, r in [("fp32", "fp32"), ("fp16", "fp16"), *((q, r) for q in ("int8", "fp8") for r in FLOAT)]}
+GRAPHS = {
+    f"{p} rest {r}": linear(p, r)
+    for p, r in [("fp32", "fp32"), ("fp16", "fp16"), *((q, r) for q in ("int8", "fp8") for r in FLOAT)]
+}
 
 
 @pytest.mark.parametrize("name", GRAPHS)
@@ -57,11 +68,15 @@ def test_lint_and_plan_agree(name, target, version):
     except ConfigError:
         return
     assert [note for note in plan.notes if "graph is FP32" in note] == said
-    assert {finding.rule for finding in report.errors} <= {"GE015"}  # the artefact's dialect, refused by require_dialect
+    assert {finding.rule for finding in report.errors} <= {
+        "GE015"
+    }  # the artefact's dialect, refused by require_dialect
     assert [f.message for f in lint(model, plan.platform).findings if f.rule == "GE029"] == said
 
 
-@pytest.mark.parametrize(("name", "there"), [("fp32 rest fp32", True), ("fp16 rest fp16", False), ("int8 rest fp32", True)])
+@pytest.mark.parametrize(
+    ("name", "there"), [("fp32 rest fp32", True), ("fp16 rest fp16", False), ("int8 rest fp32", True)]
+)
 def test_fp32_is_a_warning_on_a_board_and_none_without_a_target(name, there):
     for target in ("orin-nano", "rtx", "h100"):
         report = lint(GRAPHS[name], platform(target))
@@ -77,7 +92,11 @@ def test_a_flag_that_allows_fp16_takes_the_warning_away():
 
 @pytest.mark.parametrize(
     ("target", "assumed", "other"),
-    [("orin-nano", "10.16", "--tensorrt 10.3"), ("agx-orin", "11.4.1", "--tensorrt 10.3"), ("h100", "11.4", "--tensorrt VERSION")],
+    [
+        ("orin-nano", "10.16", "--tensorrt 10.3"),
+        ("agx-orin", "11.4.1", "--tensorrt 10.3"),
+        ("h100", "11.4", "--tensorrt VERSION"),
+    ],
 )
 def test_a_plan_says_which_tensorrt_it_assumed(target, assumed, other):
     notes = make_plan(summarize(GRAPHS["fp16 rest fp16"]), target).notes
