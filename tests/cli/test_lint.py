@@ -73,6 +73,7 @@ def test_bad_input_is_one_line(gft_edge, broken, tmp_path, command, words):
     assert words in done.err
     assert done.err.count("\n") == 1
 
+
 def test_notes_say_what_was_assumed_and_what_is_missing(gft_edge, tmp_path):
     text = '<ir_version: 10, opset_import: ["" : 20]>\ng (float[B,8] x) => (float[B,8] y) { y = Add(x, w) }'
     model = onnx.parser.parse_model(text)
