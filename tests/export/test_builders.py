@@ -143,12 +143,15 @@ class TestBuild:
         with pytest.raises(ArtifactError, match=r"cannot parse the graph: .*Failed to parse the ONNX model"):
             compile_plan(trt, tmp_path / "bad.onnx", plan, Unwatched())
 
-    def test_node_the_parser_does_not_know_is_named(self, edited):
+    def test_node_the_parser_does_not_know_is_named(self, edited, monkeypatch):
         def change(model):
             node = next(node for node in model.graph.node if node.op_type == "Gelu")
             node.name, node.op_type = "culprit", "NoSuchOperator"
 
         artifact = edited("fp32-none", change)
+        with pytest.raises(CheckFailed, match="GE025 NoSuchOperator culprit"):
+            build_engine(artifact, plan_for(artifact, compute_capabilities=("8.6",)))
+        monkeypatch.setattr(builders, "_require_clean", lambda model, plan: None)
         with pytest.raises(ArtifactError, match="cannot parse the graph: node culprit: "):
             build_engine(artifact, plan_for(artifact, compute_capabilities=("8.6",)))
 
