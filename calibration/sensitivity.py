@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from gft_edge.calibration.modules import SMALLEST_RANGE, insert_quantizers
+from gft_edge.calibration.levels import SMALLEST_RANGE
+from gft_edge.calibration.modules import insert_quantizers
 from gft_edge.calibration.replay import Recording, Replay
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.export.agreement import Arrays, compare
