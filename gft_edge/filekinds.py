@@ -5,6 +5,8 @@ from __future__ import annotations
 import zipfile
 from pathlib import Path
 
+from gft_edge.errors import ArtifactError
+
 _HEAD = 512
 _MAGIC = (
     (b"version https://git-lfs", "a Git LFS pointer, which stands for the file; fetch that with: git lfs pull"),
@@ -54,11 +56,47 @@ def kind_of(path: Path) -> str:
         return "a pickle (PyTorch's format before 1.6, or another program's)"
     if is_onnx(path, head):
         return "an ONNX graph"
+    if path.suffix.lower() in (".engine", ".plan", ".trt"):
+        return "a TensorRT engine"
     if text.startswith((b"{", b"[")):
         return "a JSON file"
-    if _is_text(head):
-        return "a text file"
-    return "a file of an unknown kind"
+    return "a text file" if _is_text(head) else "a file of an unknown kind"
+
+
+_NO_READER = "gft-edge import-published reads checkpoints of the published GFT code, no verb reads other weights"
+_TAKERS = {
+    "an ONNX graph": "gft-edge lint reads graphs of other programs, no other verb does",
+    "a PyTorch file": _NO_READER,
+    "a safetensors file": _NO_READER,
+}
+
+
+def describe_file(path: Path) -> str:
+    """What a file is that stands where a folder should, and what to do with it, in words that follow "is"."""
+    for name, what in (("manifest.json", "an artefact"), ("config.json", "a checkpoint")):
+        if (path.parent / name).is_file():
+            return f"a file of {what}; give its folder {path.parent}"
+    try:
+        kind = kind_of(path)
+    except OSError as error:
+        return f"a file that cannot be read ({error.strerror or error})"
+    return f"{kind}; {_TAKERS[kind]}" if kind in _TAKERS else kind
+
+
+def require_graph(path: Path) -> None:
+    """Refuses a file that is clearly no ONNX graph; what is not known is left to ONNX, which reads text forms too.
+
+    Raises:
+        ArtifactError: no such file, or of another kind.
+    """
+    try:
+        kind = kind_of(path)
+    except FileNotFoundError:
+        raise ArtifactError(f"graph {path}: no such file") from None
+    except OSError as error:
+        raise ArtifactError(f"graph {path}: cannot be read ({error.strerror or error})") from None
+    if kind not in ("an ONNX graph", "a text file", "a JSON file", "a file of an unknown kind"):
+        raise ArtifactError(f"graph {path}: cannot be read as ONNX: it is {kind}")
 
 
 def is_onnx(path: Path, head: bytes | None = None) -> bool:

@@ -22,10 +22,15 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.export.generations import platform
     from gft_edge.export.lint import lint, load_graph
     from gft_edge.export.lint_rules import RULES
+    from gft_edge.filekinds import require_graph
     from gft_edge.manifest import MODEL, load_artifact
 
     target = platform(args.target, args.tensorrt)
-    path = load_artifact(args.graph).file(MODEL) if args.graph.is_dir() else args.graph
+    path = args.graph
+    if path.is_dir():
+        path = load_artifact(path).file(MODEL)
+    else:
+        require_graph(path)
     report = lint(load_graph(path), target)
     why = {rule.id: rule.why for rule in RULES}
     lines = [f"{path} for {report.target}"]
