@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import _codecs
 import argparse
-import collections
+import datetime
 import pickletools
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import numpy as np
@@ -99,7 +100,8 @@ def _load(path: Path) -> object:
     if kind != "a PyTorch file" and not kind.startswith("a pickle"):
         raise ArtifactError(f"{path}: cannot be read as a file of tensors: it is {kind}{_HINTS.get(kind, '')}")
     try:
-        with torch.serialization.safe_globals(_harmless()):
+        with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises whatever the bytes lead it to, and advises to run them
         foreign = _foreign(path)
@@ -114,11 +116,14 @@ def _load(path: Path) -> object:
 
 
 def _harmless() -> list[Any]:
-    """What training programs keep beside weights and what runs nothing when it is read: NumPy's numbers, arguments."""
+    """What training programs keep beside weights and reading which runs nothing: numbers of NumPy, arguments, dates, paths."""
     scalar = np.float64(0).__reduce__()[0]
     rebuild = np.zeros(0).__reduce__()[0]
-    found: list[Any] = [argparse.Namespace, collections.defaultdict, np.dtype, np.ndarray, _codecs.encode, dict, list]
+    found: list[Any] = [argparse.Namespace, np.dtype, np.ndarray, _codecs.encode]
     found += [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdFDSU"]
+    found += [datetime.date, datetime.datetime, datetime.timedelta]
+    for name in ("pathlib", "pathlib._local"):  # before and from Python 3.13
+        found += [(PurePosixPath, f"{name}.PosixPath"), (PureWindowsPath, f"{name}.WindowsPath")]
     for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # before and from NumPy 2
         found += [(scalar, f"{module}.scalar"), (rebuild, f"{module}._reconstruct")]
     return found
@@ -126,22 +131,16 @@ def _harmless() -> list[Any]:
 
 def _foreign(path: Path) -> str | None:
     """The first class or function in a file that reading it would have to run."""
-    harmless = {_name_of(entry) for entry in _harmless()}
-    plain = (
-        "torch.",
-        "collections.OrderedDict",
-        "_codecs.encode",
-        "__builtin__.",
-        "builtins.set",
-        "builtins.bytearray",
-    )
+    plain = ("torch.", "collections.OrderedDict", "collections.Counter")
+    known = {f"{module}.{kind}" for module in ("__builtin__", "builtins") for kind in ("set", "bytearray", "complex")}
+    known |= {_name_of(entry) for entry in _harmless()}
     try:
         names = list(_globals_of(path))
     except Exception:  # bytes of any kind
         return None
     for name in names:
         own = name.startswith("torch.nn.") and not name.startswith("torch.nn.parameter.Parameter")
-        if name not in harmless and (own or not name.startswith(plain)):
+        if name not in known and (own or not name.startswith(plain)):
             return name
     return None
 
