@@ -356,7 +356,7 @@ def run_engine(
     artifact: Artifact,
     key: str,
     binary: Path | None,
-    batch: int,
+    batch: int | None,
     target: Device | None = None,
     timing: Timing = DEFAULT,
     device: Device | None = None,
@@ -367,7 +367,7 @@ def run_engine(
         artifact: with the engine in its manifest.
         key: of the engine.
         binary: trtexec, where it is in no usual place.
-        batch: images per query.
+        batch: images per query; None takes what trtexec tells, else the artefact's static batch, else 1.
         target: device to hold the figures against.
         timing: how to time.
         device: that trtexec runs on, this machine's by default.

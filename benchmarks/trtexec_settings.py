@@ -59,7 +59,7 @@ class Settings:
         """
         if self.implicit_batch:
             return self.implicit_batch
-        if name in self.shapes:
+        if name is not None and name in self.shapes:
             return self.shapes[name][0]
         sizes = {shape[0] for shape in self.shapes.values() if len(shape) > 1}
         if len(sizes) > 1:

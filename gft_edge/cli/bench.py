@@ -171,7 +171,7 @@ def _trtexec(args: argparse.Namespace) -> dict[str, Any]:
     if args.trtexec_engine:
         if artifact is None:
             raise ConfigError("bench: --trtexec-engine needs the ARTIFACT that holds the engine")
-        return run_engine(artifact, args.trtexec_engine, args.trtexec, batch or 1, _target(args))
+        return run_engine(artifact, args.trtexec_engine, args.trtexec, batch, _target(args))
     data = ingest(args.trtexec_log, args.times, args.layers, args.profile, artifact, batch, _target(args))
     if args.power not in get_args(PowerSource):
         if len(data["results"]) > 1:

@@ -108,6 +108,7 @@ OVERRIDDEN = (
         (["[I] Input inference shape : input=3x3x640x640"], "", 3),
         (["[I] Input binding for input with dimensions 5x3x64x64 is created."], "trtexec --shapes=input:2x3x64x64", 5),
         (["[I] Created input binding for input with dimensions 5x3x64x64"], "", 5),
+        (["[I] Input binding for i with dimensions 5x3x8x8 is created.", "[I] Input inference shape : i=2x3x8x8"], "", 5),
         ([f"[W] {OVERRIDDEN}: 1x3x9x9"], "trtexec", 1),
         ([], "trtexec --shapes=image:4x3x32x32,mask:17x17", 4),
         ([], "trtexec --shapes=a:4x3x32x32,b:2x3x32x32", None),
