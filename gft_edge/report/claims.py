@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Any
 
 from gft_edge.report.sections import Section, View, name_of_folder, verdict_of
@@ -126,7 +127,13 @@ def evidence(view: View) -> Any:
             rows.append((f"energy of {', '.join(names)}", run, f"power measured on {_machine(bench)}, {file}"))
     for _, record in view.found.predictions:
         if any(row["map"] for row in record["predictions"]):
-            rows.append(("kept patches and importance of single images", run, f"outputs of {record['artifact']}"))
+            rows.append(
+                (
+                    "kept patches and importance of single images",
+                    run,
+                    f"outputs of {PurePosixPath(record['artifact']).name}",
+                )
+            )
     engines = [(name, engine) for name, entry in view.artifacts for engine in entry.engines]
     for module in dict.fromkeys(engine["module"] for _, engine in engines):
         names = dict.fromkeys(name for name, engine in engines if engine["module"] == module)

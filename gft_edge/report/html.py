@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 FOLDER = Path(__file__).parent
 
 
+@functools.cache
 def environment() -> Any:
     """What renders the templates; text is escaped, an unknown name is an error."""
     import jinja2

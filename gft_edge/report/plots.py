@@ -263,7 +263,7 @@ def fidelity(record: Mapping[str, Any]) -> str:
             panel.set(title=kind, xlabel=f"patches {what}, per cent", ylabel="probability of the class", ylim=(0, 1))
             panel.legend(frameon=False, fontsize=8)
 
-    return responsive(draw, 3.4, "insertion and deletion of patches", 6.2)
+    return responsive(draw, 3.4, "insertion and deletion of patches", 6.6)
 
 
 def sizes(rows: Sequence[tuple[str, float, float]], colors: Mapping[str, str]) -> str:

@@ -84,7 +84,7 @@ def bench_table(rows: Sequence[Mapping[str, Any]]) -> Table:
                 texts = [
                     replace(c, text=f"{c.text} over {r.get('baseline')}") if c.text else c for c, r in zip(texts, rows)
                 ]
-            texts = [_marked(cell, is_ratio_unstable(row, rows)) for cell, row in zip(texts, rows)]
+            texts = [_ratio(cell, row, rows) for cell, row in zip(texts, rows)]
         elif title == "variation":
             texts = [_variation(cell, row) for cell, row in zip(texts, rows)]
         elif title == "images/s" and flights != {1}:
@@ -99,6 +99,12 @@ def bench_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 
 def _marked(cell: Cell, unstable: bool) -> Cell:
     return Cell(f"{cell.text} {UNSTABLE}", "warn") if unstable and cell.text else cell
+
+
+def _ratio(cell: Cell, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> Cell:
+    if row["name"] == row.get("baseline"):
+        return Cell("baseline" if len(rows) > 1 else "", "soft")
+    return _marked(cell, is_ratio_unstable(row, rows))
 
 
 def _variation(cell: Cell, row: Mapping[str, Any]) -> Cell:
