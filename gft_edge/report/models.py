@@ -66,6 +66,10 @@ def display_names(found: RunFiles) -> dict[str, str]:
     """Name of each artefact and checkpoint by the path of its folder: the folder's, or the path where two have one name."""
     paths = [*found.artifacts, *found.checkpoints]
     names = {path: (found.folder / path).resolve().name if path == "." else Path(path).name for path in paths}
+    for path in found.checkpoints:
+        parent = Path(path).parent
+        if path != "." and parent.as_posix() in found.checkpoints:
+            names[path] = f"{names[parent.as_posix()]}/{names[path]}"  # the best one of a training
     count = Counter(names.values())
     return {path: path if count[name] > 1 else name for path, name in names.items()}
 

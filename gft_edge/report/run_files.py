@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gft_edge.benchmarks.merge import SCHEMA as BENCH_SCHEMA
@@ -277,7 +277,7 @@ def picture(folder: Path, beside: Path, name: str) -> Path | None:
         beside: folder of the record.
         name: path as written: relative to the record, or to where the verb ran.
     """
-    parts = [part for part in Path(name.replace("\\", "/")).parts if part not in ("/", ".", "..")]
+    parts = [part for part in as_path(name).parts if part not in ("/", ".", "..")]
     if "\0" in name or not parts:
         return None
     root = folder.resolve()
@@ -287,3 +287,8 @@ def picture(folder: Path, beside: Path, name: str) -> Path | None:
             if candidate.is_file() and candidate.resolve().is_relative_to(root):
                 return candidate
     return None
+
+
+def as_path(name: str) -> PurePosixPath:
+    """A path that a record names; backslashes separate where there is no slash, as Windows writes it."""
+    return PurePosixPath(name if "/" in name else name.replace("\\", "/"))

@@ -13,7 +13,7 @@ from gft_edge.report import class_plots, plots
 from gft_edge.report.checks import printable
 from gft_edge.report.models import Evaluated, Tradeoff, place
 from gft_edge.report.pictures import data_url
-from gft_edge.report.run_files import FoundArtifact, RunFiles, picture
+from gft_edge.report.run_files import FoundArtifact, RunFiles, as_path, picture
 from gft_edge.report.sensitivity import section as sensitivity_section
 from gft_edge.report.tables import TONES, VERDICTS, Cell, Table, decibels, megabytes, percent, table
 
@@ -142,12 +142,20 @@ def _training(view: View) -> Iterator[Section]:
                     "data": entry.data,
                     "figure": plots.training(entry.log),
                     "is_smoothed": len(entry.log) >= 12,
+                    "is_level": _is_level([row["loss"] for row in entry.log]),
                     "first": entry.log[0],
                     "last": last,
                 }
             )
     if logs:
         yield Section("Training", "training", {"logs": logs})
+
+
+def _is_level(losses: Sequence[float]) -> bool:
+    """Whether the last third of a course is within a fifth of its first third, on average."""
+    third = max(1, len(losses) // 3)
+    before, after = sum(losses[:third]) / third, sum(losses[-third:]) / third
+    return abs(after - before) <= 0.2 * abs(before)
 
 
 def _accuracy(view: View) -> Iterator[Section]:
@@ -222,7 +230,8 @@ def _class_figures(view: View, row: Evaluated, with_pictures: bool) -> dict[str,
     beside = (view.found.folder / row.file).parent
     for entry in wrong[:MOST_PICTURES] if with_pictures else ():
         file = picture(view.found.folder, beside, entry["picture"]) if entry["picture"] else None
-        pictures.append({**entry, "url": data_url(file, SMALL_PICTURE) if file else None})
+        url = data_url(file, SMALL_PICTURE) if file else None
+        pictures.append({**entry, "short": "/".join(as_path(entry["image"]).parts[-2:]), "url": url})
     total = result["wrong_total"] if result["wrong_total"] is not None else row.on[2] - result["right"]
     return {
         "title": row.title,
@@ -258,7 +267,7 @@ def _predictions(view: View) -> Iterator[Section]:
             url = data_url(found, WIDE_PICTURE) if found and len(pictures) < MOST_PICTURES else None
             if url is None:
                 continue
-            path = PurePosixPath(row["image"].replace("\\", "/"))
+            path = as_path(row["image"])
             truth = next((name for name in (path.parent.name, path.stem) if name in labels), None)
             pictures.append({**row, "name": path.name, "truth": truth, "url": url})
         if pictures:

@@ -128,7 +128,9 @@ def started(profile: Path) -> Iterator[Browser]:
     theirs_read, write = os.pipe()
     read, theirs_write = os.pipe()
     flags = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-extensions"
-    command = f'exec "$0" {flags} --remote-debugging-pipe --user-data-dir="$1" about:blank 3<&{theirs_read} 4>&{theirs_write}'
+    command = (
+        f'exec "$0" {flags} --remote-debugging-pipe --user-data-dir="$1" about:blank 3<&{theirs_read} 4>&{theirs_write}'
+    )
     process = subprocess.Popen(
         ["/bin/bash", "-c", command, program, str(profile)],
         pass_fds=(theirs_read, theirs_write),
@@ -159,7 +161,9 @@ def browser(tmp_path_factory) -> Iterator[Browser]:
         yield found
 
 
-def evaluation(labels: list[str], name: str = "runs/art", right: int = 33, each: int = 10, **more: Any) -> dict[str, Any]:
+def evaluation(
+    labels: list[str], name: str = "runs/art", right: int = 33, each: int = 10, **more: Any
+) -> dict[str, Any]:
     """What ``evaluate --out`` writes for an artefact; wrong answers go to the next class, most of the last class's."""
     size = len(labels)
     wrong = each * size - right
@@ -240,7 +244,9 @@ def sensitivity(layers: int = 30) -> dict[str, Any]:
     effect = {"sqnr_db": 31.5, "lost_points": 0.16, "top1": 0.9, "jaccard": [0.991, 0.984, 0.934]}
     names = [f"blocks.{n // 4}.{('attn.qkv', 'attn.proj', 'mlp.fc1', 'mlp.fc2')[n % 4]}" for n in range(layers)]
     seen = {"sqnr_db": 30.25, "lost_points": 0.2, "paired": {"interval": [-0.004, 0.002]}}
-    tries = [{"int8": names[:20], "sqnr_db": 30.5, "lost_points": 0.1, "saved_ms": 0.8, "holds": True, "observed": seen}]
+    tries = [
+        {"int8": names[:20], "sqnr_db": 30.5, "lost_points": 0.1, "saved_ms": 0.8, "holds": True, "observed": seen}
+    ]
     rows = [
         {"name": n, "shape": "145 x 128 x 384", "high_ms": 0.2, "int8_ms": 0.1, "only": effect, "all_but": effect}
         for n in names
@@ -284,6 +290,11 @@ def verification(name: str = "art", verdict: str = "pass") -> dict[str, Any]:
     }
 
 
+def picture(path: Path, size: tuple[int, int]) -> None:
+    """Writes a grey PNG of a width and height."""
+    Image.fromarray(np.full((size[1], size[0], 3), 90, np.uint8)).save(path)
+
+
 def checkpoint(labels: list[str], start: str = "", steps: int = 30) -> dict[str, Any]:
     """What config.json of a checkpoint says, of the smallest model."""
     model = preset(
@@ -309,7 +320,7 @@ def checkpoint(labels: list[str], start: str = "", steps: int = 30) -> dict[str,
 
 
 @pytest.fixture(scope="session")
-def samples() -> dict[str, Callable[..., dict[str, Any]]]:
+def samples() -> dict[str, Callable[..., Any]]:
     """Makers of result files, by the verb that writes such."""
     return {
         "evaluate": evaluation,
@@ -318,6 +329,7 @@ def samples() -> dict[str, Callable[..., dict[str, Any]]]:
         "sensitivity": sensitivity,
         "verify": verification,
         "checkpoint": checkpoint,
+        "picture": picture,
     }
 
 

@@ -8,7 +8,18 @@ import pytest
 from PIL import Image
 
 from gft_edge.errors import MissingExtraError
-from gft_edge.report.overlays import FADED, GAP, HEADING, LEGEND, PANEL, PAPER, TITLE, label_text, overlay, write_overlay
+from gft_edge.report.overlays import (
+    FADED,
+    GAP,
+    HEADING,
+    LEGEND,
+    PANEL,
+    PAPER,
+    TITLE,
+    label_text,
+    overlay,
+    write_overlay,
+)
 from gft_edge.runtime.classifier import Prediction
 
 
