@@ -9,10 +9,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gft_edge.report.svg import COLORS, INK, is_narrow, responsive, short
+from gft_edge.report.svg import COLORS, INK, WIDE, is_narrow, responsive, short, svg
 from gft_edge.train.metrics import wilson_interval
 
 MOST_IN_MATRIX = 50
+MOST_ON_A_TELEPHONE = 20
+"""Classes up to which a narrow matrix can be read; a larger one is drawn once, to be scrolled there."""
 MOST_BARS = 40
 NUMBERED = 16
 """Classes up to which the cells of a matrix hold their numbers."""
@@ -35,7 +37,7 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
 
     def draw(figure: Figure, axes: Axes) -> None:
         narrow, size = is_narrow(figure), len(labels)
-        letters = 9 if size <= 10 else 8 if size <= 20 else 6 if size <= 35 else 5
+        letters = 9 if size <= 10 else 8 if size <= MOST_ON_A_TELEPHONE else 6
         names = [short(label, 16 if narrow else 24) for label in labels]
         axes.imshow(shade, interpolation="nearest", aspect="equal")
         axes.set_xticks(range(size), names, rotation=90, fontsize=letters)
@@ -49,11 +51,11 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
         if size <= NUMBERED:
             for row, column in np.argwhere(counts > 0):
                 text = f"{counts[row, column]:.0f}"
-                axes.text(
-                    column, row, text, ha="center", va="center", fontsize=letters - (2 if narrow else 0), color=INK
-                )
+                axes.text(column, row, text, ha="center", va="center", fontsize=8 if narrow else letters)
 
     height = min(7.4, 2.6 + 0.26 * len(labels))
+    if len(labels) > MOST_ON_A_TELEPHONE:
+        return svg(draw, WIDE, height, "confusion matrix")
     return responsive(draw, height, "confusion matrix", min(height, 4.9))
 
 

@@ -72,6 +72,7 @@ def pages(samples, tmp_path_factory):
         },
         "broken.json": "{",
     }
+    made["three.json"] = samples["evaluate"]([f"class {n:02d}" for n in range(50)], "runs/art-c", right=400)
     made["bench.json"]["results"][1] |= {"verdict": "unstable", "variation": 0.05}
     for name, content in made.items():
         (run / name).parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +104,15 @@ def test_nothing_is_cut_nothing_fails_and_letters_can_be_read(browser, pages, ki
     else:
         assert paper > 0.9
         assert brightest < 0.65
+
+
+def test_a_large_matrix_is_scrolled_on_a_telephone(browser, pages):
+    browser.open(pages["report"], 390)
+    browser.evaluate("document.querySelectorAll('details').forEach(part => { part.open = true; })")
+    browser.evaluate("new Promise(done => setTimeout(done, 100))")
+    browser.evaluate("window.dispatchEvent(new Event('resize'))")
+    assert browser.evaluate("[...document.querySelectorAll('.large svg')].some(figure => figure.clientWidth >= 700)")
+    assert browser.evaluate(FAULTS) == []
 
 
 def test_key_columns_of_a_bench_table_are_in_sight_on_a_telephone(browser, pages):
