@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def quantization(view: View) -> dict[str, Any]:
     """Each different quantization with the models that have it, and each calibration folder."""
-    entries = [
+    entries: list[tuple[str, Mapping[str, Any] | None, GFTConfig, str | None]] = [
         (name, entry.quantization, entry.artifact.manifest.model, entry.artifact.manifest.rest)
         for name, entry in view.artifacts
     ]

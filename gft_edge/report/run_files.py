@@ -17,7 +17,7 @@ from gft_edge.config import GFTConfig, load_dataclass
 from gft_edge.errors import ArtifactError, GFTEdgeError
 from gft_edge.manifest import MANIFEST, MODEL, Artifact, load_artifact
 from gft_edge.report import forms
-from gft_edge.report.checks import checked, printable, read_object
+from gft_edge.report.checks import TEXT, checked, printable, read_object
 from gft_edge.report.records import KINDS, MAPS, OTHER_KINDS, VERIFICATION, log_rows, usable_bench
 
 DEPTH = 6
@@ -236,7 +236,7 @@ def _checkpoint(data: Mapping[str, Any], where: str) -> FoundCheckpoint:
         _within(recipe, "train").get("init"),
         _within(recipe, "data").get("name"),
     )
-    labels = checked(data["labels"], [forms.TEXT], "labels")
+    labels = checked(data["labels"], [TEXT], "labels")
     model = load_dataclass(GFTConfig, checked(data["model"], forms.ANY_OBJECT, "model"), where)
     if len(labels) != model.num_classes:
         raise ArtifactError(f"labels: {len(labels)} for {model.num_classes} classes")

@@ -117,7 +117,7 @@ def _models(view: View) -> Iterator[Section]:
             config.variant,
             labels,
         )
-        shown = {"config": config, "labels": [printable(str(label)) for label in labels], "names": []}
+        shown: dict[str, Any] = {"config": config, "labels": [printable(str(label)) for label in labels], "names": []}
         models.setdefault(key, shown)["names"].append(name)
     for shown in models.values():
         config = shown["config"]
@@ -226,7 +226,7 @@ def _class_figures(view: View, row: Evaluated, with_pictures: bool) -> dict[str,
     with_images = class_plots.worst_first(per_class)
     wrong = result["wrong"] or []
     pairs = class_plots.confused_pairs(matrix, labels) if matrix else []
-    pictures = []
+    pictures: list[dict[str, Any]] = []
     beside = (view.found.folder / row.file).parent
     for entry in wrong[:MOST_PICTURES] if with_pictures else ():
         file = picture(view.found.folder, beside, entry["picture"]) if entry["picture"] else None
@@ -261,7 +261,7 @@ def _predictions(view: View) -> Iterator[Section]:
     for file, record in view.found.predictions:
         beside = (view.found.folder / file).parent
         labels = _labels_of(view, record["artifact"])
-        pictures = []
+        pictures: list[dict[str, Any]] = []
         for row in record["predictions"]:
             found = picture(view.found.folder, beside, row["map"]) if row["map"] else None
             url = data_url(found, WIDE_PICTURE) if found and len(pictures) < MOST_PICTURES else None
@@ -425,7 +425,8 @@ def _latency(view: View) -> Iterator[Section]:
 def _files(view: View) -> Iterator[Section]:
     if not view.artifacts:
         return
-    rows, sizes = [], []
+    rows: list[tuple[Cell | str, ...]] = []
+    sizes = []
     for name, entry in view.artifacts:
         manifest = entry.artifact.manifest
         size = manifest.files[MODEL].size
