@@ -12,7 +12,7 @@ from gft_edge.benchmarks.tables import Row
 from gft_edge.errors import ArtifactError
 from gft_edge.files import replacing, write_json
 from gft_edge.report import bench_plots, forms
-from gft_edge.report.checks import checked
+from gft_edge.report.checks import checked, cleaned
 from gft_edge.report.html import environment
 from gft_edge.report.records import clean_bench, usable_bench
 from gft_edge.report.svg import COLORS, color_of
@@ -30,7 +30,7 @@ def write_bench_page(paths: Sequence[Path], out: Path) -> tuple[Path, Path]:
     """
     for path in paths:
         _require_usable(path)
-    merged = merge(paths)
+    merged = cleaned(merge(paths))
     html = environment().get_template("bench.html.j2").render(**collect(merged))
     write_json(out / MERGED, merged)
     with replacing(out / PAGE) as temporary:

@@ -67,6 +67,15 @@ def printable(text: str) -> str:
     )
 
 
+def cleaned(data: Any) -> Any:
+    """JSON data with every text in it printable."""
+    if isinstance(data, str):
+        return printable(data)
+    if isinstance(data, dict):
+        return {printable(key): cleaned(part) for key, part in data.items()}
+    return [cleaned(part) for part in data] if isinstance(data, list) else data
+
+
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ValueError
@@ -167,12 +176,8 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: unreadable, too large, or no JSON object.
     """
-    try:
-        size = path.stat().st_size
-    except OSError as error:
-        raise ArtifactError(f"{path.name}: cannot be read ({error.strerror})") from None
-    if size > MOST_BYTES:
-        raise ArtifactError(f"{path.name}: {size / 1e6:.0f} MB are too large for a result file")
+    if path.is_file() and path.stat().st_size > MOST_BYTES:
+        raise ArtifactError(f"{path.name}: {path.stat().st_size / 1e6:.0f} MB are too large for a result file")
     return read_json(path, "file")
 
 

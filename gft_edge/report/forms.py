@@ -211,7 +211,7 @@ SENSITIVITY: Form = {
 }
 
 # What pages read of bench files beyond what gft_edge.benchmarks.merge checks.
-_STAGE: Form = {"p50_ms": Maybe(AMOUNT)}
+_STAGE: Form = {"p50_ms": AMOUNT}
 BENCH_MACHINE: Form = {
     "board": Maybe(TEXT),
     "device": Maybe(TEXT),

@@ -58,7 +58,10 @@ def usable_bench(path: Path) -> dict[str, Any]:
     machine = read_object(path).get("machine")
     if isinstance(machine, dict):  # anything else is refused below
         checked(machine, forms.BENCH_MACHINE, "machine")
-    return clean_bench(read_bench(path))
+    try:
+        return clean_bench(read_bench(path))
+    except OverflowError:
+        raise ArtifactError("holds a number that is too large") from None
 
 
 def clean_bench(data: Mapping[str, Any]) -> dict[str, Any]:
