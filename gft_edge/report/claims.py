@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from gft_edge.report.sections import Section, View, name_of_folder, verdict_of
 from gft_edge.report.tables import TONES, VERDICTS, Cell, is_ratio_unstable, is_unstable, percent, table
+from gft_edge.report.view import Section, View, name_of_folder, verdict_of
 
 MOST_CARDS = 3
 FROM_A_LOG = ("trtexec",)

@@ -15,8 +15,9 @@ from gft_edge.report.claims import LeftOut
 from gft_edge.report.html import environment
 from gft_edge.report.models import colors_of, display_names, evaluated, graphs, tradeoff
 from gft_edge.report.run_files import RunFiles, Unused, find
-from gft_edge.report.sections import View, sections
+from gft_edge.report.sections import sections
 from gft_edge.report.tables import Cell, table
+from gft_edge.report.view import View
 
 PAGE = "report.html"
 

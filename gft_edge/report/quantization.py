@@ -13,7 +13,7 @@ from gft_edge.files import canonical_json
 from gft_edge.report.tables import Cell, percent, table
 
 if TYPE_CHECKING:
-    from gft_edge.report.sections import View
+    from gft_edge.report.view import View
 
 
 def quantization(view: View) -> dict[str, Any]:

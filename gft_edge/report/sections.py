@@ -2,73 +2,16 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from gft_edge.manifest import MODEL
-from gft_edge.report import class_plots, plots
+from gft_edge.report import plots
 from gft_edge.report.checks import printable
-from gft_edge.report.models import Evaluated, Tradeoff, place
-from gft_edge.report.pictures import data_url
-from gft_edge.report.run_files import FoundArtifact, RunFiles, as_path, picture
+from gft_edge.report.picture_sections import classes, maps, predictions
 from gft_edge.report.sensitivity import section as sensitivity_section
 from gft_edge.report.tables import TONES, VERDICTS, Cell, Table, decibels, megabytes, percent, table
-
-MOST_PICTURES = 24
-WIDE_PICTURE, SMALL_PICTURE = 1400, 192
-"""Pixels of overlays with several panels, and of single images."""
-
-
-@dataclass(frozen=True)
-class View:
-    """What all sections read: the files of a run, names and colours of its models, and figures derived from several files."""
-
-    found: RunFiles
-    names: Mapping[str, str]
-    colors: Mapping[str, str]
-    rows: Sequence[Evaluated]
-    benches: Sequence[Mapping[str, Any]]
-    tradeoff: Tradeoff | None
-
-    @property
-    def artifacts(self) -> list[tuple[str, FoundArtifact]]:
-        """Artefacts by name, the demo's in the order of its story."""
-        pairs = [(self.names[path], entry) for path, entry in self.found.artifacts.items()]
-        return sorted(pairs, key=lambda pair: place(pair[0]))
-
-    @property
-    def verifications(self) -> list[tuple[str, Mapping[str, Any]]]:
-        """Verification records by name: those in artefacts, and those of artefacts that are not here."""
-        records = [
-            (name if record["artifact"].partition("@")[0] == name else record["artifact"] or name, record)
-            for name, entry in self.artifacts
-            for record in entry.verifications
-        ]
-        have = {name for name, _ in records}
-        return records + [(r["artifact"], r) for _, r in self.found.verifications if r["artifact"] not in have]
-
-
-@dataclass(frozen=True)
-class Section:
-    """A section of the page.
-
-    Args:
-        title: its heading, without number.
-        kind: name of its macro.
-        data: what the macro shows.
-    """
-
-    title: str
-    kind: str
-    data: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def anchor(self) -> str:
-        """What links to the section name."""
-        return re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+from gft_edge.report.view import Section, View, verdict_of
 
 
 def sections(view: View) -> list[Section]:
@@ -78,12 +21,12 @@ def sections(view: View) -> list[Section]:
         _models,
         _training,
         _accuracy,
-        _classes,
-        _predictions,
+        classes,
+        predictions,
         _quantization,
         _sensitivity,
         _verification,
-        _maps,
+        maps,
         _latency,
         _files,
     )
@@ -205,97 +148,6 @@ def _accuracy(view: View) -> Iterator[Section]:
         yield Section("Accuracy", "accuracy", {"groups": groups})
 
 
-def _classes(view: View) -> Iterator[Section]:
-    rows = [row for row in view.rows if row.result["per_class"] or row.result["confusion"] or row.result["wrong"]]
-    if not rows:
-        return
-    rows.sort(key=lambda row: row.backend == "torch")  # of artefacts before those of checkpoints
-    artifacts = [row for row in rows if row.backend != "torch"]
-    main = artifacts[-1] if artifacts else rows[0]  # the most compressed one, by the order of accuracies
-    shown = [_class_figures(view, main, with_pictures=True)]
-    shown += [_class_figures(view, row, with_pictures=False) for row in rows if row is not main]
-    yield Section("Which classes go wrong", "classes", {"models": shown})
-
-
-def _class_figures(view: View, row: Evaluated, with_pictures: bool) -> dict[str, Any]:
-    result = row.result
-    per_class, matrix = result["per_class"] or [], result["confusion"]
-    labels = row.labels or tuple(entry["label"] for entry in per_class)
-    if matrix is not None and len(labels) != len(matrix):
-        labels = tuple(f"class {number}" for number in range(len(matrix)))
-    with_images = class_plots.worst_first(per_class)
-    wrong = result["wrong"] or []
-    pairs = class_plots.confused_pairs(matrix, labels) if matrix else []
-    pictures: list[dict[str, Any]] = []
-    beside = (view.found.folder / row.file).parent
-    for entry in wrong[:MOST_PICTURES] if with_pictures else ():
-        file = picture(view.found.folder, beside, entry["picture"]) if entry["picture"] else None
-        url = data_url(file, SMALL_PICTURE) if file else None
-        pictures.append({**entry, "short": "/".join(as_path(entry["image"]).parts[-2:]), "url": url})
-    total = result["wrong_total"] if result["wrong_total"] is not None else row.on[2] - result["right"]
-    return {
-        "title": row.title,
-        "where": row.where,
-        "backend": row.backend,
-        "is_large": len(labels) > class_plots.MOST_ON_A_TELEPHONE,
-        "without_images": len(per_class) - len(with_images),
-        "bars": class_plots.per_class(per_class) if with_images else None,
-        "bars_shown": min(len(with_images), class_plots.MOST_BARS),
-        "bars_of": len(with_images),
-        "matrix": class_plots.confusion(matrix, labels)
-        if matrix and len(matrix) <= class_plots.MOST_IN_MATRIX
-        else None,
-        "pairs": table(
-            ("true class", "predicted", "images#"),
-            [(p["truth"], p["predicted"], f"{p['count']} of {p['of']}") for p in pairs],
-        )
-        if pairs
-        else None,
-        "wrong": pictures,
-        "wrong_total": total,
-    }
-
-
-def _predictions(view: View) -> Iterator[Section]:
-    groups = []
-    for file, record in view.found.predictions:
-        beside = (view.found.folder / file).parent
-        labels = _labels_of(view, record["artifact"])
-        pictures: list[dict[str, Any]] = []
-        for row in record["predictions"]:
-            found = picture(view.found.folder, beside, row["map"]) if row["map"] else None
-            url = data_url(found, WIDE_PICTURE) if found and len(pictures) < MOST_PICTURES else None
-            if url is None:
-                continue
-            path = as_path(row["image"])
-            truth = next((name for name in (path.parent.name, path.stem) if name in labels), None)
-            pictures.append({**row, "name": path.name, "truth": truth, "url": url})
-        if pictures:
-            groups.append(
-                {
-                    "artifact": PurePosixPath(record["artifact"]).name,
-                    "file": file,
-                    "pictures": pictures,
-                    "images": len(record["predictions"]),
-                    "unreadable": len(record["unreadable"] or ()),
-                    "has_truth": any(row["truth"] is not None for row in pictures),
-                }
-            )
-    if groups:
-        yield Section("What it looked at", "predictions", {"groups": groups})
-
-
-def _labels_of(view: View, artifact: str) -> frozenset[str]:
-    """Class names of the artefact that made predictions; without it none, so that no file name is taken for a class."""
-    name = PurePosixPath(artifact).name.partition("@")[0]
-    return frozenset(
-        label
-        for known, entry in view.artifacts
-        if known == name or entry.artifact.name == name
-        for label in entry.artifact.manifest.labels
-    )
-
-
 def _quantization(view: View) -> Iterator[Section]:
     from gft_edge.report.quantization import quantization
 
@@ -356,67 +208,6 @@ def _verification(view: View) -> Iterator[Section]:
     yield Section("Verification: do the graphs compute what PyTorch computes?", "verification", data)
 
 
-def verdict_of(record: Mapping[str, Any]) -> str:
-    """The verdict of a verification record; of one without, whether it passed."""
-    return record["verdict"] or ("pass" if record["passed"] else "fail")
-
-
-def _maps(view: View) -> Iterator[Section]:
-    records = []
-    for name, entry in view.artifacts:
-        for record in entry.maps:
-            gains = [
-                (
-                    side["name"],
-                    *(_change(record["gain_over_random"][side["name"]][kind]) for kind in ("insertion", "deletion")),
-                )
-                for side in record["sides"]
-            ]
-            stages = [
-                (
-                    str(s["stage"] + 1),
-                    f"{s['rank_correlation']:.4f}",
-                    f"{percent(s['kept_overlap'])} of {s['kept']}",
-                    f"{percent(s['top_overlap'])} of {s['top']}",
-                )
-                for s in record["stages"]
-            ]
-            heads = ("stage", "rank correlation#", "kept patches in common#", "most important tenth in common#")
-            records.append(
-                {
-                    "name": name,
-                    "source": record["source"],
-                    "figure": plots.fidelity(record),
-                    "gains": table(
-                        ("maps of", "insertion area less random (95 %)#", "random less deletion area (95 %)#"), gains
-                    ),
-                    "stages": table(heads, stages) if stages else None,
-                    "sides": [side["name"] for side in record["sides"]],
-                    "pictures": list(_map_pictures(entry, record)),
-                }
-            )
-    if records:
-        title = "Importance maps: do they show what decides, and does compression change them?"
-        yield Section(title, "maps", {"records": records})
-
-
-def _change(change: Mapping[str, Any]) -> str:
-    low, high = change["interval"]
-    return f"{change['mean']:+.3f} ({low:+.3f} to {high:+.3f})"
-
-
-def _map_pictures(entry: FoundArtifact, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    from gft_edge.errors import GFTEdgeError
-
-    for row in record["pictures"][:MOST_PICTURES]:
-        try:
-            url = data_url(entry.artifact.file(row["file"]), WIDE_PICTURE)
-        except GFTEdgeError:
-            url = None
-        if url is not None:
-            yield {**row, "url": url}
-
-
 def _latency(view: View) -> Iterator[Section]:
     if view.benches:
         yield Section("Latency", "latency", {"benches": view.benches})
@@ -465,8 +256,3 @@ def _files(view: View) -> Iterator[Section]:
         "modules": list(dict.fromkeys(engine["module"] for _, engine in engines)),
     }
     yield Section("Files and engines" if engines else "Files", "files", data)
-
-
-def name_of_folder(folder: Path) -> str:
-    """The name of a run: of its folder."""
-    return printable(folder.resolve().name) or "run"
