@@ -99,7 +99,7 @@ def notes(rows: Sequence[Row]) -> str:
     """Version and options that matter, in a line or two."""
     options = [row.get("options") or {} for row in rows]
     versions = dict.fromkeys(f"{row['backend']} {o['version']}" for row, o in zip(rows, options) if o.get("version"))
-    disabled = dict.fromkeys(name for o in options for name in o.get("disabled_optimizers", ()))
+    disabled = dict.fromkeys(name for o in options for name in (o.get("disabled_optimizers") or ()))
     text = f"{', '.join(versions)}." if versions else ""
     if disabled:
         text += f" Switched off for the INT8 graphs: {', '.join(disabled)}, which can turn INT8 products back into float ones."

@@ -110,3 +110,14 @@ def test_what_matters_most_stands_in_the_first_columns():
     assert cells[2:4] == ["2.00 unstable", "2.00x [1.50, 2.50] unstable"]
     assert {cell.tone for cell in found.rows[1] if "unstable" in cell.text} == {"warn"}
     assert found.rows[0][3].text == "baseline"
+
+
+def test_a_row_of_a_log_has_few_entries(tmp_path):
+    log = {"backend": "trtexec", "rounds_ms": [], "threads": None, "options": {"version": "10.3", "timing": {}}}
+    log |= {"stages": {"inference": {"p50_ms": 1.5}}, "throughput": {"images_per_s": 600.0, "in_flight": None}}
+    file = tmp_path / "orin.json"
+    file.write_text(json.dumps(_bench(log)))
+    text = write_bench_page([file], tmp_path)[0].read_text()
+    assert "trtexec 10.3." in text
+    assert "Each dot is a request" not in text
+    assert "Inference alone" not in text
