@@ -179,7 +179,7 @@ def test_host_and_board_on_one_page(gft_edge, made, host, tmp_path):
     assert merged["results"][-1]["layers"]["int8"] in page
     for title in ("Side by side", "Latency over tokens", "Where a request spends its time", "Energy", "Layers of int8"):
         assert (title in page) == (title != "Latency over tokens")  # one budget
-    assert page.count("<svg") == 3
+    assert page.count('<div class="wide"><svg') == page.count('<div class="narrow"><svg') == 3
     refused(gft_edge("report", done.json["merged"]), "holds merged figures")
 
 
