@@ -6,6 +6,8 @@ EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_MISSING_EXTRA = 3
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 class GFTEdgeError(Exception):
@@ -24,6 +26,20 @@ class ArtifactError(GFTEdgeError):
 
 class DataError(GFTEdgeError):
     """Input data (an image, a data set folder) that cannot be read."""
+
+
+class OutputError(GFTEdgeError):
+    """A result that could not be written; nothing half-written is left.
+
+    Args:
+        path: what should have been written, or words such as "standard output".
+        reason: the system's answer.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"cannot write {path}: {reason}")
+        self.path = path
+        self.reason = reason
 
 
 class CheckFailed(GFTEdgeError):

@@ -92,7 +92,7 @@ ON_CHECKPOINTS = {
     "nan": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "nan%,5%"], "above 0 and at most 1"),
     "no budget": (["export", "{ckpt}", "--data", "{data}", "--budget", "", "--out", "{tmp}/out"], "expected counts"),
     "maps": (["export", "{ckpt}", "--maps", "all", "--out", "{tmp}/out"], "argument --maps: invalid choice: 'all'"),
-    "out is a file": (["export", "{ckpt}", "--data", "{data}", "--out", "{image}"], "not empty"),
+    "out is a file": (["export", "{ckpt}", "--data", "{data}", "--out", "{image}"], "is a file"),
     "threads": (["evaluate", "{ckpt}", "--data", "{data}", "--threads", "-2"], "threads"),
 }
 
