@@ -50,6 +50,11 @@ def make_temporary(path: Path, folder: bool) -> tuple[Path, int]:
         os.close(lock)
 
 
+def is_temporary(name: str) -> bool:
+    """Whether a file name is one of those that :func:`make_temporary` gives."""
+    return _NAME.fullmatch(name) is not None
+
+
 def remove_leftovers(folder: Path) -> list[Path]:
     """Removes temporaries of processes that are gone; returns what was removed.
 
@@ -58,7 +63,7 @@ def remove_leftovers(folder: Path) -> list[Path]:
     """
     try:
         with os.scandir(folder) as entries:
-            found = [Path(entry.path) for entry in entries if _NAME.fullmatch(entry.name) and not entry.is_symlink()]
+            found = [Path(entry.path) for entry in entries if is_temporary(entry.name) and not entry.is_symlink()]
     except OSError:
         return []
     return [path for path in found if _remove_if_free(path)]
