@@ -32,19 +32,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result, table
-    from gft_edge.files import require_writable, write_json
+    from gft_edge.files import require_writable
 
     if args.out:
         require_writable(args.out)
     data = _artifact(args) if is_artifact(args.model) else _checkpoint(args)
-    if args.out:
-        write_json(args.out, data)
     rows = [
         (r["budget"], r["precision"], f"{r['top1']:.2%}", f"{r['interval'][0]:.2%} to {r['interval'][1]:.2%}")
         for r in data["results"]
     ]
     head = f"{data['model']} on {data['images']} {data['split']} images of {data['data']}, {data['backend']}"
-    result(args, data, head + "\n" + table(("budget", "precision", "top-1", "95 % interval"), rows))
+    result(args, data, head + "\n" + table(("budget", "precision", "top-1", "95 % interval"), rows), args.out)
     return 0
 
 

@@ -25,8 +25,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result, table
     from gft_edge.data.images import read_image
-    from gft_edge.errors import ConfigError
-    from gft_edge.files import require_writable, write_json
+    from gft_edge.errors import ConfigError, OutputError
+    from gft_edge.files import require_writable
     from gft_edge.report.overlays import write_overlay
     from gft_edge.runtime.classifier import Classifier
 
@@ -39,17 +39,22 @@ def run(args: argparse.Namespace) -> int:
     images = [read_image(path) for path in args.images]
     predictions = [prediction for image in images for prediction in classifier.predict([image])]
     rows = []
+    unwritten: OutputError | None = None
     for number, (path, image, prediction) in enumerate(zip(args.images, images, predictions)):
         drawn = ""
-        if args.maps:
-            drawn = str(args.maps / f"{number:02d}-{path.stem}.png")
-            write_overlay(Path(drawn), manifest.preprocess.geometry(image), prediction, manifest)
+        if args.maps and unwritten is None:
+            file = args.maps / f"{number:02d}-{path.stem}.png"
+            try:
+                write_overlay(file, manifest.preprocess.geometry(image), prediction, manifest)
+                drawn = str(file)
+            except OutputError as error:  # the classes are known all the same
+                unwritten = error
         rows.append(
             {"image": str(path), "label": prediction.label, "probability": prediction.probability, "map": drawn}
         )
     data = {"artifact": str(args.artifact), "predictions": rows}
-    if args.out:
-        write_json(args.out, data)
     text = table(("image", "label", "probability"), [(r["image"], r["label"], f"{r['probability']:.3f}") for r in rows])
-    result(args, data, text)
+    result(args, data, text, args.out)
+    if unwritten is not None:
+        raise unwritten
     return 0

@@ -85,7 +85,10 @@ ON_CHECKPOINTS = {
     "split": (["evaluate", "{ckpt}", "--split", "final"], "argument --split: invalid choice: 'final'"),
     "align": (["export", "{ckpt}", "--data", "{data}", "--align", "0", "--out", "{tmp}/out"], "a positive integer"),
     "growing budget": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "6,12"], "counts must not grow"),
-    "short budget": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "6"], "does not fit a model of 16 patches"),
+    "short budget": (
+        ["evaluate", "{ckpt}", "--data", "{data}", "--budget", "6"],
+        "1 number for a model of 2 stages",
+    ),
     "large budget": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "17,6"], "the image has only 16"),
     "small budget": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "6,1"], "must keep at least 2"),
     "nonsense": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "a,b"], "expected counts such as"),
