@@ -209,7 +209,9 @@ def test_one_round_has_no_spread(gft_edge, made, tmp_path):
 
 
 @pytest.mark.parametrize("batches", [("9",), ("1", "16")])
-def test_batch_that_an_artefact_was_not_exported_for_is_refused_before_anything_runs(gft_edge, made, monkeypatch, batches):
+def test_batch_that_an_artefact_was_not_exported_for_is_refused_before_anything_runs(
+    gft_edge, made, monkeypatch, batches
+):
     monkeypatch.setattr("gft_edge.benchmarks.latency.open_session", None)
     done = gft_edge("bench", made["fp32"], "--batch", *batches)
     assert (done.code, done.out) == (2, "")
