@@ -21,6 +21,7 @@ from gft_edge.calibration.observe import Collector, observing
 from gft_edge.calibration.policy import DEFAULT_POLICY
 from gft_edge.calibration.thresholds import METHODS
 from gft_edge.config import preset
+from gft_edge.errors import exit_code
 from gft_edge.files import require_writable, write_json
 from gft_edge.model.build import build_model
 
@@ -80,4 +81,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main))

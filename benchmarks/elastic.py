@@ -18,6 +18,7 @@ from gft_edge.checkpoint import load_checkpoint
 from gft_edge.cli.console import table
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
+from gft_edge.errors import exit_code
 from gft_edge.files import replacing, require_writable_folder, write_json
 from gft_edge.model import gft
 from gft_edge.model.macs import count_macs
@@ -101,4 +102,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main))

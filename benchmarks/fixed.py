@@ -24,6 +24,7 @@ from gft_edge.cli.console import say, table, track
 from gft_edge.config import DataSection, ModelSection, Recipe, TrainSection
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
+from gft_edge.errors import exit_code
 from gft_edge.files import require_writable_folder, write_json
 from gft_edge.train.loop import train
 from gft_edge.train.metrics import mcnemar
@@ -93,4 +94,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main))

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gft_edge.errors import ArtifactError
+from gft_edge.errors import ArtifactError, exit_code
 
 if TYPE_CHECKING:  # it brings numpy, whose import is part of what is measured here
     from gft_edge.benchmarks.protocol import BenchProtocol
@@ -115,4 +115,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main))

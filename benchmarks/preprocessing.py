@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from gft_edge.benchmarks.latency import measure
 from gft_edge.benchmarks.protocol import BenchProtocol, conditions, ratio_interval
-from gft_edge.errors import MissingExtraError
+from gft_edge.errors import MissingExtraError, exit_code
 from gft_edge.files import require_writable, write_json
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.resample import UInt8Image
@@ -91,4 +91,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main))

@@ -37,6 +37,7 @@ from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.cli.console import say, track
 from gft_edge.config import GFTConfig, preset
+from gft_edge.errors import exit_code
 from gft_edge.export.onnx import GraphOptions, export_artifact, export_graph, tool_versions
 from gft_edge.files import replacing, write_json
 from gft_edge.manifest import MapsMode
@@ -385,4 +386,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main))

@@ -22,6 +22,7 @@ from gft_edge.benchmarks.latency import measure
 from gft_edge.benchmarks.peers import PlainPublishedGFT
 from gft_edge.benchmarks.protocol import BenchProtocol, Latency, conditions, ratio_interval
 from gft_edge.config import preset
+from gft_edge.errors import exit_code
 from gft_edge.files import require_writable, write_json
 from gft_edge.model import gala
 from gft_edge.model.build import build_model
@@ -135,4 +136,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main))

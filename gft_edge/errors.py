@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -62,3 +65,12 @@ class MissingExtraError(GFTEdgeError, ImportError):
         super().__init__(f"{package} is not installed; run: pip install 'gft-edge[{extra}]'")
         self.package = package
         self.extra = extra
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """Runs the ``main`` of a module started by ``python -m``; an error of the user's is one line on stderr and its code."""
+    try:
+        return main()
+    except GFTEdgeError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return error.exit_code

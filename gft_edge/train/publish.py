@@ -14,6 +14,7 @@ from pathlib import Path
 from gft_edge.checkpoint import load_checkpoint, num_parameters, save_checkpoint
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
+from gft_edge.errors import exit_code
 from gft_edge.files import new_folder
 from gft_edge.train.loop import evaluate_torch
 
@@ -108,4 +109,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main))
