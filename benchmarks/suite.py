@@ -39,7 +39,7 @@ from gft_edge.cli.console import say, track
 from gft_edge.config import GFTConfig, preset
 from gft_edge.errors import exit_code
 from gft_edge.export.onnx import GraphOptions, export_artifact, export_graph, tool_versions
-from gft_edge.files import replacing, write_json
+from gft_edge.files import replacing, require_writable, write_json
 from gft_edge.manifest import MapsMode
 from gft_edge.model.build import build_model
 from gft_edge.model.macs import count_macs
@@ -376,6 +376,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("markdown", type=Path, help="the table")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few rounds: shows that it runs, no more")
     args = parser.parse_args(arguments)
+    for path in (args.json, args.markdown):
+        require_writable(path)
     data = run(quick_scale() if args.quick else full_scale())
     write_json(args.json, data)
     text = markdown(data)

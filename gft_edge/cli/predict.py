@@ -26,12 +26,14 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.cli.console import result, table
     from gft_edge.data.images import read_image
     from gft_edge.errors import ConfigError, OutputError
-    from gft_edge.files import require_writable
+    from gft_edge.files import require_writable, require_writable_folder
     from gft_edge.report.overlays import write_overlay
     from gft_edge.runtime.classifier import Classifier
 
     if args.out:
         require_writable(args.out)
+    if args.maps:
+        require_writable_folder(args.maps)
     classifier = Classifier.load(args.artifact, args.backend, huge_pages=False)
     manifest = classifier.artifact.manifest
     if args.maps and manifest.maps == "none":
