@@ -10,7 +10,9 @@ from typing import Any, Literal, get_args
 from gft_edge.budget import TokenBudget
 from gft_edge.config import GFTConfig, load_dataclass
 from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
+from gft_edge.filekinds import describe_file
 from gft_edge.files import read_json, sha256, write_json
+from gft_edge.labels import require_names
 from gft_edge.preprocess import PreprocessSpec
 
 SCHEMA = 1
@@ -89,6 +91,8 @@ class DeploymentManifest:
         parity: figures of the comparison made when exporting.
         tools: versions of the tools involved.
         files: every other file of the folder, by relative path.
+        data: name of the data set the model was trained on, empty when it is not known.
+        golden_images: what the images of golden.npz are, empty when it is not known.
         family: further token budgets of the same weights, by id; their graphs share the file of the weights.
 
     Raises:
@@ -113,6 +117,8 @@ class DeploymentManifest:
     tools: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileInfo] = field(default_factory=dict)
     family: dict[str, Member] = field(default_factory=dict)
+    data: str = ""
+    golden_images: str = ""
 
     def __post_init__(self) -> None:
         problems = []
@@ -127,10 +133,16 @@ class DeploymentManifest:
             problems.append(f"maps must be one of {', '.join(get_args(MapsMode))}, found {self.maps!r}")
         if self.dialect not in get_args(Dialect):
             problems.append(f"dialect must be one of {', '.join(get_args(Dialect))}, found {self.dialect!r}")
+        if not self.inputs or not self.outputs:
+            problems.append("inputs and outputs must name at least one tensor each")
         if not isinstance(self.opset, int):
             problems.append(f"opset must be an integer, found {self.opset!r}")
         if len(self.labels) != self.model.num_classes:
             problems.append(f"{len(self.labels)} labels for {self.model.num_classes} classes")
+        try:
+            require_names(self.labels, "labels")
+        except ConfigError as error:
+            problems.append(str(error))
         if self.budget.num_patches != self.model.num_patches or len(self.budget.keep) != len(self.model.stages):
             problems.append(f"budget {self.budget.id} of {self.budget.num_patches} patches does not fit the model")
         if problems:
@@ -167,6 +179,8 @@ class DeploymentManifest:
             "quantization": self.quantization,
             "parity": self.parity,
             "tools": self.tools,
+            "data": self.data,
+            "golden_images": self.golden_images,
             "files": {name: asdict(info) for name, info in self.files.items()},
             "family": {
                 name: {
@@ -210,6 +224,8 @@ class DeploymentManifest:
                 quantization=data["quantization"],
                 parity=data["parity"],
                 tools=data["tools"],
+                data=_text(data, "data"),
+                golden_images=_text(data, "golden_images"),
                 files={_safe_name(name): FileInfo(**info) for name, info in data["files"].items()},
                 family={
                     name: Member(
@@ -241,6 +257,14 @@ def _tensors_json(tensors: tuple[TensorInfo, ...]) -> list[dict[str, Any]]:
 
 def _tensor(data: Mapping[str, Any]) -> TensorInfo:
     return TensorInfo(data["name"], data["dtype"], tuple(data["shape"]), data["meaning"])
+
+
+def _text(data: Mapping[str, Any], key: str) -> str:
+    """An optional text: manifests of older versions do not have it."""
+    value = data.get(key, "")
+    if not isinstance(value, str):
+        raise TypeError(f"{key} must be a text, found {value!r}")
+    return value
 
 
 def _safe_name(name: str) -> str:
@@ -322,11 +346,22 @@ def load_artifact(path: str | Path) -> Artifact:
         ArtifactError: no such folder or member, no manifest, or a damaged one.
     """
     folder, name = split_member(path)
+    if folder.is_file():
+        raise ArtifactError(
+            f"artefact {folder}: is {describe_file(folder)}; an artefact is a folder, made with gft-edge export"
+        )
     if not folder.is_dir():
         raise ArtifactError(f"artefact {folder}: no such folder; make one with gft-edge export")
     file = folder / MANIFEST
     if not file.is_file():
-        raise ArtifactError(f"artefact {folder}: has no {MANIFEST}; make one with gft-edge export")
+        is_checkpoint = all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
+        kind = f"is a checkpoint; make an artefact of it with gft-edge export {folder}"
+        raise ArtifactError(
+            f"artefact {folder}: {kind if is_checkpoint else f'has no {MANIFEST}; make one with gft-edge export'}"
+        )
+    for inside in sorted(folder.iterdir()):
+        if inside.is_symlink() and not inside.is_file():  # reports and engines would be written wherever it leads
+            raise ArtifactError(f"artefact {folder}: {inside.name} is a link out of it; put a folder in its place")
     manifest = DeploymentManifest.from_json(read_json(file, "manifest"), f"manifest {file}")
     if not name or name == manifest.budget.id:
         return Artifact(folder, manifest)

@@ -36,12 +36,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what runs them: onnxruntime, tensorrt, tensorrt_rtx (onnxruntime)",
     )
     parser.add_argument(
-        "--batch", nargs="+", type=positive, default=[1], metavar="N", help="images per request, one or several (1)"
+        "--batch",
+        nargs="+",
+        type=positive,
+        metavar="N",
+        help="images per request, one or several (1; with --trtexec-log what the log tells)",
     )
     parser.add_argument(
         "--threads", nargs="+", type=int, default=[1], metavar="N", help="threads, one or several; 0: one per core (1)"
     )
-    parser.add_argument("--rounds", type=positive, default=40, metavar="N", help="rounds of the interleaving (40)")
+    parser.add_argument(
+        "--rounds",
+        type=positive,
+        default=40,
+        metavar="N",
+        help="rounds of the interleaving; one alone has no spread (40)",
+    )
     parser.add_argument(
         "--runs", type=positive, default=5, metavar="N", help="requests of each artefact in a round (5)"
     )
@@ -89,14 +99,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result
-    from gft_edge.files import require_writable, write_json
+    from gft_edge.files import require_writable
 
     if args.out:
         require_writable(args.out)
     data = _trtexec(args) if args.trtexec_log or args.trtexec_engine else _artifacts(args)
-    if args.out:
-        write_json(args.out, data)
-    result(args, data, text(data))
+    result(args, data, text(data), args.out)
     return 0
 
 
@@ -116,9 +124,10 @@ def _artifacts(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("bench: give at least one ARTIFACT, or --trtexec-log FILE; see gft-edge bench --help")
     if Path(args.power).is_file():
         raise ConfigError("bench: a log given to --power is of a run that is over; it goes with --trtexec-log")
+    batches = args.batch or [1]
     protocols = [
         BenchProtocol(batch, count, args.warmup, args.rounds, args.runs, in_flight=args.in_flight)
-        for batch in args.batch
+        for batch in batches
         for count in args.threads
     ]
     artifacts = [load_artifact(path) for path in args.artifacts]
@@ -128,7 +137,7 @@ def _artifacts(args: argparse.Namespace) -> dict[str, Any]:
             protocols[0],
             args.backend,
             track,
-            args.batch,
+            batches,
             args.threads,
             args.skip,
             args.power,
@@ -159,19 +168,24 @@ def _trtexec(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(
             "bench: a run of trtexec is of one ARTIFACT; take in one at a time and put them together with report"
         )
-    if len(args.batch) > 1:
+    if args.batch and len(args.batch) > 1:
         raise ConfigError("bench: a run of trtexec has one batch")
+    batch = args.batch[0] if args.batch else None
     artifact = load_artifact(args.artifacts[0]) if args.artifacts else None
     if args.trtexec_engine:
         if artifact is None:
             raise ConfigError("bench: --trtexec-engine needs the ARTIFACT that holds the engine")
-        return run_engine(artifact, args.trtexec_engine, args.trtexec, args.batch[0], _target(args))
-    data = ingest(args.trtexec_log, args.times, args.layers, args.profile, artifact, args.batch[0], _target(args))
+        return run_engine(artifact, args.trtexec_engine, args.trtexec, batch, _target(args))
+    data = ingest(args.trtexec_log, args.times, args.layers, args.profile, artifact, batch, _target(args))
     if args.power not in get_args(PowerSource):
+        if len(data["results"]) > 1:
+            raise ConfigError("bench: a log given to --power is of one run, the log of trtexec holds several")
         row = data["results"][0]
         known = _accuracy(args)(artifact, "tensorrt") if artifact else Accuracy(None, refused="no ARTIFACT was given")
-        energy = log_energy(Path(args.power), args.power_interval, row["throughput"]["images_per_s"], known.top1)
+        rate = row["throughput"]["images_per_s"] or 0.0
+        energy = log_energy(Path(args.power), args.power_interval, rate, known.top1)
         row["energy"] = {**energy.to_json(), "accuracy": asdict(known)}
+        data["warnings"] += [f"{Path(args.power).name}: {note}" for note in energy.notes]
     return data
 
 
@@ -179,8 +193,10 @@ def _accuracy(args: argparse.Namespace) -> AccuracyOf:
     """Measured on ``--data`` once for each artefact and backend, or as verify recorded it."""
     from gft_edge.benchmarks.accuracy import Accuracy, recorded_accuracy
     from gft_edge.cli.common import labelled_batches
+    from gft_edge.data.datasets import held_out_split
     from gft_edge.errors import DataError
     from gft_edge.manifest import load_artifact
+    from gft_edge.runtime.finite import require_finite
     from gft_edge.runtime.sessions import open_session
 
     if not args.data:
@@ -191,16 +207,19 @@ def _accuracy(args: argparse.Namespace) -> AccuracyOf:
         loaded = load_artifact(artifact)
         manifest = loaded.manifest
         session = open_session(loaded, backend)
+        split = held_out_split(args.data)
         _, batches = labelled_batches(
-            args.data, "test", ACCURACY_IMAGES, manifest.model, manifest.labels, manifest.preprocess
+            args.data, split, ACCURACY_IMAGES, manifest.model, manifest.labels, manifest.preprocess
         )
         right = count = 0
         for images, labels in batches:
-            right += int((session(images)["logits"].argmax(axis=1) == labels).sum())
+            logits = session(images)["logits"]
+            require_finite(logits, f"artefact {artifact}")
+            right += int((logits.argmax(axis=1) == labels).sum())
             count += len(labels)
         if not count:
             raise DataError(f"bench: {args.data} has no image that can be read")
-        return Accuracy(right / count, f"{count} test images of {args.data}")
+        return Accuracy(right / count, f"{count} {split} images of {args.data}")
 
     def of(artifact: Artifact, backend: str) -> Accuracy:
         member = f"@{artifact.member}" if artifact.member else ""
@@ -212,6 +231,7 @@ def _accuracy(args: argparse.Namespace) -> AccuracyOf:
 def text(data: dict[str, Any]) -> str:
     """The tables of a bench file: one per batch and number of threads."""
     from gft_edge.benchmarks.merge import machine_label
+    from gft_edge.benchmarks.protocol import ONE_ROUND
     from gft_edge.benchmarks.tables import columns
     from gft_edge.cli.console import table
 
@@ -230,6 +250,8 @@ def text(data: dict[str, Any]) -> str:
             parts.append(f"{row['name']}: {row['layers']['int8']}")
         if row.get("implausible"):
             parts.append(f"{row['name']}: {row['implausible']}")
+    if any(row.get("verdict") == ONE_ROUND for row in data["results"]):
+        parts.append("one round: no spread and no interval are known; give --rounds 5 or more")
     refused = {row["energy"]["refused"] for row in data["results"] if row.get("energy", {}).get("refused")}
     parts += [f"energy: none, {reason}" for reason in sorted(refused) if "not asked for" not in reason]
     measured = [row["energy"] for row in data["results"] if row.get("energy", {}).get("mj_per_image") is not None]

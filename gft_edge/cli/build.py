@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gft_edge.benchmarks.devices import Device
     from gft_edge.export.build_options import BuildOptions
     from gft_edge.export.builders import Watch
     from gft_edge.export.lint import LintReport
@@ -52,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
-    from gft_edge.cli.console import result
+    from gft_edge.cli.console import result, say
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
     from gft_edge.export.builders import build_engine
     from gft_edge.export.dialects import require_dialect
@@ -64,8 +65,9 @@ def run(args: argparse.Namespace) -> int:
     graph = load_graph(artifact.file(MODEL))
     if args.batch is None:
         args.batch = ":".join(map(str, artifact.manifest.batch))
-    _check_cache(args.calibration_cache, artifact)
     plan = _plan(args, summarize(graph))
+    for note in _check_cache(args.calibration_cache, artifact, graph, plan.tensorrt):
+        say(f"build: {note}")
     require_dialect(artifact, plan)
     if args.plan:
         report = lint(graph, plan.platform)
@@ -82,13 +84,20 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _check_cache(cache: Path | None, artifact: Artifact) -> None:
-    """Refuses ranges that were calibrated on another graph; a cache of another program does not say what it is of."""
-    from gft_edge.calibration.cache import read_cache, sidecar
+def _check_cache(path: Path | None, artifact: Artifact, graph: Any, version: str | None) -> tuple[str, ...]:
+    """What a cache leaves out; refuses one of another graph, which TensorRT would take without a word."""
+    if path is None:
+        return ()
+    from gft_edge.calibration.cache import load_cache, read_cache, require_fit, sidecar
     from gft_edge.manifest import MODEL
 
-    if cache is not None and sidecar(cache).is_file():
-        read_cache(cache, graph_sha256=artifact.manifest.files[MODEL].sha256)
+    cache = load_cache(path)
+    if sidecar(path).is_file():
+        read_cache(path, graph_sha256=artifact.manifest.files[MODEL].sha256)
+    constants = {name for node in graph.graph.node if node.op_type == "Constant" for name in node.output}
+    tensors = {value.name for value in graph.graph.input} | {name for node in graph.graph.node for name in node.output}
+    tensors -= constants | {value.name for value in graph.graph.initializer} | {""}
+    return require_fit(cache, tensors, version, f"TensorRT cache {path}")
 
 
 def _plan(args: argparse.Namespace, summary: Any) -> BuildPlan:
@@ -108,6 +117,8 @@ def _plan(args: argparse.Namespace, summary: Any) -> BuildPlan:
     try:
         import tensorrt
     except (ImportError, OSError):
+        if wanted is not None:
+            _require_here(wanted, args.artifact)
         if args.tensorrt is None or not args.plan:
             raise MissingExtraError("tensorrt", "trt") from None
     here = device_here()
@@ -119,18 +130,37 @@ def _plan(args: argparse.Namespace, summary: Any) -> BuildPlan:
     return make_plan(summary, here, replace(_options(args, version), power_mode=power_mode()))
 
 
+def _require_here(wanted: Device, artifact: Path) -> None:
+    """Refuses to build for a device that this machine is not: no package installed here would help.
+
+    Raises:
+        ConfigError: with what to do where.
+    """
+    from gft_edge.errors import ConfigError
+    from gft_edge.export.this_gpu import device_here, same_module
+
+    try:
+        here = device_here()
+    except ConfigError:
+        here = None
+    if here is None or not same_module(wanted, here):
+        what = "this machine has no NVIDIA GPU" if here is None else f"this machine has {here.title}"
+        raise ConfigError(
+            f"an engine for {wanted.title} is built on it, by its own TensorRT, and {what}: copy the artefact there and run "
+            f"gft-edge build {artifact} --target this-gpu; here --plan prints what that will do"
+        )
+
+
 def _options(args: argparse.Namespace, version: str | None) -> BuildOptions:
     from gft_edge.cli.common import parse_batch_range, parse_compute_capabilities
-    from gft_edge.errors import ConfigError
     from gft_edge.export.build_options import BuildOptions
     from gft_edge.export.generations import RTX_CAPABILITIES
 
     text, header = args.compute_capability, None
     if args.calibration_cache is not None:
-        try:
-            header = args.calibration_cache.open(encoding="utf-8", errors="replace").readline().strip()
-        except OSError as error:
-            raise ConfigError(f"--calibration-cache {args.calibration_cache}: {error.strerror}") from None
+        from gft_edge.calibration.cache import load_cache
+
+        header = load_cache(args.calibration_cache).header
     return BuildOptions(
         batch=parse_batch_range(args.batch),
         compute_capabilities=RTX_CAPABILITIES if text is None else parse_compute_capabilities(text),
@@ -156,6 +186,7 @@ def _show(plan: BuildPlan, report: LintReport) -> str:
     shapes = "; ".join(
         f"{name} {' : '.join('x'.join(map(str, s)) for s in sizes)}" for name, sizes in plan.profile.items()
     )
+    rest = "" if plan.precision == plan.rest else f", rest {plan.rest.upper()}"
     fallback = ", ".join(f"{count} {name}" for name, count in plan.dla_fallback.items())
     rows = [
         ("target", f"{plan.target}, compute capability {', '.join(plan.compute_capabilities)}"),
@@ -163,7 +194,7 @@ def _show(plan: BuildPlan, report: LintReport) -> str:
             "TensorRT",
             f"{plan.tensorrt or 'installed TensorRT-RTX'} (generation {plan.generation}, import {plan.module})",
         ),
-        ("graph", f"opset {plan.opset}, {plan.precision.upper()}, rest {plan.rest.upper()}"),
+        ("graph", f"opset {plan.opset}, {plan.precision.upper()}{rest}"),
         ("dialect", plan.dialect),
         ("meaning", plan.meaning),
         ("network flags", ", ".join(plan.network_flags) or "none"),

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -32,22 +31,25 @@ from gft_edge.checkpoint import (
     save_checkpoint,
 )
 from gft_edge.config import GFTConfig, Recipe, TrainSection
-from gft_edge.data.batches import evaluation_batches, training_batches
-from gft_edge.data.datasets import ImageSet, Subset, open_images, require_labels
+from gft_edge.data.batches import evaluation_batches
+from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, readable
+from gft_edge.data.training import training_batches
 from gft_edge.errors import CheckFailed, ConfigError, DataError
+from gft_edge.files import writing
 from gft_edge.model.adapt import adapt_weights
+from gft_edge.model.backbone import architecture_of
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
+from gft_edge.runtime.finite import require_finite
 from gft_edge.train.distributed import Workers, barrier, parallel, total, workers
+from gft_edge.train.log import Pace, cut_log, training_log
 from gft_edge.train.optim import make_optimizer, set_rate, step_in_backward
 from gft_edge.train.schedule import learning_rate, seed_step, step_budgets
-from gft_edge.train.state import Parts, Progress, restore_state, save_state
+from gft_edge.train.state import BEST, STATE, Parts, Progress, restore_state, save_state, started_without_state
 
 logger = logging.getLogger(__name__)
 
-LOG = "log.jsonl"
-BEST = "best"
 Batches = Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
 
 
@@ -59,6 +61,9 @@ def count_right(model: nn.Module, batches: Batches, budgets: Sequence[TokenBudge
         model: in any mode; evaluated in eval mode.
         batches: preprocessed images and labels, read once.
         budgets: None is the model's own.
+
+    Raises:
+        CheckFailed: logits that are NaN or infinite.
     """
     was_training = model.training
     model.eval()
@@ -67,7 +72,9 @@ def count_right(model: nn.Module, batches: Batches, budgets: Sequence[TokenBudge
     for images, labels in batches:
         tensor = torch.from_numpy(images).to(device)
         for index, budget in enumerate(budgets):
-            counts[index] += int((model(tensor, budget).argmax(1).cpu().numpy() == labels).sum())
+            logits = model(tensor, budget).float().cpu().numpy()
+            require_finite(logits, "evaluation" if budget is None else f"evaluation at {budget.id}")
+            counts[index] += int((logits.argmax(axis=1) == labels).sum())
         counts[-1] += len(labels)
     model.train(was_training)
     *right, images_seen = (int(value) for value in total(counts).tolist())
@@ -82,12 +89,16 @@ def evaluate_torch(model: nn.Module, batches: Batches, budget: TokenBudget | Non
 
 @dataclasses.dataclass(frozen=True)
 class _Data:
-    """Training images, this process's share of the validation images, and what is wrong with unreadable files."""
+    """Training images, this process's share of the validation images, and what is wrong with unreadable files.
+
+    ``notes`` says how the images were found and what was left out.
+    """
 
     images: ImageSet
     spec: PreprocessSpec
     config: GFTConfig
     val: ImageSet
+    notes: tuple[str, ...]
     unreadable: set[str]
 
     def score(self, model: nn.Module) -> dict[str, float]:
@@ -99,27 +110,34 @@ class _Data:
 
 def _open_data(recipe: Recipe, group: Workers) -> _Data:
     """Raises ConfigError or DataError when recipe, data and starting checkpoint do not fit each other."""
-    settings = recipe.train
-    probe = open_images(recipe.data.name, "train", recipe.data.train_images, 96, settings.seed)
+    settings, name = recipe.train, recipe.data.name
+    probe = open_images(name, "train", recipe.data.train_images, 96, settings.seed)
     config = recipe.model.resolve(len(probe.labels))
     spec = PreprocessSpec(config.image_size, config.image_size)
     if settings.init:
         initial = read_info(resolve_checkpoint(settings.init))
         spec = dataclasses.replace(initial.preprocess, height=config.image_size, width=config.image_size)
     size = config.image_size
-    images = open_images(recipe.data.name, "train", recipe.data.train_images, size, settings.seed)
+    # Only rendered images depend on the size; files are listed once.
+    images = open_images(name, "train", recipe.data.train_images, size, settings.seed) if _rendered(name) else probe
+    images = readable(images)
     if len(images) < settings.batch_size:
-        raise ConfigError(f"data: {len(images)} training images are fewer than one batch of {settings.batch_size}")
-    held_out = open_images(recipe.data.name, "val", recipe.data.eval_images, size, settings.seed)
-    require_labels(held_out, images.labels, recipe.data.name)
+        raise ConfigError(
+            f"data {name}: {len(images)} training images are fewer than one batch of {settings.batch_size}; lower "
+            "train.batch_size"
+        )
+    held_out = match_labels(open_images(name, "val", recipe.data.eval_images, size, settings.seed), images.labels, name)
     unreadable: set[str] = set()
     # One readable image is enough to know, now rather than after the training.
     if next(evaluation_batches(held_out, spec, 1, unreadable.add), None) is None:
-        raise DataError(
-            f"data {recipe.data.name}: none of its validation images can be read ({next(iter(unreadable))})"
-        )
+        raise DataError(f"data {name}: none of its validation images can be read ({next(iter(unreadable))})")
     share = Subset(held_out, tuple(range(group.rank, len(held_out), group.count)))
-    return _Data(images, spec, config, share, unreadable)
+    notes = tuple(dict.fromkeys((*images.notes, *held_out.notes)))
+    return _Data(images, spec, config, share, notes, unreadable)
+
+
+def _rendered(name: str) -> bool:
+    return name.partition(":")[0] == "typefaces"
 
 
 def train(
@@ -138,7 +156,8 @@ def train(
     Args:
         recipe: what, on which data, how.
         out: folder of the checkpoint, log.jsonl, state.pt (what resuming needs) and, with ``eval_every``, ``best``.
-        resume: go on from state.pt; the result equals that of an uninterrupted run bit by bit.
+        resume: go on from state.pt; the result equals that of an uninterrupted run bit by bit. A folder of a training that was
+            stopped before its first state is started in again.
         track: progress display.
         report: receives a line of text now and then.
         stop_after: leave off after this many steps of the schedule, with the state saved.
@@ -154,8 +173,12 @@ def train(
     with workers() as group:
         data = _open_data(recipe, group)
         config = data.config
+        for note in data.notes if group.is_first else ():
+            report(f"data: {note}")
         torch.manual_seed(settings.seed)
         model = build_model(config, recipe.model.pretrained, settings.drop_path)
+        config = dataclasses.replace(config, backbone=architecture_of(model, config.backbone))
+        data = dataclasses.replace(data, config=config)
         if settings.init:
             start = resolve_checkpoint(settings.init)
             try:
@@ -172,7 +195,7 @@ def train(
             torch.amp.GradScaler(group.device.type, enabled=settings.precision == "fp16"),
             ModelEmaV3(model, decay=settings.ema) if settings.ema else None,
         )
-        progress = restore_state(out, recipe, parts, group.device) if resume else Progress()
+        progress = _start(out, recipe, parts, group, resume, report)
         if settings.step_in_backward:
             if group.count > 1:
                 raise ConfigError(
@@ -181,7 +204,9 @@ def train(
             step_in_backward(parts.optimizer)
         data.unreadable.update(progress.unreadable)
         if group.is_first:
-            out.mkdir(parents=True, exist_ok=True)
+            with writing(out):
+                out.mkdir(parents=True, exist_ok=True)
+            cut_log(out, progress.step)
         barrier()
         first, started = progress.step, time.monotonic()
         _run_steps(recipe, out, data, group, parts, progress, track, report, stop_after)
@@ -194,6 +219,7 @@ def train(
         }
         provenance = {
             "recipe": recipe.to_json(),
+            "data": {"train_images": len(data.images), "notes": list(data.notes)},
             "torch": torch.__version__,
             "timm": timm.__version__,
             "machine": platform.machine(),
@@ -208,6 +234,21 @@ def train(
             save_checkpoint(out, info, final)
         barrier()
         return info
+
+
+def _start(
+    out: Path, recipe: Recipe, parts: Parts, group: Workers, resume: bool, report: Callable[[str], None]
+) -> Progress:
+    """Where to begin: behind the saved state, or at the first step where an earlier training was killed before its first one."""
+    if not resume:
+        return Progress()
+    begun = not (out / STATE).exists() and started_without_state(out)
+    barrier()  # nobody writes before everybody has looked
+    if begun:
+        if group.is_first:
+            report(f"{out}: no state was saved yet; the training starts from the beginning")
+        return Progress()
+    return restore_state(out, recipe, parts, group.device)
 
 
 def _require_recompute(model: Any, config: GFTConfig) -> None:
@@ -243,16 +284,19 @@ def _run_steps(
     log_every = min(50, max(1, settings.steps // 16))
     sums = torch.zeros(3, dtype=torch.float64)
     started = time.monotonic()
+    pace = Pace(last - first)
     steps: Iterable[int] = range(first, last)
     if group.is_first:
         steps = track(steps, "train", last - first)
-    with _log(out, group, settings) as write:
+    with training_log(out, group.is_first, settings.tensorboard) as write:
         for step in steps:
             micro = [next(batches) for _ in range(settings.accumulate)]
             seed_step(settings.seed, step, group.rank)  # after the loader, which draws from torch when it starts
             set_rate(parts.optimizer, learning_rate(settings, step))
             sums += _step(network, parts, micro, mixup, step, data, settings)
             progress.step = done = step + 1
+            if group.is_first and (line := pace.step()):
+                report(line)
             evaluating = bool(settings.eval_every) and done % settings.eval_every == 0
             if done % log_every == 0 or done == last or evaluating:
                 loss, right, count = total(sums).tolist()
@@ -384,28 +428,3 @@ def _evaluate(
     else:
         progress.stale += 1
     return row
-
-
-@contextlib.contextmanager
-def _log(out: Path, group: Workers, settings: TrainSection) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Writes rows to log.jsonl and, when asked, to TensorBoard; the first process only."""
-    if not group.is_first:
-        yield lambda row: None
-        return
-    board: Any = None
-    if settings.tensorboard:
-        from torch.utils.tensorboard import SummaryWriter
-
-        board = SummaryWriter(str(out / "tensorboard"))
-
-    def write(file: TextIO, row: dict[str, float]) -> None:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-        if board is not None:
-            for name, value in row.items():
-                board.add_scalar(name, value, row["step"])
-
-    with (out / LOG).open("a", encoding="utf-8") as file:
-        yield lambda row: write(file, row)
-    if board is not None:
-        board.close()
