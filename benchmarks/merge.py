@@ -11,7 +11,7 @@ import numpy as np
 
 from gft_edge.benchmarks.protocol import BOOTSTRAP
 from gft_edge.errors import ArtifactError
-from gft_edge.files import read_json
+from gft_edge.seals import read_sealed
 
 SCHEMA = 2
 """Of bench files. 1 had one batch and number of threads for the whole file and named no schema."""
@@ -23,7 +23,7 @@ def read_bench(path: Path) -> dict[str, Any]:
     Raises:
         ArtifactError: missing, damaged, of another schema, or already a merged one.
     """
-    data = read_json(path, "bench file")
+    data = read_sealed(path, "bench file", "measure again with gft-edge bench")
     if data.get("schema") != SCHEMA:
         raise ArtifactError(
             f"bench file {path}: schema {data.get('schema')!r}, this version reads {SCHEMA}; measure again with gft-edge bench"

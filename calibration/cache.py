@@ -17,7 +17,8 @@ from typing import Any, Literal, get_args
 from gft_edge.calibration.levels import QMAX, SMALLEST_RANGE
 from gft_edge.calibration.ranges import Ranges
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.files import decode_text, read_json, replacing, sha256, write_json
+from gft_edge.files import decode_text, replacing, sha256
+from gft_edge.seals import read_sealed, write_sealed
 
 SCHEMA = 1
 Algorithm = Literal["EntropyCalibration2", "MinMaxCalibration", "EntropyCalibration", "LegacyCalibration"]
@@ -180,7 +181,7 @@ def write_cache(path: Path, cache: CalibrationCache, ranges: Ranges) -> None:
     )
     with replacing(path) as temporary:
         temporary.write_bytes(cache.dumps())
-    write_json(sidecar(path), {"schema": SCHEMA, "cache_sha256": sha256(path), **asdict(origin)})
+    write_sealed(sidecar(path), {"schema": SCHEMA, "cache_sha256": sha256(path), **asdict(origin)})
 
 
 def load_cache(path: Path) -> CalibrationCache:
@@ -255,7 +256,7 @@ def read_cache(path: Path, **expected: str | None) -> CalibrationCache:
     """
     where = f"TensorRT cache {path}"
     cache = load_cache(path)
-    record = read_json(sidecar(path), "origin of the TensorRT cache")
+    record = read_sealed(sidecar(path), "origin of the TensorRT cache", "calibrate again")
     known: dict[str, Any] = {key: record.get(key) for key in (*CacheOrigin.__annotations__, "cache_sha256")}
     wanted = {"cache_sha256": sha256(path), "algorithm": cache.algorithm, "tensorrt": cache.tensorrt, **expected}
     differing = [

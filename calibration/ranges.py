@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gft_edge.errors import ArtifactError
-from gft_edge.files import read_json, write_json
+from gft_edge.seals import read_sealed, write_sealed
 
 if TYPE_CHECKING:  # it brings torch, which a board that builds an engine from ranges does not have
     from gft_edge.calibration.observe import Collector
@@ -185,7 +185,7 @@ class Ranges:
 
     def write(self, path: Path) -> None:
         """Writes ranges.json."""
-        write_json(path, self.to_json())
+        write_sealed(path, self.to_json())
 
 
 def read_ranges(path: Path) -> Ranges:
@@ -194,4 +194,4 @@ def read_ranges(path: Path) -> Ranges:
     Raises:
         ArtifactError: missing, damaged or of another schema.
     """
-    return Ranges.from_json(read_json(path, "ranges"), f"ranges {path}")
+    return Ranges.from_json(read_sealed(path, "ranges", "calibrate again"), f"ranges {path}")

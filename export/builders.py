@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -25,6 +24,7 @@ from gft_edge.export.generations import RTX, generation
 from gft_edge.export.interrupts import Interrupted, interrupts_held
 from gft_edge.export.plan import BuildPlan, for_version
 from gft_edge.files import replacing, require_writable, write_json
+from gft_edge.locks import locked
 from gft_edge.manifest import MANIFEST, MODEL, Artifact, FileInfo, register_files
 from gft_edge.runtime.trt_messages import error_logger, explain, require
 
@@ -109,15 +109,23 @@ def build_engine(artifact: Artifact, plan: BuildPlan, watch: Watch | None = None
         key = f"{key}_{artifact.member}"
     engine, sidecar = engine_files(key)
     for name in (engine, sidecar, MANIFEST):
-        require_place(artifact.path / name)
+        require_writable(artifact.path / name)
     blob, layers = compile_plan(trt, model, plan, watch or Unwatched())
+    with locked(
+        artifact.path
+    ):  # another build of the same engine must not change the file between its hash and its record
+        return _store(artifact, plan, key, trt.__version__, blob, layers)
+
+
+def _store(artifact: Artifact, plan: BuildPlan, key: str, version: str, blob: bytes, layers: Any) -> dict[str, Any]:
+    engine, sidecar = engine_files(key)
     with replacing(artifact.path / engine) as temporary:
         temporary.write_bytes(blob)
     written = FileInfo.of(artifact.path / engine)
     record = {
         "key": key,
         "module": plan.module,
-        "version": trt.__version__,
+        "version": version,
         "device": None if plan.rtx else plan.target,
         "compute_capabilities": list(plan.compute_capabilities),
         "batch": list(plan.batch),
@@ -132,23 +140,6 @@ def build_engine(artifact: Artifact, plan: BuildPlan, watch: Watch | None = None
     write_json(artifact.path / sidecar, record)
     register_files(artifact, [engine, sidecar])
     return record
-
-
-def require_place(path: Path) -> None:
-    """Refuses a file that could not be written, by trying: permission bits do not tell of a read-only medium.
-
-    Raises:
-        ConfigError: naming the file and what the system said.
-    """
-    require_writable(path)
-    folder = next(parent for parent in path.parents if parent.exists())
-    try:
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise ConfigError(
-            f"output {path}: {folder} cannot be written to ({error.strerror}); copy the artefact to a place that can"
-        ) from None
 
 
 def _require_clean(model: Path, plan: BuildPlan) -> None:

@@ -30,7 +30,7 @@ from gft_edge.export.interface import graph_input, graph_outputs
 from gft_edge.export.modules import exportable
 from gft_edge.export.rewrite import rewrite
 from gft_edge.export.weights import lift_weights, put_back, share_weights
-from gft_edge.files import new_folder, replacing, write_json
+from gft_edge.files import new_folder, replacing
 from gft_edge.manifest import (
     GOLDEN,
     MANIFEST,
@@ -54,6 +54,7 @@ from gft_edge.manifest import (
 from gft_edge.model.gft import GFTOutput, StageMaps, check_budget
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.runtime.finite import require_finite
+from gft_edge.seals import write_sealed
 
 OPSET = 20
 BF16_OPSET = 22
@@ -330,7 +331,7 @@ def export_artifact(
             files={name: FileInfo.of(folder / name) for name in names},
             family=members,
         )
-        write_json(folder / MANIFEST, manifest.to_json())
+        write_sealed(folder / MANIFEST, manifest.to_json())
     return load_artifact(out)
 
 

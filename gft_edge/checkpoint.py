@@ -18,14 +18,16 @@ from gft_edge import __version__
 from gft_edge.config import GFTConfig, load_dataclass
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.filekinds import describe_file
-from gft_edge.files import canonical_json, read_json, replacing, sha256, write_json
+from gft_edge.files import canonical_json, replacing, sha256
 from gft_edge.labels import require_names
 from gft_edge.manifest import MANIFEST
 from gft_edge.preprocess import PreprocessSpec
+from gft_edge.seals import read_sealed, write_sealed
 
 SCHEMA = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
+SEALED_WEIGHTS = "weights_sha256"
 BUILTIN = "builtin"
 SMALL = 64_000_000
 """Bytes of weights that any machine can build a model of, right or wrong."""
@@ -137,19 +139,28 @@ def resolve_checkpoint(name: str | Path) -> Path:
 def read_info(path: Path) -> CheckpointInfo:
     """Reads config.json of a checkpoint folder."""
     file = path / CONFIG
-    return CheckpointInfo.from_json(read_json(file, "checkpoint"), f"checkpoint {file}")
+    return CheckpointInfo.from_json(_read_config(path), f"checkpoint {file}")
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    return read_sealed(path / CONFIG, "checkpoint", "train or import the checkpoint again, or restore the file")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads model.safetensors; half-precision storage comes back as float32.
 
     Raises:
-        ArtifactError: missing or damaged file, or values that are not finite.
+        ArtifactError: missing or damaged file, another file than the one config.json seals, or values that are not finite.
     """
     file = path / WEIGHTS
     if not file.is_file():
         raise ArtifactError(f"checkpoint {file}: no such file")
     try:
+        if sha256(file) != _read_config(path).get(SEALED_WEIGHTS):
+            raise ArtifactError(
+                f"checkpoint {file}: is not the file that {CONFIG} was written with (its hash differs); the weights were changed, "
+                "or writing the two was interrupted: train or import the checkpoint again"
+            )
         weights = load_file(str(file))
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"checkpoint {file}: damaged or not a safetensors file ({error})") from None
@@ -178,7 +189,7 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) ->
 
 
 def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module, half: bool = False) -> None:
-    """Writes a checkpoint folder, each file whole or not at all.
+    """Writes a checkpoint folder, each file whole or not at all; config.json seals the weights and itself.
 
     Args:
         path: folder, made when missing.
@@ -193,12 +204,16 @@ def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module, half: bo
         tensors[name] = tensor.half() if half and tensor.is_floating_point() else tensor.clone()
     with replacing(path / WEIGHTS) as temporary:
         save_file(tensors, str(temporary))
-    write_json(path / CONFIG, info.to_json())
+        weights = sha256(temporary)
+    write_sealed(path / CONFIG, {**info.to_json(), SEALED_WEIGHTS: weights})
 
 
 def checkpoint_hash(path: Path, info: CheckpointInfo) -> str:
-    """Identity of what a checkpoint computes: the sha256 of its weights, joined with its quantization if it has one."""
-    weights = sha256(path / WEIGHTS)
+    """Identity of what a checkpoint computes: the sha256 of its weights, joined with its quantization if it has one.
+
+    The hash of the weights is the sealed one, which :func:`read_weights` compares with the file.
+    """
+    weights = str(_read_config(path)[SEALED_WEIGHTS])
     if info.quantization is None:
         return weights
     return hashlib.sha256((weights + canonical_json(info.quantization)).encode()).hexdigest()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,11 +21,12 @@ except ImportError:  # no flock outside POSIX; a single writer is then up to the
     fcntl = None  # type: ignore[assignment]
 
 POLL_SECONDS = 0.05
+_here = threading.local()
 
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: float = 60.0) -> Iterator[None]:
-    """Holds the only lock of a folder.
+    """Holds the only lock of a folder; a thread that holds it already may take it again.
 
     Args:
         folder: an existing folder.
@@ -37,10 +39,18 @@ def locked(folder: Path, wait: float = 60.0) -> Iterator[None]:
         yield
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    status = os.fstat(handle)
+    place = (status.st_dev, status.st_ino)
+    mine: set[tuple[int, int]] = _here.__dict__.setdefault("mine", set())
+    first = place not in mine
     try:
-        _acquire(handle, folder, time.monotonic() + wait)
+        if first:
+            _acquire(handle, folder, time.monotonic() + wait)
+            mine.add(place)
         yield
     finally:
+        if first:
+            mine.discard(place)
         os.close(handle)
 
 

@@ -10,10 +10,13 @@ from typing import Any, Literal, get_args
 from gft_edge.budget import TokenBudget
 from gft_edge.config import GFTConfig, load_dataclass
 from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
+from gft_edge.external_data import external_files
 from gft_edge.filekinds import describe_file
-from gft_edge.files import read_json, sha256, write_json
+from gft_edge.files import sha256
 from gft_edge.labels import require_names
+from gft_edge.locks import locked
 from gft_edge.preprocess import PreprocessSpec
+from gft_edge.seals import read_sealed, write_sealed
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -290,7 +293,7 @@ class Artifact:
     member: str = ""
 
     def file(self, name: str) -> Path:
-        """Path of a file after its size and hash were checked, and for a graph that of the weights it shares.
+        """Path of a file after its size and hash were checked, and for a graph those of every file that it reads.
 
         Raises:
             ArtifactError: not in the manifest, missing, or changed since it was written.
@@ -305,8 +308,13 @@ class Artifact:
             raise ArtifactError(
                 f"artefact {self.path}: {path.name} was changed since it was written (its hash differs)"
             )
-        if name == MODEL and WEIGHTS in self.manifest.files:
-            self.file(WEIGHTS)
+        if name == MODEL:
+            for location in sorted(external_files(path)):
+                if location not in self.manifest.files:
+                    raise ArtifactError(
+                        f"artefact {self.path}: {path.name} reads {location!r}, which is not in its manifest; export it again"
+                    )
+                self.file(location)
         return path
 
     def own(self, name: str) -> str:
@@ -362,7 +370,9 @@ def load_artifact(path: str | Path) -> Artifact:
     for inside in sorted(folder.iterdir()):
         if inside.is_symlink() and not inside.is_file():  # reports and engines would be written wherever it leads
             raise ArtifactError(f"artefact {folder}: {inside.name} is a link out of it; put a folder in its place")
-    manifest = DeploymentManifest.from_json(read_json(file, "manifest"), f"manifest {file}")
+    manifest = DeploymentManifest.from_json(
+        read_sealed(file, "manifest", "export the artefact again"), f"manifest {file}"
+    )
     if not name or name == manifest.budget.id:
         return Artifact(folder, manifest)
     member = manifest.family.get(name)
@@ -375,9 +385,14 @@ def load_artifact(path: str | Path) -> Artifact:
 
 
 def register_files(artifact: Artifact, names: list[str], parity: dict[str, Any] | None = None) -> Artifact:
-    """Adds files that lie in the folder to the manifest (or renews their hashes), and writes it."""
-    whole = load_artifact(artifact.path).manifest if artifact.member else artifact.manifest
-    files = {**whole.files, **{_safe_name(n): FileInfo.of(artifact.path / n) for n in names}}
-    manifest = replace(whole, files=files, parity={**whole.parity, **(parity or {})})
-    write_json(artifact.path / MANIFEST, manifest.to_json())
+    """Adds files that lie in the folder to the manifest (or renews their hashes), and writes it.
+
+    The manifest is read again first, under the folder's lock, so that what other processes added meanwhile stays. A caller that
+    writes files others may write too holds the lock (:func:`gft_edge.locks.locked`) from before it writes them.
+    """
+    with locked(artifact.path):
+        whole = load_artifact(artifact.path).manifest
+        files = {**whole.files, **{_safe_name(n): FileInfo.of(artifact.path / n) for n in names}}
+        manifest = replace(whole, files=files, parity={**whole.parity, **(parity or {})})
+        write_sealed(artifact.path / MANIFEST, manifest.to_json())
     return load_artifact(f"{artifact.path}@{artifact.member}" if artifact.member else artifact.path)

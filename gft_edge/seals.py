@@ -21,9 +21,14 @@ def seal_of(data: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical_json({k: v for k, v in data.items() if k != SEAL}).encode()).hexdigest()
 
 
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a record with its seal, replacing one that it has."""
+    return {**data, SEAL: seal_of(data)}
+
+
 def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
     """Writes a record as canonical JSON with its seal, whole or not at all."""
-    write_json(path, {**data, SEAL: seal_of(data)})
+    write_json(path, sealed(data))
 
 
 def read_sealed(path: Path, what: str, remedy: str) -> dict[str, Any]:

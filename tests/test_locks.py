@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -37,10 +38,22 @@ def test_a_second_process_is_told_and_gets_the_lock_when_the_first_is_killed(tmp
         assert list(tmp_path.iterdir()) == []
 
 
+def take(folder, wait):
+    with locked(folder, wait):
+        return True
+
+
+def test_the_holder_may_take_it_again(tmp_path):
+    with locked(tmp_path), ThreadPoolExecutor(1) as other:
+        assert take(tmp_path, 0)
+        with pytest.raises(ConfigError):  # and still holds it afterwards
+            other.submit(take, tmp_path, 0).result()
+
+
 def test_waits_for_its_turn(tmp_path):
     started = time.monotonic()
-    with locked(tmp_path), pytest.raises(ConfigError), locked(tmp_path, wait=0.2):
-        pass
+    with locked(tmp_path), ThreadPoolExecutor(1) as other, pytest.raises(ConfigError):
+        other.submit(take, tmp_path, 0.2).result()
     assert time.monotonic() - started >= 0.2
     with locked(tmp_path, wait=0):
         pass

@@ -100,11 +100,12 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result
     from gft_edge.files import require_writable
+    from gft_edge.seals import sealed
 
     if args.out:
         require_writable(args.out)
     data = _trtexec(args) if args.trtexec_log or args.trtexec_engine else _artifacts(args)
-    result(args, data, text(data), args.out)
+    result(args, sealed(data), text(data), args.out)
     return 0
 
 

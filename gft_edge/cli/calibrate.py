@@ -125,6 +125,7 @@ def _of_artifact(args: argparse.Namespace) -> int:
     from gft_edge.cli.common import settle_data
     from gft_edge.errors import ConfigError
     from gft_edge.files import new_folder
+    from gft_edge.locks import locked
     from gft_edge.manifest import MODEL, load_artifact, register_files
 
     if args.attention:
@@ -155,8 +156,9 @@ def _of_artifact(args: argparse.Namespace) -> int:
         with new_folder(args.out) as folder:
             names = write(folder)
     else:
-        names = write(artifact.path / "calibration")
-        register_files(artifact, [f"calibration/{name}" for name in names])
+        with locked(artifact.path):
+            names = write(artifact.path / "calibration")
+            register_files(artifact, [f"calibration/{name}" for name in names])
     return _tell(args, args.out or artifact.path / "calibration", card, ranges, names)
 
 
@@ -212,12 +214,13 @@ def gather(
 
 def write_calibration(folder: Path, card: CalibrationSet | None, ranges: Ranges) -> list[str]:
     """Writes card.json (where the images are known), ranges.json and convergence.svg; returns their names."""
-    from gft_edge.files import replacing, write_json
+    from gft_edge.files import replacing
+    from gft_edge.seals import write_sealed
 
     ranges.write(folder / "ranges.json")
     names = ["ranges.json"]
     if card is not None:
-        write_json(folder / "card.json", {**card.to_json(), "id": card.id})
+        write_sealed(folder / "card.json", {**card.to_json(), "id": card.id})
         names.append("card.json")
     if ranges.convergence is not None:
         from gft_edge.report.plots import convergence

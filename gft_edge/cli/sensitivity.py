@@ -182,12 +182,14 @@ def _calibrated(
 def _card_beside(path: Path, ranges: Ranges) -> CalibrationSet | None:
     """The card that calibrate wrote with the ranges, if it lies there."""
     from gft_edge.calibration.images import CalibrationSet
-    from gft_edge.files import read_json
+    from gft_edge.seals import read_sealed
 
     file = path.parent / "card.json"
     if not file.is_file():
         return None
-    card = CalibrationSet.from_json(read_json(file, "calibration card"), f"calibration card {file}")
+    card = CalibrationSet.from_json(
+        read_sealed(file, "calibration card", "calibrate again"), f"calibration card {file}"
+    )
     return card if card.id == ranges.card_id else None
 
 

@@ -97,12 +97,16 @@ def _store(artifact: Artifact, data: dict[str, Any], report: VerifyReport) -> GF
     """Writes the record into the artefact; returns the error where that cannot be done, as on a read-only medium."""
     from gft_edge.errors import ConfigError, GFTEdgeError
     from gft_edge.files import write_json
+    from gft_edge.locks import locked
     from gft_edge.manifest import register_files
 
     name = artifact.own(REPORT)
     try:
-        write_json(artifact.path / name, data)
-        register_files(artifact, [name], {artifact.own("verify"): {"passed": report.passed, "source": report.source}})
+        with locked(artifact.path):
+            write_json(artifact.path / name, data)
+            register_files(
+                artifact, [name], {artifact.own("verify"): {"passed": report.passed, "source": report.source}}
+            )
     except GFTEdgeError as error:
         return ConfigError(f"the record cannot be stored: {error}")
     except OSError as error:
@@ -139,6 +143,7 @@ def _map_fidelity(args: argparse.Namespace, artifact: Artifact, checkpoint: Chec
     from gft_edge.export.onnx import reference_outputs
     from gft_edge.export.side import Side
     from gft_edge.files import write_json
+    from gft_edge.locks import locked
     from gft_edge.manifest import register_files
     from gft_edge.report.fidelity import map_fidelity, pictures
     from gft_edge.report.overlays import write_png
@@ -161,8 +166,6 @@ def _map_fidelity(args: argparse.Namespace, artifact: Artifact, checkpoint: Chec
     outputs = [run(shown) for _, run in sides]
     names = [artifact.own(f"reports/maps-{number}.png") for number in range(len(shown))]
     panels = pictures(rgb, [side["importance_0"] for side in outputs], manifest.model.grid)
-    for name, panel in zip(names, panels):
-        write_png(artifact.path / name, panel)
     labels = [[manifest.labels[best] for best in side["logits"].argmax(axis=1)] for side in outputs]
     shown_rows = [{"file": name, "labels": list(said)} for name, said in zip(names, zip(*labels))]
     data = {
@@ -171,8 +174,11 @@ def _map_fidelity(args: argparse.Namespace, artifact: Artifact, checkpoint: Chec
         "source": f"{count} {args.split} images of {args.data}",
         "pictures": shown_rows,
     }
-    write_json(artifact.path / artifact.own(MAPS), data)
-    register_files(artifact, [artifact.own(MAPS), *names])
+    with locked(artifact.path):
+        for name, panel in zip(names, panels):
+            write_png(artifact.path / name, panel)
+        write_json(artifact.path / artifact.own(MAPS), data)
+        register_files(artifact, [artifact.own(MAPS), *names])
     return _map_text(data)
 
 

@@ -166,6 +166,7 @@ def open_session(
     manifest = artifact.manifest
     try:
         session = onnxruntime_session(artifact.file(MODEL), manifest.is_quantized, threads, huge_pages)
+        _require_interface(session, artifact)
     except ArtifactError:
         if manifest.rest != "bf16":
             raise
@@ -174,6 +175,34 @@ def open_session(
             "export with --precision fp16"
         ) from None
     return fitted(session, manifest)
+
+
+def _require_interface(session: Session, artifact: Artifact) -> None:
+    """Refuses a graph whose inputs and outputs are not those that the manifest describes.
+
+    Raises:
+        ArtifactError: naming the first difference.
+    """
+    tables = (
+        ("inputs", artifact.manifest.inputs, session._session.get_inputs()),
+        ("outputs", artifact.manifest.outputs, session._session.get_outputs()),
+    )
+    for kind, described, found in tables:
+        wanted = [
+            (t.name, t.dtype, *(axis if isinstance(axis, int) else "batch" for axis in t.shape)) for t in described
+        ]
+        there = [
+            (t.name, _DTYPES.get(t.type, t.type), *(axis if isinstance(axis, int) else "batch" for axis in t.shape))
+            for t in found
+        ]
+        if wanted != there:
+            raise ArtifactError(
+                f"artefact {artifact.path}: {kind} of the graph are {there}, its manifest says {wanted}; export it again"
+            )
+
+
+_DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int32)": "int32"}
+"""What ONNX Runtime calls the types of our graphs, and what a manifest does."""
 
 
 def fitted(session: Session, manifest: DeploymentManifest) -> Session:

@@ -36,6 +36,7 @@ from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, 
 from gft_edge.data.training import training_batches
 from gft_edge.errors import CheckFailed, ConfigError, DataError
 from gft_edge.files import writing
+from gft_edge.locks import locked
 from gft_edge.model.adapt import adapt_weights
 from gft_edge.model.backbone import architecture_of
 from gft_edge.model.build import build_model
@@ -163,14 +164,14 @@ def train(
         stop_after: leave off after this many steps of the schedule, with the state saved.
 
     Raises:
-        ConfigError: the recipe does not fit its data, or is not the one being resumed.
+        ConfigError: the recipe does not fit its data, or is not the one being resumed, or another process trains into ``out``.
         ArtifactError: nothing to resume.
         CheckFailed: the loss is no number any more.
     """
     settings = recipe.train
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    with workers() as group:
+    with workers() as group, _only_writer(out, group):
         data = _open_data(recipe, group)
         config = data.config
         for note in data.notes if group.is_first else ():
@@ -204,8 +205,6 @@ def train(
             step_in_backward(parts.optimizer)
         data.unreadable.update(progress.unreadable)
         if group.is_first:
-            with writing(out):
-                out.mkdir(parents=True, exist_ok=True)
             cut_log(out, progress.step)
         barrier()
         first, started = progress.step, time.monotonic()
@@ -234,6 +233,24 @@ def train(
             save_checkpoint(out, info, final)
         barrier()
         return info
+
+
+@contextlib.contextmanager
+def _only_writer(out: Path, group: Workers) -> Iterator[None]:
+    """Makes the folder and holds its lock in the first process; a folder that was made here and stays empty is removed."""
+    if not group.is_first:
+        yield
+        return
+    new = not out.exists()
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    try:
+        with locked(out, wait=0):
+            yield
+    finally:
+        if new:
+            with contextlib.suppress(OSError):  # not empty: the training has begun
+                out.rmdir()
 
 
 def _start(
