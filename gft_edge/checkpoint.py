@@ -156,14 +156,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise ArtifactError(f"checkpoint {file}: no such file")
     try:
-        if sha256(file) != _read_config(path).get(SEALED_WEIGHTS):
-            raise ArtifactError(
-                f"checkpoint {file}: is not the file that {CONFIG} was written with (its hash differs); the weights were changed, "
-                "or writing the two was interrupted: train or import the checkpoint again"
-            )
         weights = load_file(str(file))
     except (SafetensorError, OSError, ValueError) as error:
         raise ArtifactError(f"checkpoint {file}: damaged or not a safetensors file ({error})") from None
+    if sha256(file) != _read_config(path).get(SEALED_WEIGHTS):
+        raise ArtifactError(
+            f"checkpoint {file}: is not the file that {CONFIG} was written with (its hash differs); the weights were changed, "
+            "or writing the two was interrupted: train or import the checkpoint again"
+        )
     for name, tensor in weights.items():
         if tensor.is_floating_point():
             if not bool(torch.isfinite(tensor).all()):

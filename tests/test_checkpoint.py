@@ -20,6 +20,7 @@ from gft_edge.checkpoint import (
 )
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import sha256
+from gft_edge.seals import write_sealed
 
 
 @pytest.fixture
@@ -32,12 +33,13 @@ def _edit_weights(folder, edit):
     weights = load_file(folder / "model.safetensors")
     edit(weights)
     save_file(weights, folder / "model.safetensors")
+    _edit_config(folder, lambda data: data.update(weights_sha256=sha256(folder / "model.safetensors")))
 
 
 def _edit_config(folder, edit):
     data = json.loads((folder / "config.json").read_text())
     edit(data)
-    (folder / "config.json").write_text(json.dumps(data))
+    write_sealed(folder / "config.json", data)
 
 
 def test_full_precision_round_trip_is_exact(tiny_checkpoint, tiny_model, tiny_info):
@@ -188,3 +190,25 @@ def test_damaged_config_is_refused_and_named(checkpoint, edit):
 def test_info_survives_json(tiny_info):
     data = json.loads(json.dumps(tiny_info.to_json()))
     assert CheckpointInfo.from_json(data, "test") == tiny_info
+
+
+def test_a_torn_pair_of_weights_and_configuration_is_refused(checkpoint, tiny_info, make_model, tiny_config):
+    """A process killed between the two files leaves new weights beside the old configuration."""
+    old = (checkpoint / "config.json").read_bytes()
+    save_checkpoint(checkpoint, tiny_info, make_model(tiny_config, seed=7))
+    load_checkpoint(checkpoint)
+    (checkpoint / "config.json").write_bytes(old)
+    with pytest.raises(ArtifactError, match=r"model\.safetensors: is not the file that config\.json was written with"):
+        load_checkpoint(checkpoint)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_flipped_bit_of_a_checkpoint_is_refused(checkpoint, name):
+    file = checkpoint / name
+    whole = file.read_bytes()
+    for position in range(0, len(whole), max(len(whole) // 60, 1)):
+        changed = bytearray(whole)
+        changed[position] ^= 1 << position % 8
+        file.write_bytes(changed)
+        with pytest.raises(ArtifactError):
+            load_checkpoint(checkpoint)

@@ -13,6 +13,7 @@ from gft_edge.cli.common import is_artifact
 from gft_edge.errors import ArtifactError
 from gft_edge.filekinds import describe_file, kind_of, require_graph
 from gft_edge.manifest import load_artifact
+from gft_edge.seals import write_sealed
 
 ONNX = b"\x08\x09\x12\x07pytorch\x3a\x02\x0a\x00"
 
@@ -93,7 +94,7 @@ def test_a_configuration_far_larger_than_its_weights_is_refused_before_it_is_bui
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "x")
     config = json.loads((folder / "config.json").read_text())
     config["model"] |= {"depth": 10_000, "embed_dim": 768, "num_heads": 12}
-    (folder / "config.json").write_text(json.dumps(config))
+    write_sealed(folder / "config.json", config)
     with pytest.raises(
         ArtifactError, match=r"10000 blocks of width 768, at least 47186 MB, model\.safetensors has 0\.\d MB"
     ):

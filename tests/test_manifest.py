@@ -3,10 +3,11 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import onnx
 import pytest
 
 from gft_edge.errors import ArtifactError
-from gft_edge.files import sha256, write_json
+from gft_edge.files import sha256
 from gft_edge.manifest import (
     Artifact,
     DeploymentManifest,
@@ -15,6 +16,9 @@ from gft_edge.manifest import (
     load_artifact,
     register_files,
 )
+from gft_edge.seals import write_sealed
+
+GRAPH = onnx.ModelProto(producer_name="test").SerializeToString()
 
 
 @pytest.fixture
@@ -39,8 +43,9 @@ def manifest(tiny_info):
 def artifact(manifest, tmp_path):
     folder = tmp_path / "artifact"
     (folder / "reports").mkdir(parents=True)
-    (folder / "model.onnx").write_bytes(b"graph")
+    (folder / "model.onnx").write_bytes(GRAPH)
     (folder / "reports" / "verify.json").write_text("{}")
+    write_sealed(folder / "manifest.json", manifest.to_json())
     return register_files(Artifact(folder, manifest), ["model.onnx", "reports/verify.json"])
 
 
@@ -59,7 +64,7 @@ def test_json_names_the_variant_and_the_preprocessing(manifest):
 
 def test_the_file_is_canonical(artifact):
     before = (artifact.path / "manifest.json").read_bytes()
-    write_json(artifact.path / "manifest.json", load_artifact(artifact.path).manifest.to_json())
+    write_sealed(artifact.path / "manifest.json", load_artifact(artifact.path).manifest.to_json())
     assert (artifact.path / "manifest.json").read_bytes() == before
 
 
@@ -69,7 +74,7 @@ def test_file_returns_the_checked_path(artifact):
     assert artifact.name == "artifact"
 
 
-@pytest.mark.parametrize("content", [b"Graph", b"graph and more", b""], ids=["hash", "longer", "empty"])
+@pytest.mark.parametrize("content", [b"Graph", GRAPH + b" and more", b""], ids=["hash", "longer", "empty"])
 def test_changed_file_is_refused(artifact, content):
     (artifact.path / "model.onnx").write_bytes(content)
     with pytest.raises(ArtifactError, match=r"model\.onnx was changed since it was written"):
@@ -169,3 +174,37 @@ def test_preprocessing_edited_by_hand_is_refused(manifest):
     data["preprocess"]["mean"] = [0.5, 0.5, 0.5]
     with pytest.raises(ArtifactError, match="preprocessing does not match its id"):
         DeploymentManifest.from_json(data)
+
+
+def test_a_file_that_the_graph_reads_and_the_manifest_does_not_list_is_refused(artifact):
+    tensor = onnx.TensorProto(name="w", data_type=1, dims=[1], data_location=onnx.TensorProto.EXTERNAL)
+    tensor.external_data.add(key="location", value="w2.bin")
+    model = onnx.ModelProto(graph=onnx.GraphProto(initializer=[tensor]))
+    (artifact.path / "model.onnx").write_bytes(model.SerializeToString())
+    (artifact.path / "w2.bin").write_bytes(bytes(4))
+    with pytest.raises(ArtifactError, match=r"reads 'w2\.bin', which is not in its manifest"):
+        register_files(artifact, ["model.onnx"]).file("model.onnx")
+    listed = register_files(artifact, ["model.onnx", "w2.bin"])
+    assert listed.file("model.onnx").is_file()
+    (artifact.path / "w2.bin").write_bytes(b"1234")
+    with pytest.raises(ArtifactError, match=r"w2\.bin was changed since it was written"):
+        listed.file("model.onnx")
+
+
+def test_files_that_another_process_entered_meanwhile_stay(artifact):
+    for name in ("a", "b"):
+        (artifact.path / name).write_text(name)
+    register_files(artifact, ["a"])
+    register_files(artifact, ["b"])  # by a process that read the manifest before the first one wrote it
+    assert {"a", "b"} <= load_artifact(artifact.path).manifest.files.keys()
+
+
+def test_a_flipped_bit_of_the_manifest_is_refused(artifact):
+    file = artifact.path / "manifest.json"
+    whole = file.read_bytes()
+    for position in range(0, len(whole), 11):
+        changed = bytearray(whole)
+        changed[position] ^= 1 << position % 8
+        file.write_bytes(changed)
+        with pytest.raises(ArtifactError):
+            load_artifact(artifact.path)

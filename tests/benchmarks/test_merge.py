@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from gft_edge.benchmarks.merge import SCHEMA, merge, read_bench, unpaired_interval
 from gft_edge.errors import ArtifactError, GFTEdgeError
+from gft_edge.files import canonical_json
+from gft_edge.seals import sealed
 
 ROW = {
     "name": "a",
@@ -36,8 +38,14 @@ def bench(machine, *rows):
 
 @pytest.fixture
 def write(tmp_path):
+    def sealed_text(data):
+        try:
+            return canonical_json(sealed(data))
+        except (TypeError, ValueError):  # no object, or numbers that no writer leaves
+            return json.dumps(data)
+
     def to(name, data) -> Path:
-        (tmp_path / name).write_text(json.dumps(data))
+        (tmp_path / name).write_text(sealed_text(data))
         return tmp_path / name
 
     return to

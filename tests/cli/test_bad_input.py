@@ -10,7 +10,14 @@ from types import SimpleNamespace
 import pytest
 
 from gft_edge.cli import export
+from gft_edge.files import canonical_json
 from gft_edge.manifest import MODEL, load_artifact, register_files
+from gft_edge.seals import sealed
+
+
+def resealed(data: bytes) -> bytes:
+    """An edited record with a seal that fits: what someone does who means the edit."""
+    return canonical_json(sealed(json.loads(data))).encode()
 
 
 def _state(folder: Path) -> dict[str, tuple[int, int]]:
@@ -144,9 +151,10 @@ def test_folder_that_cannot_be_made_there_is_refused(refused, made, animals, tmp
         ("model.safetensors", lambda data: bytes(8) + data[8:], "damaged or not a safetensors file"),
         ("config.json", lambda data: data[:-20], "cannot be read as JSON"),
         ("config.json", lambda data: b"[]", "expected a JSON object"),
-        ("config.json", lambda data: b"{}", "schema None, this version reads 1"),
-        ("config.json", lambda data: data.replace(b'"bee",', b""), "3 labels for 4 classes"),
-        ("config.json", lambda data: data.replace(b'"depth": 3', b'"depth": 4'), "missing tensors"),
+        ("config.json", lambda data: b"{}", "has no seal"),
+        ("config.json", lambda data: data.replace(b'"bee"', b'"cow"'), "its seal does not match"),
+        ("config.json", lambda data: resealed(data.replace(b'"bee",', b"")), "3 labels for 4 classes"),
+        ("config.json", lambda data: resealed(data.replace(b'"depth": 3', b'"depth": 4')), "missing tensors"),
         ("config.json", lambda data: b"\xff\xfe", "cannot be read as JSON"),
     ],
 )
@@ -160,10 +168,14 @@ def test_damaged_checkpoint_is_named(refused, copied, animals, tmp_path, file, d
     ("damage", "message"),
     [
         (lambda data: data[:-20], "cannot be read as JSON"),
-        (lambda data: data.replace(b'"schema": 1', b'"schema": 2'), "schema 2, this version reads 1"),
-        (lambda data: data.replace(b'"model.onnx"', b'"../model.onnx"'), "leads out of the artefact's folder"),
-        (lambda data: data.replace(b'"bicubic"', b'"bilinear"'), "preprocessing does not match its id"),
-        (lambda data: data.replace(b'"files"', b'"papers"'), "incomplete or malformed"),
+        (lambda data: data.replace(b'"bee"', b'"cow"'), "its seal does not match"),
+        (lambda data: resealed(data.replace(b'"schema": 1', b'"schema": 2')), "schema 2, this version reads 1"),
+        (
+            lambda data: resealed(data.replace(b'"model.onnx"', b'"../model.onnx"')),
+            "leads out of the artefact's folder",
+        ),
+        (lambda data: resealed(data.replace(b'"bicubic"', b'"bilinear"')), "preprocessing does not match its id"),
+        (lambda data: resealed(data.replace(b'"files"', b'"papers"')), "incomplete or malformed"),
     ],
 )
 @pytest.mark.parametrize("verb", ["verify", "bench"])

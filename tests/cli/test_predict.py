@@ -17,10 +17,11 @@ from PIL import Image
 
 from gft_edge.cli import bench
 from gft_edge.errors import CheckFailed
-from gft_edge.files import read_json, write_json
+from gft_edge.files import read_json
 from gft_edge.manifest import FileInfo, load_artifact
 from gft_edge.runtime import image_files
 from gft_edge.runtime.classifier import Classifier
+from gft_edge.seals import write_sealed
 
 
 @pytest.fixture
@@ -156,7 +157,7 @@ def test_logits_that_are_not_finite_are_an_error(gft_edge, made, animals, tmp_pa
     manifest = read_json(broken / "manifest.json", "manifest")
     info = FileInfo.of(broken / "model.onnx")
     manifest["files"]["model.onnx"] = {"sha256": info.sha256, "size": info.size}
-    write_json(broken / "manifest.json", manifest)
+    write_sealed(broken / "manifest.json", manifest)
     for command in (["predict", broken, animals], ["evaluate", broken, "--data", animals]):
         done = gft_edge(*command, "--out", tmp_path / "o.json", "--json")
         assert (done.code, done.out) == (1, "")

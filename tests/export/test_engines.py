@@ -14,6 +14,7 @@ from gft_edge.export.lint import load_graph
 from gft_edge.export.plan import make_plan
 from gft_edge.files import sha256, write_json
 from gft_edge.manifest import MODEL, Artifact, load_artifact, register_files
+from gft_edge.seals import write_sealed
 
 HOST = EngineHost("tensorrt", "10.3.0", "8.7", "orin-nano-8gb")
 
@@ -81,7 +82,7 @@ def remove(artifact: Artifact, key: str) -> Artifact:
 def unlist(artifact: Artifact, key: str) -> Artifact:
     manifest = json.loads((artifact.path / "manifest.json").read_text())
     del manifest["files"][engine_files(key)[0]]
-    write_json(artifact.path / "manifest.json", manifest)
+    write_sealed(artifact.path / "manifest.json", manifest)
     return load_artifact(artifact.path)
 
 

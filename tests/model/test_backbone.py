@@ -15,6 +15,7 @@ from gft_edge.config import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.model.backbone import architecture_of, create_network
 from gft_edge.model.build import build_model
+from gft_edge.seals import write_sealed
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +43,7 @@ def test_a_checkpoint_opens_no_connection(tiny_checkpoint, tmp_path):
     folder = shutil.copytree(tiny_checkpoint, tmp_path / "ckpt")
     config = json.loads((folder / "config.json").read_text())
     config["model"]["backbone"] = "hf-hub:someone/anything"
-    (folder / "config.json").write_text(json.dumps(config))
+    write_sealed(folder / "config.json", config)
     with pytest.raises(ArtifactError, match="'hf-hub:someone/anything' names a source"):
         load_checkpoint(folder)
 

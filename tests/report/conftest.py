@@ -24,6 +24,8 @@ from gft_edge.config import preset
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TIMEOUT = 60.0
+from gft_edge.files import canonical_json
+from gft_edge.seals import sealed
 
 
 def executable() -> str | None:
@@ -333,6 +335,14 @@ def samples() -> dict[str, Callable[..., Any]]:
     }
 
 
+def text_of(content: Any) -> str:
+    """A result as its verb writes it: bench files are sealed."""
+    if isinstance(content, dict) and "schema" in content and "results" in content:
+        with contextlib.suppress(TypeError, ValueError):
+            return canonical_json(sealed(content))
+    return json.dumps(content)
+
+
 @pytest.fixture
 def laid(tmp_path) -> Callable[..., Path]:
     """Writes result files by their path into a run's folder called ``mine``; an integer is a picture of that size."""
@@ -346,7 +356,7 @@ def laid(tmp_path) -> Callable[..., Path]:
             if isinstance(content, int):
                 Image.fromarray(np.full((content, content, 3), 90, np.uint8)).save(path)
             else:
-                path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+                path.write_text(content if isinstance(content, str) else text_of(content), encoding="utf-8")
         return run
 
     return lay
