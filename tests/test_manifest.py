@@ -19,6 +19,7 @@ from gft_edge.manifest import (
 from gft_edge.seals import write_sealed
 
 GRAPH = onnx.ModelProto(producer_name="test").SerializeToString()
+ANOTHER = onnx.ModelProto(producer_name="another").SerializeToString()
 
 
 @pytest.fixture
@@ -94,11 +95,11 @@ def test_file_outside_the_manifest_is_refused(artifact):
 
 
 def test_register_files_adds_renews_and_writes(artifact):
-    (artifact.path / "model.onnx").write_bytes(b"another graph")
+    (artifact.path / "model.onnx").write_bytes(ANOTHER)
     (artifact.path / "golden.npz").write_bytes(b"golden")
     again = register_files(artifact, ["model.onnx", "golden.npz"], {"top1": 1.0})
     assert load_artifact(artifact.path) == again
-    assert again.file("model.onnx").read_bytes() == b"another graph"
+    assert again.file("model.onnx").read_bytes() == ANOTHER
     assert again.manifest.files["golden.npz"] == FileInfo(sha256(artifact.path / "golden.npz"), 6)
     assert again.manifest.files["reports/verify.json"] == artifact.manifest.files["reports/verify.json"]
     assert again.manifest.parity == {"max_error": 1e-7, "top1": 1.0}

@@ -21,11 +21,11 @@ from PIL import Image
 
 from gft_edge.budget import TokenBudget
 from gft_edge.config import preset
+from gft_edge.files import canonical_json
+from gft_edge.seals import sealed
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TIMEOUT = 60.0
-from gft_edge.files import canonical_json
-from gft_edge.seals import sealed
 
 
 def executable() -> str | None:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import json
-
 import pytest
 
 from gft_edge.benchmarks.merge import SCHEMA
@@ -9,6 +7,7 @@ from gft_edge.benchmarks.tables import columns
 from gft_edge.errors import ArtifactError
 from gft_edge.report.bench import labels, series, write_bench_page
 from gft_edge.report.tables import bench_table
+from gft_edge.seals import write_sealed
 
 BASE = {"backend": "onnxruntime", "precision": "fp32", "threads": 1, "batch": 1, "machine": "m", "file": "f"}
 
@@ -63,10 +62,10 @@ def _bench(*changes):
 
 def test_energy_is_drawn_or_the_reason_given(tmp_path):
     file = tmp_path / "b.json"
-    file.write_text(json.dumps(_bench({"energy": {"refused": "no power source"}})))
+    write_sealed(file, _bench({"energy": {"refused": "no power source"}}))
     page, _ = write_bench_page([file], tmp_path)
     assert "No figure. no power source." in page.read_text()
-    file.write_text(json.dumps(_bench({"energy": {"mj_per_image": 42.5, "net_mj_per_image": 21.0, "refused": None}})))
+    write_sealed(file, _bench({"energy": {"mj_per_image": 42.5, "net_mj_per_image": 21.0, "refused": None}}))
     page, _ = write_bench_page([file], tmp_path)
     assert "42.5" in page.read_text()
     assert "No figure" not in page.read_text()
@@ -74,7 +73,7 @@ def test_energy_is_drawn_or_the_reason_given(tmp_path):
 
 def test_text_of_a_file_is_text_on_the_page(tmp_path):
     file = tmp_path / "b.json"
-    file.write_text(json.dumps(_bench({"name": "<script>alert(1)</script>", "implausible": "<b>"})))
+    write_sealed(file, _bench({"name": "<script>alert(1)</script>", "implausible": "<b>"}))
     page, _ = write_bench_page([file], tmp_path)
     assert page.read_text().count("<script") == 1  # the page's own
     assert "<script>alert" not in page.read_text()
@@ -85,7 +84,7 @@ def test_text_of_a_file_is_text_on_the_page(tmp_path):
 def test_same_files_same_page(tmp_path, count):
     files = [tmp_path / f"{i}.json" for i in range(count)]
     for file in files:
-        file.write_text(json.dumps(_bench({}, {"batch": 2})))
+        write_sealed(file, _bench({}, {"batch": 2}))
     first = write_bench_page(files, tmp_path)[0].read_bytes()
     assert write_bench_page(files, tmp_path)[0].read_bytes() == first
 
@@ -94,7 +93,7 @@ def test_a_bench_file_with_parts_of_another_kind_is_one_line(tmp_path):
     data = _bench({})
     data["machine"]["cpu"] = ["x"]
     file = tmp_path / "b.json"
-    file.write_text(json.dumps(data))
+    write_sealed(file, data)
     with pytest.raises(ArtifactError, match=r"bench file .*b\.json: machine\.cpu: expected an object"):
         write_bench_page([file], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
@@ -116,7 +115,7 @@ def test_a_row_of_a_log_has_few_entries(tmp_path):
     log = {"backend": "trtexec", "rounds_ms": [], "threads": None, "options": {"version": "10.3", "timing": {}}}
     log |= {"stages": {"inference": {"p50_ms": 1.5}}, "throughput": {"images_per_s": 600.0, "in_flight": None}}
     file = tmp_path / "orin.json"
-    file.write_text(json.dumps(_bench(log)))
+    write_sealed(file, _bench(log))
     text = write_bench_page([file], tmp_path)[0].read_text()
     assert "trtexec 10.3." in text
     assert "Each dot is a request" not in text

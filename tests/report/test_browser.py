@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from gft_edge.files import canonical_json
 from gft_edge.report.bench import write_bench_page
 from gft_edge.report.page import write_page
 from gft_edge.report.sensitivity import write_sensitivity_page
+from gft_edge.seals import sealed
 
 LONG = "a class whose name goes on and on without any end in sight"
 LABELS = ["bolt", "$\\frac{$ nut", "<script>alert(1)</script>", "\u87ba\u4e1d", "\u0645\u0633\u0645\u0627\u0631", LONG]
@@ -47,8 +49,6 @@ BRIGHTNESS = """(() => {
     .map(e => light(e.tagName == 'text' ? getComputedStyle(e).fill : getComputedStyle(e).color));
   return [light(getComputedStyle(document.body).backgroundColor), Math.min(...letters), Math.max(...letters)];
 })()"""
-from gft_edge.files import canonical_json
-from gft_edge.seals import sealed
 
 
 @pytest.fixture(scope="module")
@@ -76,11 +76,8 @@ def pages(samples, tmp_path_factory):
     made["bench.json"]["results"][1] |= {"verdict": "unstable", "variation": 0.05}
     for name, content in made.items():
         (run / name).parent.mkdir(parents=True, exist_ok=True)
-        (run / name).write_text(
-            content
-            if isinstance(content, str)
-            else canonical_json(sealed(content) if name == "bench.json" else content)
-        )
+        whole = sealed(content) if name == "bench.json" else content
+        (run / name).write_text(whole if isinstance(whole, str) else canonical_json(whole))
     rows = "".join(f'{{"step": {n}, "loss": {2 / n}, "train_top1": 0.5, "val_top1_full": 0.6}}\n' for n in range(1, 40))
     (run / "model/log.jsonl").write_text(rows)
     for name, size in (("maps/0.png", (992, 274)), ("maps/1.png", (992, 274)), ("wrong/000.png", (96, 96))):

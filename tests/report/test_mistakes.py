@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from gft_edge.data.datasets import Files
-from gft_edge.errors import ConfigError
+from gft_edge.errors import ConfigError, OutputError
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.report import mistakes
 from gft_edge.report.mistakes import write_evaluation
@@ -82,7 +82,7 @@ def test_nothing_is_left_of_an_attempt_that_fails(tmp_path, results, images, mon
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(mistakes, "write_png", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         write(tmp_path / "e.json", results, images)
     assert sorted(path.name for path in tmp_path.rglob("*")) == before
     assert (tmp_path / "e.json").read_bytes() == content
