@@ -1,0 +1,52 @@
+"""Seals of JSON records: a record carries the sha256 of its own canonical text, so a changed byte is noticed.
+
+A seal finds damage and careless edits. It is no signature: whoever can write the file can seal it again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gft_edge.errors import ArtifactError
+from gft_edge.files import canonical_json, read_json, write_json
+
+SEAL = "seal"
+
+
+def seal_of(data: Mapping[str, Any]) -> str:
+    """Returns the hexadecimal sha256 of the canonical JSON of a record without its seal."""
+    return hashlib.sha256(canonical_json({k: v for k, v in data.items() if k != SEAL}).encode()).hexdigest()
+
+
+def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
+    """Writes a record as canonical JSON with its seal, whole or not at all."""
+    write_json(path, {**data, SEAL: seal_of(data)})
+
+
+def read_sealed(path: Path, what: str, remedy: str) -> dict[str, Any]:
+    """Reads a record written by :func:`write_sealed`.
+
+    The text itself must be canonical: values that two texts share (``1.0`` and ``1.00``) leave no room for a change.
+
+    Args:
+        path: the file.
+        what: kind of record, for messages.
+        remedy: what to do when the seal is broken.
+
+    Raises:
+        ArtifactError: missing, no JSON object, without a seal, or changed since it was written.
+    """
+    data = read_json(path, what)
+    seal = data.get(SEAL)
+    if seal is None:
+        raise ArtifactError(f"{what} {path}: has no seal (written by an older version, or by hand); {remedy}")
+    try:
+        whole = seal == seal_of(data) and path.read_bytes() == canonical_json(data).encode()
+    except (OSError, ValueError):  # changed under our hands; NaN or a lone surrogate, which no writer leaves
+        whole = False
+    if not whole:
+        raise ArtifactError(f"{what} {path}: was changed since it was written (its seal does not match); {remedy}")
+    return {key: value for key, value in data.items() if key != SEAL}
