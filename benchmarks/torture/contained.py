@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -33,6 +34,9 @@ class Limits:
 
     seconds: float = 10.0
     megabytes: int = 1024
+
+
+DEFAULT = Limits()
 
 
 @dataclass(frozen=True)
@@ -74,14 +78,16 @@ def place_of(error: BaseException | None) -> str:
     """Type of an error and the innermost place in this package that led to it."""
     frames = traceback.extract_tb(error.__traceback__ if error else None)
     root = str(Path(__file__).parents[2])
-    own = [f for f in frames if f.filename.startswith(root) and "/torture/" not in f.filename and ".venv" not in f.filename]
+    own = [
+        f for f in frames if f.filename.startswith(root) and "/torture/" not in f.filename and ".venv" not in f.filename
+    ]
     frame = own[-1] if own else frames[-1] if frames else None
     where = f"{Path(frame.filename).parent.name}/{Path(frame.filename).name}:{frame.name}" if frame else "?"
     return f"{type(error).__name__} in {where}: {' '.join(str(error).split())[:160]}"
 
 
 def run_contained(
-    attacks: Sequence[Callable[[], Kind]], limits: Limits = Limits(), until: float = float("inf")
+    attacks: Sequence[Callable[[], Kind]], limits: Limits = DEFAULT, until: float = float("inf")
 ) -> Iterator[Outcome]:
     """Runs attacks one after the other in a forked process; forks anew after one that killed or hung it.
 
@@ -216,7 +222,5 @@ def _peak_megabytes() -> float:
 
 def _forget_peak() -> None:
     """Starts the peak of memory anew, where the kernel lets us."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        pass

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from gft_edge.benchmarks.torture.contained import Kind, Limits, run_contained
+from gft_edge.benchmarks.torture.contained import DEFAULT, Kind, run_contained
 from gft_edge.benchmarks.torture.materials import Materials
 
 CHANGES = ("bit", "byte", "delete", "insert", "truncate", "append")
@@ -100,10 +100,11 @@ def targets(made: Materials) -> list[Target]:
     found = [
         Target("model.onnx", artifact / "model.onnx", lambda: predictions(made, artifact)),
         Target("golden.npz", artifact / "golden.npz", lambda: golden(artifact)),
-        Target("weights.bin of a family", made.family / "weights.bin", lambda: predictions(made, made.family)),
         Target("manifest.json", artifact / "manifest.json", lambda: manifest(made, artifact)),
         Target("manifest.json of a family", made.family / "manifest.json", lambda: manifest(made, made.family)),
-        Target("reports/verify.json", artifact / "reports/verify.json", lambda: registered(artifact, "reports/verify.json")),
+        Target(
+            "reports/verify.json", artifact / "reports/verify.json", lambda: registered(artifact, "reports/verify.json")
+        ),
         Target("checkpoint: weights", made.checkpoint / "model.safetensors", lambda: checkpoint(made.checkpoint)),
         Target("checkpoint: config.json", made.checkpoint / "config.json", lambda: checkpoint(made.checkpoint)),
         Target("INT8 checkpoint: config.json", made.quantized / "config.json", lambda: checkpoint(made.quantized)),
@@ -116,10 +117,14 @@ def targets(made: Materials) -> list[Target]:
         Target("policy", made.policy, lambda: read_policy(made.policy).to_json(), by_hand=True),
         Target("recipe", made.recipe, lambda: load_recipe(made.recipe).to_json(), by_hand=True),
     ]
+    if (made.family / "weights.bin").exists():
+        found.append(
+            Target("weights.bin of a family", made.family / "weights.bin", lambda: predictions(made, made.family))
+        )
     if key := made.key():
         engines = artifact / "engines"
-        found.insert(3, Target("engine", engines / f"{key}.engine", lambda: engine(artifact, key)))
-        found.insert(4, Target("record of the engine", engines / f"{key}.json", lambda: engine(artifact, key)))
+        found.append(Target("engine", engines / f"{key}.engine", lambda: engine(artifact, key)))
+        found.append(Target("record of the engine", engines / f"{key}.json", lambda: engine(artifact, key)))
     return found
 
 
@@ -160,11 +165,11 @@ def flip(target: Target, count: int, seed: int, until: float = float("inf")) -> 
         return "edited" if target.by_hand else "accepted"
 
     try:
-        outcomes = list(run_contained([lambda c=c: attack(c) for c in changes], Limits(), until))  # type: ignore[misc]
+        outcomes = list(run_contained([lambda c=c: attack(c) for c in changes], DEFAULT, until))  # type: ignore[misc]
     finally:
         if target.file.read_bytes() != intact:  # the process was killed between change and restoration
             target.file.write_bytes(intact)
-    counts = Counter(outcome.kind for outcome in outcomes)
+    counts: Counter[str] = Counter(outcome.kind for outcome in outcomes)
     bad = [o for o in outcomes if o.kind not in ("refused", "harmless", "edited", "ok")]
     examples = [f"{o.kind}: {changes[o.number].describe()} {o.detail}".strip() for o in bad]
     return FlipResult(target.kind, len(outcomes), dict(counts), tuple(examples[:5]))

@@ -18,6 +18,7 @@ from PIL import Image
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import CheckpointInfo, save_checkpoint
 from gft_edge.config import GFTConfig, preset
+from gft_edge.environment import machine, versions
 from gft_edge.files import write_json
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
@@ -127,6 +128,11 @@ class Materials:
         return self.run / "fp32-pruned"
 
     @property
+    def plain(self) -> Path:
+        """The FP32 artefact as export wrote it."""
+        return self.root / "plain"
+
+    @property
     def int8_artifact(self) -> Path:
         """INT8 artefact."""
         return self.run / "int8-pruned"
@@ -202,7 +208,9 @@ def make_basics(root: Path, seed: int = 0) -> Materials:
             if tensor.is_floating_point():
                 noise = torch.randn(tensor.shape, generator=generator)
                 scale = tensor.ndim == 1 and name.endswith("weight")
-                tensor.copy_(0.5 + noise.abs() if name.endswith("running_var") else 1 + 0.2 * noise if scale else 0.2 * noise)
+                tensor.copy_(
+                    0.5 + noise.abs() if name.endswith("running_var") else 1 + 0.2 * noise if scale else 0.2 * noise
+                )
     info = CheckpointInfo(config, LABELS, PreprocessSpec(SIDE, SIDE), {"top1": 0.5})
     save_checkpoint(made.checkpoint, info, model.eval())
     started = root / "start"
@@ -221,19 +229,30 @@ def make_artifact(made: Materials) -> None:
     require("export", made.checkpoint, "--data", made.data, "--maps", "compact", "--out", made.artifact)
 
 
-def make_all(made: Materials) -> None:
-    """Every other form, by the verbs that users type."""
+def make_all(made: Materials, small: bool = False) -> None:
+    """Every other form, by the verbs that users type.
+
+    Args:
+        made: with :func:`make_basics` done.
+        small: one export instead of three, no quantization and no engine: other forms are then copies of the first.
+    """
     from gft_edge.config import load_recipe
     from gft_edge.train.loop import train
 
     data = ("--data", made.data)
     make_artifact(made)
-    budgets = ("--budget", "12,6", "--budget", "8,4")
-    require("export", made.checkpoint, *data, *budgets, "--out", made.family)
+    shutil.copytree(made.artifact, made.plain)
+    if small:
+        shutil.copytree(made.artifact, made.family)
+        shutil.copytree(made.checkpoint, made.quantized)
+        shutil.copytree(made.artifact, made.int8_artifact)
+    else:
+        budgets = ("--budget", "12,6", "--budget", "8,4")
+        require("export", made.checkpoint, *data, *budgets, "--out", made.family)
+        require("quantize", made.checkpoint, *data, "--images", 16, "--out", made.quantized)
+        require("export", made.quantized, *data, "--out", made.int8_artifact)
     require("calibrate", made.checkpoint, *data, "--images", 16, "--out", made.ranges)
     require("calibrate", made.artifact, *data, "--images", 16)
-    require("quantize", made.checkpoint, *data, "--images", 16, "--out", made.quantized)
-    require("export", made.quantized, *data, "--out", made.int8_artifact)
     require("verify", made.artifact)
     evaluated = made.run / "evaluate-fp32.json"
     require("evaluate", made.artifact, *data, "--images", 8, "--threads", 1, "--out", evaluated)
@@ -242,10 +261,14 @@ def make_all(made: Materials) -> None:
     require("bench", made.artifact, made.int8_artifact, *quick, "--out", made.bench)
     maps = ("--maps", made.run / "maps", "--out", made.run / "predictions.json")
     require("predict", made.artifact, made.image, *maps)
-    write_json(made.run / "run.json", {"command": "gft-edge demo", "seconds": 1.0, "steps": []})
+    steps = [{"title": "export", "command": "gft-edge export", "seconds": 1.0}]
+    record = {"small": True, "seconds": 1.0, "steps": steps, "machine": machine(), "versions": versions()}
+    write_json(made.run / "run.json", record)
     train(load_recipe(made.recipe), made.trained, stop_after=2)
     (made.run / "checkpoint").mkdir()
     shutil.copy(made.trained / "log.jsonl", made.run / "checkpoint/log.jsonl")
+    if small:
+        return
     with contextlib.suppress(ImportError, OSError):
         import tensorrt_rtx  # noqa: F401
 

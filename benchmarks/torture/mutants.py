@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gft_edge.benchmarks.torture.contained import GOOD, Kind, Limits, Outcome, run_contained
+from gft_edge.benchmarks.torture.contained import DEFAULT, GOOD, Kind, Limits, Outcome, run_contained
 from gft_edge.benchmarks.torture.mutate import MUTATORS
 from gft_edge.benchmarks.torture.readers import Reader
 
@@ -23,7 +23,7 @@ class Find:
         reader: that read it.
         kind: of the outcome.
         detail: where it arose.
-        file: name of the file that holds it.
+        file: name of the file that holds it, below the folder of finds; as it must stand in ``tests/attacks``.
         times: how many inputs did the same.
     """
 
@@ -80,7 +80,13 @@ def measure(
 
 
 def read_mutants(
-    reader: Reader, count: int, seed: int, scratch: Path, finds: Path, until: float = float("inf"), limits: Limits = Limits()
+    reader: Reader,
+    count: int,
+    seed: int,
+    scratch: Path,
+    finds: Path,
+    until: float = float("inf"),
+    limits: Limits = DEFAULT,
 ) -> MutantResult:
     """Runs the inputs of one reader."""
     file = scratch / f"input{reader.suffix}"
@@ -110,8 +116,8 @@ def _keep(reader: Reader, seed: int, bad: Sequence[Outcome], finds: Path) -> lis
     for kind, where in dict.fromkeys((outcome.kind, signature(outcome)) for outcome in bad):
         alike = [outcome for outcome in bad if (outcome.kind, signature(outcome)) == (kind, where)]
         content = min((mutant(reader, seed, outcome.number) for outcome in alike), key=len)
-        name = f"{reader.name}-{kind.replace(' ', '-')}-{hashlib.sha256(content).hexdigest()[:8]}{reader.suffix}"
-        finds.mkdir(parents=True, exist_ok=True)
+        name = f"{reader.name}/{kind.replace(' ', '-')}-{hashlib.sha256(content).hexdigest()[:8]}{reader.suffix}"
+        (finds / name).parent.mkdir(parents=True, exist_ok=True)
         (finds / name).write_bytes(content)
         kept.append(Find(reader.name, kind, alike[0].detail, name, len(alike)))
     return kept

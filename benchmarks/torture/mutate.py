@@ -101,7 +101,7 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
         elif kind == 2:
             size = rng.choice((1, 2, 4, 8))
             number = rng.choice(INTERESTING) & (256**size - 1)
-            new[place : place + size] = number.to_bytes(size, rng.choice(("little", "big")))  # type: ignore[arg-type]
+            new[place : place + size] = number.to_bytes(size, rng.choice(("little", "big")))
         elif kind == 3:
             del new[place : place + length]
         elif kind == 4:
@@ -245,7 +245,9 @@ def _change_graph(model: Any, graph: Any, rng: random.Random) -> None:
     elif kind == 2 and node.output:
         node.output[rng.randrange(len(node.output))] = rng.choice([*names, "", *node.input])
     elif kind == 3:
-        node.op_type = rng.choice([n.op_type for n in graph.node] + ["", "Nothing", "If", "Loop", "Split", "TopK", "Reshape"])
+        node.op_type = rng.choice(
+            [n.op_type for n in graph.node] + ["", "Nothing", "If", "Loop", "Split", "TopK", "Reshape"]
+        )
     elif kind == 4:
         node.domain = rng.choice(("", "com.microsoft", "ai.onnx.ml", "x" * 100))
     elif kind == 5 and node.attribute:
@@ -354,7 +356,7 @@ def mutate_npz(data: bytes, rng: random.Random) -> bytes:
     else:
         arrays[name] = np.concatenate([array, array])
     out = io.BytesIO()
-    np.savez(out, **arrays)  # type: ignore[arg-type]
+    np.savez(out, **arrays)
     return out.getvalue()
 
 

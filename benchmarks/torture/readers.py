@@ -49,7 +49,12 @@ def readers(made: Materials, scratch: Path) -> list[Reader]:
         scratch: folder for copies that inputs are put into.
     """
     scratch.mkdir(parents=True, exist_ok=True)
-    return [*_artifact_readers(made, scratch), *_model_readers(made, scratch), *_run_readers(made, scratch), *_log_readers(made)]
+    return [
+        *_artifact_readers(made, scratch),
+        *_model_readers(made, scratch),
+        *_run_readers(made, scratch),
+        *_log_readers(made),
+    ]
 
 
 def _copy(source: Path, target: Path) -> Path:
@@ -91,7 +96,9 @@ def _artifact_readers(made: Materials, scratch: Path) -> list[Reader]:
     np.save(npy, np.zeros((3, 32, 32), np.float32))
     found = [
         Reader("graph", "onnx", ".onnx", _graphs(made), lambda path: command("lint", path), 2.5),
-        Reader("manifest", "sealed", ".json", (whole.read_bytes(),), _placed(changed / MANIFEST, use_manifest(changed)), 2),
+        Reader(
+            "manifest", "sealed", ".json", (whole.read_bytes(),), _placed(changed / MANIFEST, use_manifest(changed)), 2
+        ),
         Reader(
             "family",
             "sealed",
@@ -99,7 +106,9 @@ def _artifact_readers(made: Materials, scratch: Path) -> list[Reader]:
             ((made.family / MANIFEST).read_bytes(),),
             _placed(family / MANIFEST, use_manifest(family)),
         ),
-        Reader("golden", "npz", ".npz", ((made.artifact / GOLDEN).read_bytes(),), _placed(golden / GOLDEN, use_golden), 0.7),
+        Reader(
+            "golden", "npz", ".npz", ((made.artifact / GOLDEN).read_bytes(),), _placed(golden / GOLDEN, use_golden), 0.7
+        ),
         Reader(
             "pixels",
             "bytes",
@@ -197,11 +206,27 @@ def _model_readers(made: Materials, scratch: Path) -> list[Reader]:
         Reader("policy", "text", ".toml", (made.policy.read_bytes(),), use_policy),
         Reader("policy-json", "json", ".json", (policy,), use_policy),
         Reader(
-            "ranges", "json", ".json", ((made.ranges / "ranges.json").read_bytes(),), lambda path: read_ranges(path).to_json()
+            "ranges",
+            "json",
+            ".json",
+            ((made.ranges / "ranges.json").read_bytes(),),
+            lambda path: read_ranges(path).to_json(),
         ),
         Reader("card", "json", ".json", ((made.ranges / "card.json").read_bytes(),), card),
-        Reader("cache", "text", ".cache", (cache.read_bytes(),), _placed(caches / cache.name, lambda: read_cache(caches / cache.name))),
-        Reader("cache-record", "json", ".json", (record.read_bytes(),), _placed(record, lambda: read_cache(caches / cache.name))),
+        Reader(
+            "cache",
+            "text",
+            ".cache",
+            (cache.read_bytes(),),
+            _placed(caches / cache.name, lambda: read_cache(caches / cache.name)),
+        ),
+        Reader(
+            "cache-record",
+            "json",
+            ".json",
+            (record.read_bytes(),),
+            _placed(record, lambda: read_cache(caches / cache.name)),
+        ),
         Reader(
             "calibration-state",
             "safetensors",
@@ -210,7 +235,10 @@ def _model_readers(made: Materials, scratch: Path) -> list[Reader]:
             lambda path: Collector(names, "max", 99.99).restore(path, {"model": "m"}),
             0.7,
         ),
-        *(Reader(f"image-{name}", "bytes", f".{name}", seeds, read_image, 3 / 16) for name, seeds in _pictures().items()),
+        *(
+            Reader(f"image-{name}", "bytes", f".{name}", seeds, read_image, 3 / 16)
+            for name, seeds in _pictures().items()
+        ),
     ]
 
 
@@ -237,7 +265,15 @@ def _pictures() -> dict[str, tuple[bytes, ...]]:
     rng = np.random.default_rng(0)
     color = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
     deep = Image.fromarray(rng.integers(0, 65536, (24, 32), dtype=np.uint16))
-    modes = [color, color.convert("L"), color.convert("P"), color.convert("RGBA"), color.convert("1"), color.convert("CMYK"), deep]
+    modes = [
+        color,
+        color.convert("L"),
+        color.convert("P"),
+        color.convert("RGBA"),
+        color.convert("1"),
+        color.convert("CMYK"),
+        deep,
+    ]
     names = {
         "png": "PNG",
         "jpg": "JPEG",
@@ -272,7 +308,7 @@ def _pictures() -> dict[str, tuple[bytes, ...]]:
 
 
 def _run_readers(made: Materials, scratch: Path) -> list[Reader]:
-    from gft_edge.benchmarks.merge import machine_label, merge
+    from gft_edge.benchmarks.merge import machine_label, merge, read_bench
 
     run = scratch / "run"
     if not run.exists():
@@ -289,7 +325,7 @@ def _run_readers(made: Materials, scratch: Path) -> list[Reader]:
     pages = scratch / "pages"
     return [
         *found,
-        Reader("bench", "json", ".json", (bench,), lambda path: machine_label(merge([path])["machines"][str(path)] and {"machine": {}})),
+        Reader("bench", "json", ".json", (bench,), lambda path: [machine_label(read_bench(path)), merge([path])]),
         Reader("bench-page", "json", ".json", (bench,), lambda path: command("report", path, "--out", pages), 0.05),
     ]
 
@@ -317,9 +353,21 @@ def _log_readers(made: Materials) -> list[Reader]:
 
     return [
         Reader(
-            "trtexec", "text", ".log", seeds(logs, "*.log"), lambda p: command("bench", "--trtexec-log", p, "--power", "none"), 1.5
+            "trtexec",
+            "text",
+            ".log",
+            seeds(logs, "*.log"),
+            lambda path: command("bench", "--trtexec-log", path, "--power", "none"),
+            1.5,
         ),
-        Reader("tegrastats", "text", ".txt", seeds(boards, "*"), lambda p: command("bench", "--trtexec-log", log, "--power", p), 1.5),
+        Reader(
+            "tegrastats",
+            "text",
+            ".txt",
+            seeds(boards, "*"),
+            lambda path: command("bench", "--trtexec-log", log, "--power", path),
+            1.5,
+        ),
         Reader("layers", "json", ".json", seeds(logs, "layers*.json"), ingest("--layers")),
         Reader("profile", "json", ".json", seeds(logs, "profile.json"), ingest("--profile")),
         Reader("times", "json", ".json", (_times(logs),), ingest("--times")),
