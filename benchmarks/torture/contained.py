@@ -37,6 +37,8 @@ class Limits:
 
 
 DEFAULT = Limits()
+PATIENCE_S = 5.0
+"""How long beyond its limit an attack is waited for: one that ends late is still told apart from one that never does."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def run_contained(
             _work(attacks, first, writer, limits, until)
         os.close(writer)
         began = time.monotonic()
-        lines = _lines(reader, limits.seconds + 5)
+        lines = _lines(reader, limits.seconds + PATIENCE_S)
         done = first
         ended: Kind | None = None
         for line in lines:

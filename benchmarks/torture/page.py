@@ -109,9 +109,9 @@ def _kills(results: Sequence[Mapping[str, Any]]) -> str:
             (one["verb"], "file event" if one["how"] == "event" else "moment", one["tried"], *states, *_two(one))
         )
     text = (
-        "## Kills\n\n`kill -9` at file events that change something, and at random moments. Afterwards stands "
-        "nothing, what stood before, the whole result, or something that is refused; torn would be another result that is accepted. Dead end: "
-        "neither the same command nor the same with `--resume` leads to the whole result. Left: a file stays after that command.\n\n"
+        "## Kills\n\n`kill -9` at file events that change something, and at random moments. Afterwards stands nothing, what stood "
+        "before, the whole result, or something that is refused; torn would be another result that is accepted. Dead end: "
+        "neither the same command nor the same with `--resume` leads to the whole result. Left: a file stays after that.\n\n"
     )
     head = ("verb", "killed at a", "tried", "nothing", "old", "whole", "refused", "torn", "dead end", "left")
     return text + table(head, rows) + examples(results)
