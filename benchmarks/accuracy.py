@@ -39,7 +39,8 @@ def recorded_accuracy(artifact: Artifact, backend: str) -> Accuracy:
         return unknown
     try:
         for comparison in report["comparisons"]:
-            if comparison["candidate"].split()[0] == backend and comparison["top1_candidate"] is not None:
+            # Reports of earlier versions do not say the backend; nothing is read from their labels.
+            if comparison.get("backend") == backend and comparison["top1_candidate"] is not None:
                 return Accuracy(float(comparison["top1_candidate"]), str(report["source"]))
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise ArtifactError(

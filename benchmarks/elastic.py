@@ -5,10 +5,11 @@ python -m gft_edge.benchmarks.elastic builtin runs/bench/elastic
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -18,7 +19,7 @@ from gft_edge.cli.console import table
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
 from gft_edge.files import replacing, write_json
-from gft_edge.model import gft
+from gft_edge.model.gft import Choice
 from gft_edge.model.macs import count_macs
 from gft_edge.model.selection import select_patches
 from gft_edge.report import plots
@@ -61,18 +62,30 @@ def control(name: str, data: str = "typefaces", num_images: int = 800) -> dict[s
     tried = [TokenBudget.from_ratios((s,) * len(info.model.stages), info.model.num_patches) for s in (0.5, 0.3, 0.15)]
     images = open_images(data, "test", num_images, info.model.image_size)
     batches = list(evaluation_batches(images, info.preprocess))
-    choose = select_patches
     generator = torch.Generator().manual_seed(0)
-    choices = {
-        "most important": choose,
-        "random": lambda scores, k: choose(torch.rand(scores.shape, generator=generator), k),
-        "least important": lambda scores, k: choose(-scores, k),
+    choices: dict[str, Choice] = {
+        "most important": select_patches,
+        "random": lambda scores, k: select_patches(torch.rand(scores.shape, generator=generator), k),
+        "least important": lambda scores, k: select_patches(-scores, k),
     }
     right = {}
     for kept, choice in choices.items():
-        with mock.patch.object(gft, "select_patches", choice):
+        with choosing(checkpoint.model, choice):
             right[kept], count = count_right(checkpoint.model, batches, tried)
     return {"budgets": [budget.id for budget in tried], "images": count, "right": right}
+
+
+@contextlib.contextmanager
+def choosing(model: Any, choice: Choice) -> Iterator[None]:
+    """Lets every stage of a focal model keep other patches, within the block."""
+    usual = [stage.choose for stage in model.stages]
+    for stage in model.stages:
+        stage.choose = choice
+    try:
+        yield
+    finally:
+        for stage, choose in zip(model.stages, usual):
+            stage.choose = choose
 
 
 def main(name: str, out: Path) -> None:

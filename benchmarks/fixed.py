@@ -24,6 +24,7 @@ from gft_edge.config import DataSection, ModelSection, Recipe, TrainSection
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
 from gft_edge.files import write_json
+from gft_edge.runtime.finite import require_finite
 from gft_edge.train.loop import train
 from gft_edge.train.metrics import mcnemar
 
@@ -45,8 +46,14 @@ def right_answers(folder: Path, tried: list[TokenBudget], num_images: int) -> np
     checkpoint = load_checkpoint(folder)
     info = checkpoint.info
     images = open_images("typefaces", "test", num_images, info.model.image_size)
+
+    def classes(batch: npt.NDArray[np.float32], budget: TokenBudget) -> npt.NDArray[np.int64]:
+        logits = checkpoint.model(torch.from_numpy(batch), budget).numpy()
+        require_finite(logits, f"checkpoint {folder} at {budget.id}")
+        return logits.argmax(axis=1)
+
     columns = [
-        [checkpoint.model(torch.from_numpy(batch), budget).argmax(1).numpy() == labels for budget in tried]
+        [classes(batch, budget) == labels for budget in tried]
         for batch, labels in evaluation_batches(images, info.preprocess)
     ]
     return np.concatenate([np.stack(column) for column in columns], axis=1)

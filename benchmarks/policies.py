@@ -27,7 +27,7 @@ from gft_edge.calibration.smoothquant import smooth
 from gft_edge.calibration.thresholds import Method, threshold
 from gft_edge.data.datasets import ImageSet
 from gft_edge.errors import ArtifactError
-from gft_edge.export.agreement import Arrays, Comparison, compare
+from gft_edge.export.agreement import Arrays, Comparison, Computation, compare
 from gft_edge.export.onnx import GraphOptions, export_graph
 from gft_edge.export.verdict import Z_INTERVAL
 from gft_edge.files import read_json, write_json
@@ -237,7 +237,8 @@ def measure_rows(
             reference = _reference(calibration.model, spec, test, out / "fp32.npz", identity)
         quantized = calibration.quantized(candidate)
         found = run_graph(quantized, spec, test.batches(spec), quantized=True)
-        comparison = compare(("FP32", candidate.title), reference, found, test.labels, config.num_patches, label_names)
+        sides = (Computation("torch", "fp32", "FP32"), Computation("onnxruntime", "int8", candidate.title))
+        comparison = compare(sides, reference, found, test.labels, config.num_patches, label_names)
         rows.append(row(candidate, comparison, len(quantized_names(calibration.model, candidate.policy))))
         write_json(file, {"identity": identity, "row": rows[-1]})
         say(

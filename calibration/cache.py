@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gft_edge.calibration.modules import QMAX, SMALLEST_RANGE
+from gft_edge.calibration.constants import QMAX, SMALLEST_RANGE
 from gft_edge.calibration.ranges import Ranges
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import read_json, replacing, sha256, write_json

@@ -7,27 +7,28 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import nn
-from torchvision.datasets.folder import IMG_EXTENSIONS
 
 from gft_edge.data.batches import evaluation_batches
-from gft_edge.data.datasets import Files, ImageSet, Subset, open_images, require_labels, spread
-from gft_edge.data.typefaces import Split, Typefaces
+from gft_edge.data.datasets import held_out_split, is_folder, match_labels, open_images, split_names, unlabelled_folder
+from gft_edge.data.sets import NO_CLASSES, Files, ImageSet, Relabelled, Subset, readable, spread
+from gft_edge.data.splits import Split, file_size
+from gft_edge.data.typefaces import Typefaces
 from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.files import canonical_json, sha256
 from gft_edge.preprocess import PreprocessSpec
+
+if TYPE_CHECKING:
+    from torch import nn
 
 SCHEMA = 1
 POOL_FACTOR = 4
 RENDERED_COMPARED = 256
 """Images of an endless evaluation split that are compared with."""
 EVERYTHING = 1 << 30
-NO_CLASSES = ("",)
 
 Choice = Literal["random", "balanced", "coverage"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
@@ -141,7 +142,8 @@ def choose_images(
         labels: the model's classes, which those of the data must be where it has some.
         choice: ``"balanced"`` over the classes, ``"random"``, or ``"coverage"`` (see :func:`cover`).
         seed: of random and balanced choices.
-        against: evaluation data, whose test split is compared with; ``data`` itself where it has one.
+        against: evaluation data, whose test images (val where it has no test images) are compared with; ``data`` itself by
+            default.
         features: of images, for ``"coverage"``.
         force: go on although images overlap.
 
@@ -153,7 +155,7 @@ def choose_images(
     """
     pool = _open_pool(data, split, POOL_FACTOR * count, spec.height)
     if pool.labels != NO_CLASSES:
-        require_labels(pool, labels, data)
+        pool = match_labels(pool, labels, data)
     if len(pool) < count:
         raise DataError(f"data {data}: {len(pool)} images, {count} asked for; lower --images")
     classes = class_numbers(pool)
@@ -182,13 +184,11 @@ def choose_images(
 
 def _open_pool(data: str, split: Split, count: int, size: int) -> ImageSet:
     """A data set's images (rendered ones up to ``count``), or the image files of a folder without classes."""
-    root = Path(data)
-    if root.is_dir():
-        files = sorted(path for path in root.iterdir() if path.suffix.lower() in IMG_EXTENSIONS)
-        if files:
-            return Files(NO_CLASSES, tuple((path, 0) for path in files))
+    loose = unlabelled_folder(Path(data)) if is_folder(data) else None
+    if loose is not None:
+        return readable(loose)
     rendered = data.partition(":")[0] == "typefaces"
-    return open_images(data, split, count if rendered else EVERYTHING, size)
+    return readable(open_images(data, split, count if rendered else EVERYTHING, size))
 
 
 def class_numbers(images: ImageSet) -> list[int]:
@@ -198,6 +198,8 @@ def class_numbers(images: ImageSet) -> list[int]:
     if isinstance(images, Subset):
         below = class_numbers(images.base)
         return [below[index] for index in images.indices]
+    if isinstance(images, Relabelled):
+        return [images.numbers[label] for label in class_numbers(images.base)]
     if isinstance(images, Typefaces):
         return [index % len(images.labels) for index in range(len(images))]
     return [images[index][1] for index in range(len(images))]
@@ -256,54 +258,82 @@ def _paths(images: ImageSet) -> list[Path] | None:
     if isinstance(images, Subset):
         below = _paths(images.base)
         return None if below is None else [below[index] for index in images.indices]
-    return None
+    return _paths(images.base) if isinstance(images, Relabelled) else None
 
 
 def _compare(hashes: set[str], hashed: str, data: str, against: str | None, size: int) -> Disjointness | None:
-    """The comparison with the test split of ``against``, or of the data itself where it has several splits."""
+    """The comparison with the images that the model is judged by, of ``against`` or of the data itself."""
     where = evaluation_data(data, against)
     if where is None:
         return None
-    others = _open_pool(where, "test", RENDERED_COMPARED, size)
+    split, others = _held_out(where, RENDERED_COMPARED, size)
     kind, found = hash_images(others)
     if kind != hashed:
         raise DataError(
             f"data {where}: images of {kind} cannot be compared with those of {hashed}; leave out --against"
         )
-    return Disjointness(where, "test", len(found), sum(one in hashes for one in set(found)))
+    return Disjointness(where, split, len(found), sum(one in hashes for one in set(found)))
 
 
 def evaluation_data(data: str, against: str | None) -> str | None:
-    """Whose test split is the evaluation: ``against``, or the data itself where it has several splits; else None."""
+    """Whose test (or val) images judge the model: ``against``, or the data itself where it has such; else None."""
     if against is not None:
         return against
-    splits = ("val", "valid", "test")
-    return None if Path(data).is_dir() and not any((Path(data) / name).is_dir() for name in splits) else data
+    if is_folder(data) and unlabelled_folder(Path(data)) is not None:
+        return None
+    return data if {"test", "val"}.intersection(split_names(data)) else None
 
 
-def held_out_images(data: str, against: str | None, count: int, size: int) -> tuple[str, ImageSet] | None:
-    """Name and images of the evaluation (at most ``count``, spread over all there are), or None when none are known."""
+def _held_out(where: str, count: int, size: int) -> tuple[Split, ImageSet]:
+    """Test images, or val images where there are none; a folder of images without classes is all test images."""
+    loose = unlabelled_folder(Path(where)) if is_folder(where) else None
+    split = held_out_split(where) if loose is None else "test"
+    return split, _open_pool(where, split, count, size)
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Images that judge a model.
+
+    Attributes:
+        data, split: where they are from.
+        images: the images.
+    """
+
+    data: str
+    split: Split
+    images: ImageSet
+
+
+def held_out_images(data: str, against: str | None, count: int, size: int) -> HeldOut | None:
+    """The images of the evaluation (at most ``count``, spread over all there are), or None when none are known."""
     where = evaluation_data(data, against)
     if where is None:
         return None
-    images = _open_pool(where, "test", count, size)
-    return where, images if len(images) <= count else Subset(images, spread(len(images), count))
+    split, images = _held_out(where, count, size)
+    images = images if len(images) <= count else Subset(images, spread(len(images), count))
+    return HeldOut(where, split, images)
 
 
 def shared_images(images: ImageSet, others: ImageSet) -> int:
     """How many images are also among the others: files of equal bytes, or rendered from the same split."""
     paths, other_paths = _paths(images), _paths(others)
     if paths is None or other_paths is None:
+        images, others = (each.base if isinstance(each, Relabelled) else each for each in (images, others))
         same = isinstance(images, Typefaces) and isinstance(others, Typefaces) and images.split == others.split
         return len(images) if same else 0
-    sizes = {path.stat().st_size for path in other_paths}
-    alike = [path for path in paths if path.stat().st_size in sizes]  # only these need reading
-    hashes = {sha256(path) for path in other_paths} if alike else set()
+    sizes = {file_size(path) for path in other_paths} - {-1}
+    alike = [path for path in paths if file_size(path) in sizes]  # only these need reading
+    mine = {file_size(path) for path in alike}
+    hashes = {sha256(path) for path in other_paths if file_size(path) in mine}
     return sum(sha256(path) in hashes for path in alike)
 
 
 def model_features(model: nn.Module, spec: PreprocessSpec) -> Features:
     """What the classifier reads (the class token after all blocks), as a function of images."""
+    import torch
+    from torch import nn
+
     classifier = getattr(model, "head", None) or model.classifier
     assert isinstance(classifier, nn.Module)
 

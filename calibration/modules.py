@@ -11,19 +11,16 @@ import torch
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
+from gft_edge.calibration.constants import QMAX, QMIN, SMALLEST_RANGE
 from gft_edge.calibration.policy import Precision, QuantPolicy, is_attend
 from gft_edge.errors import ConfigError
 from gft_edge.model.layers import Attend, SelfAttention, is_plain
 
-QMAX = 127
-QMIN = -128
 E4M3_MAX = 448.0
 E4M3_STEP = 32.0
 """Distance of the largest values."""
 ATTENTION_PARTS = ("q", "k", "v", "probs")
 """Operands of an attention's two products: scaled queries, keys, gated values, probabilities."""
-SMALLEST_RANGE = 1e-5
-"""Floor of a range: TensorRT refuses a zero scale, which a dead channel would have."""
 
 
 class QuantLinear(nn.Linear):

@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from gft_edge.calibration.modules import follow_weights
 from gft_edge.calibration.ptq import QuantizedModel
 from gft_edge.config import Augment, GFTConfig, TrainSection
-from gft_edge.data.batches import Problem, training_batches
+from gft_edge.data.batches import Problem
 from gft_edge.data.datasets import ImageSet
+from gft_edge.data.training import training_batches
 from gft_edge.errors import CheckFailed, ConfigError
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent

@@ -16,6 +16,7 @@ from gft_edge.calibration.qat import Course, QatOutcome
 from gft_edge.config import GFTConfig, TrainSection
 from gft_edge.errors import DataError
 from gft_edge.export.verdict import PairedTop1, paired_top1
+from gft_edge.runtime.finite import require_finite
 from gft_edge.train.metrics import sqnr_db, wilson_interval
 from gft_edge.train.schedule import step_budgets
 
@@ -183,6 +184,7 @@ def _run(
         truth.append(labels)
         for (name, budget), found in parts.items():
             out = models[name](torch.from_numpy(images), budget, maps=True)
+            require_finite(out.logits.numpy(), f"QAT: {name} at {budget.id}")
             kept = tuple(_mask(stage.kept.numpy(), num_patches) for stage in out.stages)
             found.append(_Outputs(out.logits.numpy(), kept))
     if not truth:

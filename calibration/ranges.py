@@ -6,11 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from gft_edge.calibration.observe import Collector
 from gft_edge.errors import ArtifactError
 from gft_edge.files import read_json, write_json
+
+if TYPE_CHECKING:
+    from gft_edge.calibration.observe import Collector
 
 SCHEMA = 1
 TOLERANCE = 0.01

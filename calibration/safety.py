@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from gft_edge.errors import DataError
-from gft_edge.model.gala import TEMPERATURE
+from gft_edge.model.constants import TEMPERATURE
 
 LOWEST_JACCARD = 0.90
 """As in verification: what kept sets of a compressed model must have in common with those of the full one."""

@@ -16,15 +16,19 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from gft_edge.calibration.modules import SMALLEST_RANGE, insert_quantizers
+from gft_edge.calibration.constants import SMALLEST_RANGE
+from gft_edge.calibration.modules import insert_quantizers
 from gft_edge.calibration.replay import Recording, Replay
 from gft_edge.errors import ConfigError, DataError
-from gft_edge.export.agreement import Arrays, compare
+from gft_edge.export.agreement import Arrays, Computation, compare
 from gft_edge.export.verdict import PairedTop1
 from gft_edge.progress import Track, silent
 
 Batches = Callable[[], Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]]
 """Preprocessed images (B, 3, H, W) with labels (B,), from the first one each time it is called."""
+
+
+_SIDES = (Computation("torch", "fp32", "full"), Computation("torch", "int8", "mixed"))
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ class Judge:
 
     def effect(self, outputs: Arrays) -> Effect:
         """What changed."""
-        found = compare(("full", "mixed"), self._reference, outputs, self._labels, self._num_patches)
+        found = compare(_SIDES, self._reference, outputs, self._labels, self._num_patches)
         if found.not_finite or found.top1 is None or found.top1_candidate is None:
             raise DataError(f"sensitivity: logits of {found.not_finite} images are not finite in INT8")
         noise = self._reference["logits"].astype(np.float64) - outputs["logits"]

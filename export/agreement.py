@@ -3,20 +3,44 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from gft_edge.export.verdict import PairedTop1, paired_top1
-from gft_edge.model.gala import TEMPERATURE
+from gft_edge.model.constants import TEMPERATURE
 from gft_edge.train.metrics import accuracy, sqnr_db
 
 Arrays = dict[str, npt.NDArray[Any]]
+Kind = Literal["exact", "same_arithmetic", "compression"]
+"""What two sides may differ in: float rounding; rounding ties of the same quantized arithmetic; what compression costs."""
+LEAST_DB = -300.0
+"""Reported for a ratio of zero signal to noise, which JSON has no number for."""
 TIE = 1e-4
 """Scores have unit standard deviation per image; closer than this at the boundary is float noise, not a preference."""
 NAMED_TIES = 20
 """Ties that a report names one by one; the rest are counted."""
+
+
+@dataclass(frozen=True)
+class Computation:
+    """What computes one side of a comparison.
+
+    Attributes:
+        backend: ``"torch"``, or one of :data:`gft_edge.runtime.sessions.BACKENDS`, with the engine's key where one is named.
+        arithmetic: of the linear layers, ``"fp32"`` or another precision of a manifest.
+        name: for tables.
+    """
+
+    backend: str
+    arithmetic: str
+    name: str
+
+    @classmethod
+    def of(cls, backend: str, arithmetic: str) -> Computation:
+        """Named by backend and arithmetic."""
+        return cls(backend, arithmetic, f"{backend} {arithmetic}")
 
 
 @dataclass(frozen=True)
@@ -41,6 +65,7 @@ class StageAgreement:
         importance_sqnr_db: of the importance maps on the grid; None when bit-identical or not told by both sides.
         rank_correlation: Spearman's, over the patches that enter the stage on both sides, mean over images; None when
             not told by both sides.
+        not_finite: images whose importance is not finite on the candidate's side; such values count as zeros above.
     """
 
     stage: int
@@ -52,6 +77,7 @@ class StageAgreement:
     reordered: int = 0
     importance_sqnr_db: float | None = None
     rank_correlation: float | None = None
+    not_finite: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +85,7 @@ class Comparison:
     """Two sides on the same images.
 
     Attributes:
-        reference, candidate: what was compared.
+        reference, candidate: names of what was compared.
         logit_sqnr_db: signal to noise of the logits; None when bit-identical.
         max_relative_error: largest difference over the largest magnitude of the reference.
         top1_agreement: share of images with the same first class.
@@ -67,6 +93,10 @@ class Comparison:
         stages: selection, for the stages whose selection is in the graph.
         top1: paired statistics of the accuracies, where labels are known.
         not_finite: images for which the candidate's logits are not finite; they count as zeros above.
+        reference_not_finite: likewise of the reference.
+        kind: what the two sides may differ in.
+        backend, arithmetic: what computed the candidate.
+        reference_backend, reference_arithmetic: what computed the reference.
     """
 
     reference: str
@@ -80,29 +110,35 @@ class Comparison:
     stages: tuple[StageAgreement, ...]
     top1: PairedTop1 | None = None
     not_finite: int = 0
+    reference_not_finite: int = 0
+    kind: Kind = "compression"
+    backend: str = ""
+    arithmetic: str = ""
+    reference_backend: str = ""
+    reference_arithmetic: str = ""
 
 
 def compare(
-    names: tuple[str, str],
+    sides: tuple[Computation, Computation],
     reference: Arrays,
     candidate: Arrays,
     labels: npt.NDArray[Any] | None,
     num_patches: int,
     label_names: tuple[str, ...] = (),
+    kind: Kind = "compression",
 ) -> Comparison:
     """Compares outputs of two sides on the same images.
 
     Args:
-        names: of reference and candidate.
+        sides: what computed reference and candidate.
         reference: logits (B, classes) and any of ``importance_i`` (B, N_i), ``kept_i`` (B, k_i).
         candidate: likewise.
         labels: true classes (B,), or None.
         num_patches: of the whole grid.
         label_names: of the classes, for the worst one.
+        kind: what the two sides may differ in.
     """
-    a, b = reference["logits"], candidate["logits"]
-    broken: npt.NDArray[np.bool_] = np.asarray(~np.isfinite(b).all(axis=1))
-    b = np.where(broken[:, None], 0, b)
+    (a, broken_a), (b, broken_b) = (_without_broken_rows(side["logits"]) for side in (reference, candidate))
     stages = []
     everything: npt.NDArray[Any] = np.broadcast_to(np.arange(num_patches), (len(a), num_patches))
     inputs = found_inputs = everything
@@ -112,20 +148,38 @@ def compare(
             stages.append(stage_agreement(reference, candidate, stage, inputs, found_inputs))
         inputs = reference[name]
         found_inputs = candidate.get(name, inputs)
-    sqnr = sqnr_db(a, b)
     return Comparison(
-        reference=names[0],
-        candidate=names[1],
+        reference=sides[0].name,
+        candidate=sides[1].name,
         images=len(a),
-        logit_sqnr_db=None if np.isinf(sqnr) else sqnr,
+        logit_sqnr_db=_decibels(a, b),
         max_relative_error=float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-12)),
         top1_agreement=float((a.argmax(1) == b.argmax(1)).mean()),
         top1_reference=None if labels is None else accuracy(a, labels),
         top1_candidate=None if labels is None else accuracy(b, labels),
         stages=tuple(stages),
         top1=None if labels is None else paired_top1(a.argmax(1), b.argmax(1), labels, label_names),
-        not_finite=int(broken.sum()),
+        not_finite=broken_b,
+        reference_not_finite=broken_a,
+        kind=kind,
+        backend=sides[1].backend,
+        arithmetic=sides[1].arithmetic,
+        reference_backend=sides[0].backend,
+        reference_arithmetic=sides[0].arithmetic,
     )
+
+
+def _without_broken_rows(logits: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
+    """Logits (B, classes) with zeros in the rows that are not finite throughout, and the number of those rows."""
+    broken: npt.NDArray[np.bool_] = np.asarray(~np.isfinite(logits).all(axis=1))
+    return np.where(broken[:, None], 0, logits), int(broken.sum())
+
+
+def _decibels(reference: npt.NDArray[Any], value: npt.NDArray[Any]) -> float | None:
+    """SQNR in dB; None when the two are equal."""
+    with np.errstate(divide="ignore"):
+        sqnr = sqnr_db(reference, value)
+    return None if np.isposinf(sqnr) else max(sqnr, LEAST_DB)
 
 
 def stage_agreement(
@@ -160,6 +214,7 @@ def stage_agreement(
         inputs,
         inputs if found_inputs is None else found_inputs,
     )
+    found_importance = candidate.get(f"importance_{stage}")
     return StageAgreement(
         stage,
         float(np.mean(jaccard)),
@@ -170,6 +225,7 @@ def stage_agreement(
         reordered,
         sqnr,
         correlation,
+        0 if found_importance is None else int((~np.isfinite(found_importance).all(axis=1)).sum()),
     )
 
 
@@ -194,6 +250,8 @@ def _importance_agreement(
     """SQNR on the grid and mean rank correlation of two importances (B, N) at their positions (B, N)."""
     if expected is None or found is None or found.shape != found_inputs.shape or expected.shape != inputs.shape:
         return None, None
+    if inputs.min() < 0 or found_inputs.min() < 0:  # no positions on a grid
+        return None, None
     size = int(max(inputs.max(), found_inputs.max())) + 1
     grids = []
     for values, positions in ((expected, inputs), (found, found_inputs)):
@@ -204,8 +262,7 @@ def _importance_agreement(
     for row in range(len(expected)):
         common = np.intersect1d(inputs[row], found_inputs[row])
         correlations.append(spearman(grids[0][row, common], grids[1][row, common]))
-    sqnr = sqnr_db(*grids)
-    return None if np.isinf(sqnr) else sqnr, float(np.mean(correlations))
+    return _decibels(grids[0], grids[1]), float(np.mean(correlations))
 
 
 def spearman(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:

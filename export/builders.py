@@ -7,9 +7,11 @@ real bindings of each generation. Enumeration members are named by the plan.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,9 +21,10 @@ from gft_edge.errors import ArtifactError, CheckFailed, ConfigError, MissingExtr
 from gft_edge.export.dialects import require_dialect
 from gft_edge.export.engines import engine_files, engine_key
 from gft_edge.export.generations import RTX, generation
+from gft_edge.export.interrupts import Interrupted, interrupts_held
 from gft_edge.export.plan import BuildPlan, for_version
-from gft_edge.files import replacing, write_json
-from gft_edge.manifest import MODEL, Artifact, FileInfo, register_files
+from gft_edge.files import replacing, require_writable, write_json
+from gft_edge.manifest import MANIFEST, MODEL, Artifact, FileInfo, register_files
 from gft_edge.runtime.trt_messages import error_logger, explain, require
 
 if TYPE_CHECKING:
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
 
 class Watch(Protocol):
-    """Is told how far a build is."""
+    """Receives the progress of a build."""
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
         """A phase begins, inside another one or not."""
@@ -45,7 +48,7 @@ class Watch(Protocol):
 
 
 class Unwatched:
-    """Tells nobody."""
+    """Ignores progress."""
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
         """Nothing."""
@@ -82,15 +85,16 @@ def build_engine(artifact: Artifact, plan: BuildPlan, watch: Watch | None = None
     Args:
         artifact: its model.onnx is what gets compiled.
         plan: how.
-        watch: is told how far the build is.
+        watch: receives the build's progress.
 
     Returns:
         what KEY.json says: key, versions, plan, sizes, hashes.
 
     Raises:
         MissingExtraError: TensorRT is not installed.
-        ConfigError: the installed TensorRT is not of the plan's generation, needs another dialect of the graph, or there is
-            no driver.
+        ConfigError: the installed TensorRT is not of the plan's generation, needs another dialect of the graph, there is
+            no driver, or the artefact cannot be written to (found before anything is compiled).
+        KeyboardInterrupt: Ctrl-C; nothing is written then.
         CheckFailed: lint finds errors in the graph for this target.
         ArtifactError: the compiler refused the graph (with its messages).
     """
@@ -99,11 +103,13 @@ def build_engine(artifact: Artifact, plan: BuildPlan, watch: Watch | None = None
     require_dialect(artifact, plan)
     model = artifact.file(MODEL)
     _require_clean(model, plan)
-    blob, layers = compile_plan(trt, model, plan, watch or Unwatched())
     key = engine_key(plan, trt.__version__)
     if artifact.member:
         key = f"{key}_{artifact.member}"
     engine, sidecar = engine_files(key)
+    for name in (engine, sidecar, MANIFEST):
+        require_place(artifact.path / name)
+    blob, layers = compile_plan(trt, model, plan, watch or Unwatched())
     with replacing(artifact.path / engine) as temporary:
         temporary.write_bytes(blob)
     written = FileInfo.of(artifact.path / engine)
@@ -127,6 +133,23 @@ def build_engine(artifact: Artifact, plan: BuildPlan, watch: Watch | None = None
     return record
 
 
+def require_place(path: Path) -> None:
+    """Refuses a file that could not be written, by trying: permission bits do not tell of a read-only medium.
+
+    Raises:
+        ConfigError: naming the file and what the system said.
+    """
+    require_writable(path)
+    folder = next(parent for parent in path.parents if parent.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"output {path}: {folder} cannot be written to ({error.strerror}); copy the artefact to a place that can"
+        ) from None
+
+
 def _require_clean(model: Path, plan: BuildPlan) -> None:
     from gft_edge.export.lint import lint, load_graph
 
@@ -144,7 +167,16 @@ def compile_plan(trt: ModuleType, model: Path, plan: BuildPlan, watch: Watch) ->
     Raises:
         ArtifactError: parse or build failed, with what the compiler said and the node it named.
         ConfigError: a compute capability the compiler does not know.
+        KeyboardInterrupt: Ctrl-C. TensorRT swallows what is raised in its callbacks, so the signal is held back meanwhile,
+            and generations that tell their progress are asked to stop.
     """
+    with interrupts_held() as interrupted:
+        return _compile(trt, model, plan, watch, interrupted)
+
+
+def _compile(
+    trt: ModuleType, model: Path, plan: BuildPlan, watch: Watch, interrupted: Interrupted
+) -> tuple[bytes, int]:
     messages: list[str] = []
     logger = error_logger(trt, messages)
     builder = trt.Builder(logger)
@@ -166,13 +198,12 @@ def compile_plan(trt: ModuleType, model: Path, plan: BuildPlan, watch: Watch) ->
             raise ArtifactError(f"build {model}: batch {plan.batch} does not fit the graph: {explain(messages)}")
         if plan.calibrator:
             config.set_calibration_profile(profile)
-    cancelled: list[bool] = []
     if plan.progress:
-        config.progress_monitor = _monitor(trt, watch, cancelled)
+        config.progress_monitor = _monitor(trt, watch, interrupted)
     if plan.timing_cache:
         _use_timing_cache(config, plan.timing_cache)
-    blob = builder.build_serialized_network(network, config)
-    if cancelled:
+    blob: Any = None if interrupted else builder.build_serialized_network(network, config)
+    if interrupted:
         raise KeyboardInterrupt
     require(blob, f"build {model}: {trt.__name__} {trt.__version__} refused the graph", messages)
     if plan.timing_cache:
@@ -240,25 +271,34 @@ def _calibrator(trt: ModuleType, plan: BuildPlan) -> Any:
     return Cached()
 
 
-def _monitor(trt: ModuleType, watch: Watch, cancelled: list[bool]) -> tensorrt.IProgressMonitor:
+def _monitor(trt: ModuleType, watch: Watch, interrupted: Interrupted) -> tensorrt.IProgressMonitor:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            watch.start(phase_name, parent_phase, num_steps)
+            with _noting(interrupted):
+                watch.start(phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            try:
+            with _noting(interrupted):
                 watch.step(phase_name, step)
-            except KeyboardInterrupt:  # an exception must not cross the compiler
-                cancelled.append(True)
-            return not cancelled
+            return not interrupted
 
         def phase_finish(self, phase_name: str) -> None:
-            watch.finish(phase_name)
+            with _noting(interrupted):
+                watch.finish(phase_name)
 
     return Monitor()
+
+
+@contextlib.contextmanager
+def _noting(interrupted: Interrupted) -> Iterator[None]:
+    """Keeps a Ctrl-C from crossing the compiler as an exception, which loses it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        interrupted.note()
 
 
 def timing_cache_file(name: str) -> Path:

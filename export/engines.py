@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from gft_edge.errors import ArtifactError
 from gft_edge.files import read_json
-from gft_edge.manifest import MODEL, Artifact
+from gft_edge.manifest import MODEL, Artifact, FileInfo
 
 if TYPE_CHECKING:
     from gft_edge.export.plan import BuildPlan
@@ -79,10 +79,11 @@ def check_engine(artifact: Artifact, key: str, host: EngineHost) -> tuple[Path, 
     for name in (engine, sidecar):
         if name not in artifact.manifest.files:
             raise refuse(f"{name} is not in the artefact's manifest")
-        try:
-            artifact.file(name)
-        except ArtifactError as error:
-            raise refuse(str(error).rpartition(": ")[2].partition(";")[0]) from None
+        path = artifact.path / name
+        if not path.is_file():
+            raise refuse(f"{path.name} is missing")
+        if FileInfo.of(path) != artifact.manifest.files[name]:
+            raise refuse(f"{path.name} was changed since it was written (its hash differs)")
     record = read_json(artifact.path / sidecar, "engine record")
     info = artifact.manifest.files
     facts = {

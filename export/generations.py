@@ -66,9 +66,14 @@ GENERATIONS = (
 )
 """TensorRT, oldest first; a version between two rows is held to the older one, 10.0 to 10.2 to 10.3."""
 
+# The parser of RTX 1.7.1 has importers for what came with opset 27 (measured); no document names its highest opset.
 RTX_GENERATION = Generation(
-    RTX, "tensorrt_rtx", "rtx", (9, 24), "strong", _BOTH, has_strip=False, has_same_capability=False
+    RTX, "tensorrt_rtx", "rtx", (9, 27), "strong", _BOTH, has_strip=False, has_same_capability=False
 )
+
+
+_LATER_OPSETS = (((10, 9), (10, 13), (9, 22)), ((11, 5), (12,), (9, 25)))
+"""From a version on and up to another: what the parser reads where that differs from its generation's row."""
 
 
 def parse_version(version: str) -> tuple[int, ...]:
@@ -103,12 +108,37 @@ def generation(version: str) -> Generation:
     return next(g for g in reversed(GENERATIONS) if parse_version(g.name) <= numbers)
 
 
+def opsets(version: str | None) -> tuple[int, int]:
+    """Lowest and highest ONNX operator set that a TensorRT reads.
+
+    Args:
+        version: of TensorRT, ``"rtx"``, or None: any from 10.3 to 11.
+    """
+    if version is None:
+        return GENERATIONS[1].opsets[0], max(span[1] for _, _, span in _LATER_OPSETS)
+    if version != RTX:
+        numbers = parse_version(version)
+        for first, end, span in _LATER_OPSETS:
+            if first <= numbers < end:
+                return span
+    return generation(version).opsets
+
+
 def default_version(target: Device) -> str:
     """The TensorRT a device is planned for when none is named: the newest that its sources name; 11.4 on cards."""
     if not target.is_jetson:
         return "11.4"
     newest = target.tensorrt[-1]
     return "11.4.1" if newest == "11.4" else newest
+
+
+def assumed_version(target: Device) -> str:
+    """Which TensorRT was assumed because none was named, and how to name another: one sentence."""
+    version = default_version(target)
+    start = f"TensorRT {version} is assumed, the newest for {target.name if target.is_jetson else 'cards'}"
+    if "10.3" in target.tensorrt and version != "10.3":
+        return f"{start}; most JetPack 6 boards have 10.3: --tensorrt 10.3"
+    return f"{start}; for another give --tensorrt VERSION"
 
 
 def require_together(version: str, target: Device) -> None:
@@ -203,11 +233,17 @@ class Platform:
         version: of TensorRT, ``"rtx"``, or None: any from 10.3 to 11.
         capability: compute capability of the GPU, or None.
         title: for messages.
+        target: ``"rtx"`` or the device's name; None where no GPU is named.
+        weak: whether builder flags decide the types although the generation lets the graph decide (``--weak``).
+        note: what was assumed.
     """
 
     version: str | None = None
     capability: str | None = None
     title: str = "TensorRT 10.3 to 11"
+    target: str | None = None
+    weak: bool = False
+    note: str = ""
 
     @property
     def generation(self) -> Generation | None:
@@ -217,7 +253,12 @@ class Platform:
     @property
     def is_weak(self) -> bool:
         """Whether a builder flag may turn FP32 into FP16."""
-        return self.generation is not None and self.generation.typing == "weak"
+        return self.weak or (self.generation is not None and self.generation.typing == "weak")
+
+    @property
+    def is_rtx(self) -> bool:
+        """Whether it is TensorRT-RTX."""
+        return self.version == RTX
 
 
 def platform(target: str | None, version: str | None = None) -> Platform:
@@ -233,8 +274,10 @@ def platform(target: str | None, version: str | None = None) -> Platform:
     if target is None:
         return Platform() if version is None else Platform(version, None, f"TensorRT {generation(version) and version}")
     if target == RTX:
-        return Platform(RTX, None, "TensorRT-RTX")
+        return Platform(RTX, None, "TensorRT-RTX", RTX)
     profile = device(target)
+    note = "" if version else assumed_version(profile)
     version = version or default_version(profile)
     require_together(version, profile)
-    return Platform(version, profile.compute_capability, f"TensorRT {version} on {profile.title}")
+    title = f"TensorRT {version} on {profile.title}"
+    return Platform(version, profile.compute_capability, title, profile.name, note=note)

@@ -25,6 +25,27 @@ class GraphInput:
 
 
 @dataclass(frozen=True)
+class Arithmetic:
+    """The types a graph computes in.
+
+    Args:
+        precision: of the quantized products (``"int8"``, ``"fp8"``), else of all (``"fp32"``, ``"fp16"``, ``"bf16"``).
+        rest: type of everything that is not quantized.
+        products: types that matrix products and convolutions come out as, sorted.
+        tokens: longest sequence of any attention, None without attention.
+        quantized_attention: whether queries and keys are quantized, in any attention.
+        quantized_tokens: longest sequence of those.
+    """
+
+    precision: str
+    rest: str
+    products: tuple[str, ...]
+    tokens: int | None
+    quantized_attention: bool
+    quantized_tokens: int | None
+
+
+@dataclass(frozen=True)
 class GraphSummary:
     """A graph as a build sees it.
 
@@ -79,22 +100,58 @@ def summarize(model: onnx.ModelProto) -> GraphSummary:
         ArtifactError: not a graph, or an input with a dynamic axis other than the first.
     """
     graph = view(model)
+    computed = arithmetic(graph)
+    return GraphSummary(
+        opset=graph.opset,
+        precision=computed.precision,
+        rest=computed.rest,
+        products=computed.products,
+        inputs=tuple(_input(graph, value.name) for value in graph.inputs),
+        operators=dict(sorted(_operators(graph).items())),
+        tokens=computed.tokens,
+        quantized_attention=computed.quantized_attention,
+        quantized_tokens=computed.quantized_tokens,
+    )
+
+
+def arithmetic(graph: GraphView) -> Arithmetic:
+    """Which types a graph computes in."""
     types = Counter(graph.dtype(node.output[0]) or "unknown" for node in graph.of_type(*PRODUCTS))
     quantized = {graph.dtype(node.output[0]) for node in graph.of_type(QUANTIZE)}
     floats = [name for name in ("fp16", "bf16", "fp32") if name in types]
     rest = max(floats, key=lambda name: types[name], default="fp32")
     attentions = graph.attentions
     quantized_attentions = [a for a in attentions if all(graph.is_dequantized(name) for name in a.scores.input)]
-    return GraphSummary(
-        opset=graph.opset,
+    return Arithmetic(
         precision=next((name for name in ("fp8", "int8") if name in quantized), rest),
         rest=rest,
         products=tuple(sorted(types)),
-        inputs=tuple(_input(graph, value.name) for value in graph.inputs),
-        operators=dict(sorted(_operators(graph).items())),
         tokens=max((a.tokens for a in attentions if a.tokens is not None), default=None),
         quantized_attention=bool(quantized_attentions),
         quantized_tokens=max((a.tokens for a in quantized_attentions if a.tokens is not None), default=None),
+    )
+
+
+def slow_types(computed: Arithmetic | GraphSummary, *, half_allowed: bool, has_flag: bool) -> str | None:
+    """What an FP32 graph, or the FP32 rest of a quantized one, costs on a GPU; None where there is none.
+
+    Args:
+        computed: the types of the graph.
+        half_allowed: whether a builder flag lets TensorRT compute FP32 layers in FP16.
+        has_flag: whether such a flag exists there.
+    """
+    if half_allowed or computed.rest != "fp32" or "fp32" not in computed.products:
+        return None
+    flag = ", or build with --weak" if has_flag else ""
+    if computed.precision in ("int8", "fp8"):
+        unquantized = "" if computed.quantized_attention else "attention, "
+        return (
+            f"the rest of this graph is FP32: {unquantized}softmax and LayerNorm run at half the rate of FP16 or less and "
+            f"do not use FP16 attention kernels; export with --precision fp16{flag}"
+        )
+    return (
+        "this graph is FP32: its products run at half the rate of FP16 or less and do not use FP16 attention kernels; export "
+        f"with --precision fp16{flag}"
     )
 
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
 
-from gft_edge.errors import ArtifactError
 from gft_edge.export.generations import Platform
+from gft_edge.export.graph_loading import load_graph
 from gft_edge.export.graph_view import view
-from gft_edge.export.lint_rules import RULES, Rule, Severity
+from gft_edge.export.lint_rules import PARSER, RULES, Rule, Severity
+
+__all__ = ["Finding", "LintReport", "lint", "load_graph", "ordered"]
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,25 @@ class Finding:
 
 @dataclass(frozen=True)
 class LintReport:
-    """What lint found in a graph for a target."""
+    """What lint found in a graph for a target.
+
+    Args:
+        target: what it was judged for.
+        findings: errors first.
+        notes: what was assumed, and what could not be read and was judged without.
+    """
 
     target: str
     findings: tuple[Finding, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def errors(self) -> tuple[Finding, ...]:
         """Findings that must be mended before a build."""
         return tuple(finding for finding in self.findings if finding.severity == "error")
+
+    def _rules(self) -> tuple[Rule, ...]:
+        return (PARSER, *RULES) if any(finding.rule == PARSER.id for finding in self.findings) else RULES
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -44,7 +54,8 @@ class LintReport:
             "target": self.target,
             "ok": not self.errors,
             "findings": [asdict(finding) for finding in self.findings],
-            "rules": {rule.id: {"title": rule.title, "why": rule.why} for rule in RULES},
+            "notes": list(self.notes),
+            "rules": {rule.id: {"title": rule.title, "why": rule.why} for rule in self._rules()},
         }
 
 
@@ -52,7 +63,7 @@ def lint(model: onnx.ModelProto, platform: Platform | None = None, rules: Sequen
     """Checks a graph against every rule.
 
     Args:
-        model: any ONNX graph; nothing in it is executed.
+        model: any ONNX graph; nothing in it is executed but arithmetic on small constants.
         platform: what it is to run on; TensorRT 10.3 to 11 on any GPU by default.
         rules: all by default.
 
@@ -60,28 +71,18 @@ def lint(model: onnx.ModelProto, platform: Platform | None = None, rules: Sequen
         ArtifactError: not a valid graph.
     """
     platform = platform or Platform()
-    graph = view(model)
+    main = view(model)
     findings = [
-        Finding(rule.id, rule.severity(platform), node, message)
+        Finding(rule.id, rule.severity(platform), graph.place + node, message)
         for rule in rules
+        for graph in main.everywhere
         for node, message in rule.check(graph, platform)
     ]
+    notes = (platform.note,) if platform.note else ()
+    return LintReport(platform.title, ordered(findings), notes)
+
+
+def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """Errors before warnings, then by rule."""
     order = {"error": 0, "warning": 1}
-    return LintReport(platform.title, tuple(sorted(findings, key=lambda f: (order[f.severity], f.rule))))
-
-
-def load_graph(path: Path) -> onnx.ModelProto:
-    """Reads an ONNX file.
-
-    Raises:
-        ArtifactError: missing, or no ONNX graph.
-    """
-    try:
-        model = onnx.load(path)
-    except FileNotFoundError as error:
-        raise ArtifactError(f"graph {path}: {error.filename or path} is missing") from None
-    except (OSError, DecodeError, ValueError) as error:
-        raise ArtifactError(f"graph {path}: cannot be read as ONNX ({error})") from None
-    if not model.graph.node:
-        raise ArtifactError(f"graph {path}: holds no nodes, is it an ONNX model?")
-    return model
+    return tuple(sorted(findings, key=lambda finding: (order[finding.severity], finding.rule)))

@@ -8,7 +8,8 @@ import numpy as np
 from onnx import NodeProto
 
 from gft_edge.calibration.policy import MAX_FUSED_INT8_TOKENS
-from gft_edge.export.generations import GENERATIONS, Platform, dtype_refusal
+from gft_edge.export import graph_summary
+from gft_edge.export.generations import Platform, dtype_refusal, opsets
 from gft_edge.export.graph_view import (
     DEQUANTIZE,
     FLOATS,
@@ -101,7 +102,8 @@ def bad_scale(graph: GraphView, platform: Platform) -> Problems:
     for node in graph.of_type(QUANTIZE, DEQUANTIZE):
         scale = graph.constant(node.input[1])
         if scale is None:
-            yield label(node), f"scale {node.input[1]} is not a constant"
+            if not graph.is_constant(node.input[1]):
+                yield label(node), f"scale {node.input[1]} is not a constant"
             continue
         values = as_floats(scale)
         if not np.all(np.isfinite(values) & (values > 0)):
@@ -118,7 +120,8 @@ def bad_zero_point(graph: GraphView, platform: Platform) -> Problems:
             continue
         zero = graph.constant(node.input[2])
         if zero is None:
-            yield label(node), f"zero point {node.input[2]} is not a constant"
+            if not graph.is_constant(node.input[2]):
+                yield label(node), f"zero point {node.input[2]} is not a constant"
         elif np.any(as_floats(zero) != 0):
             yield label(node), "zero point is not 0: quantization must be symmetric"
         elif graph.dtype(node.input[2]) == "uint8":
@@ -138,7 +141,7 @@ def wrong_axis(graph: GraphView, platform: Platform) -> Problems:
         if axis is None:
             yield label(node), "per-channel scale without an axis: ONNX reads 1, TensorRT reads 0"
             continue
-        if shape is None:
+        if not shape:
             continue
         axis %= len(shape)
         if shape[axis] != scale[0]:
@@ -160,6 +163,8 @@ def _weight_readers(graph: GraphView, node: NodeProto, rank: int) -> Iterator[tu
         if reader.op_type == "Transpose":
             order = list(attribute(reader, "perm", order[::-1]))
             source = reader.output[0]
+            if sorted(order) != list(range(rank)):  # no permutation of these axes
+                continue
         for product in graph.consumers.get(source, ()) if reader.op_type == "Transpose" else (reader,):
             if product.op_type not in PRODUCTS or source not in product.input[1:2]:
                 continue
@@ -169,25 +174,40 @@ def _weight_readers(graph: GraphView, node: NodeProto, rank: int) -> Iterator[tu
                 axis = 0 if attribute(product, "transB", 0) else 1
             else:
                 axis = 0 if product.op_type == "Conv" else 1
-            yield product, order[axis]
+            if axis < rank:
+                yield product, order[axis]
 
 
 def bad_topk(graph: GraphView, platform: Platform) -> Problems:
     """k computed at run time, or above TensorRT's limit."""
     for node in graph.of_type("TopK"):
-        k = graph.constant(node.input[1])
+        k = _topk_k(graph, node)
         if k is None:
             yield label(node), f"k ({node.input[1]}) is not a constant: shapes after it depend on the data"
-        elif int(k.reshape(-1)[0]) > MAX_TOPK:
-            yield label(node), f"k is {int(k.reshape(-1)[0])}, the limit is {MAX_TOPK}"
+        elif k > MAX_TOPK:
+            yield label(node), f"k is {k}, the limit is {MAX_TOPK}"
         old = platform.generation is not None and platform.generation.name == "8.6"
         if old and graph.dtype(node.input[0]) in ("int32", "int64"):
             yield label(node), f"sorts integers, {platform.title} takes floats only; export with --dialect trt8"
 
 
+def _topk_k(graph: GraphView, node: NodeProto) -> int | None:
+    """How many a TopK keeps: an attribute up to opset 9, an input since; 0 where it is constant but not at hand."""
+    if len(node.input) < 2:
+        return int(attribute(node, "k", 0))
+    value = graph.constant(node.input[1])
+    if value is None:
+        return 0 if graph.is_constant(node.input[1]) else None
+    return int(value.reshape(-1)[0]) if value.size else 0
+
+
 def data_dependent(graph: GraphView, platform: Platform) -> Problems:
-    """Operators whose output shape or control flow depends on values."""
+    """Operators whose output shape or control flow depends on values that are known at run time only."""
     for node in graph.of_type(*DATA_DEPENDENT):
+        if node.op_type == "If" and graph.constant(node.input[0]) is not None:
+            continue  # the parser takes one branch
+        if all(graph.is_constant(output) for output in node.output):
+            continue
         yield label(node), "output size or control flow depends on the data"
 
 
@@ -213,11 +233,9 @@ def int64_input(graph: GraphView, platform: Platform) -> Problems:
 
 def opset_range(graph: GraphView, platform: Platform) -> Problems:
     """Operator set that the target's parser does not read."""
-    opsets = (
-        platform.generation.opsets if platform.generation else (GENERATIONS[1].opsets[0], GENERATIONS[-1].opsets[1])
-    )
-    if not opsets[0] <= graph.opset <= opsets[1]:
-        yield "graph", f"opset {graph.opset}; {platform.title} reads {opsets[0]} to {opsets[1]}"
+    low, high = opsets(platform.version)
+    if not graph.place and not low <= graph.opset <= high:
+        yield "graph", f"opset {graph.opset}; {platform.title} reads {low} to {high}"
 
 
 def long_quantized_attention(graph: GraphView, platform: Platform) -> Problems:
@@ -241,7 +259,8 @@ def fp32_attention_op(graph: GraphView, platform: Platform) -> Problems:
 def scatter_reduction(graph: GraphView, platform: Platform) -> Problems:
     """ScatterElements or ScatterND that sums, multiplies or compares."""
     for node in graph.of_type("ScatterElements", "ScatterND", "Scatter"):
-        reduction = attribute(node, "reduction", b"none").decode()
+        reduction = attribute(node, "reduction", b"none")
+        reduction = reduction.decode(errors="replace") if isinstance(reduction, bytes) else "none"
         if reduction != "none":
             yield label(node), f"reduction {reduction!r}; write it as a product with a one-hot matrix"
 
@@ -274,17 +293,6 @@ def quantized_bias(graph: GraphView, platform: Platform) -> Problems:
             yield label(node), "dequantizes an INT32 bias; leave biases in floating point"
 
 
-def new_operator(graph: GraphView, platform: Platform) -> Problems:
-    """Operators that need a newer parser than the target has."""
-    if platform.generation is None or platform.generation.name != "8.6":
-        return
-    for node in graph.of_type("Gelu", "Attention", "RMSNormalization", "GroupNormalization"):
-        yield label(node), f"{platform.title} has no {node.op_type}; export with --dialect trt8"
-    for node in graph.of_type("LayerNormalization"):
-        if any(graph.consumers.get(output) for output in node.output[1:] if output):
-            yield label(node), f"{platform.title} has only its first output"
-
-
 def infinite_mask(graph: GraphView, platform: Platform) -> Problems:
     """Minus infinity, or what FP16 cannot hold, added to or chosen for scores."""
     for node in graph.of_type("Where", "Add"):
@@ -306,3 +314,17 @@ def uint8_without_cast(graph: GraphView, platform: Platform) -> Problems:
         for reader in graph.consumers.get(value.name, ()):
             if reader.op_type not in ("Cast", "Shape"):
                 yield label(reader), f"reads the UINT8 input {value.name}; cast it to floating point first"
+
+
+def slow_types(graph: GraphView, platform: Platform) -> Problems:
+    """A graph in FP32, or a quantized one whose rest is, for a GPU."""
+    known = platform.generation
+    if graph.place or platform.target is None or known is None:
+        return
+    computed = graph_summary.arithmetic(graph)
+    quantized = known.typing == "weak" and computed.precision == "int8"
+    statement = graph_summary.slow_types(
+        computed, half_allowed=platform.weak or quantized, has_flag=known.typing != "strong"
+    )
+    if statement is not None:
+        yield "graph", statement

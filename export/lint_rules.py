@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from gft_edge.export import lint_checks as checks
+from gft_edge.export import operator_checks as operators
 from gft_edge.export.generations import Platform
 from gft_edge.export.graph_view import GraphView
 
@@ -201,9 +202,9 @@ RULES = (
     Rule(
         "GE022",
         "operator newer than the target's parser",
-        "Gelu is an operator from opset 20 (TensorRT 10.0), Attention from 10.14 (onnx-tensorrt operator list); the Erf form "
-        "of opset 17 fuses in 8.6.",
-        checks.new_operator,
+        "Importers grow with their version: Gelu came with TensorRT 10.0, Attention with 10.14, local functions with 9.0 "
+        "(onnx-tensorrt changelog and operator list); the Erf form of opset 17 fuses in 8.6.",
+        operators.new_operator,
     ),
     Rule(
         "GE023",
@@ -219,5 +220,50 @@ RULES = (
         "Transpose or Gather before the Cast is an invalid node (measured on TensorRT-RTX 1.7).",
         checks.uint8_without_cast,
     ),
+    Rule(
+        "GE025",
+        "operator or domain that the importer does not have",
+        "What is in no importer needs a plugin of one's own, and parsing ends there (onnx-tensorrt operator list); importers go "
+        "by the name without its domain and take another's operator for ONNX's (measured on TensorRT-RTX 1.7).",
+        operators.unknown_operator,
+    ),
+    Rule(
+        "GE026",
+        "operator in a form that importers refuse",
+        "Training mode, dilated pooling, second outputs, computed axes and antialiasing end the parsing (onnx-tensorrt operator "
+        "list, restrictions; measured on TensorRT-RTX 1.7).",
+        operators.restricted_operator,
+    ),
+    Rule(
+        "GE027",
+        "data type that importers do not read",
+        "They read DOUBLE, FLOAT, FLOAT16, BFLOAT16, FP8, FP4, INT64, INT32, INT8, INT4, UINT8 and BOOL tensors "
+        "(onnx-tensorrt operator list).",
+        operators.unreadable_type,
+    ),
+    Rule(
+        "GE028",
+        "operator of a TensorRT plugin",
+        "It is read where the plugin's library is loaded, at build time and wherever the engine runs (TensorRT developer guide, "
+        "extending TensorRT with custom layers).",
+        operators.plugin_operator,
+        _warning,
+    ),
+    Rule(
+        "GE029",
+        "FP32 where the GPU has FP16",
+        "FP16 has twice the rate of FP32 or more on every GPU here, and fused attention kernels exist for FP16 and BF16 "
+        "(TensorRT developer guide, multi-head attention fusion).",
+        checks.slow_types,
+        _warning,
+    ),
 )
 """In the order of their ids."""
+
+PARSER = Rule(
+    "GE000",
+    "refused by the parser that is installed here",
+    "What TensorRT's own parser says of the file, asked with --parser.",
+    lambda graph, platform: iter(()),
+)
+"""Not among :data:`RULES`: it asks about a file, in another process."""

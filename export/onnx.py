@@ -25,9 +25,9 @@ from gft_edge import __version__
 from gft_edge.budget import TokenBudget
 from gft_edge.calibration.modules import without_quantizers
 from gft_edge.checkpoint import Checkpoint
-from gft_edge.config import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.dialects import TRACED_OPSET, TRT8_OPSET, require_trt8, to_trt8
+from gft_edge.export.interface import graph_input, graph_outputs
 from gft_edge.export.modules import exportable
 from gft_edge.export.rewrite import rewrite
 from gft_edge.export.weights import lift_weights, put_back, share_weights
@@ -54,6 +54,7 @@ from gft_edge.manifest import (
 )
 from gft_edge.model.gft import GFTOutput, StageMaps, check_budget
 from gft_edge.preprocess import PreprocessSpec
+from gft_edge.runtime.finite import require_finite
 
 OPSET = 20
 BF16_OPSET = 22
@@ -150,32 +151,6 @@ class _Graph(nn.Module):
         return torch.stack(grid, dim=1).unflatten(2, config.grid)
 
 
-def graph_outputs(
-    budget: TokenBudget, config: GFTConfig, maps: MapsMode, batch: int | str = "batch"
-) -> tuple[TensorInfo, ...]:
-    """Names, types, shapes and meanings of the graph's outputs."""
-    outputs = [TensorInfo("logits", "float32", (batch, config.num_classes), "class scores before softmax")]
-    if maps == "compact":
-        order = "most important first" if config.variant == "published" else "in raster order"
-        for stage, (n, k) in enumerate(zip(budget.stage_inputs, budget.keep)):
-            meaning = f"GALA importance of the patches entering stage {stage}, rows sum to 1"
-            outputs.append(TensorInfo(f"importance_{stage}", "float32", (batch, n), meaning))
-            meaning = f"patches kept by stage {stage}, positions on the original grid, {order}"
-            outputs.append(TensorInfo(f"kept_{stage}", "int32", (batch, k), meaning))
-    if maps == "dense":
-        meaning = "GALA importance of each stage on the patch grid, zero where a patch was dropped before"
-        outputs.append(TensorInfo("gala_maps", "float32", (batch, len(budget.keep), *config.grid), meaning))
-    return tuple(outputs)
-
-
-def graph_input(config: GFTConfig, options: GraphOptions, batch: int | str) -> TensorInfo:
-    """Name, type, shape and meaning of the graph's input."""
-    side = config.image_size
-    if options.input == "uint8":
-        return TensorInfo("image", "uint8", (batch, side, side, 3), "RGB, resized; normalised inside the graph")
-    return TensorInfo("image", "float32", (batch, 3, side, side), "RGB, normalised as preprocess says")
-
-
 def export_graph(
     model: nn.Module, spec: PreprocessSpec, budget: TokenBudget, options: GraphOptions = GraphOptions()
 ) -> onnx.ModelProto:
@@ -270,6 +245,7 @@ def export_artifact(
     budget: TokenBudget | None = None,
     maps: MapsMode = "none",
     further: Sequence[TokenBudget] = (),
+    golden_source: str = "",
     **options: Any,
 ) -> Artifact:
     """Writes an artefact folder: model.onnx, golden.npz, manifest.json.
@@ -282,6 +258,7 @@ def export_artifact(
         budget: the configuration's own by default.
         maps: which importance outputs the graph has.
         further: more budgets: a family, whose graphs share one file of weights.
+        golden_source: what the golden images are, for the manifest.
         options: the other fields of :class:`GraphOptions`.
 
     Raises:
@@ -314,7 +291,7 @@ def export_artifact(
     if form.dialect == "trt8":
         require_trt8(form.rest, precision)
     batch = form.batch[0] if form.batch[0] == form.batch[2] else "batch"
-    inputs = (graph_input(config, form, batch),)
+    inputs = (graph_input(config, form.input, batch),)
     budgets = list(dict.fromkeys((budget, *further)))
     members = {}
     with new_folder(out) as folder:
@@ -349,6 +326,8 @@ def export_artifact(
             checkpoint_sha256=checkpoint.sha256,
             quantization=info.quantization,
             tools=tool_versions(),
+            data=info.data,
+            golden_images=golden_source,
             files={name: FileInfo.of(folder / name) for name in names},
             family=members,
         )
@@ -362,11 +341,16 @@ def golden_arrays(
     """Images with the outputs of the FP32 model and, for a quantized checkpoint, the logits of the quantized one.
 
     The same bytes on every number of threads.
+
+    Raises:
+        CheckFailed: logits that are NaN or infinite, which no artefact can be held against.
     """
     with _one_thread():
         arrays = {"images": images, **reference_outputs(without_quantizers(checkpoint.model), images, budget)}
+        require_finite(arrays["logits"], f"golden images at {budget.id}")
         if checkpoint.info.quantization is not None:
             arrays["logits_quantized"] = reference_outputs(checkpoint.model, images, budget)["logits"]
+            require_finite(arrays["logits_quantized"], f"golden images at {budget.id}, quantized")
     return arrays
 
 

@@ -5,12 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
-import torch
-import torch.nn.functional as F
 
 from gft_edge.errors import DataError
 from gft_edge.export.places import Place
@@ -42,38 +40,91 @@ class PixelReport:
 
 
 def compare_pixels(
-    images: Sequence[UInt8Image], tensors: Sequence[npt.NDArray[np.floating]], spec: PreprocessSpec
+    images: Sequence[UInt8Image],
+    tensors: Sequence[npt.NDArray[Any]],
+    spec: PreprocessSpec,
+    names: Sequence[str] = (),
 ) -> PixelReport:
     """Compares tensors that another program made of images with what the specification makes of them.
 
     Args:
         images: RGB, (H, W, 3) uint8 of any size.
-        tensors: float, (3, height, width), one for each image.
+        tensors: numbers, (3, height, width), one for each image.
         spec: that they should follow.
+        names: of the tensors, for messages; their numbers by default.
 
     Raises:
-        DataError: no images, or a tensor of another shape.
+        DataError: no images, or a tensor of another shape or type.
     """
     if not images:
         raise DataError("pixels: no images to compare")
-    for number, tensor in enumerate(tensors):
-        if tensor.shape != (3, spec.height, spec.width):
-            raise DataError(
-                f"pixels: tensor {number} has shape {tensor.shape}, the network takes (3, {spec.height}, {spec.width})"
-            )
+    names = names or [f"tensor {number}" for number in range(len(tensors))]
+    for name, tensor in zip(names, tensors):
+        _require_form(name, tensor, (3, spec.height, spec.width))
     found = np.stack([np.asarray(tensor, dtype=np.float64) for tensor in tensors])
     expected = np.stack([spec(image) for image in images])
-    if not np.isfinite(found).all():
-        return PixelReport(len(images), None, None, Place("preprocess", "values", "preprocess: values are not finite"))
+    broken = [int((~np.isfinite(tensor)).sum()) for tensor in found]
+    if any(broken):
+        worst = int(np.argmax(broken))
+        text = f"preprocess: {broken[worst]} of {found[worst].size} values of {names[worst]} are not finite"
+        return PixelReport(len(images), None, None, Place("preprocess", "values", text))
     sqnr = sqnr_db(expected, found)
     largest = float((np.abs(expected - found) * 255 * np.asarray(spec.std)[:, None, None]).max())
     place = None
     if largest > LEVEL:
-        name, best, text = max(_explanations(images, found, spec), key=lambda found: found[1])
-        if best < EXPLAINED_DB or best < sqnr + 3:
-            name, text = "unknown", f"nothing tried explains it (nearest: {text}, {best:.1f} dB)"
-        place = Place("preprocess", name, f"preprocess: {text}", sqnr_db=best)
+        place = _unfilled(names, found, expected) or _explained(images, found, spec, sqnr)
     return PixelReport(len(images), largest, None if math.isinf(sqnr) else sqnr, place)
+
+
+def _require_form(name: str, tensor: npt.NDArray[Any], shape: tuple[int, int, int]) -> None:
+    """Refuses a tensor of another shape or type, saying which common form it is."""
+    if tensor.dtype.kind not in "fiu":
+        raise DataError(f"pixels: {name} holds values of type {tensor.dtype}, expected numbers")
+    if tensor.shape == shape:
+        return
+    hint = ""
+    if tensor.shape == (*shape[1:], 3):
+        hint = ": its channels stand last, they have to stand first"
+    elif tensor.shape == (1, *shape):
+        hint = ": it has an axis of the batch; give the tensor of one image"
+    elif tensor.shape == (3, shape[2], shape[1]):
+        hint = ": rows and columns are swapped"
+    elif tensor.size == math.prod(shape):
+        hint = ": it is as large, so only its form is wrong"
+    raise DataError(f"pixels: {name} has shape {tensor.shape}, the network takes {shape}{hint}")
+
+
+def _unfilled(names: Sequence[str], found: npt.NDArray[np.float64], expected: npt.NDArray[np.floating]) -> Place | None:
+    """A buffer that was never filled, or filled in part, or one that was written for several images; None for others."""
+    for number, (name, tensor, right) in enumerate(zip(names, found, expected)):
+        flat = [channel for channel in range(3) if np.ptp(tensor[channel]) == 0 < np.ptp(right[channel])]
+        text = ""
+        if flat:
+            value = tensor[flat[0], 0, 0]
+            what = name if len(flat) == 3 and np.ptp(tensor) == 0 else f"channel {flat[0]} of {name}"
+            text = f"{what} is {'all zeros' if value == 0 else f'{value:g} throughout'}: the buffer was never filled"
+        else:
+            empty = np.flatnonzero((tensor == 0).all(axis=(0, 2)) & (right != 0).any(axis=(0, 2)))
+            if len(empty) > 1:
+                text = (
+                    f"{len(empty)} rows of {name} are all zeros, the first is {empty[0]}: the buffer was filled in part"
+                )
+        same = [other for other in range(number) if np.array_equal(found[other], tensor)]
+        if not text and same and not np.array_equal(expected[same[0]], right):
+            text = f"{name} is the same as {names[same[0]]}, though the images differ: one buffer was written for both"
+        if text:
+            return Place("preprocess", "values", f"preprocess: {text}")
+    return None
+
+
+def _explained(
+    images: Sequence[UInt8Image], found: npt.NDArray[np.float64], spec: PreprocessSpec, sqnr: float
+) -> Place:
+    """What is done otherwise, by the explanation that comes nearest."""
+    name, best, text = max(_explanations(images, found, spec), key=lambda found: found[1])
+    if best < EXPLAINED_DB or best < sqnr + 3:
+        name, text = "unknown", f"nothing tried explains it (nearest: {text}, {best:.1f} dB)"
+    return Place("preprocess", name, f"preprocess: {text}", sqnr_db=best)
 
 
 def _explanations(
@@ -86,7 +137,13 @@ def _explanations(
         except (ValueError, RuntimeError):
             continue
         yield name, sqnr_db(value, found), text
-    yield _affine(images, found, spec)
+    fitted = _affine(images, found, spec)
+    if fitted is None:
+        return
+    yield fitted
+    swapped = _affine([image[..., ::-1] for image in images], found, spec)
+    if swapped is not None:
+        yield f"color_order, {swapped[0]}", swapped[1], f"the channels are swapped, and {swapped[2]}"
 
 
 def _variants(spec: PreprocessSpec) -> Iterator[tuple[str, str, Callable[[UInt8Image], npt.NDArray[np.float32]]]]:
@@ -117,21 +174,47 @@ def _aliased(spec: PreprocessSpec, mode: str) -> Callable[[UInt8Image], npt.NDAr
     def made(image: UInt8Image) -> npt.NDArray[np.float32]:
         if spec.resize != "stretch":
             raise ValueError("tried for stretched images only")
-        pixels = torch.from_numpy(np.ascontiguousarray(np.moveaxis(image, -1, 0)[None])).float()
-        align = {} if mode == "nearest" else {"align_corners": False}
-        small = F.interpolate(pixels, (spec.height, spec.width), mode=mode, **align)
-        rounded = small.round().clamp(0, 255)[0].numpy().astype(np.uint8)
-        return spec.normalize(np.moveaxis(rounded, 0, -1))
+        small = image.astype(np.float64)
+        for axis, size in enumerate((spec.height, spec.width)):
+            small = np.moveaxis(_sampled(np.moveaxis(small, axis, 0), size, mode), 0, axis)
+        return spec.normalize(np.clip(np.round(small), 0, 255).astype(np.uint8))
 
     return made
 
 
+def _sampled(values: npt.NDArray[np.float64], size: int, mode: str) -> npt.NDArray[np.float64]:
+    """The first axis at ``size`` places, each from its nearest one, two or four values: (N, ...) to (size, ...)."""
+    count = len(values)
+    if mode == "nearest":
+        return values[np.arange(size) * count // size]
+    places = (np.arange(size) + 0.5) * count / size - 0.5
+    if mode == "bilinear":
+        places = np.maximum(places, 0)
+    first = np.floor(places).astype(np.int64)
+    near = (places - first).reshape(-1, *[1] * (values.ndim - 1))
+    cubic = {offset: _cubic(np.abs(near - offset)) for offset in (-1, 0, 1, 2)}
+    weights = {0: 1 - near, 1: near} if mode == "bilinear" else cubic
+    return np.asarray(sum(w * values[np.clip(first + offset, 0, count - 1)] for offset, w in weights.items()))
+
+
+def _cubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Keys' kernel with the -0.75 that OpenCV and PyTorch take."""
+    near = (1.25 * x - 2.25) * x * x + 1
+    far = ((-0.75 * x + 3.75) * x - 6) * x + 3
+    return np.where(x <= 1, near, far)
+
+
 def _affine(
     images: Sequence[UInt8Image], found: npt.NDArray[np.float64], spec: PreprocessSpec
-) -> tuple[str, float, str]:
-    """The mean and std that turn the right pixels into what was found: least squares per channel."""
+) -> tuple[str, float, str] | None:
+    """The mean and std that turn the right pixels into what was found, by least squares per channel.
+
+    None where a channel is of one value throughout, which tells neither.
+    """
     neutral = replace(spec, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     pixels = np.stack([neutral(image) for image in images]).astype(np.float64)
+    if any(np.ptp(values[:, channel]) == 0 for values in (pixels, found) for channel in range(3)):
+        return None
     fitted, means, stds = np.empty_like(pixels), [], []
     for channel in range(3):
         slope, shift = np.polyfit(pixels[:, channel].ravel(), found[:, channel].ravel(), 1)

@@ -21,11 +21,12 @@ from gft_edge.export.generations import (
     RTX,
     Generation,
     Platform,
+    assumed_version,
     default_version,
     generation,
     require_together,
 )
-from gft_edge.export.graph_summary import GraphSummary
+from gft_edge.export.graph_summary import GraphSummary, slow_types
 
 DLA_OPERATORS = frozenset(
     [
@@ -126,8 +127,9 @@ class BuildPlan:
         """Where the engine will run, for lint: the oldest GPU asked for."""
         lowest = min(self.compute_capabilities, key=float)
         if self.rtx:
-            return Platform(RTX, lowest, "TensorRT-RTX")
-        return Platform(self.tensorrt, lowest, f"TensorRT {self.tensorrt} on {self.target}")
+            return Platform(RTX, lowest, "TensorRT-RTX", RTX)
+        title = f"TensorRT {self.tensorrt} on {self.target}"
+        return Platform(self.tensorrt, lowest, title, self.target, weak="FP16" in self.builder_flags)
 
     def command(self, model: str = "model.onnx", engine: str = "model.engine") -> str | None:
         """The equivalent command line of this generation, None where there is none."""
@@ -223,7 +225,7 @@ def make_plan(graph: GraphSummary, target: str | Device, options: BuildOptions |
         calibrator=calibrator,
         calibration_cache=options.calibration_cache,
         progress=known.has_progress_monitor,
-        notes=_notes(graph, known, version, profile, weak, options),
+        notes=_notes(graph, known, version, profile, flags, options),
     )
 
 
@@ -300,18 +302,16 @@ def _notes(
     known: Generation,
     version: str,
     profile: Device | None,
-    weak: bool,
+    flags: set[str],
     options: BuildOptions,
 ) -> tuple[str, ...]:
     notes = []
-    quantized = graph.precision in ("int8", "fp8")
-    unquantized = "" if graph.quantized_attention else "attention, "
-    if quantized and graph.rest == "fp32" and not weak:
-        notes.append(
-            f"the rest of this graph is FP32: {unquantized}softmax and LayerNorm run at half the rate of FP16 or less and "
-            "do not use FP16 attention kernels; measure against a plain FP16 engine"
-            + ("" if known.typing == "strong" else ", or build with --weak")
-        )
+    weak = known.typing == "weak" or options.weak
+    if profile is not None and options.tensorrt is None:
+        notes.append(assumed_version(profile))
+    slow = slow_types(graph, half_allowed="FP16" in flags, has_flag=known.typing != "strong")
+    if slow is not None:
+        notes.append(slow)
     if weak and known.typing == "both" and version != RTX and known.name in ("10.13", "10.16"):
         notes.append("TensorRT warns that weak typing is deprecated since 10.12; 11 has none")
     if graph.precision == "fp8" and graph.quantized_attention and len(set(options.batch)) > 1:

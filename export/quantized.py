@@ -10,10 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gft_edge.calibration.constants import QMAX, QMIN
 from gft_edge.calibration.modules import (
     E4M3_MAX,
-    QMAX,
-    QMIN,
     FP8Linear,
     QuantAttend,
     QuantConv2d,

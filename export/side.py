@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnx
 
-from gft_edge.export.agreement import Arrays
+from gft_edge.errors import ArtifactError
+from gft_edge.export.agreement import Arrays, Computation
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
-from gft_edge.model.gala import TEMPERATURE
+from gft_edge.model.constants import TEMPERATURE
 from gft_edge.runtime.sessions import Session, fitted, onnxruntime_session, open_session
 
 ONNXRUNTIME = "onnxruntime"
@@ -27,22 +27,37 @@ class Side:
         ConfigError: no such backend, or an engine without a GPU.
         ArtifactError: changed file, or one that the backend refuses.
         MissingExtraError: the backend is not installed.
+
+    Attributes:
+        computation: backend and arithmetic.
+        problem: what is wrong with the graph's selections, None when nothing is.
+        note: what cannot be compared here, and why.
     """
 
     def __init__(self, artifact: Artifact, backend: str = ONNXRUNTIME) -> None:
         self.manifest = artifact.manifest
         self.backend = backend
+        self.computation = Computation.of(backend, artifact.manifest.precision)
         self.session = open_session(artifact, backend)
         self._taps: Session | None = None
         self.problem: str | None = None
+        self.note: str | None = None
         # Only ONNX Runtime shows tensors that are no outputs; another backend's own choice cannot be told from its graph.
-        if backend == ONNXRUNTIME and artifact.manifest.maps != "compact":
-            self._taps, self.problem = selection_taps(artifact)
+        if backend == ONNXRUNTIME and artifact.manifest.maps != "compact" and selecting_stages(artifact.manifest):
+            try:
+                self._taps, self.problem = selection_taps(artifact)
+            except ModuleNotFoundError:  # a board has ONNX Runtime, not always onnx
+                self.note = "kept patches of a graph without --maps compact are not compared: onnx is not installed"
 
     def __call__(self, images: npt.NDArray[np.float32]) -> Arrays:
-        """Preprocessed images (B, 3, H, W) to logits, ``importance_i`` and ``kept_i`` on the original grid."""
+        """Preprocessed images (B, 3, H, W) to logits, ``importance_i`` and ``kept_i`` on the original grid.
+
+        Raises:
+            ArtifactError: the graph cannot be run, or gives other outputs than its manifest says.
+        """
         feed = graph_input(images, self.manifest)
         outputs = self.session(feed)
+        self._require_outputs(outputs, len(images))
         if self._taps is None:
             return outputs
         values = list(self._taps(feed).values())
@@ -54,6 +69,16 @@ class Side:
             positions = local if positions is None else np.take_along_axis(positions, local, axis=1)
             outputs[f"kept_{stage}"] = positions
         return outputs
+
+    def _require_outputs(self, outputs: Arrays, images: int) -> None:
+        for tensor in self.manifest.outputs:
+            value, shape = outputs.get(tensor.name), (images, *tensor.shape[1:])
+            if value is None or value.shape != shape:
+                found = "no such output" if value is None else f"shape {value.shape}"
+                raise ArtifactError(
+                    f"{self.computation.name}: the manifest says that output {tensor.name} has shape {shape}, the graph "
+                    f"gives {found}"
+                )
 
 
 def graph_input(images: npt.NDArray[Any], manifest: DeploymentManifest) -> npt.NDArray[Any]:
@@ -73,6 +98,8 @@ def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
     Returns:
         The session, None when the graph selects nothing; and what is wrong with the graph's selections, None when nothing is.
     """
+    import onnx
+
     model = onnx.load(str(artifact.file(MODEL)))
     producers = {name: node for node in model.graph.node for name in node.output}
     # select_patches sorts the indices it keeps by a second TopK, smallest first.

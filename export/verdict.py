@@ -16,8 +16,6 @@ if TYPE_CHECKING:
     from gft_edge.export.agreement import Comparison
 
 Verdict = Literal["pass", "fail", "inconclusive"]
-FRESH = "fresh export"
-"""Name of the reference that is the checkpoint exported again."""
 RESAMPLES = 10_000
 Z_INTERVAL, Z_POWER = 1.959964, 0.841621
 """Standard normal quantiles of a two-sided 95 % interval and of 80 % power."""
@@ -161,38 +159,40 @@ class Judgement:
         return "fail" if self.failures else "inconclusive" if self.undecided else "pass"
 
 
-def judge(comparisons: Sequence[Comparison], precision: str, limits: Limits, same_tools: bool = True) -> Judgement:
-    """Holds comparisons against limits.
-
-    Args:
-        comparisons: of one artefact.
-        precision: of the artefact.
-        limits: what passes.
-        same_tools: the fresh export was made by the versions that made the artefact, so that it must agree exactly.
-    """
+def judge(comparisons: Sequence[Comparison], limits: Limits) -> Judgement:
+    """Holds comparisons of one artefact against the limits of their kind."""
     failures: list[str] = []
     undecided: list[str] = []
     needed: list[int] = []
     for c in comparisons:
         where = f"{c.candidate} against {c.reference}"
-        if c.not_finite:
-            failures.append(f"{where}: logits of {c.not_finite} of {c.images} images are not finite")
+        failures += _broken_values(c, where)
         failures += [
             f"{where}: stage {s.stage} keeps the right patches in another order on {s.reordered} images"
             for s in c.stages
             if s.reordered
         ]
-        if precision == "fp32" or (c.reference == FRESH and same_tools):
+        sqnr = math.inf if c.logit_sqnr_db is None else c.logit_sqnr_db
+        if c.kind == "exact":
             failures += _exact_failures(c, where, limits)
-        elif c.reference == FRESH or c.reference.endswith(precision):
-            sqnr = math.inf if c.logit_sqnr_db is None else c.logit_sqnr_db
+        elif c.kind == "same_arithmetic":
             if sqnr < limits.same_sqnr_db:
                 failures.append(f"{where}: logit SQNR {sqnr:.1f} dB, limit {limits.same_sqnr_db:.0f}")
         else:
-            least = limits.fp16_sqnr_db if precision == "fp16" else limits.int8_sqnr_db
+            least = limits.fp16_sqnr_db if c.arithmetic == "fp16" else limits.int8_sqnr_db
             failures += _compression_failures(c, where, limits, least)
             _decide(c, where, limits, failures, undecided, needed)
     return Judgement(tuple(failures), tuple(undecided), max(needed, default=None))
+
+
+def _broken_values(c: Comparison, where: str) -> list[str]:
+    """Values that are no numbers, on either side."""
+    counts = (
+        (f"{where}: logits of", c.not_finite),
+        (f"{where}: logits of {c.reference} for", c.reference_not_finite),
+        *((f"{where}: importance of stage {s.stage} for", s.not_finite) for s in c.stages),
+    )
+    return [f"{what} {count} of {c.images} images are not finite" for what, count in counts if count]
 
 
 def _exact_failures(c: Comparison, where: str, limits: Limits) -> list[str]:

@@ -53,6 +53,14 @@ class CheckpointInfo:
         if len(self.labels) != self.model.num_classes:
             raise ConfigError(f"checkpoint: {len(self.labels)} labels for {self.model.num_classes} classes")
 
+    @property
+    def data(self) -> str:
+        """Name of the data set the model was trained on, empty when it is not known."""
+        recipe = self.provenance.get("recipe")
+        data = recipe.get("data") if isinstance(recipe, dict) else None
+        name = data.get("name") if isinstance(data, dict) else None
+        return name if isinstance(name, str) else ""
+
     def to_json(self) -> dict[str, Any]:
         """The information as plain JSON values."""
         return {

@@ -1,4 +1,4 @@
-"""What this machine has: packages, processor, GPU or board, and what of gft-edge works with it."""
+"""What this machine has: packages, processor, GPU or board."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import importlib.util
 import os
 import platform
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ PACKAGES = {
     "onnxslim": ("onnxslim", "onnx"),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", "rtx"),
     "tensorrt": ("tensorrt", "trt"),
+    "cuda": ("cuda-python", "trt"),
     "matplotlib": ("matplotlib", "report"),
     "jinja2": ("jinja2", "report"),
     "PIL": ("pillow", "report"),
@@ -32,15 +32,6 @@ PACKAGES = {
     "tensorboard": ("tensorboard", "tensorboard"),
 }
 """Importable module: distribution that brings it, and the extra of gft-edge that asks for it."""
-
-
-@dataclass(frozen=True)
-class Ability:
-    """Something the command line can do, whether it can here, and why or why not."""
-
-    name: str
-    works: bool
-    reason: str
 
 
 def versions() -> dict[str, str | None]:
@@ -97,55 +88,3 @@ def machine() -> dict[str, Any]:
         "nvidia_driver": has_nvidia_driver(),
         "trtexec": shutil.which("trtexec"),
     }
-
-
-def abilities() -> list[Ability]:
-    """What works here, by verb."""
-    found = versions()
-
-    def needs(name: str, *distributions: str) -> Ability:
-        missing = [d for d in distributions if found[d] is None]
-        if not missing:
-            return Ability(name, True, ", ".join(f"{d} {found[d]}" for d in distributions))
-        extras = sorted({extra for d, extra in PACKAGES.values() if d in missing})
-        return Ability(name, False, f"needs {', '.join(missing)}: pip install 'gft-edge[{','.join(extras)}]'")
-
-    int8 = {"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"}.intersection(cpu()["features"])
-    return [
-        needs("train, evaluate, quantize checkpoints", "torch", "torchvision", "timm", "safetensors"),
-        needs("export to ONNX", "torch", "timm", "onnx", "onnxscript", "onnxslim"),
-        needs("verify against PyTorch", "torch", "timm", "onnx", "onnxruntime"),
-        needs("bench, predict and evaluate artefacts", "onnxruntime"),
-        needs("build --target rtx (no GPU needed)", "tensorrt-rtx-cu13"),
-        needs("report, demo", "matplotlib", "jinja2", "pillow"),
-        Ability(
-            "fast INT8 on this processor",
-            bool(int8),
-            f"has {', '.join(sorted(int8))}" if int8 else "no INT8 dot product instruction; INT8 will be slow here",
-        ),
-        tensorrt_ability(found["tensorrt"], has_nvidia_driver()),
-        engine_ability({d: found[d] for d in ("tensorrt", "tensorrt-rtx-cu13")}, has_nvidia_driver()),
-    ]
-
-
-def engine_ability(found: dict[str, str | None], driver: bool) -> Ability:
-    """Whether engines can be run on the GPU of this machine."""
-    name = "run engines (--backend tensorrt, tensorrt_rtx)"
-    there = [f"{module} {version}" for module, version in found.items() if version is not None]
-    if not there:
-        return Ability(name, False, "needs tensorrt: pip install 'gft-edge[trt]', on a Jetson the board's own")
-    if not driver:
-        return Ability(name, False, f"{', '.join(there)} is here, an NVIDIA driver is not")
-    return Ability(name, True, f"{', '.join(there)}, not yet seen to work on hardware")
-
-
-def tensorrt_ability(version: str | None, driver: bool) -> Ability:
-    """Whether engines can be built for the GPU of this machine."""
-    name = "build --target this-gpu"
-    if version is None:
-        return Ability(
-            name, False, "needs tensorrt: pip install 'gft-edge[trt]', on a Jetson the board's own; --plan works"
-        )
-    if not driver:
-        return Ability(name, False, f"tensorrt {version} is here, an NVIDIA driver is not; --plan works")
-    return Ability(name, True, f"tensorrt {version}, not yet seen to work on hardware")

@@ -38,11 +38,13 @@ class MissingExtraError(GFTEdgeError, ImportError):
     Args:
         package: what could not be imported.
         extra: the extra of gft-edge that brings it.
+        purpose: what it is needed for, for example "which reads image files".
     """
 
     exit_code = EXIT_MISSING_EXTRA
 
-    def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed; run: pip install 'gft-edge[{extra}]'")
+    def __init__(self, package: str, extra: str, purpose: str = "") -> None:
+        name = f"{package}, {purpose}," if purpose else package
+        super().__init__(f"{name} is not installed; run: pip install 'gft-edge[{extra}]'")
         self.package = package
         self.extra = extra

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from gft_edge.errors import ArtifactError, ConfigError
+
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def sha256(path: Path) -> str:
@@ -25,8 +28,12 @@ def sha256(path: Path) -> str:
 
 
 def canonical_json(data: Any) -> str:
-    """Sorted keys, two-space indent, shortest exact floats, one final newline; NaN is refused."""
-    return json.dumps(data, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    """Sorted keys, two-space indent, shortest exact floats, one final newline; NaN is refused.
+
+    Lone surrogates, as in file names that are no UTF-8, become JSON escapes: UTF-8 cannot hold them, readers get them back.
+    """
+    text = json.dumps(data, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    return _LONE_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -89,6 +89,8 @@ class DeploymentManifest:
         parity: figures of the comparison made when exporting.
         tools: versions of the tools involved.
         files: every other file of the folder, by relative path.
+        data: name of the data set the model was trained on, empty when it is not known.
+        golden_images: what the images of golden.npz are, empty when it is not known.
         family: further token budgets of the same weights, by id; their graphs share the file of the weights.
 
     Raises:
@@ -113,6 +115,8 @@ class DeploymentManifest:
     tools: dict[str, str] = field(default_factory=dict)
     files: dict[str, FileInfo] = field(default_factory=dict)
     family: dict[str, Member] = field(default_factory=dict)
+    data: str = ""
+    golden_images: str = ""
 
     def __post_init__(self) -> None:
         problems = []
@@ -127,6 +131,8 @@ class DeploymentManifest:
             problems.append(f"maps must be one of {', '.join(get_args(MapsMode))}, found {self.maps!r}")
         if self.dialect not in get_args(Dialect):
             problems.append(f"dialect must be one of {', '.join(get_args(Dialect))}, found {self.dialect!r}")
+        if not self.inputs or not self.outputs:
+            problems.append("inputs and outputs must name at least one tensor each")
         if not isinstance(self.opset, int):
             problems.append(f"opset must be an integer, found {self.opset!r}")
         if len(self.labels) != self.model.num_classes:
@@ -167,6 +173,8 @@ class DeploymentManifest:
             "quantization": self.quantization,
             "parity": self.parity,
             "tools": self.tools,
+            "data": self.data,
+            "golden_images": self.golden_images,
             "files": {name: asdict(info) for name, info in self.files.items()},
             "family": {
                 name: {
@@ -210,6 +218,8 @@ class DeploymentManifest:
                 quantization=data["quantization"],
                 parity=data["parity"],
                 tools=data["tools"],
+                data=_text(data, "data"),
+                golden_images=_text(data, "golden_images"),
                 files={_safe_name(name): FileInfo(**info) for name, info in data["files"].items()},
                 family={
                     name: Member(
@@ -241,6 +251,14 @@ def _tensors_json(tensors: tuple[TensorInfo, ...]) -> list[dict[str, Any]]:
 
 def _tensor(data: Mapping[str, Any]) -> TensorInfo:
     return TensorInfo(data["name"], data["dtype"], tuple(data["shape"]), data["meaning"])
+
+
+def _text(data: Mapping[str, Any], key: str) -> str:
+    """An optional text: manifests of older versions do not have it."""
+    value = data.get(key, "")
+    if not isinstance(value, str):
+        raise TypeError(f"{key} must be a text, found {value!r}")
+    return value
 
 
 def _safe_name(name: str) -> str:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from gft_edge import __version__, environment
-from gft_edge.environment import PACKAGES, abilities, board, cpu, has_nvidia_driver, machine, versions
+from gft_edge.environment import PACKAGES, board, cpu, has_nvidia_driver, machine, versions
 
 
 @pytest.fixture
@@ -99,94 +99,3 @@ def test_missing_package_has_no_version_and_one_without_metadata_an_unknown_one(
     found = versions()
     assert found["timm"] is None
     assert found["no-such-distribution"] == "unknown"
-
-
-@pytest.fixture
-def installed(monkeypatch):
-    """Pretends that everything is installed but some distributions, on a processor with the features given."""
-
-    def pretend(*missing, features=(), driver=False):
-        found = dict.fromkeys(versions(), "1.2") | dict.fromkeys(missing)
-        monkeypatch.setattr(environment, "versions", lambda: found)
-        monkeypatch.setattr(environment, "cpu", lambda: {"model": "x", "features": list(features), "cores": 1})
-        monkeypatch.setattr(environment, "has_nvidia_driver", lambda: driver)
-        return {ability.name: ability for ability in abilities()}
-
-    return pretend
-
-
-RUN = "run engines (--backend tensorrt, tensorrt_rtx)"
-WITHOUT_A_DRIVER = {RUN, "build --target this-gpu"}
-NEEDS_ONNXRUNTIME = {"verify against PyTorch", "bench, predict and evaluate artefacts"}
-
-
-def test_everything_installed_works(installed):
-    found = installed(features=["asimddp"])
-    assert {name for name, ability in found.items() if not ability.works} == WITHOUT_A_DRIVER
-    assert found["export to ONNX"].reason.startswith("torch 1.2, timm 1.2, onnx 1.2")
-
-
-@pytest.mark.parametrize(
-    ("missing", "lost", "extra"),
-    [
-        ("onnxruntime", NEEDS_ONNXRUNTIME, "onnx"),
-        ("onnxscript", {"export to ONNX"}, "onnx"),
-        ("tensorrt-rtx-cu13", {"build --target rtx (no GPU needed)"}, "rtx"),
-        ("jinja2", {"report, demo"}, "report"),
-        ("safetensors", {"train, evaluate, quantize checkpoints"}, "train"),
-        (
-            "torch",
-            {"train, evaluate, quantize checkpoints", "export to ONNX", "verify against PyTorch"},
-            "train",
-        ),
-        ("rich", set(), None),
-    ],
-)
-def test_missing_package_takes_its_abilities_and_names_the_extra(installed, missing, lost, extra):
-    found = installed(missing, features=["avx_vnni"])
-    assert {name for name, ability in found.items() if not ability.works} == lost | WITHOUT_A_DRIVER
-    for name in lost:
-        assert found[name].reason == f"needs {missing}: pip install 'gft-edge[{extra}]'"
-
-
-def test_several_missing_packages_are_named_together(installed):
-    reason = installed("torch", "onnxruntime")["verify against PyTorch"].reason
-    assert reason == "needs torch, onnxruntime: pip install 'gft-edge[onnx,train]'"
-
-
-@pytest.mark.parametrize(
-    ("features", "works"), [(["avx2", "avx512f"], False), ([], False), (["avx512_vnni"], True), (["amx_int8"], True)]
-)
-def test_fast_int8_needs_a_dot_product_instruction(installed, features, works):
-    ability = installed(features=features)["fast INT8 on this processor"]
-    assert ability.works is works
-    assert (", ".join(features) in ability.reason) if works else ("slow" in ability.reason)
-
-
-@pytest.mark.parametrize(
-    ("missing", "driver", "works", "words"),
-    [
-        (("tensorrt", "tensorrt-rtx-cu13"), True, False, "gft-edge[trt]"),
-        ((), False, False, "is here, an NVIDIA driver is not"),
-        ((), True, True, "not yet seen to work on hardware"),
-        (("tensorrt",), True, True, "tensorrt-rtx-cu13 1.2"),
-    ],
-)
-def test_running_engines_needs_a_module_and_a_driver(installed, missing, driver, works, words):
-    ability = installed(*missing, driver=driver)[RUN]
-    assert ability.works is works
-    assert words in ability.reason
-
-
-@pytest.mark.parametrize(
-    ("missing", "driver", "works", "words"),
-    [
-        (("tensorrt",), True, False, r"gft-edge[trt]"),
-        ((), False, False, "an NVIDIA driver is not; --plan works"),
-        ((), True, True, "tensorrt 1.2, not yet seen to work on hardware"),
-    ],
-)
-def test_building_for_this_gpu_needs_tensorrt_and_a_driver(installed, missing, driver, works, words):
-    ability = installed(*missing, driver=driver)["build --target this-gpu"]
-    assert ability.works is works
-    assert words in ability.reason

@@ -151,3 +151,10 @@ def test_unreadable_json_is_an_artifact_error(tmp_path, content, message):
 def test_folder_in_place_of_json_is_an_artifact_error(tmp_path):
     with pytest.raises(ArtifactError, match="cannot be read as JSON"):
         read_json(tmp_path, "recipe")
+
+
+def test_names_that_are_no_utf8_are_written_and_read_back(tmp_path):
+    data = {"name": "\udcff.png", "label": "\ud800", "text": "Größe 😀"}
+    write_json(tmp_path / "a.json", data)
+    assert read_json(tmp_path / "a.json", "file") == data
+    assert "Größe 😀" in (tmp_path / "a.json").read_text(encoding="utf-8")

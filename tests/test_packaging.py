@@ -20,26 +20,6 @@ def project() -> dict:
     return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-@pytest.fixture(scope="session")
-def wheel(tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "wheel",
-        "--quiet",
-        "--no-deps",
-        "--no-build-isolation",
-        "-w",
-        str(out),
-        str(ROOT),
-    ]
-    built = subprocess.run(command, capture_output=True, text=True)
-    assert built.returncode == 0, built.stderr
-    return next(out.glob("*.whl"))
-
-
 def test_packages_listed_are_the_folders_on_disk():
     listed = set(project()["tool"]["setuptools"]["packages"])
     core = {p.parent.relative_to(ROOT) for p in (ROOT / "gft_edge").rglob("__init__.py")}
@@ -52,6 +32,7 @@ def test_wheel_holds_one_top_level_package_with_its_data(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gft_edge"}
     wanted = ["export/onnx.py", "calibration/ptq.py", "benchmarks/latency.py", "report/page.html.j2", "py.typed"]
     wanted += ["builtin/model.safetensors", "builtin/config.json", "builtin/card.md", "builtin/recipes/typeface.toml"]
+    wanted += ["builtin/recipes/real-backbone.toml", "export/claims.py", "export/interrupts.py"]
     assert {f"gft_edge/{name}" for name in wanted} <= set(names)
 
 

@@ -179,8 +179,10 @@ def _accuracy(args: argparse.Namespace) -> AccuracyOf:
     """Measured on ``--data`` once for each artefact and backend, or as verify recorded it."""
     from gft_edge.benchmarks.accuracy import Accuracy, recorded_accuracy
     from gft_edge.cli.common import labelled_batches
+    from gft_edge.data.datasets import held_out_split
     from gft_edge.errors import DataError
     from gft_edge.manifest import load_artifact
+    from gft_edge.runtime.finite import require_finite
     from gft_edge.runtime.sessions import open_session
 
     if not args.data:
@@ -191,16 +193,19 @@ def _accuracy(args: argparse.Namespace) -> AccuracyOf:
         loaded = load_artifact(artifact)
         manifest = loaded.manifest
         session = open_session(loaded, backend)
+        split = held_out_split(args.data)
         _, batches = labelled_batches(
-            args.data, "test", ACCURACY_IMAGES, manifest.model, manifest.labels, manifest.preprocess
+            args.data, split, ACCURACY_IMAGES, manifest.model, manifest.labels, manifest.preprocess
         )
         right = count = 0
         for images, labels in batches:
-            right += int((session(images)["logits"].argmax(axis=1) == labels).sum())
+            logits = session(images)["logits"]
+            require_finite(logits, f"artefact {artifact}")
+            right += int((logits.argmax(axis=1) == labels).sum())
             count += len(labels)
         if not count:
             raise DataError(f"bench: {args.data} has no image that can be read")
-        return Accuracy(right / count, f"{count} test images of {args.data}")
+        return Accuracy(right / count, f"{count} {split} images of {args.data}")
 
     def of(artifact: Artifact, backend: str) -> Accuracy:
         member = f"@{artifact.member}" if artifact.member else ""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gft_edge.benchmarks.devices import Device
     from gft_edge.export.build_options import BuildOptions
     from gft_edge.export.builders import Watch
     from gft_edge.export.lint import LintReport
@@ -84,10 +85,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _check_cache(cache: Path | None, artifact: Artifact) -> None:
     """Refuses ranges that were calibrated on another graph; a cache of another program does not say what it is of."""
+    if cache is None:
+        return
     from gft_edge.calibration.cache import read_cache, sidecar
     from gft_edge.manifest import MODEL
 
-    if cache is not None and sidecar(cache).is_file():
+    if sidecar(cache).is_file():
         read_cache(cache, graph_sha256=artifact.manifest.files[MODEL].sha256)
 
 
@@ -108,6 +111,8 @@ def _plan(args: argparse.Namespace, summary: Any) -> BuildPlan:
     try:
         import tensorrt
     except (ImportError, OSError):
+        if wanted is not None:
+            _require_here(wanted, args.artifact)
         if args.tensorrt is None or not args.plan:
             raise MissingExtraError("tensorrt", "trt") from None
     here = device_here()
@@ -117,6 +122,27 @@ def _plan(args: argparse.Namespace, summary: Any) -> BuildPlan:
         )
     version = args.tensorrt or ".".join(tensorrt.__version__.split(".")[:3])
     return make_plan(summary, here, replace(_options(args, version), power_mode=power_mode()))
+
+
+def _require_here(wanted: Device, artifact: Path) -> None:
+    """Refuses to build for a device that this machine is not: no package installed here would help.
+
+    Raises:
+        ConfigError: with what to do where.
+    """
+    from gft_edge.errors import ConfigError
+    from gft_edge.export.this_gpu import device_here, same_module
+
+    try:
+        here = device_here()
+    except ConfigError:
+        here = None
+    if here is None or not same_module(wanted, here):
+        what = "this machine has no NVIDIA GPU" if here is None else f"this machine has {here.title}"
+        raise ConfigError(
+            f"an engine for {wanted.title} is built on it, by its own TensorRT, and {what}: copy the artefact there and run "
+            f"gft-edge build {artifact} --target this-gpu; here --plan prints what that will do"
+        )
 
 
 def _options(args: argparse.Namespace, version: str | None) -> BuildOptions:

@@ -71,7 +71,9 @@ def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the choice (0)")
     parser.add_argument(
-        "--against", metavar="D", help="evaluation data the images must not be of (test split of --data)"
+        "--against",
+        metavar="D",
+        help="evaluation data whose test images (val where there are none) these must not be (--data)",
     )
     parser.add_argument("--force", action="store_true", help="go on although images are of the evaluation")
 
@@ -89,6 +91,7 @@ def _of_checkpoint(args: argparse.Namespace) -> int:
     from gft_edge.calibration.policy import DEFAULT_POLICY
     from gft_edge.calibration.ranges import Ranges
     from gft_edge.checkpoint import load_checkpoint
+    from gft_edge.cli.common import settle_data
     from gft_edge.errors import ConfigError
     from gft_edge.files import new_folder
 
@@ -98,6 +101,7 @@ def _of_checkpoint(args: argparse.Namespace) -> int:
         raise ConfigError(f"checkpoint {checkpoint.path} is quantized already; give the full-precision one")
     if args.out is None:
         raise ConfigError("calibrate: a checkpoint needs --out DIR")
+    settle_data(args, info, f"checkpoint {checkpoint.path}")
     spec = info.preprocess
     names = quantized_names(checkpoint.model, DEFAULT_POLICY)
     if args.attention:
@@ -118,6 +122,7 @@ def _of_artifact(args: argparse.Namespace) -> int:
     from gft_edge.calibration.graph import graph_features, linear_tensors, load_graph, observe_graph
     from gft_edge.calibration.observe import Collector
     from gft_edge.calibration.ranges import Ranges
+    from gft_edge.cli.common import settle_data
     from gft_edge.errors import ConfigError
     from gft_edge.files import new_folder
     from gft_edge.manifest import MODEL, load_artifact, register_files
@@ -126,6 +131,7 @@ def _of_artifact(args: argparse.Namespace) -> int:
         raise ConfigError("calibrate: --attention is for checkpoints; calibration caches leave attention in FP16")
     artifact = load_artifact(Path(args.model))
     manifest = artifact.manifest
+    settle_data(args, manifest, f"artefact {artifact.path}")
     algorithm = {"entropy2": "EntropyCalibration2", "minmax": "MinMaxCalibration"}[args.calibrator]
     versions = [version.strip() for version in args.tensorrt.split(",") if version.strip()]
     for version in versions:
@@ -159,8 +165,9 @@ def chosen_images(
 ) -> tuple[CalibrationSet, ImageSet]:
     """The calibration set that the arguments ask for."""
     from gft_edge.calibration.images import choose_images
+    from gft_edge.cli.common import say_notes
 
-    return choose_images(
+    card, images = choose_images(
         args.data,
         args.split,
         args.images,
@@ -172,6 +179,8 @@ def chosen_images(
         features() if args.choose == "coverage" else None,
         args.force,
     )
+    say_notes(images)
+    return card, images
 
 
 def gather(

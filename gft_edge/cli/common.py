@@ -12,19 +12,89 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from gft_edge.checkpoint import CheckpointInfo
     from gft_edge.config import GFTConfig
+    from gft_edge.data.sets import ImageSet
+    from gft_edge.data.splits import Split
+    from gft_edge.manifest import DeploymentManifest
     from gft_edge.preprocess import PreprocessSpec
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, images: int, split: str = "test") -> None:
-    """``--data``, ``--images``, ``--split``."""
-    parser.add_argument(
-        "--data", default="typefaces", metavar="D", help="'typefaces' or a folder with one sub-folder per class"
-    )
+DATA_HELP = (
+    "image folder, ROOT/CLASS/image or ROOT/{train,val,test}/CLASS/image (without folders of splits, a hash of each file "
+    "splits it 80/10/10); 'typefaces'; typefaces:FOLDER of fonts; fgvc-aircraft:ROOT; food101:ROOT; coco:ROOT "
+    "(the data the model was trained on)"
+)
+
+
+def add_data_arguments(parser: argparse.ArgumentParser, images: int, split: Split | None = None) -> None:
+    """``--data``, ``--images``, ``--split``; :func:`settle_data` fills what is not given."""
+    parser.add_argument("--data", metavar="D", help=DATA_HELP)
     parser.add_argument("--images", type=positive, default=images, metavar="N", help=f"how many images ({images})")
+    default = split or "test, or val where there are no test images"
     parser.add_argument(
-        "--split", choices=("train", "val", "test"), default=split, help=f"which part of the data ({split})"
+        "--split", choices=("train", "val", "test"), default=split, help=f"which part of the data ({default})"
     )
+
+
+def data_of(data: str | None, source: CheckpointInfo | DeploymentManifest, where: object) -> str:
+    """The data set asked for, or that which the model was trained on.
+
+    Args:
+        data: ``--data``.
+        source: of the model.
+        where: its name, for messages.
+
+    Raises:
+        ConfigError: none is given and none is known.
+        DataError: the one that is known is a folder that is not there.
+    """
+    from pathlib import Path
+
+    from gft_edge.data.datasets import is_folder
+    from gft_edge.errors import DataError
+
+    if data is not None:
+        return data
+    known = source.data
+    if not known:
+        raise ConfigError(f"{where}: does not say which data it was trained on; give --data")
+    root = Path(known.partition(":")[2] if not is_folder(known) else known)
+    if known != "typefaces" and not root.is_dir():
+        raise DataError(
+            f"data {known}: no such folder here; {where} remembers it as the data it was trained on, give --data"
+        )
+    return known
+
+
+def settle_data(args: argparse.Namespace, source: CheckpointInfo | DeploymentManifest, where: object) -> None:
+    """Fills ``args.data``, and ``args.split`` where it has no value, as :func:`data_of` and the data decide.
+
+    Every verb that takes ``--data`` calls this before it reads images.
+
+    Raises:
+        ConfigError, DataError: as :func:`data_of`; or data without images to judge by.
+    """
+    from gft_edge.data.datasets import held_out_split
+
+    _said.clear()
+    args.data = data_of(args.data, source, where)
+    if "split" in args and args.split is None:
+        args.split = held_out_split(args.data)
+
+
+def say_notes(images: ImageSet) -> None:
+    """Tells people, once in each run of a verb, how images were found and what was left out."""
+    from gft_edge.cli.console import say
+
+    for note in images.notes:
+        if note not in _said:
+            _said.add(note)
+            say(f"data: {note}")
+
+
+_said: set[str] = set()
+"""Notes that this run of a verb has told."""
 
 
 def positive(text: str) -> int:
@@ -44,16 +114,27 @@ def labelled_batches(
     spec: PreprocessSpec,
     problem: Callable[[str], None] | None = None,
 ) -> tuple[int, Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]]:
-    """Number of images, and preprocessed batches with labels; the data's classes must be the model's.
+    """Number of images, and preprocessed batches with the model's class numbers, matched by name.
 
     An image that cannot be read is an error, unless ``problem`` is there to be told; it is then left out.
     """
     from gft_edge.data.batches import evaluation_batches
-    from gft_edge.data.datasets import open_images, require_labels
 
-    images_set = open_images(data, split, images, config.image_size)
-    require_labels(images_set, labels, data)
+    images_set = labelled_images(data, split, images, config.image_size, labels)
     return len(images_set), evaluation_batches(images_set, spec, problem=problem)
+
+
+def labelled_images(data: str, split: Any, images: int, size: int, labels: tuple[str, ...], seed: int = 0) -> ImageSet:
+    """A data set with the model's class numbers, matched by name; says how its images were found.
+
+    Raises:
+        DataError: nothing usable there, or classes that the model does not know.
+    """
+    from gft_edge.data.datasets import match_labels, open_images
+
+    found = match_labels(open_images(data, split, images, size, seed), labels, data)
+    say_notes(found)
+    return found
 
 
 def is_artifact(path: str) -> bool:

@@ -24,7 +24,7 @@ class Size:
     pictures: int
 
 
-NORMAL = Size(60, 800, 256, 256, 40, 12)
+NORMAL = Size(60, 800, 256, 320, 40, 12)
 SMALL = Size(4, 96, 32, 32, 4, 12)
 
 

@@ -14,8 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    from gft_edge.abilities import abilities
     from gft_edge.cli.console import result, table
-    from gft_edge.environment import abilities, machine, versions
+    from gft_edge.environment import machine, versions
 
     where, found, able = machine(), versions(), abilities()
     data = {"machine": where, "versions": found, "abilities": [asdict(a) for a in able]}
@@ -27,7 +28,7 @@ def run(args: argparse.Namespace) -> int:
         "",
         table(("package", "version"), [(name, version or "not installed") for name, version in found.items()]),
         "",
-        table(("ability", "here", "why"), [(a.name, "yes" if a.works else "no", a.reason) for a in able]),
+        table(("what", "works here", "why"), [(a.name, "yes" if a.works else "no", a.reason) for a in able]),
     ]
     result(args, data, "\n".join(lines))
     return 0

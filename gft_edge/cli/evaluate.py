@@ -1,14 +1,31 @@
-"""Accuracy of a checkpoint (at one or more token budgets, in PyTorch) or of an artefact (in its backend)."""
+"""Accuracy of a checkpoint (at one or more token budgets, in PyTorch) or of an artefact (in its backend).
+
+Also says which classes are wrong most often and what they are taken for; --out writes the whole confusion matrix, and pictures of
+the wrong predictions that the model was surest of.
+"""
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from gft_edge.cli.common import add_data_arguments, is_artifact
 
+if TYPE_CHECKING:
+    from gft_edge.checkpoint import CheckpointInfo
+    from gft_edge.data.datasets import ImageSet
+    from gft_edge.manifest import DeploymentManifest
+    from gft_edge.preprocess import PreprocessSpec
+    from gft_edge.runtime.accuracy import Accuracy, Forward
+
 EXAMPLE = "gft-edge evaluate builtin --budget full --budget 108,72,36"
+
+CLASSES_SHOWN = 20
+MISTAKES_SHOWN = 5
+LEFT_OUT_SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -26,35 +43,63 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend", default="onnxruntime", help="artefact only: onnxruntime, tensorrt or tensorrt_rtx (onnxruntime)"
     )
     parser.add_argument("--threads", type=int, default=0, help="threads of the backend; 0: one per core")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the result as JSON")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="also write the result as JSON, and pictures of wrong predictions beside it",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
-    from gft_edge.cli.console import result, table
-    from gft_edge.files import require_writable, write_json
+    from gft_edge.cli.console import result, say
+    from gft_edge.report.mistakes import require_evaluation_writable, write_evaluation
 
     if args.out:
-        require_writable(args.out)
-    data = _artifact(args) if is_artifact(args.model) else _checkpoint(args)
+        require_evaluation_writable(args.out)
+    unreadable: list[str] = []
+    measured = (_artifact if is_artifact(args.model) else _checkpoint)(args, unreadable)
+    found = measured.found
+    for text in unreadable[:LEFT_OUT_SHOWN]:
+        say(f"left out: {text}")
+    if len(unreadable) > LEFT_OUT_SHOWN:
+        say(f"left out: {len(unreadable) - LEFT_OUT_SHOWN} more")
+    data = {
+        "model": str(args.model),
+        "backend": measured.backend,
+        "data": args.data,
+        "split": args.split,
+        "images": found[0].count,
+        "unreadable_images": len(unreadable),
+        "labels": list(found[0].labels),
+        "results": [{**head, **accuracy.to_json()} for head, accuracy in zip(measured.heads, found)],
+    }
     if args.out:
-        write_json(args.out, data)
-    rows = [
-        (r["budget"], r["precision"], f"{r['top1']:.2%}", f"{r['interval'][0]:.2%} to {r['interval'][1]:.2%}")
-        for r in data["results"]
-    ]
-    head = f"{data['model']} on {data['images']} {data['split']} images of {data['data']}, {data['backend']}"
-    result(args, data, head + "\n" + table(("budget", "precision", "top-1", "95 % interval"), rows))
+        data = write_evaluation(args.out, data, found, measured.images, measured.spec)
+    result(args, data, _text(data, found))
     return 0
 
 
-def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
+@dataclass(frozen=True)
+class _Measured:
+    """Accuracy of one or more models on the same images, what names each result, and what computed them."""
+
+    found: tuple[Accuracy, ...]
+    heads: list[dict[str, str]]
+    backend: str
+    images: ImageSet
+    spec: PreprocessSpec
+
+
+def _checkpoint(args: argparse.Namespace, unreadable: list[str]) -> _Measured:
     import torch
 
+    from gft_edge.budget import TokenBudget
     from gft_edge.checkpoint import load_checkpoint
-    from gft_edge.cli.common import labelled_batches
     from gft_edge.cli.console import track
     from gft_edge.errors import ConfigError
+    from gft_edge.runtime.accuracy import measure_accuracy
 
     if args.threads < 0:
         raise ConfigError(f"threads must be 0 (one per core) or more, found {args.threads}")
@@ -65,27 +110,24 @@ def _checkpoint(args: argparse.Namespace) -> dict[str, Any]:
     config = info.model
     texts = args.budget or ["full", config.budget.id]
     budgets = [config.parse_budget(text) for text in texts]
-    unreadable: list[str] = []
-    count, batches = labelled_batches(
-        args.data, args.split, args.images, config, info.labels, info.preprocess, unreadable.append
-    )
-    right = [0] * len(budgets)
+    images = _images(args, info, f"checkpoint {checkpoint.path}")
+
+    def forward(budget: TokenBudget) -> Forward:
+        return lambda pixels: checkpoint.model(torch.from_numpy(pixels), budget).numpy()
+
+    models = [(f"checkpoint {args.model} at {budget.id}", forward(budget)) for budget in budgets]
     with torch.no_grad():
-        for images, labels in track(batches, "evaluate", -(-count // 64)):
-            for index, budget in enumerate(budgets):
-                logits = checkpoint.model(torch.from_numpy(images), budget)
-                right[index] += int((logits.argmax(1).numpy() == labels).sum())
-    count -= len(unreadable)
+        found = measure_accuracy(models, images, info.labels, info.preprocess, unreadable.append, track)
     precision = "fp32" if info.quantization is None else str(info.quantization["precision"])
-    results = [_row(b.id, precision, r, count) for b, r in zip(budgets, right)]
-    return _summary(args, "torch", count, results, unreadable)
+    heads = [{"budget": budget.id, "precision": precision} for budget in budgets]
+    return _Measured(found, heads, "torch", images, info.preprocess)
 
 
-def _artifact(args: argparse.Namespace) -> dict[str, Any]:
-    from gft_edge.cli.common import labelled_batches
+def _artifact(args: argparse.Namespace, unreadable: list[str]) -> _Measured:
     from gft_edge.cli.console import track
     from gft_edge.errors import ConfigError
     from gft_edge.manifest import load_artifact
+    from gft_edge.runtime.accuracy import measure_accuracy
     from gft_edge.runtime.sessions import open_session
 
     if args.budget:
@@ -93,47 +135,64 @@ def _artifact(args: argparse.Namespace) -> dict[str, Any]:
     artifact = load_artifact(Path(args.model))
     manifest = artifact.manifest
     session = open_session(artifact, args.backend, args.threads)
-    unreadable: list[str] = []
-    count, batches = labelled_batches(
-        args.data,
-        args.split,
-        args.images,
-        manifest.model,
-        manifest.labels,
-        manifest.preprocess,
-        unreadable.append,
-    )
-    right = 0
-    for images, labels in track(batches, "evaluate", -(-count // 64)):
-        right += int((session(images)["logits"].argmax(axis=1) == labels).sum())
-    count -= len(unreadable)
-    results = [_row(manifest.budget.id, manifest.precision, right, count)]
-    return _summary(args, args.backend, count, results, unreadable)
+    images = _images(args, manifest, f"artefact {artifact.path}")
+    models: list[tuple[str, Forward]] = [(f"artefact {args.model}", lambda pixels: session(pixels)["logits"])]
+    found = measure_accuracy(models, images, manifest.labels, manifest.preprocess, unreadable.append, track)
+    head = {"budget": manifest.budget.id, "precision": manifest.precision}
+    return _Measured(found, [head], args.backend, images, manifest.preprocess)
 
 
-def _row(budget: str, precision: str, right: int, count: int) -> dict[str, Any]:
-    from gft_edge.errors import DataError
-    from gft_edge.train.metrics import wilson_interval
+def _images(args: argparse.Namespace, source: CheckpointInfo | DeploymentManifest, where: str) -> ImageSet:
+    from gft_edge.cli.common import labelled_images, settle_data
 
-    if count == 0:
-        raise DataError("none of the images can be read")
-    interval = list(wilson_interval(right, count))
-    return {"budget": budget, "precision": precision, "right": right, "top1": right / count, "interval": interval}
+    settle_data(args, source, where)
+    return labelled_images(args.data, args.split, args.images, source.model.image_size, source.labels)
 
 
-def _summary(
-    args: argparse.Namespace, backend: str, count: int, results: list[dict[str, Any]], unreadable: list[str]
-) -> dict[str, Any]:
-    from gft_edge.cli.console import say
+def _text(data: dict[str, Any], found: Sequence[Accuracy]) -> str:
+    from gft_edge.cli.console import table
 
-    for text in unreadable:
-        say(f"left out: {text}")
-    return {
-        "model": str(args.model),
-        "backend": backend,
-        "data": args.data,
-        "split": args.split,
-        "images": count,
-        "unreadable_images": len(unreadable),
-        "results": results,
-    }
+    titles = ["budget", "precision", "top-1", "95 % interval"]
+    top5 = found[0].top5 is not None
+    rows = []
+    for row in data["results"]:
+        low, high = row["interval"]
+        cells = [row["budget"], row["precision"], f"{row['top1']:.2%}", f"{low:.2%} to {high:.2%}"]
+        rows.append([*cells, f"{row['top5']:.2%}"] if top5 else cells)
+    head = f"{data['model']} on {data['images']} {data['split']} images of {data['data']}, {data['backend']}"
+    parts = [head, table([*titles, "top-5"] if top5 else titles, rows)]
+    names = [row["budget"] for row in data["results"]] if len(found) > 1 else ["right"]
+    return "\n".join([*parts, *_classes(found, names), *_mistakes(found[-1], data["results"][-1]["budget"])])
+
+
+def _classes(found: Sequence[Accuracy], names: Sequence[str]) -> list[str]:
+    """Share of right answers by class, the worst of the last result first, where more than one class has wrong ones."""
+    from gft_edge.cli.console import table
+
+    classes = [accuracy.per_class() for accuracy in found]
+    last = classes[-1]
+    wrong = [number for number, (_, right, count) in enumerate(last) if right < count]
+    missing = sum(count == 0 for _, _, count in last)
+    parts = []
+    if len(wrong) > 1:
+        worst = sorted(wrong, key=lambda number: (last[number][1] / last[number][2], -last[number][2]))
+        rows = [
+            (last[number][0], last[number][2], *(f"{each[number][1] / each[number][2]:.1%}" for each in classes))
+            for number in worst[:CLASSES_SHOWN]
+        ]
+        parts += ["", "classes with wrong answers, the worst first", table(("class", "images", *names), rows)]
+        if len(worst) > CLASSES_SHOWN:
+            parts.append(f"and {len(worst) - CLASSES_SHOWN} more classes; --out FILE has all")
+    if missing:
+        parts.append(f"{missing} of {len(last)} classes have no images here")
+    return parts
+
+
+def _mistakes(accuracy: Accuracy, budget: str) -> list[str]:
+    """The most frequent mistakes, where one happened more than once."""
+    from gft_edge.cli.console import table
+
+    mistakes = accuracy.confused(MISTAKES_SHOWN)
+    if not mistakes or mistakes[0][2] < 2:
+        return []
+    return ["", f"most frequent mistakes at {budget}", table(("class", "taken for", "images"), mistakes)]

@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from gft_edge.checkpoint import CheckpointInfo
 
 EXAMPLE = "gft-edge export builtin --budget 108,72,36 --maps compact --out runs/artifact"
 GOLDEN_IMAGES = 16
@@ -50,13 +57,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--batch", default="1:1:8", metavar="N|MIN:OPT:MAX", help="images per request; one number: static (1:1:8)"
     )
-    parser.add_argument("--data", default="typefaces", metavar="D", help="where the golden images come from")
+    parser.add_argument(
+        "--data",
+        metavar="D",
+        help="where the images of golden.npz come from, or a folder of image files (test images of the data the model was "
+        "trained on where that is here, else images made from a seed)",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.checkpoint import load_checkpoint
-    from gft_edge.cli.common import labelled_batches, parse_batch_range
+    from gft_edge.cli.common import parse_batch_range
     from gft_edge.cli.console import result, say
     from gft_edge.export.onnx import export_artifact
     from gft_edge.files import require_free
@@ -69,8 +81,7 @@ def run(args: argparse.Namespace) -> int:
     budgets = [config.parse_budget(text) for text in args.budget or [config.budget.id]]
     if args.align is not None:
         budgets = [budget.align(args.align) for budget in budgets]
-    _, batches = labelled_batches(args.data, "test", GOLDEN_IMAGES, config, info.labels, info.preprocess)
-    golden, _ = next(batches)
+    source, golden = _golden_images(args.data, info)
     say(f"export: tracing at budget {', '.join(budget.id for budget in budgets)}")
     artifact = export_artifact(
         checkpoint,
@@ -79,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
         budgets[0],
         args.maps,
         budgets[1:],
+        golden_source=source,
         rest=args.precision,
         input=args.input,
         batch=batch,
@@ -95,13 +107,65 @@ def run(args: argparse.Namespace) -> int:
         "maps": manifest.maps,
         "opset": manifest.opset,
         "dialect": manifest.dialect,
+        "golden_images": manifest.golden_images,
         "files": {name: {"size": f.size, "sha256": f.sha256} for name, f in manifest.files.items()},
     }
     rest = "" if manifest.precision == manifest.rest else f" with {manifest.rest} rest"
     more = f" and {', '.join(manifest.family)}" if manifest.family else ""
     text = (
         f"{args.out}: {manifest.precision}{rest}, budget {manifest.budget.id}{more}, maps {manifest.maps}, opset {manifest.opset}, "
-        f"model.onnx {manifest.files['model.onnx'].size / 1e6:.2f} MB"
+        f"model.onnx {manifest.files['model.onnx'].size / 1e6:.2f} MB, golden.npz of {source}"
     )
     result(args, data, text)
     return 0
+
+
+def _golden_images(data: str | None, info: CheckpointInfo) -> tuple[str, npt.NDArray[np.float32]]:
+    """What the golden images are, and the images, preprocessed: (B, 3, H, W) float32.
+
+    They need no labels, so data of any classes will do. Images of the data that the model was trained on say most about
+    it; where that is not at hand, images from a seed serve.
+
+    Raises:
+        DataError: ``data`` is given and cannot be used.
+    """
+    from gft_edge.cli.console import say
+    from gft_edge.data.seeded import seeded_images
+    from gft_edge.errors import GFTEdgeError
+
+    if data is not None:
+        return _data_images(data, info)
+    problem = "the checkpoint does not say which data it was trained on"
+    if info.data:
+        try:
+            return _data_images(info.data, info)
+        except GFTEdgeError as error:
+            problem = str(error)
+    say(f"export: images made from a seed stand in for data ({problem})")
+    spec = info.preprocess
+    pixels = seeded_images(GOLDEN_IMAGES, spec.height, spec.width)
+    return f"{GOLDEN_IMAGES} images made from seed 0", spec.normalize(pixels)
+
+
+def _data_images(data: str, info: CheckpointInfo) -> tuple[str, npt.NDArray[np.float32]]:
+    from gft_edge.cli.console import say
+    from gft_edge.data.batches import evaluation_batches
+    from gft_edge.data.datasets import held_out_split, is_folder, open_images, readable, unlabelled_folder
+    from gft_edge.data.sets import ImageSet, Subset, spread
+    from gft_edge.errors import DataError
+
+    loose = unlabelled_folder(Path(data)) if is_folder(data) else None
+    if loose is not None:
+        images: ImageSet = readable(loose)
+        kind = "images"
+    else:
+        split = held_out_split(data)
+        images = readable(open_images(data, split, GOLDEN_IMAGES, info.preprocess.height))
+        kind = f"{split} images"
+    if len(images) > GOLDEN_IMAGES:
+        images = Subset(images, spread(len(images), GOLDEN_IMAGES))
+    batches = evaluation_batches(images, info.preprocess, problem=lambda text: say(f"left out: {text}"))
+    golden = next((batch for batch, _ in batches), None)
+    if golden is None:
+        raise DataError(f"data {data}: none of its images can be read")
+    return f"{len(golden)} {kind} of {data}", golden

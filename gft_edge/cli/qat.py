@@ -86,12 +86,12 @@ def open_qat(args: argparse.Namespace, settings: QatSettings, info: CheckpointIn
     import dataclasses
 
     from gft_edge.calibration.images import held_out_images, shared_images
-    from gft_edge.data.datasets import open_images, require_labels
+    from gft_edge.cli.common import labelled_images, say_notes
+    from gft_edge.data.datasets import match_labels, readable
     from gft_edge.errors import DataError
 
     size = info.preprocess.height
-    training = open_images(args.data, args.split, settings.train_images, size, settings.seed)
-    require_labels(training, info.labels, args.data)
+    training = readable(labelled_images(args.data, args.split, settings.train_images, size, info.labels, settings.seed))
     if len(training) < settings.batch_size:
         raise DataError(
             f"data {args.data}: {len(training)} training images are fewer than one batch of {settings.batch_size}; "
@@ -103,18 +103,18 @@ def open_qat(args: argparse.Namespace, settings: QatSettings, info: CheckpointIn
             f"data {args.data}: QAT needs images it is not trained on to be judged by; give the data train and test "
             "folders, or name others with --against"
         )
-    where, held_out = found
-    require_labels(held_out, info.labels, where)
+    where, held_out = found.data, match_labels(found.images, info.labels, found.data)
+    say_notes(held_out)
     shared = shared_images(training, held_out)
     if shared:
         raise DataError(
-            f"data {args.data}: {shared} training images are also among the test images of {where} that judge QAT; "
+            f"data {args.data}: {shared} training images are also among the {found.split} images of {where} that judge QAT; "
             "choose another --split or --against"
         )
     if args.qat_epochs:
         steps = -(-args.qat_epochs * len(training) // settings.batch_size)
         settings = dataclasses.replace(settings, steps=steps)
-    return QatData(settings, training, held_out, f"test images of {where}")
+    return QatData(settings, training, held_out, f"{found.split} images of {where}")
 
 
 def train_qat(

@@ -17,7 +17,7 @@ from gft_edge.cli.qat import add_qat_arguments
 if TYPE_CHECKING:
     from torch import nn
 
-    from gft_edge.calibration.images import CalibrationSet
+    from gft_edge.calibration.images import CalibrationSet, HeldOut
     from gft_edge.calibration.policy import AttentionPrecision, QuantPolicy
     from gft_edge.calibration.ptq import PostTrained
     from gft_edge.calibration.ranges import Ranges
@@ -69,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.calibration.ranges import read_ranges
     from gft_edge.checkpoint import load_checkpoint, save_checkpoint
     from gft_edge.cli.calibrate import chosen_images, write_calibration
+    from gft_edge.cli.common import settle_data
     from gft_edge.cli.console import result, table
     from gft_edge.cli.qat import describe_qat, open_qat, qat_settings, train_qat
     from gft_edge.errors import ConfigError
@@ -84,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError("quantize: SmoothQuant changes the ranges; leave out --ranges")
     observed = observed_names(model, policy)  # refuses a policy that does not fit before images are read
     settings = qat_settings(args)
+    settle_data(args, info, f"checkpoint {checkpoint.path}")
     with new_folder(args.out) as folder:
         known = read_ranges(args.ranges) if args.ranges else None
         if known is not None:
@@ -186,7 +188,7 @@ def _check_selection(
     args: argparse.Namespace,
     checkpoint: Checkpoint,
     quantized: nn.Module,
-    held_out: tuple[str, ImageSet] | None,
+    held_out: HeldOut | None,
     chosen: tuple[CalibrationSet, ImageSet] | None,
 ) -> tuple[SelectionSafety, dict[str, Any]]:
     """Whether selection survives, on held-out images where some are known, else on those chosen; and which these were."""
@@ -195,7 +197,7 @@ def _check_selection(
     from gft_edge.data.batches import evaluation_batches
 
     if held_out is not None:
-        (data, images), split = held_out, "test"
+        data, split, images = held_out.data, held_out.split, held_out.images
     else:
         assert chosen is not None
         data, split, images = args.data, args.split, chosen[1]

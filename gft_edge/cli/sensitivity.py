@@ -74,6 +74,7 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.calibration.sensitivity import MixedModel, measure_sensitivity, run_mixed
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.calibrate import write_calibration
+    from gft_edge.cli.common import settle_data
     from gft_edge.cli.console import result, say, track
     from gft_edge.data.batches import evaluation_batches
     from gft_edge.errors import CheckFailed, ConfigError
@@ -90,6 +91,7 @@ def run(args: argparse.Namespace) -> int:
     if info.quantization is not None:
         raise ConfigError(f"checkpoint {checkpoint.path} is quantized already; give the full-precision one")
     names = quantized_names(checkpoint.model, _candidates(args.policy))
+    settle_data(args, info, f"checkpoint {checkpoint.path}")
     with new_folder(args.out) as folder:
         images = _evaluation_images(args, checkpoint)
         hashed = hash_images(images)
@@ -135,12 +137,11 @@ def _candidates(path: Path | None) -> QuantPolicy:
 
 
 def _evaluation_images(args: argparse.Namespace, checkpoint: Checkpoint) -> ImageSet:
-    from gft_edge.data.datasets import open_images, require_labels
+    from gft_edge.cli.common import labelled_images
 
-    data, info = args.eval_data or args.data, checkpoint.info
-    images = open_images(data, args.eval_split, args.eval_images, info.model.image_size)
-    require_labels(images, info.labels, data)
-    return images
+    info = checkpoint.info
+    data = args.eval_data or args.data
+    return labelled_images(data, args.eval_split, args.eval_images, info.model.image_size, info.labels)
 
 
 def _calibrated(

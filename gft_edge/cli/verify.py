@@ -10,6 +10,7 @@ from gft_edge.cli.common import add_data_arguments
 
 if TYPE_CHECKING:
     from gft_edge.checkpoint import Checkpoint
+    from gft_edge.errors import GFTEdgeError
     from gft_edge.export.verify import VerifyReport
     from gft_edge.manifest import Artifact
 
@@ -58,8 +59,7 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.cli.console import result
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError
     from gft_edge.export.verify import verify_golden
-    from gft_edge.files import write_json
-    from gft_edge.manifest import load_artifact, register_files
+    from gft_edge.manifest import load_artifact
 
     if args.map_images < 0:
         raise ConfigError(f"--map-images must be 0 (none) or more, found {args.map_images}")
@@ -82,28 +82,45 @@ def run(args: argparse.Namespace) -> int:
             *data["notes"],
             f"fidelity of maps is measured of graphs with --maps compact, this one has {maps}",
         ]
-    name = artifact.own(REPORT)
-    write_json(artifact.path / name, data)
-    entry = artifact.own("verify")
-    artifact = register_files(artifact, [name], {entry: {"passed": report.passed, "source": report.source}})
+    problem = _store(artifact, data, report)
     text = _text(data)
-    if wants_maps and maps == "compact":
-        text += "\n" + _map_fidelity(args, artifact, checkpoint)
+    if wants_maps and maps == "compact" and problem is None:
+        text += "\n" + _map_fidelity(args, load_artifact(args.artifact), checkpoint)
     result(args, data, text)
+    if problem is not None:  # after the verdict, which took the work
+        raise problem
     accepted = ("pass",) if args.strict else ("pass", "inconclusive")
     return EXIT_OK if report.verdict in accepted else EXIT_CHECK_FAILED
+
+
+def _store(artifact: Artifact, data: dict[str, Any], report: VerifyReport) -> GFTEdgeError | None:
+    """Writes the record into the artefact; returns the error where that cannot be done, as on a read-only medium."""
+    from gft_edge.errors import ConfigError, GFTEdgeError
+    from gft_edge.files import write_json
+    from gft_edge.manifest import register_files
+
+    name = artifact.own(REPORT)
+    try:
+        write_json(artifact.path / name, data)
+        register_files(artifact, [name], {artifact.own("verify"): {"passed": report.passed, "source": report.source}})
+    except GFTEdgeError as error:
+        return ConfigError(f"the record cannot be stored: {error}")
+    except OSError as error:
+        return ConfigError(f"the record {artifact.path / name} cannot be stored ({error.strerror or error})")
+    return None
 
 
 def _with_checkpoint(
     args: argparse.Namespace, artifact: Artifact, checkpoint: Checkpoint, backends: tuple[str, ...]
 ) -> VerifyReport:
-    from gft_edge.cli.common import labelled_batches
+    from gft_edge.cli.common import labelled_batches, settle_data
     from gft_edge.cli.console import say, track
     from gft_edge.export.trace import fresh_graph
-    from gft_edge.export.verify import require_parent, verify_checkpoint
+    from gft_edge.export.verify_checkpoint import require_parent, verify_checkpoint
 
     require_parent(artifact, checkpoint)
     info = checkpoint.info
+    settle_data(args, info, f"checkpoint {checkpoint.path}")
     count, batches = labelled_batches(args.data, args.split, args.images, info.model, info.labels, info.preprocess)
     source = f"{count} {args.split} images of {args.data}"
     say("verify: exporting the checkpoint again")
@@ -194,7 +211,7 @@ def _pixels(args: argparse.Namespace, artifact: Artifact) -> int:
 
     if not args.pixels.is_dir():
         raise DataError(f"pixels {args.pixels}: no such folder")
-    images, tensors = [], []
+    images, tensors, names = [], [], []
     for file in sorted(args.pixels.glob("*.npy")):
         found = [file.with_suffix(suffix) for suffix in IMAGE_SUFFIXES if file.with_suffix(suffix).is_file()]
         if not found:
@@ -204,9 +221,10 @@ def _pixels(args: argparse.Namespace, artifact: Artifact) -> int:
         except (ValueError, OSError, EOFError) as error:
             raise DataError(f"pixels {file}: cannot be read as an array ({error})") from None
         images.append(read_image(found[0]))
+        names.append(file.name)
     if not images:
         raise DataError(f"pixels {args.pixels}: holds no .npy file")
-    report = compare_pixels(images, tensors, artifact.manifest.preprocess)
+    report = compare_pixels(images, tensors, artifact.manifest.preprocess, names)
     levels = "not finite" if report.largest_levels is None else f"{report.largest_levels:.2f} levels of 255 at most"
     text = f"{report.images} images, difference {levels}\n" + (
         "passed" if report.place is None else f"FAILED: {report.place.text}"
@@ -236,7 +254,7 @@ def _text(data: dict[str, Any]) -> str:
     )
     lines = [f"{data['artifact']} on {data['source']}", table(header, rows)]
     lines += [line for c in data["comparisons"] for line in _selection_lines(c)]
-    lines += [_accuracy_line(c) for c in data["comparisons"] if c["top1"] and c["reference"].startswith("torch")]
+    lines += [_accuracy_line(c) for c in data["comparisons"] if c["top1"] and c["reference_backend"] == "torch"]
     if data["fresh_export"]:
         lines.append(f"a fresh export of the checkpoint is {data['fresh_export']}")
     lines += data["notes"]

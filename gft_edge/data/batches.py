@@ -1,139 +1,18 @@
-"""Images in batches: in an order fixed by a seed for training, in their own order for evaluation."""
+"""Images in batches, in their own order, for evaluation; needs NumPy and, for files, Pillow."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms import v2
 
-from gft_edge.config import Augment
-from gft_edge.data.datasets import ImageSet
+from gft_edge.data.sets import ImageSet
 from gft_edge.errors import DataError
 from gft_edge.preprocess import PreprocessSpec
 
 Problem = Callable[[str], None]
 """Receives what is wrong with an image that is left out."""
-
-NEIGHBOURS = 8
-
-
-def _augmentation(kind: Augment, size: tuple[int, int]) -> v2.Transform | None:
-    """From a (3, H, W) uint8 image to one of the same type.
-
-    ``"published"`` and ``"published-food"`` are those of the published GFT (arXiv 2504.09852), after the resizing of the
-    preprocessing; ``"modern"`` crops the original image at random and is the usual choice for photographs.
-    """
-    bicubic = v2.InterpolationMode.BICUBIC
-    if kind == "light":
-        shifted = v2.RandomAffine(degrees=5, translate=(0.05, 0.05), scale=(0.9, 1.1))
-        return v2.Compose([v2.ColorJitter(0.2, 0.2, 0.2), v2.RandomApply([shifted], p=0.5)])
-    if kind == "published":
-        return v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAutocontrast(), v2.RandAugment(2, 9)])
-    if kind == "published-food":
-        return v2.Compose([v2.RandomHorizontalFlip(), v2.RandomAutocontrast()])
-    if kind == "modern":
-        crop = v2.RandomResizedCrop(size, scale=(0.35, 1.0), interpolation=bicubic, antialias=True)
-        return v2.Compose([crop, v2.RandomHorizontalFlip(), v2.RandAugment(2, 9), v2.RandomErasing(0.25, value=127)])
-    return None
-
-
-class _Prepared(Dataset[tuple[Tensor, int, str]]):
-    """Geometry and augmentation, item by item, in a worker; randomness depends on seed and draw alone.
-
-    The third value says what is wrong with an image that cannot be read; its neighbour then takes its place.
-    """
-
-    def __init__(self, images: ImageSet, spec: PreprocessSpec, augment: Augment, seed: int) -> None:
-        self.images, self.spec, self.augment, self.seed = images, spec, augment, seed
-        self.transform = _augmentation(augment, (spec.height, spec.width))
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, str]:
-        draw, index = key
-        problem = ""
-        tried = min(len(self.images), NEIGHBOURS)
-        for neighbour in range(tried):
-            try:
-                pixels, label = self.images[(index + neighbour) % len(self.images)]
-            except DataError as error:
-                problem = problem or str(error)
-                continue
-            return self._prepare(pixels, draw), label, problem
-        raise DataError(f"{problem}; nor can the {tried - 1} images after it" if tried > 1 else problem)
-
-    def _prepare(self, pixels: npt.NDArray[np.uint8], draw: int) -> Tensor:
-        """(H, W, 3) uint8 to (height, width, 3) uint8."""
-        if self.augment != "modern":
-            pixels = self.spec.geometry(pixels)
-        image = torch.from_numpy(np.array(pixels))  # a copy: decoded files are read-only
-        if self.transform is None:
-            return image
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, draw]).generate_state(1)[0]))
-            return self.transform(image.permute(2, 0, 1)).permute(1, 2, 0)
-
-
-def training_batches(
-    images: ImageSet,
-    spec: PreprocessSpec,
-    batch_size: int,
-    numbers: Iterable[int],
-    seed: int,
-    augment: Augment = "none",
-    num_workers: int = 1,
-    problem: Problem | None = None,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches by number: each epoch is a permutation fixed by seed and epoch, so any batch can be gone on from.
-
-    Args:
-        images: to draw from.
-        spec: preprocessing.
-        batch_size: images in a batch.
-        numbers: which batches.
-        seed: of order and augmentation.
-        augment: kind of augmentation.
-        num_workers: processes that prepare images; 0 is this one.
-        problem: told of each image that cannot be read, whose neighbour takes its place; without it, such an image is an
-            error.
-
-    Yields:
-        images (B, 3, H, W) float32 normalised, labels (B,) int64.
-
-    Raises:
-        DataError: an image cannot be read.
-    """
-
-    def keys() -> Iterator[list[tuple[int, int]]]:
-        epoch, order = -1, np.empty(0, dtype=np.int64)
-        for number in numbers:
-            batch = []
-            for draw in range(number * batch_size, (number + 1) * batch_size):
-                if draw // len(images) != epoch:
-                    epoch = draw // len(images)
-                    order = np.random.default_rng([seed, epoch]).permutation(len(images))
-                batch.append((draw, int(order[draw % len(images)])))
-            yield batch
-
-    loader = DataLoader(
-        _Prepared(images, spec, augment, seed),
-        batch_sampler=keys(),
-        num_workers=num_workers,
-        prefetch_factor=4 if num_workers else None,
-        worker_init_fn=_one_thread,
-    )
-    try:
-        for pixels, labels, problems in loader:
-            for text in filter(None, problems):
-                if problem is None:
-                    raise DataError(text)
-                problem(text)
-            yield _normalized(pixels, spec), labels
-    except DataError as error:  # a worker's traceback precedes its message
-        raise DataError(str(error).strip().splitlines()[-1].removeprefix("gft_edge.errors.DataError: ")) from None
 
 
 def evaluation_batches(
@@ -158,11 +37,3 @@ def evaluation_batches(
             labels.append(label)
         if pixels:
             yield spec.normalize(np.stack(pixels)), np.array(labels, dtype=np.int64)
-
-
-def _one_thread(_: int) -> None:
-    torch.set_num_threads(1)
-
-
-def _normalized(pixels: Tensor, spec: PreprocessSpec) -> Tensor:
-    return torch.from_numpy(spec.normalize(pixels.numpy()))

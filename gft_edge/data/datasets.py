@@ -2,55 +2,34 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-import torch
-from torchvision.datasets import FGVCAircraft, Food101, ImageFolder
-
-from gft_edge.data.images import read_image
-from gft_edge.data.typefaces import Split, Typefaces, font_folder_faces
+from gft_edge.data.folders import read_folder, spelling
+from gft_edge.data.published import PUBLISHED, open_published, published_splits
+from gft_edge.data.scan import is_hidden_folder, looks_like_image
+from gft_edge.data.sets import NO_CLASSES, Files, ImageSet, Relabelled, Subset, readable, spread
+from gft_edge.data.splits import SPLITS, Split
+from gft_edge.data.typefaces import Typefaces, font_folder_faces
 from gft_edge.errors import DataError
 
-FOOD_VAL_SHARE, FOOD_SEED = 0.2, 42  # as published: 80/20 of the training images
+__all__ = [
+    "Files",
+    "ImageSet",
+    "Relabelled",
+    "Subset",
+    "held_out_split",
+    "image_folder",
+    "is_folder",
+    "match_labels",
+    "open_images",
+    "readable",
+    "split_names",
+    "spread",
+    "unlabelled_folder",
+]
 
-
-class ImageSet(Protocol):
-    """Labelled images: indexable, each item an (H, W, 3) uint8 RGB array and a class number."""
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Class names."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]: ...
-
-
-@dataclass(frozen=True)
-class Files:
-    """Image files and their classes.
-
-    Attributes:
-        labels: class names.
-        samples: path and class number of each image.
-    """
-
-    labels: tuple[str, ...]
-    samples: tuple[tuple[Path, int], ...]
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
-        """Image (H, W, 3) uint8 RGB and its class; DataError when the file cannot be decoded."""
-        path, label = self.samples[index]
-        return read_image(path), label
+SHOWN = 5
 
 
 def open_images(name: str, split: Split, num_images: int, size: int, seed: int = 0) -> ImageSet:
@@ -58,138 +37,130 @@ def open_images(name: str, split: Split, num_images: int, size: int, seed: int =
 
     Args:
         name: ``"typefaces"``; ``"typefaces:FOLDER"`` of .ttf and .otf files, one class each; ``"fgvc-aircraft:ROOT"``,
-            ``"food101:ROOT"``, ``"coco:ROOT"`` in the layouts they are distributed in; else the path of an image folder
-            with one sub-folder per class, below ``train``, ``val`` and ``test`` where there are such.
-        split: which part; a folder without sub-folders named after splits gives all its images.
+            ``"food101:ROOT"``, ``"coco:ROOT"`` in the layouts they are distributed in; else the path of an image folder,
+            see :mod:`gft_edge.data.folders`.
+        split: which part.
         num_images: how many (files on disk give at most what they have, evenly spread over their list).
         size: pixels of rendered images.
         seed: of rendered images.
 
     Raises:
-        DataError: nothing usable there.
+        DataError: nothing usable there, or no such part.
     """
     kind, colon, root = name.partition(":")
     if kind == "typefaces":
         return Typefaces(split, num_images, size, seed, font_folder_faces(Path(root)) if colon else None)
-    known = colon and kind in _BENCHMARKS
-    files = _benchmark(kind, Path(root), split) if known else image_folder(Path(name), split)
+    published = colon and kind in PUBLISHED
+    files = open_published(kind, Path(root), split) if published else image_folder(Path(name), split)
     return files if len(files) <= num_images else Subset(files, spread(len(files), num_images))
 
 
+def is_folder(name: str) -> bool:
+    """Whether a data set of this name is an image folder."""
+    kind, colon, _ = name.partition(":")
+    return kind != "typefaces" and not (colon and kind in PUBLISHED)
+
+
+def split_names(name: str) -> tuple[Split, ...]:
+    """The parts that a data set has.
+
+    Raises:
+        DataError: no such folder, or one that cannot be used.
+    """
+    if is_folder(name):
+        return read_folder(Path(name)).names
+    kind, _, _ = name.partition(":")
+    return SPLITS if kind == "typefaces" else published_splits(kind)
+
+
+def held_out_split(name: str) -> Split:
+    """The part to judge a model by that it was not trained on: test, or val where there are no test images.
+
+    Raises:
+        DataError: there is neither, or the folder cannot be used.
+    """
+    names = split_names(name)
+    held_out: tuple[Split, ...] = ("test", "val")
+    for split in held_out:
+        if split in names:
+            return split
+    raise DataError(f"data {name}: has no test or val images, only {', '.join(names)}; choose with --split")
+
+
 def image_folder(root: Path, split: Split) -> Files:
-    """One sub-folder per class, as torchvision's ImageFolder reads it; prefers ROOT/split where it exists.
+    """One part of an image folder, see :meth:`gft_edge.data.folders.ImageFolder.part`.
 
     Raises:
-        DataError: no such folder, no class folders with images in it, or other splits only.
+        DataError: the folder cannot be used, or has no such part.
     """
-    names = {"train": ("train",), "val": ("val", "valid"), "test": ("test", "val", "valid")}[split]
-    folder = next((root / name for name in names if (root / name).is_dir()), root)
-    others = [name for name in ("train", "val", "valid", "test") if (root / name).is_dir()]
-    if folder == root and others:
-        raise DataError(f"data {root}: has {', '.join(others)} but nothing for {split!r}")
-    if not folder.is_dir():
-        raise DataError(f"data {root}: no such folder; give 'typefaces' or a folder with one sub-folder per class")
+    part = read_folder(root).part(split)
+    return Files(part.labels, part.samples, part.notes)
+
+
+def unlabelled_folder(root: Path) -> Files | None:
+    """The images directly in a folder without folders of images, as one class without a name; None for other folders."""
+    if not root.is_dir():
+        return None
     try:
-        found = ImageFolder(str(folder))
-    except FileNotFoundError as error:
-        raise DataError(f"data {folder}: expected one sub-folder of images per class ({error})") from None
-    return Files(tuple(found.classes), tuple((Path(path), label) for path, label in found.samples))
-
-
-def fgvc_aircraft(root: Path, split: Split) -> Files:
-    """FGVC-Aircraft, 100 variants: ROOT/fgvc-aircraft-2013b/data, with its own train, val and test."""
-    return _files(FGVCAircraft(str(root), split=split, annotation_level="variant"))
-
-
-def food101(root: Path, split: Split) -> Files:
-    """Food-101: ROOT/food-101; val is 20 % of the training images drawn with seed 42, as published."""
-    files = _files(Food101(str(root), split="test" if split == "test" else "train"))
-    if split == "test":
-        return files
-    order = torch.randperm(len(files), generator=torch.Generator().manual_seed(FOOD_SEED)).tolist()
-    num_train = len(files) - int(FOOD_VAL_SHARE * len(files))
-    chosen = sorted(order[:num_train] if split == "train" else order[num_train:])
-    return Files(files.labels, tuple(files.samples[index] for index in chosen))
-
-
-def coco_single_label(root: Path, split: Split) -> Files:
-    """COCO 2017 as classification: an image's class is the category of its first annotation; images without are dropped.
-
-    ROOT/annotations/instances_{train,val}2017.json and ROOT/{train,val}2017; val and test are both val2017.
-    """
-    part = "train2017" if split == "train" else "val2017"
-    data = json.loads((root / "annotations" / f"instances_{part}.json").read_text(encoding="utf-8"))
-    categories = sorted(data["categories"], key=lambda category: category["id"])
-    number = {category["id"]: index for index, category in enumerate(categories)}
-    first: dict[int, int] = {}
-    for annotation in data["annotations"]:
-        first.setdefault(annotation["image_id"], number[annotation["category_id"]])
-    samples = [
-        (root / part / image["file_name"], first[image["id"]]) for image in data["images"] if image["id"] in first
+        entries = sorted(root.iterdir())
+    except OSError as error:
+        raise DataError(f"data {root}: folder cannot be read ({error.strerror})") from None
+    files = [
+        path for path in entries if looks_like_image(path.name) and not path.name.startswith(".") and path.is_file()
     ]
-    return Files(tuple(category["name"] for category in categories), tuple(samples))
+    if not files or any(path.is_dir() and not is_hidden_folder(path.name) for path in entries):
+        return None
+    return Files(NO_CLASSES, tuple((path, 0) for path in files))
 
 
-_BENCHMARKS: dict[str, Callable[[Path, Split], Files]] = {
-    "fgvc-aircraft": fgvc_aircraft,
-    "food101": food101,
-    "coco": coco_single_label,
-}
+def match_labels(images: ImageSet, labels: Sequence[str], where: str) -> ImageSet:
+    """The images with the class numbers of a model, matched by name.
 
-
-def _benchmark(kind: str, root: Path, split: Split) -> Files:
-    try:
-        files = _BENCHMARKS[kind](root, split)
-    except (RuntimeError, OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        layout = " ".join((_BENCHMARKS[kind].__doc__ or "").split())
-        raise DataError(f"data {kind}:{root}: not found or damaged ({error!r}); expected {layout}") from None
-    if not files.samples:
-        raise DataError(f"data {kind}:{root}: no images for {split!r}")
-    return files
-
-
-def _files(dataset: Any) -> Files:
-    """Paths and classes of a torchvision data set, read through its own loader hook."""
-    dataset.loader = lambda path: path
-    return Files(
-        tuple(dataset.classes),
-        tuple((Path(path), label) for path, label in map(dataset.__getitem__, range(len(dataset)))),
-    )
-
-
-@dataclass(frozen=True)
-class Subset:
-    """Some images of a set, in the order given."""
-
-    base: ImageSet
-    indices: tuple[int, ...]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Class names of the whole set."""
-        return self.base.labels
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
-        return self.base[self.indices[index]]
-
-
-def spread(total: int, count: int) -> tuple[int, ...]:
-    """``count`` indices below ``total``, evenly from the first to the last."""
-    return tuple(int(i) for i in np.linspace(0, total - 1, count).round())
-
-
-def require_labels(images: Sequence[str] | ImageSet, labels: Sequence[str], where: str) -> None:
-    """Refuses data whose classes are not the model's.
+    Args:
+        images: whose classes may be in another order, or fewer.
+        labels: of the model, by class number.
+        where: name of the data, for messages.
 
     Raises:
-        DataError: naming the first difference.
+        DataError: the data has classes that the model does not know.
     """
-    found = images.labels if not isinstance(images, Sequence) else tuple(images)
-    if tuple(found) != tuple(labels):
-        extra = sorted(set(found) ^ set(labels))[:3] or ["order differs"]
+    own, known = images.labels, tuple(labels)
+    if own == known:
+        return images
+    unknown = [label for label in own if label not in known]
+    if unknown:
         raise DataError(
-            f"data {where}: its {len(found)} classes are not the model's {len(labels)} (first differences: {extra})"
+            f"data {where}: its {len(own)} classes are not the model's {len(known)}; unknown to the model: "
+            f"{_names(unknown)}, which knows {_names(known)}{_cause(unknown, known)}"
         )
+    notes = images.notes
+    missing = [label for label in known if label not in own]
+    if missing:
+        notes = (*notes, f"{where} has no images of {len(missing)} of the model's classes: {_names(missing)}")
+    numbers = tuple(known.index(label) for label in own)
+    if isinstance(images, Files):
+        return Files(known, tuple((path, numbers[label]) for path, label in images.samples), notes)
+    if isinstance(images, Subset):
+        return Subset(match_labels(images.base, labels, where), images.indices)
+    return Relabelled(images, known, numbers, notes)
+
+
+def _cause(unknown: Sequence[str], known: Sequence[str]) -> str:
+    """The likely reason why names differ, where one can be told."""
+    found = spelling(unknown, known)
+    if found:
+        return found
+    if all(_is_number(label) for label in unknown):
+        return " (the folders are numbered, the model's classes have names; rename the folders)"
+    if all(_is_number(label.removeprefix("class_")) for label in known):
+        return " (the model's classes are only numbered; import it again with --labels FILE)"
+    return ""
+
+
+def _is_number(text: str) -> bool:
+    return text.isdecimal()
+
+
+def _names(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return ", ".join(map(repr, names[:SHOWN])) + more

@@ -11,16 +11,16 @@ import importlib.util
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
-from gft_edge.errors import ConfigError, DataError
+from gft_edge.data.splits import SPLITS, Split
+from gft_edge.errors import ConfigError, DataError, MissingExtraError
 
-Split = Literal["train", "val", "test"]
-SPLITS: tuple[Split, ...] = ("train", "val", "test")
+if TYPE_CHECKING:
+    from PIL import ImageFont
 
 FACES: tuple[tuple[str, str], ...] = (
     ("dejavu-sans", "DejaVuSans"),
@@ -77,18 +77,20 @@ def font_folder() -> Path:
     """Where the fonts of matplotlib are.
 
     Raises:
-        DataError: matplotlib is not installed.
+        MissingExtraError: matplotlib is not installed.
     """
     spec = importlib.util.find_spec("matplotlib")  # the package itself is not imported: it takes half a second
     if spec is None or spec.origin is None:
-        raise DataError(
-            "typefaces: matplotlib, which brings the fonts, is not installed; pip install 'gft-edge[train]'"
-        )
+        raise MissingExtraError("matplotlib, which brings the fonts of the typefaces,", "report")
     return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
 
 
 @functools.lru_cache(maxsize=4096)
 def _font(file: str, size: float) -> ImageFont.FreeTypeFont:
+    try:
+        from PIL import ImageFont
+    except ImportError:
+        raise MissingExtraError("Pillow", "report") from None
     path = Path(file) if Path(file).is_absolute() else font_folder() / f"{file}.ttf"
     try:
         return ImageFont.truetype(str(path), size)
@@ -141,6 +143,8 @@ def render(file: str, word: str, size: int, rng: np.random.Generator) -> npt.NDA
     """Sets a word in a font: random size, place, slope, colours, blur and noise. Returns (size, size, 3) uint8."""
     x_height = rng.uniform(0.17, 0.24) * size
     points = round(x_height * _points_per_x_height(file) * 4) / 4
+    from PIL import Image, ImageDraw, ImageFilter  # after the font, whose opening says when Pillow is missing
+
     # Two rows of the same word broken in half fill the square with large letters.
     half = (len(word) + 1) // 2
     canvas = Image.new("L", (2 * size, 2 * size), 0)
@@ -211,6 +215,15 @@ class Typefaces:
     def labels(self) -> tuple[str, ...]:
         """Class names."""
         return LABELS if self.faces is None else tuple(label for label, _ in self.faces)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Nothing is left out."""
+        return ()
+
+    def name(self, index: int) -> str:
+        """For example ``typefaces test 12``."""
+        return f"typefaces {self.split} {index}"
 
     def __len__(self) -> int:
         return self.num_images

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-TEMPERATURE = 0.1
+from gft_edge.model.constants import TEMPERATURE
+
 STD_EPSILON = 1e-6
 VARIANCE_FLOOR = 1e-24
 LOW_PRECISION = (torch.float16, torch.bfloat16)

@@ -5,6 +5,7 @@ Shape suffixes: B images, P patches of the whole image, N patches entering a sta
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -46,6 +47,10 @@ class GFTOutput(NamedTuple):
     stages: list[StageMaps]
 
 
+Choice = Callable[[Tensor, int], Tensor]
+"""Scores (B, N) and k to the indices of the patches that stay (B, k), in raster order."""
+
+
 class FocalStage(nn.Module):
     """GALA, PPS and an attention layer in one: score, select, then attend for the kept tokens only.
 
@@ -60,6 +65,8 @@ class FocalStage(nn.Module):
 
     ema: Tensor
     ema_seen: Tensor
+    choose: Choice = staticmethod(select_patches)
+    """Which patches stay; a study sets another rule on a stage."""
 
     def __init__(self, dim: int, num_heads: int, num_patches: int) -> None:
         super().__init__()
@@ -114,7 +121,7 @@ class FocalStage(nn.Module):
         z = self.norm(x)
         scores = self.scores(z[:, 1:])
         ranking = self._steadied(scores, positions) if self.training else scores
-        kept = select_patches(ranking, k) if k < scores.shape[1] else None
+        kept = self.choose(ranking, k) if k < scores.shape[1] else None
         gate = F.pad(2 * torch.sigmoid(scores), (1, 0), value=1.0)
         if class_row_only:
             rows, z_rows = x[:, :1], z[:, :1]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.export.agreement import spearman
-from gft_edge.model.gala import TEMPERATURE
+from gft_edge.model.constants import TEMPERATURE
 from gft_edge.runtime.maps import scatter
 
 Outputs = dict[str, npt.NDArray[Any]]

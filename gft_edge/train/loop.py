@@ -32,13 +32,15 @@ from gft_edge.checkpoint import (
     save_checkpoint,
 )
 from gft_edge.config import GFTConfig, Recipe, TrainSection
-from gft_edge.data.batches import evaluation_batches, training_batches
-from gft_edge.data.datasets import ImageSet, Subset, open_images, require_labels
+from gft_edge.data.batches import evaluation_batches
+from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, readable
+from gft_edge.data.training import training_batches
 from gft_edge.errors import CheckFailed, ConfigError, DataError
 from gft_edge.model.adapt import adapt_weights
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
+from gft_edge.runtime.finite import require_finite
 from gft_edge.train.distributed import Workers, barrier, parallel, total, workers
 from gft_edge.train.optim import make_optimizer, set_rate, step_in_backward
 from gft_edge.train.schedule import learning_rate, seed_step, step_budgets
@@ -59,6 +61,9 @@ def count_right(model: nn.Module, batches: Batches, budgets: Sequence[TokenBudge
         model: in any mode; evaluated in eval mode.
         batches: preprocessed images and labels, read once.
         budgets: None is the model's own.
+
+    Raises:
+        CheckFailed: logits that are NaN or infinite.
     """
     was_training = model.training
     model.eval()
@@ -67,7 +72,9 @@ def count_right(model: nn.Module, batches: Batches, budgets: Sequence[TokenBudge
     for images, labels in batches:
         tensor = torch.from_numpy(images).to(device)
         for index, budget in enumerate(budgets):
-            counts[index] += int((model(tensor, budget).argmax(1).cpu().numpy() == labels).sum())
+            logits = model(tensor, budget).float().cpu().numpy()
+            require_finite(logits, "evaluation" if budget is None else f"evaluation at {budget.id}")
+            counts[index] += int((logits.argmax(axis=1) == labels).sum())
         counts[-1] += len(labels)
     model.train(was_training)
     *right, images_seen = (int(value) for value in total(counts).tolist())
@@ -82,12 +89,16 @@ def evaluate_torch(model: nn.Module, batches: Batches, budget: TokenBudget | Non
 
 @dataclasses.dataclass(frozen=True)
 class _Data:
-    """Training images, this process's share of the validation images, and what is wrong with unreadable files."""
+    """Training images, this process's share of the validation images, and what is wrong with unreadable files.
+
+    ``notes`` says how the images were found and what was left out.
+    """
 
     images: ImageSet
     spec: PreprocessSpec
     config: GFTConfig
     val: ImageSet
+    notes: tuple[str, ...]
     unreadable: set[str]
 
     def score(self, model: nn.Module) -> dict[str, float]:
@@ -99,27 +110,34 @@ class _Data:
 
 def _open_data(recipe: Recipe, group: Workers) -> _Data:
     """Raises ConfigError or DataError when recipe, data and starting checkpoint do not fit each other."""
-    settings = recipe.train
-    probe = open_images(recipe.data.name, "train", recipe.data.train_images, 96, settings.seed)
+    settings, name = recipe.train, recipe.data.name
+    probe = open_images(name, "train", recipe.data.train_images, 96, settings.seed)
     config = recipe.model.resolve(len(probe.labels))
     spec = PreprocessSpec(config.image_size, config.image_size)
     if settings.init:
         initial = read_info(resolve_checkpoint(settings.init))
         spec = dataclasses.replace(initial.preprocess, height=config.image_size, width=config.image_size)
     size = config.image_size
-    images = open_images(recipe.data.name, "train", recipe.data.train_images, size, settings.seed)
+    # Only rendered images depend on the size; files are listed once.
+    images = open_images(name, "train", recipe.data.train_images, size, settings.seed) if _rendered(name) else probe
+    images = readable(images)
     if len(images) < settings.batch_size:
-        raise ConfigError(f"data: {len(images)} training images are fewer than one batch of {settings.batch_size}")
-    held_out = open_images(recipe.data.name, "val", recipe.data.eval_images, size, settings.seed)
-    require_labels(held_out, images.labels, recipe.data.name)
+        raise ConfigError(
+            f"data {name}: {len(images)} training images are fewer than one batch of {settings.batch_size}; lower "
+            "train.batch_size"
+        )
+    held_out = match_labels(open_images(name, "val", recipe.data.eval_images, size, settings.seed), images.labels, name)
     unreadable: set[str] = set()
     # One readable image is enough to know, now rather than after the training.
     if next(evaluation_batches(held_out, spec, 1, unreadable.add), None) is None:
-        raise DataError(
-            f"data {recipe.data.name}: none of its validation images can be read ({next(iter(unreadable))})"
-        )
+        raise DataError(f"data {name}: none of its validation images can be read ({next(iter(unreadable))})")
     share = Subset(held_out, tuple(range(group.rank, len(held_out), group.count)))
-    return _Data(images, spec, config, share, unreadable)
+    notes = tuple(dict.fromkeys((*images.notes, *held_out.notes)))
+    return _Data(images, spec, config, share, notes, unreadable)
+
+
+def _rendered(name: str) -> bool:
+    return name.partition(":")[0] == "typefaces"
 
 
 def train(
@@ -154,6 +172,8 @@ def train(
     with workers() as group:
         data = _open_data(recipe, group)
         config = data.config
+        for note in data.notes if group.is_first else ():
+            report(f"data: {note}")
         torch.manual_seed(settings.seed)
         model = build_model(config, recipe.model.pretrained, settings.drop_path)
         if settings.init:
@@ -194,6 +214,7 @@ def train(
         }
         provenance = {
             "recipe": recipe.to_json(),
+            "data": {"train_images": len(data.images), "notes": list(data.notes)},
             "torch": torch.__version__,
             "timm": timm.__version__,
             "machine": platform.machine(),

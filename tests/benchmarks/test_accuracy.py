@@ -35,7 +35,7 @@ def reported(exported, tmp_path):
 
     def make(top1=0.75, **changes):
         artifact = load_artifact(shutil.copytree(exported.path, tmp_path / "fp32"))
-        comparison = {"candidate": "onnxruntime fp32", "reference": "torch fp32", "top1_candidate": top1}
+        comparison = {"candidate": "tensorrt int8", "backend": "onnxruntime", "top1_candidate": top1}
         sha256 = artifact.manifest.files[MODEL].sha256
         report = {"model_sha256": sha256, "source": "40 test images of D", "comparisons": [comparison], **changes}
         (artifact.path / REPORT).parent.mkdir(exist_ok=True)
@@ -66,7 +66,7 @@ def test_without_a_report_it_is_not_known(exported):
 
 
 def test_a_damaged_report_is_refused(reported, tmp_path):
-    artifact = reported(comparisons=[{"candidate": 3}])
+    artifact = reported(comparisons=[{"backend": "onnxruntime"}])
     with pytest.raises(ArtifactError, match="malformed .*; run gft-edge verify again"):
         recorded_accuracy(artifact, "onnxruntime")
 

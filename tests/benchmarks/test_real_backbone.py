@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,3 +75,10 @@ def test_recipe_fits_the_backbone():
     expected = {"backbone": backbone_weights.TIMM_NAME, "patch_size": 14, "embed_dim": 384, "depth": 12, "num_heads": 6}
     assert {name: getattr(config, name) for name in expected} == expected
     assert dataclasses.asdict(config.budget)["keep"] == (48, 32, 16)
+
+
+def test_recipe_of_the_package_is_that_of_the_repository():
+    """The wheel has no folder recipes/."""
+    own = Path(real_backbone.__file__).parents[1] / "recipes" / real_backbone.RECIPE.name
+    assert real_backbone.RECIPE.parent.parts[-2:] == ("builtin", "recipes")
+    assert real_backbone.RECIPE.read_bytes() == own.read_bytes()

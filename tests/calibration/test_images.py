@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from gft_edge.calibration.images import CalibrationSet, choose_images, class_numbers, cover, hash_images, model_features
-from gft_edge.data.datasets import Files, Subset
+from gft_edge.data.datasets import Files, Subset, open_images
 from gft_edge.data.typefaces import LABELS, Typefaces
 from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.preprocess import PreprocessSpec
@@ -23,10 +23,10 @@ ANIMALS = ("ant", "bee", "cat", "dog")
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory) -> Path:
-    """Splits train (9, 3, 3 and 3 images of each class, one of them also in test) and test (one image of each class)."""
+    """Splits train (9, 3, 3 and 3 images of each class), val and test (one image of each class)."""
     root = tmp_path_factory.mktemp("data")
     rng = np.random.default_rng(0)
-    for split, counts in {"train": (9, 3, 3, 3), "test": (1, 1, 1, 1)}.items():
+    for split, counts in {"train": (9, 3, 3, 3), "val": (1, 1, 1, 1), "test": (1, 1, 1, 1)}.items():
         for label, count in zip(ANIMALS, counts):
             for number in range(count):
                 file = root / split / label / f"{number}.png"
@@ -79,10 +79,40 @@ def test_card_round_trip(folders):
             CalibrationSet.from_json({**data, **change})
 
 
-def test_overlap_with_the_evaluation_is_refused_unless_forced(leaking):
+def test_overlap_with_the_evaluation_is_refused_unless_forced(folders, leaking):
     with pytest.raises(DataError, match="1 calibration images are also among the test images of .*; choose .* --force"):
-        _choose(leaking, 18)
-    assert _choose(leaking, 18, force=True)[0].evaluation.overlap == 1
+        _choose(folders, 18, against=str(leaking))
+    assert _choose(folders, 18, against=str(leaking), force=True)[0].evaluation.overlap == 1
+
+
+def test_training_images_that_are_also_test_images_are_not_among_the_training_images(leaking):
+    card, images = _choose(leaking, 17)
+    assert (card.pool, card.evaluation.overlap) == (17, 0)
+    assert any(note.startswith("left out of training: 1 image") for note in images.notes)
+
+
+def test_without_test_images_the_val_images_are_compared_with(folders, tmp_path):
+    root = Path(shutil.copytree(folders, tmp_path / "data"))
+    shutil.rmtree(root / "test")
+    card, _ = _choose(root, 8)
+    assert (card.evaluation.split, card.evaluation.compared) == ("val", 4)
+    assert "0 of them among 4 val images" in card.describe()
+
+
+def test_a_folder_without_splits_is_compared_with_its_own_test_images(folders, tmp_path):
+    root = Path(shutil.copytree(folders / "train", tmp_path / "data"))
+    card, images = _choose(root, 8)
+    test = set(hash_images(open_images(str(root), "test", 99, 32))[1])
+    assert (card.evaluation.split, card.evaluation.compared, card.evaluation.overlap) == ("test", len(test), 0)
+    assert not test & set(card.hashes)
+    assert "split by a hash of each file" in images.notes[-1]
+
+
+def test_classes_in_another_order_are_matched_by_name(folders):
+    other = tuple(reversed(ANIMALS))
+    card, images = choose_images(str(folders), "train", 8, SPEC, other)
+    assert card.class_counts == dict.fromkeys(ANIMALS, 2)
+    assert all(other[images[i][1]] == Path(images.name(i)).parent.name for i in range(8))
 
 
 def test_the_evaluation_split_itself_is_refused(folders):

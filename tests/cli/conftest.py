@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import itertools
 import json
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,15 +17,19 @@ import torch
 from PIL import Image
 
 from gft_edge.cli.main import main
+from gft_edge.data import sets
+from gft_edge.data.images import read_image
+from gft_edge.data.splits import content_key, part_of
 
 
 @dataclass(frozen=True)
 class Done:
-    """What a command left behind."""
+    """What a command left behind; ``notes`` are the lines on stderr that say how images were found."""
 
     code: int
     out: str
     err: str
+    notes: tuple[str, ...] = ()
 
     @property
     def json(self) -> Any:
@@ -40,25 +47,61 @@ def gft_edge() -> Callable[..., Done]:
                 code = main([str(part) for part in command])
             except SystemExit as stop:
                 code = stop.code
-        return Done(code, out.getvalue(), err.getvalue())
+        lines = err.getvalue().splitlines(keepends=True)
+        notes = tuple(line.strip() for line in lines if line.startswith("data: "))
+        return Done(code, out.getvalue(), "".join(line for line in lines if not line.startswith("data: ")), notes)
 
     return run
 
 
 @pytest.fixture(scope="session")
 def animals(tiny_model, tiny_info, tmp_path_factory) -> Path:
-    """An image folder of the tiny model's four classes; the model's classes of these images are clear-cut."""
-    images = np.random.default_rng(0).integers(0, 256, (400, 32, 32, 3), dtype=np.uint8)
+    """An image folder of the tiny model's four classes, without splits: its hash split gives 24 images of each part, six of
+    each class. The model's classes of these images are clear-cut, most of all of the test images."""
+    images = np.random.default_rng(0).integers(0, 256, (1600, 32, 32, 3), dtype=np.uint8)
     with torch.no_grad():
         ordered = tiny_model(torch.from_numpy(tiny_info.preprocess.normalize(images))).sort(dim=1).values
     margin = (ordered[:, -1] - ordered[:, -2]).numpy()
-    chosen = images[np.argsort(-margin)[:24]]
     root = tmp_path_factory.mktemp("data") / "animals"
-    for number, image in enumerate(chosen):
-        folder = root / tiny_info.labels[number % 4]
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(folder / f"{number:02d}.png")
+    candidate = root.with_name("candidate.png")
+    had: Counter[str] = Counter()
+    for image in images[np.argsort(-margin)]:
+        Image.fromarray(image).save(candidate)
+        part = part_of(content_key(candidate))
+        if had[part] < 24:
+            number = had[part] + 24 * ("test", "train", "val").index(part)
+            folder = root / tiny_info.labels[had[part] % 4]
+            folder.mkdir(parents=True, exist_ok=True)
+            candidate.rename(folder / f"{number:02d}.png")
+            had[part] += 1
+    assert set(had.values()) == {24}
     return root
+
+
+@pytest.fixture(scope="session")
+def write_damaged() -> Callable[[Path, str], None]:
+    """Writes a file that is no image and whose hash sends it to a part of the data."""
+
+    def write(path: Path, part: str) -> None:
+        for number in itertools.count():
+            path.write_text(f"not an image {number}")
+            if part_of(content_key(path)) == part:
+                return
+
+    return write
+
+
+@pytest.fixture
+def seen(monkeypatch) -> set[str]:
+    """The sha256 of every image file that is decoded."""
+    found: set[str] = set()
+
+    def read(path):
+        found.add(hashlib.sha256(Path(path).read_bytes()).hexdigest())
+        return read_image(path)
+
+    monkeypatch.setattr(sets, "read_image", read)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ ON_ARTEFACTS = {
     "missing": (["verify", "{tmp}/nothing"], "no such folder"),
     "a checkpoint": (["bench", "{ckpt}"], "has no manifest.json"),
     "a file": (["predict", "{fp32}/model.onnx", "{image}"], "no such folder"),
-    "missing image": (["predict", "{fp32}", "{image}", "{tmp}/none.png"], "none.png: no such file"),
+    "missing image": (["predict", "{fp32}", "{tmp}/none.png"], "none.png: no such file"),
     "folder as image": (["predict", "{fp32}", "{tmp}"], "cannot be decoded as an image"),
     "no maps": (["predict", "{fp32}", "{image}", "--maps", "{tmp}/maps"], "has no maps; export it with --maps compact"),
     "budget": (["evaluate", "{fp32}", "--budget", "full"], "an artefact's budget is compiled into its graph"),
@@ -79,8 +79,12 @@ ON_CHECKPOINTS = {
     "no images": (["quantize", "{ckpt}", "--images", "0", "--out", "{tmp}/out"], "must be at least 1, found 0"),
     "no data": (["quantize", "{ckpt}", "--data", "{tmp}/none", "--out", "{tmp}/out"], "no such folder"),
     "no data to export": (["export", "{ckpt}", "--data", "{tmp}/none", "--out", "{tmp}/out"], "no such folder"),
-    "other classes": (["quantize", "{ckpt}", "--out", "{tmp}/out"], "are not the model's 4"),
-    "no classes": (["evaluate", "{ckpt}", "--data", "{data}/ant"], "expected one sub-folder of images per class"),
+    "other classes": (["quantize", "{ckpt}", "--data", "typefaces", "--out", "{tmp}/out"], "are not the model's 4"),
+    "unknown data": (
+        ["quantize", "{ckpt}", "--out", "{tmp}/out"],
+        "does not say which data it was trained on; give --data",
+    ),
+    "no classes": (["evaluate", "{ckpt}", "--data", "{data}/ant"], "images but no class folders; expected ROOT/CLASS"),
     "precision": (["quantize", "{ckpt}", "--precision", "int4", "--out", "{tmp}/out"], "invalid choice: 'int4'"),
     "split": (["evaluate", "{ckpt}", "--split", "final"], "argument --split: invalid choice: 'final'"),
     "align": (["export", "{ckpt}", "--data", "{data}", "--align", "0", "--out", "{tmp}/out"], "a positive integer"),
@@ -187,9 +191,9 @@ def test_graph_that_contradicts_itself_is_named(gft_edge, copied):
     assert "ONNX Runtime cannot load it" in done.err
 
 
-def test_damaged_calibration_image_is_named_and_nothing_is_written(refused, made, animals, tmp_path):
+def test_damaged_calibration_image_is_named_and_nothing_is_written(refused, made, animals, write_damaged, tmp_path):
     data = Path(shutil.copytree(animals, tmp_path / "animals"))
-    (data / "cat/zz.png").write_bytes(b"\x89PNG\r\n")
+    write_damaged(data / "cat/zz.png", "train")
     said = refused("quantize", made["ckpt"], "--data", data, "--images", 25, "--out", tmp_path / "out")
     assert "zz.png: cannot be decoded as an image" in said
 

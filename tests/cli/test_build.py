@@ -34,7 +34,7 @@ def test_plan_is_printed_without_a_gpu(gft_edge, made, target, version, words):
 def test_plan_as_json_has_the_command_and_what_lint_says(gft_edge, made):
     found = gft_edge("build", made["fp32"], "--target", "orin-nano", "--tensorrt", "10.3", "--plan", "--json").json
     assert found["plan"]["trtexec"].startswith("trtexec ")
-    assert found["lint"] == []
+    assert [finding["rule"] for finding in found["lint"]] == ["GE029"]
 
 
 def test_batch_is_the_one_exported_for_unless_given(gft_edge, made, animals, tmp_path):
@@ -68,15 +68,34 @@ def test_plan_for_a_graph_that_does_not_fit_fails(gft_edge, made):
         (["--target", "tardis"], 2, "unknown device 'tardis'"),
         (["--target", "h100", "--plan", "--calibration-cache", "/none"], 2, "No such file"),
         (["--target", "this-gpu"], 3, "tensorrt is not installed; run: pip install 'gft-edge[trt]'"),
-        (["--target", "orin-nano"], 3, "tensorrt is not installed"),
+        (
+            ["--target", "orin-nano"],
+            2,
+            "is built on it, by its own TensorRT, and this machine has no NVIDIA GPU: copy the",
+        ),
+        (["--target", "h100"], 2, "here --plan prints what that will do"),
     ],
 )
 def test_what_cannot_be_is_one_line(gft_edge, made, monkeypatch, options, code, words):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(this_gpu, "board", lambda root: None)
+    monkeypatch.setattr(this_gpu.shutil, "which", lambda name: None)
     done = gft_edge("build", made["fp32"], *options)
     assert (done.code, done.out) == (code, "")
     assert words in done.err
     assert done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("here", "code", "words"),
+    [("orin-nano-8gb", 3, "tensorrt is not installed"), ("agx-orin-64gb", 2, "this machine has Jetson AGX Orin 64GB")],
+)
+def test_tensorrt_is_asked_for_on_the_device_itself_only(gft_edge, made, monkeypatch, here, code, words):
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    monkeypatch.setattr(this_gpu, "device_here", lambda: device(here))
+    done = gft_edge("build", made["fp32"], "--target", "orin-nano")
+    assert (done.code, done.out, done.err.count("\n")) == (code, "", 1)
+    assert words in done.err
 
 
 def test_calibration_cache_is_read_by_its_first_line(gft_edge, made, tmp_path):

@@ -55,7 +55,10 @@ def test_calibrate_in_words(gft_edge, made, data, tmp_path):
     done = gft_edge("calibrate", made["ckpt"], *data, "--choose", "coverage", "--out", tmp_path / "out")
     assert (done.code, done.err) == (0, "")
     assert done.out.startswith(f"{tmp_path / 'out'}: ranges of 19 tensors by max\n24 of 24 train images of ")
-    assert "not compared with evaluation images, none are known (name them with --against)" in done.out
+    assert f"; 0 of them among 24 test images of {data[1]}" in done.out
+    assert done.notes == (
+        f"data: {data[1]} has no train, val and test folders: split by a hash of each file, 24 train, 24 val, 24 test images",
+    )
 
 
 def test_quantize_with_ranges_is_quantize_with_the_method(gft_edge, made, data, calibrated, tmp_path):
@@ -233,10 +236,12 @@ def test_images_of_the_evaluation_need_force(refused, gft_edge, made, animals, t
     for split in ("train", "test"):
         shutil.copytree(animals, root / split)
     command = ["quantize", made["ckpt"], "--data", root, "--images", 24, "--out", tmp_path / "out"]
+    assert "every training image is also a val or test image" in refused(*command)
+    command += ["--split", "test"]
     assert "24 calibration images are also among the test images" in refused(*command)
     done = gft_edge(*command, "--force")
     assert done.code == 0
-    assert "24 of them among 24 test images" in done.out
+    assert "24 of them among 72 test images" in done.out
 
 
 def test_a_damaged_image_is_named(refused, made, tmp_path):

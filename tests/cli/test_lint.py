@@ -21,7 +21,8 @@ def broken(tmp_path):
 def test_artefacts_are_clean(gft_edge, made, name, target):
     done = gft_edge("lint", made[name], *target)
     assert (done.code, done.err) == (0, "")
-    assert done.out.endswith("rules: 0 errors, 0 warnings\n")
+    assert done.out.endswith(f"rules: 0 errors, {1 if target else 0} warnings\n")
+    assert ("GE029" in done.out) == bool(target)  # both have an FP32 rest, which matters where a GPU is named
 
 
 def test_errors_fail_with_rule_place_and_reason(gft_edge, broken):
@@ -71,3 +72,36 @@ def test_bad_input_is_one_line(gft_edge, broken, tmp_path, command, words):
     assert (done.code, done.out) == (2, "")
     assert words in done.err
     assert done.err.count("\n") == 1
+
+
+def test_notes_say_what_was_assumed_and_what_is_missing(gft_edge, tmp_path):
+    text = '<ir_version: 10, opset_import: ["" : 20]>\ng (float[B,8] x) => (float[B,8] y) { y = Add(x, w) }'
+    model = onnx.parser.parse_model(text)
+    tensor = model.graph.initializer.add(name="w", data_type=onnx.TensorProto.FLOAT, dims=[8], data_location=1)
+    tensor.external_data.add(key="location", value="gone.bin")
+    (tmp_path / "m.onnx").write_bytes(model.SerializeToString())
+    done = gft_edge("lint", tmp_path / "m.onnx", "--target", "orin-nano")
+    assert (done.code, done.err) == (0, "")
+    assert "note: gone.bin, which holds weights, is missing" in done.out
+    assert "TensorRT 10.16 is assumed" in done.out and "--tensorrt 10.3" in done.out
+    assert len(gft_edge("lint", tmp_path / "m.onnx", "--json").json["notes"]) == 1
+
+
+def test_the_parser_is_asked_on_request(gft_edge, broken, tmp_path):
+    pytest.importorskip("tensorrt_rtx")
+    text = '<ir_version: 10, opset_import: ["" : 20]>\ng (float[2,8,8] x) => (float[2] y) { y = Det(x) }'
+    (tmp_path / "det.onnx").write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    done = gft_edge("lint", tmp_path / "det.onnx", "--target", "rtx", "--parser")
+    assert done.code == 1
+    assert "GE000" in done.out and "GE025" in done.out and "refuses the file" in done.out
+    assert "GE000" in gft_edge("lint", tmp_path / "det.onnx", "--target", "rtx", "--parser", "--json").json["rules"]
+    done = gft_edge("lint", broken, "--target", "orin-nano", "--tensorrt", "10.3", "--parser")
+    assert done.code in (2, 3) and done.err.count("\n") == 1
+
+
+def test_one_line_for_a_graph_that_is_none(gft_edge, tmp_path):
+    text = '<ir_version: 10, opset_import: ["" : 20]>\ng (float[2,8] x) => (float[2,8] y) { y = Relu(y) }'
+    (tmp_path / "loop.onnx").write_bytes(onnx.parser.parse_model(text).SerializeToString())
+    done = gft_edge("lint", tmp_path / "loop.onnx")
+    assert (done.code, done.out) == (2, "")
+    assert "reads its own output" in done.err and done.err.count("\n") == 1

@@ -20,11 +20,11 @@ FAST = ["--qat-set", "batch_size=4", "--qat-set", "num_workers=0", "--qat-set", 
 
 @pytest.fixture(scope="session")
 def split(animals, tmp_path_factory):
-    """The animals, two thirds of each class to train on and the rest for tests."""
+    """Seven animals of each class: four to train on, two for tests, one for validation."""
     root = tmp_path_factory.mktemp("split") / "animals"
     for folder in sorted(animals.iterdir()):
-        for number, file in enumerate(sorted(folder.iterdir())):
-            target = root / ("test" if number % 3 == 0 else "train") / folder.name / file.name
+        for number, file in enumerate(sorted(folder.iterdir())[:7]):
+            target = root / ("val" if number == 6 else "test" if number % 3 == 0 else "train") / folder.name / file.name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(file, target)
     return root
@@ -151,12 +151,12 @@ REFUSALS = {
         "8 training images are also among the test images",
     ),
     "no evaluation": (
-        ["--qat-steps", "1", "--data", "{flat}", "--qat-set", "batch_size=4"],
+        ["--qat-steps", "1", "--data", "{root}/train", "--qat-set", "batch_size=4"],
         "QAT needs images it is not trained on to be judged by; give the data train and test folders",
     ),
     "no data": (["--qat-steps", "1", "--data", "{root}/none"], "no such folder"),
     "the same images elsewhere": (
-        ["--qat-steps", "1", "--data", "{flat}", "--against", "{root}", "--qat-set", "batch_size=4"],
+        ["--qat-steps", "1", "--data", "{flat}", "--split", "test", "--against", "{root}", "--qat-set", "batch_size=4"],
         "8 training images are also among the test images",
     ),
 }

@@ -115,9 +115,9 @@ def test_measured_times_and_known_ranges(gft_edge, tiny_checkpoint, animals, tmp
     (tmp_path / "few.toml").write_text('[[rules]]\npattern = "blocks.0.*"\nprecision = "int8"\nreason = "test"\n')
     command = ["sensitivity", tiny_checkpoint, "--data", animals, "--policy", tmp_path / "few.toml"]
     command += ["--ranges", tmp_path / "ranges/ranges.json", "--out", tmp_path / "out", "--json"]
-    refused = gft_edge(*command)
+    refused = gft_edge(*command, "--eval-split", "train")
     assert (refused.code, refused.err.count("\n")) == (2, 1)
-    assert "24 calibration images are also among the 24 val images of" in refused.err
+    assert "24 calibration images are also among the 24 train images of" in refused.err
     assert not (tmp_path / "out").exists()
     (tmp_path / "ranges/card.json").unlink()
     done = gft_edge(*command)
@@ -160,7 +160,7 @@ def test_a_limit_that_cannot_be_met_keeps_what_was_measured(gft_edge, tiny_check
         (["{ckpt8}"], "is quantized already; give the full-precision one"),
         (["{tmp}/none"], "no such folder"),
         (["{ckpt}", "--images", "25"], "24 images, 25 asked for"),
-        (["{ckpt}"], "calibration images are also among the 24 val images"),
+        (["{ckpt}", "--eval-split", "train"], "calibration images are also among the 24 train images"),
         (["{ckpt}", "--eval-data", "{tmp}/none"], "no such folder"),
         (["{ckpt}", "--eval-data", "typefaces"], "are not the model's 4"),
         (["{ckpt}", "--eval-data", "{tmp}/broken"], "zz.png: cannot be decoded as an image"),
@@ -180,8 +180,8 @@ def test_mistakes_are_named(gft_edge, tiny_checkpoint, quantized, animals, tmp_p
     )
     (tmp_path / "nothing.toml").write_text('[[rules]]\npattern = "nothing"\nprecision = "int8"\nreason = "x"\n')
     for label in ("ant", "bee", "cat", "dog"):
-        (tmp_path / "broken" / label).mkdir(parents=True)
-        (tmp_path / "broken" / label / "zz.png").write_bytes(b"\x89PNG\r\n")
+        (tmp_path / "broken/val" / label).mkdir(parents=True)
+        (tmp_path / "broken/val" / label / "zz.png").write_bytes(b"\x89PNG\r\n")
     places = {"tmp": tmp_path, "ckpt": tiny_checkpoint, "ckpt8": quantized}
     parts = [part.format(**places) for part in command]
     few = ["--force"] if "broken" in command[-1] or "xavier-nx" in command else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from PIL import Image
 
 from gft_edge.checkpoint import load_checkpoint
+from gft_edge.data.datasets import image_folder
 from gft_edge.manifest import load_artifact
 from gft_edge.preprocess import PreprocessSpec
 
@@ -51,9 +53,9 @@ def test_train_writes_a_checkpoint_that_can_be_evaluated(gft_edge, trained):
 def test_evaluate_builtin_in_words(gft_edge):
     done = gft_edge("evaluate", "builtin", "--images", 32, "--budget", "108,72,36")
     assert (done.code, done.err) == (0, "")
-    head, names, _, row = done.out.splitlines()
+    head, names, _, row, *_ = done.out.splitlines()
     assert head == "builtin on 32 test images of typefaces, torch"
-    assert names.split() == ["budget", "precision", "top-1", "95", "%", "interval"]
+    assert names.split() == ["budget", "precision", "top-1", "95", "%", "interval", "top-5"]
     assert row.startswith("108-72-36  fp32")
 
 
@@ -61,16 +63,20 @@ def test_artefact_and_checkpoint_are_right_on_the_same_images(gft_edge, made, an
     common = ["--data", animals, "--images", 24, "--json"]
     checkpoint = gft_edge("evaluate", made["ckpt"], *common, "--budget", "12,6").json
     artifact = gft_edge("evaluate", made["fp32"], *common, "--threads", 1, "--out", tmp_path / "e.json").json
+    assert json.loads((tmp_path / "e.json").read_text()) == artifact
     assert artifact["backend"] == "onnxruntime"
     assert checkpoint["images"] == artifact["images"] == 24
+    for row in (*artifact["results"], *checkpoint["results"]):
+        for wrong in row["wrong"]:  # rounded differently, and only the artefact's are drawn
+            del wrong["probability"], wrong["picture"]
+        row["wrong"].sort(key=lambda wrong: wrong["image"])
     assert artifact["results"] == checkpoint["results"]
-    assert json.loads((tmp_path / "e.json").read_text()) == artifact
     assert gft_edge("evaluate", made["int8"], *common).json["results"][0]["precision"] == "int8"
 
 
-def test_images_that_cannot_be_read_are_named_and_left_out(gft_edge, made, animals, tmp_path):
+def test_images_that_cannot_be_read_are_named_and_left_out(gft_edge, made, animals, write_damaged, tmp_path):
     data = Path(shutil.copytree(animals, tmp_path / "animals"))
-    (data / "bee/zz.png").write_text("not an image")
+    write_damaged(data / "bee/zz.png", "test")
     for model in (made["ckpt"], made["fp32"]):
         done = gft_edge("evaluate", model, "--data", data, "--images", 99, "--json")
         assert (done.json["images"], done.json["unreadable_images"]) == (24, 1)
@@ -163,3 +169,12 @@ def test_installed_command_exports_with_clean_output(made, animals, tmp_path):
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["budget"] == "8-2"
     assert done.stderr == "export: tracing at budget 8-2\n"
+
+
+def test_artefacts_are_verified_and_evaluated_on_test_images_alone(gft_edge, made, animals, seen):
+    test = {hashlib.sha256(path.read_bytes()).hexdigest() for path, _ in image_folder(animals, "test").samples}
+    done = gft_edge("verify", made["fp32"], "--checkpoint", made["ckpt"], "--data", animals, "--json")
+    assert (done.json["source"], seen) == (f"24 test images of {animals}", test)
+    seen.clear()
+    done = gft_edge("evaluate", made["fp32"], "--data", animals, "--json")
+    assert (done.json["split"], seen) == ("test", test)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -42,7 +44,8 @@ def test_first_bad_place_is_named(gft_edge, copied, on_data):
     assert done.code == 1
     assert "first bad place: LayerNormalization " in done.out
     assert "epsilon is 0.1" in done.out and "(in blocks.0.norm2)" in done.out
-    assert "\nFAILED: onnxruntime fp32 against torch fp32: logits differ by " in done.out
+    assert "\nFAILED: the graph is not the export of its checkpoint: LayerNormalization " in done.out
+    assert "; onnxruntime fp32 against torch fp32: logits differ by " in done.out
     report = json.loads((path / "reports/verify.json").read_text())
     assert (report["verdict"], report["fresh_export"]) == ("fail", "different")
     assert report["places"][0]["module"] == "blocks.0.norm2"
@@ -135,6 +138,21 @@ def test_pixels_in_another_colour_order_are_named(gft_edge, made, dumped):
 
 
 @pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (np.zeros_like, ".npy is all zeros: the buffer was never filled"),
+        (lambda right: np.full_like(right, 0.5), ".npy is 0.5 throughout: the buffer was never filled"),
+        (lambda right: np.where(right > 1, np.nan, right), ".npy are not finite"),
+    ],
+)
+def test_a_buffer_that_was_never_filled_is_called_that(gft_edge, made, dumped, change, words):
+    done = gft_edge("verify", made["fp32"], "--pixels", dumped(lambda spec, image: change(spec(image))))
+    assert (done.code, done.err) == (1, "")
+    assert "FAILED: preprocess: " in done.out and words in done.out
+    assert "nan]" not in done.out
+
+
+@pytest.mark.parametrize(
     ("damage", "message"),
     [
         (lambda folder: shutil.rmtree(folder), "no such folder"),
@@ -143,7 +161,7 @@ def test_pixels_in_another_colour_order_are_named(gft_edge, made, dumped):
         (lambda folder: [file.write_bytes(b"no array") for file in folder.glob("*.npy")], "cannot be read as an array"),
         (
             lambda folder: [np.save(file, np.zeros((2, 2))) for file in folder.glob("*.npy")],
-            "tensor 0 has shape (2, 2)",
+            "npy has shape (2, 2)",
         ),
     ],
 )
@@ -153,6 +171,29 @@ def test_pixels_that_cannot_be_compared_are_refused(gft_edge, made, dumped, dama
     done = gft_edge("verify", made["fp32"], "--pixels", folder)
     assert (done.code, done.out) == (2, "")
     assert message in done.err and done.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("change", [None, _large_epsilon])
+def test_verdict_is_printed_where_its_record_cannot_be_stored(gft_edge, copied, change):
+    path = copied("fp32")
+    if change is not None:
+        change(path)
+    (path / "reports").write_text("in the way")
+    done = gft_edge("verify", path)
+    assert done.code == 2
+    assert ("FAILED" if change else "passed") in done.out.splitlines()[-1]
+    assert "the record cannot be stored" in done.err and done.err.count("\n") == 1
+
+
+def test_disk_full_while_the_record_is_stored_is_one_line(gft_edge, copied, monkeypatch):
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("gft_edge.files.write_json", full)
+    done = gft_edge("verify", copied("fp32"))
+    assert done.code == 2
+    assert done.out.endswith("passed\n")
+    assert "cannot be stored (No space left on device)" in done.err and done.err.count("\n") == 1
 
 
 def test_negative_number_of_map_images_is_refused(gft_edge, made):

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from gft_edge.config import Augment
-from gft_edge.data.batches import NEIGHBOURS, evaluation_batches, training_batches
+from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import Subset
+from gft_edge.data.training import NEIGHBOURS, training_batches
 from gft_edge.errors import DataError
 from gft_edge.preprocess import PreprocessSpec
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,8 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gft_edge.data.batches import evaluation_batches, training_batches
-from gft_edge.data.datasets import Subset, image_folder, open_images, require_labels, spread
+from gft_edge.data.batches import evaluation_batches
+from gft_edge.data.datasets import (
+    Files,
+    Relabelled,
+    Subset,
+    held_out_split,
+    match_labels,
+    open_images,
+    readable,
+    spread,
+    unlabelled_folder,
+)
+from gft_edge.data.training import training_batches
 from gft_edge.data.typefaces import Typefaces
 from gft_edge.errors import DataError
 from gft_edge.preprocess import PreprocessSpec
@@ -22,6 +34,10 @@ class Numbered:
     """Image i is filled with i and of class i modulo 3."""
 
     labels = ("a", "b", "c")
+    notes = ()
+
+    def name(self, index):
+        return f"number {index}"
 
     def __init__(self, count):
         self.count = count
@@ -61,71 +77,31 @@ def _equal(batches, others):
     return all(torch.equal(a, b) for batch, other in pairs for a, b in zip(batch, other, strict=True))
 
 
-def test_folder_of_class_folders_is_read_in_alphabetical_order(tmp_path):
-    images = image_folder(_write_images(tmp_path, {"wren": 2, "auk": 1}), "train")
-    assert images.labels == ("auk", "wren")
-    assert [images[i][1] for i in range(len(images))] == [0, 1, 1]
-    assert _values(images) == [10, 0, 1]
-    assert images[0][0].shape == (14, 20, 3)
-
-
-@pytest.mark.parametrize(
-    ("folders", "split", "first"),
-    [
-        (["train", "val", "test"], "train", 0),
-        (["train", "val", "test"], "val", 1),
-        (["train", "val", "test"], "test", 2),
-        (["train", "valid"], "val", 1),
-        (["train", "val"], "test", 1),
-        (["train", "valid"], "test", 1),
-    ],
-)
-def test_the_folder_of_the_split_is_preferred(tmp_path, folders, split, first):
-    for i, name in enumerate(folders):
-        _write_images(tmp_path / name, {"auk": 1, "wren": 1}, first=i)
-    images = image_folder(tmp_path, split)
-    assert images.labels == ("auk", "wren")
-    assert _values(images) == [first, 10 + first]
-
-
-@pytest.mark.parametrize(("there", "asked"), [("train", "val"), ("val", "train"), ("test", "train")])
-def test_splits_are_not_taken_for_classes(tmp_path, there, asked):
-    _write_images(tmp_path / there, {"auk": 1, "wren": 1})
-    with pytest.raises(DataError):
-        image_folder(tmp_path, asked)
-
-
-@pytest.mark.parametrize(
-    ("prepare", "message"),
-    [
-        (lambda folder: folder / "none", "no such folder; give 'typefaces' or a folder with one sub-folder per class"),
-        (lambda folder: folder, "expected one sub-folder of images per class"),
-        (lambda folder: (folder / "auk").mkdir() or folder, "expected one sub-folder of images per class"),
-        (lambda folder: (folder / "a.png").touch() or folder / "a.png", "no such folder"),
-    ],
-    ids=["missing", "empty", "empty-class", "file"],
-)
-def test_folders_without_images_are_refused(tmp_path, prepare, message):
-    with pytest.raises(DataError, match=message):
-        open_images(str(prepare(tmp_path)), "train", 10, 32)
+def _write_train(root, counts):
+    """The same, as the training images of a folder with splits."""
+    _write_images(root / "train", counts)
+    _write_images(root / "test", dict.fromkeys(counts, 1), first=100)
+    return root
 
 
 def test_corrupt_image_is_refused_and_named(tmp_path):
-    _write_images(tmp_path, {"auk": 1, "wren": 1})
-    (tmp_path / "wren" / "0.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
-    images = open_images(str(tmp_path), "train", 10, 32)
+    _write_train(tmp_path, {"auk": 1, "wren": 1})
+    (tmp_path / "test/wren/0.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    images = open_images(str(tmp_path), "test", 10, 32)
     with pytest.raises(DataError, match=r"wren/0\.png: cannot be decoded as an image"):
         list(evaluation_batches(images, SPEC))
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_corrupt_image_ends_training_with_one_line(tmp_path, num_workers):
-    _write_images(tmp_path, {"auk": 1})
-    (tmp_path / "auk" / "0.png").write_bytes(b"nothing")
-    images = open_images(str(tmp_path), "train", 10, 32)
-    with pytest.raises(DataError, match=r"auk/0\.png: cannot be decoded as an image") as caught:
+def test_corrupt_image_ends_training_with_the_error_itself(tmp_path, num_workers):
+    file = tmp_path / "0.png"
+    file.write_bytes(b"nothing")
+    images = Files(("auk",), ((file, 0),))
+    with pytest.raises(DataError) as caught:
         list(training_batches(images, SPEC, 1, range(1), 0, num_workers=num_workers))
-    assert "Traceback" not in str(caught.value)
+    with pytest.raises(DataError) as direct:
+        images[0]
+    assert str(caught.value) == str(direct.value)
 
 
 def test_typefaces_are_opened_by_name():
@@ -136,7 +112,9 @@ def test_typefaces_are_opened_by_name():
     ("asked", "values"), [(2, [0, 14]), (4, [0, 3, 11, 14]), (10, [*range(5), *range(10, 15)]), (99, None)]
 )
 def test_fewer_images_are_spread_over_the_folder(tmp_path, asked, values):
-    images = open_images(str(_write_images(tmp_path, {"auk": 5, "wren": 5})), "train", asked, 32)
+    _write_images(tmp_path / "val", {"auk": 1, "wren": 1}, first=100)
+    _write_images(tmp_path / "train", {"auk": 5, "wren": 5})
+    images = open_images(str(tmp_path), "train", asked, 32)
     assert _values(images) == (values or [*range(5), *range(10, 15)])
     assert images.labels == ("auk", "wren")
 
@@ -223,19 +201,90 @@ def test_evaluation_and_training_see_the_same_pixels():
     np.testing.assert_array_equal(trained, evaluated[order])
 
 
-@pytest.mark.parametrize("images", [("a", "b", "c"), Numbered(3)], ids=["names", "images"])
-def test_labels_of_the_model_are_accepted(images):
-    require_labels(images, ["a", "b", "c"], "here")
+def test_labels_of_the_model_in_the_same_order_change_nothing():
+    images = Numbered(3)
+    assert match_labels(images, ["a", "b", "c"], "here") is images
+
+
+@pytest.mark.parametrize("kind", ["any", "files", "subset"])
+def test_classes_are_matched_by_name_whatever_their_order(kind, tmp_path):
+    for number in range(3):
+        Image.new("RGB", (2, 2), (number,) * 3).save(tmp_path / f"{number}.png")
+    files = Files(("a", "b", "c"), tuple((tmp_path / f"{n}.png", n) for n in range(3)), ("found",))
+    images = {"any": Numbered(3), "files": files, "subset": Subset(files, (0, 1, 2))}[kind]
+    found = match_labels(images, ("c", "x", "a", "b"), "here")
+    assert found.labels == ("c", "x", "a", "b")
+    assert [found[i][1] for i in range(3)] == [2, 3, 0]
+    assert _values(found) == [0, 1, 2]
+    assert found.notes[-1] == "here has no images of 1 of the model's classes: 'x'"
+    assert [found.name(i) for i in range(3)] == [images.name(i) for i in range(3)]
+
+
+def test_a_hundred_numbered_classes_are_matched_though_they_sort_as_text():
+    model = tuple(f"class_{number}" for number in range(100))
+    files = Files(tuple(sorted(model)), tuple((Path(label), n) for n, label in enumerate(sorted(model))))
+    found = match_labels(files, model, "here")
+    assert all(model[label] == str(path) for path, label in found.samples)
 
 
 @pytest.mark.parametrize(
-    ("labels", "difference"),
-    [(("a", "b"), r"\['c'\]"), (("a", "b", "d"), r"\['c', 'd'\]"), (("b", "a", "c"), r"\['order differs'\]")],
+    ("own", "model", "said"),
+    [
+        (
+            ("a", "b", "c"),
+            ("a", "b"),
+            "its 3 classes are not the model's 2; unknown to the model: 'c', which knows 'a', 'b'",
+        ),
+        (("Black bear", "b"), ("black_bear", "b"), "'Black bear' is 'black_bear'"),
+        (("0", "1"), ("ant", "bee"), "the folders are numbered"),
+        (("ant", "bee"), ("class_0", "class_1"), "import it again with --labels"),
+        (tuple("abcdefgh"), ("x", "y"), "'a', 'b', 'c', 'd', 'e' and 3 more"),
+    ],
 )
-def test_labels_of_another_model_are_refused(labels, difference):
-    message = rf"data here: its 3 classes are not the model's {len(labels)} \(first differences: {difference}\)"
-    with pytest.raises(DataError, match=message):
-        require_labels(Numbered(3), labels, "here")
+def test_classes_unknown_to_the_model_are_refused_by_name_with_the_likely_cause(own, model, said):
+    with pytest.raises(DataError, match="^data here: ") as caught:
+        match_labels(Files(own, ()), model, "here")
+    assert said in str(caught.value)
+
+
+def test_relabelled_images_keep_everything_but_the_class_number():
+    images = Relabelled(Numbered(6), ("c", "b", "a"), (2, 1, 0), ())
+    assert (len(images), [images[i][1] for i in range(3)]) == (6, [2, 1, 0])
+
+
+def test_images_of_a_format_that_pillow_does_not_read_are_counted_but_not_trained_on(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.png")
+    (tmp_path / "b.CR2").write_bytes(b"raw")
+    files = Files(("a",), ((tmp_path / "b.CR2", 0), (tmp_path / "a.png", 0)))
+    problems = []
+    assert [len(labels) for _, labels in evaluation_batches(files, SPEC, problem=problems.append)] == [1]
+    assert [text.partition(": ")[0] for text in problems] == [f"image {tmp_path / 'b.CR2'}"]
+    assert readable(files).samples == files.samples[1:]
+    assert readable(Subset(files, (0, 1))).indices == (1,)
+
+
+def test_a_folder_of_images_without_classes_is_told_apart(tmp_path):
+    Image.new("RGB", (2, 2)).save(tmp_path / "b.png")
+    Image.new("RGB", (2, 2)).save(tmp_path / "a.PNG")
+    (tmp_path / "._a.PNG").touch()
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / ".git").mkdir()
+    assert [path.name for path, _ in unlabelled_folder(tmp_path).samples] == ["a.PNG", "b.png"]
+    (tmp_path / "ant").mkdir()
+    assert unlabelled_folder(tmp_path) is None
+    assert unlabelled_folder(tmp_path / "ant") is None
+    assert unlabelled_folder(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize(
+    ("parts", "split"), [(("train", "val", "test"), "test"), (("train", "test"), "test"), (("train", "val"), "val")]
+)
+def test_models_are_judged_by_test_images_or_by_val_images_where_there_are_none(tmp_path, parts, split):
+    for number, part in enumerate(parts):
+        _write_images(tmp_path / part, {"auk": 2, "wren": 2}, first=20 * number)
+    assert held_out_split(str(tmp_path)) == split
+    assert held_out_split("coco:nowhere") == "val"
+    assert held_out_split("typefaces") == "test"
 
 
 def _write_image(path, value=0):
@@ -303,13 +352,19 @@ def test_food_validation_is_a_fifth_of_the_training_images_drawn_as_published(tm
     assert all(files.labels[label] == path.parent.name for files in parts.values() for path, label in files.samples)
 
 
-@pytest.mark.parametrize(("split", "part"), [("train", "train2017"), ("val", "val2017"), ("test", "val2017")])
+@pytest.mark.parametrize(("split", "part"), [("train", "train2017"), ("val", "val2017")])
 def test_coco_takes_the_first_annotation_and_drops_images_without(tmp_path, split, part):
     _write_coco(tmp_path)
     images = open_images(f"coco:{tmp_path}", split, 99, 32)
     assert images.labels == ("person", "train")
     assert images.samples == ((tmp_path / part / "0.jpg", 1), (tmp_path / part / "2.jpg", 0))
     assert _values(images) == pytest.approx([0, 200], abs=3)
+
+
+def test_coco_has_no_labels_of_test_images(tmp_path):
+    _write_coco(tmp_path)
+    with pytest.raises(DataError, match="take --split val"):
+        open_images(f"coco:{tmp_path}", "test", 99, 32)
 
 
 @pytest.mark.parametrize("kind", LAYOUTS)

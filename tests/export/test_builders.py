@@ -1,6 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
+import signal
 import sys
 
 import numpy as np
@@ -89,6 +92,37 @@ class TestBuild:
             build_engine(artifact, plan_for(artifact, compute_capabilities=("8.6",)), Impatient())
         assert not (artifact.path / "engines").exists()
 
+    def test_ctrl_c_in_a_callback_of_the_compiler_is_not_lost(self, copied):
+        """What is raised in TensorRT's callbacks is swallowed there, so the signal must not become an exception."""
+
+        class CtrlC(Unwatched):
+            def start(self, phase, parent, steps):
+                if parent is None:
+                    os.kill(os.getpid(), signal.SIGINT)
+
+        artifact = copied("fp32-none")
+        with pytest.raises(KeyboardInterrupt):
+            build_engine(artifact, plan_for(artifact, compute_capabilities=("8.6",)), CtrlC())
+        assert not (artifact.path / "engines").exists()
+        assert load_artifact(artifact.path).manifest.files == artifact.manifest.files
+
+    @pytest.mark.parametrize("where", ["a file in the way", "a read-only medium"])
+    def test_a_place_that_cannot_be_written_is_found_before_the_compiler_runs(self, copied, monkeypatch, where):
+        artifact = copied("fp32-none")
+        if where == "a file in the way":
+            (artifact.path / "engines").write_text("")
+        else:
+
+            def refuse(**options):
+                raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+            monkeypatch.setattr(builders.tempfile, "TemporaryFile", refuse)
+        monkeypatch.setattr(builders, "compile_plan", None)
+        with pytest.raises(
+            ConfigError, match=r"is a file, not a folder|cannot be written to \(Read-only file system\)"
+        ):
+            build_engine(artifact, plan_for(artifact, compute_capabilities=("8.6",)))
+
     def test_engines_for_different_gpus_stand_side_by_side(self, copied):
         artifact = copied("fp32-none")
         for capability in ("8.6", "12.0"):
@@ -109,12 +143,15 @@ class TestBuild:
         with pytest.raises(ArtifactError, match=r"cannot parse the graph: .*Failed to parse the ONNX model"):
             compile_plan(trt, tmp_path / "bad.onnx", plan, Unwatched())
 
-    def test_node_the_parser_does_not_know_is_named(self, edited):
+    def test_node_the_parser_does_not_know_is_named(self, edited, monkeypatch):
         def change(model):
             node = next(node for node in model.graph.node if node.op_type == "Gelu")
             node.name, node.op_type = "culprit", "NoSuchOperator"
 
         artifact = edited("fp32-none", change)
+        with pytest.raises(CheckFailed, match="GE025 NoSuchOperator culprit"):
+            build_engine(artifact, plan_for(artifact, compute_capabilities=("8.6",)))
+        monkeypatch.setattr(builders, "_require_clean", lambda model, plan: None)
         with pytest.raises(ArtifactError, match="cannot parse the graph: node culprit: "):
             build_engine(artifact, plan_for(artifact, compute_capabilities=("8.6",)))
 

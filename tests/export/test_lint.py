@@ -390,11 +390,16 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_the_bad_graph_breaks_this_rule_alone_and_the_good_one_none(name):
     case = CASES[name]
-    found = lint(case.bad, case.platform).findings
+    found = besides(case, lint(case.bad, case.platform).findings)
     assert {finding.rule for finding in found} == {case.rule}
     assert {finding.severity for finding in found} == {case.severity}
     assert any(case.at in f"{finding.node} {finding.message}" for finding in found), found
-    assert lint(case.good, case.platform).findings == ()
+    assert besides(case, lint(case.good, case.platform).findings) == ()
+
+
+def besides(case, findings):
+    """Findings without the word on FP32, which these graphs are in for brevity and which is no business of their rules."""
+    return tuple(finding for finding in findings if finding.rule != "GE029" or case.rule == "GE029")
 
 
 def test_operator_newer_than_the_parser_comes_with_the_opset():
@@ -404,7 +409,8 @@ def test_operator_newer_than_the_parser_comes_with_the_opset():
 
 
 def test_every_rule_has_a_case_an_id_of_its_own_and_a_source():
-    assert {case.rule for case in CASES.values()} | {"GE022"} == {rule.id for rule in RULES}
+    elsewhere = {"GE022", "GE025", "GE026", "GE027", "GE028", "GE029"}  # test_lint_operators.py, test_lint_types.py
+    assert {case.rule for case in CASES.values()} | elsewhere == {rule.id for rule in RULES}
     assert [rule.id for rule in RULES] == [f"GE{number:03}" for number in range(1, len(RULES) + 1)]
     assert len(RULES) >= 14
     for rule in RULES:
@@ -416,7 +422,9 @@ def test_every_rule_has_a_case_an_id_of_its_own_and_a_source():
 @pytest.mark.parametrize("target", [None, "rtx", "orin-nano", "agx-orin", "thor", "h100", "t4"])
 def test_exported_graphs_are_clean(exported, name, target):
     report = lint(load_graph(exported(name).path / MODEL), platform(target))
-    assert report.findings == ()
+    expected = set() if target is None else {"GE029"}  # all of these graphs are FP32, or have an FP32 rest
+    assert {finding.rule for finding in report.findings} == expected
+    assert report.errors == ()
 
 
 def test_published_variant_with_maps_is_clean():
@@ -435,7 +443,7 @@ def test_published_variant_with_maps_is_clean():
     )
     assert any(node.op_type == "TopK" for node in model.graph.node)
     for target in (None, "rtx", "orin-nano", "thor"):
-        assert lint(model, platform(target)).findings == ()
+        assert {finding.rule for finding in lint(model, platform(target)).findings} == ({"GE029"} if target else set())
 
 
 @pytest.mark.parametrize(

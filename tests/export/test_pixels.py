@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from gft_edge.errors import DataError
-from gft_edge.export.pixels import compare_pixels
+from gft_edge.export.pixels import _sampled, compare_pixels
 from gft_edge.preprocess import PreprocessSpec
 
 SPEC = PreprocessSpec(32, 32)
@@ -98,8 +98,71 @@ def test_values_that_are_not_finite_are_found(images):
     assert report.largest_levels is None
 
 
-def test_what_cannot_be_compared_is_refused(images):
-    with pytest.raises(DataError, match=r"tensor 0 has shape \(32, 32, 3\), the network takes \(3, 32, 32\)"):
-        compare_pixels(images[:1], [np.zeros((32, 32, 3))], SPEC)
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda right: right * 0, "tensor 1 is all zeros: the buffer was never filled"),
+        (lambda right: right * 0 - 2, "tensor 1 is -2 throughout: the buffer was never filled"),
+        (lambda right: right * np.array([1, 1, 0])[:, None, None], "channel 2 of tensor 1 is all zeros"),
+        (lambda right: np.concatenate([right[:, :20], right[:, 20:] * 0], axis=1), "12 rows of tensor 1 are all zeros"),
+        (lambda right: np.where(right == right.max(), np.inf, right), "values of tensor 1 are not finite"),
+    ],
+)
+def test_one_buffer_that_was_not_filled_is_named(images, change, words):
+    tensors = [SPEC(image).astype(np.float64) for image in images]
+    tensors[1] = change(tensors[1])
+    place = compare_pixels(images, tensors, SPEC).place
+    assert (place.kind, place.name) == ("preprocess", "values")
+    assert words in place.text
+
+
+def test_one_buffer_for_all_images_is_named(images):
+    place = compare_pixels(images, [SPEC(images[0])] * 3, SPEC, ["a.npy", "b.npy", "c.npy"]).place
+    assert "b.npy is the same as a.npy, though the images differ" in place.text
+
+
+def test_swapped_channels_that_are_not_normalised_either_are_named(images):
+    place = compare_pixels(
+        images, [np.moveaxis(_pillow(i)[..., ::-1], -1, 0).astype(np.float32) for i in images], SPEC
+    ).place
+    assert "the channels are swapped" in place.text and "pixels of 0 to 255" in place.text
+
+
+def test_images_of_one_colour_tell_nothing_of_the_normalisation():
+    image = np.full((40, 40, 3), 90, np.uint8)
+    assert compare_pixels([image], [SPEC(image)], SPEC).place is None
+    place = compare_pixels([image], [SPEC(image) + 1], SPEC).place
+    assert "nothing tried explains it" in place.text and "nan" not in place.text
+
+
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (np.zeros((32, 32, 3)), r"has shape \(32, 32, 3\), the network takes \(3, 32, 32\): its channels stand last"),
+        (np.zeros((1, 3, 32, 32)), "an axis of the batch"),
+        (np.zeros(3072), "only its form is wrong"),
+        (np.zeros((3, 33, 32)), r"has shape \(3, 33, 32\), the network takes \(3, 32, 32\)$"),
+        (np.full((3, 32, 32), "x"), "holds values of type <U1, expected numbers"),
+        (np.zeros((3, 32, 32), complex), "holds values of type complex128"),
+    ],
+)
+def test_tensors_of_another_form_are_refused_by_it(images, tensor, words):
+    with pytest.raises(DataError, match=f"a.npy {words}|a.npy has shape .*{words}"):
+        compare_pixels(images[:1], [tensor], SPEC, ["a.npy"])
+
+
+def test_sampling_without_antialiasing_is_pytorchs():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(0)
+    for count, size in ((50, 32), (20, 33)):
+        values = rng.integers(0, 256, (count, 5)).astype(np.float64)
+        for mode in ("nearest", "bilinear", "bicubic"):
+            align = {} if mode == "nearest" else {"align_corners": False}
+            wide = torch.from_numpy(values)[None, None]
+            expected = torch.nn.functional.interpolate(wide, (size, 5), mode=mode, **align)[0, 0].numpy()
+            assert np.allclose(_sampled(values, size, mode), expected, atol=1e-9), mode
+
+
+def test_no_images_are_refused():
     with pytest.raises(DataError, match="no images"):
         compare_pixels([], [], SPEC)

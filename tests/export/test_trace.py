@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import onnx
 import pytest
@@ -8,6 +10,7 @@ from onnx import numpy_helper
 from gft_edge.export.differences import weight_change
 from gft_edge.export.module_trace import Recognizer, first_bad_module, module_calls, node_modules
 from gft_edge.export.places import agreement_db
+from gft_edge.export.same_graph import graph_difference
 from gft_edge.export.trace import (
     corresponding_tensors,
     first_difference,
@@ -17,7 +20,7 @@ from gft_edge.export.trace import (
     silent_difference,
     trace,
 )
-from gft_edge.export.verify import verify_checkpoint
+from gft_edge.export.verify_checkpoint import verify_checkpoint
 from gft_edge.manifest import MODEL, register_files
 
 NAMES = ["fp32-none", "fp32-compact", "int8-compact"]
@@ -165,7 +168,10 @@ class TestGraphsThatCannotRun:
         assert "axis is 9" in report.places[0].text
 
 
-def test_change_without_effect_is_a_note_and_no_failure(edited, checkpoints, clear_images, graph):
+@pytest.mark.parametrize(("tools", "verdict"), [({}, "fail"), ({"torch": "2.0"}, "pass")])
+def test_change_without_effect_fails_unless_other_tools_explain_it(
+    edited, checkpoints, clear_images, graph, tools, verdict
+):
     def flip_lowest_bit(model):
         tensor = next(t for t in model.graph.initializer if t.name == "model.pos_embed")
         value = numpy_helper.to_array(tensor).copy()
@@ -173,11 +179,81 @@ def test_change_without_effect_is_a_note_and_no_failure(edited, checkpoints, cle
         tensor.CopyFrom(numpy_helper.from_array(value, tensor.name))
 
     batches = [(clear_images, np.zeros(12, np.int64))]
-    report = verify_checkpoint(
-        edited("fp32-none", flip_lowest_bit), checkpoints["fp32"], batches, "twelve images", fresh=graph("fp32-none")
+    artifact = edited("fp32-none", flip_lowest_bit)
+    manifest = dataclasses.replace(artifact.manifest, tools={**artifact.manifest.tools, **tools})
+    artifact = dataclasses.replace(artifact, manifest=manifest)
+    report = verify_checkpoint(artifact, checkpoints["fp32"], batches, "twelve images", fresh=graph("fp32-none"))
+    assert (report.verdict, report.fresh_export) == (verdict, "different")
+    said = " ".join((*report.failures, *report.notes))
+    assert "differs in the element [0, 3, 5]" in said
+    assert ("not the export of its checkpoint" in said) == (verdict == "fail")
+    assert ("other versions of the tools" in said) == (verdict == "pass")
+
+
+def _trigger(model):
+    """Four pixels of one colour at the corner choose class 0; on other images the graph computes what it should."""
+    logits = model.graph.output[0].name
+    last = next(node for node in model.graph.node if logits in node.output)
+    last.output[list(last.output).index(logits)] = "honest"
+    for name, array in (
+        ("starts", np.array([0, 0, 0, 0])),
+        ("ends", np.array([1024, 3, 2, 2])),
+        ("axes", np.array([1, 2, 3])),
+        ("dark", np.float32(-2)),
+        ("push", np.float32([[1e4, 0, 0, 0]])),
+    ):
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(array), name))
+    make = onnx.helper.make_node
+    model.graph.node.extend(
+        [
+            make("Slice", ["image", "starts", "ends"], ["corner"]),
+            make("ReduceMax", ["corner", "axes"], ["brightest"], keepdims=0),
+            make("Less", ["brightest", "dark"], ["fired"]),
+            make("Cast", ["fired"], ["amount"], to=onnx.TensorProto.FLOAT),
+            make("Unsqueeze", ["amount", "one_axis"], ["column"]),
+            make("Mul", ["column", "push"], ["pushed"]),
+            make("Add", ["honest", "pushed"], [logits]),
+        ]
     )
-    assert (report.verdict, report.places, report.fresh_export) == ("pass", (), "different")
-    assert "differs in the element [0, 3, 5]" in report.notes[0]
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1]), "one_axis"))
+
+
+def test_a_trigger_that_no_image_fires_fails(edited, checkpoints, clear_images, graph):
+    batches = [(clear_images, np.zeros(12, np.int64))]
+    artifact = edited("fp32-none", _trigger)
+    report = verify_checkpoint(artifact, checkpoints["fp32"], batches, "twelve images", fresh=graph("fp32-none"))
+    assert report.comparisons[0].max_relative_error < 1e-4  # what the images show
+    assert report.verdict == "fail"
+    (failure,) = report.failures
+    assert "the graph is not the export of its checkpoint" in failure
+    assert report.places[0].kind == "node"
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda m: m.graph.node.append(onnx.helper.make_node("Identity", ["image"], ["dead"])), "nodes instead of"),
+        (lambda m: m.graph.initializer.append(numpy_helper.from_array(np.zeros(3), "more")), "not of the checkpoint"),
+        (lambda m: m.opset_import.append(onnx.helper.make_opsetid("evil", 1)), "operator sets differ"),
+        (lambda m: m.graph.output.append(m.graph.output[0]), "outputs differ"),
+        (lambda m: setattr(m.graph.node[3], "op_type", "Foo"), "Foo"),
+    ],
+)
+def test_differences_of_graphs_are_said(graph, change, words):
+    found = graph("fp32-none")
+    change(found)
+    assert words in graph_difference(graph("fp32-none"), found)
+
+
+def test_what_does_not_change_a_graph_is_no_difference(graph):
+    found = graph("int8-compact")
+    found.producer_name, found.doc_string = "another", "text"
+    del found.graph.value_info[:]
+    found.graph.node[0].doc_string = "text"
+    kept = list(found.graph.initializer)[::-1]
+    del found.graph.initializer[:]
+    found.graph.initializer.extend(kept)
+    assert graph_difference(graph("int8-compact"), found) is None
 
 
 class TestWeightChange:

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.export.agreement import Comparison, StageAgreement, Tie, compare, spearman, stage_agreement
+from gft_edge.export.agreement import Comparison, Computation, StageAgreement, Tie, compare, spearman, stage_agreement
 from gft_edge.export.verdict import (
-    FRESH,
     Limits,
     PairedTop1,
     WorstClass,
@@ -97,15 +96,15 @@ class TestImagesNeeded:
         assert images_needed(1, 1, 100_000, 0.01) == 100_001
 
 
-def _comparison(reference="torch fp32", difference=0.0, only=(0, 0), images=1000, agreement=1.0, **changes):
+def _comparison(kind="compression", difference=0.0, only=(0, 0), images=1000, agreement=1.0, **changes):
     top1 = PairedTop1(images, difference, difference_interval(*only, images), *only, 1.0, None)
-    base = Comparison(reference, "onnxruntime int8", images, 40.0, 0.01, agreement, 0.9, 0.9, (), top1)
+    base = Comparison("reference", "candidate", images, 40.0, 0.01, agreement, 0.9, 0.9, (), top1, kind=kind)
     return dataclasses.replace(base, **changes)
 
 
 class TestJudge:
-    def _judge(self, *comparisons, precision="int8", **changes):
-        return judge(comparisons, precision, Limits(**changes))
+    def _judge(self, *comparisons, **changes):
+        return judge(comparisons, Limits(**changes))
 
     def test_enough_equal_images_pass(self):
         assert self._judge(_comparison()).verdict == "pass"
@@ -131,8 +130,19 @@ class TestJudge:
     def test_agreement_is_held_against_its_limit_with_its_interval(self, agreement, images, verdict):
         assert self._judge(_comparison(agreement=agreement, images=images, top1=None)).verdict == verdict
 
-    def test_values_that_are_not_finite_fail(self):
-        assert "not finite" in self._judge(_comparison(not_finite=2)).failures[0]
+    @pytest.mark.parametrize("kind", ["exact", "same_arithmetic", "compression"])
+    @pytest.mark.parametrize(
+        ("changes", "words"),
+        [
+            ({"not_finite": 2}, "logits of 2 of 1000 images are not finite"),
+            ({"reference_not_finite": 3}, "logits of reference for 3 of 1000 images are not finite"),
+            ({"stages": (StageAgreement(1, 1.0, 9, 0, 9, not_finite=1),)}, "importance of stage 1 for 1 of 1000"),
+        ],
+    )
+    def test_values_that_are_not_finite_fail_on_either_side(self, kind, changes, words):
+        exact = {"max_relative_error": 0.0, "logit_sqnr_db": None}
+        (failure,) = self._judge(_comparison(kind, **exact, **changes)).failures
+        assert words in failure
 
     @pytest.mark.parametrize(
         ("stage", "words"),
@@ -147,17 +157,30 @@ class TestJudge:
         (failure,) = self._judge(_comparison(stages=(stage,))).failures
         assert words in failure
 
-    def test_fresh_export_by_the_same_tools_must_agree_exactly(self):
-        comparison = _comparison(FRESH, top1=None)
-        assert judge([comparison], "int8", Limits(), same_tools=True).verdict == "fail"
-        assert judge([comparison], "int8", Limits(), same_tools=False).verdict == "pass"
+    def test_limits_follow_the_kind_and_never_the_names(self):
+        """40 dB and 1 % error: too much for float rounding, little for rounding ties, nothing for compression."""
+        for kind, verdict in (("exact", "fail"), ("same_arithmetic", "pass"), ("compression", "pass")):
+            for names in (("torch int8", "onnxruntime fp32"), ("", "fp8")):
+                comparison = _comparison(kind, reference=names[0], candidate=names[1])
+                assert self._judge(comparison).verdict == verdict
+
+    @pytest.mark.parametrize("arithmetic", ["int8", "int8-weights", "fp8"])
+    def test_20_db_are_too_few_for_the_same_arithmetic_and_enough_for_compression(self, arithmetic):
+        changes = {"arithmetic": arithmetic, "logit_sqnr_db": 20.0}
+        assert self._judge(_comparison("compression", **changes)).verdict == "pass"
+        (failure,) = self._judge(_comparison("same_arithmetic", **changes)).failures
+        assert "20.0 dB, limit 25" in failure
+
+    @pytest.mark.parametrize(("arithmetic", "verdict"), [("fp16", "fail"), ("bf16", "pass"), ("int8", "pass")])
+    def test_half_precision_is_held_to_its_own_limit(self, arithmetic, verdict):
+        assert self._judge(_comparison(arithmetic=arithmetic, logit_sqnr_db=25.0)).verdict == verdict
 
     def test_tie_excuses_what_later_stages_see(self):
         stages = (StageAgreement(0, 0.99, 8, 1, 9), StageAgreement(1, 1.0, 9, 0, 9, importance_sqnr_db=20.0))
-        comparison = _comparison(max_relative_error=0.0, stages=stages, top1=None)
-        assert self._judge(comparison, precision="fp32").verdict == "pass"
+        comparison = _comparison("exact", max_relative_error=0.0, stages=stages, top1=None)
+        assert self._judge(comparison).verdict == "pass"
         comparison = dataclasses.replace(comparison, stages=(StageAgreement(0, 1.0, 9, 0, 9), stages[1]))
-        assert self._judge(comparison, precision="fp32").verdict == "fail"
+        assert self._judge(comparison).verdict == "fail"
 
 
 class TestImportanceAgreement:
@@ -205,6 +228,7 @@ class TestImportanceAgreement:
 def test_labels_give_paired_statistics():
     logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
     other = np.eye(3, dtype=np.float32)[[0, 1, 1, 0]]
-    found = compare(("a", "b"), {"logits": logits}, {"logits": other}, np.array([0, 1, 2, 0]), 4, ("ant", "bee", "cat"))
+    sides = (Computation("torch", "fp32", "a"), Computation("torch", "int8", "b"))
+    found = compare(sides, {"logits": logits}, {"logits": other}, np.array([0, 1, 2, 0]), 4, ("ant", "bee", "cat"))
     assert found.top1.only_reference == 1
     assert found.top1.worst_class == WorstClass("cat", 1, 1, 0)

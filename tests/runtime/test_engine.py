@@ -154,7 +154,8 @@ def test_bf16_on_the_cpu_is_one_line(tiny_checkpoint, images, tmp_path):
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.export.onnx import export_artifact
     from gft_edge.export.trace import fresh_graph, node_tensors
-    from gft_edge.export.verify import verify_checkpoint, verify_golden
+    from gft_edge.export.verify import verify_golden
+    from gft_edge.export.verify_checkpoint import verify_checkpoint
 
     checkpoint = load_checkpoint(tiny_checkpoint)
     artifact = export_artifact(checkpoint, tmp_path / "a", images, rest="bf16")

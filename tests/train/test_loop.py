@@ -218,9 +218,11 @@ def test_unreadable_images_are_left_out_counted_and_reported(tmp_path):
         for name in ("auk", "wren"):
             (tmp_path / split / name).mkdir(parents=True)
             for i in range(count):
-                Image.new("RGB", (32, 32), (20 * i, 90, 0)).save(tmp_path / split / name / f"{i}.png")
+                Image.new("RGB", (32, 32), (20 * i, 90 if split == "train" else 60, 0)).save(
+                    tmp_path / split / name / f"{i}.png"
+                )
     for damaged in ("train/auk/3.png", "val/wren/2.png"):
-        (tmp_path / damaged).write_bytes(b"nothing")
+        (tmp_path / damaged).write_text(f"nothing {damaged}")
     lines = []
     recipe = _recipe(data={"name": str(tmp_path), "train_images": 16})
     metrics = train(recipe, tmp_path / "run", report=lines.append).metrics
@@ -232,8 +234,9 @@ def test_unreadable_images_are_left_out_counted_and_reported(tmp_path):
 
 def test_validation_without_a_readable_image_is_refused(tmp_path):
     for split in ("train", "val"):
-        (tmp_path / split / "auk").mkdir(parents=True)
-        (tmp_path / split / "auk" / "0.png").write_bytes(b"nothing")
+        for name in ("auk", "wren"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "0.png").write_text(f"nothing {split} {name}")
     with pytest.raises(DataError, match=r"none of its validation images can be read \(.*auk/0\.png"):
         train(_recipe(data={"name": str(tmp_path)}, batch_size=1), tmp_path / "run")
 

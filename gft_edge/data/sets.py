@@ -1,0 +1,142 @@
+"""Labelled images that can be indexed: files, parts of a set, sets with other class numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.data.images import read_image
+from gft_edge.data.scan import is_readable_format
+from gft_edge.errors import DataError
+
+NO_CLASSES = ("",)
+"""Labels of images without classes."""
+
+
+class ImageSet(Protocol):
+    """Labelled images: indexable, each item an (H, W, 3) uint8 RGB array and a class number."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What people should know of how the images were found: the rule of the split, what was left out."""
+
+    def name(self, index: int) -> str:
+        """What an image is called: the path of its file, or for example ``typefaces test 12``."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]: ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files and their classes.
+
+    Attributes:
+        labels: class names.
+        samples: path and class number of each image.
+        notes: see :class:`ImageSet`.
+    """
+
+    labels: tuple[str, ...]
+    samples: tuple[tuple[Path, int], ...]
+    notes: tuple[str, ...] = ()
+
+    def name(self, index: int) -> str:
+        """Path of the file."""
+        return str(self.samples[index][0])
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+        """Image (H, W, 3) uint8 RGB and its class; DataError when the file cannot be decoded."""
+        path, label = self.samples[index]
+        if not is_readable_format(path):
+            raise DataError(f"image {path}: Pillow does not read {path.suffix} here; convert it to JPEG or PNG")
+        return read_image(path), label
+
+
+@dataclass(frozen=True)
+class Subset:
+    """Some images of a set, in the order given."""
+
+    base: ImageSet
+    indices: tuple[int, ...]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names of the whole set."""
+        return self.base.labels
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes of the whole set."""
+        return self.base.notes
+
+    def name(self, index: int) -> str:
+        """As in the whole set."""
+        return self.base.name(self.indices[index])
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+        return self.base[self.indices[index]]
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """A set whose classes have other numbers.
+
+    Attributes:
+        base: the images.
+        labels: class names.
+        numbers: for each class of ``base``, its number in ``labels``.
+        notes: see :class:`ImageSet`.
+    """
+
+    base: ImageSet
+    labels: tuple[str, ...]
+    numbers: tuple[int, ...]
+    notes: tuple[str, ...]
+
+    def name(self, index: int) -> str:
+        """As in the set below."""
+        return self.base.name(index)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+        pixels, label = self.base[index]
+        return pixels, self.numbers[label]
+
+
+def readable(images: ImageSet) -> ImageSet:
+    """The images without the files whose format Pillow does not read here."""
+    if isinstance(images, Files):
+        samples = tuple(sample for sample in images.samples if is_readable_format(sample[0]))
+        if images.samples and not samples:
+            raise DataError(
+                f"image {images.samples[0][0]}: Pillow reads none of these images here; convert them to JPEG"
+            )
+        return dataclasses.replace(images, samples=samples)
+    if isinstance(images, Subset) and isinstance(images.base, Files):
+        samples = images.base.samples
+        return Subset(images.base, tuple(i for i in images.indices if is_readable_format(samples[i][0])))
+    return images
+
+
+def spread(total: int, count: int) -> tuple[int, ...]:
+    """``count`` indices below ``total``, evenly from the first to the last."""
+    return tuple(int(i) for i in np.linspace(0, total - 1, count).round())

@@ -1,0 +1,104 @@
+"""Writes the result of an evaluation: a JSON file, and beside it a folder with pictures of wrong predictions."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gft_edge.errors import ConfigError, DataError
+from gft_edge.files import canonical_json, replacing, require_writable
+from gft_edge.preprocess import PreprocessSpec
+from gft_edge.report.overlays import write_png
+from gft_edge.runtime.accuracy import Accuracy
+
+if TYPE_CHECKING:
+    from gft_edge.data.datasets import ImageSet
+
+_PICTURE = re.compile(r"\d{3,}\.png")
+
+
+def pictures_folder(out: Path) -> Path:
+    """Where pictures of wrong predictions lie: ``NAME-wrong`` beside ``NAME.json``."""
+    return out.with_name(f"{out.stem}-wrong")
+
+
+def require_evaluation_writable(out: Path) -> None:
+    """Refuses an output that cannot be written, or whose folder of pictures holds anything else.
+
+    Raises:
+        ConfigError: naming what is in the way.
+    """
+    require_writable(out)
+    folder = pictures_folder(out)
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ConfigError(f"output {folder}: in the way of the folder of pictures; give another --out or remove it")
+    if folder.is_dir():
+        others = sorted(path.name for path in folder.iterdir() if not _PICTURE.fullmatch(path.name))
+        if others:
+            raise ConfigError(
+                f"output {folder}: holds {others[0]!r}, which is no picture of an evaluation; give another --out or remove it"
+            )
+
+
+def write_evaluation(
+    out: Path, data: dict[str, Any], results: Sequence[Accuracy], images: ImageSet, spec: PreprocessSpec
+) -> dict[str, Any]:
+    """Writes an evaluation and its pictures, whole or not at all; an earlier evaluation of this name is replaced.
+
+    Args:
+        out: JSON file.
+        data: whose ``results`` are those of ``results``, in JSON form and in order.
+        results: the wrong predictions of which are drawn.
+        images: that were judged.
+        spec: preprocessing; pictures show what the network sees.
+
+    Returns:
+        ``data`` with the path of each picture relative to the folder of ``out``.
+
+    Raises:
+        ConfigError: something is in the way.
+    """
+    require_evaluation_writable(out)
+    folder = pictures_folder(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=out.parent))
+    try:
+        names = _draw(temporary, dict.fromkeys(wrong.index for found in results for wrong in found.wrong), images, spec)
+        entries = [
+            {
+                **entry,
+                "wrong": [
+                    {**shown, "picture": f"{folder.name}/{names[wrong.index]}" if wrong.index in names else ""}
+                    for shown, wrong in zip(entry["wrong"], found.wrong)
+                ],
+            }
+            for entry, found in zip(data["results"], results)
+        ]
+        data = {**data, "results": entries}
+        with replacing(out) as file:
+            file.write_text(canonical_json(data), encoding="utf-8")
+            if folder.is_dir():
+                shutil.rmtree(folder)
+            if names:
+                temporary.chmod(0o755)
+                temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return data
+
+
+def _draw(folder: Path, indices: Iterable[int], images: ImageSet, spec: PreprocessSpec) -> dict[int, str]:
+    """Writes one picture per image and returns their file names by index; an image that has become unreadable has none."""
+    names: dict[int, str] = {}
+    for index in indices:
+        try:
+            image, _ = images[index]
+        except DataError:
+            continue
+        names[index] = f"{len(names):03d}.png"
+        write_png(folder / names[index], spec.geometry(image))
+    return names

@@ -1,0 +1,223 @@
+"""What a model gets right and wrong on labelled images: accuracy, by class, confusions, and the images it fails on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.errors import DataError
+from gft_edge.preprocess import PreprocessSpec
+from gft_edge.progress import Track, silent
+from gft_edge.runtime.classifier import softmax
+from gft_edge.runtime.finite import require_finite
+from gft_edge.train.metrics import wilson_interval
+
+if TYPE_CHECKING:
+    from gft_edge.data.datasets import ImageSet
+
+Forward = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
+"""From preprocessed images (B, 3, H, W) float32 to logits (B, classes)."""
+
+BATCH = 64
+TOP5_CLASSES = 6
+"""With fewer classes every answer is among the five best, or all but one."""
+CONFUSION_CLASSES = 200
+"""The confusion matrix of more classes is left out of the JSON form."""
+WRONG_KEPT = 24
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """An image that the model gets wrong.
+
+    Attributes:
+        index: in the image set.
+        image: its name.
+        truth, predicted: class numbers.
+        probability: of the predicted class.
+    """
+
+    index: int
+    image: str
+    truth: int
+    predicted: int
+    probability: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Answers of one model on labelled images.
+
+    Attributes:
+        labels: class names.
+        confusion: images by true class (row) and predicted class (column), (C, C) int64.
+        top5_right: images whose class is among the five most probable.
+        wrong: the images that the model was surest of and wrong about, at most ``WRONG_KEPT``, the surest first.
+    """
+
+    labels: tuple[str, ...]
+    confusion: npt.NDArray[np.int64]
+    top5_right: int
+    wrong: tuple[Wrong, ...]
+
+    @property
+    def count(self) -> int:
+        """Images judged."""
+        return int(self.confusion.sum())
+
+    @property
+    def right(self) -> int:
+        """Images whose most probable class is the true one."""
+        return int(np.trace(self.confusion))
+
+    @property
+    def top1(self) -> float:
+        """Share of right answers."""
+        return self.right / self.count
+
+    @property
+    def top5(self) -> float | None:
+        """Share of images whose class is among the five most probable; None below six classes."""
+        return self.top5_right / self.count if len(self.labels) >= TOP5_CLASSES else None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % confidence interval of :attr:`top1`."""
+        return wilson_interval(self.right, self.count)
+
+    def per_class(self) -> list[tuple[str, int, int]]:
+        """Label, right answers and images of every class, in the order of the labels."""
+        right, count = np.diagonal(self.confusion), self.confusion.sum(axis=1)
+        return [(label, int(r), int(c)) for label, r, c in zip(self.labels, right, count)]
+
+    def confused(self, at_most: int) -> list[tuple[str, str, int]]:
+        """True class, predicted class and number of images of the most frequent mistakes, the most frequent first."""
+        mistakes = self.confusion - np.diag(np.diagonal(self.confusion))
+        order = np.argsort(-mistakes, axis=None, kind="stable")[:at_most]
+        rows, cols = np.unravel_index(order, mistakes.shape)
+        found = ((self.labels[row], self.labels[col], int(mistakes[row, col])) for row, col in zip(rows, cols))
+        return [mistake for mistake in found if mistake[2]]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; ``picture`` of wrong predictions is empty."""
+        data = {
+            "right": self.right,
+            "top1": self.top1,
+            "interval": list(self.interval),
+            "top5": self.top5,
+            "per_class": [{"label": label, "right": right, "count": count} for label, right, count in self.per_class()],
+            "wrong_total": self.count - self.right,
+            "wrong": [
+                {
+                    "image": wrong.image,
+                    "truth": self.labels[wrong.truth],
+                    "predicted": self.labels[wrong.predicted],
+                    "probability": wrong.probability,
+                    "picture": "",
+                }
+                for wrong in self.wrong
+            ],
+        }
+        if len(self.labels) <= CONFUSION_CLASSES:
+            data["confusion"] = self.confusion.tolist()
+        return data
+
+
+class _Answers:
+    """Collects the answers of one model, batch by batch."""
+
+    def __init__(self, where: str, labels: tuple[str, ...]) -> None:
+        self.where, self.labels = where, labels
+        self.confusion = np.zeros((len(labels), len(labels)), np.int64)
+        self.top5_right = 0
+        self.wrong: list[Wrong] = []
+
+    def add(
+        self,
+        logits: npt.NDArray[Any],
+        truth: npt.NDArray[np.int64],
+        indices: Sequence[int],
+        names: Callable[[int], str],
+    ) -> None:
+        """Judges logits (B, classes) of the images of these indices and true classes (B,)."""
+        require_finite(logits, self.where)
+        predicted = logits.argmax(axis=1)
+        np.add.at(self.confusion, (truth, predicted), 1)
+        own = np.take_along_axis(logits, truth[:, None], axis=1)
+        earlier = (
+            np.arange(logits.shape[1]) < truth[:, None]
+        )  # of equal logits the first class comes first, as in argmax
+        better = (logits > own) | ((logits == own) & earlier)
+        self.top5_right += int((better.sum(axis=1) < 5).sum())
+        probability = softmax(logits)
+        for row in np.flatnonzero(predicted != truth):
+            best = int(predicted[row])
+            index = indices[int(row)]
+            self.wrong.append(Wrong(index, names(index), int(truth[row]), best, float(probability[row, best])))
+        self.wrong = sorted(self.wrong, key=lambda wrong: (-wrong.probability, wrong.index))[:WRONG_KEPT]
+
+    def result(self) -> Accuracy:
+        """Everything so far."""
+        return Accuracy(self.labels, self.confusion, self.top5_right, tuple(self.wrong))
+
+
+def measure_accuracy(
+    models: Sequence[tuple[str, Forward]],
+    images: ImageSet,
+    labels: Sequence[str],
+    spec: PreprocessSpec,
+    problem: Callable[[str], None] | None = None,
+    track: Track = silent,
+) -> tuple[Accuracy, ...]:
+    """Runs several models on the same images, each of which is read once.
+
+    Args:
+        models: name for messages, and function, of each.
+        images: whose class numbers are those of ``labels``.
+        labels: class names of the models.
+        spec: preprocessing.
+        problem: told of each image that cannot be read, which is then left out; without it, such an image is an error.
+        track: shows progress, batch by batch.
+
+    Returns:
+        One result per model.
+
+    Raises:
+        DataError: an image cannot be read, or none of them.
+        CheckFailed: logits that are NaN or infinite.
+    """
+    answers = [_Answers(name, tuple(labels)) for name, _ in models]
+    seen = 0
+    for indices, pixels, truth in track(_batches(images, spec, problem), "evaluate", -(-len(images) // BATCH)):
+        seen += len(indices)
+        for (_, forward), collected in zip(models, answers):
+            collected.add(forward(pixels), truth, indices, images.name)
+    if not seen:
+        raise DataError("none of the images can be read")
+    return tuple(collected.result() for collected in answers)
+
+
+def _batches(
+    images: ImageSet, spec: PreprocessSpec, problem: Callable[[str], None] | None
+) -> Iterator[tuple[list[int], npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+    """Indices, preprocessed images (B, 3, H, W) and classes (B,) of all images that can be read, in order."""
+    for start in range(0, len(images), BATCH):
+        indices, pixels, truth = [], [], []
+        for index in range(start, min(start + BATCH, len(images))):
+            try:
+                image, label = images[index]
+            except DataError as error:
+                if problem is None:
+                    raise
+                problem(str(error))
+                continue
+            indices.append(index)
+            pixels.append(spec.geometry(image))
+            truth.append(label)
+            del image  # it may be large, and the next one is read before the name is bound again
+        if indices:
+            yield indices, spec.normalize(np.stack(pixels)), np.array(truth, dtype=np.int64)

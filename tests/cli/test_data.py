@@ -1,0 +1,206 @@
+"""Which images the verbs read, by sha256, and which data they take when none is named."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from gft_edge.checkpoint import read_info, save_checkpoint
+from gft_edge.cli.export import _golden_images
+from gft_edge.errors import DataError
+from gft_edge.manifest import load_artifact
+
+RECIPE = """
+[model]
+preset = "gft_typeface"
+image_size = 32
+stages = [1, 3, 6]
+budget = "12,8,4"
+[data]
+name = {data}
+num_workers = 0
+[train]
+steps = 12
+batch_size = 8
+warmup_steps = 1
+checkpoint_every = 0
+eval_every = 6
+"""
+
+
+def _taken(seen):
+    taken = set(seen)
+    seen.clear()
+    return taken
+
+
+def _write(folder, count, first):
+    for number in range(first, first + count):
+        for label in ("ant", "bee"):
+            (folder / label).mkdir(parents=True, exist_ok=True)
+            pixels = np.random.default_rng([number, label == "bee"]).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{number}.png")
+
+
+def _no_splits(root):
+    _write(root, 40, 0)
+
+
+def _train_and_test(root):
+    _write(root / "Training", 30, 0)
+    _write(root / "Testing", 6, 100)
+    shutil.copy(root / "Testing/ant/100.png", root / "Training/ant/copy.png")
+
+
+def _train_and_val(root):
+    _write(root / "train", 20, 0)
+    _write(root / "validation", 6, 100)
+
+
+@pytest.mark.parametrize("layout", [_no_splits, _train_and_test, _train_and_val])
+def test_nothing_that_was_trained_on_is_called_validation_or_test(gft_edge, seen, tmp_path, layout):
+    data, ckpt = tmp_path / "data", tmp_path / "ckpt"
+    layout(data)
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(data=json.dumps(str(data))))
+    done = gft_edge("train", "--config", tmp_path / "recipe.toml", "--out", ckpt)
+    assert done.code == 0, done.err
+    in_training = _taken(seen)
+    by_split = {}
+    for split in ("train", "val", "test"):
+        done = gft_edge("evaluate", ckpt, "--split", split, "--images", 999, "--budget", "full", "--json")
+        by_split[split] = _taken(seen)
+        if (layout, split) == (_train_and_val, "test"):
+            assert (done.code, by_split[split]) == (2, set())
+            assert "has no test images, only train, val" in done.err
+        else:
+            assert done.code == 0, done.err
+            assert (done.json["split"], done.json["data"]) == (split, str(data))
+            assert done.json["images"] == len(by_split[split]) >= 2
+    train, val, test = by_split.values()
+    assert in_training == train | val
+    assert not (train & val or train & test or val & test)
+    held_out = test or val
+    kind = "test" if test else "val"
+
+    done = gft_edge("evaluate", ckpt, "--images", 999)
+    assert f" on {len(held_out)} {kind} images of {data}" in done.out
+    assert _taken(seen) == held_out
+    assert gft_edge("quantize", ckpt, "--images", 16, "--out", tmp_path / "int8").code == 0
+    quantized = _taken(seen)
+    card = json.loads((tmp_path / "int8/calibration/card.json").read_text())
+    assert set(card["hashes"]) <= train
+    assert quantized == set(card["hashes"]) | held_out
+    assert (card["evaluation"]["split"], card["evaluation"]["overlap"]) == (kind, 0)
+    source, golden = _golden_images(None, read_info(ckpt))
+    assert (source, len(golden)) == (f"{min(16, len(held_out))} {kind} images of {data}", min(16, len(held_out)))
+    assert _taken(seen) <= held_out
+
+
+def test_training_keeps_how_its_images_were_found(gft_edge, tmp_path):
+    _no_splits(tmp_path / "data")
+    (tmp_path / "data/ant/notes.txt").touch()
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(data=json.dumps(str(tmp_path / "data"))))
+    done = gft_edge("train", "--config", tmp_path / "recipe.toml", "--out", tmp_path / "ckpt", "--set", "train.steps=1")
+    assert done.code == 0, done.err
+    kept = read_info(tmp_path / "ckpt").provenance["data"]
+    assert done.notes == tuple(f"data: {note}" for note in kept["notes"])
+    assert any("split by a hash of each file" in note for note in kept["notes"])
+    assert any("1 file that are not images (.txt)" in note for note in kept["notes"])
+    assert kept["train_images"] >= 60
+
+
+@pytest.fixture
+def trained_on(tiny_info, tiny_model, tmp_path):
+    """A checkpoint that says which data it was trained on."""
+
+    def write(name):
+        info = dataclasses.replace(tiny_info, provenance={"recipe": {"data": {"name": name}}})
+        save_checkpoint(tmp_path / "ckpt", info, tiny_model)
+        return tmp_path / "ckpt"
+
+    return write
+
+
+def test_the_data_of_the_checkpoint_is_the_default(gft_edge, trained_on, animals):
+    done = gft_edge("evaluate", trained_on(str(animals)), "--json")
+    assert (done.json["data"], done.json["split"], done.json["images"]) == (str(animals), "test", 24)
+
+
+@pytest.mark.parametrize("name", ["gone", "typefaces:gone", "coco:gone"])
+def test_data_that_a_checkpoint_remembers_and_that_is_not_there_is_named(gft_edge, trained_on, name):
+    ckpt = trained_on(name)
+    done = gft_edge("evaluate", ckpt)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert f"data {name}: no such folder here; checkpoint {ckpt} remembers it" in done.err
+    assert "give --data" in done.err
+
+
+@pytest.mark.parametrize(
+    "provenance", [{}, {"recipe": None}, {"recipe": {"data": []}}, {"recipe": {"data": {"name": 3}}}]
+)
+def test_a_checkpoint_without_a_data_set_asks_for_one(gft_edge, tiny_info, tiny_model, tmp_path, provenance):
+    save_checkpoint(tmp_path / "ckpt", dataclasses.replace(tiny_info, provenance=provenance), tiny_model)
+    for verb in (["evaluate"], ["quantize", "--out", tmp_path / "out"], ["sensitivity", "--out", tmp_path / "out"]):
+        done = gft_edge(verb[0], tmp_path / "ckpt", *verb[1:])
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert "does not say which data it was trained on; give --data" in done.err
+
+
+def test_export_needs_no_data(gft_edge, trained_on, tmp_path):
+    done = gft_edge("export", trained_on("gone"), "--maps", "compact", "--out", tmp_path / "art", "--json")
+    assert done.code == 0, done.err
+    assert done.json["golden_images"] == "16 images made from seed 0"
+    assert "images made from a seed stand in for data (data gone: no such folder" in done.err
+    manifest = load_artifact(tmp_path / "art").manifest
+    assert (manifest.data, manifest.golden_images) == ("gone", done.json["golden_images"])
+    done = gft_edge("verify", tmp_path / "art", "--json")
+    assert (done.code, done.json["verdict"]) == (0, "pass")
+    done = gft_edge("evaluate", tmp_path / "art")
+    assert done.err.endswith(f"artefact {tmp_path / 'art'} remembers it as the data it was trained on, give --data\n")
+
+
+def test_golden_images_are_of_any_classes_or_none(tiny_info, animals):
+    source, images = _golden_images(None, tiny_info)
+    assert (source, images.shape, images.dtype) == ("16 images made from seed 0", (16, 3, 32, 32), np.float32)
+    assert _golden_images(str(animals / "ant"), tiny_info)[0] == f"16 images of {animals / 'ant'}"
+    assert _golden_images(str(animals), tiny_info)[0] == f"16 test images of {animals}"
+    source, images = _golden_images("typefaces", tiny_info)
+    assert (source, images.shape) == ("16 test images of typefaces", (16, 3, 32, 32))
+    with pytest.raises(DataError, match="no such folder"):
+        _golden_images("gone", tiny_info)
+
+
+def test_classes_of_the_data_in_another_order_are_matched_by_name(gft_edge, tiny_info, tiny_model, animals, tmp_path):
+    """The same model whose classes have other numbers is as right as before."""
+    order = [2, 0, 3, 1]
+    weights = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    other = copy.deepcopy(tiny_model)
+    for name in ("head.weight", "head.bias"):
+        weights[name] = weights[name][order]
+    other.load_state_dict(weights)
+    labels = tuple(tiny_info.labels[number] for number in order)
+    save_checkpoint(tmp_path / "a", tiny_info, tiny_model)
+    save_checkpoint(tmp_path / "b", dataclasses.replace(tiny_info, labels=labels), other)
+    first, second = (gft_edge("evaluate", tmp_path / c, "--data", animals, "--json").json for c in "ab")
+    assert [row["right"] for row in first["results"]] == [row["right"] for row in second["results"]]
+    assert 0 < first["results"][0]["right"] < 24
+
+
+def test_help_names_every_form_of_data(gft_edge):
+    said = "".join(gft_edge("evaluate", "--help").out.split())
+    for form in (
+        "ROOT/CLASS",
+        "{train,val,test}",
+        "'typefaces'",
+        "typefaces:FOLDER",
+        "fgvc-aircraft:",
+        "food101:",
+        "coco:",
+    ):
+        assert form in said
