@@ -76,6 +76,7 @@ class Energy:
         net_mj_per_image: with the idle power over the same time taken off.
         refused: why there is no energy.
         idle_refused: why there is no idle power.
+        notes: what was noticed about the samples, one sentence each.
     """
 
     source: str
@@ -93,10 +94,11 @@ class Energy:
     refused: str | None = None
     idle_refused: str | None = None
     throttled: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
-        return {**asdict(self), "rails": list(self.rails), "throttled": list(self.throttled)}
+        return {**asdict(self), "rails": list(self.rails), "throttled": list(self.throttled), "notes": list(self.notes)}
 
 
 def mean_power(trace: PowerTrace, start_s: float, end_s: float) -> WindowPower:

@@ -7,7 +7,6 @@ with open_meter("auto") as meter:
 from __future__ import annotations
 
 import contextlib
-import itertools
 import shutil
 import threading
 import time
@@ -20,10 +19,11 @@ from gft_edge.benchmarks.devices import DEVICES
 from gft_edge.benchmarks.energy import Energy, PowerTrace, WindowPower, energy_of, mean_power, throttling
 from gft_edge.benchmarks.ina3221 import find_channels, read_rails
 from gft_edge.benchmarks.jetson import gpu_clock
+from gft_edge.benchmarks.log_times import LineTimes, line_times
 from gft_edge.benchmarks.nvml import NvmlGpu, load_nvml
 from gft_edge.benchmarks.tegrastats import TegraStats, TegrastatsProcess, read_log
 from gft_edge.config import did_you_mean
-from gft_edge.errors import ConfigError, DataError, GFTEdgeError
+from gft_edge.errors import ConfigError, GFTEdgeError
 
 PowerSource = Literal["auto", "none", "tegrastats", "ina3221", "nvml"]
 
@@ -279,8 +279,7 @@ def _open_nvml(index: int) -> Source:
 def log_trace(log: Sequence[TegraStats], interval_s: float) -> PowerTrace:
     """Power of a recorded log of tegrastats, with time counted from its first line.
 
-    The log's dates have whole seconds, so lines are taken to be ``interval_s`` apart; lines without the needed rails leave
-    a gap.
+    Lines are ``interval_s`` apart unless their dates say otherwise; lines without the needed rails leave a gap.
 
     Args:
         log: from :func:`gft_edge.benchmarks.tegrastats.read_log`.
@@ -290,18 +289,16 @@ def log_trace(log: Sequence[TegraStats], interval_s: float) -> PowerTrace:
         ConfigError: ``interval_s`` not above 0, or the rails are of no known board.
         DataError: the dates go backwards, so the board's clock was set meanwhile.
     """
-    if not interval_s > 0:
-        raise ConfigError(f"tegrastats log: interval must be above 0 s, found {interval_s}")
-    dates = [stats.date for stats in log if stats.date is not None]
-    for earlier, later in itertools.pairwise(dates):
-        if later < earlier:
-            raise DataError(f"tegrastats log: the clock goes backwards, from {earlier} to {later}; record it again")
+    return _trace_at(log, line_times([stats.date for stats in log], interval_s))
+
+
+def _trace_at(log: Sequence[TegraStats], lines: LineTimes) -> PowerTrace:
     rails = _require_total({name for stats in log for name in stats.rails}, "tegrastats log")
-    found = [(i * interval_s, stats) for i, stats in enumerate(log) if all(rail in stats.rails for rail in rails)]
+    found = [(time, stats) for time, stats in zip(lines.times_s, log) if all(rail in stats.rails for rail in rails)]
     return PowerTrace(
         source="tegrastats",
         rails=rails,
-        interval_s=interval_s,
+        interval_s=lines.interval_s,
         times_s=tuple(seconds for seconds, _ in found),
         power_mw=tuple(float(sum(stats.rails[rail].now_mw for rail in rails)) for _, stats in found),
         gpu_mhz=tuple(float(stats.gpu_mhz[0]) if stats.gpu_mhz else None for _, stats in found),
@@ -361,17 +358,27 @@ def log_energy(path: Path, interval_s: float, images_per_s: float, accuracy: flo
     Args:
         path: written by ``tegrastats --logfile``.
         interval_s: what tegrastats was told.
-        images_per_s: of the load.
+        images_per_s: of the load; without any there is no energy.
         accuracy: share of images classified correctly, for the energy per correct image.
 
     Raises:
         ConfigError: no interval, or rails of no known board.
         DataError: no log of tegrastats, or its clock goes backwards.
     """
-    trace = log_trace(read_log(path), interval_s)
+    log = read_log(path)
+    lines = line_times([stats.date for stats in log], interval_s)
+    trace = _trace_at(log, lines)
     start, end = (trace.times_s[0], trace.times_s[-1]) if trace.times_s else (0.0, 0.0)
     load = mean_power(trace, start, end)
-    return energy_of(trace, load, max(1, round(images_per_s * load.duration_s)), None, accuracy)
+    if load.refused and lines.gaps:
+        load = replace(
+            load, refused=f"{load.refused}: the log has {'; '.join(lines.gaps)}; record it while the load runs"
+        )
+    if not images_per_s > 0:
+        load = replace(load, mean_mw=None, refused=f"the throughput of the load is {images_per_s:g} images/s")
+    images = max(1, round(images_per_s * load.duration_s)) if images_per_s > 0 else 1
+    energy = energy_of(trace, load, images, None, accuracy)
+    return replace(energy, notes=(*lines.notes, *(f"the log has {gap}" for gap in lines.gaps)))
 
 
 def _repeat(run: Callable[[], object], seconds: float) -> int:

@@ -14,11 +14,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
+from gft_edge.benchmarks.logs import read_log_text
 from gft_edge.errors import DataError
 
-DATE = re.compile(r"^(\d{2}-\d{2}-\d{4} \d{2}:\d{2}:\d{2})", re.ASCII)
+DATE = re.compile(r"(?<!\S)(\d{2}-\d{2}-\d{4} \d{2}:\d{2}:\d{2})(?!\S)", re.ASCII)
+"""Also behind what journald or a container's log puts before a line."""
 RAM = re.compile(r"\bRAM (\d+)/(\d+)([kMG])B(?: \(lfb (\d+)x(\d+)([kMG])B\))?", re.ASCII)
-CPU = re.compile(r"\bCPU \[([^\]]*)\](?:@(\d+))?", re.ASCII)
+CPU = re.compile(r"\bCPU \[([^\[\]]*)\](?:@(\d+))?", re.ASCII)
 CORE = re.compile(r"(off)|(\d+)%(?:@(\d+))?", re.ASCII)
 EMC = re.compile(r"\bEMC_FREQ (?:(\d+)%)?(?:@(\d+))?", re.ASCII)
 GPU = re.compile(r"\bGR3D_FREQ (?:(\d+)%)?(?:@(?:\[([\d,]*)\]|(\d+)))?", re.ASCII)
@@ -33,6 +35,8 @@ ABSENT_C = -256.0
 
 TO_MB = {"k": 1 / 1024, "M": 1.0, "G": 1024.0}
 MAX_DIGITS = 12
+MAX_LINE = 1 << 16
+"""Characters; a board's line has about 600."""
 
 
 @dataclass(frozen=True)
@@ -88,11 +92,13 @@ class TegraStats:
 def parse_line(line: str) -> TegraStats:
     """Reads one line of any dialect; of text that is none everything lands in ``other``. Never raises."""
     rest = line.strip()
+    if len(rest) > MAX_LINE:
+        return TegraStats(other={"": rest[:80]})
     date = None
-    if match := DATE.match(rest):
+    if match := DATE.search(rest):
         try:
             date = datetime.strptime(match[1], "%m-%d-%Y %H:%M:%S")
-            rest = rest[match.end() :]
+            rest = rest[: match.start()] + rest[match.end() :]
         except ValueError:
             pass  # digits that are no date stay in the rest
     ram, rest = _take(RAM, rest)
@@ -189,11 +195,7 @@ def read_log(path: Path) -> list[TegraStats]:
     Raises:
         DataError: unreadable, or no log of tegrastats.
     """
-    try:
-        text = path.read_bytes().decode(errors="replace")
-    except OSError as error:
-        raise DataError(f"tegrastats log {path}: cannot be read ({error.strerror or error})") from None
-    return parse_log(text, f"tegrastats log {path}")
+    return parse_log(read_log_text(path, "tegrastats log", DataError), f"tegrastats log {path}")
 
 
 class TegrastatsProcess:

@@ -2,32 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gft_edge import __version__
 from gft_edge.benchmarks.devices import Device
+from gft_edge.benchmarks.gpu_names import other_gpu
 from gft_edge.benchmarks.latency import bound_of, identity
 from gft_edge.benchmarks.layers import LayerSummary, parse_layers, parse_profile, with_times
+from gft_edge.benchmarks.logs import read_log_text
 from gft_edge.benchmarks.merge import SCHEMA
 from gft_edge.benchmarks.protocol import UNSTABLE, commit
-from gft_edge.benchmarks.trtexec_output import (
-    TrtexecLog,
-    first_error,
-    latency_of,
-    parse_log,
-    parse_times,
-    version_or_none,
-)
+from gft_edge.benchmarks.trtexec_failure import cause_of_failure
+from gft_edge.benchmarks.trtexec_output import TrtexecLog, parse_runs, version_or_none
+from gft_edge.benchmarks.trtexec_times import latency_of, parse_times
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.engines import EngineHost, check_engine
 from gft_edge.export.this_gpu import device_here
+from gft_edge.files import parse_json
 from gft_edge.manifest import Artifact
 
 PLACES = (Path("/usr/src/tensorrt/bin"), Path("/opt/tensorrt/bin"), Path("/usr/local/tensorrt/bin"))
@@ -121,7 +118,7 @@ def run_trtexec(binary: Path, arguments: Sequence[str], timeout_s: float = 600) 
     """Runs trtexec and returns what it printed; not verified on hardware.
 
     Raises:
-        ArtifactError: it failed or did not end; the message has its first error line.
+        ArtifactError: it failed or did not end; the message has the error line that tells why.
     """
     try:
         done = subprocess.run(
@@ -131,7 +128,7 @@ def run_trtexec(binary: Path, arguments: Sequence[str], timeout_s: float = 600) 
         raise ArtifactError(f"{binary}: {error}") from None
     text = done.stdout + done.stderr
     if done.returncode:
-        raise ArtifactError(f"{binary}: ended with code {done.returncode}: {first_error(text)}")
+        raise ArtifactError(f"{binary}: ended with code {done.returncode}: {cause_of_failure(text)}")
     return text
 
 
@@ -153,39 +150,70 @@ def bench_file(
         layers: summary of its layer files.
         batch: images per query; images/s is qps times batch.
     """
-    latency = _figures_of(log, queries)
+    row = _row(log, name, known, queries, batch)
+    if layers is not None:
+        row["layers"] = dict(layers)
+    return _file([row], log)
+
+
+def _file(rows: list[dict[str, Any]], log: TrtexecLog) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "source": "trtexec",
+        "machine": {**log.device, "versions": {"tensorrt": _version_text(log)}},
+        "read_by": {"gft_edge": __version__, "commit": commit()},
+        "results": rows,
+        "warnings": [f"{row['name']}: {warning}" for row in rows for warning in row["warnings"]],
+    }
+
+
+def _version_text(log: TrtexecLog) -> str | None:
+    return ".".join(map(str, log.version)) if log.version else None
+
+
+def _row(
+    log: TrtexecLog,
+    name: str,
+    known: Mapping[str, Any],
+    queries: Sequence[Mapping[str, float]] | None,
+    batch: int,
+) -> dict[str, Any]:
     transfers = {"h2d": "H2D Latency", "d2h": "D2H Latency"}
     stages = {
         stage: {"p50_ms": log.metrics[metric]["median"]}
         for stage, metric in {**transfers, "inference": "GPU Compute Time"}.items()
         if log.metrics.get(metric, {}).get("max", 0) > 0  # with transfers off trtexec prints 0 ms: absent, not zero
     }
-    version = ".".join(map(str, log.version)) if log.version else None
-    row = {
+    settings = log.settings
+    meaning = "one query enqueued ahead of time: host work is hidden, this is no request latency"
+    if settings.streams > 1:
+        meaning = f"one query while {settings.streams} streams run at a time; {meaning}"
+    rate = log.numbers["throughput_qps"] * (1 if settings.implicit_batch else batch)
+    return {
         "name": name,
         **known,
         "backend": "trtexec",
-        "options": {"version": version, "command": log.command, "timing": log.timing, **log.numbers},
+        "options": {
+            "version": _version_text(log),
+            "command": log.command,
+            "timing": None if log.timing is None else dict(log.timing),
+            "streams": settings.streams,
+            "shapes": {name: list(shape) for name, shape in settings.shapes.items()},
+            **log.numbers,
+        },
         "batch": batch,
         "threads": None,
-        **latency,
-        "meaning": "one query enqueued ahead of time: host work is hidden, this is no request latency",
+        **_figures_of(log, queries),
+        "meaning": meaning,
         "stages": stages,
-        "throughput": {"images_per_s": log.numbers["throughput_qps"] * batch, "in_flight": None},
+        "throughput": {
+            "images_per_s": rate if rate > 0 else None,
+            "in_flight": settings.streams if settings.streams > 1 else None,
+        },
         "baseline": name,
         "speedup": 1.0,
         "speedup_interval": [1.0, 1.0] if queries else None,
         "warnings": list(log.warnings),
-    }
-    if layers is not None:
-        row["layers"] = dict(layers)
-    return {
-        "schema": SCHEMA,
-        "source": "trtexec",
-        "machine": {**log.device, "versions": {"tensorrt": version}},
-        "read_by": {"gft_edge": __version__, "commit": commit()},
-        "results": [row],
-        "warnings": [f"{name}: {warning}" for warning in log.warnings],
     }
 
 
@@ -213,37 +241,98 @@ def ingest(
     layers: Path | None = None,
     profile: Path | None = None,
     artifact: Artifact | None = None,
-    batch: int = 1,
+    batch: int | None = None,
     target: Device | None = None,
 ) -> dict[str, Any]:
-    """Files of one run of trtexec to the content of a bench file.
+    """Files of trtexec to the content of a bench file: one row, or one for each complete run of a log of several.
 
     Args:
         log: what trtexec printed.
         times, layers, profile: what --exportTimes, --exportLayerInfo and --exportProfile wrote.
         artifact: what was measured; without it the row carries the log's file name.
-        batch: images per query.
-        target: device to hold the figures against; needs an artefact.
+        batch: images per query; None takes what the log tells, else what the artefact's static batch is, else 1.
+        target: device to hold the figures against; needs an artefact. There is no bound where the log is of another GPU.
 
     Raises:
-        ConfigError: a target without an artefact.
-        ArtifactError: a file is missing, damaged, cut off, of a failed run, or of no run at all.
+        ConfigError: a target without an artefact, a batch that is not the log's, or an artefact or exported files with
+            a log of several runs.
+        ArtifactError: a file is missing, damaged, cut off, of a failed run, of no run at all, or of another batch than the
+            artefact's.
     """
     if target and not artifact:
         raise ConfigError("bench: --target needs the ARTIFACT that was measured, for its bound")
-    try:
-        text = log.read_text(encoding="utf-8", errors="replace")
-    except OSError as error:
-        raise ArtifactError(f"trtexec log {log}: cannot be read ({error.strerror})") from None
-    parsed = parse_log(text, f"trtexec log {log}")
+    where = f"trtexec log {log}"
+    runs = parse_runs(read_log_text(log, "trtexec log", ArtifactError), where)
+    if len(runs) > 1:
+        if artifact or times or layers or profile:
+            commands = "; ".join(f"{number}: {run.command or 'no command'}" for number, run in enumerate(runs, 1))
+            raise ConfigError(
+                f"{where}: holds {len(runs)} runs ({commands}), and an ARTIFACT or exported file is of one; cut that run "
+                "into a file of its own"
+            )
+        return _several(runs, log.stem, batch, where)
+    (parsed,) = runs
+    images, notes = _batch(parsed, artifact, batch, where)
+    if artifact and (problem := _other_input(parsed, artifact)):
+        notes.append(problem)
+    other = other_gpu(parsed.device, target) if target else None
+    if other:
+        notes.append(other)
+    parsed = replace(parsed, warnings=(*parsed.warnings, *notes))
     queries = parse_times(_read(times), f"times {times}") if times else None
     known: dict[str, Any] = identity(artifact) if artifact else {}
     tokens = artifact.manifest.model.num_patches + 1 if artifact else None
-    data = bench_file(parsed, known.get("name", log.stem), known, queries, _layers(layers, profile, tokens), batch)
-    if target and artifact:
+    data = bench_file(parsed, known.get("name", log.stem), known, queries, _layers(layers, profile, tokens), images)
+    if target and artifact and not other:
         row = data["results"][0]
-        row |= bound_of(artifact, target, batch, row["p50_ms"])
+        row |= bound_of(artifact, target, images, row["p50_ms"])
     return data
+
+
+def _several(runs: Sequence[TrtexecLog], name: str, batch: int | None, where: str) -> dict[str, Any]:
+    """A row for each run, compared with the first one of the same batch."""
+    rows: list[dict[str, Any]] = []
+    names = sorted({run.device["device"] for run in runs if "device" in run.device})
+    if len(names) > 1:
+        raise ArtifactError(
+            f"{where}: holds runs of several GPUs ({', '.join(names)}); cut them into files of their own"
+        )
+    for number, run in enumerate(runs, start=1):
+        images, notes = _batch(run, None, batch, f"{where}: run {number}")
+        row = _row(replace(run, warnings=(*run.warnings, *notes)), f"{name} run {number}", {}, None, images)
+        first = next((known for known in rows if known["batch"] == images), row)
+        rows.append(row | {"baseline": first["name"], "speedup": first["p50_ms"] / row["p50_ms"]})
+    return _file(rows, runs[0])
+
+
+def _batch(log: TrtexecLog, artifact: Artifact | None, given: int | None, where: str) -> tuple[int, list[str]]:
+    """Images per query, and what to say about it."""
+    static = artifact.manifest.static_batch if artifact else None
+    measured = log.settings.batch(artifact.manifest.inputs[0].name if artifact and artifact.manifest.inputs else None)
+    if measured is not None and given is not None and measured != given:
+        raise ConfigError(f"{where}: was measured at batch {measured}, --batch says {given}; leave --batch out")
+    found = measured or given
+    if found is not None and static is not None and found != static:
+        by = "was measured" if measured else "is, by --batch,"
+        raise ArtifactError(
+            f"{where}: {by} at batch {found}, artefact {artifact.path if artifact else ''} takes batch {static} only: "
+            "it is no run of this artefact"
+        )
+    if found is None and static is None:
+        return 1, ["the log does not tell the batch, 1 is taken; give --batch"]
+    return found or static or 1, []
+
+
+def _other_input(log: TrtexecLog, artifact: Artifact) -> str | None:
+    """Why the log's input is not the artefact's."""
+    for info in artifact.manifest.inputs:
+        shape = log.settings.shapes.get(info.name)
+        if shape is None and len(log.settings.shapes) == 1:
+            (shape,) = log.settings.shapes.values()
+        if shape is not None and tuple(shape[1:]) != tuple(info.shape[1:]):
+            texts = ("x".join(map(str, part[1:])) for part in (shape, info.shape))
+            return "an image of the log is {}, of the artefact {}: it was another model".format(*texts)
+    return None
 
 
 def _layers(layers: Path | None, profile: Path | None, tokens: int | None) -> dict[str, Any] | None:
@@ -257,8 +346,8 @@ def _layers(layers: Path | None, profile: Path | None, tokens: int | None) -> di
 
 def _read(path: Path) -> object:
     try:
-        data: object = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        data: object = parse_json(path.read_bytes())
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: cannot be read as JSON ({error})") from None
     return data
 
@@ -267,7 +356,7 @@ def run_engine(
     artifact: Artifact,
     key: str,
     binary: Path | None,
-    batch: int,
+    batch: int | None,
     target: Device | None = None,
     timing: Timing = DEFAULT,
     device: Device | None = None,
@@ -278,7 +367,7 @@ def run_engine(
         artifact: with the engine in its manifest.
         key: of the engine.
         binary: trtexec, where it is in no usual place.
-        batch: images per query.
+        batch: images per query; None takes what trtexec tells, else the artefact's static batch, else 1.
         target: device to hold the figures against.
         timing: how to time.
         device: that trtexec runs on, this machine's by default.

@@ -1,24 +1,24 @@
-"""What trtexec prints and exports, of TensorRT 8.2 to 11, read back and checked."""
+"""What trtexec prints, of TensorRT 8.0 to 11, read back and checked, one run at a time."""
 
 from __future__ import annotations
 
 import math
 import re
-import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
-
-from gft_edge.benchmarks.protocol import Latency
+from gft_edge.benchmarks.logs import clean
+from gft_edge.benchmarks.trtexec_failure import cause_of_failure, is_failure
+from gft_edge.benchmarks.trtexec_settings import Settings, sections, settings_of
 from gft_edge.errors import ArtifactError, ConfigError
 
 METRICS = ("Latency", "Enqueue Time", "H2D Latency", "GPU Compute Time", "D2H Latency")
-ROUND = 10
-"""Queries per round of the raw samples; the default of trtexec's --avgRuns."""
+FEW_QUERIES = 10
+"""trtexec repeats at least so many by default, and fewer say little."""
 
-_PREFIX = r"(?:^|\] )\[(?P<level>[IWE])\] "
+_PREFIX = r"(?:^|[\]\s|])\[(?P<level>[IWE])\] "
 _METRIC = re.compile(rf"{_PREFIX}(?P<name>{'|'.join(METRICS)}): (?P<figures>.*)$")
+_OLD_LAYOUT = re.compile(r"\[I\] (?:Host Latency|GPU Compute)\s*$|\[I\] (?:min|median): [\d.]+ ms \(end to end")
 _FIGURE = re.compile(r"(min|max|mean|median|percentile\(([\d.]+)%\)) = ([\d.eE+-]+) ms")
 _NUMBERS = {
     "throughput_qps": re.compile(r"\[I\] Throughput: ([\d.eE+-]+) qps"),
@@ -36,8 +36,9 @@ _TEXTS = {
     "compute_capability": re.compile(r"\[I\] Compute Capability: ([\d.]+)"),
     "sms": re.compile(r"\[I\] SMs: (\d+)"),
 }
-_RUNNING = re.compile(r"&&&& RUNNING TensorRT\.trtexec \[TensorRT v(\d+)\](?: \[b\d+\])? # (.*)$")
-_VERDICT = re.compile(r"&&&& (PASSED|FAILED) TensorRT\.trtexec")
+_BANNER = r"TensorRT\.trtexec(?: \[TensorRT v(\d+)\])?(?: \[b\d+\])?"
+_RUNNING = re.compile(rf"&&&& RUNNING {_BANNER} # (.*)$")
+_VERDICT = re.compile(rf"&&&& (PASSED|FAILED) {_BANNER}(?: # (.*))?")
 _VERSION = re.compile(r"\[I\] TensorRT version: ([\d.]+)")
 _VARIANCE = re.compile(r"coefficient of variance = ([\d.]+)%")
 
@@ -61,25 +62,9 @@ def parse_version(text: str) -> tuple[int, int]:
     return major, minor
 
 
-def timing_of(command: str, version: tuple[int, int] | None) -> dict[str, bool] | None:
-    """Timing settings in force, from a command line and the defaults of the version; None for an unknown version."""
-    if version is None:
-        return None
-    try:
-        given = set(shlex.split(command))
-    except ValueError:
-        given = set(command.split())
-    new = version[0] >= 11
-    return {
-        "cuda_graph": "--noCudaGraph" not in given if new else "--useCudaGraph" in given,
-        "spin_wait": "--noSpinWait" not in given if new else "--useSpinWait" in given,
-        "transfers": "--includeDataTransfers" in given if new else "--noDataTransfers" not in given,
-    }
-
-
 @dataclass(frozen=True)
 class TrtexecLog:
-    """What trtexec printed.
+    """What one run of trtexec printed.
 
     Attributes:
         version: (major, minor) of TensorRT, None where the log does not tell.
@@ -91,6 +76,7 @@ class TrtexecLog:
         variance: coefficient of variation of the GPU time as trtexec warned of it, as a share.
         warnings: its ``[W]`` lines that concern the measurement, and what this reader noticed.
         complete: whether it ends with trtexec's own verdict.
+        settings: timing, streams and shapes in force.
     """
 
     version: tuple[int, int] | None
@@ -101,35 +87,86 @@ class TrtexecLog:
     variance: float | None
     warnings: tuple[str, ...]
     complete: bool
+    settings: Settings
 
     @property
-    def timing(self) -> dict[str, bool] | None:
+    def timing(self) -> Mapping[str, bool] | None:
         """Timing settings in force."""
-        return timing_of(self.command, self.version) if self.command else None
+        return self.settings.timing
 
 
 def parse_log(text: str, where: str = "trtexec log") -> TrtexecLog:
-    """Reads trtexec's output, of TensorRT 8.2 to 11.
+    """The one complete run of trtexec in a log, of TensorRT 8.0 to 11.
 
     Raises:
-        ArtifactError: no output of trtexec, of a failed run, cut off before or in the performance summary, or figures that
-            cannot be (negative or zero times).
+        ArtifactError: as :func:`parse_runs`, or several complete runs.
     """
+    runs = parse_runs(text, where)
+    if len(runs) > 1:
+        commands = "; ".join(f"{number}: {run.command or 'no command'}" for number, run in enumerate(runs, 1))
+        raise ArtifactError(
+            f"{where}: holds {len(runs)} runs ({commands}); cut the one that is meant into a file of its own"
+        )
+    return runs[0]
+
+
+def parse_runs(text: str, where: str = "trtexec log") -> list[TrtexecLog]:
+    """Every complete run of trtexec in a log, each under its own command; at least one.
+
+    A run that is cut off or failed beside a complete one is left out, and the first complete one carries a warning that says so.
+
+    Raises:
+        ArtifactError: no output of trtexec; or no run that is complete, with the reason: failed, cut off before or in the
+            performance summary, of a layout that is not known, or figures that cannot be (negative or zero times).
+    """
+    parts = [part for part in sections(clean(text).splitlines()) if _is_run(part)]
+    if not parts:
+        raise ArtifactError(f"{where}: this is no output of trtexec")
+    if len(parts) == 1:
+        return [_parse_run(parts[0], where)]
+    runs, left_out = [], []
+    for number, part in enumerate(parts, start=1):
+        try:
+            runs.append(_parse_run(part, f"{where}: run {number} of {len(parts)}"))
+        except ArtifactError as error:
+            left_out.append((number, _command_of(part), str(error).removeprefix(f"{where}: ")))
+    if not runs:
+        raise ArtifactError(f"{where}: " + "; ".join(reason for _, _, reason in left_out))
+    told = tuple(f"{reason}; left out ({command or 'no command'})" for _, command, reason in left_out)
+    return [replace(runs[0], warnings=(*runs[0].warnings, *told)), *runs[1:]]
+
+
+def _is_run(lines: Sequence[str]) -> bool:
+    return any(
+        "&&&& " in line or "=== Performance summary ===" in line or _METRIC.search(line) or _OLD_LAYOUT.search(line)
+        for line in lines
+    )
+
+
+def _command_of(lines: Sequence[str]) -> str:
+    return next((match[2].strip() for line in lines if (match := _RUNNING.search(line))), "")
+
+
+def _parse_run(lines: Sequence[str], where: str) -> TrtexecLog:
     metrics: dict[str, dict[str, float]] = {}
     numbers: dict[str, float] = {}
     device: dict[str, str] = {}
     version, command, verdict, variance = None, "", None, None
     warnings: list[str] = []
-    lines = text.splitlines()
-    summary = False
+    summaries = 0
     for line in lines:
-        summary = summary or "=== Performance summary ===" in line
+        summaries += "=== Performance summary ===" in line
         if match := _METRIC.search(line):
             metrics[match["name"]] = _figures(match["figures"])
         elif match := _RUNNING.search(line):
-            version, command = version_or_none(match[1]), match[2].strip()
+            version, command = version_or_none(match[1] or ""), match[2].strip()
         elif match := _VERDICT.search(line):
-            verdict = match[1]
+            verdict, ended = match[1], (match[3] or "").rstrip("\ufffd").strip()
+            if command and not command.startswith(ended):  # a verdict may be cut off
+                raise ArtifactError(
+                    f"{where}: begins as {command!r} and ends as {ended!r}: two runs mixed; log each alone"
+                )
+            version, command = version or version_or_none(match[2] or ""), command or ended
         elif match := _VERSION.search(line):
             version = version_or_none(match[1]) or version
         for name, pattern in _NUMBERS.items():
@@ -142,14 +179,38 @@ def parse_log(text: str, where: str = "trtexec log") -> TrtexecLog:
             variance = _number(match[1], where) / 100
         if (place := line.find("[W] * ")) >= 0:
             warnings.append(line[place + len("[W] * ") :].strip())
-    if verdict == "FAILED":
-        raise ArtifactError(f"{where}: the run failed: {first_error(text)}")
-    if not summary and not metrics and verdict is None and not command:
-        raise ArtifactError(f"{where}: this is no output of trtexec")
+    text = "\n".join(lines)
+    if verdict == "FAILED" or (verdict is None and not metrics and is_failure(text)):
+        raise ArtifactError(f"{where}: the run failed: {cause_of_failure(text)}")
+    if not metrics and any(_OLD_LAYOUT.search(line) for line in lines):
+        raise ArtifactError(
+            f"{where}: is in the layout of trtexec before TensorRT 8.2 (such as 7.2), which is not read; time it with a newer one"
+        )
+    if summaries > 1:
+        raise ArtifactError(f"{where}: has {summaries} performance summaries under one command; log each run alone")
     _require_summary(metrics, numbers, where)
+    settings = settings_of(lines, command, version)
+    warnings += settings.notes
+    warnings += _noticed(numbers, settings)
     if verdict is None:
         warnings.append("the log ends before trtexec's own verdict (PASSED)")
-    return TrtexecLog(version, command, metrics, numbers, device, variance, tuple(warnings), verdict is not None)
+    return TrtexecLog(
+        version, command, metrics, numbers, device, variance, tuple(warnings), verdict is not None, settings
+    )
+
+
+def _noticed(numbers: Mapping[str, float], settings: Settings) -> list[str]:
+    found = []
+    if settings.streams > 1:
+        found.append(
+            f"{settings.streams} streams ran at a time: latency is that of a query beside {settings.streams - 1} others, "
+            "longer than alone"
+        )
+    if numbers["throughput_qps"] <= 0:
+        found.append("trtexec gives a throughput of 0: there are no images/s and no energy")
+    if (queries := numbers.get("queries")) is not None and queries < FEW_QUERIES:
+        found.append(f"the figures are of {queries:.0f} queries; give trtexec a longer --duration")
+    return found
 
 
 def _figures(text: str) -> dict[str, float]:
@@ -195,64 +256,3 @@ def _require_summary(metrics: Mapping[str, Mapping[str, float]], numbers: Mappin
         raise ArtifactError(f"{where}: a run of zero length; give trtexec a longer --duration")
     if "throughput_qps" not in numbers:
         raise ArtifactError(f"{where}: cut off: its performance summary has no Throughput; run trtexec again")
-
-
-def first_error(text: str) -> str:
-    """trtexec's first error line."""
-    errors = [line.partition("[E]")[2].strip() for line in text.splitlines() if "[E]" in line]
-    return errors[0] if errors else "it gives no reason"
-
-
-def percentile(samples: Sequence[float], percent: float) -> float:
-    """trtexec's percentile: the element at max(n - 1 - int((1 - p / 100) n), 0) of the sorted samples.
-
-    In 32-bit floats like there (sampleReporting.cpp, findPercentile): of 100 queries p90 is the 90th, p99 the 100th.
-    """
-    ordered = sorted(samples)
-    excluded = int((np.float32(1) - np.float32(percent) / np.float32(100)) * np.float32(len(ordered)))
-    return ordered[max(len(ordered) - 1 - excluded, 0)]
-
-
-TIMES = ("startComputeMs", "endComputeMs", "h2dMs", "computeMs", "d2hMs", "latencyMs")
-
-
-def parse_times(data: object, where: str = "times") -> list[dict[str, float]]:
-    """Checks what --exportTimes wrote: one object per query.
-
-    Raises:
-        ArtifactError: something else, a run without queries, or a clock that goes backwards.
-    """
-    if not isinstance(data, list) or not all(isinstance(query, dict) for query in data):
-        raise ArtifactError(f"{where}: expected the list of objects that --exportTimes writes")
-    if not data:
-        raise ArtifactError(f"{where}: a run of zero length: it has no query")
-    queries, before = [], -math.inf
-    for number, query in enumerate(data, start=1):
-        values = {}
-        for name, value in query.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ArtifactError(f"{where}: query {number}: {name} {value!r} is no number")
-            values[str(name)] = float(value)
-        missing = [name for name in TIMES if name not in values]
-        if missing:
-            raise ArtifactError(f"{where}: query {number} has no {missing[0]}")
-        start = values.get("startH2dMs", values["startComputeMs"])  # the order trtexec sorts by
-        negative = min(values[name] for name in ("h2dMs", "computeMs", "d2hMs", "latencyMs")) < 0
-        if negative or values["endComputeMs"] < values["startComputeMs"] or start < before:
-            raise ArtifactError(f"{where}: query {number}: the clock goes backwards; run trtexec again")
-        before = start
-        queries.append(values)
-    if not any(query["latencyMs"] for query in queries):
-        raise ArtifactError(f"{where}: a run of zero length: every query took 0 ms")
-    return queries
-
-
-def latency_of(queries: Sequence[Mapping[str, float]], name: str = "latencyMs") -> Latency:
-    """Figures of exported times by trtexec's own rules, with the raw samples in rounds of ten successive queries."""
-    samples = [query[name] for query in queries]
-    rounds = [samples[i : i + ROUND] for i in range(0, len(samples), ROUND)]
-    figures = Latency.of(rounds)
-    p90, p95, p99 = (percentile(samples, p) for p in (90, 95, 99))
-    return Latency(
-        **{**figures.__dict__, "p90_ms": p90, "p95_ms": p95, "p99_ms": p99, "p50_ms": float(np.median(samples))}
-    )

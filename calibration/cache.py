@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gft_edge.calibration.constants import QMAX, SMALLEST_RANGE
+from gft_edge.calibration.levels import QMAX, SMALLEST_RANGE
 from gft_edge.calibration.ranges import Ranges
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.files import read_json, replacing, sha256, write_json
+from gft_edge.files import decode_text, read_json, replacing, sha256, write_json
 
 SCHEMA = 1
 Algorithm = Literal["EntropyCalibration2", "MinMaxCalibration", "EntropyCalibration", "LegacyCalibration"]
@@ -50,39 +50,50 @@ class CalibrationCache:
         for name, bits in self.scales.items():
             if not name or any(character in name for character in "\r\n"):
                 raise ConfigError(f"TensorRT cache: {name!r} cannot be the name of a tensor in it")
-            if not 0 <= bits < 0x7F800000:
-                raise ConfigError(f"TensorRT cache: scale of {name} is negative or not finite ({bits:08x})")
+            if problem := _problem(bits):
+                raise ConfigError(f"TensorRT cache: scale of {name} is {problem}")
+
+    @property
+    def header(self) -> str:
+        """The first line."""
+        return f"TRT-{encode_version(self.tensorrt)}-{self.algorithm}"
 
     def dumps(self) -> bytes:
         """The file's bytes."""
-        lines = [f"TRT-{encode_version(self.tensorrt)}-{self.algorithm}"]
+        lines = [self.header]
         lines += [f"{name}: {bits:08x}" for name, bits in self.scales.items()]
         return ("\n".join(lines) + "\n").encode()
 
     @classmethod
     def loads(cls, data: bytes, where: str = "TensorRT cache") -> CalibrationCache:
-        """The inverse of :meth:`dumps`; also takes scales without leading zeros and a missing last newline.
+        """The inverse of :meth:`dumps`; also takes scales without leading zeros and what editors do to a text.
+
+        That is a byte order mark, UTF-16, line ends of Windows, and blank lines at the end.
 
         Raises:
-            ArtifactError: naming the line that is none of a cache.
+            ArtifactError: naming the line that is none of a cache, or whose scale cannot be.
         """
         try:
-            head, *lines = data.decode().replace("\r\n", "\n").split("\n")
+            head, *lines = decode_text(data).replace("\r\n", "\n").split("\n")
         except UnicodeDecodeError:
             raise ArtifactError(f"{where}: is no text, so no calibration cache") from None
-        header = _HEADER.fullmatch(head)
+        header = _HEADER.fullmatch(head.rstrip())
         if header is None:
             raise ArtifactError(f"{where}: line 1 is {head[:60]!r}, expected for example TRT-8601-EntropyCalibration2")
+        while lines and not lines[-1].strip():
+            lines.pop()
         scales: dict[str, int] = {}
+        at: dict[str, int] = {}
         for number, line in enumerate(lines, start=2):
-            if not line and number == len(lines) + 1:
-                continue
-            name, colon, value = line.rpartition(": ")
+            name, colon, value = line.rstrip().rpartition(": ")
             if not colon or not name or not _SCALE.fullmatch(value):
                 raise ArtifactError(f"{where}: line {number} is {line[:60]!r}, expected NAME: 8 hexadecimal digits")
             if name in scales:
-                raise ArtifactError(f"{where}: line {number} gives {name!r} a second scale")
-            scales[name] = int(value, 16)
+                raise ArtifactError(f"{where}: line {number} gives {name!r} a second scale, line {at[name]} has one")
+            bits = int(value, 16)
+            if problem := _problem(bits):
+                raise ArtifactError(f"{where}: line {number}: scale of {name!r} is {problem}; calibrate again")
+            scales[name], at[name] = bits, number
         try:
             return cls(decode_version(header[1]), header[2], scales)
         except ConfigError as error:
@@ -104,6 +115,14 @@ class CalibrationCache:
         """The ranges the scales stand for; exact, so that the way back gives the same bits."""
         values = {name: _float(bits) * QMAX for name, bits in self.scales.items()}
         return Ranges(values, "graph tensors", "cache", 0, model_sha256, card_id, preprocess)
+
+
+def _problem(bits: int) -> str | None:
+    """Why a scale cannot be one; None for a positive finite number."""
+    if 0 < bits < 0x7F800000:
+        return None
+    kind = "zero" if bits in (0, 0x80000000) else "infinite" if bits & 0x7FFFFFFF == 0x7F800000 else "negative"
+    return f"{'NaN' if bits & 0x7FFFFFFF > 0x7F800000 else kind} ({bits:08x})"
 
 
 def _bits(value: float) -> int:
@@ -164,6 +183,66 @@ def write_cache(path: Path, cache: CalibrationCache, ranges: Ranges) -> None:
     write_json(sidecar(path), {"schema": SCHEMA, "cache_sha256": sha256(path), **asdict(origin)})
 
 
+def load_cache(path: Path) -> CalibrationCache:
+    """Reads a cache of any origin; what it belongs to is not asked.
+
+    Raises:
+        ArtifactError: cannot be read, or is none.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ArtifactError(f"TensorRT cache {path}: cannot be read ({error.strerror or error})") from None
+    return CalibrationCache.loads(data, f"TensorRT cache {path}")
+
+
+UNNAMED = "(Unnamed Layer*"
+"""How TensorRT's own names begin: of layers its importer adds, which no graph tells."""
+
+
+def require_fit(cache: CalibrationCache, tensors: Collection[str], tensorrt: str | None, where: str) -> tuple[str, ...]:
+    """Refuses a cache that TensorRT would take although it is of another graph or another generation.
+
+    Args:
+        cache: of any origin.
+        tensors: names of the graph's inputs and of what its nodes give.
+        tensorrt: version that will read it, None where that is not known.
+        where: for messages.
+
+    Returns:
+        what is left out, one sentence each; empty where the cache covers the graph.
+
+    Raises:
+        ArtifactError: naming the line.
+    """
+    if tensorrt and tensorrt.partition(".")[0] != cache.tensorrt.partition(".")[0]:
+        raise ArtifactError(
+            f"{where}: line 1: is of TensorRT {cache.tensorrt}, this build is for TensorRT {tensorrt}; calibrate for that"
+        )
+    foreign = [(line, name) for line, name in enumerate(cache.scales, 2) if not _known(name, tensors)]
+    if foreign:
+        line, name = foreign[0]
+        more = f", nor {len(foreign) - 1} more of its {len(cache.scales)} names" if len(foreign) > 1 else ""
+        raise ArtifactError(
+            f"{where}: line {line}: {name!r} is no tensor of this graph{more}; it was calibrated on another graph"
+        )
+    covered = sum(name in cache.scales for name in tensors)
+    if not covered:
+        raise ArtifactError(f"{where}: has a scale for no tensor of this graph; calibrate again")
+    missing = len(tensors) - covered
+    return (
+        (
+            f"the cache has scales for {covered} of {len(tensors)} tensors; what reads or gives the others is not computed in INT8",
+        )
+        if missing
+        else ()
+    )
+
+
+def _known(name: str, tensors: Collection[str]) -> bool:
+    return name in tensors or name.startswith(UNNAMED)
+
+
 def read_cache(path: Path, **expected: str | None) -> CalibrationCache:
     """Reads a cache after comparing what it was made from with what is there.
 
@@ -175,11 +254,7 @@ def read_cache(path: Path, **expected: str | None) -> CalibrationCache:
         ArtifactError: naming everything that differs, a missing or changed file.
     """
     where = f"TensorRT cache {path}"
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ArtifactError(f"{where}: cannot be read ({error.strerror})") from None
-    cache = CalibrationCache.loads(data, where)
+    cache = load_cache(path)
     record = read_json(sidecar(path), "origin of the TensorRT cache")
     known: dict[str, Any] = {key: record.get(key) for key in (*CacheOrigin.__annotations__, "cache_sha256")}
     wanted = {"cache_sha256": sha256(path), "algorithm": cache.algorithm, "tensorrt": cache.tensorrt, **expected}

@@ -11,14 +11,11 @@ import torch
 from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 
-from gft_edge.calibration.constants import QMAX, QMIN, SMALLEST_RANGE
+from gft_edge.calibration.levels import E4M3_MAX, E4M3_STEP, QMAX, QMIN, SMALLEST_RANGE
 from gft_edge.calibration.policy import Precision, QuantPolicy, is_attend
 from gft_edge.errors import ConfigError
 from gft_edge.model.layers import Attend, SelfAttention, is_plain
 
-E4M3_MAX = 448.0
-E4M3_STEP = 32.0
-"""Distance of the largest values."""
 ATTENTION_PARTS = ("q", "k", "v", "probs")
 """Operands of an attention's two products: scaled queries, keys, gated values, probabilities."""
 

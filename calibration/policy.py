@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import fnmatch
-import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gft_edge.config import loads_toml
+from gft_edge.config import read_table
 from gft_edge.errors import ConfigError
 
 Precision = Literal["int8", "int8-weights", "fp8", "high"]
@@ -121,12 +120,7 @@ def read_policy(path: Path) -> QuantPolicy:
     Raises:
         ConfigError: cannot be read, or is no policy.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-        data = json.loads(text) if path.suffix == ".json" else loads_toml(text)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"quantization policy {path}: cannot be read ({error})") from None
-    return QuantPolicy.from_json(data)
+    return QuantPolicy.from_json(read_table(path, "quantization policy"))
 
 
 def uniform_policy(

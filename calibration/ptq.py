@@ -12,7 +12,7 @@ import numpy.typing as npt
 from torch import nn
 
 from gft_edge.calibration.attention import PROBS_RANGE, attention_tensors, quantized_attention
-from gft_edge.calibration.constants import SMALLEST_RANGE
+from gft_edge.calibration.levels import SMALLEST_RANGE
 from gft_edge.calibration.modules import insert_quantizers, quantized_names
 from gft_edge.calibration.observe import Collector, collect, observe
 from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from gft_edge.errors import ArtifactError
 from gft_edge.files import read_json, write_json
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # it brings torch, which a board that builds an engine from ranges does not have
     from gft_edge.calibration.observe import Collector
 
 SCHEMA = 1
@@ -180,7 +180,7 @@ class Ranges:
                     tuple(curve["images"]), {name: tuple(values) for name, values in curve["ranges"].items()}
                 ),
             )
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, OverflowError) as error:
             raise ArtifactError(f"{where}: incomplete or malformed ({error!r})") from None
 
     def write(self, path: Path) -> None:

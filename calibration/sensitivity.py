@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from gft_edge.calibration.constants import SMALLEST_RANGE
+from gft_edge.calibration.levels import SMALLEST_RANGE
 from gft_edge.calibration.modules import insert_quantizers
 from gft_edge.calibration.replay import Recording, Replay
 from gft_edge.errors import ConfigError, DataError

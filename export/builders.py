@@ -16,6 +16,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
+from gft_edge.calibration.cache import load_cache
 from gft_edge.environment import has_nvidia_driver
 from gft_edge.errors import ArtifactError, CheckFailed, ConfigError, MissingExtraError
 from gft_edge.export.dialects import require_dialect
@@ -253,7 +254,7 @@ def _set_compute_capabilities(trt: ModuleType, config: tensorrt.IBuilderConfig, 
 
 def _calibrator(trt: ModuleType, plan: BuildPlan) -> Any:
     """Gives TensorRT the ranges of a calibration cache, and no data: a missing tensor is an error, not a guess."""
-    cache = Path(plan.calibration_cache or "").read_bytes()
+    cache = load_cache(Path(plan.calibration_cache or "")).dumps()  # without what an editor added
 
     class Cached(getattr(trt, plan.calibrator or "")):  # type: ignore[misc]
         def get_batch_size(self) -> int:

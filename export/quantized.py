@@ -10,15 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gft_edge.calibration.constants import QMAX, QMIN
-from gft_edge.calibration.modules import (
-    E4M3_MAX,
-    FP8Linear,
-    QuantAttend,
-    QuantConv2d,
-    QuantLinear,
-    WeightOnlyLinear,
-)
+from gft_edge.calibration.levels import E4M3_MAX, QMAX, QMIN
+from gft_edge.calibration.modules import FP8Linear, QuantAttend, QuantConv2d, QuantLinear, WeightOnlyLinear
 
 _OPSET = 13  # per-channel scales exist since then; the meaning has not changed
 _LOW_OPSET = 19  # scales may be half precision, and values FP8, since then

@@ -17,13 +17,18 @@ from torch import Tensor, nn
 from gft_edge import __version__
 from gft_edge.config import GFTConfig, load_dataclass
 from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.filekinds import describe_file
 from gft_edge.files import canonical_json, read_json, replacing, sha256, write_json
+from gft_edge.labels import require_names
+from gft_edge.manifest import MANIFEST
 from gft_edge.preprocess import PreprocessSpec
 
 SCHEMA = 1
 WEIGHTS = "model.safetensors"
 CONFIG = "config.json"
 BUILTIN = "builtin"
+SMALL = 64_000_000
+"""Bytes of weights that any machine can build a model of, right or wrong."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +44,7 @@ class CheckpointInfo:
         quantization: summary of the quantization, or None for a full-precision model.
 
     Raises:
-        ConfigError: labels do not fit the model.
+        ConfigError: labels do not fit the model, or one is no name.
     """
 
     model: GFTConfig
@@ -52,6 +57,7 @@ class CheckpointInfo:
     def __post_init__(self) -> None:
         if len(self.labels) != self.model.num_classes:
             raise ConfigError(f"checkpoint: {len(self.labels)} labels for {self.model.num_classes} classes")
+        require_names(self.labels, "checkpoint")
 
     @property
     def data(self) -> str:
@@ -88,7 +94,7 @@ class CheckpointInfo:
                 provenance=data.get("provenance", {}),
                 quantization=data.get("quantization"),
             )
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise ArtifactError(f"{where}: incomplete ({error})") from None
         except ConfigError as error:
             raise ArtifactError(f"{where}: {error}") from None
@@ -116,8 +122,15 @@ def resolve_checkpoint(name: str | Path) -> Path:
         ArtifactError: no such folder.
     """
     path = builtin_path() if str(name) == BUILTIN else Path(name)
+    takes = f"give a folder with {WEIGHTS} and {CONFIG}, or '{BUILTIN}'"
+    if path.is_file():
+        raise ArtifactError(f"checkpoint {path}: is {describe_file(path)}; {takes}")
     if not path.is_dir():
-        raise ArtifactError(f"checkpoint {path}: no such folder; give a folder with {WEIGHTS}, or '{BUILTIN}'")
+        raise ArtifactError(f"checkpoint {path}: no such folder; {takes}")
+    if not (path / CONFIG).is_file():
+        if (path / MANIFEST).is_file():
+            raise ArtifactError(f"checkpoint {path}: is an artefact, exported already; {takes}")
+        raise ArtifactError(f"checkpoint {path / CONFIG}: no such file; {takes}")
     return path
 
 
@@ -196,6 +209,21 @@ def num_parameters(model: nn.Module) -> int:
     return int(np.sum([p.numel() for p in model.parameters()], dtype=np.int64))
 
 
+def _require_size(config: GFTConfig, path: Path) -> None:
+    """Refuses a configuration far larger than the weights, before a model of that size is built.
+
+    Raises:
+        ArtifactError: with both sizes.
+    """
+    file = path / WEIGHTS
+    least = 2 * 4 * config.embed_dim**2 * config.depth  # products of the attention alone, in half precision
+    if file.is_file() and least > max(file.stat().st_size, SMALL):
+        raise ArtifactError(
+            f"checkpoint {path}: {CONFIG} tells of {config.depth} blocks of width {config.embed_dim}, at least "
+            f"{least / 1e6:.0f} MB, {WEIGHTS} has {file.stat().st_size / 1e6:.1f} MB; they do not belong together"
+        )
+
+
 def load_checkpoint(name: str | Path) -> Checkpoint:
     """Reads a checkpoint folder (or ``"builtin"``), quantized or not, into a model in eval mode.
 
@@ -206,6 +234,7 @@ def load_checkpoint(name: str | Path) -> Checkpoint:
 
     path = resolve_checkpoint(name)
     info = read_info(path)
+    _require_size(info.model, path)
     try:
         model = build_model(info.model)
     except ConfigError as error:

@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import json
 import math
+import re
 import sys
 import types
 import typing
@@ -16,6 +17,7 @@ from typing import Any, Literal, TypeVar
 
 from gft_edge.budget import NO_BUDGET, TokenBudget
 from gft_edge.errors import ConfigError, MissingExtraError
+from gft_edge.files import decode_text, parse_json
 
 T = TypeVar("T")
 Augment = Literal["none", "light", "published", "published-food", "modern"]
@@ -420,15 +422,7 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
         ConfigError: unreadable file or any number of unknown keys and wrong values, all in one message.
         MissingExtraError: TOML on Python 3.10 without tomli.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"recipe {path}: cannot be read ({error})") from None
-    data: dict[str, Any]
-    try:
-        data = json.loads(text) if path.suffix == ".json" else loads_toml(text)
-    except ValueError as error:
-        raise ConfigError(f"recipe {path}: {error}") from None
+    data = read_table(path, "recipe")
     for override in overrides:
         key, separator, value = override.partition("=")
         names = key.strip().split(".")
@@ -439,8 +433,35 @@ def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
     return load_dataclass(Recipe, data, f"recipe {path}")
 
 
+def read_table(path: Path, what: str) -> Any:
+    """Reads a TOML file, or a JSON file where the name ends so; a byte order mark is passed over.
+
+    Raises:
+        ConfigError: unreadable, no text, or not of that language.
+        MissingExtraError: TOML on Python 3.10 without tomli.
+    """
+    try:
+        data = path.read_bytes()
+        return parse_json(data) if path.suffix.lower() == ".json" else loads_toml(decode_text(data))
+    except OSError as error:
+        raise ConfigError(f"{what} {path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what} {path}: cannot be read: it is no text in UTF-8 or UTF-16 ({error.reason})") from None
+    except ValueError as error:
+        raise ConfigError(f"{what} {path}: {shortened(str(error))}") from None
+
+
+_QUOTED_OR_COMMENT = re.compile(r"""("[^"\n]*"|'[^'\n]*')|#[^\n]*""")
+_MAX_KEY_PARTS = 32
+
+
 def loads_toml(text: str) -> dict[str, Any]:
-    """Parses TOML, with the standard library or tomli."""
+    """Parses TOML, with the standard library or tomli.
+
+    Raises:
+        ValueError: it is none, or is nested too deeply; keys of very many parts take the library quadratic time.
+        MissingExtraError: Python 3.10 without tomli.
+    """
     if sys.version_info >= (3, 11):
         import tomllib
     else:
@@ -448,13 +469,31 @@ def loads_toml(text: str) -> dict[str, Any]:
             import tomli as tomllib
         except ImportError:
             raise MissingExtraError("tomli", "train") from None
-    return tomllib.loads(text)
+    plain = _QUOTED_OR_COMMENT.sub(lambda match: '""' if match[1] else "", text)
+    if any(part.count(".") > _MAX_KEY_PARTS for part in re.split(r"[,=\[\]{}\n]", plain)):
+        raise ValueError(f"a key of more than {_MAX_KEY_PARTS} parts")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def shortened(text: str, length: int = 120) -> str:
+    """A text for a message, its middle left out where it is long."""
+    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 4 :]}"
+
+
+def _shown(value: object) -> str:
+    try:
+        return shortened(repr(value))
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply"
 
 
 def parse_scalar(text: str) -> Any:
     """A JSON value, or the text itself where it is none."""
     try:
-        return json.loads(text)
+        return parse_json(text)
     except ValueError:
         return text
 
@@ -480,13 +519,13 @@ def load_dataclass(cls: type[T], data: Any, where: str) -> T:
 
 def _fill(cls: Any, data: Any, path: str, problems: list[str]) -> Any:
     if not isinstance(data, Mapping):
-        problems.append(f"{path or 'top level'}: expected a table, found {data!r}")
+        problems.append(f"{path or 'top level'}: expected a table, found {_shown(data)}")
         return None
     hints = typing.get_type_hints(cls)
     fields = {f.name: f for f in dataclasses.fields(cls)}
     for key in data:
         if key not in fields:
-            problems.append(f"unknown key {path}{key}{did_you_mean(str(key), fields)}")
+            problems.append(f"unknown key {path}{shortened(str(key))}{did_you_mean(str(key), fields)}")
     values = {}
     before = len(problems)
     for name, spec in fields.items():
@@ -516,15 +555,15 @@ def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
         if value not in args:
             choices = ", ".join(repr(a) for a in args)
             hint_text = did_you_mean(value, [str(a) for a in args]) if isinstance(value, str) else ""
-            problems.append(f"{path} must be one of {choices}, found {value!r}{hint_text}")
+            problems.append(f"{path} must be one of {choices}, found {_shown(value)}{hint_text}")
         return value
     if origin is tuple:
         if not isinstance(value, (list, tuple)):
-            problems.append(f"{path} must be a list, found {value!r}")
+            problems.append(f"{path} must be a list, found {_shown(value)}")
             return ()
         return tuple(_convert(args[0], item, f"{path}[{i}]", problems) for i, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
-        problems.append(f"{path} must be of type {hint.__name__}, found {value!r}")
+        problems.append(f"{path} must be of type {hint.__name__}, found {_shown(value)}")
     return value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import hashlib
 import json
@@ -36,6 +37,58 @@ def canonical_json(data: Any) -> str:
     return _LONE_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
+_MARKS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+)
+_SAMPLE = 1024
+
+
+def decode_text(data: bytes, errors: str = "strict") -> str:
+    """The text of a file by its byte order mark, which is left out; UTF-8 where it has none.
+
+    Windows PowerShell 5.1 redirects output as UTF-16, and editors of Windows mark UTF-8. Text of Latin letters in UTF-16
+    without a mark is recognised by every second byte being zero.
+
+    Args:
+        data: the whole file.
+        errors: ``"strict"`` or ``"replace"``, as :meth:`bytes.decode` takes it.
+
+    Raises:
+        UnicodeDecodeError: the bytes are no such text and ``errors`` is ``"strict"``.
+    """
+    for mark, encoding in _MARKS:
+        if data.startswith(mark):
+            return data[len(mark) :].decode(encoding, errors)
+    return data.decode(_unmarked(data[:_SAMPLE]), errors)
+
+
+def _unmarked(sample: bytes) -> str:
+    pairs = len(sample) // 2
+    if pairs >= 2:
+        low, high = sample[0 : 2 * pairs : 2].count(0), sample[1 : 2 * pairs : 2].count(0)
+        if high > 0.7 * pairs and low < 0.1 * pairs:
+            return "utf-16-le"
+        if low > 0.7 * pairs and high < 0.1 * pairs:
+            return "utf-16-be"
+    return "utf-8"
+
+
+def parse_json(data: bytes | str) -> Any:
+    """A JSON document from bytes of any encoding that :func:`decode_text` knows, or from text.
+
+    Raises:
+        ValueError: no JSON, no text, or nested more deeply than Python reads.
+    """
+    try:
+        return json.loads(decode_text(data) if isinstance(data, bytes) else data)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """Reads a JSON object.
 
@@ -43,10 +96,10 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
         ArtifactError: missing, unreadable, or not a JSON object.
     """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = parse_json(path.read_bytes())
     except FileNotFoundError:
         raise ArtifactError(f"{what} {path}: no such file") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ArtifactError(f"{what} {path}: cannot be read as JSON ({error})") from None
     if not isinstance(data, dict):
         raise ArtifactError(f"{what} {path}: expected a JSON object, found {type(data).__name__}")

@@ -10,7 +10,9 @@ from typing import Any, Literal, get_args
 from gft_edge.budget import TokenBudget
 from gft_edge.config import GFTConfig, load_dataclass
 from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
+from gft_edge.filekinds import describe_file
 from gft_edge.files import read_json, sha256, write_json
+from gft_edge.labels import require_names
 from gft_edge.preprocess import PreprocessSpec
 
 SCHEMA = 1
@@ -137,6 +139,10 @@ class DeploymentManifest:
             problems.append(f"opset must be an integer, found {self.opset!r}")
         if len(self.labels) != self.model.num_classes:
             problems.append(f"{len(self.labels)} labels for {self.model.num_classes} classes")
+        try:
+            require_names(self.labels, "labels")
+        except ConfigError as error:
+            problems.append(str(error))
         if self.budget.num_patches != self.model.num_patches or len(self.budget.keep) != len(self.model.stages):
             problems.append(f"budget {self.budget.id} of {self.budget.num_patches} patches does not fit the model")
         if problems:
@@ -340,11 +346,19 @@ def load_artifact(path: str | Path) -> Artifact:
         ArtifactError: no such folder or member, no manifest, or a damaged one.
     """
     folder, name = split_member(path)
+    if folder.is_file():
+        raise ArtifactError(
+            f"artefact {folder}: is {describe_file(folder)}; an artefact is a folder, made with gft-edge export"
+        )
     if not folder.is_dir():
         raise ArtifactError(f"artefact {folder}: no such folder; make one with gft-edge export")
     file = folder / MANIFEST
     if not file.is_file():
-        raise ArtifactError(f"artefact {folder}: has no {MANIFEST}; make one with gft-edge export")
+        is_checkpoint = all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
+        kind = f"is a checkpoint; make an artefact of it with gft-edge export {folder}"
+        raise ArtifactError(
+            f"artefact {folder}: {kind if is_checkpoint else f'has no {MANIFEST}; make one with gft-edge export'}"
+        )
     manifest = DeploymentManifest.from_json(read_json(file, "manifest"), f"manifest {file}")
     if not name or name == manifest.budget.id:
         return Artifact(folder, manifest)

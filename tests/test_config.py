@@ -2,12 +2,22 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import time
 from pathlib import Path
 
 import pytest
 
 from gft_edge.budget import NO_BUDGET, TokenBudget
-from gft_edge.config import PRESETS, GFTConfig, ModelSection, Recipe, load_dataclass, load_recipe, preset
+from gft_edge.config import (
+    PRESETS,
+    GFTConfig,
+    ModelSection,
+    Recipe,
+    load_dataclass,
+    load_recipe,
+    parse_scalar,
+    preset,
+)
 from gft_edge.errors import ConfigError
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.toml"))
@@ -214,6 +224,45 @@ def test_set_is_checked_like_the_file(write, setting, message):
 def test_values_in_place_of_tables_are_refused(write, text, name, settings):
     with pytest.raises(ConfigError, match="expected a table, found"):
         load_recipe(write(text, name), settings)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["recipe.toml", "recipe.json"])
+def test_a_recipe_of_windows_is_read(tmp_path, encoding, name):
+    text = "[train]\r\nsteps = 7\r\n" if name.endswith("toml") else '{"train": {"steps": 7}}'
+    (tmp_path / name).write_bytes(text.encode(encoding))
+    assert load_recipe(tmp_path / name).train.steps == 7
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "says"),
+    [
+        ("r.toml", "a = " + "[" * 100_000, "nested too deeply"),
+        ("r.json", "[" * 100_000, "nested too deeply"),
+        ("r.toml", "a" + ".a" * 50_000 + " = 1", "a key of more than 32 parts"),
+        ("r.toml", "[" + "'a'." * 50_000 + "a]\n", "a key of more than 32 parts"),
+        ("r.toml", "[train]\nsteps = '" + "9" * 1_000_000 + "'", "train.steps must be of type int, found '999"),
+        ("r.toml", "k" * 1_000_000 + " = 1", "unknown key kkk"),
+    ],
+    ids=["deep toml", "deep json", "long key", "long table", "long value", "long name"],
+)
+def test_endless_recipes_are_one_short_line(tmp_path, name, text, says):
+    (tmp_path / name).write_text(text)
+    start = time.process_time()
+    with pytest.raises(ConfigError) as error:
+        load_recipe(tmp_path / name)
+    assert says in str(error.value)
+    assert len(str(error.value).removeprefix(str(tmp_path))) < 500
+    assert time.process_time() - start < 5
+
+
+def test_an_endless_setting_is_a_text():
+    assert parse_scalar("[" * 100_000) == "[" * 100_000
+
+
+def test_dots_in_texts_and_comments_are_no_key(tmp_path):
+    (tmp_path / "r.toml").write_text("# " + "." * 100 + "\n[data]\nname = '" + "a." * 100 + "' # " + "." * 99)
+    assert load_recipe(tmp_path / "r.toml").data.name == "a." * 100
 
 
 def test_missing_or_binary_recipe_is_refused(tmp_path):

@@ -9,7 +9,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.files import canonical_json, new_folder, read_json, replacing, require_free, sha256, write_json
+from gft_edge.files import (
+    canonical_json,
+    decode_text,
+    new_folder,
+    parse_json,
+    read_json,
+    replacing,
+    require_free,
+    sha256,
+    write_json,
+)
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
@@ -158,3 +168,41 @@ def test_names_that_are_no_utf8_are_written_and_read_back(tmp_path):
     write_json(tmp_path / "a.json", data)
     assert read_json(tmp_path / "a.json", "file") == data
     assert "Größe 😀" in (tmp_path / "a.json").read_text(encoding="utf-8")
+
+
+@given(st.text(min_size=1).filter(lambda text: not text.startswith("\ufeff")))
+@pytest.mark.parametrize(
+    ("mark", "encoding"),
+    [
+        (b"\xef\xbb\xbf", "utf-8"),
+        (b"\xff\xfe", "utf-16-le"),
+        (b"\xfe\xff", "utf-16-be"),
+        (b"\xff\xfe\x00\x00", "utf-32-le"),
+        (b"\x00\x00\xfe\xff", "utf-32-be"),
+    ],
+)
+def test_text_is_read_by_its_byte_order_mark(mark, encoding, text):
+    if encoding == "utf-16-le" and text.startswith("\x00"):
+        return  # these bytes are the mark of UTF-32
+    assert decode_text(mark + text.encode(encoding)) == text
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16-le", "utf-16-be"])
+def test_latin_text_needs_no_mark(encoding):
+    for text in ("x = 1\n", "[train]\nsteps = 5 # größer\n" * 200):
+        assert decode_text(text.encode(encoding)) == text
+
+
+def test_bytes_that_are_no_text_are_refused_or_replaced():
+    with pytest.raises(UnicodeDecodeError):
+        decode_text(b"\xff\x41\x80")
+    assert decode_text(b"a\xffb", errors="replace") == "a\ufffdb"
+    assert decode_text(b"\xff\xfea\x00b", errors="replace") == "a\ufffd"
+
+
+def test_json_of_windows_is_read(tmp_path):
+    for data in (b'\xef\xbb\xbf{"a": 1}', '{"a": 1}'.encode("utf-16")):
+        (tmp_path / "x.json").write_bytes(data)
+        assert read_json(tmp_path / "x.json", "recipe") == {"a": 1}
+    with pytest.raises(ValueError, match="nested too deeply"):
+        parse_json("[" * 100_000)

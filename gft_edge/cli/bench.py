@@ -36,7 +36,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="what runs them: onnxruntime, tensorrt, tensorrt_rtx (onnxruntime)",
     )
     parser.add_argument(
-        "--batch", nargs="+", type=positive, default=[1], metavar="N", help="images per request, one or several (1)"
+        "--batch",
+        nargs="+",
+        type=positive,
+        metavar="N",
+        help="images per request, one or several (1; with --trtexec-log what the log tells)",
     )
     parser.add_argument(
         "--threads", nargs="+", type=int, default=[1], metavar="N", help="threads, one or several; 0: one per core (1)"
@@ -116,9 +120,10 @@ def _artifacts(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError("bench: give at least one ARTIFACT, or --trtexec-log FILE; see gft-edge bench --help")
     if Path(args.power).is_file():
         raise ConfigError("bench: a log given to --power is of a run that is over; it goes with --trtexec-log")
+    batches = args.batch or [1]
     protocols = [
         BenchProtocol(batch, count, args.warmup, args.rounds, args.runs, in_flight=args.in_flight)
-        for batch in args.batch
+        for batch in batches
         for count in args.threads
     ]
     artifacts = [load_artifact(path) for path in args.artifacts]
@@ -128,7 +133,7 @@ def _artifacts(args: argparse.Namespace) -> dict[str, Any]:
             protocols[0],
             args.backend,
             track,
-            args.batch,
+            batches,
             args.threads,
             args.skip,
             args.power,
@@ -159,19 +164,24 @@ def _trtexec(args: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(
             "bench: a run of trtexec is of one ARTIFACT; take in one at a time and put them together with report"
         )
-    if len(args.batch) > 1:
+    if args.batch and len(args.batch) > 1:
         raise ConfigError("bench: a run of trtexec has one batch")
+    batch = args.batch[0] if args.batch else None
     artifact = load_artifact(args.artifacts[0]) if args.artifacts else None
     if args.trtexec_engine:
         if artifact is None:
             raise ConfigError("bench: --trtexec-engine needs the ARTIFACT that holds the engine")
-        return run_engine(artifact, args.trtexec_engine, args.trtexec, args.batch[0], _target(args))
-    data = ingest(args.trtexec_log, args.times, args.layers, args.profile, artifact, args.batch[0], _target(args))
+        return run_engine(artifact, args.trtexec_engine, args.trtexec, batch, _target(args))
+    data = ingest(args.trtexec_log, args.times, args.layers, args.profile, artifact, batch, _target(args))
     if args.power not in get_args(PowerSource):
+        if len(data["results"]) > 1:
+            raise ConfigError("bench: a log given to --power is of one run, the log of trtexec holds several")
         row = data["results"][0]
         known = _accuracy(args)(artifact, "tensorrt") if artifact else Accuracy(None, refused="no ARTIFACT was given")
-        energy = log_energy(Path(args.power), args.power_interval, row["throughput"]["images_per_s"], known.top1)
+        rate = row["throughput"]["images_per_s"] or 0.0
+        energy = log_energy(Path(args.power), args.power_interval, rate, known.top1)
         row["energy"] = {**energy.to_json(), "accuracy": asdict(known)}
+        data["warnings"] += [f"{Path(args.power).name}: {note}" for note in energy.notes]
     return data
 
 

@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
-    from gft_edge.cli.console import result
+    from gft_edge.cli.console import result, say
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
     from gft_edge.export.builders import build_engine
     from gft_edge.export.dialects import require_dialect
@@ -65,8 +65,9 @@ def run(args: argparse.Namespace) -> int:
     graph = load_graph(artifact.file(MODEL))
     if args.batch is None:
         args.batch = ":".join(map(str, artifact.manifest.batch))
-    _check_cache(args.calibration_cache, artifact)
     plan = _plan(args, summarize(graph))
+    for note in _check_cache(args.calibration_cache, artifact, graph, plan.tensorrt):
+        say(f"build: {note}")
     require_dialect(artifact, plan)
     if args.plan:
         report = lint(graph, plan.platform)
@@ -83,15 +84,20 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _check_cache(cache: Path | None, artifact: Artifact) -> None:
-    """Refuses ranges that were calibrated on another graph; a cache of another program does not say what it is of."""
-    if cache is None:
-        return
-    from gft_edge.calibration.cache import read_cache, sidecar
+def _check_cache(path: Path | None, artifact: Artifact, graph: Any, version: str | None) -> tuple[str, ...]:
+    """What a cache leaves out; refuses one of another graph, which TensorRT would take without a word."""
+    if path is None:
+        return ()
+    from gft_edge.calibration.cache import load_cache, read_cache, require_fit, sidecar
     from gft_edge.manifest import MODEL
 
-    if sidecar(cache).is_file():
-        read_cache(cache, graph_sha256=artifact.manifest.files[MODEL].sha256)
+    cache = load_cache(path)
+    if sidecar(path).is_file():
+        read_cache(path, graph_sha256=artifact.manifest.files[MODEL].sha256)
+    constants = {name for node in graph.graph.node if node.op_type == "Constant" for name in node.output}
+    tensors = {value.name for value in graph.graph.input} | {name for node in graph.graph.node for name in node.output}
+    tensors -= constants | {value.name for value in graph.graph.initializer} | {""}
+    return require_fit(cache, tensors, version, f"TensorRT cache {path}")
 
 
 def _plan(args: argparse.Namespace, summary: Any) -> BuildPlan:
@@ -147,16 +153,14 @@ def _require_here(wanted: Device, artifact: Path) -> None:
 
 def _options(args: argparse.Namespace, version: str | None) -> BuildOptions:
     from gft_edge.cli.common import parse_batch_range, parse_compute_capabilities
-    from gft_edge.errors import ConfigError
     from gft_edge.export.build_options import BuildOptions
     from gft_edge.export.generations import RTX_CAPABILITIES
 
     text, header = args.compute_capability, None
     if args.calibration_cache is not None:
-        try:
-            header = args.calibration_cache.open(encoding="utf-8", errors="replace").readline().strip()
-        except OSError as error:
-            raise ConfigError(f"--calibration-cache {args.calibration_cache}: {error.strerror}") from None
+        from gft_edge.calibration.cache import load_cache
+
+        header = load_cache(args.calibration_cache).header
     return BuildOptions(
         batch=parse_batch_range(args.batch),
         compute_capabilities=RTX_CAPABILITIES if text is None else parse_compute_capabilities(text),

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gft_edge.errors import ConfigError
+from gft_edge.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,9 +139,18 @@ def labelled_images(data: str, split: Any, images: int, size: int, labels: tuple
 
 
 def is_artifact(path: str) -> bool:
-    """Whether a path is an artefact rather than a checkpoint."""
+    """Whether a path is an artefact rather than a checkpoint.
+
+    Raises:
+        ArtifactError: it is a file.
+    """
+    from gft_edge.filekinds import describe_file
     from gft_edge.manifest import MANIFEST, split_member
 
+    if Path(path).is_file():
+        raise ArtifactError(
+            f"{path}: is {describe_file(Path(path))}; give an artefact folder, a checkpoint folder or 'builtin'"
+        )
     return (split_member(path)[0] / MANIFEST).is_file()
 
 

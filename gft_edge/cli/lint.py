@@ -26,11 +26,16 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.export.graph_loading import read_graph
     from gft_edge.export.lint import lint, ordered
     from gft_edge.export.lint_rules import PARSER, RULES
+    from gft_edge.filekinds import require_graph
     from gft_edge.manifest import MODEL, load_artifact
 
     target = platform(args.target, args.tensorrt)
     native.start()
-    path = load_artifact(args.graph).file(MODEL) if args.graph.is_dir() else args.graph
+    path = args.graph
+    if path.is_dir():
+        path = load_artifact(path).file(MODEL)
+    else:
+        require_graph(path)
     loaded = read_graph(path)
     report = lint(loaded.model, target)
     report = replace(report, notes=(*report.notes, *loaded.notes))

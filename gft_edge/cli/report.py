@@ -1,4 +1,8 @@
-"""Make an HTML page: of a run, from the JSON files in its folder (whatever is missing is left out), or of bench files.
+"""Make an HTML page: of a run, from the result files in its folder, or of bench files.
+
+In a run's folder results are found by what the files hold, whatever their names: artefacts, checkpoints with their
+log.jsonl, and what evaluate --out, bench --out, predict --out, calibrate, quantize, sensitivity and verify write.
+What the page has no data for, and files that cannot be used, are named on the page and here.
 
 Bench files of several runs and machines are put beside each other, so what was measured on a board comes home as a file.
 """
@@ -6,6 +10,7 @@ Bench files of several runs and machines are put beside each other, so what was 
 from __future__ import annotations
 
 import argparse
+from dataclasses import asdict
 from pathlib import Path
 
 EXAMPLE = "gft-edge report runs/demo, or: gft-edge report host.json orin.json --out runs/compared"
@@ -18,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="RUN_DIR|BENCH.json",
-        help="folder with artefacts and JSON files, as demo makes it; or one or more files of gft-edge bench",
+        help="folder with artefacts, checkpoints and result files; or one or more files of gft-edge bench",
     )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where the page of bench files goes (beside the first)")
 
@@ -33,8 +38,16 @@ def run(args: argparse.Namespace) -> int:
 
         if args.out:
             raise ConfigError("report: the page of a run lies in its folder; --out goes with bench files")
-        page = write_page(args.run[0])
-        result(args, {"page": str(page)}, str(page))
+        written = write_page(args.run[0])
+        lines = [str(written.page)]
+        lines += [f"left out: {part.what} ({part.why})" for part in written.left_out]
+        lines += [f"not used: {file.file}: {file.why}" for file in written.unused]
+        data = {
+            "page": str(written.page),
+            "left_out": [asdict(part) for part in written.left_out],
+            "not_used": [asdict(file) for file in written.unused],
+        }
+        result(args, data, "\n".join(lines))
         return 0
     from gft_edge.report.bench import write_bench_page
 

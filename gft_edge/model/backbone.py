@@ -15,14 +15,31 @@ from gft_edge.errors import ConfigError
 def create_network(name: str, pretrained: bool, **options: Any) -> nn.Module:
     """A network of timm.
 
+    A name with a source (``hf-hub:``, ``local-dir:``) makes timm ask the network or read a folder, so it is taken for
+    pretrained weights alone: a checkpoint's config.json must not open connections.
+
     Raises:
-        ConfigError: timm cannot build it, or its pretrained weights cannot be had.
+        ConfigError: timm cannot build it, its pretrained weights cannot be had, or a source without them.
     """
+    if not pretrained and (":" in name or "/" in name):
+        raise ConfigError(
+            f"backbone {name!r} names a source, which is read for a training with model.pretrained=true alone; give the name "
+            "of timm's architecture"
+        )
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # timm and its hub raise whatever an option or the network leads them to
         hint = "; without network, set model.pretrained=false or start from a checkpoint (train.init)" * pretrained
         raise ConfigError(f"backbone {name!r}: timm cannot build it ({error}){hint}") from None
+
+
+def architecture_of(model: nn.Module, backbone: str) -> str:
+    """timm's own name of the backbone in a model, for one that was named by its source; any other name as it is."""
+    if ":" not in backbone:
+        return backbone
+    configs = (getattr(module, "pretrained_cfg", None) for module in model.modules())
+    names = (config.get("architecture") for config in configs if isinstance(config, dict))
+    return next((name for name in names if isinstance(name, str) and name), backbone)
 
 
 def timm_vit(config: GFTConfig, pretrained: bool, drop_path: float, **options: Any) -> VisionTransformer:

@@ -22,6 +22,7 @@ from gft_edge.model.backbone import timm_vit
 from gft_edge.model.gft import EMA_MIX, EMA_MOMENTUM, GFTOutput, StageMaps, check_budget, run_block
 from gft_edge.model.layers import Attend
 from gft_edge.model.selection import gather_tokens
+from gft_edge.model.weights_file import looks_like
 
 STALE = "ema_grad"
 
@@ -135,27 +136,30 @@ class PublishedGFT(nn.Module):
         return trace
 
 
-def published_state(state: Mapping[str, object]) -> dict[str, Tensor]:
-    """The weights in a published state dict, under their names.
+ANCHOR = "base_model.pos_embed"
+"""A tensor every published state dict has; what stands before its name is a prefix."""
 
-    Accepts a bare state dict or one under ``model_state_dict``, ``state_dict`` or ``model``, names with the prefix of
-    DataParallel, and the stale ``ema_grad`` buffers of trained models, which it drops.
+
+def published_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The weights of a published state dict without the stale ``ema_grad`` buffers of trained models.
+
+    Args:
+        weights: as :func:`gft_edge.model.weights_file.read_weights_file` gives them for ``ANCHOR``.
 
     Raises:
-        ArtifactError: it is none.
+        ArtifactError: it is none; names the model it looks like, if that is a known one.
     """
-    for key in ("model_state_dict", "state_dict", "model"):
-        inner = state.get(key)
-        if isinstance(inner, Mapping):
-            state = inner
-    weights = {name.removeprefix("module."): value for name, value in state.items()}
-    weights = {name: value for name, value in weights.items() if not name.endswith(f".{STALE}")}
-    wrong = [name for name, value in weights.items() if not isinstance(value, Tensor)]
-    needed = ("base_model.pos_embed", "hierarchical_blocks.0.qkv.weight", "classifier.weight")
+    needed = (ANCHOR, "hierarchical_blocks.0.qkv.weight", "classifier.weight")
     missing = [name for name in needed if name not in weights]
-    if wrong or missing:
-        raise ArtifactError(f"no state dict of the published GFT: missing {missing[:3]}, not tensors {wrong[:3]}")
-    return {name: value for name, value in weights.items() if isinstance(value, Tensor)}
+    if missing:
+        other = looks_like(weights)
+        names = "base_model.*, hierarchical_blocks.*, classifier.*"
+        hint = f"it looks like {other}" if other else f"its tensors are {', '.join(sorted(weights)[:3])} ..."
+        raise ArtifactError(
+            f"no state dict of the published GFT: missing {missing[:3]}; {hint}; this verb reads the checkpoints of the "
+            f"published GFT code alone ({names})"
+        )
+    return {name: tensor for name, tensor in weights.items() if not name.endswith(f".{STALE}")}
 
 
 def published_config(weights: Mapping[str, Tensor]) -> GFTConfig:
@@ -182,5 +186,5 @@ def published_config(weights: Mapping[str, Tensor]) -> GFTConfig:
             budget=TokenBudget.from_ratios((0.75, 0.5, 0.25)[:stages], patches),
             variant="published",
         )
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, IndexError) as error:
         raise ArtifactError(f"published weights: their sizes fit no GFT ({error})") from None

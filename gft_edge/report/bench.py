@@ -8,8 +8,15 @@ from typing import Any
 
 from gft_edge import __version__
 from gft_edge.benchmarks.merge import machine_label, merge
-from gft_edge.benchmarks.tables import Row, columns
+from gft_edge.benchmarks.tables import Row
+from gft_edge.errors import ArtifactError
 from gft_edge.files import replacing, write_json
+from gft_edge.report import bench_plots, forms
+from gft_edge.report.checks import checked, cleaned
+from gft_edge.report.html import environment
+from gft_edge.report.records import clean_bench, usable_bench
+from gft_edge.report.svg import COLORS, color_of
+from gft_edge.report.tables import Cell, Table, bench_table, is_ratio_unstable, table
 
 PAGE = "bench.html"
 MERGED = "bench-merged.json"
@@ -21,7 +28,9 @@ def write_bench_page(paths: Sequence[Path], out: Path) -> tuple[Path, Path]:
     Raises:
         ArtifactError: a bench file is missing, damaged or of another schema.
     """
-    merged = merge(paths)
+    for path in paths:
+        _require_usable(path)
+    merged = cleaned(merge(paths))
     html = environment().get_template("bench.html.j2").render(**collect(merged))
     write_json(out / MERGED, merged)
     with replacing(out / PAGE) as temporary:
@@ -29,22 +38,16 @@ def write_bench_page(paths: Sequence[Path], out: Path) -> tuple[Path, Path]:
     return out / PAGE, out / MERGED
 
 
-def environment() -> Any:
-    """What renders the templates of this folder."""
-    import jinja2
-
-    made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    made.filters["percent"] = lambda share, digits=1: f"{100 * share:.{digits}f} %"
-    made.filters["megabytes"] = lambda size: f"{size / 1e6:.2f} MB"
-    return made
+def _require_usable(path: Path) -> None:
+    try:
+        usable_bench(path)
+    except ArtifactError as error:
+        text = str(error)
+        raise ArtifactError(text if str(path) in text else f"bench file {path}: {text}") from None
 
 
 def points(data: Mapping[str, Any], colors: Mapping[str, str]) -> list[dict[str, Any]]:
     """One bench file taken apart into what was interleaved: rows of one batch and number of threads, with their figure."""
-    from gft_edge.report import plots
-
     groups: dict[tuple[object, object], list[Row]] = {}
     for row in data["results"]:
         groups.setdefault((row.get("batch"), row.get("threads")), []).append(row)
@@ -53,14 +56,17 @@ def points(data: Mapping[str, Any], colors: Mapping[str, str]) -> list[dict[str,
         shown = labelled(rows)
         backends = ", ".join(dict.fromkeys(row["backend"] for row in rows))
         count = "" if threads is None else f", {threads or 'all'} thread(s)"
+        images = "" if batch is None else f", batch {batch}"
         found.append(
             {
-                "title": f"{backends}, batch {batch}{count}, {machine_label(data)}",
+                "title": f"{backends}{images}{count}, {machine_label(data)}",
                 "protocol": rows[0].get("protocol"),
+                "is_trtexec": all(row["backend"] == "trtexec" for row in rows),
+                "is_compared": len(rows) > 1 and any(row.get("speedup_interval") for row in rows),
                 "results": shown,
-                "table": columns(shown),
+                "table": bench_table(shown),
                 "note": notes(rows),
-                "figure": plots.distributions(shown, [colors.get(row["name"], plots.COLORS[0]) for row in rows]),
+                "figure": bench_plots.distributions(shown, [colors.get(row["name"], COLORS[0]) for row in rows]),
             }
         )
     return found
@@ -93,7 +99,7 @@ def notes(rows: Sequence[Row]) -> str:
     """Version and options that matter, in a line or two."""
     options = [row.get("options") or {} for row in rows]
     versions = dict.fromkeys(f"{row['backend']} {o['version']}" for row, o in zip(rows, options) if o.get("version"))
-    disabled = dict.fromkeys(name for o in options for name in o.get("disabled_optimizers", ()))
+    disabled = dict.fromkeys(name for o in options for name in (o.get("disabled_optimizers") or ()))
     text = f"{', '.join(versions)}." if versions else ""
     if disabled:
         text += f" Switched off for the INT8 graphs: {', '.join(disabled)}, which can turn INT8 products back into float ones."
@@ -105,40 +111,99 @@ def notes(rows: Sequence[Row]) -> str:
 
 def collect(merged: Mapping[str, Any]) -> dict[str, Any]:
     """Everything the template shows, from merged bench files."""
-    from gft_edge.report import plots
-
-    rows = labelled(merged["results"])
-    colors = plots.color_of(dict.fromkeys(row["name"] for row in rows))
+    rows = labelled([{**old, **new} for old, new in zip(merged["results"], clean_bench(merged)["results"])])
+    colors = color_of(dict.fromkeys(row["name"] for row in rows))
     shades = [colors[row["name"]] for row in rows]
-    nothing: dict[str, Any] = {"commit": None, "load_average": None, "clocks": {}}
-    machines = {file: {**nothing, **machine} for file, machine in merged["machines"].items()}
     groups: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault(row["file"], []).append(row)
-    tables = [(machines[file], file, notes(found), columns(labelled(found))) for file, found in groups.items()]
+    machines = {
+        file: {**checked(machine, forms.BENCH_MACHINE, file), "label": machine["label"]}
+        for file, machine in merged["machines"].items()
+    }
+    tables = [(machines[file], file, notes(found), bench_table(labelled(found))) for file, found in groups.items()]
     energy = [row for row in rows if (row.get("energy") or {}).get("mj_per_image") is not None]
     staged = [row for row in rows if (row.get("stages") or {}).get("preprocessing")]
     rates = [{**row, "images_per_s": (row.get("throughput") or {}).get("images_per_s")} for row in rows]
-    compared = [row for row in rows if row.get("speedup_interval") and row["name"] != row.get("baseline")]
+    flights = [flight for row in rows if (flight := (row.get("throughput") or {}).get("in_flight")) is not None]
+    compared = [
+        {**row, "is_unstable_ratio": is_ratio_unstable(row, groups[row["file"]])}
+        for row in rows
+        if row.get("speedup") is not None and row.get("speedup_interval") and row["name"] != row.get("baseline")
+    ]
+    figures = {
+        "latency": bench_plots.distributions(rows, shades),
+        "tokens": bench_plots.over(series(rows, "mean_tokens"), "tokens per block, on average", "p50, ms"),
+        "batches": bench_plots.over(series(rates, "batch", "images_per_s"), "images per request", "images/s"),
+        "speedups": bench_plots.speedups(compared) if compared else None,
+        "energy": bench_plots.energy(energy) if energy else None,
+        "stages": bench_plots.stages(staged) if staged else None,
+    }
+    layered = {
+        f"layers-{number}": (row, bench_plots.layers(row["layers"]))
+        for number, row in enumerate((row for row in rows if row.get("layers")), start=1)
+    }
+    comparisons = _comparisons(merged["comparisons"]) if merged["comparisons"] else None
+    int8 = _int8(merged["int8"]) if merged["int8"] else None
+    sections = (
+        ("latency", "Latency", True),
+        ("side-by-side", "Side by side", compared),
+        ("elsewhere", "The same graph elsewhere", comparisons),
+        ("tokens", "Latency over tokens", figures["tokens"]),
+        ("batches", "Throughput over batch", figures["batches"]),
+        ("stages", "Where a request spends its time", staged),
+        ("energy", "Energy", True),
+        ("int8", "Does INT8 pay?", int8),
+        *((name, f"Layers of {', '.join(row['label'].splitlines())}", True) for name, (row, _) in layered.items()),
+    )
     return {
         "version": __version__,
+        "models": list(dict.fromkeys(row["name"] for row in rows)),
+        "sections": [(anchor, title) for anchor, title, there in sections if there],
         "groups": tables,
-        "comparisons": merged["comparisons"],
-        "int8": merged["int8"],
+        "has_samples": any(row["rounds_ms"] for row in rows),
+        "has_trtexec": any(row["backend"] == "trtexec" for row in rows),
+        "flights": sorted(set(flights)),
+        "comparisons": comparisons,
+        "int8": int8,
         "warnings": merged["warnings"],
-        "layered": [(row, plots.layers(row["layers"])) for row in rows if row.get("layers")],
+        "layered": layered,
         "implausible": [row for row in rows if row.get("implausible")],
-        "energy": energy,
         "no_energy": sorted({reason for row in rows if (reason := (row.get("energy") or {}).get("refused"))}),
-        "figures": {
-            "latency": plots.distributions(rows, shades),
-            "tokens": plots.over(series(rows, "mean_tokens"), "tokens per block, on average", "p50, ms"),
-            "batches": plots.over(series(rates, "batch", "images_per_s"), "images per request", "images/s"),
-            "speedups": plots.speedups(compared) if compared else None,
-            "energy": plots.energy(energy) if energy else None,
-            "stages": plots.stages(staged) if staged else None,
-        },
+        "figures": figures,
     }
+
+
+def _interval(interval: Sequence[float] | None) -> str:
+    return "no raw samples" if interval is None else f"{interval[0]:.2f} to {interval[1]:.2f}"
+
+
+def _comparisons(found: Sequence[Mapping[str, Any]]) -> Table:
+    heads = ("artefact", "times as fast#", "95 % interval", "there", "compared with", "batch#")
+    rows = [
+        (c["name"], f"{c['speedup']:.2f}x", _interval(c["speedup_interval"]), c["against"], c["of"], str(c["batch"]))
+        for c in found
+    ]
+    return table(heads, rows)
+
+
+def _int8(found: Sequence[Mapping[str, Any]]) -> Table:
+    tones = {"yes": "good", "no": "bad"}
+    heads = ("INT8", "pays", "times as fast#", "95 % interval", "against", "machine", "batch#", "why")
+    rows = [
+        (
+            c["name"],
+            Cell(c["pays"], tones.get(c["pays"], "warn")),
+            f"{c['speedup']:.2f}x",
+            _interval(c["speedup_interval"]),
+            c["twin"],
+            c["machine"],
+            str(c["batch"]),
+            c["why"] or "no layers given",
+        )
+        for c in found
+    ]
+    return table(heads, rows)
 
 
 def series(rows: Sequence[Row], x: str, y: str = "p50_ms") -> dict[str, list[tuple[float, float]]]:

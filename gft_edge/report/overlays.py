@@ -1,4 +1,7 @@
-"""Pictures of what a model looked at: the image, its importance map, and the patches each stage kept."""
+"""Pictures of what a model looked at: the image, its importance map, and the patches each stage kept.
+
+It runs on boards too: numpy alone draws the panels; Pillow, which reads the images there already, writes letters and files.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,11 @@ PANEL = 192
 GAP = 8
 FADED = 0.12
 PAPER = 232  # what dropped patches fade to
+HEADING, TITLE, LEGEND = 30, 24, 28
+"""Heights of the parts around the panels, in pixels."""
+BAR_LEFT = 36
+"""Pixels from the edge of the importance panel to the scale of its colours."""
+INK = (31, 41, 55)
 
 # Seven stops of matplotlib's "inferno" (public domain), dark to bright.
 _INFERNO = np.array(
@@ -62,12 +70,66 @@ def _beside(panels: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[np.uint8]:
 def write_overlay(
     path: Path, image: npt.NDArray[np.uint8], prediction: Prediction, manifest: DeploymentManifest
 ) -> None:
-    """Writes :func:`overlay` as a PNG file.
+    """Writes :func:`overlay` as a PNG file, with the class and its probability, titles of the panels and a legend.
 
     Raises:
         MissingExtraError: Pillow is not installed.
     """
-    write_png(path, overlay(image, prediction, manifest))
+    panels = overlay(image, prediction, manifest)
+    titles = ["image", *(["importance"] if prediction.importance else [])]
+    titles += [
+        f"stage {stage}: {int(mask.sum())} of {mask.size}" for stage, mask in enumerate(prediction.kept, start=1)
+    ]
+    write_png(path, captioned(panels, f"{label_text(prediction)}, {prediction.probability:.1%}", titles))
+
+
+def label_text(prediction: Prediction) -> str:
+    """The predicted class in letters that Pillow's own font has; the number of the class where it has not."""
+    label = " ".join(prediction.label.split())
+    latin = label.isprintable() and label.isascii() and len(label) <= 40
+    return label if latin else f"class {int(np.argmax(prediction.logits))}"
+
+
+def captioned(panels: npt.NDArray[np.uint8], heading: str, titles: Sequence[str]) -> npt.NDArray[np.uint8]:
+    """Panels with a heading and a title each above, and below the importance panel the scale of its colours.
+
+    Args:
+        panels: as :func:`overlay` gives them, (PANEL, W, 3).
+        heading: first line.
+        titles: one per panel; a scale is drawn below the one called ``"importance"``.
+
+    Returns:
+        (HEADING + TITLE + PANEL + LEGEND, W, 3) uint8
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
+    """
+    try:
+        from PIL import Image, ImageDraw, ImageFont
+    except ImportError:
+        raise MissingExtraError("Pillow", "report") from None
+    width = panels.shape[1]
+    page = np.full((HEADING + TITLE + PANEL + LEGEND, width, 3), 255, np.uint8)
+    page[HEADING + TITLE : HEADING + TITLE + PANEL] = panels
+    bar = (PANEL // 3, 10)
+    lefts = [number * (PANEL + GAP) for number in range(len(titles))]
+    heat = lefts[titles.index("importance")] if "importance" in titles else None
+    left = 0
+    if heat is not None:
+        levels = np.linspace(0, 1, bar[0], dtype=np.float32)
+        top, left = page.shape[0] - LEGEND + 9, heat + BAR_LEFT
+        page[top : top + bar[1], left : left + bar[0]] = _shades(levels)[None]
+    drawn = Image.fromarray(page)
+    pen = ImageDraw.Draw(drawn)
+    large, small = ImageFont.load_default(20), ImageFont.load_default(16)
+    pen.text((2, HEADING // 2), heading, fill=INK, font=large, anchor="lm")
+    for start, title in zip(lefts, titles):
+        pen.text((start + 2, HEADING + TITLE // 2), title, fill=INK, font=small, anchor="lm")
+    if heat is not None:
+        middle = page.shape[0] - LEGEND + 14
+        pen.text((left - 6, middle), "low", fill=INK, font=small, anchor="rm")
+        pen.text((left + bar[0] + 6, middle), "high (log)", fill=INK, font=small, anchor="lm")
+    return np.asarray(drawn)
 
 
 def write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
@@ -92,9 +154,22 @@ def _enlarge(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
 
 
 def _colors(importance: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
-    """(rows, cols) to (rows, cols, 3): logarithmic, since importance is a sharp softmax."""
-    level = np.log(np.maximum(importance, importance.max() * 1e-4))
-    level = (level - level.min()) / max(float(level.max() - level.min()), 1e-6) * (len(_INFERNO) - 1)
-    low = np.minimum(level.astype(int), len(_INFERNO) - 2)
-    part = (level - low)[..., None]
+    """(rows, cols) to (rows, cols, 3), by the logarithm over the whole range of values.
+
+    Importance is a softmax of scores at a low temperature, so its logarithm is linear in the scores: on any other scale one
+    patch outshines the rest. Values that are 0 or not finite are a step darker than the smallest positive one.
+    """
+    values = np.asarray(importance, np.float64)
+    usable = np.isfinite(values) & (values > 0)
+    if not usable.any():
+        return np.broadcast_to(_shades(np.zeros(1, np.float32)), (*values.shape, 3)).copy()
+    level = np.log(np.where(usable, values, values[usable].min() / np.e))
+    return _shades((level - level.min()) / max(float(level.max() - level.min()), 1e-6))
+
+
+def _shades(levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """Levels (...) from 0 to 1 to colours (..., 3), dark to bright."""
+    scaled = levels * (len(_INFERNO) - 1)
+    low = np.minimum(scaled.astype(int), len(_INFERNO) - 2)
+    part = (scaled - low)[..., None]
     return (_INFERNO[low] * (1 - part) + _INFERNO[low + 1] * part).astype(np.uint8)

@@ -37,6 +37,7 @@ from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, 
 from gft_edge.data.training import training_batches
 from gft_edge.errors import CheckFailed, ConfigError, DataError
 from gft_edge.model.adapt import adapt_weights
+from gft_edge.model.backbone import architecture_of
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
@@ -176,6 +177,8 @@ def train(
             report(f"data: {note}")
         torch.manual_seed(settings.seed)
         model = build_model(config, recipe.model.pretrained, settings.drop_path)
+        config = dataclasses.replace(config, backbone=architecture_of(model, config.backbone))
+        data = dataclasses.replace(data, config=config)
         if settings.init:
             start = resolve_checkpoint(settings.init)
             try:

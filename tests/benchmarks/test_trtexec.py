@@ -14,14 +14,9 @@ from gft_edge.benchmarks import trtexec
 from gft_edge.benchmarks.devices import DEVICES
 from gft_edge.benchmarks.merge import SCHEMA
 from gft_edge.benchmarks.trtexec import Timing, find_trtexec, ingest, profile_arguments, run_trtexec, timing_arguments
-from gft_edge.benchmarks.trtexec_output import (
-    latency_of,
-    parse_log,
-    parse_times,
-    parse_version,
-    percentile,
-    timing_of,
-)
+from gft_edge.benchmarks.trtexec_output import parse_log, parse_version
+from gft_edge.benchmarks.trtexec_settings import timing_of
+from gft_edge.benchmarks.trtexec_times import latency_of, parse_times, percentile
 from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
 from gft_edge.files import sha256
 

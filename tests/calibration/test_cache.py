@@ -2,15 +2,26 @@ from __future__ import annotations
 
 import json
 import struct
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.calibration.cache import CalibrationCache, decode_version, encode_version, read_cache, write_cache
+from gft_edge.calibration.cache import (
+    CalibrationCache,
+    decode_version,
+    encode_version,
+    read_cache,
+    require_fit,
+    write_cache,
+)
 from gft_edge.calibration.ranges import Ranges
 from gft_edge.errors import ArtifactError, ConfigError
 
+DATA = Path(__file__).parent / "data"
 HAND_WRITTEN = b"""TRT-8601-EntropyCalibration2
 image: 3c010a14
 /blocks.0/attn/qkv/MatMul: output 0: 3f800000
@@ -48,7 +59,7 @@ def test_ranges_make_the_file_one_expects():
 NAMES = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\r\n"), min_size=1).map(
     lambda text: text.replace("\x85", ": ")
 )
-BITS = st.integers(0, 0x7F7FFFFF)
+BITS = st.integers(1, 0x7F7FFFFF)
 
 
 @given(st.dictionaries(NAMES, BITS), st.sampled_from(["8.5.2", "8.6.1", "10.3.0", "10.13.3"]))
@@ -78,15 +89,22 @@ def test_any_bytes_are_read_or_refused(data):
     ("content", "says"),
     [
         (b"", "line 1 is ''"),
-        (b"\xff\xfe", "is no text"),
+        (b"\xff\xfd", "is no text"),
         (b"TRT-8601\na: 3c010a14\n", "line 1 is 'TRT-8601'"),
         (b"TRT-8601-Guess\n", "algorithm must be one of"),
         (b"TRT-8601-MinMaxCalibration\na 3c010a14\n", "line 2 is 'a 3c010a14'"),
         (b"TRT-8601-MinMaxCalibration\na: 3c010a14\n\nb: 1\n", "line 3 is ''"),
         (b"TRT-8601-MinMaxCalibration\na: 3c010a1g\n", "expected NAME: 8 hexadecimal digits"),
-        (b"TRT-8601-MinMaxCalibration\na: 1\na: 2\n", "line 3 gives 'a' a second scale"),
-        (b"TRT-8601-MinMaxCalibration\na: 7fc00000\n", "scale of a is negative or not finite"),
-        (b"TRT-8601-MinMaxCalibration\na: bf800000\n", "scale of a is negative or not finite"),
+        (b"TRT-8601-MinMaxCalibration\na: 1\nb: 1\na: 2\n", "line 4 gives 'a' a second scale, line 2 has one"),
+        (b"TRT-8601-MinMaxCalibration\na: 1\nb: 7fc00000\n", "line 3: scale of 'b' is NaN (7fc00000)"),
+        (b"TRT-8601-MinMaxCalibration\na: ffc00000\n", "line 2: scale of 'a' is NaN"),
+        (b"TRT-8601-MinMaxCalibration\na: 7f800000\n", "line 2: scale of 'a' is infinite"),
+        (b"TRT-8601-MinMaxCalibration\na: ff800000\n", "line 2: scale of 'a' is infinite"),
+        (b"TRT-8601-MinMaxCalibration\na: bf800000\n", "line 2: scale of 'a' is negative"),
+        (b"TRT-8601-MinMaxCalibration\na: 80000000\n", "line 2: scale of 'a' is zero"),
+        ((DATA / "infinity.cache").read_bytes(), "line 2: scale of 'input' is infinite"),
+        ((DATA / "zeros.cache").read_bytes(), "line 2: scale of 'input' is zero"),
+        ((DATA / "garbage.cache").read_bytes(), "line 2 is 'this is not a cache line at all'"),
         (b"TRT-110400-MinMaxCalibration\n", "version '11.4.0' has none"),
     ],
 )
@@ -97,8 +115,71 @@ def test_malformed_caches_are_refused(content, says):
 
 
 def test_line_ends_of_windows_and_short_hexadecimals_are_read():
-    cache = CalibrationCache.loads(b"TRT-8502-MinMaxCalibration\r\na: 0\r\nb: 3f800000")
-    assert dict(cache.scales) == {"a": 0, "b": 0x3F800000}
+    cache = CalibrationCache.loads(b"TRT-8502-MinMaxCalibration\r\na: 1\r\nb: 3f800000")
+    assert dict(cache.scales) == {"a": 1, "b": 0x3F800000}
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        lambda text: b"\xef\xbb\xbf" + text,
+        lambda text: b"\xff\xfe" + text.decode().encode("utf-16-le"),
+        lambda text: text.replace(b"\n", b" \r\n") + b"\r\n \r\n",
+    ],
+)
+def test_what_an_editor_adds_is_taken_off(edited):
+    assert CalibrationCache.loads(edited(HAND_WRITTEN)).dumps() == HAND_WRITTEN
+
+
+TENSORS = {"image", "/blocks.0/attn/qkv/MatMul_output_0", "logits"}
+
+
+def fit(text, tensorrt="8.6"):
+    return require_fit(CalibrationCache.loads(text), TENSORS, tensorrt, "TensorRT cache x")
+
+
+def test_a_cache_of_the_graph_fits_and_says_what_it_leaves_out():
+    head = b"TRT-8601-EntropyCalibration2\nimage: 3c010a14\n(Unnamed Layer* 7) [Shuffle]_output: 3c010a14\n"
+    assert "scales for 1 of 3 tensors" in fit(head)[0]
+    assert fit(head + b"/blocks.0/attn/qkv/MatMul_output_0: 1\nlogits: 1\n") == ()
+    assert fit(head, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "tensorrt", "says"),
+    [
+        (
+            (DATA / "foreign.cache").read_bytes(),
+            "8.6",
+            "line 2: 'images' is no tensor of this graph, nor 1 more of its 3 names",
+        ),
+        (
+            b"TRT-8601-EntropyCalibration2\nimage: 1\nother: 1\n",
+            "8.6",
+            "line 3: 'other' is no tensor of this graph; it",
+        ),
+        (
+            b"TRT-8601-EntropyCalibration2\n(Unnamed Layer* 1) [X]: 1\n",
+            "8.6",
+            "has a scale for no tensor of this graph",
+        ),
+        (b"TRT-8601-EntropyCalibration2\n", "8.6", "has a scale for no tensor of this graph"),
+        (
+            (DATA / "trt10_for_8.cache").read_bytes(),
+            "8.6",
+            "line 1: is of TensorRT 10.3.0, this build is for TensorRT 8.6",
+        ),
+    ],
+)
+def test_a_cache_of_another_graph_or_generation_is_refused(text, tensorrt, says):
+    with pytest.raises(ArtifactError) as error:
+        fit(text, tensorrt)
+    assert says in str(error.value)
+
+
+def test_reading_a_cache_needs_no_torch():
+    code = "import sys, gft_edge.calibration.cache; print('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
 
 
 @pytest.mark.parametrize(

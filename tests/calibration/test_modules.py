@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
+from gft_edge.calibration.levels import SMALLEST_RANGE
 from gft_edge.calibration.modules import (
-    SMALLEST_RANGE,
     FP8Linear,
     QuantLinear,
     WeightOnlyLinear,

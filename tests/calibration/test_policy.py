@@ -97,6 +97,8 @@ def test_policy_files(tmp_path):
         ("p.json", '{"rules": [], "more": 1}'),
         ("p.json", '{"rules": [{"pattern": "*", "precision": "int8", "reason": ""}]}'),
         ("none.json", None),
+        pytest.param("p.json", "[" * 100_000, id="deep json"),
+        pytest.param("p.toml", "a = " + "[" * 100_000, id="deep toml"),
     ],
 )
 def test_malformed_policy_files_are_refused(tmp_path, name, text):

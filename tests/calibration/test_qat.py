@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gft_edge.calibration.levels import SMALLEST_RANGE
 from gft_edge.calibration.modules import (
     QUANTIZED,
-    SMALLEST_RANGE,
     FP8Linear,
     QuantConv2d,
     QuantLinear,

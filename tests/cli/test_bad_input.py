@@ -45,8 +45,8 @@ def copied(made, tmp_path):
 
 ON_ARTEFACTS = {
     "missing": (["verify", "{tmp}/nothing"], "no such folder"),
-    "a checkpoint": (["bench", "{ckpt}"], "has no manifest.json"),
-    "a file": (["predict", "{fp32}/model.onnx", "{image}"], "no such folder"),
+    "a checkpoint": (["bench", "{ckpt}"], "is a checkpoint; make an artefact of it with gft-edge export"),
+    "a file": (["predict", "{fp32}/model.onnx", "{image}"], "is a file of an artefact; give its folder"),
     "missing image": (["predict", "{fp32}", "{tmp}/none.png"], "none.png: no such file"),
     "folder as image": (["predict", "{fp32}", "{tmp}"], "cannot be decoded as an image"),
     "no maps": (["predict", "{fp32}", "{image}", "--maps", "{tmp}/maps"], "has no maps; export it with --maps compact"),
@@ -70,7 +70,7 @@ ON_ARTEFACTS = {
 }
 ON_CHECKPOINTS = {
     "missing": (["export", "{tmp}/nothing", "--out", "{tmp}/out"], "no such folder"),
-    "an artefact": (["export", "{fp32}", "--out", "{tmp}/out"], "config.json"),
+    "an artefact": (["export", "{fp32}", "--out", "{tmp}/out"], "is an artefact, exported already; give a folder with"),
     "quantized twice": (["quantize", "{ckpt8}", "--data", "{data}", "--out", "{tmp}/out"], "is quantized already"),
     "too few images": (
         ["quantize", "{ckpt}", "--data", "{data}", "--images", "25", "--out", "{tmp}/out"],

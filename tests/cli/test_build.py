@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,8 @@ from gft_edge.benchmarks.devices import device
 from gft_edge.calibration.cache import CalibrationCache, write_cache
 from gft_edge.calibration.ranges import Ranges
 from gft_edge.export import this_gpu
+
+CACHES = Path(__file__).parents[1] / "calibration/data"
 
 
 @pytest.mark.parametrize(
@@ -100,12 +103,21 @@ def test_tensorrt_is_asked_for_on_the_device_itself_only(gft_edge, made, monkeyp
 
 def test_calibration_cache_is_read_by_its_first_line(gft_edge, made, tmp_path):
     cache = tmp_path / "ranges.cache"
-    cache.write_text("TRT-8601-MinMaxCalibration\nimage: 3c010a14\n")
+    cache.write_bytes(b"\xef\xbb\xbfTRT-100300-MinMaxCalibration\r\nimage: 3c010a14\r\n")
     more = ["--tensorrt", "10.3", "--weak", "--calibration-cache", cache]
     done = gft_edge("build", made["fp32"], "--target", "orin-nano", "--plan", *more)
     assert done.code == 0, done.err
     assert "IInt8MinMaxCalibrator reading" in done.out
     assert "no trtexec command does the same" in done.out
+    assert "scales for 1 of " in done.err
+
+
+@pytest.mark.parametrize("name", ["infinity", "zeros", "foreign", "garbage", "trt10_for_8"])
+def test_a_cache_that_cannot_be_of_this_graph_is_refused(gft_edge, made, name):
+    more = ["--tensorrt", "8.6", "--calibration-cache", CACHES / f"{name}.cache"]
+    done = gft_edge("build", made["fp32"], "--target", "orin-nano", "--weak", "--plan", *more)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert f"{name}.cache: line {1 if name == 'trt10_for_8' else 2}" in done.err
 
 
 def test_a_cache_calibrated_on_another_graph_is_refused(gft_edge, made, tmp_path):

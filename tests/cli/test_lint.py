@@ -51,7 +51,7 @@ def test_old_tensorrt_wants_an_older_opset(gft_edge, made):
 @pytest.mark.parametrize(
     ("command", "words"),
     [
-        (["{none}"], "is missing"),
+        (["{none}"], "none.onnx: no such file"),
         (["{text}"], "cannot be read as ONNX"),
         (["{folder}"], "has no manifest.json"),
         (["{broken}", "--target", "tardis"], "unknown device 'tardis'"),

@@ -11,10 +11,11 @@ import torch
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint, num_parameters
 from gft_edge.cli.main import main
-from gft_edge.config import preset
+from gft_edge.config import GFTConfig, preset
 from gft_edge.model.build import build_model
 from gft_edge.model.published import PublishedStage
 
+VIT = GFTConfig("test_vit", 160, 4, variant="timm")
 EXACT = {"rtol": 0, "atol": 1e-9}
 
 
@@ -125,7 +126,7 @@ def small_state():
     return config, state, stale
 
 
-@pytest.mark.parametrize("form", ["bare", "stale", "nested", "parallel"])
+@pytest.mark.parametrize("form", ["bare", "stale", "nested", "parallel", "compiled", "lightning"])
 def test_import_makes_a_checkpoint_of_the_same_weights(small_state, tmp_path, capsys, form):
     config, state, stale = small_state
     saved = {
@@ -133,6 +134,11 @@ def test_import_makes_a_checkpoint_of_the_same_weights(small_state, tmp_path, ca
         "stale": {**state, **stale},
         "nested": {"epoch": 3, "model_state_dict": {**state, **stale}},
         "parallel": {f"module.{name}": tensor for name, tensor in state.items()},
+        "compiled": {
+            "net": {f"module._orig_mod.{name}": tensor for name, tensor in state.items()},
+            "acc": np.float64(1),
+        },
+        "lightning": {"state_dict": {**{f"model.{n}": t for n, t in state.items()}, "loss.weight": torch.ones(5)}},
     }[form]
     torch.save(saved, tmp_path / "gft.pth")
     assert main(["import-published", str(tmp_path / "gft.pth"), "--out", str(tmp_path / "ckpt"), "--json"]) == 0
@@ -172,6 +178,37 @@ def test_import_refuses_what_is_no_published_state_dict(tmp_path, capsys, conten
     assert captured.err.count("\n") == 1
     assert "code ran" not in captured.out
     assert not (tmp_path / "ckpt").exists()
+
+
+def test_import_says_what_a_plain_vit_is_and_what_it_reads(tmp_path, capsys):
+    plain = {name.removeprefix("network."): t for name, t in build_model(VIT).state_dict().items()}
+    torch.save({"model": plain}, tmp_path / "x.pth")
+    assert main(["import-published", str(tmp_path / "x.pth"), "--out", str(tmp_path / "ckpt")]) == 2
+    said = capsys.readouterr().err
+    assert "it looks like a plain timm ViT (embed dim 64, depth 6, 4 classes)" in said
+    assert "reads the checkpoints of the published GFT code alone" in said
+    assert said.count("\n") == 1
+
+
+def test_import_refuses_weights_that_are_no_numbers(small_state, tmp_path, capsys):
+    _, state, _ = small_state
+    torch.save({**state, "classifier.bias": torch.full((5,), float("nan"))}, tmp_path / "x.pth")
+    assert main(["import-published", str(tmp_path / "x.pth"), "--out", str(tmp_path / "ckpt")]) == 2
+    assert "classifier.bias holds NaN or infinity" in capsys.readouterr().err
+    assert not (tmp_path / "ckpt").exists()
+
+
+def test_import_takes_labels_of_a_file(small_state, tmp_path, capsys):
+    _, state, _ = small_state
+    torch.save(state, tmp_path / "x.pth")
+    (tmp_path / "labels.txt").write_bytes(b"\xef\xbb\xbfant\r\nbee \r\ncat\r\ndog\r\nemu\r\n\r\n")
+    command = ["import-published", str(tmp_path / "x.pth"), "--labels", str(tmp_path / "labels.txt"), "--out"]
+    assert main([*command, str(tmp_path / "ckpt")]) == 0
+    assert load_checkpoint(tmp_path / "ckpt").info.labels == ("ant", "bee", "cat", "dog", "emu")
+    (tmp_path / "labels.txt").write_text("background\nant\nbee\ncat\ndog\nemu\n")
+    capsys.readouterr()
+    assert main([*command, str(tmp_path / "more")]) == 2
+    assert "holds 6 names, the model has 5 classes; its first, 'background'" in capsys.readouterr().err
 
 
 def test_import_names_a_tensor_that_does_not_fit(small_state, tmp_path, capsys):

@@ -6,7 +6,9 @@ import pytest
 
 from gft_edge.benchmarks.merge import SCHEMA
 from gft_edge.benchmarks.tables import columns
+from gft_edge.errors import ArtifactError
 from gft_edge.report.bench import labels, series, write_bench_page
+from gft_edge.report.tables import bench_table
 
 BASE = {"backend": "onnxruntime", "precision": "fp32", "threads": 1, "batch": 1, "machine": "m", "file": "f"}
 
@@ -74,7 +76,8 @@ def test_text_of_a_file_is_text_on_the_page(tmp_path):
     file = tmp_path / "b.json"
     file.write_text(json.dumps(_bench({"name": "<script>alert(1)</script>", "implausible": "<b>"})))
     page, _ = write_bench_page([file], tmp_path)
-    assert "<script" not in page.read_text()
+    assert page.read_text().count("<script") == 1  # the page's own
+    assert "<script>alert" not in page.read_text()
     assert "Implausible:" in page.read_text()
 
 
@@ -85,3 +88,36 @@ def test_same_files_same_page(tmp_path, count):
         file.write_text(json.dumps(_bench({}, {"batch": 2})))
     first = write_bench_page(files, tmp_path)[0].read_bytes()
     assert write_bench_page(files, tmp_path)[0].read_bytes() == first
+
+
+def test_a_bench_file_with_parts_of_another_kind_is_one_line(tmp_path):
+    data = _bench({})
+    data["machine"]["cpu"] = ["x"]
+    file = tmp_path / "b.json"
+    file.write_text(json.dumps(data))
+    with pytest.raises(ArtifactError, match=r"bench file .*b\.json: machine\.cpu: expected an object"):
+        write_bench_page([file], tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["b.json"]
+
+
+def test_what_matters_most_stands_in_the_first_columns():
+    fast = {"name": "b", "speedup": 2.0, "speedup_interval": [1.5, 2.5], "baseline": "a", "verdict": "unstable"}
+    full = {"p90_ms": 3.0, "variation": 0.05, "throughput": {"images_per_s": 300.0, "in_flight": 4}}
+    found = bench_table(rows({"baseline": "a", **full}, {**fast, **full}))
+    assert found.heads[:4] == ("artefact", "precision", "p50 ms", "against a")
+    assert "images/s, 4 in flight" in found.heads
+    cells = [cell.text for cell in found.rows[1]]
+    assert cells[2:4] == ["2.00 unstable", "2.00x [1.50, 2.50] unstable"]
+    assert {cell.tone for cell in found.rows[1] if "unstable" in cell.text} == {"warn"}
+    assert found.rows[0][3].text == "baseline"
+
+
+def test_a_row_of_a_log_has_few_entries(tmp_path):
+    log = {"backend": "trtexec", "rounds_ms": [], "threads": None, "options": {"version": "10.3", "timing": {}}}
+    log |= {"stages": {"inference": {"p50_ms": 1.5}}, "throughput": {"images_per_s": 600.0, "in_flight": None}}
+    file = tmp_path / "orin.json"
+    file.write_text(json.dumps(_bench(log)))
+    text = write_bench_page([file], tmp_path)[0].read_text()
+    assert "trtexec 10.3." in text
+    assert "Each dot is a request" not in text
+    assert "Inference alone" not in text

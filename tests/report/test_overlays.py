@@ -8,7 +8,18 @@ import pytest
 from PIL import Image
 
 from gft_edge.errors import MissingExtraError
-from gft_edge.report.overlays import FADED, GAP, PANEL, PAPER, overlay, write_overlay
+from gft_edge.report.overlays import (
+    FADED,
+    GAP,
+    HEADING,
+    LEGEND,
+    PANEL,
+    PAPER,
+    TITLE,
+    label_text,
+    overlay,
+    write_overlay,
+)
 from gft_edge.runtime.classifier import Prediction
 
 
@@ -104,13 +115,39 @@ def test_extreme_importance_is_drawn_without_warnings(importance):
         overlay(_image(32), prediction, None)
 
 
-def test_file_holds_the_picture(tmp_path):
+def test_importance_is_shown_on_the_scale_of_the_scores():
+    scores = np.linspace(-1.0, 1.0, 16)
+    importance = np.exp(scores / 0.1) / np.exp(scores / 0.1).sum()  # the largest is 5e8 times the smallest
+    prediction = Prediction("ant", 1.0, np.zeros(4), (importance.reshape(4, 4).astype(np.float32),), ())
+    _, heat = _panels(overlay(np.full((32, 32, 3), 128, np.uint8), prediction, None))
+    light = heat.reshape(4, PANEL // 4, 4, PANEL // 4, 3).mean(axis=(1, 3, 4)).ravel()
+    assert (np.diff(light) > 2).all()  # every patch differs from the next
+
+
+def test_the_file_has_heading_titles_and_a_legend_around_the_panels(tmp_path):
     image, prediction = _image(), _prediction()
     write_overlay(tmp_path / "maps/a.png", image, prediction, None)
     with Image.open(tmp_path / "maps/a.png") as file:
         assert (file.format, file.mode) == ("PNG", "RGB")
-        np.testing.assert_array_equal(np.asarray(file), overlay(image, prediction, None))
+        pixels = np.asarray(file)
+    panels = overlay(image, prediction, None)
+    top = HEADING + TITLE
+    assert pixels.shape == (top + PANEL + LEGEND, panels.shape[1], 3)
+    np.testing.assert_array_equal(pixels[top : top + PANEL], panels)
+    assert (pixels[:HEADING, : 2 * PANEL] < 128).any()  # letters
+    for number in range(4):
+        assert (pixels[HEADING:top, number * (PANEL + GAP) : number * (PANEL + GAP) + PANEL] < 128).any()
+    legend = pixels[top + PANEL :]
+    assert np.ptp(legend[:, PANEL + GAP : 2 * PANEL + GAP].reshape(-1, 3), axis=0).min() > 100  # colours
+    assert (legend[:, 2 * (PANEL + GAP) :] == 255).all()
     assert [p.name for p in (tmp_path / "maps").iterdir()] == ["a.png"]
+
+
+@pytest.mark.parametrize("label", ["\u732b", "\U0001f408", "a\x00b", "x" * 300, "$\\frac{$"])
+def test_labels_that_the_font_lacks_are_told_by_number(tmp_path, label):
+    prediction = Prediction(label, 0.5, np.array([0, 0, 3, 1], np.float32), (), ())
+    assert label_text(prediction) == (label if label.startswith("$") else "class 2")
+    write_overlay(tmp_path / "a.png", _image(), prediction, None)
 
 
 def test_missing_pillow_names_the_extra_and_writes_nothing(tmp_path, monkeypatch):

@@ -1,0 +1,28 @@
+"""Pictures for a page as data URLs, made small enough for one, so that the page needs no other file."""
+
+from __future__ import annotations
+
+import base64
+import io
+import warnings
+from pathlib import Path
+
+MOST_BYTES = 40_000_000
+
+
+def data_url(file: Path, widest: int) -> str | None:
+    """A picture file as a PNG data URL of at most ``widest`` pixels in width and height; None where it cannot be read."""
+    from PIL import Image
+
+    try:
+        if file.stat().st_size > MOST_BYTES:
+            return None
+        with warnings.catch_warnings(), Image.open(file) as opened:
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            picture = opened.convert("RGB")
+            picture.thumbnail((widest, widest))
+            out = io.BytesIO()
+            picture.save(out, format="PNG")
+    except Exception:  # Pillow's decoders raise what they like; a picture is never worth the page
+        return None
+    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

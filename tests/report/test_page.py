@@ -1,0 +1,318 @@
+"""Every claim of a run's page is tied to the data of its folder: it stands there with the data, and not without."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import escape
+from html.parser import HTMLParser
+
+import pytest
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from gft_edge.cli.main import main
+from gft_edge.errors import ArtifactError
+from gft_edge.report import svg
+from gft_edge.report.page import write_page
+
+LABELS = ["bolt", "gear", "nut", "screw", "washer"]
+HOSTILE = [
+    "<script>alert(1)</script>",
+    "$\\frac{$ and $x^2$",
+    "\U0001f9ab \u87ba\u4e1d",
+    "\u0645\u0633\u0645\u0627\u0631",
+    "a\x00b\x1b[31m\ud800",
+    '"><img src=x onerror=alert(1)>',
+]
+
+
+class Texts(HTMLParser):
+    """What a reader sees, by the id of the section (empty for what stands before the first)."""
+
+    def __init__(self):
+        super().__init__()
+        self.sections, self.tags, self._now, self._silent = {"": ""}, [], "", 0
+
+    def handle_starttag(self, tag, attrs):
+        self.sections[self._now] += " "
+        self.tags.append((tag, dict(attrs)))
+        if tag == "section":
+            self._now = dict(attrs)["id"]
+            self.sections[self._now] = ""
+        self._silent += tag in ("script", "style")
+
+    def handle_endtag(self, tag):
+        self._silent -= tag in ("script", "style")
+
+        self.sections[self._now] += " " if tag in ("td", "th", "p", "li", "b", "h2", "h3", "text") else ""
+
+    def handle_data(self, data):
+        if not self._silent:
+            self.sections[self._now] += data
+
+
+@pytest.fixture(autouse=True)
+def _letters_alone(monkeypatch, request):
+    """Figures are drawn, but of their SVG only the letters are written: laying them out takes most of a page's time."""
+    if request.function.__name__ == "test_names_of_any_script_are_text_and_nothing_else":
+        return
+
+    def letters(draw, width, height, title):
+        figure = Figure(figsize=(width, height))
+        draw(figure, figure.add_subplot())
+        found = [text.get_text() for text in figure.findobj(Text) if text.get_text()]
+        return "<svg>" + "".join(f"<text>{escape(text)}</text>" for text in found) + "</svg>"
+
+    monkeypatch.setattr(svg, "svg", letters)
+
+
+def read(page):
+    texts = Texts()
+    texts.feed(page.read_text(encoding="utf-8"))
+    joined = {anchor: re.sub(r"\s+([:,.;)])", r"\1", text) for anchor, text in texts.sections.items()}
+    texts.sections = joined
+    return texts
+
+
+def claims(texts):
+    """Everything the page says of the run, without the list of what it has no data for."""
+    return " ".join(" ".join(text for anchor, text in texts.sections.items() if anchor != "left-out").split())
+
+
+# What a page may say, and the kind of file that it has to come from.
+CLAIMS = {
+    r"top-1 on |top-1, per cent|95 % interval": "evaluate",
+    r"accuracy of ": "evaluate",
+    r"Wilson": "evaluate",
+    r"Which classes go wrong": "evaluate",
+    r"Wrong predictions": "evaluate",
+    r"latency of ": "bench",
+    r"\d ms\b": "bench",
+    r"as fast as": "bench",
+    r"in flight": "bench",
+    r"ONNX Runtime on ": "bench",
+    r"What it looked at": "predict",
+    r"kept patches and importance of single images": "predict",
+    r"alone in INT8": "sensitivity",
+    r"Mixed precision": "sensitivity",
+    r"Verification: passed 1": "verify",
+    r"verification of ": "verify",
+    r"SQNR of the|logit SQNR": "verify or sensitivity",
+    r"trained|further training|training images": "checkpoint",
+    r"transformer blocks": "checkpoint",
+    r"Accuracy against latency": "evaluate and bench",
+    r"compiled|an engine was built|tensorrt": "engine",
+    r"quantized to INT8|layers in INT8\.|Ranges of activations": "quantize",
+    r"typefaces|words|never seen|not trained on": "nothing",
+    r"energy of ": "power",
+}
+
+
+def files(samples, kinds):
+    made = {
+        "evaluate": {
+            "one.json": samples["evaluate"](LABELS, "runs/art-a", right=41),
+            "sub/two.json": samples["evaluate"](LABELS, "runs/art-b", right=33),
+            "sub/wrong/000.png": 48,
+        },
+        "bench": {"speed of it.json": samples["bench"]("art-a", "art-b")},
+        "predict": {"guesses.json": samples["predict"](LABELS[:2], "runs/art-b"), "maps/0.png": 64, "maps/1.png": 64},
+        "sensitivity": {"sens/result.json": samples["sensitivity"](8)},
+        "verify": {"checked.json": samples["verify"]("art-b")},
+        "checkpoint": {
+            "model/config.json": samples["checkpoint"](LABELS),
+            "model/log.jsonl": "".join(f'{{"step": {n}, "loss": {2 - n / 20}}}\n' for n in range(1, 31)),
+        },
+    }
+    return {name: content for kind in kinds for name, content in made[kind].items()}
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("bench",),
+        ("evaluate",),
+        ("predict",),
+        ("sensitivity",),
+        ("verify",),
+        ("checkpoint",),
+        ("evaluate", "bench"),
+        ("evaluate", "bench", "predict", "sensitivity", "verify", "checkpoint"),
+    ],
+    ids="+".join,
+)
+def test_a_claim_stands_with_its_data_and_not_without(samples, laid, kinds):
+    written = write_page(laid(files(samples, kinds)))
+    assert not written.unused
+    text = claims(read(written.page))
+    for claim, needed in CLAIMS.items():
+        every = set(needed.split(" and ")) <= set(kinds)
+        there = every or bool(set(needed.split(" or ")) & set(kinds))
+        assert bool(re.search(claim, text)) == there, f"{claim}: {re.search(claim, text)}"
+
+
+def test_numbers_and_names_are_those_of_the_files(samples, laid):
+    written = write_page(laid(files(samples, ("evaluate", "bench"))))
+    texts = read(written.page)
+    top, accuracy = " ".join(texts.sections[""].split()), " ".join(texts.sections["accuracy"].split())
+    assert "mine: accuracy and latency" in top
+    assert "2 files of accuracies, 1 bench file" in top
+    assert "top-1 on 50 test images of parts" in top
+    assert "art-b: latency 7.00 ms" in top and "1.14x as fast as art-a (1.12 to 1.16)" in top
+    for number in ("82.00 %", "66.00 %", "41 of 50", "33 of 50"):
+        assert number in accuracy
+    classes = texts.sections["which-classes-go-wrong"]
+    assert "Wrong predictions: 17 of 17" in classes and "bolt 50.0 %, is washer" in " ".join(classes.split())
+    assert "10 of 10" in classes  # screw or washer, the most confused pair
+    images = [attrs["src"] for tag, attrs in texts.tags if tag == "img"]
+    assert len(images) == 1  # the one picture that lies there
+    assert images[0].startswith("data:image/png;base64,")
+
+
+def test_images_of_the_training_split_are_called_that(samples, laid):
+    page = write_page(laid({"a.json": samples["evaluate"](LABELS, split="train")})).page
+    accuracy = read(page).sections["accuracy"]
+    assert "50 train images of parts" in " ".join(accuracy.split())
+    assert "These are images of the training split." in accuracy
+
+
+def test_accuracies_on_different_images_are_not_put_beside_each_other(samples, laid):
+    one, two = samples["evaluate"](LABELS, "a"), samples["evaluate"](LABELS, "b", split="val")
+    written = write_page(laid({"1.json": one, "2.json": two, "speed.json": samples["bench"]("a", "b")}))
+    texts = read(written.page)
+    assert "accuracy-against-latency" not in texts.sections
+    assert "accuracy against latency" in [part.what for part in written.left_out]
+    assert texts.sections["accuracy"].count("These models") == 0 == texts.sections["accuracy"].count("; these models")
+
+
+def test_unstable_stands_wherever_the_figure_stands(samples, laid):
+    stable = write_page(laid({"speed.json": samples["bench"]("a", "b")})).page
+    assert "unstable" not in claims(read(stable))
+    bench = samples["bench"]("a", "b")
+    bench["results"][0] |= {"verdict": "unstable", "variation": 0.06}
+    accuracies = {f"{n}.json": samples["evaluate"](LABELS, n) for n in "ab"}
+    texts = read(write_page(laid({"speed.json": bench, **accuracies})).page)
+    for place in ("", "accuracy-against-latency", "latency"):
+        assert "unstable" in texts.sections[place], place
+    # the speed-up of the stable one rests on an unstable baseline
+    assert re.search(r"1\.14x \[1\.12, 1\.16\] unstable", texts.sections["latency"])
+    assert "6.0% unstable" in texts.sections["latency"] and "8.00 ms unstable" in texts.sections["latency"]
+    assert "images/s, 2 in flight" in texts.sections["latency"]
+
+
+def test_one_round_is_not_called_stable(samples, laid):
+    page = write_page(laid({"b.json": samples["bench"]("a", "b", rounds_ms=[[7.0, 7.1]], variation=0.0)})).page
+    text = read(page).sections["latency"]
+    assert "one round" in text and "0.0%" not in text
+
+
+@pytest.mark.parametrize(("verdict", "tone"), [("pass", "good"), ("inconclusive", "warn"), ("fail", "bad")])
+def test_verdicts_are_counted_on_top_in_their_own_colours(samples, laid, verdict, tone):
+    run = laid({"v.json": samples["verify"]("art", verdict), "w.json": samples["verify"]("other", "pass")})
+    html = write_page(run).page.read_text()
+    counts = {"pass": 1, "inconclusive": 0, "fail": 0}
+    counts[verdict] += 1
+    line = html[html.index('id="verdicts"') :]
+    line = " ".join(re.sub(r"<[^>]*>", " ", line[: line.index("</p>")]).split())
+    said = f"passed {counts['pass']} inconclusive {counts['inconclusive']} failed {counts['fail']}"
+    assert line.endswith(f"Verification: {said}")
+    word = {"pass": "passed", "inconclusive": "inconclusive", "fail": "failed"}[verdict]
+    assert re.search(rf'<span class="{tone}">{word}[ ,<]', html)
+    assert "logits differ by 0.3" not in html or verdict == "fail"
+
+
+def test_further_training_is_told_from_a_course_from_the_start(samples, laid):
+    log = "".join(f'{{"step": {n}, "loss": 0.7, "train_top1": 0.9}}\n' for n in range(1, 5))
+    page = write_page(laid({"c/config.json": samples["checkpoint"](LABELS, "builtin", 4), "c/log.jsonl": log})).page
+    text = " ".join(read(page).sections["training"].split())
+    assert "c: 4 steps of further training on the training images of parts, from the checkpoint that ships" in text
+    assert "The loss stays level: these weights were trained before" in text
+    falling = "".join(f'{{"step": {n}, "loss": {1 / n}}}\n' for n in range(1, 5))
+    page = write_page(laid({"c/config.json": samples["checkpoint"](LABELS, "builtin", 4), "c/log.jsonl": falling})).page
+    assert "level" not in read(page).sections["training"]
+    page = write_page(laid({"c/config.json": samples["checkpoint"](LABELS, "", 4), "c/log.jsonl": log})).page
+    assert "c: 4 steps on the training images of parts." in " ".join(read(page).sections["training"].split())
+
+
+def test_sections_are_numbered_without_gaps_and_the_contents_lead_to_each(samples, laid):
+    kinds = ("evaluate", "bench", "predict", "sensitivity", "verify", "checkpoint")
+    texts = read(write_page(laid(files(samples, kinds))).page)
+    numbers = [int(number) for number in re.findall(r"<h2>(\d+)\. ", (laid({}) / "report.html").read_text())]
+    assert numbers == list(range(1, len(numbers) + 1))
+    ids = [attrs["id"] for _, attrs in texts.tags if "id" in attrs]
+    assert len(ids) == len(set(ids)) or all(not i.startswith("section") for i in ids)
+    links = [attrs["href"][1:] for tag, attrs in texts.tags if tag == "a"]
+    assert links == [anchor for anchor in texts.sections if anchor]
+
+
+def test_names_of_any_script_are_text_and_nothing_else(samples, laid, recwarn):
+    names = {f"{n}.json": samples["evaluate"](HOSTILE, f"runs/{name}") for n, name in enumerate(("a", HOSTILE[1]))}
+    made = {
+        **names,
+        "bench.json": samples["bench"]("a", *HOSTILE),
+        "p.json": samples["predict"](HOSTILE[:2]),
+        "maps/0.png": 32,
+        "v.json": samples["verify"](HOSTILE[0]),
+        "c/config.json": samples["checkpoint"](HOSTILE),
+    }
+    written = write_page(laid(made))
+    html = written.page.read_text(encoding="utf-8")
+    texts = read(written.page)
+    assert not written.unused
+    assert [tag for tag, _ in texts.tags].count("script") == 1
+    assert not any(name.startswith("on") for _, attrs in texts.tags for name in attrs)
+    assert all(attrs["src"].startswith("data:") for tag, attrs in texts.tags if tag == "img")
+    for name in (*HOSTILE[:4], HOSTILE[5]):
+        assert name in " ".join(texts.sections.values())
+    assert "\x00" not in html and "\x1b" not in html
+    assert "$\\frac{$ and $x^2$" in texts.sections["which-classes-go-wrong"]
+    assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
+
+
+def test_a_file_names_no_class_unless_it_is_one(samples, laid):
+    made = {"p.json": samples["predict"](["ant", "bee"]), "maps/0.png": 32, "maps/1.png": 32}
+    page = write_page(laid(made)).page
+    text = read(page).sections["what-it-looked-at"]
+    assert "0.png" in text and "true class" not in text
+    assert '<span class="bad">' not in page.read_text()
+
+
+def test_many_classes_are_told_by_pairs_and_the_worst(samples, laid):
+    labels = [f"class {n:03d}" for n in range(60)]
+    page = write_page(laid({"a.json": samples["evaluate"](labels, right=520)})).page
+    text = read(page).sections["which-classes-go-wrong"]
+    assert "Worst classes first: 40 of 60" in text
+    assert "Rows: true class" not in text
+    assert "class 059" in text and "Most confused pairs" in text
+
+
+def test_the_page_names_what_it_leaves_out_and_so_does_the_terminal(samples, laid, capsys):
+    run = laid({"speed.json": samples["bench"]("a", "b"), "odd.json": {"results": [{"top1": 2}], "split": "test"}})
+    assert main(["report", str(run)]) == 0
+    out = capsys.readouterr().out
+    assert out.splitlines()[0] == str(run / "report.html")
+    assert "left out: accuracy (no file of evaluate --out)" in out
+    assert "left out: training curve" in out and "left out: pictures" in out
+    assert "left out: latency" not in out
+    assert re.search(r"not used: odd\.json: .*has no entry 'model'", out)
+    shown = read(run / "report.html").sections["left-out"]
+    assert "accuracy: no file of evaluate --out" in shown and "odd.json" in shown
+    assert main(["report", str(run), "--json"]) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert {part["what"] for part in data["left_out"]} >= {"accuracy", "training curve"}
+    assert [file["file"] for file in data["not_used"]] == ["odd.json"]
+
+
+def test_a_folder_with_nothing_to_show_is_refused_and_says_why(laid):
+    with pytest.raises(ArtifactError, match="holds no artefact, checkpoint or result file"):
+        write_page(laid({}))
+    with pytest.raises(ArtifactError, match=r"broken\.json: .*cannot be read as JSON"):
+        write_page(laid({"broken.json": "{"}))
+    assert not (laid({}) / "report.html").exists()
+
+
+def test_the_same_files_give_the_same_page(samples, laid):
+    run = laid(files(samples, ("evaluate", "bench", "predict")))
+    first = write_page(run).page.read_bytes()
+    assert write_page(run).page.read_bytes() == first

@@ -1,0 +1,122 @@
+"""What a file is, and what is said of one where a folder should be."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from gft_edge.checkpoint import load_checkpoint, resolve_checkpoint
+from gft_edge.cli.common import is_artifact
+from gft_edge.errors import ArtifactError
+from gft_edge.filekinds import describe_file, kind_of, require_graph
+from gft_edge.manifest import load_artifact
+
+ONNX = b"\x08\x09\x12\x07pytorch\x3a\x02\x0a\x00"
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.onnx", b"anything", "an ONNX graph"),
+        ("a.bin", ONNX, "an ONNX graph"),
+        ("a.bin", b"\x08\x07:\x04abcd", "an ONNX graph"),
+        ("a.onnx", b"<html>404</html>", "a web page (HTML), so the download did not give the file itself"),
+        ("a.onnx", b"version https://git-lfs.github.com/spec/v1\noid", None),
+        ("a.onnx", b"", "an empty file"),
+        ("a.plan", b"\x01\x02\x03\x04", "a TensorRT engine"),
+        ("a.tflite", b"\x1c\x00\x00\x00TFL3", "a TensorFlow Lite graph"),
+        ("a.tar", bytes(257) + b"ustar", "a tar archive; unpack it first"),
+        ("a.txt", "größe\n".encode(), "a text file"),
+        ("a", b"\x08\x63\x12\x01", "a file of an unknown kind"),
+    ],
+)
+def test_kinds(tmp_path, name, content, kind):
+    (tmp_path / name).write_bytes(content if name != "a.tar" else b"x" + content[1:])
+    found = kind_of(tmp_path / name)
+    assert found == kind or (kind is None and found.startswith("a Git LFS pointer"))
+
+
+def test_graphs_of_the_repository_are_known():
+    for file in Path(__file__).parent.rglob("*.onnx"):
+        assert kind_of(file) in ("an ONNX graph", "an empty file"), file
+
+
+@pytest.mark.parametrize(
+    "reader", [load_artifact, resolve_checkpoint, load_checkpoint, lambda path: is_artifact(str(path))]
+)
+def test_a_foreign_graph_is_called_one_and_the_verb_that_takes_it_named(tmp_path, reader):
+    (tmp_path / "vit.onnx").write_bytes(ONNX)
+    with pytest.raises(ArtifactError) as error:
+        reader(tmp_path / "vit.onnx")
+    said = str(error.value)
+    assert "is an ONNX graph" in said
+    assert "gft-edge lint reads graphs of other programs" in said
+    assert "folder" in said
+    assert "no such folder" not in said
+
+
+@pytest.mark.parametrize("reader", [load_artifact, resolve_checkpoint])
+def test_foreign_weights_are_called_so(tmp_path, reader):
+    torch.save({"w": torch.ones(1)}, tmp_path / "plain.pth")
+    with pytest.raises(ArtifactError, match=r"is a PyTorch file; gft-edge import-published reads"):
+        reader(tmp_path / "plain.pth")
+
+
+def test_a_file_inside_a_folder_leads_to_it(tiny_checkpoint):
+    with pytest.raises(ArtifactError, match=rf"is a file of a checkpoint; give its folder {tiny_checkpoint}"):
+        resolve_checkpoint(tiny_checkpoint / "model.safetensors")
+
+
+def test_a_checkpoint_is_no_artefact_and_the_other_way_round(tiny_checkpoint, tmp_path):
+    with pytest.raises(
+        ArtifactError, match=rf"is a checkpoint; make an artefact of it with gft-edge export {tiny_checkpoint}"
+    ):
+        load_artifact(tiny_checkpoint)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(ArtifactError, match="is an artefact, exported already; give a folder with"):
+        resolve_checkpoint(tmp_path)
+    with pytest.raises(ArtifactError, match=r"has no manifest\.json; make one with gft-edge export"):
+        load_artifact(tmp_path.parent)
+
+
+def test_a_configuration_far_larger_than_its_weights_is_refused_before_it_is_built(
+    tiny_checkpoint, tmp_path, monkeypatch
+):
+    import shutil
+
+    from gft_edge.model import build
+
+    monkeypatch.setattr(build, "build_model", lambda *_: pytest.fail("built it"))
+    folder = shutil.copytree(tiny_checkpoint, tmp_path / "x")
+    config = json.loads((folder / "config.json").read_text())
+    config["model"] |= {"depth": 10_000, "embed_dim": 768, "num_heads": 12}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ArtifactError, match=r"10000 blocks of width 768, at least 47186 MB, model\.safetensors has 0\.\d MB"
+    ):
+        load_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "no such file"),
+        (b"", "it is an empty file"),
+        (b"<html>", "it is a web page"),
+        (b"\x89PNG", "it is a PNG image"),
+    ],
+)
+def test_what_is_no_graph_is_named(tmp_path, content, says):
+    if content is not None:
+        (tmp_path / "m.onnx").write_bytes(content)
+    with pytest.raises(ArtifactError, match=says):
+        require_graph(tmp_path / "m.onnx")
+    with pytest.raises(ArtifactError, match="Is a directory"):
+        require_graph(tmp_path)
+
+
+def test_a_file_that_cannot_be_read_is_said(tmp_path):
+    assert "cannot be read" in describe_file(tmp_path / "none")
