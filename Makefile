@@ -2,23 +2,30 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
-.PHONY: demo test bench lint gpu-check builtin clean
+.DEFAULT_GOAL := help
+.PHONY: help install demo test bench lint gpu-check builtin clean distclean
+
+help: ## this list
+	@echo "make TARGET [PYTHON=python3.12]; everything runs in .venv, which is made on first use (about 6 GB)"
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+install: .venv/installed ## make .venv and install everything; then: . .venv/bin/activate
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed
+demo: .venv/installed ## the whole chain on the built-in task, to runs/demo/report.html; about 3 minutes
 	rm -rf runs/demo
 	.venv/bin/gft-edge demo --out runs/demo $(DEMO_FLAGS)
 
 # One thread for each worker: two that share a core with another worker's run several times slower.
-test: .venv/installed lint
+test: .venv/installed lint ## lint, types and tests; 12 to 15 minutes on two cores
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
 
 # mypy does not know setuptools' package-dir map, so it reads a folder of links that looks like the installed package.
-lint: .venv/installed
+lint: .venv/installed ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	rm -rf .venv/mypy && mkdir -p .venv/mypy/gft_edge
@@ -27,7 +34,7 @@ lint: .venv/installed
 
 # Peers side by side and the speed targets, into benchmarks/RESULTS.md; FP32 at all patches, FP32 pruned and INT8 pruned of
 # the built-in model, at one and two threads; one checkpoint at ten budgets; the training step against the published code.
-bench: .venv/installed
+bench: .venv/installed ## peers side by side and the speed targets, into benchmarks/RESULTS.md
 	rm -rf runs/bench && mkdir -p runs/bench
 	.venv/bin/python -m gft_edge.benchmarks.suite runs/bench/peers.json benchmarks/RESULTS.md
 	.venv/bin/gft-edge quantize builtin --out runs/bench/checkpoint-int8 > /dev/null
@@ -40,14 +47,18 @@ bench: .venv/installed
 	.venv/bin/python -m gft_edge.benchmarks.calibration runs/bench/calibration.json
 
 # For people who have one: everything marked gpu or jetson.
-gpu-check: .venv/installed
+gpu-check: .venv/installed ## the tests marked for a GPU or a Jetson board
 	.venv/bin/python -m pytest -m "gpu or jetson"
 
 # How the checkpoint in gft_edge/builtin was made; more than an hour on two cores.
-builtin: .venv/installed
+builtin: .venv/installed ## train the shipped checkpoint anew; more than an hour on two cores
 	.venv/bin/gft-edge train --config recipes/typeface-start.toml --out runs/typeface-start
 	.venv/bin/gft-edge train --config recipes/typeface.toml --out runs/typeface
 	.venv/bin/python -m gft_edge.train.publish runs/typeface runs/builtin recipes/typeface-start.toml recipes/typeface.toml
 
-clean:
-	rm -rf .venv build dist *.egg-info
+clean: ## remove what was built and cached; .venv and runs/ stay
+	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv/mypy
+	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
+
+distclean: clean ## clean, and remove .venv and everything in runs/
+	rm -rf .venv runs

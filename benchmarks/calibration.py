@@ -5,10 +5,10 @@ python -m gft_edge.benchmarks.calibration runs/bench/calibration.json
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from gft_edge.calibration.observe import Collector, observing
 from gft_edge.calibration.policy import DEFAULT_POLICY
 from gft_edge.calibration.thresholds import METHODS
 from gft_edge.config import preset
-from gft_edge.files import write_json
+from gft_edge.errors import exit_code
+from gft_edge.files import require_writable, write_json
 from gft_edge.model.build import build_model
 
 BATCH = 16
@@ -67,7 +68,17 @@ def run(threads: int, rounds: int = 10, presets: tuple[str, ...] = PRESETS) -> d
     return {"machine": conditions(), "threads": threads, "batch": BATCH, "ratios": results}
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, writes the JSON file and prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="FILE", help="figures as JSON")
+    out = parser.parse_args(arguments).out
+    require_writable(out)
     data = [run(threads) for threads in (1, 2)]
-    write_json(Path(sys.argv[1]), {"runs": data})
     print(json.dumps([{key: one[key] for key in ("threads", "ratios")} for one in data], indent=2))
+    write_json(out, {"runs": data})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code(main))

@@ -5,9 +5,9 @@ python -m gft_edge.benchmarks.elastic builtin runs/bench/elastic
 
 from __future__ import annotations
 
+import argparse
 import contextlib
-import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from gft_edge.checkpoint import load_checkpoint
 from gft_edge.cli.console import table
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
-from gft_edge.files import replacing, write_json
+from gft_edge.errors import exit_code
+from gft_edge.files import replacing, require_writable_folder, write_json
 from gft_edge.model.gft import Choice
 from gft_edge.model.macs import count_macs
 from gft_edge.model.selection import select_patches
@@ -88,8 +89,14 @@ def choosing(model: Any, choice: Choice) -> Iterator[None]:
             stage.choose = choose
 
 
-def main(name: str, out: Path) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes elastic.json and elastic.svg and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", metavar="CKPT", help="checkpoint folder, or 'builtin'")
+    parser.add_argument("out", type=Path, metavar="DIR", help="folder of what is written")
+    args = parser.parse_args(arguments)
+    name, out = args.name, args.out
+    require_writable_folder(out)
     data = run(name)
     write_json(out / "elastic.json", data)
     with replacing(out / "elastic.svg") as temporary:
@@ -103,7 +110,8 @@ def main(name: str, out: Path) -> None:
     write_json(out / "control.json", compared)
     print(f"right of {compared['images']} images, by what every stage keeps")
     print(table(("kept", *compared["budgets"]), [(kept, *right) for kept, right in compared["right"].items()]))
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    raise SystemExit(exit_code(main))

@@ -8,7 +8,8 @@ test images at ten budgets. The fixed one learns at its budget only.
 
 from __future__ import annotations
 
-import sys
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from gft_edge.cli.console import say, table, track
 from gft_edge.config import DataSection, ModelSection, Recipe, TrainSection
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
-from gft_edge.files import write_json
+from gft_edge.errors import exit_code
+from gft_edge.files import require_writable_folder, write_json
 from gft_edge.runtime.finite import require_finite
 from gft_edge.train.loop import train
 from gft_edge.train.metrics import mcnemar
@@ -81,15 +83,22 @@ def run(start: str, out: Path, steps: int = 500, num_images: int = 3200) -> dict
     }
 
 
-def main(start: str, out: Path) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Writes fixed.json and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("start", metavar="CKPT", help="checkpoint folder, or 'builtin'")
+    parser.add_argument("out", type=Path, metavar="DIR", help="folder of what is written")
+    args = parser.parse_args(arguments)
+    start, out = args.start, args.out
+    require_writable_folder(out)
     data = run(start, out)
     write_json(out / "fixed.json", data)
     rows = zip(data["budgets"], *data["right"].values())
     print(f"right of {data['images']} images after {data['steps']} further steps; fixed: {data['fixed_budget']} alone")
     print(table(("budget", *data["right"]), rows))
     print(f"at {data['fixed_budget']}: p = {data['mcnemar_p']:.3f} (exact McNemar test)")
+    return 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    raise SystemExit(exit_code(main))

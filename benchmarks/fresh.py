@@ -11,10 +11,11 @@ import json
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gft_edge.errors import ArtifactError
+from gft_edge.errors import ArtifactError, exit_code
 
 if TYPE_CHECKING:  # it brings numpy, whose import is part of what is measured here
     from gft_edge.benchmarks.protocol import BenchProtocol
@@ -64,7 +65,7 @@ def _fresh_process(artifact: str, backend: str, protocol: BenchProtocol) -> dict
     return run
 
 
-def main(artifact: str, backend: str, batch: int, threads: int, rows: int, columns: int) -> dict[str, Any]:
+def first_prediction(artifact: str, backend: str, batch: int, threads: int, rows: int, columns: int) -> dict[str, Any]:
     """Imports, loads, predicts; what the fresh process does."""
     entered, marks = time.monotonic(), [time.perf_counter()]
     import numpy as np
@@ -98,6 +99,20 @@ def peak_rss(status: Path = Path("/proc/self/status")) -> int | None:
     return None
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the times of this process as JSON; without six arguments, what they are."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if len(given) != 6:
+        import argparse  # not where its import would be measured
+
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        for name in ("artifact", "backend", "batch", "threads", "rows", "columns"):
+            parser.add_argument(name, metavar=name.upper())
+        parser.parse_args(given)
+    path, name, *numbers = given
+    print(json.dumps(first_prediction(path, name, *map(int, numbers))))
+    return 0
+
+
 if __name__ == "__main__":
-    path, name, *numbers = sys.argv[1:]
-    print(json.dumps(main(path, name, *map(int, numbers))))
+    raise SystemExit(exit_code(main))

@@ -18,7 +18,7 @@ from gft_edge.benchmarks.fresh import fresh_processes
 from gft_edge.benchmarks.jetson import locked_mhz, module, watch_board
 from gft_edge.benchmarks.merge import SCHEMA
 from gft_edge.benchmarks.power import PowerMeter, measure_energy, open_meter
-from gft_edge.benchmarks.protocol import BenchProtocol, Latency, Warmup, conditions, ratio_interval
+from gft_edge.benchmarks.protocol import ONE_ROUND, BenchProtocol, Latency, Warmup, conditions, ratio_interval
 from gft_edge.benchmarks.roofline import implausible, roofline
 from gft_edge.errors import ConfigError
 from gft_edge.manifest import MODEL, Artifact
@@ -130,6 +130,24 @@ def _window(run: Callable[[], object], protocol: BenchProtocol, pool: ThreadPool
     return {"seconds": seconds, "requests": done, "images_per_s": done * protocol.batch / seconds}
 
 
+def require_batches(artifacts: Sequence[Artifact], batches: Sequence[int]) -> None:
+    """Refuses a batch that an artefact was not exported for.
+
+    Raises:
+        ConfigError: naming artefact, batch and the range.
+    """
+    for artifact in artifacts:
+        low, usual, high = artifact.manifest.batch
+        for batch in batches:
+            if not low <= batch <= high:
+                takes = f"{low} to {high} images" if low < high else f"exactly {low} image{'s' * (low > 1)}"
+                wider = f"{min(low, batch)}:{usual}:{max(high, batch)}"
+                raise ConfigError(
+                    f"bench: {artifact.address} was exported for requests of {takes}, not {batch}; export it with "
+                    f"--batch {wider}, or give another --batch here"
+                )
+
+
 def bench_artifacts(
     artifacts: Sequence[Artifact],
     protocol: BenchProtocol,
@@ -167,6 +185,7 @@ def bench_artifacts(
     """
     if len({a.name for a in artifacts}) != len(artifacts):
         raise ConfigError("bench: artefacts must have different folder names, which label the results")
+    require_batches(artifacts, batches or [protocol.batch])
     backends = [backend] if isinstance(backend, str) else list(backend)
     if target and set(backends) <= set(CPU_BACKENDS):
         raise ConfigError(
@@ -248,6 +267,8 @@ def _bench_point(
             "speedup_interval": [low, high],
             "energy": energy[name],
         }
+        if protocol.rounds == 1:  # nothing to take a spread of
+            row |= {"variation": None, "verdict": ONE_ROUND, "speedup_interval": None}
         if session.backend not in CPU_BACKENDS and (device := target or module()):
             row |= bound_of(artifact, device, protocol.batch, figures[name].p50_ms)
         if name in throughput:

@@ -7,11 +7,11 @@ python -m gft_edge.benchmarks.preprocessing runs/bench/preprocessing.json
 
 from __future__ import annotations
 
+import argparse
 import functools
 import json
 import os
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import numpy.typing as npt
 
 from gft_edge.benchmarks.latency import measure
 from gft_edge.benchmarks.protocol import BenchProtocol, conditions, ratio_interval
-from gft_edge.errors import MissingExtraError
-from gft_edge.files import write_json
+from gft_edge.errors import MissingExtraError, exit_code
+from gft_edge.files import require_writable, write_json
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.resample import UInt8Image
 
@@ -78,7 +78,17 @@ def run(protocol: BenchProtocol = PROTOCOL) -> dict[str, Any]:
     return {"machine": conditions(), "omp_num_threads": os.environ.get("OMP_NUM_THREADS"), "results": results}
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, writes the JSON file and prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="FILE", help="figures as JSON")
+    out = parser.parse_args(arguments).out
+    require_writable(out)
     data = run()
-    write_json(Path(sys.argv[1]), data)
     print(json.dumps(data["results"], indent=2))
+    write_json(out, data)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code(main))

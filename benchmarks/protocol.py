@@ -21,6 +21,9 @@ BOOTSTRAP = 2000
 UNSTABLE = 0.025
 """Variation above which a figure is called unstable; trtexec's own limit since TensorRT 11."""
 
+ONE_ROUND = "one round"
+"""Verdict of a figure that has no spread."""
+
 
 @dataclass(frozen=True)
 class BenchProtocol:

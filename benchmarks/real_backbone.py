@@ -51,7 +51,7 @@ from gft_edge.config import GFTConfig, Recipe, load_recipe
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import ImageSet, open_images
 from gft_edge.data.typefaces import FACES, font_folder, font_folder_faces
-from gft_edge.errors import GFTEdgeError
+from gft_edge.errors import GFTEdgeError, exit_code
 from gft_edge.files import new_folder, read_json, replacing, write_json
 from gft_edge.model.backbone import timm_vit
 from gft_edge.model.build import build_model
@@ -250,4 +250,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main))

@@ -37,8 +37,9 @@ from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.cli.console import say, track
 from gft_edge.config import GFTConfig, preset
+from gft_edge.errors import exit_code
 from gft_edge.export.onnx import GraphOptions, export_artifact, export_graph, tool_versions
-from gft_edge.files import replacing, write_json
+from gft_edge.files import replacing, require_writable, write_json
 from gft_edge.manifest import MapsMode
 from gft_edge.model.build import build_model
 from gft_edge.model.macs import count_macs
@@ -375,6 +376,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("markdown", type=Path, help="the table")
     parser.add_argument("--quick", action="store_true", help="tiny sizes and few rounds: shows that it runs, no more")
     args = parser.parse_args(arguments)
+    for path in (args.json, args.markdown):
+        require_writable(path)
     data = run(quick_scale() if args.quick else full_scale())
     write_json(args.json, data)
     text = markdown(data)
@@ -385,4 +388,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(exit_code(main))

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gft_edge.benchmarks.protocol import ONE_ROUND
+
 Row = Mapping[str, Any]
 
 
@@ -48,6 +50,8 @@ def _name(row: Row) -> str:
 
 def _variation(row: Row) -> str:
     value = row.get("variation")
+    if row.get("verdict") == ONE_ROUND:
+        return ONE_ROUND
     return "" if value is None else f"{value:.1%}" + (" unstable" if row.get("verdict") == "unstable" else "")
 
 
@@ -58,7 +62,7 @@ def _end_to_end(row: Row) -> str:
 def _speedup(row: Row) -> str:
     if row.get("speedup") is None:
         return ""
-    interval = row.get("speedup_interval")
+    interval = None if row["name"] == row.get("baseline") and row["speedup"] == 1 else row.get("speedup_interval")
     return f"{row['speedup']:.2f}x" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
 

@@ -5,11 +5,12 @@ python -m gft_edge.benchmarks.training runs/bench/training.json
 
 from __future__ import annotations
 
+import argparse
 import gc
 import json
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from gft_edge.benchmarks.latency import measure
 from gft_edge.benchmarks.peers import PlainPublishedGFT
 from gft_edge.benchmarks.protocol import BenchProtocol, Latency, conditions, ratio_interval
 from gft_edge.config import preset
-from gft_edge.files import write_json
+from gft_edge.errors import exit_code
+from gft_edge.files import require_writable, write_json
 from gft_edge.model import gala
 from gft_edge.model.build import build_model
 from gft_edge.train.optim import step_in_backward
@@ -121,7 +123,17 @@ def run(rounds: int = 4) -> dict[str, Any]:
     }
 
 
-if __name__ == "__main__":
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measures, writes the JSON file and prints the figures."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, metavar="FILE", help="figures as JSON")
+    out = parser.parse_args(arguments).out
+    require_writable(out)
     data = run()
-    write_json(Path(sys.argv[1]), data)
     print(json.dumps({name: data[name] for name in data if name != "machine"}, indent=2))
+    write_json(out, data)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code(main))

@@ -113,7 +113,10 @@ class CalibrationSet:
 
     def describe(self) -> str:
         """One line for people."""
-        line = f"{len(self.hashes)} of {self.pool} {self.split} images of {self.data}, {self.choice}, seed {self.seed}"
+        line = (
+            f"{len(self.hashes)} {self.split} images of {self.data}, {self.choice}, seed {self.seed}, chosen from {self.pool} "
+            f"({POOL_FACTOR} for each, where there are as many)"
+        )
         if self.evaluation is None:
             return f"{line}; not compared with evaluation images, none are known (name them with --against)"
         e = self.evaluation

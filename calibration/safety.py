@@ -86,14 +86,21 @@ class SelectionSafety:
         """A few lines for people."""
         if not self.stages:
             return "selection: this model drops no patches"
-        lines = [f"selection on {self.images} images: {self.verdict}"]
+        words = {"survived": "the kept patches survive", "not survived": "the kept patches do NOT survive"}
+        lines = [
+            f"selection on {self.images} images: {words.get(self.verdict, self.verdict)} (limit {self.limit:.2f} alike)"
+        ]
         for s in self.stages:
             low, high = s.jaccard_interval
             line = (
-                f"  stage {s.stage}: kept sets {s.jaccard:.3f} [{low:.3f}, {high:.3f}] alike, margin {s.margin_p50:.3f} "
-                f"against noise {s.noise_std:.3f}; flips predicted {s.predicted_flips:.2%}, seen {s.observed_flips:.2%}"
+                f"  stage {s.stage}: kept sets {s.jaccard:.3f} [{low:.3f}, {high:.3f}] alike; {s.observed_flips:.2%} of patches "
+                f"changed sides, {s.predicted_flips:.2%} predicted (gap {s.margin_p50:.3f}, noise {s.noise_std:.3f})"
             )
             lines.append(line if s.images_needed is None else f"{line}; needs {s.images_needed} images")
+        if any(s.noise_std > s.margin_p50 for s in self.stages):
+            lines.append(
+                "  gap: score of the last patch kept minus the next; noise above it swaps patches near that boundary only"
+            )
         return "\n".join(lines)
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
+
 EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_MISSING_EXTRA = 3
+EXIT_INTERRUPTED = 130
+EXIT_TERMINATED = 143
 
 
 class GFTEdgeError(Exception):
@@ -24,6 +29,20 @@ class ArtifactError(GFTEdgeError):
 
 class DataError(GFTEdgeError):
     """Input data (an image, a data set folder) that cannot be read."""
+
+
+class OutputError(GFTEdgeError):
+    """A result that could not be written; nothing half-written is left.
+
+    Args:
+        path: what should have been written, or words such as "standard output".
+        reason: the system's answer.
+    """
+
+    def __init__(self, path: object, reason: str) -> None:
+        super().__init__(f"cannot write {path}: {reason}")
+        self.path = path
+        self.reason = reason
 
 
 class CheckFailed(GFTEdgeError):
@@ -48,3 +67,12 @@ class MissingExtraError(GFTEdgeError, ImportError):
         super().__init__(f"{name} is not installed; run: pip install 'gft-edge[{extra}]'")
         self.package = package
         self.extra = extra
+
+
+def exit_code(main: Callable[[], int]) -> int:
+    """Runs the ``main`` of a module started by ``python -m``; an error of the user's is one line on stderr and its code."""
+    try:
+        return main()
+    except GFTEdgeError as error:
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return error.exit_code

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -14,7 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError, OutputError
+from gft_edge.leftovers import make_temporary, remove_leftovers
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -106,29 +108,152 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return data
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write to; takes the place of ``path`` when the block ends without an exception."""
-    require_writable(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes files only the owner can read
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_json(path: Path, data: Any) -> None:
-    """Writes canonical JSON, whole or not at all."""
+    """Writes canonical JSON, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
     text = canonical_json(data)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary sibling to write to; takes the place of ``path`` when the block ends without an exception.
+
+    Raises:
+        ConfigError: ``path`` is a folder, or lies where nothing can be written.
+        OutputError: writing failed; what stood at ``path`` is untouched.
+    """
+    require_writable(path)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers_once(path.parent)
+        temporary, lock = make_temporary(path, folder=False)
+    try:
+        with writing(path, temporary, whole=True):
+            yield temporary
+            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files only the owner can read
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary sibling folder; becomes ``folder`` when the block ends without an exception.
+
+    Raises:
+        ConfigError: ``folder`` is not empty, or was filled by another process meanwhile.
+        OutputError: writing failed; nothing is left.
+    """
+    require_free(folder)
+    with writing(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers_once(folder.parent)
+        temporary, lock = make_temporary(folder, folder=True)
+    try:
+        with writing(folder, temporary):
+            yield temporary
+        require_free(folder)  # another process may have been faster
+        with writing(folder):
+            temporary.chmod(0o777 & ~_umask())
+            if folder.is_dir():
+                folder.rmdir()
+            temporary.rename(folder)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    finally:
+        os.close(lock)
+
+
+@contextlib.contextmanager
+def writing(path: Path, temporary: Path | None = None, whole: bool = False) -> Iterator[None]:
+    """Turns a failure of writing inside the block into an :class:`OutputError` that names ``path``.
+
+    Libraries hide the system's answer behind errors of their own (safetensors, torch.save); it is then looked for in the chain
+    of causes, and last by writing to the same place.
+
+    Args:
+        path: what the user asked for.
+        temporary: what is written in its place. With one, a system error that names another file passes through, and one without
+            a name that reading has too, unless ``whole`` says that the block does nothing but write.
+        whole: every system error without another file's name is one of writing.
+
+    Raises:
+        OutputError: with the system's reason.
+    """
+    try:
+        yield
+    except (GFTEdgeError, BrokenPipeError):
+        raise
+    except Exception as error:
+        reason = _write_failure(error, temporary, whole)
+        if reason is None:
+            raise
+        raise OutputError(path, reason) from error
+
+
+_ONLY_WRITING = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
+_PROBE_BYTES = 1 << 16
+
+
+def _write_failure(error: Exception, temporary: Path | None, whole: bool) -> str | None:
+    """The reason in words if the error is one of writing, else None."""
+    for cause in chain(error):
+        if isinstance(cause, OSError) and cause.errno is not None and _is_of_writing(cause, temporary, whole):
+            return os.strerror(cause.errno)
+    if temporary is None:
+        return None
+    try:
+        with tempfile.TemporaryFile(dir=temporary.parent, buffering=0) as file:
+            file.write(bytes(_PROBE_BYTES))
+            os.fsync(file.fileno())
+    except OSError as failed:
+        return failed.strerror
+    return " ".join(str(error).split()) if type(error).__module__.startswith("safetensors") else None
+
+
+def _is_of_writing(error: OSError, temporary: Path | None, whole: bool) -> bool:
+    if temporary is None:
+        return True
+    if error.filename is None:
+        return whole or error.errno in _ONLY_WRITING
+    named = [Path(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, (str, bytes))]
+    return any(temporary in (name, *name.parents) for name in named)
+
+
+def chain(error: BaseException) -> Iterator[BaseException]:
+    """The error and everything that led to it, nearest first."""
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        one = waiting.pop(0)
+        if id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            waiting += [cause for cause in (one.__cause__, one.__context__) if cause is not None]
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+_cleaned: set[Path] = set()
+
+
+def _remove_leftovers_once(folder: Path) -> None:
+    """Once per process and folder: many files may be written to one."""
+    folder = folder.absolute()
+    if folder not in _cleaned:
+        _cleaned.add(folder)
+        remove_leftovers(folder)
 
 
 def require_writable(path: Path) -> None:
@@ -142,41 +267,37 @@ def require_writable(path: Path) -> None:
     _require_folder(path.parent, path)
 
 
+def require_writable_folder(folder: Path) -> None:
+    """Refuses an output folder that is a file, lies below one, or cannot be written to; it may hold files.
+
+    Raises:
+        ConfigError: naming what is in the way.
+    """
+    _require_folder(folder, folder)
+
+
 def _require_folder(folder: Path, path: Path) -> None:
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir():
         raise ConfigError(f"output {path}: {existing} is a file, not a folder")
-    if not os.access(existing, os.W_OK):
-        raise ConfigError(f"output {path}: {existing} cannot be written to")
+    try:  # what the permissions say is not enough: a medium may be read-only, and /proc takes no files from anyone
+        with tempfile.TemporaryFile(dir=existing):
+            pass
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # said by what is written; a small file may still fit
+            raise ConfigError(f"output {path}: {existing} cannot be written to ({error.strerror})") from None
 
 
 def require_free(folder: Path) -> None:
-    """Refuses an output folder that holds something already.
+    """Refuses an output folder that holds something already, other than what a killed process left.
 
     Raises:
         ConfigError: the path is a file or a folder that is not empty.
     """
-    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
-        raise ConfigError(f"output {folder}: not empty; give another --out or remove it first")
+    if folder.is_dir():
+        remove_leftovers(folder)
+        if any(folder.iterdir()):
+            raise ConfigError(f"output {folder}: not empty; give another --out or remove it first")
+    elif folder.exists() or folder.is_symlink():
+        raise ConfigError(f"output {folder}: is a file; give the name of a new folder")
     _require_folder(folder, folder)
-
-
-@contextlib.contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling folder; becomes ``folder`` when the block ends without an exception.
-
-    Raises:
-        ConfigError: ``folder`` is not empty.
-    """
-    require_free(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield temporary
-        temporary.chmod(0o755)
-        if folder.is_dir():
-            folder.rmdir()
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise

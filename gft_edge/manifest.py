@@ -359,6 +359,9 @@ def load_artifact(path: str | Path) -> Artifact:
         raise ArtifactError(
             f"artefact {folder}: {kind if is_checkpoint else f'has no {MANIFEST}; make one with gft-edge export'}"
         )
+    for inside in sorted(folder.iterdir()):
+        if inside.is_symlink() and not inside.is_file():  # reports and engines would be written wherever it leads
+            raise ArtifactError(f"artefact {folder}: {inside.name} is a link out of it; put a folder in its place")
     manifest = DeploymentManifest.from_json(read_json(file, "manifest"), f"manifest {file}")
     if not name or name == manifest.budget.id:
         return Artifact(folder, manifest)

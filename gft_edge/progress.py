@@ -19,3 +19,12 @@ class Track(Protocol):
 def silent(items: Iterable[T], title: str, total: int) -> Iterator[T]:
     """Shows nothing."""
     return iter(items)
+
+
+def duration(seconds: float) -> str:
+    """A time in the unit that suits it: ``"40 s"``, ``"12 min"``, ``"57 h"``."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    if seconds < 2 * 3600:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.0f} h"

@@ -1,14 +1,20 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import subprocess
+from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
-from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.errors import ArtifactError, ConfigError, OutputError
 from gft_edge.files import (
     canonical_json,
     decode_text,
@@ -17,6 +23,7 @@ from gft_edge.files import (
     read_json,
     replacing,
     require_free,
+    require_writable,
     sha256,
     write_json,
 )
@@ -128,7 +135,8 @@ def test_output_that_holds_something_is_refused_and_untouched(tmp_path, use, kin
     content = path if kind == "file" else path / "f"
     content.parent.mkdir(exist_ok=True)
     content.write_text("mine")
-    with pytest.raises(ConfigError, match="not empty; give another --out or remove it first"):
+    said = {"file": "is a file; give the name of a new folder", "folder": "not empty; give another --out"}
+    with pytest.raises(ConfigError, match=said[kind]):
         use(path)
     assert content.read_text() == "mine"
 
@@ -206,3 +214,84 @@ def test_json_of_windows_is_read(tmp_path):
         assert read_json(tmp_path / "x.json", "recipe") == {"a": 1}
     with pytest.raises(ValueError, match="nested too deeply"):
         parse_json("[" * 100_000)
+
+
+def test_a_writer_that_fails_is_an_output_error_that_names_the_file(tmp_path):
+    path = tmp_path / "out"
+    path.write_text("old")
+    with pytest.raises(OutputError, match=rf"cannot write {path}: No space left on device"), replacing(path):
+        raise OSError(errno.ENOSPC, "whatever the locale says")
+    assert [p.read_text() for p in tmp_path.iterdir()] == ["old"]
+
+
+def test_a_library_that_hides_the_systems_answer_is_looked_through(tmp_path):
+    def save():
+        try:
+            raise OSError(errno.EFBIG, "x")
+        except OSError as error:
+            raise RuntimeError("unexpected pos 704 vs 598") from error
+
+    with pytest.raises(OutputError, match="File too large"), new_folder(tmp_path / "out"):
+        save()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_errors_of_reading_inside_a_folder_are_not_called_errors_of_writing(tmp_path):
+    for error in (FileNotFoundError(errno.ENOENT, "gone", "/data/a.png"), OSError(errno.EIO, "disk"), KeyError("x")):
+        with pytest.raises(type(error)) as raised, new_folder(tmp_path / "out"):
+            raise error
+        assert raised.value is error
+
+
+def test_output_filled_by_another_process_meanwhile_is_refused_and_kept(tmp_path):
+    out = tmp_path / "out"
+
+    def be_faster():
+        out.mkdir()
+        (out / "theirs").write_text("x")
+
+    with pytest.raises(ConfigError, match="not empty"), new_folder(out):
+        be_faster()
+    assert [p.name for p in out.iterdir()] == ["theirs"]
+    assert list(tmp_path.iterdir()) == [out]
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="needs /proc")
+@pytest.mark.parametrize("use", [require_writable, require_free, lambda path: replacing(path).__enter__()])
+def test_a_place_where_nobody_can_write_is_refused_before_the_work(use):
+    with pytest.raises(ConfigError, match=r"/proc cannot be written to"):
+        use(Path("/proc/gft_edge_out"))
+
+
+def test_names_that_are_no_utf8_are_written_as_escapes(tmp_path):
+    write_json(tmp_path / "x.json", {"name": "\udcff.png", "other": "é"})
+    assert read_json(tmp_path / "x.json", "test") == {"name": "\udcff.png", "other": "é"}
+
+
+def test_a_full_disk_is_one_kind_of_error_for_every_writer(tmp_path):
+    """What the libraries raise on a file system of 1 MB that is really full."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", small], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a tmpfs")
+    try:
+        values = torch.zeros(1_000_000)
+
+        def by_torch(path):
+            with path.open("wb") as file:
+                torch.save(values, file)
+
+        writers = (
+            by_torch,
+            lambda path: save_file({"values": values}, str(path)),
+            lambda path: path.write_bytes(bytes(4_000_000)),
+            lambda path: np.save(path.open("wb"), values.numpy()),
+        )
+        for write in writers:
+            for context in (replacing, new_folder):
+                with pytest.raises(OutputError, match=r"small/out: .*No space left"), context(small / "out") as path:
+                    write(path / "file" if path.is_dir() else path)
+                assert list(small.iterdir()) == []
+    finally:
+        subprocess.run(["umount", small], check=True)

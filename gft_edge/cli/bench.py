@@ -45,7 +45,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--threads", nargs="+", type=int, default=[1], metavar="N", help="threads, one or several; 0: one per core (1)"
     )
-    parser.add_argument("--rounds", type=positive, default=40, metavar="N", help="rounds of the interleaving (40)")
+    parser.add_argument(
+        "--rounds",
+        type=positive,
+        default=40,
+        metavar="N",
+        help="rounds of the interleaving; one alone has no spread (40)",
+    )
     parser.add_argument(
         "--runs", type=positive, default=5, metavar="N", help="requests of each artefact in a round (5)"
     )
@@ -93,14 +99,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result
-    from gft_edge.files import require_writable, write_json
+    from gft_edge.files import require_writable
 
     if args.out:
         require_writable(args.out)
     data = _trtexec(args) if args.trtexec_log or args.trtexec_engine else _artifacts(args)
-    if args.out:
-        write_json(args.out, data)
-    result(args, data, text(data))
+    result(args, data, text(data), args.out)
     return 0
 
 
@@ -227,6 +231,7 @@ def _accuracy(args: argparse.Namespace) -> AccuracyOf:
 def text(data: dict[str, Any]) -> str:
     """The tables of a bench file: one per batch and number of threads."""
     from gft_edge.benchmarks.merge import machine_label
+    from gft_edge.benchmarks.protocol import ONE_ROUND
     from gft_edge.benchmarks.tables import columns
     from gft_edge.cli.console import table
 
@@ -245,6 +250,8 @@ def text(data: dict[str, Any]) -> str:
             parts.append(f"{row['name']}: {row['layers']['int8']}")
         if row.get("implausible"):
             parts.append(f"{row['name']}: {row['implausible']}")
+    if any(row.get("verdict") == ONE_ROUND for row in data["results"]):
+        parts.append("one round: no spread and no interval are known; give --rounds 5 or more")
     refused = {row["energy"]["refused"] for row in data["results"] if row.get("energy", {}).get("refused")}
     parts += [f"energy: none, {reason}" for reason in sorted(refused) if "not asked for" not in reason]
     measured = [row["energy"] for row in data["results"] if row.get("energy", {}).get("mj_per_image") is not None]

@@ -186,6 +186,7 @@ def _show(plan: BuildPlan, report: LintReport) -> str:
     shapes = "; ".join(
         f"{name} {' : '.join('x'.join(map(str, s)) for s in sizes)}" for name, sizes in plan.profile.items()
     )
+    rest = "" if plan.precision == plan.rest else f", rest {plan.rest.upper()}"
     fallback = ", ".join(f"{count} {name}" for name, count in plan.dla_fallback.items())
     rows = [
         ("target", f"{plan.target}, compute capability {', '.join(plan.compute_capabilities)}"),
@@ -193,7 +194,7 @@ def _show(plan: BuildPlan, report: LintReport) -> str:
             "TensorRT",
             f"{plan.tensorrt or 'installed TensorRT-RTX'} (generation {plan.generation}, import {plan.module})",
         ),
-        ("graph", f"opset {plan.opset}, {plan.precision.upper()}, rest {plan.rest.upper()}"),
+        ("graph", f"opset {plan.opset}, {plan.precision.upper()}{rest}"),
         ("dialect", plan.dialect),
         ("meaning", plan.meaning),
         ("network flags", ", ".join(plan.network_flags) or "none"),

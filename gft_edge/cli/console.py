@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
+
+from gft_edge.cli.terminal import columns, terminal_width, visible
+from gft_edge.errors import OutputError
+from gft_edge.files import write_json
+from gft_edge.progress import duration
 
 T = TypeVar("T")
 
@@ -32,22 +39,68 @@ def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
         if now - told >= 10:
             told = now
             left = (now - started) / number * (total - number)
-            say(f"{title}: {number} of {total}, about {left:.0f} s left")
+            say(f"{title}: {number} of {total}, about {duration(left)} left")
 
 
 def say(text: str) -> None:
-    """A line of progress on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    """A line of progress on stderr; where nobody can read it any more, the work goes on without."""
+    with contextlib.suppress(OSError):
+        print(visible(text, keep="\n\t"), file=sys.stderr, flush=True)
 
 
-def result(args: argparse.Namespace, data: Mapping[str, Any], text: str) -> None:
-    """The result of a verb on stdout: JSON with ``--json``, else the text."""
-    print(json.dumps(data, indent=2, sort_keys=True) if args.json else text)
+def result(args: argparse.Namespace, data: Mapping[str, Any], text: str, out: Path | None = None) -> None:
+    """The result of a verb: on stdout as JSON with ``--json``, else as the text, and in a file where one is asked for.
+
+    Both are tried, the terminal first, so that what took long to measure is not lost where one of them cannot be written.
+
+    Args:
+        args: of the verb.
+        data: what ``--json`` prints and the file gets.
+        text: for people.
+        out: file to write, if any.
+
+    Raises:
+        OutputError: one of them cannot be written; the other is there.
+    """
+    problem: OutputError | None = None
+    try:
+        print_out(json.dumps(data, indent=2, sort_keys=True) if args.json else visible(text, keep="\n\t"))
+    except OutputError as error:
+        problem = error
+    if out is not None:
+        write_json(out, data)
+    if problem is not None:
+        raise problem
+
+
+@contextlib.contextmanager
+def standard_output() -> Iterator[None]:
+    """Turns a failure of printing in the block into one error.
+
+    Raises:
+        OutputError: standard output is full or closed.
+        BrokenPipeError: its reader has gone.
+    """
+    if sys.stdout is None:
+        raise OutputError("standard output", "it is closed")
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise OutputError("standard output", error.strerror or str(error)) from None
+
+
+def print_out(text: str) -> None:
+    """A text on standard output, written to its end; raises as :func:`standard_output` does."""
+    with standard_output():
+        print(text, flush=True)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns padded to equal width, numbers as given."""
-    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
-    widths = [max(len(row[i]) for row in cells) for i in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in cells]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+    """Columns padded to equal width, numbers as given; on a terminal that is narrower, cells are wrapped.
+
+    A cell is one line: newlines and other control characters of names become escapes.
+    """
+    cells = [[visible(str(cell)) for cell in row] for row in (header, *rows)]
+    return columns(cells, terminal_width())

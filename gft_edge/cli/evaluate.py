@@ -54,6 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result, say
+    from gft_edge.errors import OutputError
     from gft_edge.report.mistakes import require_evaluation_writable, write_evaluation
 
     if args.out:
@@ -75,9 +76,14 @@ def run(args: argparse.Namespace) -> int:
         "labels": list(found[0].labels),
         "results": [{**head, **accuracy.to_json()} for head, accuracy in zip(measured.heads, found)],
     }
+    text = _text(data, found)
     if args.out:
-        data = write_evaluation(args.out, data, found, measured.images, measured.spec)
-    result(args, data, _text(data, found))
+        try:
+            data = write_evaluation(args.out, data, found, measured.images, measured.spec)
+        except OutputError:  # what took long to measure is not lost with the file
+            result(args, data, text)
+            raise
+    result(args, data, text)
     return 0
 
 

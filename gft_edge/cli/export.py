@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from gft_edge.checkpoint import CheckpointInfo
+    from gft_edge.manifest import DeploymentManifest
 
 EXAMPLE = "gft-edge export builtin --budget 108,72,36 --maps compact --out runs/artifact"
 GOLDEN_IMAGES = 16
@@ -70,15 +71,23 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.common import parse_batch_range
     from gft_edge.cli.console import result, say
+    from gft_edge.export.dialects import require_trt8
     from gft_edge.export.onnx import export_artifact
     from gft_edge.files import require_free
+    from gft_edge.model.gft import check_budget
 
     require_free(args.out)
     batch = parse_batch_range(args.batch)
+    if args.dialect == "trt8":
+        require_trt8(args.precision)
     checkpoint = load_checkpoint(args.checkpoint)
     info = checkpoint.info
     config = info.model
+    if args.dialect == "trt8" and info.quantization is not None:
+        require_trt8(args.precision, info.quantization["precision"])
     budgets = [config.parse_budget(text) for text in args.budget or [config.budget.id]]
+    for budget in budgets:
+        check_budget(budget, config)
     if args.align is not None:
         budgets = [budget.align(args.align) for budget in budgets]
     source, golden = _golden_images(args.data, info)
@@ -114,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
     more = f" and {', '.join(manifest.family)}" if manifest.family else ""
     text = (
         f"{args.out}: {manifest.precision}{rest}, budget {manifest.budget.id}{more}, maps {manifest.maps}, opset {manifest.opset}, "
-        f"model.onnx {manifest.files['model.onnx'].size / 1e6:.2f} MB, golden.npz of {source}"
+        f"{_size(manifest)}, golden.npz of {source}"
     )
     result(args, data, text)
     return 0
@@ -169,3 +178,14 @@ def _data_images(data: str, info: CheckpointInfo) -> tuple[str, npt.NDArray[np.f
     if golden is None:
         raise DataError(f"data {data}: none of its images can be read")
     return f"{len(golden)} {kind} of {data}", golden
+
+
+def _size(manifest: DeploymentManifest) -> str:
+    """Size of the graphs, with the file of weights that several of them share."""
+    sizes = {name: info.size for name, info in manifest.files.items() if not name.endswith(".npz")}
+    graphs = [size for name, size in sizes.items() if name.endswith(".onnx")]
+    shared = sum(sizes.values()) - sum(graphs)
+    total = f"{sum(sizes.values()) / 1e6:.2f} MB"
+    if len(graphs) == 1 and not shared:
+        return f"model.onnx {total}"
+    return f"{len(graphs)} graphs with {shared / 1e6:.2f} MB of shared weights, together {total}"

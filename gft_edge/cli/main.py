@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import importlib
 import logging
-import os
+import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from gft_edge import __version__
-from gft_edge.errors import EXIT_OK, EXIT_USER_ERROR, GFTEdgeError, MissingExtraError
+from gft_edge.cli.console import print_out, standard_output
+from gft_edge.cli.parsing import nearest, split_verb, top_parser, verb_parser
+from gft_edge.cli.process import abandon_stdout, ended_by_signals, how_ended, prepare_streams
+from gft_edge.cli.terminal import error_line, visible
+from gft_edge.errors import EXIT_OK, EXIT_USER_ERROR, GFTEdgeError, MissingExtraError, OutputError
+from gft_edge.files import chain
 
 VERBS = {
     "doctor": "what is installed, what will and will not work here, and why",
@@ -37,80 +41,121 @@ def _verb_module(verb: str) -> ModuleType:
     return importlib.import_module(f"gft_edge.cli.{verb.replace('-', '_')}")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        print(f"{self.prog}: {message}; see {self.prog} --help", file=sys.stderr)
-        raise SystemExit(EXIT_USER_ERROR)
-
-
-def _top_parser() -> _Parser:
-    listing = "\n".join(f"  {verb:<17} {text}" for verb, text in VERBS.items())
-    parser = _Parser(
-        prog="gft-edge",
-        description="Gradient Focal Transformers from training to a board on a robot.",
-        epilog=f"verbs:\n{listing}\n\nexample: gft-edge demo --out runs/demo",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"gft-edge {__version__}")
-    parser.add_argument("verb", metavar="VERB", choices=list(VERBS), help="what to do; VERB --help tells more")
-    parser.add_argument("arguments", nargs=argparse.REMAINDER, metavar="...", help="arguments of the verb")
-    return parser
-
-
-def _verb_parser(verb: str, module: ModuleType) -> _Parser:
-    parser = _Parser(
-        prog=f"gft-edge {verb}",
-        description=module.__doc__,
-        epilog=f"example: {module.EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    module.add_arguments(parser)
-    parser.add_argument("--json", action="store_true", help="print the result as JSON")
-    parser.add_argument(
-        "-v", "--verbose", action="store_true", help="more on standard error; tracebacks of user errors"
-    )
-    return parser
-
-
 def run_verb(verb: str, arguments: Sequence[str]) -> int:
     """Parses one verb's arguments and runs it; errors pass through."""
     module = _verb_module(verb)
-    code: int = module.run(_verb_parser(verb, module).parse_args(arguments))
+    code: int = module.run(verb_parser(verb, module).parse_args(arguments))
     return code
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code (0 ok, 1 check failed, 2 user error, 3 missing extra)."""
-    top = _top_parser().parse_args(argv)
-    module = _verb_module(top.verb)
-    args = _verb_parser(top.verb, module).parse_args(top.arguments)
-    logging.basicConfig(
-        level=logging.INFO if args.verbose else logging.ERROR, stream=sys.stderr, format="%(name)s: %(message)s"
-    )
-    try:
-        code: int = module.run(args)
-        sys.stdout.flush()
-        return code
-    except GFTEdgeError as error:
-        problem = error
-    except ModuleNotFoundError as error:
-        name = (error.name or "").partition(".")[0]
+    """Runs the command line; returns the exit code.
+
+    The codes: 0 ok, 1 a check failed, 2 user error or a result that cannot be written, 3 missing extra, 130 interrupted,
+    143 terminated.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    prepare_streams()
+    verb = next((argument for argument in arguments[:1] if argument in VERBS), "")
+    prog = f"gft-edge {verb}".rstrip()
+    with ended_by_signals() as received:
+        try:
+            code = _run(arguments)
+            with standard_output():
+                sys.stdout.flush()
+            return code
+        except SystemExit:  # help, the version, or an error of parsing
+            raise
+        except BaseException as error:
+            if isinstance(error, BrokenPipeError):
+                abandon_stdout()
+                return EXIT_OK
+            stop = _interrupt(error, received)
+            if stop is not None:
+                word, code = how_ended(received)
+                _tell(f"{prog}: {word}" + (f"; {stop}" if str(stop) else ""))
+                return code
+            problem = _user_problem(error)
+            if problem is None:
+                raise
+            if isinstance(error, OutputError):
+                abandon_stdout()
+            if "-v" in arguments or "--verbose" in arguments:
+                logging.getLogger("gft_edge").error("details", exc_info=error)
+            _tell(f"{prog}: {_without_verb(str(problem), verb)}")
+            return problem.exit_code
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Parses and runs; errors pass through."""
+    top = top_parser(VERBS)
+    if not arguments:
+        print_out(top.format_help().rstrip())
+        return EXIT_USER_ERROR
+    place = split_verb(arguments)
+    top.refuse_unknown_flags(arguments[:place])
+    options = top.parse_args(arguments[: place + 1])
+    if options.print_completion is not None:
+        from gft_edge.cli.completion import completion_script
+
+        print_out(completion_script(options.print_completion, VERBS, _verb_module, verb_parser))
+        return EXIT_OK
+    verb = options.verb
+    if verb not in VERBS:
+        near = nearest(verb or "", VERBS) or f"; there are: {', '.join(VERBS)}"
+        top.error("no VERB given" if verb is None else f"unknown verb {verb!r}{near}")
+    module = _verb_module(verb)
+    parser = verb_parser(verb, module)
+    parser.refuse_unknown_flags(arguments[place + 1 :])
+    args = parser.parse_args(arguments[place + 1 :])
+    _log(logging.INFO if args.verbose else logging.ERROR)
+    code: int = module.run(args)
+    return code
+
+
+class _SafeFormatter(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        return visible(super().format(record), keep="\n\t")
+
+
+def _log(level: int) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_SafeFormatter("%(name)s: %(message)s"))
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+def _interrupt(error: BaseException, received: list[signal.Signals]) -> KeyboardInterrupt | None:
+    """The interrupt behind an error: libraries (torch.export, TensorRT) turn one into errors of their own."""
+    found = next((one for one in chain(error) if isinstance(one, KeyboardInterrupt)), None)
+    return KeyboardInterrupt() if found is None and received else found
+
+
+def _user_problem(error: BaseException) -> GFTEdgeError | None:
+    """What to tell the user in one line; None for a bug, which keeps its traceback."""
+    if isinstance(error, GFTEdgeError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
         from gft_edge.environment import PACKAGES
 
-        if name not in PACKAGES:
-            raise
-        problem = MissingExtraError(name, PACKAGES[name][1])
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
-    except KeyboardInterrupt:
-        print(f"gft-edge {top.verb}: interrupted", file=sys.stderr)
-        return 130
-    if args.verbose:
-        logging.getLogger("gft_edge").error("details", exc_info=problem)
-    text = " ".join(str(problem).split()).removeprefix(f"{top.verb}: ")  # modules name the verb for callers from Python
-    print(f"gft-edge {top.verb}: {text}", file=sys.stderr)
-    return problem.exit_code
+        name = (error.name or "").partition(".")[0]
+        return MissingExtraError(name, PACKAGES[name][1]) if name in PACKAGES else None
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        return GFTEdgeError(f"{error.filename}: {reason}" if error.filename else reason)
+    if isinstance(error, MemoryError):
+        return GFTEdgeError("out of memory; give smaller batches or images, or a machine with more of it")
+    return None
+
+
+def _without_verb(text: str, verb: str) -> str:
+    """Modules name the verb, for callers from Python; the line begins with it already."""
+    shorter = text.removeprefix(f"{verb}: ")
+    return shorter.removeprefix(f"{verb} ") if shorter.startswith(f"{verb} --") else shorter
+
+
+def _tell(text: str) -> None:
+    with contextlib.suppress(OSError):
+        print(error_line(text), file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -41,8 +41,8 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result, say, track
     from gft_edge.data.images import image_files
-    from gft_edge.errors import ConfigError, DataError
-    from gft_edge.files import require_writable, write_json
+    from gft_edge.errors import ConfigError, DataError, OutputError
+    from gft_edge.files import require_writable, require_writable_folder
     from gft_edge.runtime.classifier import Classifier
     from gft_edge.runtime.image_files import classify_files, row_of, write_csv
 
@@ -50,20 +50,26 @@ def run(args: argparse.Namespace) -> int:
         if args.out.suffix.lower() not in (".json", ".csv"):
             raise ConfigError(f"output {args.out}: expected a name that ends in .json or .csv")
         require_writable(args.out)
+    if args.maps:
+        require_writable_folder(args.maps)
     classifier = Classifier.load(args.artifact, args.backend, huge_pages=False)
     manifest = classifier.artifact.manifest
     if args.maps and manifest.maps == "none":
         raise ConfigError(f"artefact {args.artifact} has no maps; export it with --maps compact")
-    if args.maps:
-        require_writable(args.maps / "00.png")
     files = list(image_files(args.images))
     rows, unreadable = [], []
+    unwritten: OutputError | None = None
     found = classify_files(classifier, files, keep_seen=bool(args.maps))
     for number, done in enumerate(track(found, "predict", len(files))):
         if done.prediction is None:
             unreadable.append({"image": str(done.path), "problem": done.problem})
         else:
-            drawn = _draw(args.maps, number, done, manifest) if args.maps else ""
+            drawn = ""
+            if args.maps and unwritten is None:
+                try:
+                    drawn = _draw(args.maps, number, done, manifest)
+                except OutputError as error:  # the classes are known all the same
+                    unwritten = error
             rows.append(row_of(classifier, done, args.top, drawn))
     if not rows and len(files) == 1:
         raise DataError(unreadable[0]["problem"])
@@ -74,11 +80,12 @@ def run(args: argparse.Namespace) -> int:
     if not rows:
         raise DataError(f"none of the {len(files)} images can be read")
     data = {"artifact": str(args.artifact), "predictions": rows, "unreadable": unreadable}
-    if args.out and args.out.suffix.lower() == ".csv":
+    is_csv = args.out is not None and args.out.suffix.lower() == ".csv"
+    result(args, data, _text(rows), None if is_csv else args.out)
+    if is_csv:
         write_csv(args.out, rows, unreadable)
-    elif args.out:
-        write_json(args.out, data)
-    result(args, data, _text(rows))
+    if unwritten is not None:
+        raise unwritten
     return 0
 
 

@@ -62,17 +62,15 @@ def run(args: argparse.Namespace) -> int:
     import dataclasses
     import functools
 
-    from gft_edge.calibration.attention import MEASURED_PARTS, attention_names
     from gft_edge.calibration.images import held_out_images, model_features
-    from gft_edge.calibration.modules import QUANTIZABLE
     from gft_edge.calibration.ptq import observed_names
     from gft_edge.calibration.ranges import read_ranges
     from gft_edge.checkpoint import load_checkpoint, save_checkpoint
     from gft_edge.cli.calibrate import chosen_images, write_calibration
     from gft_edge.cli.common import settle_data
-    from gft_edge.cli.console import result, table
+    from gft_edge.cli.console import result
     from gft_edge.cli.qat import describe_qat, open_qat, qat_settings, train_qat
-    from gft_edge.errors import ConfigError
+    from gft_edge.errors import ConfigError, OutputError
     from gft_edge.files import new_folder, write_json
 
     checkpoint = load_checkpoint(args.checkpoint)
@@ -86,59 +84,54 @@ def run(args: argparse.Namespace) -> int:
     observed = observed_names(model, policy)  # refuses a policy that does not fit before images are read
     settings = qat_settings(args)
     settle_data(args, info, f"checkpoint {checkpoint.path}")
-    with new_folder(args.out) as folder:
-        known = read_ranges(args.ranges) if args.ranges else None
-        if known is not None:
-            known.require_model(checkpoint.sha256, f"checkpoint {checkpoint.path}")
-        calibrating = policy.smoothquant is not None or (known is None and bool(observed))
-        held_out = held_out_images(args.data, args.against, args.images, spec.height)
-        qat_data = None if settings is None else open_qat(args, settings, info)
-        chosen = None
-        if calibrating or held_out is None:
-            chosen = chosen_images(args, spec, info.labels, lambda: model_features(model, spec))
-        post_training = functools.partial(_post_training, args, checkpoint, policy, known, chosen)
-        done = post_training(model)
-        quantized, ranges, report = done.quantized, done.ranges, None
-        if qat_data is not None:
-            quantized, report = train_qat(qat_data, checkpoint, done, lambda control: post_training(control).quantized)
-        safety, where = _check_selection(args, checkpoint, quantized.model, held_out, chosen)
-        card = None if chosen is None else chosen[0]
-        summary = {
-            **quantized.summary,
-            "data": args.data,
-            "split": args.split,
-            "preprocess": spec.id,
-            "calibration_set": None if ranges is None else ranges.card_id,
-        }
-        provenance = {**info.provenance, "quantized_from": checkpoint.sha256}
-        new_info = dataclasses.replace(info, quantization=summary, provenance=provenance)
-        save_checkpoint(folder, new_info, quantized.model)
-        if ranges is not None:
-            write_calibration(folder / "calibration", card if known is None else None, ranges)
-        selection = {**safety.to_json(), **where}
-        write_json(folder / "calibration/selection.json", selection)
-        if report is not None:
-            write_json(folder / "calibration/qat.json", report.to_json())
-    values, precisions = quantized.summary["ranges"], quantized.summary["precisions"]
-    rows = [
-        (name, precisions.get(name, "high"), f"{values[name]:.4g}" if name in values else "", _reason(policy, name))
-        for name, module in checkpoint.model.named_modules()
-        if isinstance(module, QUANTIZABLE)
-    ]
-    rows += [
-        (name, precisions.get(name, "high"), _ranges(values, name, MEASURED_PARTS), _reason(policy, name))
-        for name in attention_names(checkpoint.model)
-    ]
-    kind = {"int8": "INT8", "fp8": "FP8 (emulated)", "int8-weights": "INT8 weights"}.get(summary["precision"], "mixed")
-    lines = [f"{args.out}: {_count(precisions)} in {kind}, {_calibration_in_words(ranges, card)}"]
-    kind_of_images = "held out" if where["held_out"] else "the calibration images"
-    lines += [safety.describe(), f"  on {where['split']} images of {where['data']}, {kind_of_images}"]
-    lines.append(table(("layer", "precision", "range", "why"), rows))
-    data = {"out": str(args.out), **summary, "selection": selection}
-    if report is not None:
-        lines += ["", describe_qat(report)]
-        data["qat_report"] = report.to_json()
-    result(args, data, "\n".join(lines))
+    data: dict[str, Any] = {}
+    text = ""
+    try:
+        with new_folder(args.out) as folder:
+            known = read_ranges(args.ranges) if args.ranges else None
+            if known is not None:
+                known.require_model(checkpoint.sha256, f"checkpoint {checkpoint.path}")
+            calibrating = policy.smoothquant is not None or (known is None and bool(observed))
+            held_out = held_out_images(args.data, args.against, args.images, spec.height)
+            qat_data = None if settings is None else open_qat(args, settings, info)
+            chosen = None
+            if calibrating or held_out is None:
+                chosen = chosen_images(args, spec, info.labels, lambda: model_features(model, spec))
+            post_training = functools.partial(_post_training, args, checkpoint, policy, known, chosen)
+            done = post_training(model)
+            quantized, ranges, report = done.quantized, done.ranges, None
+            if qat_data is not None:
+                quantized, report = train_qat(
+                    qat_data, checkpoint, done, lambda control: post_training(control).quantized
+                )
+            safety, where = _check_selection(args, checkpoint, quantized.model, held_out, chosen)
+            card = None if chosen is None else chosen[0]
+            summary = {
+                **quantized.summary,
+                "data": args.data,
+                "split": args.split,
+                "preprocess": spec.id,
+                "calibration_set": None if ranges is None else ranges.card_id,
+            }
+            selection = {**safety.to_json(), **where}
+            data = {"out": str(args.out), **summary, "selection": selection}
+            text = _text(args.out, checkpoint, policy, summary, _calibration_in_words(ranges, card), safety, where)
+            if report is not None:
+                text += f"\n\n{describe_qat(report)}"
+                data["qat_report"] = report.to_json()
+            provenance = {**info.provenance, "quantized_from": checkpoint.sha256}
+            new_info = dataclasses.replace(info, quantization=summary, provenance=provenance)
+            save_checkpoint(folder, new_info, quantized.model)
+            if ranges is not None:
+                write_calibration(folder / "calibration", card if known is None else None, ranges)
+            write_json(folder / "calibration/selection.json", selection)
+            if report is not None:
+                write_json(folder / "calibration/qat.json", report.to_json())
+    except OutputError:
+        if data:  # what took long to find out is not lost with the folder
+            result(args, data, text)
+        raise
+    result(args, data, text)
     return 0
 
 
@@ -239,9 +232,55 @@ def _policy(args: argparse.Namespace) -> QuantPolicy:
     return policy if args.smoothquant is None else dataclasses.replace(policy, smoothquant=args.smoothquant)
 
 
+def _text(
+    out: Path,
+    checkpoint: Checkpoint,
+    policy: QuantPolicy,
+    summary: dict[str, Any],
+    calibration: str,
+    safety: SelectionSafety,
+    where: dict[str, Any],
+) -> str:
+    """What people should know of a quantized checkpoint."""
+    from gft_edge.cli.console import table
+
+    precisions = summary["precisions"]
+    kind = {"int8": "INT8", "fp8": "FP8 (emulated)", "int8-weights": "INT8 weights"}.get(summary["precision"], "mixed")
+    lines = [f"{out}: {_count(precisions)} in {kind}, {calibration}"]
+    images = "held out" if where["held_out"] else "the calibration images"
+    lines += [safety.describe(), f"  on {where['split']} images of {where['data']}, {images}"]
+    lines.append(table(("layers", "of", "precision", "range", "why"), _layer_rows(checkpoint.model, policy, summary)))
+    lines.append("each layer by itself: --json")
+    return "\n".join(lines)
+
+
+def _layer_rows(model: nn.Module, policy: QuantPolicy, summary: dict[str, Any]) -> list[tuple[str, int, str, str, str]]:
+    """Layers of the same name in every block share a row when the same was done to them for the same reason."""
+    import re
+
+    from gft_edge.calibration.attention import MEASURED_PARTS, attention_names
+    from gft_edge.calibration.modules import QUANTIZABLE
+
+    values, precisions = summary["ranges"], summary["precisions"]
+    names = [name for name, module in model.named_modules() if isinstance(module, QUANTIZABLE)]
+    groups: dict[tuple[str, str, str], list[str]] = {}
+    for name in [*names, *attention_names(model)]:
+        key = (re.sub(r"(?<=\.)\d+(?=\.|$)", "*", name), precisions.get(name, "high"), _reason(policy, name))
+        groups.setdefault(key, []).append(name)
+    rows = []
+    for (pattern, precision, reason), members in groups.items():
+        keys = [
+            key for name in members for key in (name, *(f"{name}.{part}" for part in MEASURED_PARTS)) if key in values
+        ]
+        found = [values[key] for key in keys]
+        span = "" if not found else f"{min(found):.4g}" if len(found) == 1 else f"{min(found):.4g} to {max(found):.4g}"
+        rows.append((pattern if len(members) > 1 else members[0], len(members), precision, span, reason))
+    return rows
+
+
 def _reason(policy: QuantPolicy, name: str) -> str:
     rule = policy.rule_for(name)
-    return "no rule matches" if rule is None else rule.reason
+    return "no rule matches: stays in high precision" if rule is None else rule.reason
 
 
 def _count(precisions: dict[str, str]) -> str:
@@ -250,8 +289,3 @@ def _count(precisions: dict[str, str]) -> str:
 
     attentions = sum(map(is_attend, precisions))
     return f"{len(precisions) - attentions} layers" + (f" and {attentions} attentions" if attentions else "")
-
-
-def _ranges(values: dict[str, float], name: str, parts: tuple[str, ...]) -> str:
-    """Ranges of an attention's operands, if it is quantized."""
-    return ", ".join(f"{part} {values[key]:.4g}" for part in parts if (key := f"{name}.{part}") in values)

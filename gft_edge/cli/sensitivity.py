@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.cli.common import settle_data
     from gft_edge.cli.console import result, say, track
     from gft_edge.data.batches import evaluation_batches
-    from gft_edge.errors import CheckFailed, ConfigError
+    from gft_edge.errors import CheckFailed, ConfigError, OutputError
     from gft_edge.files import new_folder, write_json
     from gft_edge.report.sensitivity import DATA, write_sensitivity_page
 
@@ -92,32 +92,44 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(f"checkpoint {checkpoint.path} is quantized already; give the full-precision one")
     names = quantized_names(checkpoint.model, _candidates(args.policy))
     settle_data(args, info, f"checkpoint {checkpoint.path}")
-    with new_folder(args.out) as folder:
-        images = _evaluation_images(args, checkpoint)
-        hashed = hash_images(images)
-        card, ranges, overlap = _calibrated(args, checkpoint, names, hashed)
-        shapes = layer_shapes(checkpoint.model, names, info.model.image_size)
-        times = _times(shapes, target, args.threads)
-        mixed = MixedModel(checkpoint.model, ranges.values, names)
-        batches = functools.partial(evaluation_batches, images, info.preprocess, BATCH)
-        found, judge = measure_sensitivity(mixed, batches, -(-len(images) // BATCH), info.model.num_patches, track)
-        search = None
-        if limit is not None:
+    data: dict[str, Any] = {}
 
-            def observe(int8: Sequence[str]) -> Effect:
-                say(f"sensitivity: running {len(int8)} of {len(names)} layers in INT8")
-                return judge.effect(run_mixed(mixed, int8, batches))
+    def tell() -> None:
+        text = f"{args.out}: {len(names)} layers on {len(images)} {args.eval_split} images\n{overlap}\n"
+        result(args, {"out": str(args.out), **data}, text + _text(args, data))
 
-            saved = {name: time.saved_ms for name, time in times.items()}
-            search = search_mixed(found, saved, limit, observe)
-            if search.best is not None:
-                write_json(folder / POLICY, mixed_policy(found, saved, search.best.int8).to_json())
-        write_calibration(folder, card, ranges)
-        data = _record(args, checkpoint, ranges, folder, hashed, found, shapes, times, target, search)
-        write_json(folder / DATA, data)
-        write_sensitivity_page(folder)
-    text = f"{args.out}: {len(names)} layers on {len(images)} {args.eval_split} images\n{overlap}\n"
-    result(args, {"out": str(args.out), **data}, text + _text(args, data))
+    try:
+        with new_folder(args.out) as folder:
+            images = _evaluation_images(args, checkpoint)
+            hashed = hash_images(images)
+            card, ranges, overlap = _calibrated(args, checkpoint, names, hashed)
+            shapes = layer_shapes(checkpoint.model, names, info.model.image_size)
+            times = _times(shapes, target, args.threads)
+            mixed = MixedModel(checkpoint.model, ranges.values, names)
+            batches = functools.partial(evaluation_batches, images, info.preprocess, BATCH)
+            found, judge = measure_sensitivity(mixed, batches, -(-len(images) // BATCH), info.model.num_patches, track)
+            search = policy = None
+            if limit is not None:
+
+                def observe(int8: Sequence[str]) -> Effect:
+                    say(f"sensitivity: running {len(int8)} of {len(names)} layers in INT8")
+                    return judge.effect(run_mixed(mixed, int8, batches))
+
+                saved = {name: time.saved_ms for name, time in times.items()}
+                search = search_mixed(found, saved, limit, observe)
+                if search.best is not None:
+                    policy = mixed_policy(found, saved, search.best.int8)
+            data = _record(args, checkpoint, ranges, hashed, found, shapes, times, target, search)
+            if policy is not None:
+                write_json(folder / POLICY, policy.to_json())
+            write_calibration(folder, card, ranges)
+            write_json(folder / DATA, data)
+            write_sensitivity_page(folder)
+    except OutputError:
+        if data:  # what took long to measure is not lost with the folder
+            tell()
+        raise
+    tell()
     if search is not None and search.best is None:
         raise CheckFailed(_unmet(found, times, search.limit, args.out))
     return 0
@@ -207,7 +219,6 @@ def _record(
     args: argparse.Namespace,
     checkpoint: Checkpoint,
     ranges: Ranges,
-    folder: Path,
     hashed: Hashed,
     found: Sensitivity,
     shapes: dict[str, LayerShape],
@@ -219,7 +230,7 @@ def _record(
     import hashlib
 
     from gft_edge.benchmarks.protocol import conditions
-    from gft_edge.files import sha256
+    from gft_edge.files import canonical_json
 
     kind, hashes = hashed
     layers = [
@@ -249,7 +260,7 @@ def _record(
         "budget": checkpoint.info.model.budget.id,
         "preprocess": checkpoint.info.preprocess.id,
         "ranges": {
-            "sha256": sha256(folder / "ranges.json"),
+            "sha256": hashlib.sha256(canonical_json(ranges.to_json()).encode()).hexdigest(),  # of ranges.json
             "calibration_set": ranges.card_id,
             "method": ranges.method,
             "images": ranges.images,

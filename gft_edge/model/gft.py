@@ -220,6 +220,12 @@ def run_block(block: nn.Module, x: Tensor, recompute: bool) -> Tensor:
 
 def check_budget(budget: TokenBudget, config: GFTConfig) -> None:
     """Raises ConfigError when a budget is for another number of patches or stages than a model has."""
+    if len(budget.keep) != len(config.stages) and budget.num_patches == config.num_patches and config.stages:
+        given = f"{len(budget.keep)} number{'s' * (len(budget.keep) != 1)}"
+        raise ConfigError(
+            f"token budget {budget.id}: {given} for a model of {len(config.stages)} stages; give one for each, for example "
+            f"{','.join(map(str, config.budget.keep))}"
+        )
     if budget.num_patches != config.num_patches or len(budget.keep) != len(config.stages):
         raise ConfigError(
             f"token budget {budget.id} of {budget.num_patches} patches does not fit a model of "

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gft_edge.errors import ConfigError, DataError
-from gft_edge.files import canonical_json, replacing, require_writable
+from gft_edge.files import canonical_json, replacing, require_writable, writing
+from gft_edge.leftovers import make_temporary
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.report.overlays import write_png
 from gft_edge.runtime.accuracy import Accuracy
@@ -61,13 +62,17 @@ def write_evaluation(
 
     Raises:
         ConfigError: something is in the way.
+        OutputError: it cannot be written.
     """
     require_evaluation_writable(out)
     folder = pictures_folder(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=out.parent))
+    with writing(folder):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        temporary, lock = make_temporary(folder, folder=True)
     try:
-        names = _draw(temporary, dict.fromkeys(wrong.index for found in results for wrong in found.wrong), images, spec)
+        wrong_ones = dict.fromkeys(wrong.index for found in results for wrong in found.wrong)
+        with writing(folder, temporary):
+            names = _draw(temporary, wrong_ones, images, spec)
         entries = [
             {
                 **entry,
@@ -88,6 +93,7 @@ def write_evaluation(
                 temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        os.close(lock)
     return data
 
 

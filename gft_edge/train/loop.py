@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import logging
 import math
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +35,7 @@ from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, readable
 from gft_edge.data.training import training_batches
 from gft_edge.errors import CheckFailed, ConfigError, DataError
+from gft_edge.files import writing
 from gft_edge.model.adapt import adapt_weights
 from gft_edge.model.backbone import architecture_of
 from gft_edge.model.build import build_model
@@ -43,14 +43,13 @@ from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
 from gft_edge.runtime.finite import require_finite
 from gft_edge.train.distributed import Workers, barrier, parallel, total, workers
+from gft_edge.train.log import Pace, cut_log, training_log
 from gft_edge.train.optim import make_optimizer, set_rate, step_in_backward
 from gft_edge.train.schedule import learning_rate, seed_step, step_budgets
-from gft_edge.train.state import Parts, Progress, restore_state, save_state
+from gft_edge.train.state import BEST, STATE, Parts, Progress, restore_state, save_state, started_without_state
 
 logger = logging.getLogger(__name__)
 
-LOG = "log.jsonl"
-BEST = "best"
 Batches = Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
 
 
@@ -157,7 +156,8 @@ def train(
     Args:
         recipe: what, on which data, how.
         out: folder of the checkpoint, log.jsonl, state.pt (what resuming needs) and, with ``eval_every``, ``best``.
-        resume: go on from state.pt; the result equals that of an uninterrupted run bit by bit.
+        resume: go on from state.pt; the result equals that of an uninterrupted run bit by bit. A folder of a training that was
+            stopped before its first state is started in again.
         track: progress display.
         report: receives a line of text now and then.
         stop_after: leave off after this many steps of the schedule, with the state saved.
@@ -195,7 +195,7 @@ def train(
             torch.amp.GradScaler(group.device.type, enabled=settings.precision == "fp16"),
             ModelEmaV3(model, decay=settings.ema) if settings.ema else None,
         )
-        progress = restore_state(out, recipe, parts, group.device) if resume else Progress()
+        progress = _start(out, recipe, parts, group, resume, report)
         if settings.step_in_backward:
             if group.count > 1:
                 raise ConfigError(
@@ -204,7 +204,9 @@ def train(
             step_in_backward(parts.optimizer)
         data.unreadable.update(progress.unreadable)
         if group.is_first:
-            out.mkdir(parents=True, exist_ok=True)
+            with writing(out):
+                out.mkdir(parents=True, exist_ok=True)
+            cut_log(out, progress.step)
         barrier()
         first, started = progress.step, time.monotonic()
         _run_steps(recipe, out, data, group, parts, progress, track, report, stop_after)
@@ -232,6 +234,21 @@ def train(
             save_checkpoint(out, info, final)
         barrier()
         return info
+
+
+def _start(
+    out: Path, recipe: Recipe, parts: Parts, group: Workers, resume: bool, report: Callable[[str], None]
+) -> Progress:
+    """Where to begin: behind the saved state, or at the first step where an earlier training was killed before its first one."""
+    if not resume:
+        return Progress()
+    begun = not (out / STATE).exists() and started_without_state(out)
+    barrier()  # nobody writes before everybody has looked
+    if begun:
+        if group.is_first:
+            report(f"{out}: no state was saved yet; the training starts from the beginning")
+        return Progress()
+    return restore_state(out, recipe, parts, group.device)
 
 
 def _require_recompute(model: Any, config: GFTConfig) -> None:
@@ -267,16 +284,19 @@ def _run_steps(
     log_every = min(50, max(1, settings.steps // 16))
     sums = torch.zeros(3, dtype=torch.float64)
     started = time.monotonic()
+    pace = Pace(last - first)
     steps: Iterable[int] = range(first, last)
     if group.is_first:
         steps = track(steps, "train", last - first)
-    with _log(out, group, settings) as write:
+    with training_log(out, group.is_first, settings.tensorboard) as write:
         for step in steps:
             micro = [next(batches) for _ in range(settings.accumulate)]
             seed_step(settings.seed, step, group.rank)  # after the loader, which draws from torch when it starts
             set_rate(parts.optimizer, learning_rate(settings, step))
             sums += _step(network, parts, micro, mixup, step, data, settings)
             progress.step = done = step + 1
+            if group.is_first and (line := pace.step()):
+                report(line)
             evaluating = bool(settings.eval_every) and done % settings.eval_every == 0
             if done % log_every == 0 or done == last or evaluating:
                 loss, right, count = total(sums).tolist()
@@ -408,28 +428,3 @@ def _evaluate(
     else:
         progress.stale += 1
     return row
-
-
-@contextlib.contextmanager
-def _log(out: Path, group: Workers, settings: TrainSection) -> Iterator[Callable[[dict[str, float]], None]]:
-    """Writes rows to log.jsonl and, when asked, to TensorBoard; the first process only."""
-    if not group.is_first:
-        yield lambda row: None
-        return
-    board: Any = None
-    if settings.tensorboard:
-        from torch.utils.tensorboard import SummaryWriter
-
-        board = SummaryWriter(str(out / "tensorboard"))
-
-    def write(file: TextIO, row: dict[str, float]) -> None:
-        file.write(json.dumps(row) + "\n")
-        file.flush()
-        if board is not None:
-            for name, value in row.items():
-                board.add_scalar(name, value, row["step"])
-
-    with (out / LOG).open("a", encoding="utf-8") as file:
-        yield lambda row: write(file, row)
-    if board is not None:
-        board.close()

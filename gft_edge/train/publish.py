@@ -5,14 +5,16 @@ python -m gft_edge.train.publish runs/typeface gft_edge/builtin recipes/typeface
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import shutil
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from gft_edge.checkpoint import load_checkpoint, num_parameters, save_checkpoint
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
+from gft_edge.errors import exit_code
 from gft_edge.files import new_folder
 from gft_edge.train.loop import evaluate_torch
 
@@ -95,5 +97,16 @@ photographs of print are outside what it was trained on.
 """
 
 
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses and publishes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, metavar="CKPT", help="folder of a checkpoint trained on the typefaces")
+    parser.add_argument("out", type=Path, metavar="DIR", help="new folder")
+    parser.add_argument("recipes", type=Path, nargs="*", metavar="RECIPE", help="what made it, in order")
+    args = parser.parse_args(arguments)
+    publish(args.source, args.out, args.recipes)
+    return 0
+
+
 if __name__ == "__main__":
-    publish(Path(sys.argv[1]), Path(sys.argv[2]), [Path(name) for name in sys.argv[3:]])
+    raise SystemExit(exit_code(main))

@@ -14,8 +14,11 @@ from gft_edge.checkpoint import load_weights
 from gft_edge.config import Recipe
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import replacing
+from gft_edge.leftovers import is_temporary
+from gft_edge.train.log import LOG, TENSORBOARD
 
 STATE = "state.pt"
+BEST = "best"
 
 
 @dataclass
@@ -50,6 +53,28 @@ def recipe_text(recipe: Recipe) -> str:
     return json.dumps(recipe.to_json(), sort_keys=True)
 
 
+def _differences(saved: str, recipe: Recipe) -> str:
+    """Which values differ between the recipe of a state and this one; three at most."""
+    try:
+        then = _flat(json.loads(saved))
+    except (ValueError, RecursionError):
+        return "its own cannot be read"
+    now = _flat(recipe.to_json())
+    found = [key for key in sorted(then.keys() | now.keys()) if then.get(key) != now.get(key)]
+    parts = [f"{key} is {json.dumps(now.get(key))}, was {json.dumps(then.get(key))}" for key in found[:3]]
+    return "; ".join(parts) + (f"; and {len(found) - 3} more" if len(found) > 3 else "")
+
+
+def _flat(data: Any) -> dict[str, Any]:
+    """``{"train": {"lr": 1}}`` as ``{"train.lr": 1}``."""
+    sections = data if isinstance(data, dict) else {}
+    return {
+        f"{section}.{key}": value
+        for section, values in sections.items()
+        for key, value in (values if isinstance(values, dict) else {"": values}).items()
+    }
+
+
 def save_state(out: Path, recipe: Recipe, parts: Parts, progress: Progress) -> None:
     """Writes state.pt, whole or not at all."""
     state = {
@@ -60,8 +85,23 @@ def save_state(out: Path, recipe: Recipe, parts: Parts, progress: Progress) -> N
         "scaler": parts.scaler.state_dict(),
         "average": None if parts.average is None else parts.average.state_dict(),
     }
-    with replacing(out / STATE) as temporary:
-        torch.save(state, temporary)
+    with replacing(out / STATE) as temporary, temporary.open("wb") as file:  # torch.save hides why its own file failed
+        torch.save(state, file)
+
+
+def saved_step(out: Path) -> int | None:
+    """The step that resuming in a folder goes on from; None where no state was saved, or it cannot be read."""
+    try:
+        step = torch.load(str(out / STATE), map_location="cpu", weights_only=True, mmap=True)["progress"]["step"]
+    except Exception:  # torch.load raises whatever the damaged bytes lead it to
+        return None
+    return step if isinstance(step, int) else None
+
+
+def started_without_state(out: Path) -> bool:
+    """Whether a folder holds nothing but what a training writes before its first state."""
+    names = {path.name for path in out.iterdir() if not is_temporary(path.name)} if out.is_dir() else set()
+    return out.is_dir() and names <= {LOG, BEST, TENSORBOARD}
 
 
 def restore_state(out: Path, recipe: Recipe, parts: Parts, device: torch.device) -> Progress:
@@ -88,7 +128,9 @@ def restore_state(out: Path, recipe: Recipe, parts: Parts, device: torch.device)
     if not whole:
         raise ArtifactError(f"resume: {file} is damaged (malformed counters); start again in another folder")
     if text != recipe_text(recipe):
-        raise ConfigError(f"resume: {file} was made by another recipe or other --set values")
+        raise ConfigError(
+            f"resume: {file} was made by another recipe or other --set values: {_differences(text, recipe)}"
+        )
     load_weights(parts.model, weights, f"resume: {file}")
     parts.optimizer.load_state_dict(moments)
     parts.scaler.load_state_dict(scaler)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from gft_edge.cli import export
 from gft_edge.manifest import MODEL, load_artifact, register_files
 
 
@@ -89,14 +91,17 @@ ON_CHECKPOINTS = {
     "split": (["evaluate", "{ckpt}", "--split", "final"], "argument --split: invalid choice: 'final'"),
     "align": (["export", "{ckpt}", "--data", "{data}", "--align", "0", "--out", "{tmp}/out"], "a positive integer"),
     "growing budget": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "6,12"], "counts must not grow"),
-    "short budget": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "6"], "does not fit a model of 16 patches"),
+    "short budget": (
+        ["evaluate", "{ckpt}", "--data", "{data}", "--budget", "6"],
+        "1 number for a model of 2 stages",
+    ),
     "large budget": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "17,6"], "the image has only 16"),
     "small budget": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "6,1"], "must keep at least 2"),
     "nonsense": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "a,b"], "expected counts such as"),
     "nan": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "nan%,5%"], "above 0 and at most 1"),
     "no budget": (["export", "{ckpt}", "--data", "{data}", "--budget", "", "--out", "{tmp}/out"], "expected counts"),
     "maps": (["export", "{ckpt}", "--maps", "all", "--out", "{tmp}/out"], "argument --maps: invalid choice: 'all'"),
-    "out is a file": (["export", "{ckpt}", "--data", "{data}", "--out", "{image}"], "not empty"),
+    "out is a file": (["export", "{ckpt}", "--data", "{data}", "--out", "{image}"], "is a file"),
     "threads": (["evaluate", "{ckpt}", "--data", "{data}", "--threads", "-2"], "threads"),
 }
 
@@ -228,3 +233,36 @@ def test_missing_recipe_and_nothing_to_resume_are_named(refused, tmp_path):
     (tmp_path / "recipe.toml").write_text("[data]\neval_images = 1\n[train]\nsteps = 1")
     said = refused("train", "--config", tmp_path / "recipe.toml", "--out", tmp_path / "out", "--resume")
     assert "state.pt does not exist; start without --resume" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ["--dialect", "trt8", "--precision", "fp16"],
+            "gft-edge export: --dialect trt8: TensorRT 8.6 takes a graph typed FP32",
+        ),
+        (["--budget", "50%"], "1 number for a model of 2 stages; give one for each, for example 12,6"),
+        (["--budget", "12,6", "--budget", "12,6,3"], "3 numbers for a model of 2 stages"),
+    ],
+)
+def test_what_cannot_be_exported_is_refused_before_tracing(gft_edge, made, animals, tmp_path, options, message):
+    done = gft_edge("export", made["ckpt"], "--data", animals, *options, "--out", tmp_path / "out")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert message in done.err
+
+
+def test_size_of_a_family_counts_its_shared_weights():
+    sizes = {"model.onnx": 80_000, "model-8-4.onnx": 70_000, "weights.bin": 6_440_000, "golden.npz": 1_000_000}
+    files = {name: SimpleNamespace(size=size) for name, size in sizes.items()}
+    assert export._size(SimpleNamespace(files=files)) == "2 graphs with 6.44 MB of shared weights, together 6.59 MB"
+    alone = {name: files[name] for name in ("model.onnx", "golden.npz")}
+    assert export._size(SimpleNamespace(files=alone)) == "model.onnx 0.08 MB"
+
+
+def test_quantize_prints_layers_alike_as_one_row(gft_edge, made, animals, tmp_path):
+    done = gft_edge("quantize", made["ckpt"], "--data", animals, "--images", 24, "--out", tmp_path / "out")
+    assert done.code == 0
+    rows = [line for line in done.out.splitlines() if line.startswith("blocks.")]
+    assert any(line.split()[:3] == ["blocks.*.mlp.fc1", "3", "int8"] for line in rows)
+    assert len(done.out.splitlines()) < 30

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -33,7 +34,8 @@ def test_bench_in_words(gft_edge, made):
     head, names, _, first, second = done.out.splitlines()
     assert head.startswith("onnxruntime, batch 2, 1 thread(s), ")
     assert names.endswith("against fp32")
-    assert "1.00x [1.00, 1.00]" in first
+    assert first.endswith("1.00x")  # against itself, which is no measurement
+    assert re.search(r"\d\.\d\dx \[\d+\.\d\d, \d+\.\d\d\]$", second)
     assert second.startswith("int8")
 
 
@@ -196,3 +198,24 @@ def test_a_boards_file_laid_into_a_run_appears_beside_the_hosts(gft_edge, made, 
     assert "As trtexec measured it" in page
     for row in json.loads(host[0].read_text())["results"]:
         assert f"{row['p50_ms']:.2f}" in page
+
+
+def test_one_round_has_no_spread(gft_edge, made, tmp_path):
+    sizes = ("--rounds", 1, "--runs", 2, "--warmup", 0, *BARE)
+    done = gft_edge("bench", made["fp32"], made["int8"], *sizes, "--out", tmp_path / "b.json")
+    assert done.code == 0
+    assert done.out.count("one round") == 3  # in both rows, and said once below
+    assert "[" not in done.out.splitlines()[-2]
+    for row in json.loads((tmp_path / "b.json").read_text())["results"]:
+        assert (row["variation"], row["verdict"], row["speedup_interval"]) == (None, "one round", None)
+    assert gft_edge("report", tmp_path / "b.json", "--out", tmp_path / "page").code == 0
+
+
+@pytest.mark.parametrize("batches", [("9",), ("1", "16")])
+def test_batch_that_an_artefact_was_not_exported_for_is_refused_before_anything_runs(
+    gft_edge, made, monkeypatch, batches
+):
+    monkeypatch.setattr("gft_edge.benchmarks.latency.open_session", None)
+    done = gft_edge("bench", made["fp32"], "--batch", *batches)
+    assert (done.code, done.out) == (2, "")
+    assert f"exported for requests of 1 to 8 images, not {batches[-1]}" in done.err

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import importlib
 import inspect
+import json
+import os
+import re
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -13,6 +19,7 @@ import pytest
 
 from gft_edge import __version__
 from gft_edge.cli import doctor
+from gft_edge.cli.console import result
 from gft_edge.cli.main import VERBS, _verb_module, main, run_verb
 from gft_edge.environment import PACKAGES
 from gft_edge.errors import (
@@ -22,7 +29,9 @@ from gft_edge.errors import (
     DataError,
     GFTEdgeError,
     MissingExtraError,
+    OutputError,
 )
+from gft_edge.files import new_folder
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "gft-edge"
 HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxruntime", "tensorrt_rtx", "matplotlib", "PIL", "numpy"}
@@ -69,17 +78,60 @@ def test_help_imports_nothing_heavy(verb):
 def test_overview_lists_every_verb(gft_edge):
     done = gft_edge("--help")
     assert (done.code, done.err) == (0, "")
+    words = " ".join(done.out.split())
     for verb, text in VERBS.items():
-        assert f"  {verb:<17} {text}" in done.out
+        assert f" {verb} {text}" in words
+    for code in (0, 1, 2, 3, 130, 143):
+        assert re.search(rf"^  {code} ", done.out, re.MULTILINE)
+
+
+def test_nothing_asked_for_is_answered_with_the_overview_and_code_2(gft_edge):
+    done = gft_edge()
+    assert (done.code, done.err) == (2, "")
+    assert done.out == gft_edge("--help").out
+
+
+@pytest.mark.parametrize("columns", [40, 80])
+@pytest.mark.parametrize("verb", ["", *VERBS])
+def test_help_is_as_wide_as_the_terminal(gft_edge, monkeypatch, columns, verb):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    _, _, text = gft_edge(*verb.split(), "--help").out.partition(
+        "\n\n"
+    )  # what argparse makes of usage is one word per flag
+    prose = [line for line in text.splitlines() if not line.startswith(("example: ", "  -"))]
+    assert max(map(len, prose)) <= columns
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        (["tain"], "unknown verb 'tain'; did you mean 'train'?"),
+        (["fly"], "unknown verb 'fly'; there are: doctor, demo"),
+        (["--versoin"], "unknown option --versoin; did you mean '--version'?"),
+        (["train", "--config", "x", "--ouy", "y"], "unknown option --ouy; did you mean '--out'?"),
+        (["train", "--cnofig=x"], "unknown option --cnofig; did you mean '--config'?"),
+        (["bench", "x", "-o", "y"], "unknown option -o;"),
+    ],
+)
+def test_the_nearest_name_is_offered(gft_edge, command, said):
+    done = gft_edge(*command)
+    assert (done.code, done.out) == (2, "")
+    assert said in done.err
+    assert "required" not in done.err
+
+
+def test_abbreviations_and_negative_numbers_are_no_unknown_options(gft_edge, monkeypatch):
+    seen = []
+    monkeypatch.setattr(_verb_module("bench"), "run", lambda args: seen.append(args) or 0)
+    assert gft_edge("bench", "x", "--thr", "-2", "--warmup=-1").code == 0
+    assert (seen[0].threads, seen[0].warmup) == ([-2], -1)
 
 
 def test_version(gft_edge):
     assert gft_edge("--version").out == f"gft-edge {__version__}\n"
 
 
-@pytest.mark.parametrize(
-    "command", [(), ("fly",), ("--fly",), ("doctor", "--fly"), ("bench",), ("train", "--out", "x")]
-)
+@pytest.mark.parametrize("command", [("fly",), ("--fly",), ("doctor", "--fly"), ("bench",), ("train", "--out", "x")])
 def test_what_cannot_be_parsed_is_one_line_with_code_2(gft_edge, command):
     done = gft_edge(*command)
     assert (done.code, done.out) == (2, "")
@@ -150,6 +202,98 @@ def test_interrupt_is_one_line(gft_edge, monkeypatch):
     assert (done.code, done.err) == (130, "gft-edge doctor: interrupted\n")
 
 
+@pytest.mark.parametrize("wrapped", [RuntimeError("torch.export failed"), ArtifactError("refused the graph: canceled")])
+@pytest.mark.parametrize("explicit", [True, False])
+def test_interrupt_that_a_library_wrapped_is_one_line(gft_edge, monkeypatch, wrapped, explicit):
+    def run(args):
+        try:
+            raise KeyboardInterrupt
+        except KeyboardInterrupt as error:
+            if explicit:
+                raise wrapped from error
+            raise wrapped from None
+
+    monkeypatch.setattr(doctor, "run", run)
+    done = gft_edge("doctor")
+    assert (done.code, done.err) == (130, "gft-edge doctor: interrupted\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"),
+    [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated"), (signal.SIGHUP, 129, "hung up")],
+)
+def test_signals_clean_up_and_are_one_line(gft_edge, monkeypatch, tmp_path, number, code, word):
+    handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+
+    def run(args):
+        with new_folder(tmp_path / "out") as folder:
+            (folder / "half").write_text("half")
+            signal.raise_signal(number)
+
+    monkeypatch.setattr(doctor, "run", run)
+    done = gft_edge("doctor")
+    assert (done.code, done.out, done.err) == (code, "", f"gft-edge doctor: {word}\n")
+    assert list(tmp_path.iterdir()) == []
+    assert [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == handlers
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied", "/data/model.onnx"), "/data/model.onnx: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (OutputError("out.json", "No space left on device"), "cannot write out.json: No space left on device"),
+        (MemoryError(), "out of memory"),
+    ],
+)
+def test_what_the_system_refuses_is_one_line(gft_edge, monkeypatch, error, said):
+    monkeypatch.setattr(doctor, "run", _failing(error))
+    done = gft_edge("doctor")
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert done.err.startswith(f"gft-edge doctor: {said}")
+
+
+def test_escapes_and_huge_values_of_messages_are_tamed(gft_edge, monkeypatch):
+    monkeypatch.setattr(doctor, "run", _failing(DataError("image \x1b]0;x\x07.png: " + "9" * 10**6 + "; give less")))
+    done = gft_edge("doctor")
+    assert done.err.startswith(r"gft-edge doctor: image \x1b]0;x\x07.png: 999")
+    assert done.err.endswith("; give less\n")
+    assert len(done.err) < 400
+
+
+@pytest.mark.parametrize("redirect", ["> /dev/full", ">&-"])
+@pytest.mark.parametrize("arguments", ["doctor", "--version", "doctor --help"])
+def test_standard_output_that_takes_nothing_is_one_line(redirect, arguments):
+    done = subprocess.run(f"{COMMAND} {arguments} {redirect}", shell=True, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert re.fullmatch(r"gft-edge( doctor)?: cannot write standard output: .+\n", done.stderr)
+
+
+def test_what_cannot_be_printed_is_still_stored(monkeypatch, tmp_path):
+    monkeypatch.setattr(sys, "stdout", open("/dev/full", "w"))  # noqa: SIM115
+    args = argparse.Namespace(json=False)
+    with pytest.raises(OutputError, match="standard output"):
+        result(args, {"a": 1}, "text", tmp_path / "out.json")
+    assert json.loads((tmp_path / "out.json").read_text()) == {"a": 1}
+
+
+def test_what_cannot_be_stored_is_still_printed(capsys, tmp_path):
+    with pytest.raises(GFTEdgeError, match="out.json"):
+        result(argparse.Namespace(json=False), {"a": 1}, "text", Path("/proc/out.json"))
+    assert capsys.readouterr().out == "text\n"
+
+
+def test_labels_that_ascii_cannot_say_do_not_end_a_verb():
+    code = (
+        "import argparse\nfrom gft_edge.cli.process import prepare_streams\nfrom gft_edge.cli.console import result, table\n"
+        "prepare_streams()\nresult(argparse.Namespace(json=False), {}, table(('label',), [(chr(0x732b),), (chr(0xdcff),)]))"
+    )
+    environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.splitlines()[2:] == [r"\u732b", r"\udcff"]
+
+
 def test_errors_pass_through_where_verbs_call_verbs(monkeypatch):
     monkeypatch.setattr(doctor, "run", _failing(DataError("inner")))
     with pytest.raises(DataError, match="inner"):
@@ -181,6 +325,16 @@ def test_module_can_be_run_as_a_script():
 
 def test_verbs_are_the_modules_with_a_run_function():
     folder = Path(doctor.__file__).parent
-    names = {p.stem for p in folder.glob("*.py")} - {"__init__", "common", "console", "main", "qat"}
+    names = {p.stem for p in folder.glob("*.py")} - {
+        "__init__",
+        "common",
+        "completion",
+        "console",
+        "main",
+        "parsing",
+        "process",
+        "qat",
+        "terminal",
+    }
     assert names == {verb.replace("-", "_") for verb in VERBS}
     assert not any(hasattr(importlib.import_module(f"gft_edge.cli.{n}"), "run") for n in ("common", "console", "qat"))

@@ -59,7 +59,7 @@ def test_what_is_written(chosen):
 def test_what_is_said(chosen):
     out, done = chosen
     assert done.out.startswith(
-        f"{out}: 34 layers on 16 val images\n16 of 64 train images of typefaces, balanced, seed 0"
+        f"{out}: 34 layers on 16 val images\n16 train images of typefaces, balanced, seed 0, chosen from 64"
     )
     assert "0 of them among the 16 val images of typefaces" in done.out
     assert "time of layers alone: roofline of Jetson Orin Nano 4GB, a bound" in done.out

@@ -278,9 +278,13 @@ def test_resuming_a_finished_training_changes_nothing(trained, recipe):
     assert info.metrics["steps"] == STEPS
 
 
-def test_resuming_nothing_is_refused(recipe, tmp_path):
+@pytest.mark.parametrize("holds", [(), ("notes.txt",), ("model.safetensors", "log.jsonl")])
+def test_resuming_nothing_is_refused(recipe, tmp_path, holds):
+    for name in holds:
+        (tmp_path / "run").mkdir(exist_ok=True)
+        (tmp_path / "run" / name).write_text("mine")
     with pytest.raises(ArtifactError, match=r"resume: .*state\.pt does not exist; start without --resume"):
-        train(recipe, tmp_path, resume=True)
+        train(recipe, tmp_path / "run", resume=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,91 @@
+"""A training that was stopped says how it goes on, and goes on."""
+
+import json
+import signal
+
+import pytest
+
+RECIPE = """
+[model]
+preset = "gft_typeface"
+image_size = 32
+[data]
+train_images = 40
+eval_images = 16
+num_workers = 0
+[train]
+steps = 6
+batch_size = 4
+warmup_steps = 1
+checkpoint_every = {every}
+"""
+
+
+@pytest.fixture
+def train(gft_edge, tmp_path, monkeypatch):
+    """Runs ``train``, with a signal before the given step."""
+
+    def run(*arguments, every=2, stop_before=None, number=signal.SIGINT):
+        (tmp_path / "recipe.toml").write_text(RECIPE.format(every=every))
+
+        def track(items, title, total):
+            for item in items:
+                if item == stop_before:
+                    signal.raise_signal(number)
+                yield item
+
+        monkeypatch.setattr("gft_edge.cli.console.track", track)
+        return gft_edge("train", "--config", tmp_path / "recipe.toml", "--out", tmp_path / "run", *arguments)
+
+    return run
+
+
+def _last(done):
+    return done.err.splitlines()[-1]
+
+
+def _steps(tmp_path):
+    return [json.loads(line)["step"] for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "word"), [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+)
+def test_stopped_and_resumed(train, tmp_path, number, code, word):
+    done = train(stop_before=5, number=number)
+    assert (done.code, done.out) == (code, "")
+    assert _last(done) == f"gft-edge train: {word}; --resume goes on from step 4"
+    assert _steps(tmp_path) == [1, 2, 3, 4, 5]
+    again = train()
+    assert again.code == 2
+    assert "holds a training saved at step 4; go on with --resume" in again.err
+    assert train("--resume").code == 0
+    assert _steps(tmp_path) == [1, 2, 3, 4, 5, 6]
+
+
+def test_stopped_before_the_first_state(train, tmp_path):
+    done = train(every=0, stop_before=3)
+    assert done.code == 130
+    assert "interrupted; nothing was saved yet; --resume starts again from the beginning" in _last(done)
+    again = train(every=0)
+    assert (again.code, again.err.count("\n")) == (2, 1)
+    assert "--resume starts it again" in again.err
+    resumed = train("--resume", every=0)
+    assert resumed.code == 0
+    assert "no state was saved yet; the training starts from the beginning" in resumed.err
+    assert _steps(tmp_path) == [1, 2, 3, 4, 5, 6]
+
+
+def test_folders_of_others_are_not_started_in(train, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/notes.txt").write_text("mine")
+    assert "not empty" in train().err
+    assert "state.pt does not exist" in train("--resume").err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["notes.txt"]
+
+
+def test_another_recipe_is_refused_with_what_differs(train):
+    assert train().code == 0
+    done = train("--resume", "--set", "train.lr=0.5", "--set", "data.eval_images=8")
+    assert done.code == 2
+    assert "data.eval_images is 8, was 16; train.lr is 0.5, was 0.001" in _last(done)
