@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import json
 import os
 import resource
@@ -141,6 +142,7 @@ def _work(attacks: Sequence[Callable[[], Kind]], first: int, writer: int, limits
     """The child: never returns."""
     code = 1
     try:
+        faulthandler.disable()  # a crash is part of the measurement
         silence()
         reached = _watch_for_reaching_out()
         held = resident_megabytes()

@@ -310,16 +310,16 @@ def _pictures() -> dict[str, tuple[bytes, ...]]:
 def _run_readers(made: Materials, scratch: Path) -> list[Reader]:
     from gft_edge.benchmarks.merge import machine_label, merge, read_bench
 
-    run = scratch / "run"
-    if not run.exists():
-        shutil.copytree(made.run, run, ignore=shutil.ignore_patterns("*.engine", "fp32-pruned"))
     names = ("evaluate-torch.json", "predictions.json", "run.json", "checkpoint/log.jsonl", "bench.json")
     found = []
     for name in names:
         content = (made.run / name).read_bytes()
-        form = "text" if name.endswith(".jsonl") else "json"
-        read = _restoring(run / name, content, lambda: command("report", run))
         title = f"report-{Path(name).stem.partition('-')[0]}"
+        run = scratch / title
+        _copy(made.int8_artifact, run / made.int8_artifact.name)
+        _copy(made.checkpoint, run / "checkpoint")
+        form = "text" if name.endswith(".jsonl") else "json"
+        read = _placed(run / name, lambda run=run: command("report", run))  # type: ignore[misc]
         found.append(Reader(title, form, Path(name).suffix, (content,), read, 0.05))
     bench = made.bench.read_bytes()
     pages = scratch / "pages"
@@ -328,17 +328,6 @@ def _run_readers(made: Materials, scratch: Path) -> list[Reader]:
         Reader("bench", "json", ".json", (bench,), lambda path: [machine_label(read_bench(path)), merge([path])]),
         Reader("bench-page", "json", ".json", (bench,), lambda path: command("report", path, "--out", pages), 0.05),
     ]
-
-
-def _restoring(file: Path, content: bytes, use: Callable[[], object]) -> Read:
-    def read(path: Path) -> object:
-        try:
-            shutil.copyfile(path, file)
-            return use()
-        finally:
-            file.write_bytes(content)
-
-    return read
 
 
 def _log_readers(made: Materials) -> list[Reader]:
