@@ -213,7 +213,7 @@ def predictions(made: Materials, artifact: Path) -> object:
 
 def golden(artifact: Path) -> object:
     """The golden arrays."""
-    from gft_edge.export.causes import read_golden
+    from gft_edge.export.golden import read_golden
     from gft_edge.manifest import load_artifact
 
     return _digests(read_golden(load_artifact(artifact)))

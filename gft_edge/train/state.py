@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -113,6 +114,10 @@ def restore_state(out: Path, recipe: Recipe, parts: Parts, device: torch.device)
     """
     file = out / STATE
     try:
+        with zipfile.ZipFile(file) as archive:  # torch.load does not compare checksums
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(damaged)
         state: dict[str, Any] = torch.load(file, map_location=device, weights_only=True)
         text = state["recipe"]
         progress = Progress(**state["progress"])

@@ -10,9 +10,9 @@ from gft_edge.benchmarks.torture.forks import Ended, run_verb
 from gft_edge.benchmarks.torture.kills import Killed
 
 
-@pytest.mark.parametrize("verb", ["train", "calibrate", "verify", "predict"])
+@pytest.mark.parametrize("verb", ["train", "calibrate", "predict"])
 def test_a_kill_leaves_old_or_new_and_one_can_go_on(made, tmp_path, verb):
-    results = kills.measure(made, tmp_path, seed=0, events=3, moments=1, verbs=[verb])
+    results = kills.measure(made, tmp_path, seed=0, events=2, moments=1, verbs=[verb])
     assert [result.how for result in results] == ["event", "moment"]
     for result in results:
         assert result.tried >= 1
