@@ -251,6 +251,8 @@ def measure(
     chosen = [job for job in jobs(made) if not verbs or job.verb in verbs]
     end = time.monotonic() + seconds
     for number, job in enumerate(chosen):
+        if results and time.monotonic() > end:
+            break
         until = time.monotonic() + (end - time.monotonic()) / (len(chosen) - number)
         stage = _Stage(job, root)
         rng = random.Random(f"{seed}/{job.verb}")
@@ -306,6 +308,8 @@ def interrupt(
     chosen = [job for job in jobs(made) if not verbs or job.verb in verbs]
     end = time.monotonic() + seconds
     for number, job in enumerate(chosen):
+        if results and time.monotonic() > end:
+            break
         until = time.monotonic() + (end - time.monotonic()) / (len(chosen) - number)
         stage = _Stage(job, root)
         for which in (signal.SIGINT, signal.SIGTERM):
