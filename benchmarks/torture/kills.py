@@ -247,7 +247,7 @@ def measure(
         seconds: for all verbs; each gets an equal part of what is left.
         verbs: only these.
     """
-    results = []
+    results: list[KillResult] = []
     chosen = [job for job in jobs(made) if not verbs or job.verb in verbs]
     end = time.monotonic() + seconds
     for number, job in enumerate(chosen):
@@ -304,7 +304,7 @@ def interrupt(
     made: Materials, root: Path, seed: int, count: int, seconds: float = float("inf"), verbs: Sequence[str] = ()
 ) -> list[SignalResult]:
     """Sends SIGINT and SIGTERM at random moments, ``count`` each to every verb."""
-    results = []
+    results: list[SignalResult] = []
     chosen = [job for job in jobs(made) if not verbs or job.verb in verbs]
     end = time.monotonic() + seconds
     for number, job in enumerate(chosen):
