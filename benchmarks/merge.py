@@ -81,7 +81,8 @@ def machine_label(data: Mapping[str, Any]) -> str:
     """What to call the machine of a bench file: board, GPU or processor."""
     machine = data["machine"]
     cpu = machine.get("cpu")
-    return str(machine.get("board") or machine.get("device") or (cpu or {}).get("model") or "unknown machine")
+    model = cpu.get("model") if isinstance(cpu, dict) else None
+    return str(machine.get("board") or machine.get("device") or model or "unknown machine")
 
 
 def merge(paths: Sequence[Path]) -> dict[str, Any]:

@@ -235,7 +235,10 @@ def _is_tie(
     """Whether two sets of one image differ only in patches whose scores equal the boundary's up to float noise."""
     with np.errstate(divide="ignore"):
         scores = TEMPERATURE * np.log(importance.astype(np.float64))
-    boundary = scores[np.isin(inputs, expected)].min()
+    kept = np.isin(inputs, expected)
+    if not kept.any():  # positions of a damaged record, of which none was among the stage's inputs
+        return False
+    boundary = scores[kept].min()
     differing = np.setxor1d(expected, found)
     known = np.isin(differing, inputs).all() and len(set(found.tolist())) == len(found) == len(expected)
     return bool(known and (np.abs(scores[np.isin(inputs, differing)] - boundary) < TIE).all())

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import logging
 import platform
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -340,15 +341,29 @@ def golden_arrays(
 ) -> dict[str, npt.NDArray[Any]]:
     """Images with the outputs of the FP32 model and, for a quantized checkpoint, the logits of the quantized one.
 
+    The same bytes on every number of threads.
+
     Raises:
         CheckFailed: logits that are NaN or infinite, which no artefact can be held against.
     """
-    arrays = {"images": images, **reference_outputs(without_quantizers(checkpoint.model), images, budget)}
-    require_finite(arrays["logits"], f"golden images at {budget.id}")
-    if checkpoint.info.quantization is not None:
-        arrays["logits_quantized"] = reference_outputs(checkpoint.model, images, budget)["logits"]
-        require_finite(arrays["logits_quantized"], f"golden images at {budget.id}, quantized")
+    with _one_thread():
+        arrays = {"images": images, **reference_outputs(without_quantizers(checkpoint.model), images, budget)}
+        require_finite(arrays["logits"], f"golden images at {budget.id}")
+        if checkpoint.info.quantization is not None:
+            arrays["logits_quantized"] = reference_outputs(checkpoint.model, images, budget)["logits"]
+            require_finite(arrays["logits_quantized"], f"golden images at {budget.id}, quantized")
     return arrays
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """Threads split sums into other parts, which rounds the last bits differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _member_name(name: str, budget: TokenBudget) -> str:

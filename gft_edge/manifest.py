@@ -12,7 +12,7 @@ from gft_edge.config import GFTConfig, load_dataclass
 from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
 from gft_edge.external_data import external_files
 from gft_edge.filekinds import describe_file
-from gft_edge.files import sha256
+from gft_edge.files import canonical_json, sha256
 from gft_edge.labels import require_names
 from gft_edge.locks import locked
 from gft_edge.preprocess import PreprocessSpec
@@ -224,9 +224,9 @@ class DeploymentManifest:
                 inputs=tuple(_tensor(t) for t in data["inputs"]),
                 outputs=tuple(_tensor(t) for t in data["outputs"]),
                 checkpoint_sha256=data["checkpoint_sha256"],
-                quantization=data["quantization"],
-                parity=data["parity"],
-                tools=data["tools"],
+                quantization=None if data["quantization"] is None else _object(data, "quantization"),
+                parity=_object(data, "parity"),
+                tools=_object(data, "tools"),
                 data=_text(data, "data"),
                 golden_images=_text(data, "golden_images"),
                 files={_safe_name(name): FileInfo(**info) for name, info in data["files"].items()},
@@ -260,6 +260,18 @@ def _tensors_json(tensors: tuple[TensorInfo, ...]) -> list[dict[str, Any]]:
 
 def _tensor(data: Mapping[str, Any]) -> TensorInfo:
     return TensorInfo(data["name"], data["dtype"], tuple(data["shape"]), data["meaning"])
+
+
+def _object(data: Mapping[str, Any], key: str) -> dict[str, Any]:
+    """An object of finite numbers, which can be written again."""
+    value = data[key]
+    if not isinstance(value, dict):
+        raise TypeError(f"{key} must be an object, found {type(value).__name__}")
+    try:
+        canonical_json(value)
+    except ValueError:
+        raise TypeError(f"{key} holds numbers that are not finite") from None
+    return value
 
 
 def _text(data: Mapping[str, Any], key: str) -> str:

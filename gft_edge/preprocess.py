@@ -57,7 +57,7 @@ class PreprocessSpec:
             for name in ("mean", "std"):
                 object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
             object.__setattr__(self, "crop_ratio", float(self.crop_ratio))
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise ConfigError("preprocessing: mean, std and crop_ratio must be numbers") from None
         if any(not isinstance(side, int) or isinstance(side, bool) or side < 1 for side in (self.height, self.width)):
             problems.append(f"size must be positive, found {self.height} x {self.width}")

@@ -17,9 +17,10 @@ from onnx import TensorProto, numpy_helper
 import gft_edge
 from gft_edge.budget import TokenBudget
 from gft_edge.calibration.modules import QuantLinear
+from gft_edge.checkpoint import load_checkpoint
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export import onnx as export_module
-from gft_edge.export.onnx import export_artifact, graph_outputs
+from gft_edge.export.onnx import export_artifact, golden_arrays, graph_outputs
 from gft_edge.manifest import GOLDEN, MODEL
 from gft_edge.train.metrics import sqnr_db
 
@@ -271,6 +272,18 @@ def test_outputs_describe_every_stage(tiny_config):
         ("kept_1", "int32", ("batch", 6)),
     ]
     assert all(o.meaning for o in outputs)
+
+
+def test_golden_outputs_do_not_depend_on_the_number_of_threads():
+    builtin = load_checkpoint("builtin")
+    side, budget = builtin.info.model.image_size, builtin.info.model.budget
+    images = np.random.default_rng(0).standard_normal((8, 3, side, side), dtype=np.float32)
+    found = {}
+    for threads in (1, 2, 4):
+        torch.set_num_threads(threads)
+        found[threads] = {name: array.tobytes() for name, array in golden_arrays(builtin, images, budget).items()}
+        assert torch.get_num_threads() == threads
+    assert found[1] == found[2] == found[4]
 
 
 def test_output_folder_that_is_not_empty_is_refused(checkpoints, clear_images, tmp_path):

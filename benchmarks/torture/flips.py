@@ -1,0 +1,309 @@
+"""Changes of single bits, bytes and lengths in every kind of file that is used: refused, without effect, or accepted?"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from gft_edge.benchmarks.torture.contained import DEFAULT, Kind, run_contained
+from gft_edge.benchmarks.torture.materials import Materials
+
+CHANGES = ("bit", "byte", "delete", "insert", "truncate", "append")
+WEIGHTS = (80, 4, 4, 4, 4, 4)
+"""Per cent of the changes."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """One kind of file.
+
+    Args:
+        kind: name in the table.
+        file: that is changed.
+        use: reads it as the toolkit does and returns what it gives, in a form that can be compared.
+        by_hand: whether people edit the file, so that another valid content is no fault.
+    """
+
+    kind: str
+    file: Path
+    use: Callable[[], object]
+    by_hand: bool = False
+
+
+@dataclass(frozen=True)
+class FlipResult:
+    """What came of the changes of one kind of file; ``examples`` are of those that must not happen."""
+
+    kind: str
+    tried: int
+    counts: dict[str, int]
+    examples: tuple[str, ...] = ()
+
+    @property
+    def failed(self) -> int:
+        """Changes that were accepted or ended in a traceback, hang or crash."""
+        return sum(n for kind, n in self.counts.items() if kind in ("accepted", "traceback", "hang", "crash", "memory"))
+
+
+@dataclass(frozen=True)
+class Change:
+    """A change of a file: ``size`` bytes at ``place`` become ``new``."""
+
+    name: str
+    place: int
+    size: int
+    new: bytes = field(default=b"")
+
+    def apply(self, data: bytes) -> bytes:
+        """The changed content."""
+        return data[: self.place] + self.new + data[self.place + self.size :]
+
+    def describe(self) -> str:
+        """In a few words."""
+        return f"{self.name} at {self.place}" + (f" to {self.new.hex()}" if self.new else "")
+
+
+def draw(data: bytes, rng: random.Random) -> Change:
+    """A random change of a file's content that leaves another content."""
+    name = rng.choices(CHANGES, WEIGHTS)[0]
+    place = rng.randrange(len(data))
+    if name == "bit":
+        return Change(name, place, 1, bytes([data[place] ^ 1 << rng.randrange(8)]))
+    if name == "byte":
+        return Change(name, place, 1, bytes([data[place] ^ rng.randrange(1, 256)]))
+    if name == "delete":
+        return Change(name, place, rng.randint(1, 8))
+    if name == "truncate":
+        return Change(name, place, len(data) - place)
+    return Change(name, place if name == "insert" else len(data), 0, rng.randbytes(rng.randint(1, 8)))
+
+
+def targets(made: Materials) -> list[Target]:
+    """Every kind of file in use, with the call that uses it."""
+    from gft_edge.benchmarks.merge import read_bench
+    from gft_edge.calibration.policy import read_policy
+    from gft_edge.calibration.ranges import read_ranges
+    from gft_edge.config import load_recipe
+
+    artifact, calibration = made.artifact, made.artifact / "calibration"
+    cache = calibration / "tensorrt-8.6.1-entropy2.cache"
+    found = [
+        Target("model.onnx", artifact / "model.onnx", lambda: predictions(made, artifact)),
+        Target("golden.npz", artifact / "golden.npz", lambda: golden(artifact)),
+        Target("manifest.json", artifact / "manifest.json", lambda: manifest(made, artifact)),
+        Target("manifest.json of a family", made.family / "manifest.json", lambda: manifest(made, made.family)),
+        Target(
+            "reports/verify.json", artifact / "reports/verify.json", lambda: registered(artifact, "reports/verify.json")
+        ),
+        Target("checkpoint: weights", made.checkpoint / "model.safetensors", lambda: checkpoint(made.checkpoint)),
+        Target("checkpoint: config.json", made.checkpoint / "config.json", lambda: checkpoint(made.checkpoint)),
+        Target("INT8 checkpoint: config.json", made.quantized / "config.json", lambda: checkpoint(made.quantized)),
+        Target("state.pt", made.trained / "state.pt", lambda: state(made)),
+        Target("ranges.json", made.ranges / "ranges.json", lambda: read_ranges(made.ranges / "ranges.json").to_json()),
+        Target("card.json", made.ranges / "card.json", lambda: card(made.ranges / "card.json")),
+        Target("TensorRT cache", cache, lambda: tensorrt_cache(artifact, cache)),
+        Target("record of the cache", Path(f"{cache}.json"), lambda: tensorrt_cache(artifact, cache)),
+        Target("bench file", made.bench, lambda: read_bench(made.bench)),
+        Target("policy", made.policy, lambda: read_policy(made.policy).to_json(), by_hand=True),
+        Target("recipe", made.recipe, lambda: load_recipe(made.recipe).to_json(), by_hand=True),
+    ]
+    if (made.family / "weights.bin").exists():
+        found.append(
+            Target("weights.bin of a family", made.family / "weights.bin", lambda: predictions(made, made.family))
+        )
+    if key := made.key():
+        engines = artifact / "engines"
+        found.append(Target("engine", engines / f"{key}.engine", lambda: engine(artifact, key)))
+        found.append(Target("record of the engine", engines / f"{key}.json", lambda: engine(artifact, key)))
+    return found
+
+
+def measure(made: Materials, count: int, seed: int, seconds: float = float("inf")) -> list[FlipResult]:
+    """Changes every kind of file ``count`` times.
+
+    Args:
+        made: what is changed, and restored after every change.
+        count: changes per kind.
+        seed: of the changes.
+        seconds: for all kinds together; each gets an equal part of what is left.
+    """
+    results = []
+    every = targets(made)
+    end = time.monotonic() + seconds
+    for number, target in enumerate(every):
+        until = time.monotonic() + (end - time.monotonic()) / (len(every) - number)
+        results.append(flip(target, count, seed, until))
+    return results
+
+
+def flip(target: Target, count: int, seed: int, until: float = float("inf")) -> FlipResult:
+    """Changes one file ``count`` times, each time from its intact content."""
+    intact = target.file.read_bytes()
+    changes = [draw(intact, random.Random(f"{seed}/{target.kind}/{number}")) for number in range(count)]
+    expected: list[str] = []
+
+    def attack(change: Change) -> Kind:
+        if not expected:
+            expected.append(text_of(target.use()))
+        try:
+            write_change(target.file, intact, change)
+            found = text_of(target.use())
+        finally:
+            restore(target.file, intact, change)
+        if found == expected[0]:
+            return "harmless"
+        return "edited" if target.by_hand else "accepted"
+
+    try:
+        outcomes = list(run_contained([lambda c=c: attack(c) for c in changes], DEFAULT, until))  # type: ignore[misc]
+    finally:
+        if target.file.read_bytes() != intact:  # the process was killed between change and restoration
+            target.file.write_bytes(intact)
+    counts: Counter[str] = Counter(outcome.kind for outcome in outcomes)
+    bad = [o for o in outcomes if o.kind not in ("refused", "harmless", "edited", "ok")]
+    examples = [f"{o.kind}: {changes[o.number].describe()} {o.detail}".strip() for o in bad]
+    return FlipResult(target.kind, len(outcomes), dict(counts), tuple(examples[:5]))
+
+
+def write_change(file: Path, intact: bytes, change: Change) -> None:
+    """Writes a changed file; of changes that keep the length only the bytes that differ."""
+    if len(change.new) == change.size:
+        with file.open("r+b") as opened:
+            opened.seek(change.place)
+            opened.write(change.new)
+    else:
+        file.write_bytes(change.apply(intact))
+
+
+def restore(file: Path, intact: bytes, change: Change) -> None:
+    """The inverse of :func:`write_change`."""
+    original = intact[change.place : change.place + change.size]
+    if len(change.new) == change.size:
+        write_change(file, intact, Change("restore", change.place, change.size, original))
+    else:
+        file.write_bytes(intact)
+
+
+def text_of(value: object) -> str:
+    """A result as text: equal texts are equal results."""
+    return json.dumps(value, sort_keys=True, default=repr)
+
+
+def predictions(made: Materials, artifact: Path) -> object:
+    """What an artefact says of pictures: every output, to the bit."""
+    from gft_edge.runtime.classifier import Classifier
+
+    classifier = Classifier.load(artifact, threads=1, huge_pages=False)
+    rng = np.random.default_rng(0)
+    images = list(rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8))
+    outputs = classifier.session(classifier.prepare(images))
+    said = classifier.decode(outputs)
+    return [_digests(outputs), [(one.label, one.probability) for one in said]]
+
+
+def golden(artifact: Path) -> object:
+    """The golden arrays."""
+    from gft_edge.export.golden import read_golden
+    from gft_edge.manifest import load_artifact
+
+    return _digests(read_golden(load_artifact(artifact)))
+
+
+def manifest(made: Materials, artifact: Path) -> object:
+    """All that a manifest says, and what the artefact then says of pictures."""
+    from gft_edge.manifest import load_artifact
+
+    loaded = load_artifact(artifact)
+    for name in loaded.manifest.files:
+        loaded.file(name)
+    return [loaded.manifest.to_json(), predictions(made, artifact)]
+
+
+def registered(artifact: Path, name: str) -> object:
+    """A file of the artefact."""
+    from gft_edge.manifest import load_artifact
+
+    return hashlib.sha256(load_artifact(artifact).file(name).read_bytes()).hexdigest()
+
+
+def engine(artifact: Path, key: str) -> object:
+    """The engine and its record after every check that comes before it is deserialised."""
+    from gft_edge.export.engines import EngineHost, check_engine
+    from gft_edge.manifest import load_artifact
+
+    version = key.removeprefix("rtx").partition("_")[0]
+    path, record = check_engine(load_artifact(artifact), key, EngineHost("tensorrt_rtx", version, "8.6"))
+    return [hashlib.sha256(path.read_bytes()).hexdigest(), record]
+
+
+def checkpoint(folder: Path) -> object:
+    """Weights and everything else of a checkpoint."""
+    from gft_edge.checkpoint import load_checkpoint
+
+    loaded = load_checkpoint(folder)
+    return [loaded.info.to_json(), loaded.sha256, _tensors(loaded.model.state_dict())]
+
+
+def state(made: Materials) -> object:
+    """Everything that a training goes on from."""
+    from gft_edge.config import load_recipe
+    from gft_edge.model.build import build_model
+    from gft_edge.train.optim import make_optimizer
+    from gft_edge.train.state import Parts, restore_state
+
+    recipe = load_recipe(made.recipe)
+    config = recipe.model.resolve(4)
+    model = build_model(config)
+    parts = Parts(
+        model,
+        make_optimizer(model, config, recipe.train),
+        torch.amp.GradScaler("cpu", enabled=False),
+        None,
+    )
+    progress = restore_state(made.trained, recipe, parts, torch.device("cpu"))
+    return [vars(progress), _tensors(model.state_dict()), _tensors(parts.optimizer.state_dict())]
+
+
+def card(file: Path) -> object:
+    """A calibration card."""
+    from gft_edge.calibration.images import CalibrationSet
+    from gft_edge.files import read_json
+
+    return CalibrationSet.from_json(read_json(file, "calibration card"), str(file)).to_json()
+
+
+def tensorrt_cache(artifact: Path, cache: Path) -> object:
+    """Scales of a cache that must be of this artefact's graph, and what its record says."""
+    from gft_edge.calibration.cache import read_cache, sidecar
+    from gft_edge.files import read_json
+    from gft_edge.manifest import MODEL, load_artifact
+
+    graph = load_artifact(artifact).manifest.files[MODEL].sha256
+    return [dict(read_cache(cache, graph_sha256=graph).scales), read_json(sidecar(cache), "record")]
+
+
+def _digests(arrays: Any) -> dict[str, str]:
+    return {
+        name: f"{value.dtype} {value.shape} {hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()}"
+        for name, value in arrays.items()
+    }
+
+
+def _tensors(state: Any) -> Any:
+    if isinstance(state, torch.Tensor):
+        return hashlib.sha256(state.contiguous().numpy().tobytes()).hexdigest() + str(tuple(state.shape))
+    if isinstance(state, dict):
+        return {str(key): _tensors(value) for key, value in state.items()}
+    if isinstance(state, (list, tuple)):
+        return [_tensors(value) for value in state]
+    return repr(state)

@@ -1,0 +1,186 @@
+"""Runs verbs in processes forked from one that has everything imported: a start takes milliseconds, not seconds."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import select
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+HEAVY = (
+    "torch._dynamo",
+    "torch.export",
+    "torch.onnx",
+    "torchvision",
+    "timm",
+    "onnx.shape_inference",
+    "onnxscript",
+    "onnxslim",
+    "onnxruntime",
+    "matplotlib.figure",
+    "matplotlib.backends.backend_svg",
+    "jinja2",
+    "tensorrt_rtx",
+    "gft_edge.cli.main",
+    "gft_edge.export.onnx",
+    "gft_edge.export.verify",
+    "gft_edge.train.loop",
+)
+"""What verbs import."""
+WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
+EVENTS = ("os.", "shutil.", "tempfile.")
+READING = ("os.listdir", "os.scandir", "os.walk", "os.fwalk", "os.getxattr", "os.listxattr", "os.chdir")
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How a verb ended.
+
+    Attributes:
+        code: exit code; negative is the number of the signal that killed it.
+        said: what it printed on both streams.
+        seconds: from its start, or from the signal where one was sent.
+        events: file events below the folder that was watched.
+        signalled: whether the signal came before it ended.
+    """
+
+    code: int
+    said: str
+    seconds: float
+    events: int = 0
+    signalled: bool = False
+
+
+def warm_up() -> None:
+    """Imports what verbs need, so that forked processes have it."""
+    for name in HEAVY:
+        with contextlib.suppress(ImportError, OSError):
+            importlib.import_module(name)
+
+
+def run_verb(
+    argv: Sequence[object],
+    folder: Path,
+    kill_at: int = 0,
+    send: tuple[signal.Signals, float] | None = None,
+    limit: float = 120.0,
+) -> Ended:
+    """Runs a verb in a forked process of its own group.
+
+    Args:
+        argv: of the verb.
+        folder: working folder; events of files below it are counted.
+        kill_at: number of the event before which the process kills itself; 0 for none.
+        send: a signal, and after how many seconds it comes. SIGINT goes to the group, as a terminal sends it.
+        limit: seconds after which the group is killed; the code is then that of SIGKILL.
+    """
+    reader, writer = os.pipe()
+    words = [str(word) for word in argv]
+    child = os.fork()
+    if child == 0:
+        os.close(reader)
+        _be_verb(words, folder, kill_at, writer)
+    os.close(writer)
+    with contextlib.suppress(OSError):
+        os.setpgid(child, child)
+    began, signalled = time.monotonic(), False
+    deadline, said = began + limit, b""
+    moment = None if send is None else began + send[1]
+    status = None
+    while status is None:
+        wait = 0.02 if moment is None else max(0.0, min(0.02, moment - time.monotonic()))
+        if select.select([reader], [], [], wait)[0]:
+            said += os.read(reader, 1 << 16)
+        now = time.monotonic()
+        if moment is not None and send is not None and now >= moment:
+            moment, began, signalled = None, now, True
+            with contextlib.suppress(ProcessLookupError):
+                (os.killpg if send[0] == signal.SIGINT else os.kill)(child, send[0])
+        if now > deadline:
+            _end(child)
+        done, code = os.waitpid(child, os.WNOHANG)
+        status = code if done else None
+    seconds = time.monotonic() - began
+    _end(child)  # what it started itself
+    while select.select([reader], [], [], 0)[0] and (chunk := os.read(reader, 1 << 16)):
+        said += chunk
+    os.close(reader)
+    text = said.decode("utf-8", "replace")
+    text, _, count = text.rpartition(_COUNT) if _COUNT in text else (text, "", "0")
+    ended = os.waitstatus_to_exitcode(status)
+    return Ended(ended, text, seconds, int(count.split()[0]), signalled)
+
+
+_COUNT = "\n#events "
+
+
+def _end(group: int) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, signal.SIGKILL)
+
+
+def _be_verb(words: Sequence[str], folder: Path, kill_at: int, writer: int) -> None:
+    """The child: never returns."""
+    code = 1
+    try:
+        os.setpgid(0, 0)
+        nowhere = os.open(os.devnull, os.O_RDONLY)
+        for number, stream in ((0, nowhere), (1, writer), (2, writer)):
+            os.dup2(stream, number)
+        sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+        sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        os.chdir(folder)
+        seen = _count_events(folder, kill_at)
+        from gft_edge.cli.main import main
+
+        try:
+            code = main(words)
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 1
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os.write(writer, f"{_COUNT}{seen[0]}\n".encode())
+    finally:
+        os._exit(code)
+
+
+def _count_events(folder: Path, kill_at: int) -> list[int]:
+    """Counts events that change files below a folder from now on; kills this process before one of them."""
+    root, seen = str(folder), [0]
+
+    def hook(event: str, arguments: tuple[object, ...]) -> None:
+        if event == "open":
+            mode, flags = (*arguments, None, None)[1:3]
+            if not (isinstance(mode, str) and set(mode) & set("wax+")) and not (
+                isinstance(flags, int) and flags & WRITES
+            ):
+                return
+        elif not event.startswith(EVENTS) or event in READING:
+            return
+        if not any(_is_below(one, root, folder) for one in arguments[:2]):
+            return
+        seen[0] += 1
+        if seen[0] == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.addaudithook(hook)
+    return seen
+
+
+def _is_below(value: object, root: str, folder: Path) -> bool:
+    if isinstance(value, (str, bytes, os.PathLike)):
+        text = os.fsdecode(value)
+        return text.startswith(root) or (bool(text) and not text.startswith("/"))
+    return False
