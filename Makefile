@@ -46,12 +46,12 @@ bench: .venv/installed ## peers side by side and the speed targets, into benchma
 	.venv/bin/python -m gft_edge.benchmarks.training runs/bench/training.json
 	.venv/bin/python -m gft_edge.benchmarks.calibration runs/bench/calibration.json
 
-# For people who have one: everything marked gpu or jetson.
 # Damage, kills, hostile input and long use, measured into docs/promises.md; TORTURE_FLAGS="--seconds 600" for a shorter run.
 torture: .venv/installed ## what damaged files, kills and hostile input lead to, measured into docs/promises.md
 	mkdir -p runs/torture
 	OMP_NUM_THREADS=1 .venv/bin/python -m gft_edge.benchmarks.torture runs/torture/torture.json docs/promises.md $(TORTURE_FLAGS)
 
+# For people who have one: everything marked gpu or jetson.
 gpu-check: .venv/installed ## the tests marked for a GPU or a Jetson board
 	.venv/bin/python -m pytest -m "gpu or jetson"
 
