@@ -131,7 +131,7 @@ def _open_data(recipe: Recipe, group: Workers) -> _Data:
     unreadable: set[str] = set()
     # One readable image is enough to know, now rather than after the training.
     if next(evaluation_batches(held_out, spec, 1, unreadable.add), None) is None:
-        raise DataError(f"data {name}: none of its validation images can be read ({next(iter(unreadable))})")
+        raise DataError(f"data {name}: none of its validation images can be read ({min(unreadable)})")
     share = Subset(held_out, tuple(range(group.rank, len(held_out), group.count)))
     notes = tuple(dict.fromkeys((*images.notes, *held_out.notes)))
     return _Data(images, spec, config, share, notes, unreadable)
@@ -171,7 +171,7 @@ def train(
     settings = recipe.train
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    with workers() as group, _only_writer(out, group):
+    with workers() as group, _only_writer(out, group) as new:
         data = _open_data(recipe, group)
         config = data.config
         for note in data.notes if group.is_first else ():
@@ -196,7 +196,7 @@ def train(
             torch.amp.GradScaler(group.device.type, enabled=settings.precision == "fp16"),
             ModelEmaV3(model, decay=settings.ema) if settings.ema else None,
         )
-        progress = _start(out, recipe, parts, group, resume, report)
+        progress = _start(out, recipe, parts, group, new, report) if resume else Progress()
         if settings.step_in_backward:
             if group.count > 1:
                 raise ConfigError(
@@ -236,17 +236,21 @@ def train(
 
 
 @contextlib.contextmanager
-def _only_writer(out: Path, group: Workers) -> Iterator[None]:
-    """Makes the folder and holds its lock in the first process; a folder that was made here and stays empty is removed."""
-    if not group.is_first:
-        yield
-        return
+def _only_writer(out: Path, group: Workers) -> Iterator[bool]:
+    """Makes the folder, if it is new, and holds its lock in the first process; yields whether it is new.
+
+    A folder that was made here and stays empty is removed.
+    """
     new = not out.exists()
+    barrier()  # nobody makes it before everybody has looked
+    if not group.is_first:
+        yield new
+        return
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     try:
         with locked(out, wait=0):
-            yield
+            yield new
     finally:
         if new:
             with contextlib.suppress(OSError):  # not empty: the training has begun
@@ -254,12 +258,10 @@ def _only_writer(out: Path, group: Workers) -> Iterator[None]:
 
 
 def _start(
-    out: Path, recipe: Recipe, parts: Parts, group: Workers, resume: bool, report: Callable[[str], None]
+    out: Path, recipe: Recipe, parts: Parts, group: Workers, new: bool, report: Callable[[str], None]
 ) -> Progress:
     """Where to begin: behind the saved state, or at the first step where an earlier training was killed before its first one."""
-    if not resume:
-        return Progress()
-    begun = not (out / STATE).exists() and started_without_state(out)
+    begun = not new and not (out / STATE).exists() and started_without_state(out)
     barrier()  # nobody writes before everybody has looked
     if begun:
         if group.is_first:
