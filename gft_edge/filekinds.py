@@ -90,7 +90,7 @@ def describe_file(path: Path) -> str:
 
 
 def require_graph(path: Path) -> None:
-    """Refuses a file that is clearly no ONNX graph; what is not known is left to the parser.
+    """Refuses a file that is clearly no binary ONNX graph; what is not known is left to the parser.
 
     Raises:
         ArtifactError: no such file, or of another kind.
@@ -101,7 +101,7 @@ def require_graph(path: Path) -> None:
         raise ArtifactError(f"graph {path}: no such file") from None
     except OSError as error:
         raise ArtifactError(f"graph {path}: cannot be read ({error.strerror or error})") from None
-    if kind not in ("an ONNX graph", "a text file", "a JSON file", "a file of an unknown kind"):
+    if kind not in ("an ONNX graph", "a file of an unknown kind"):
         raise ArtifactError(f"graph {path}: cannot be read as ONNX: it is {kind}")
 
 
