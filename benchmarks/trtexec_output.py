@@ -186,6 +186,11 @@ def _parse_run(lines: Sequence[str], where: str) -> TrtexecLog:
         raise ArtifactError(
             f"{where}: is in the layout of trtexec before TensorRT 8.2 (such as 7.2), which is not read; time it with a newer one"
         )
+    if verdict == "PASSED" and not metrics:
+        raise ArtifactError(
+            f"{where}: the run ended well and timed nothing ({command}); run it with --loadEngine and without --skipInference "
+            "or --buildOnly"
+        )
     if summaries > 1:
         raise ArtifactError(f"{where}: has {summaries} performance summaries under one command; log each run alone")
     _require_summary(metrics, numbers, where)

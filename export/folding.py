@@ -101,10 +101,11 @@ def fold(
     unknown: dict[object, int] = {}
     for node in nodes:
         if node.domain not in STANDARD or not all(name in values or not name for name in node.input):
-            if node.op_type == "Shape" and node.domain in STANDARD:
+            if node.op_type in ("Shape", "Size") and node.domain in STANDARD:
                 result = _shape(node, shape(node.input[0]), unknown)
                 if result is not None:
-                    values[node.output[0]] = result
+                    sizes = tuple(np.array(np.prod(sizes)) for sizes in result)
+                    values[node.output[0]] = result if node.op_type == "Shape" else sizes
             continue
         if node.op_type not in FOLDED or not node.input or _is_large(node, values):
             continue

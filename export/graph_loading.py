@@ -12,19 +12,13 @@ from google.protobuf.message import DecodeError
 
 from gft_edge.errors import ArtifactError
 from gft_edge.export.graph_structure import tensor_bytes
+from gft_edge.filekinds import require_graph
 
 MAX_PROTOBUF = (1 << 31) - 1
 """Bytes; protobuf cannot hold more."""
 
 SMALL_BYTES, SMALL_BYTES_TOGETHER = 1 << 18, 1 << 28
 """External tensors up to the first size are read (scales, zero points, shapes, k), up to the second altogether."""
-
-_NO_MODELS = (
-    (b"PK\x03\x04", "is a zip archive; unpack it, or give the .onnx file inside"),
-    (b"version https://git-lfs", "is a Git LFS pointer; fetch the file itself with git lfs pull"),
-    (b"<!DOCTYPE", "is a web page; download the file itself"),
-    (b"<html", "is a web page; download the file itself"),
-)
 
 
 @dataclass(frozen=True)
@@ -73,28 +67,22 @@ def read_graph(path: Path) -> LoadedGraph:
 
 def _parse(path: Path) -> onnx.ModelProto:
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise ArtifactError(f"graph {path}: is no file")
-        if status.st_size > MAX_PROTOBUF:
+        size = path.stat().st_size if path.exists() else 0
+        if size > MAX_PROTOBUF:
             raise ArtifactError(
-                f"graph {path}: has {status.st_size / 1e9:.1f} GB, and a protobuf holds 2 GB at most, so this is no ONNX "
-                "graph or a damaged one; export it with external data"
+                f"graph {path}: has {size / 1e9:.1f} GB, and a protobuf holds 2 GB at most, so this is no ONNX graph or a "
+                "damaged one; export it with external data"
             )
+        require_graph(path)
         data = path.read_bytes()
-    except FileNotFoundError:
-        raise ArtifactError(f"graph {path}: is missing") from None
     except (OSError, ValueError) as error:
         raise ArtifactError(f"graph {path}: cannot be read ({getattr(error, 'strerror', None) or error})") from None
-    if not data:
-        raise ArtifactError(f"graph {path}: is empty")
-    for start, problem in _NO_MODELS:
-        if data[:64].lstrip().lower().startswith(start.lower()):
-            raise ArtifactError(f"graph {path}: {problem}")
     try:
         return onnx.ModelProto.FromString(data)
-    except (DecodeError, ValueError, RecursionError, MemoryError) as error:
-        raise ArtifactError(f"graph {path}: cannot be read as ONNX ({' '.join(str(error).split())})") from None
+    except (DecodeError, ValueError, RecursionError, MemoryError):
+        raise ArtifactError(
+            f"graph {path}: cannot be read as ONNX: it is damaged, cut off or no binary ONNX file"
+        ) from None
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:

@@ -100,7 +100,7 @@ def require_text(model: onnx.ModelProto) -> None:
 
 
 def require_structure(model: onnx.ModelProto) -> None:
-    """Refuses what is no graph: no operator set, nodes without outputs or with too few inputs, tensors cut short, cycles.
+    """Refuses what is no graph: no operator set, nodes without outputs or inputs, tensors cut short or made by nothing, cycles.
 
     Raises:
         ArtifactError: with the first problem and the node or tensor.
@@ -110,22 +110,34 @@ def require_structure(model: onnx.ModelProto) -> None:
         raise ArtifactError("the graph names no operator set (opset_import), so its operators have no meaning")
     if opset is not None and not 1 <= opset <= MAX_OPSET:
         raise ArtifactError(f"the graph names operator set {opset}, which there is not")
-    pending = [model.graph]
+    pending: list[tuple[onnx.GraphProto, frozenset[str]]] = [(model.graph, frozenset([""]))]
     while pending:
-        graph = pending.pop()
+        graph, around = pending.pop()
+        known = around | _given(graph)
         for tensor in graph.initializer:
             _require_tensor(tensor, f"initialiser {tensor.name}")
         for sparse in graph.sparse_initializer:
             _require_tensor(sparse.values, f"sparse initialiser {sparse.values.name}")
         for node in graph.node:
-            problem = node_problem(node, opset)
+            lost = next((name for name in node.input if name not in known), None)
+            problem = node_problem(node, opset) or (lost is not None and f"reads {lost}, which nothing makes")
             if problem:
                 raise ArtifactError(f"the graph is not valid ONNX: {node_label(node)} {problem}")
             for attribute in node.attribute:
                 if attribute.type == AttributeProto.TENSOR:
                     _require_tensor(attribute.t, f"{node_label(node)}, attribute {attribute.name}")
-                pending += attribute_bodies(attribute)
+                pending += [(body, known) for body in attribute_bodies(attribute)]
+        for value in graph.output:
+            if value.name not in known:
+                raise ArtifactError(f"the graph is not valid ONNX: output {value.name} is made by nothing")
         sort_nodes(graph)
+
+
+def _given(graph: onnx.GraphProto) -> frozenset[str]:
+    """Names of the tensors in a graph, those of graphs around it left out."""
+    names = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
+    names |= {sparse.values.name for sparse in graph.sparse_initializer}
+    return frozenset(names.union(*(node.output for node in graph.node)))
 
 
 def standard_opset(model: onnx.ModelProto) -> int | None:

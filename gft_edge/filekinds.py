@@ -32,6 +32,8 @@ def kind_of(path: Path) -> str:
     Raises:
         OSError: it cannot be read.
     """
+    if not path.is_dir() and path.exists() and not path.is_file():
+        return "a pipe or device, save what comes from it to a file first"  # opening it could wait for ever
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if not head:
@@ -46,8 +48,12 @@ def kind_of(path: Path) -> str:
     if head[257:262] == b"ustar":
         return "a tar archive; unpack it first"
     text = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
-    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<?xml", b"<!--")):
+    if text.startswith((b"<!doctype html", b"<html", b"<head", b"<!--")) or (
+        text.startswith(b"<?xml") and b"<html" in text
+    ):
         return "a web page (HTML), so the download did not give the file itself"
+    if text.startswith(b"<?xml"):
+        return "an XML file"
     if head.startswith(b"PK"):
         return _kind_of_zip(path)
     if _is_safetensors(path, head):
@@ -84,7 +90,7 @@ def describe_file(path: Path) -> str:
 
 
 def require_graph(path: Path) -> None:
-    """Refuses a file that is clearly no ONNX graph; what is not known is left to ONNX, which reads text forms too.
+    """Refuses a file that is clearly no binary ONNX graph; what is not known is left to the parser.
 
     Raises:
         ArtifactError: no such file, or of another kind.
@@ -95,7 +101,7 @@ def require_graph(path: Path) -> None:
         raise ArtifactError(f"graph {path}: no such file") from None
     except OSError as error:
         raise ArtifactError(f"graph {path}: cannot be read ({error.strerror or error})") from None
-    if kind not in ("an ONNX graph", "a text file", "a JSON file", "a file of an unknown kind"):
+    if kind not in ("an ONNX graph", "a file of an unknown kind"):
         raise ArtifactError(f"graph {path}: cannot be read as ONNX: it is {kind}")
 
 

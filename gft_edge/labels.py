@@ -15,6 +15,8 @@ from gft_edge.files import decode_text, parse_json
 BACKGROUND = ("background", "__background__", "_background_", "???", "unlabeled", "unlabelled", "void", "none", "n/a")
 """First lines of lists made for detectors and segmentation, which count what is no class."""
 _DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
+_BLANKS = " \t\r\ufeff\u00a0\u3000\u200b\u2060"
+"""Also those that show nothing: byte order marks, and spaces that do not break or have no width."""
 _JSON_KEYS = ("id2label", "labels", "label_names", "classes", "names", "class_to_idx", "label2id")
 
 Place = tuple[str, str]
@@ -47,11 +49,13 @@ def read_labels(path: Path, count: int | None = None) -> tuple[str, ...]:
             places = _from_lines(decode_text(data))
     except OSError as error:
         raise ConfigError(f"{where}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{where}: cannot be read: it is no UTF-8 text, save it as UTF-8") from None
     except (ValueError, csv.Error) as error:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError(f"{where}: cannot be read ({error})") from None
-    places = [(name.strip(" \t\r\ufeff\u00a0\u3000"), place) for name, place in places]
+    places = [(name.strip(_BLANKS), place) for name, place in places]
     while places and not places[-1][0]:
         places.pop()
     if problem := _problem(places):

@@ -10,7 +10,8 @@ import torch
 
 from gft_edge.checkpoint import load_checkpoint, resolve_checkpoint
 from gft_edge.cli.common import is_artifact
-from gft_edge.errors import ArtifactError
+from gft_edge.config import load_recipe
+from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.filekinds import describe_file, kind_of, require_graph
 from gft_edge.manifest import load_artifact
 from gft_edge.seals import write_sealed
@@ -108,6 +109,7 @@ def test_a_configuration_far_larger_than_its_weights_is_refused_before_it_is_bui
         (b"", "it is an empty file"),
         (b"<html>", "it is a web page"),
         (b"\x89PNG", "it is a PNG image"),
+        (b"<?xml version='1.0'?><net/>", "it is an XML file"),
     ],
 )
 def test_what_is_no_graph_is_named(tmp_path, content, says):
@@ -121,3 +123,19 @@ def test_what_is_no_graph_is_named(tmp_path, content, says):
 
 def test_a_file_that_cannot_be_read_is_said(tmp_path):
     assert "cannot be read" in describe_file(tmp_path / "none")
+
+
+@pytest.mark.parametrize(("content", "says"), [("hello", "it is a text file"), ('{"a": 1}', "it is a JSON file")])
+def test_a_graph_in_words_is_no_binary_one(tmp_path, content, says):
+    (tmp_path / "m.txt").write_text(content)
+    with pytest.raises(ArtifactError, match=says):
+        require_graph(tmp_path / "m.txt")
+
+
+def test_a_recipe_that_is_another_file_is_named(tmp_path):
+    (tmp_path / "r.toml").write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
+    with pytest.raises(ConfigError, match="expected TOML or JSON, it is a Git LFS pointer"):
+        load_recipe(tmp_path / "r.toml")
+    (tmp_path / "m.onnx").write_bytes(b"\x08\x08::")
+    with pytest.raises(ConfigError, match="expected TOML or JSON, it is an ONNX graph"):
+        load_recipe(tmp_path / "m.onnx")

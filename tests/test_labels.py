@@ -47,6 +47,7 @@ TEXT = "ant\nbee\ncat\ndog"
         ("a.txt", TEXT.encode("utf-16-le")),
         ("a.txt", TEXT.replace("\n", "\r\n").encode() + b"\r\n\r\n  \r\n"),
         ("a.txt", TEXT.replace("\n", "\r").encode()),
+        ("a.txt", "ant\n\u200bbee\ncat\u2060\ndog".encode()),
         ("a.names", b"\xc2\xa0ant \nbee\t\n\xef\xbb\xbfcat\ndog\n\n"),
         ("a.csv", b"index,name\n0,ant\n1,bee\n2,cat\n3,dog\n"),
         ("a.csv", b"1,ant\n2,bee\n3,cat\n4,dog\n"),

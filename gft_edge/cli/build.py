@@ -212,7 +212,8 @@ def _show(plan: BuildPlan, report: LintReport) -> str:
         ("progress", "shown" if plan.progress else "this generation cannot tell"),
     ]
     lines = [table(("what", "how"), rows), ""]
-    lines += [f"note: {note}" for note in plan.notes]
+    found = {finding.message for finding in report.findings}  # what lint says too is said once, with its rule
+    lines += [f"note: {note}" for note in plan.notes if note not in found]
     lines += [f"{f.severity}: {f.rule} {f.node}: {f.message}" for f in report.findings]
     lines.append(plan.command() or "no trtexec command does the same")
     return "\n".join(lines)

@@ -20,13 +20,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result, table
-    from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
+    from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK, ArtifactError
     from gft_edge.export import native
     from gft_edge.export.generations import platform
     from gft_edge.export.graph_loading import read_graph
     from gft_edge.export.lint import lint, ordered
     from gft_edge.export.lint_rules import PARSER, RULES
-    from gft_edge.filekinds import require_graph
     from gft_edge.manifest import MODEL, load_artifact
 
     target = platform(args.target, args.tensorrt)
@@ -34,10 +33,11 @@ def run(args: argparse.Namespace) -> int:
     path = args.graph
     if path.is_dir():
         path = load_artifact(path).file(MODEL)
-    else:
-        require_graph(path)
     loaded = read_graph(path)
-    report = lint(loaded.model, target)
+    try:
+        report = lint(loaded.model, target)
+    except ArtifactError as error:
+        raise ArtifactError(f"graph {path}: {error}") from None
     report = replace(report, notes=(*report.notes, *loaded.notes))
     if args.parser:
         from gft_edge.export.parser_check import ask_parser

@@ -6,6 +6,7 @@ import _codecs
 import argparse
 import datetime
 import pickletools
+import types
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -119,7 +120,7 @@ def _harmless() -> list[Any]:
     """What training programs keep beside weights and reading which runs nothing: numbers of NumPy, arguments, dates, paths."""
     scalar = np.float64(0).__reduce__()[0]
     rebuild = np.zeros(0).__reduce__()[0]
-    found: list[Any] = [argparse.Namespace, np.dtype, np.ndarray, _codecs.encode]
+    found: list[Any] = [argparse.Namespace, types.SimpleNamespace, np.dtype, np.ndarray, _codecs.encode]
     found += [type(np.dtype(kind)) for kind in "?bBhHiIlLqQefdFDSU"]
     found += [datetime.date, datetime.datetime, datetime.timedelta]
     for name in ("pathlib", "pathlib._local"):  # before and from Python 3.13

@@ -15,6 +15,7 @@ from typing import Any
 from gft_edge.benchmarks.merge import SCHEMA as BENCH_SCHEMA
 from gft_edge.config import GFTConfig, load_dataclass
 from gft_edge.errors import ArtifactError, GFTEdgeError
+from gft_edge.filekinds import describe_file
 from gft_edge.manifest import MANIFEST, MODEL, Artifact, load_artifact
 from gft_edge.report import forms
 from gft_edge.report.checks import TEXT, checked, printable, read_object
@@ -102,6 +103,10 @@ def find(folder: Path) -> RunFiles:
     Raises:
         ArtifactError: no such folder.
     """
+    if folder.is_file():
+        raise ArtifactError(
+            f"run {folder}: is {describe_file(folder)}; give the folder that holds the results of a run"
+        )
     if not folder.is_dir():
         raise ArtifactError(f"run {folder}: no such folder; give the folder that holds the results of a run")
     found = RunFiles(folder)

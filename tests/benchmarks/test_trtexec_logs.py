@@ -359,3 +359,9 @@ def test_a_log_of_another_gpu_has_no_bound(artifacts):
     assert "roofline" not in found
     assert any("Tesla T4" in warning and "L4" in warning for warning in found["warnings"])
     assert "roofline" in row(DATA / "shapes8.log", artifact=artifacts["dynamic"], target=device("t4"))
+
+
+def test_a_run_that_only_built_is_no_cut_off_one():
+    command = "TensorRT.trtexec [TensorRT v100300] # trtexec --onnx=m.onnx --saveEngine=e --skipInference"
+    with pytest.raises(ArtifactError, match=r"timed nothing \(trtexec --onnx=m.onnx .*without --skipInference"):
+        parse_runs(f"&&&& RUNNING {command}\n[I] Engine built in 3 sec.\n&&&& PASSED {command}\n", "log")

@@ -54,6 +54,7 @@ def copied(made, tmp_path):
 
 ON_ARTEFACTS = {
     "missing": (["verify", "{tmp}/nothing"], "no such folder"),
+    "a graph as a run": (["report", "{fp32}/model.onnx"], "is a file of an artefact; give its folder"),
     "a checkpoint": (["bench", "{ckpt}"], "is a checkpoint; make an artefact of it with gft-edge export"),
     "a file": (["predict", "{fp32}/model.onnx", "{image}"], "is a file of an artefact; give its folder"),
     "missing image": (["predict", "{fp32}", "{tmp}/none.png"], "none.png: no such file"),

@@ -85,7 +85,8 @@ def test_a_native_hang_is_ended(monkeypatch):
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (b"", "is empty"),
+        (b"", "an empty file"),
+        (b"<?xml version='1.0'?><net/>", "an XML file"),
         (b"PK\x03\x04rest", "zip archive"),
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         (b"<!doctype html><html>", "web page"),
@@ -106,7 +107,7 @@ def test_folder_pipe_archive_and_more_than_a_protobuf_holds(tmp_path):
         archive.writestr("m.onnx", b"")
     with (tmp_path / "large.onnx").open("wb") as file:
         file.truncate(2_300_000_000)
-    for name, words in ((".", "no file"), ("pipe.onnx", "no file"), ("zip.onnx", "zip"), ("large.onnx", "2.3 GB")):
+    for name, words in ((".", "directory"), ("pipe.onnx", "a pipe"), ("zip.onnx", "zip"), ("large.onnx", "2.3 GB")):
         with pytest.raises(ArtifactError, match=words):
             judge(tmp_path / name)
 
@@ -139,6 +140,32 @@ def test_three_gigabytes_of_weights_are_judged_in_seconds_and_little_memory(tmp_
     assert rules(report) == {"GE006", "GE008"}  # the scale was read from its place: it is negative
     assert time.monotonic() - start < 20
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000
+
+
+def test_a_vector_of_millions_costs_shape_inference_nothing(tmp_path):
+    onnx.save(external(graph("y = Mul(x, w)"), "weights.bin", [800_000_000]), tmp_path / "m.onnx")
+    with (tmp_path / "weights.bin").open("wb") as file:
+        file.truncate(3_200_000_000)
+    start = time.monotonic()
+    assert lint(read_graph(tmp_path / "m.onnx").model).findings == ()
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("y = Add(x, gone)", "Add y reads gone, which nothing makes"),
+        ("z = Relu(x)", "output y is made by nothing"),
+        (
+            "y = If(c) <then_branch = yes () => (float[B,8,32] a) { a = Add(x, gone) }, "
+            "else_branch = no () => (float[B,8,32] b) { b = Relu(x) }>",
+            "Add a reads gone",
+        ),
+    ],
+)
+def test_names_that_nobody_gives(text, words):
+    with pytest.raises(ArtifactError, match=words):
+        lint(graph(text, "float[B,8,32] x, bool c"))
 
 
 @pytest.mark.parametrize("layout", ["beside", "parent", "absolute", "link", "hub"])

@@ -25,6 +25,10 @@ KEEP = {
     ),
     "slice and concat": ("n = Slice(s, one, two) m = Mul(n, seven) t = Div(m, ten) k = Concat<axis: int = 0>(t)", 137),
     "minimum with a number": ("n = Gather(s, one) k = Min(n, ten)", 10),
+    "number of elements": (
+        "e = ReduceMean<keepdims: int = 0>(h, two) z = Size(e) m = Div(z, thrice) k = Reshape(m, one)",
+        197,
+    ),
     "batch that falls out": (
         "b = Gather(s, nought) z = Mul(b, nought) n = Gather(s, one) t = Add(n, z) m = Mul(t, seven) k = Div(m, ten)",
         137,
@@ -38,6 +42,8 @@ VALUES = {
     "seven": np.array([7], np.int64),
     "ten": np.array([10], np.int64),
     "share": np.float32(0.7),
+    "h": np.zeros((1, 197, 3), np.float32),
+    "thrice": np.int64(1),
 }
 
 

@@ -6,6 +6,7 @@ import argparse
 import collections
 import datetime
 import functools
+import types
 import zipfile
 from pathlib import Path
 
@@ -107,6 +108,7 @@ class Evil:
         np.arange(3),
         np.random.RandomState(0).get_state(),
         argparse.Namespace(lr=0.1, betas=(0.9, np.float64(0.5))),
+        types.SimpleNamespace(lr=0.1),
         collections.OrderedDict(a=1),
         datetime.datetime(2024, 1, 2),
         Path("runs/x"),
