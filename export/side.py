@@ -38,7 +38,7 @@ class Side:
         self.manifest = artifact.manifest
         self.backend = backend
         self.computation = Computation.of(backend, artifact.manifest.precision)
-        self.session = open_session(artifact, backend)
+        self.session = open_session(artifact, backend, as_described=False)
         self._taps: Session | None = None
         self.problem: str | None = None
         self.note: str | None = None

@@ -11,6 +11,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from gft_edge import files
 from gft_edge.errors import EXIT_MISSING_EXTRA, ArtifactError, CheckFailed, ConfigError, MissingExtraError
 from gft_edge.export import builders, generations
 from gft_edge.export.build_options import BuildOptions
@@ -116,7 +117,7 @@ class TestBuild:
             def refuse(**options):
                 raise OSError(errno.EROFS, os.strerror(errno.EROFS))
 
-            monkeypatch.setattr(builders.tempfile, "TemporaryFile", refuse)
+            monkeypatch.setattr(files.tempfile, "TemporaryFile", refuse)
         monkeypatch.setattr(builders, "compile_plan", None)
         with pytest.raises(
             ConfigError, match=r"is a file, not a folder|cannot be written to \(Read-only file system\)"
