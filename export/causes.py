@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import fields
+from typing import Any
 
 import numpy as np
 from torch import nn
@@ -11,7 +12,7 @@ from torch import nn
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.export.agreement import Computation, Kind, compare
 from gft_edge.export.golden import QUANTIZED_LOGITS, golden_problem, load_golden
-from gft_edge.export.onnx import reference_outputs
+from gft_edge.export.onnx import reference_outputs, tool_versions
 from gft_edge.export.places import Place
 from gft_edge.export.verdict import Limits, judge
 from gft_edge.manifest import GOLDEN, Artifact, DeploymentManifest
@@ -38,10 +39,36 @@ def manifest_places(manifest: DeploymentManifest, checkpoint: Checkpoint) -> lis
             text += f", first number {wrong[0]}: {manifest.labels[wrong[0]]!r} for {info.labels[wrong[0]]!r}"
         places.append(Place("labels", "labels", text))
     if manifest.quantization != info.quantization:
+        where, text = _first_other(manifest.quantization, info.quantization, "quantization")
         places.append(
-            Place("quantization", "quantization", "quantization: the manifest's summary is not the checkpoint's")
+            Place("quantization", where, f"quantization: the manifest's summary is not the checkpoint's: {text}")
         )
+    if manifest.data and manifest.data != info.data:  # earlier versions wrote none
+        text = f"data: {manifest.data!r} in the manifest, {info.data!r} in the checkpoint"
+        places.append(Place("manifest", "data", text))
+    needed = tool_versions()
+    unknown = sorted(needed.keys() ^ manifest.tools.keys())
+    if unknown and manifest.tools.get("gft_edge") == needed["gft_edge"]:
+        text = f"tools: {', '.join(unknown)} {'is' if len(unknown) == 1 else 'are'} missing or unknown in the manifest"
+        places.append(Place("manifest", "tools", text))
     return places
+
+
+def _first_other(ours: Any, theirs: Any, where: str) -> tuple[str, str]:
+    """Path and words of the first value that two trees of JSON values differ in."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        for key in (*theirs, *ours):
+            if key not in ours or key not in theirs:
+                return f"{where}.{key}", f"{key} is {'missing' if key in theirs else 'not in the checkpoint'}"
+            if ours[key] != theirs[key]:
+                return _first_other(ours[key], theirs[key], f"{where}.{key}")
+    name = where.partition(".")[2] or where
+    return where, f"{name} is {_short(ours)} in the manifest, {_short(theirs)} in the checkpoint"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def golden_places(artifact: Artifact, models: Sequence[tuple[Computation, nn.Module]], limits: Limits) -> list[Place]:

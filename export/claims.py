@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import onnx
-from onnx import helper
+from onnx import helper, numpy_helper
 
-from gft_edge.errors import ArtifactError
+from gft_edge.budget import TokenBudget
+from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.dialects import TRT8_OPSET
+from gft_edge.export.golden import load_golden
 from gft_edge.export.graph_summary import summarize
 from gft_edge.export.graph_view import DEQUANTIZE
 from gft_edge.export.interface import graph_input, graph_outputs
 from gft_edge.export.places import Place
-from gft_edge.manifest import MODEL, Artifact, DeploymentManifest, InputKind, TensorInfo
+from gft_edge.export.side import selecting_stages
+from gft_edge.manifest import GOLDEN, MODEL, Artifact, DeploymentManifest, InputKind, MapsMode, TensorInfo
 
 
 def read_graph(artifact: Artifact) -> onnx.ModelProto:
@@ -56,12 +60,15 @@ def claim_places(manifest: DeploymentManifest, graph: onnx.ModelProto) -> list[P
             said = f"maps {manifest.maps}, batch {':'.join(map(str, manifest.batch))}, budget {manifest.budget.id}"
             text = f"manifest: {said} need {what}s {_words(implied)}; the graph has {_words(there)}"
             places.append(Place("manifest", f"{what}s", text))
-    opset = max((o.version for o in graph.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    opset = graph_opset(graph)
     if opset != manifest.opset:
         places.append(_place("opset", str(manifest.opset), str(opset)))
     if (manifest.dialect == "trt8") != (opset <= TRT8_OPSET):
         found = f"opset {opset}, which is {'trt8' if opset <= TRT8_OPSET else 'trt10'}"
         places.append(_place("dialect", manifest.dialect, found))
+    written = manifest.tools.get("gft_edge")
+    if graph.producer_name == "gft_edge" and written != graph.producer_version:
+        places.append(_place("tools", f"gft_edge {written}", f"gft_edge {graph.producer_version}"))
     try:
         precision, rest = graph_precision(graph)
     except ArtifactError:  # the graph is broken: running it says how
@@ -71,6 +78,80 @@ def claim_places(manifest: DeploymentManifest, graph: onnx.ModelProto) -> list[P
     if rest != manifest.rest:
         places.append(_place("rest", manifest.rest, rest))
     return places
+
+
+def corrected(artifact: Artifact, graph: onnx.ModelProto) -> DeploymentManifest:
+    """The manifest with what the graph itself shows of its options: input, batch, maps, dialect, precision, budget.
+
+    A graph is compared with the export that its own options give, so that a manifest at fault is not taken for a faulty
+    graph. What the graph does not show clearly stays as the manifest says.
+    """
+    manifest = artifact.manifest
+    changes: dict[str, Any] = {}
+    claim = budget_claim(artifact, graph)
+    if claim is not None:
+        manifest = replace(manifest, budget=claim[1])
+    names = {value.name for value in graph.graph.output}
+    maps: MapsMode = "dense" if "gala_maps" in names else "compact" if "importance_0" in names else "none"
+    if len(graph.graph.input) == 1 and names:
+        _, dtype, shape = _value(graph.graph.input[0])
+        kind: InputKind = "uint8" if dtype == "uint8" else "float"
+        batch = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else "batch"
+        inputs = (graph_input(manifest.model, kind, batch),)
+        outputs = graph_outputs(manifest.budget, manifest.model, maps, batch)
+        forms = [_value(v) for v in (*graph.graph.input, *graph.graph.output)]
+        if [_form(t) for t in (*inputs, *outputs)] == forms:
+            changes = {"inputs": inputs, "outputs": outputs, "maps": maps}
+            if batch != (manifest.static_batch or "batch"):
+                changes["batch"] = (batch,) * 3 if isinstance(batch, int) else DeploymentManifest.batch
+    opset = graph_opset(graph)
+    if opset == manifest.opset:  # else one of the two is wrong, and the dialect tells nothing of which
+        changes["dialect"] = "trt8" if opset <= TRT8_OPSET else "trt10"
+    try:
+        changes["precision"], changes["rest"] = graph_precision(graph)
+        return replace(manifest, **changes)
+    except (ArtifactError, ConfigError):  # the graph is broken: running it says how
+        return manifest
+
+
+def budget_claim(artifact: Artifact, graph: onnx.ModelProto) -> tuple[Place, TokenBudget] | None:
+    """A token budget of the manifest that graph and golden.npz contradict with one voice, and the one they have.
+
+    Where golden.npz takes the manifest's side the graph is at fault, which is for the comparison with a fresh export to say.
+    """
+    manifest = artifact.manifest
+    if GOLDEN not in manifest.files:
+        return None
+    arrays = load_golden(artifact)
+    kept = [arrays.get(f"kept_{stage}") for stage in range(len(manifest.budget.keep))]
+    if not kept or any(array is None or array.ndim != 2 for array in kept):
+        return None
+    keep = tuple(array.shape[1] for array in kept if array is not None)
+    try:
+        budget = TokenBudget(keep, manifest.budget.num_patches)
+    except ConfigError:
+        return None
+    chosen = _chosen(graph)
+    stages = selecting_stages(replace(manifest, budget=budget))
+    if budget == manifest.budget or chosen not in ([keep[stage] for stage in stages], list(keep)):
+        return None
+    return _place("budget", manifest.budget.id, f"{budget.id}, as golden.npz has"), budget
+
+
+def _chosen(graph: onnx.ModelProto) -> list[int]:
+    """How many tokens each selection of a graph keeps."""
+    values = {t.name: numpy_helper.to_array(t).reshape(-1) for t in graph.graph.initializer if t.dims in ([], [1])}
+    choices = [
+        node
+        for node in graph.graph.node
+        if node.op_type == "TopK" and not any(a.name == "largest" and a.i == 0 for a in node.attribute)
+    ]
+    return [int(values[node.input[1]][0]) for node in choices if len(node.input) > 1 and node.input[1] in values]
+
+
+def graph_opset(graph: onnx.ModelProto) -> int:
+    """Version of ONNX's own operators; 0 where the graph names none."""
+    return max((o.version for o in graph.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def graph_precision(graph: onnx.ModelProto) -> tuple[str, str]:

@@ -30,6 +30,10 @@ def node_differences(
     differences = []
     if node.op_type != other.op_type:
         differences.append(f"is {other.op_type} instead of {node.op_type}")
+    if node.domain != other.domain:
+        differences.append(f"is of the operators {other.domain or 'ai.onnx'} instead of {node.domain or 'ai.onnx'}")
+    if len(node.output) != len(other.output):
+        differences.append(f"has {len(other.output)} outputs instead of {len(node.output)}")
     expected, actual = _attributes(node), _attributes(other)
     for key in sorted(expected.keys() | actual.keys()):
         if expected.get(key) != actual.get(key):

@@ -17,7 +17,8 @@ class Place:
     """Where something is wrong.
 
     Attributes:
-        kind: ``"preprocess"``, ``"labels"``, ``"model"`` (manifest against checkpoint), ``"golden"``, ``"node"`` (of the graph),
+        kind: ``"preprocess"``, ``"labels"``, ``"model"``, ``"quantization"`` (manifest against checkpoint), ``"manifest"``
+            (against its graph), ``"golden"``, ``"node"`` (of the graph), ``"graph"`` (what belongs to no node),
             ``"module"`` (exporter or runtime against PyTorch), ``"stage"`` (as near as it gets without the checkpoint).
         name: node name, module path, or field.
         text: one sentence.

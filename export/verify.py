@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.errors import ArtifactError
+from gft_edge.errors import ArtifactError, DataError
 from gft_edge.export.agreement import Arrays, Comparison, Computation, Kind, compare
 from gft_edge.export.golden import QUANTIZED_LOGITS, read_golden, stage_place
 from gft_edge.export.places import Place
@@ -89,13 +89,14 @@ def verify_golden(
         ArtifactError: golden.npz is missing or damaged, or the graph cannot be run though its manifest fits it.
     """
     limits = limits or Limits()
+    claims, notes, manifest = checked_claims(artifact)
+    artifact = replace(artifact, manifest=manifest)  # what it says wrongly is told; the graph is run as what it is
     golden = read_golden(artifact)
     images = golden.pop("images")
     references = [(torch_computation("fp32"), golden)]
     if QUANTIZED_LOGITS in golden:
         reference = torch_computation(artifact.manifest.precision)
         references.append((reference, {"logits": golden.pop(QUANTIZED_LOGITS)}))
-    claims, notes = checked_claims(artifact)
     sides: list[Side] = []
     found: list[tuple[Computation, Arrays]] = []
     refused: list[str] = []
@@ -103,7 +104,7 @@ def verify_golden(
         try:
             side = Side(artifact, backend)
             outputs = side(images)
-        except ArtifactError as error:
+        except (ArtifactError, DataError) as error:
             if not claims:
                 raise
             refused.append(str(error))
@@ -175,13 +176,17 @@ def judge_all(
     return Judgement((*more, *problems, *found.failures), found.undecided, found.images_needed)
 
 
-def checked_claims(artifact: Artifact) -> tuple[tuple[Place, ...], tuple[str, ...]]:
-    """Claims of the manifest that its graph contradicts, and a note where onnx is not there to read the graph."""
+def checked_claims(artifact: Artifact) -> tuple[tuple[Place, ...], tuple[str, ...], DeploymentManifest]:
+    """Claims of the manifest that its graph contradicts, a note where onnx is not there to read the graph, and the
+    manifest as the graph has it."""
     try:
-        from gft_edge.export.claims import claim_places, read_graph
+        from gft_edge.export.claims import budget_claim, claim_places, corrected, read_graph
     except ModuleNotFoundError:
-        return (), ("the manifest is not held against the graph: onnx is not installed",)
-    return tuple(claim_places(artifact.manifest, read_graph(artifact))), ()
+        return (), ("the manifest is not held against the graph: onnx is not installed",), artifact.manifest
+    graph = read_graph(artifact)
+    budget = budget_claim(artifact, graph)
+    places = [*([] if budget is None else [budget[0]]), *claim_places(artifact.manifest, graph)]
+    return tuple(places), (), corrected(artifact, graph)
 
 
 def side_notes(sides: Sequence[Side]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,15 +13,15 @@ from torch import nn
 
 from gft_edge.calibration.modules import without_quantizers
 from gft_edge.checkpoint import Checkpoint
-from gft_edge.errors import ArtifactError
+from gft_edge.errors import ArtifactError, DataError
 from gft_edge.export.agreement import Arrays, Computation, Kind
 from gft_edge.export.causes import golden_places, manifest_places
-from gft_edge.export.claims import claim_places, read_graph
+from gft_edge.export.claims import budget_claim, claim_places, corrected, read_graph
 from gft_edge.export.onnx import reference_outputs, tool_versions
 from gft_edge.export.places import Place
 from gft_edge.export.same_graph import graph_difference
 from gft_edge.export.side import ONNXRUNTIME, Side, graph_input
-from gft_edge.export.trace import IMAGES, plain_error, silent_difference, trace
+from gft_edge.export.trace import IMAGES, plain_error, trace
 from gft_edge.export.verdict import Limits
 from gft_edge.export.verify import (
     VerifyReport,
@@ -71,7 +71,8 @@ def verify_checkpoint(
         source: what the images are, for the record.
         backends: that run the artefact.
         limits: what passes.
-        fresh: the checkpoint exported anew with the artefact's flags (:func:`gft_edge.export.trace.fresh_graph`). With it
+        fresh: the checkpoint exported anew (:func:`gft_edge.export.trace.fresh_graph`) with the flags that the artefact's graph
+            shows (:func:`gft_edge.export.claims.corrected`), which are the manifest's unless it is at fault. With it
             the graph is held against it too, a graph that cannot be run is a finding and no error, and the first bad
             node is named. Made by the tool versions that the manifest records, any difference of the two is a failure,
             whatever the images show.
@@ -80,12 +81,17 @@ def verify_checkpoint(
         ArtifactError: the artefact was made from another checkpoint, or (without ``fresh``) cannot be run.
     """
     require_parent(artifact, checkpoint)
-    manifest = artifact.manifest
+    graph = read_graph(artifact)
+    budget = budget_claim(artifact, graph)
+    claims = [*([] if budget is None else [budget[0]]), *claim_places(artifact.manifest, graph)]
+    beside = [*manifest_places(artifact.manifest, checkpoint), *claims]
+    # What the manifest says wrongly is told; the graph is then run and compared as what it is.
+    manifest = artifact.manifest if fresh is None else corrected(artifact, graph)
+    artifact = replace(artifact, manifest=manifest)
     limits = limits or Limits()
     models = [(torch_computation("fp32"), without_quantizers(checkpoint.model))]
     if checkpoint.info.quantization is not None:
         models.append((torch_computation(checkpoint.info.quantization["precision"]), checkpoint.model))
-    graph = read_graph(artifact)
     difference = None if fresh is None else _difference(fresh, graph, artifact)
     references = [(computation, _torch_runner(model, manifest)) for computation, model in models]
     if fresh is not None and difference is not None:
@@ -113,26 +119,25 @@ def verify_checkpoint(
         runs.labels,
         _kinds_against_fresh(sides, manifest),
     )
-    node: Place | None = None
-    notes: tuple[str, ...] = ()
+    located = _Found()
     if fresh is not None:
         wrong = bool(judge_all(comparisons, sides, limits, refused).failures)
         few = runs.examples
         if manifest.static_batch:
             few = np.resize(few, (manifest.static_batch, *few.shape[1:]))  # repeats them
         examples = (few, graph_input(few, manifest))
-        hidden, node, notes = _locate(checkpoint, manifest, (fresh, graph), wrong, difference, examples, limits)
-        refused += hidden
+        located = _locate(checkpoint, manifest, (fresh, graph), wrong, difference, examples, limits)
     golden = golden_places(artifact, models, limits)
-    beside = [*manifest_places(manifest, checkpoint), *claim_places(manifest, graph)]
-    more = (*refused, *(place.text for place in (*beside, *golden)))
+    more = (*refused, *located.failures, *(place.text for place in (*beside, *golden)))
+    judgement = judge_all(comparisons, sides, limits, more)
+    judgement = replace(judgement, undecided=(*judgement.undecided, *located.undecided))
     return VerifyReport(
         **identity(artifact, source, limits),
         comparisons=comparisons,
-        judgement=judge_all(comparisons, sides, limits, more),
-        places=(*beside, *([] if node is None else [node]), *golden),
+        judgement=judgement,
+        places=(*beside, *([] if located.place is None else [located.place]), *golden),
         fresh_export=None if fresh is None else "identical" if difference is None else "different",
-        notes=(*notes, *side_notes(sides)),
+        notes=(*located.notes, *side_notes(sides)),
         backends=backend_options(sides),
     )
 
@@ -196,7 +201,7 @@ def _run_all(
                 continue
             try:
                 parts[name].append(runner(images))
-            except ArtifactError as error:
+            except (ArtifactError, DataError) as error:  # the second: the graph takes other shapes
                 if not tolerant or name in needed:
                     raise
                 refused[name] = str(error)
@@ -208,6 +213,16 @@ def _run_all(
     return _Runs(joined, np.concatenate(labels), np.concatenate(examples)[:IMAGES], tuple(refused.values()))
 
 
+@dataclass(frozen=True)
+class _Found:
+    """Failures and doubts that the images do not show, the first bad place of the graph, and notes."""
+
+    failures: tuple[str, ...] = ()
+    place: Place | None = None
+    undecided: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
 def _locate(
     checkpoint: Checkpoint,
     manifest: DeploymentManifest,
@@ -216,8 +231,8 @@ def _locate(
     difference: str | None,
     examples: tuple[npt.NDArray[np.float32], npt.NDArray[Any]],
     limits: Limits,
-) -> tuple[tuple[str, ...], Place | None, tuple[str, ...]]:
-    """Failures that the images do not show, the first bad place of the graph, and notes.
+) -> _Found:
+    """What the images do not show, and the first bad place of the graph.
 
     Args:
         checkpoint, manifest: what the artefact is of.
@@ -227,25 +242,36 @@ def _locate(
         examples: a few images, and the same as the graph takes them.
         limits: what passes.
     """
-    if not wrong and difference is None:
-        return (), None, ()
     fresh, graph = graphs
-    same_tools = manifest.tools == tool_versions()
+    exact = manifest.tools == tool_versions()
+    others = () if exact else (f"the artefact was made by other tools than the fresh export: {_other_tools(manifest)}",)
+    if not wrong and difference is None:
+        return _Found(notes=others)
     failures: tuple[str, ...] = ()
     if difference is not None and not wrong:
         error = plain_error(fresh, graph, examples[1])
         if error is not None and error > limits.fp32_relative_error:
             failures += (f"run without optimisation, logits differ from a fresh export's by {error:.1e}",)
-    place = None
-    if wrong or failures:
-        place = trace(checkpoint, manifest.budget, fresh, graph, *examples)
-    if place is None and difference is not None:
-        place = silent_difference(fresh, graph) or Place("graph", MODEL, f"{MODEL}: {difference}")
-    if difference is None or place is None:
-        return failures, place, ()
-    if same_tools:
-        return (*failures, f"the graph is not the export of its checkpoint: {place.text}"), place, ()
-    notes = ("the artefact was made by other versions of the tools than the fresh export",)
-    if wrong or failures:
-        return failures, place, notes
-    return (), None, (*notes, f"a fresh export differs without effect above the limits: {place.text}")
+    bad = wrong or bool(failures)
+    place = trace(
+        checkpoint, manifest.budget, fresh, graph, *examples, exact=difference is not None and (exact or not bad)
+    )
+    if difference is None:
+        return _Found(failures, place, notes=others)
+    if place is None or place.kind == "module":  # both graphs compute the same, by nodes that are the same
+        place = Place("graph", MODEL, f"{MODEL}: {difference}")
+    if exact:
+        return _Found((*failures, f"the graph is not the export of its checkpoint: {place.text}"), place)
+    if bad:
+        return _Found(failures, place, notes=others)
+    text = f"the graph is not a fresh export's, without effect on these images: {place.text}"
+    return _Found(
+        undecided=(f"{text}; other tools may explain it, and so may a graph that was tampered with",), notes=others
+    )
+
+
+def _other_tools(manifest: DeploymentManifest) -> str:
+    """Tools whose versions differ, in words."""
+    here = tool_versions()
+    names = sorted(name for name in here.keys() | manifest.tools.keys() if here.get(name) != manifest.tools.get(name))
+    return ", ".join(f"{name} {manifest.tools.get(name, 'unknown')} (here {here.get(name, 'none')})" for name in names)

@@ -119,6 +119,7 @@ def _with_checkpoint(
 ) -> VerifyReport:
     from gft_edge.cli.common import labelled_batches, settle_data
     from gft_edge.cli.console import say, track
+    from gft_edge.export.claims import corrected, read_graph
     from gft_edge.export.trace import fresh_graph
     from gft_edge.export.verify_checkpoint import require_parent, verify_checkpoint
 
@@ -128,7 +129,7 @@ def _with_checkpoint(
     count, batches = labelled_batches(args.data, args.split, args.images, info.model, info.labels, info.preprocess)
     source = f"{count} {args.split} images of {args.data}"
     say("verify: exporting the checkpoint again")
-    fresh = fresh_graph(checkpoint, artifact.manifest)
+    fresh = fresh_graph(checkpoint, corrected(artifact, read_graph(artifact)))
     tracked = track(batches, "verify", -(-count // 64))
     return verify_checkpoint(artifact, checkpoint, tracked, source, backends, fresh=fresh)
 

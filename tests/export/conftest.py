@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from gft_edge.budget import TokenBudget
+from gft_edge.calibration.policy import DEFAULT_POLICY, uniform_policy
 from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gft_edge.export.onnx import export_artifact
@@ -30,24 +31,29 @@ def clear_images(tiny_model) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def checkpoints(tiny_checkpoint, tiny_info, tiny_model, tmp_path_factory) -> dict[str, Checkpoint]:
-    """The same weights in full precision and calibrated for INT8."""
+    """The same weights in full precision, calibrated for INT8 and FP8, and with INT8 weights."""
     images = np.random.default_rng(1).standard_normal((32, 3, 32, 32), dtype=np.float32)
-    quantized = quantize_int8(tiny_model, [images])
-    folder = tmp_path_factory.mktemp("quantized") / "checkpoint"
-    save_checkpoint(folder, dataclasses.replace(tiny_info, quantization=quantized.summary), quantized.model)
-    return {"fp32": load_checkpoint(tiny_checkpoint), "int8": load_checkpoint(folder)}
+    found = {"fp32": load_checkpoint(tiny_checkpoint)}
+    policies = {"int8": DEFAULT_POLICY, "fp8": uniform_policy("fp8"), "weights": uniform_policy("int8-weights")}
+    for name, policy in policies.items():
+        quantized = quantize_int8(tiny_model, [images], policy)
+        folder = tmp_path_factory.mktemp(name) / "checkpoint"
+        save_checkpoint(folder, dataclasses.replace(tiny_info, quantization=quantized.summary), quantized.model)
+        found[name] = load_checkpoint(folder)
+    return found
 
 
 @pytest.fixture(scope="session")
 def exported(checkpoints, clear_images, tmp_path_factory) -> Callable[[str], Artifact]:
-    """Artefacts by name (``fp32-none``, ``int8-compact``, ``fp32-compact-full``), each exported once; not to be changed."""
+    """Artefacts by name (``fp32-none``, ``fp32-compact-full``, ``fp32-compact-uint8``), each exported once; not to be changed."""
 
     @functools.cache
     def make(name: str) -> Artifact:
-        precision, maps, *full = name.split("-")
-        budget = TokenBudget.full(2, 16) if full else None
+        precision, maps, *more = name.split("-")
+        budget = TokenBudget.full(2, 16) if "full" in more else None
+        kind = "uint8" if "uint8" in more else "float"
         out = tmp_path_factory.mktemp("exported") / name
-        return export_artifact(checkpoints[precision], out, clear_images, budget, maps)
+        return export_artifact(checkpoints[precision], out, clear_images, budget, maps, input=kind)
 
     return make
 
