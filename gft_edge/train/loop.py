@@ -32,7 +32,7 @@ from gft_edge.checkpoint import (
 )
 from gft_edge.config import GFTConfig, Recipe, TrainSection
 from gft_edge.data.batches import evaluation_batches
-from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, readable
+from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, readable, split_names
 from gft_edge.data.training import training_batches
 from gft_edge.errors import CheckFailed, ConfigError, DataError
 from gft_edge.files import writing
@@ -111,6 +111,7 @@ class _Data:
 def _open_data(recipe: Recipe, group: Workers) -> _Data:
     """Raises ConfigError or DataError when recipe, data and starting checkpoint do not fit each other."""
     settings, name = recipe.train, recipe.data.name
+    _require_val(name)
     probe = open_images(name, "train", recipe.data.train_images, 96, settings.seed)
     config = recipe.model.resolve(len(probe.labels))
     spec = PreprocessSpec(config.image_size, config.image_size)
@@ -134,6 +135,16 @@ def _open_data(recipe: Recipe, group: Workers) -> _Data:
     share = Subset(held_out, tuple(range(group.rank, len(held_out), group.count)))
     notes = tuple(dict.fromkeys((*images.notes, *held_out.notes)))
     return _Data(images, spec, config, share, notes, unreadable)
+
+
+def _require_val(name: str) -> None:
+    """Refuses a folder with training images that has none to validate with."""
+    parts = split_names(name)
+    if "train" in parts and "val" not in parts:
+        raise DataError(
+            f"data {name}: has training images but none for validation, and training needs both; a class of two images or "
+            "more gives one, or a folder named val or test beside train"
+        )
 
 
 def _rendered(name: str) -> bool:
