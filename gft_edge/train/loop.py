@@ -33,6 +33,7 @@ from gft_edge.checkpoint import (
 from gft_edge.config import GFTConfig, Recipe, TrainSection
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, readable, split_names
+from gft_edge.data.trained import not_trained_on, write_trained
 from gft_edge.data.training import training_batches
 from gft_edge.errors import CheckFailed, ConfigError, DataError
 from gft_edge.files import writing
@@ -128,6 +129,8 @@ def _open_data(recipe: Recipe, group: Workers) -> _Data:
             "train.batch_size"
         )
     held_out = match_labels(open_images(name, "val", recipe.data.eval_images, size, settings.seed), images.labels, name)
+    if settings.init:
+        held_out = not_trained_on(held_out, resolve_checkpoint(settings.init), "val", name)
     unreadable: set[str] = set()
     # One readable image is enough to know, now rather than after the training.
     if next(evaluation_batches(held_out, spec, 1, unreadable.add), None) is None:
@@ -217,6 +220,7 @@ def train(
         if group.is_first:
             with writing(out):
                 out.mkdir(parents=True, exist_ok=True)
+            write_trained(out, data.images, out, *([resolve_checkpoint(settings.init)] if settings.init else []))
             cut_log(out, progress.step)
         barrier()
         first, started = progress.step, time.monotonic()
@@ -436,6 +440,7 @@ def _evaluate(
             metrics: dict[str, Any] = {**row, "steps": progress.step}
             info = CheckpointInfo(data.config, data.images.labels, data.spec, metrics, {"recipe": recipe.to_json()})
             save_checkpoint(out / BEST, info, model)
+            write_trained(out / BEST, None, out)
     else:
         progress.stale += 1
     return row
