@@ -12,6 +12,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gft_edge.checkpoint import read_info, save_checkpoint
@@ -275,3 +276,30 @@ def test_help_names_every_form_of_data(gft_edge):
         "coco:",
     ):
         assert form in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate"],
+        ["calibrate", "--images", 8, "--out", "new"],
+        ["quantize", "--images", 8, "--out", "new"],
+        ["quantize", "--precision", "int8-weights", "--out", "new"],
+        ["sensitivity", "--images", 8, "--eval-images", 8, "--out", "new"],
+        ["export", "--out", "new"],
+    ],
+    ids=lambda command: "-".join(map(str, command[:3])),
+)
+def test_logits_that_are_not_finite_end_every_verb(
+    gft_edge, tiny_info, tiny_model, animals, tmp_path, monkeypatch, command
+):
+    """Finite weights whose products overflow, as after a training that went wrong."""
+    model = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        model.head.weight.fill_(3e38)
+    save_checkpoint(tmp_path / "ckpt", tiny_info, model)
+    monkeypatch.chdir(tmp_path)
+    done = gft_edge(command[0], "ckpt", "--data", animals, *command[1:])
+    assert (done.code, done.out) == (1, "")
+    assert "logits of " in done.err.splitlines()[-1] and " NaN or infinite" in done.err.splitlines()[-1]
+    assert not (tmp_path / "new").exists()
