@@ -187,7 +187,8 @@ def measure_sensitivity(
         the effects, and what judges further configurations on the same images.
 
     Raises:
-        DataError: no images, or logits that are not finite.
+        DataError: no images, or logits of an INT8 variant that are not finite.
+        CheckFailed: logits that are not finite in full precision.
     """
     replay = Replay(mixed.model)
     parts: dict[tuple[str, str], list[Arrays]] = {}

@@ -179,7 +179,8 @@ def read_folder(root: Path) -> ImageFolder:
         DataError: no such folder, no layout this package reads, or fewer than two classes.
     """
     if not root.is_dir():
-        raise DataError(f"data {root}: no such folder; give 'typefaces' or a folder laid out as {LAYOUT}")
+        what = "is a file" if root.is_file() else "no such folder"
+        raise DataError(f"data {root}: {what}; give 'typefaces' or a folder laid out as {LAYOUT}")
     found = scan(root)
     notes: list[str] = []
     top = _unwrap(found.top, notes)

@@ -96,9 +96,7 @@ def not_trained_on(images: ImageSet, folder: Path, split: Split, where: str) -> 
     if not is_known.any():
         return images
     if is_known.all():
-        raise DataError(
-            f"data {where}: the model was trained on all {len(images)} {split} images; give others, or --split train"
-        )
+        raise DataError(f"data {where}: the model was trained on all {len(images)} {split} images; give other data")
     note = f"left out: {is_known.sum()} {split} images of {where} that the model was trained on"
     kept = tuple(sample for sample, trained in zip(samples, is_known) if not trained)
     return Files(images.labels, kept, (*images.notes, note))

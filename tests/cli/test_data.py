@@ -149,6 +149,7 @@ def test_training_images_in_another_folder_are_not_called_test_images(gft_edge, 
     done = gft_edge("evaluate", ckpt, "--data", other, "--images", 999)
     assert (done.code, seen) == (2, set())
     assert f"the model was trained on all {len(trained)} test images" in done.err
+    assert _golden_images(str(other), read_info(ckpt), ckpt)[0] == f"16 train images of {other}"
     _write(other / "test", 8, 500)
     new = {sha256(path) for number in range(500, 508) for path in other.rglob(f"{number}.png")}
     assert len(new) == 16
@@ -237,11 +238,13 @@ def test_export_needs_no_data(gft_edge, trained_on, tmp_path):
     assert done.err.endswith(f"artefact {tmp_path / 'art'} remembers it as the data it was trained on, give --data\n")
 
 
-def test_golden_images_are_of_any_classes_or_none(tiny_info, animals):
+def test_golden_images_are_of_any_classes_or_none(tiny_info, animals, tmp_path):
     source, images = _golden_images(None, tiny_info)
     assert (source, images.shape, images.dtype) == ("16 images made from seed 0", (16, 3, 32, 32), np.float32)
     assert _golden_images(str(animals / "ant"), tiny_info)[0] == f"16 images of {animals / 'ant'}"
     assert _golden_images(str(animals), tiny_info)[0] == f"16 test images of {animals}"
+    _write(tmp_path / "small", 1, 0)
+    assert _golden_images(str(tmp_path / "small"), tiny_info)[0] == f"2 train images of {tmp_path / 'small'}"
     source, images = _golden_images("typefaces", tiny_info)
     assert (source, images.shape) == ("16 test images of typefaces", (16, 3, 32, 32))
     with pytest.raises(DataError, match="no such folder"):

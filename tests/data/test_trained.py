@@ -54,7 +54,7 @@ def test_training_images_and_images_of_other_content_are_given_back_as_they_are(
 
 def test_where_nothing_is_left_it_is_an_error(images, model):
     write_trained(model, images)
-    with pytest.raises(DataError, match="data here: the model was trained on all 10 test images; give others"):
+    with pytest.raises(DataError, match="data here: the model was trained on all 10 test images; give other data"):
         not_trained_on(images, model, "test", "here")
 
 
