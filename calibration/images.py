@@ -16,6 +16,7 @@ from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import held_out_split, is_folder, match_labels, open_images, split_names, unlabelled_folder
 from gft_edge.data.sets import NO_CLASSES, Files, ImageSet, Relabelled, Subset, readable, spread
 from gft_edge.data.splits import Split, file_size
+from gft_edge.data.trained import not_trained_on, paths_of
 from gft_edge.data.typefaces import Typefaces
 from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.files import canonical_json, sha256
@@ -242,7 +243,7 @@ def cover(features: npt.NDArray[np.floating[Any]], count: int) -> tuple[int, ...
 
 def hash_images(images: ImageSet) -> tuple[str, tuple[str, ...]]:
     """What is hashed, and the sha256 of each image: of the file where there is one, else of shape and RGB pixels."""
-    paths = _paths(images)
+    paths = paths_of(images)
     if paths is not None:
         try:
             return "file bytes", tuple(sha256(path) for path in paths)
@@ -253,15 +254,6 @@ def hash_images(images: ImageSet) -> tuple[str, tuple[str, ...]]:
 
 def _pixel_hash(pixels: npt.NDArray[np.uint8]) -> str:
     return hashlib.sha256(repr(pixels.shape).encode() + np.ascontiguousarray(pixels).tobytes()).hexdigest()
-
-
-def _paths(images: ImageSet) -> list[Path] | None:
-    if isinstance(images, Files):
-        return [path for path, _ in images.samples]
-    if isinstance(images, Subset):
-        below = _paths(images.base)
-        return None if below is None else [below[index] for index in images.indices]
-    return _paths(images.base) if isinstance(images, Relabelled) else None
 
 
 def _compare(hashes: set[str], hashed: str, data: str, against: str | None, size: int) -> Disjointness | None:
@@ -308,19 +300,23 @@ class HeldOut:
     images: ImageSet
 
 
-def held_out_images(data: str, against: str | None, count: int, size: int) -> HeldOut | None:
-    """The images of the evaluation (at most ``count``, spread over all there are), or None when none are known."""
+def held_out_images(data: str, against: str | None, count: int, size: int, model: Path) -> HeldOut | None:
+    """The images of the evaluation (at most ``count``, spread over all there are), or None when none are known.
+
+    Those that the checkpoint in the folder ``model`` was trained on are left out.
+    """
     where = evaluation_data(data, against)
     if where is None:
         return None
     split, images = _held_out(where, count, size)
+    images = not_trained_on(images, model, split, where)
     images = images if len(images) <= count else Subset(images, spread(len(images), count))
     return HeldOut(where, split, images)
 
 
 def shared_images(images: ImageSet, others: ImageSet) -> int:
     """How many images are also among the others: files of equal bytes, or rendered from the same split."""
-    paths, other_paths = _paths(images), _paths(others)
+    paths, other_paths = paths_of(images), paths_of(others)
     if paths is None or other_paths is None:
         images, others = (each.base if isinstance(each, Relabelled) else each for each in (images, others))
         same = isinstance(images, Typefaces) and isinstance(others, Typefaces) and images.split == others.split

@@ -21,6 +21,7 @@ from gft_edge.calibration.modules import attention_operand
 from gft_edge.calibration.thresholds import DEFAULT_PERCENTILE, Method, threshold
 from gft_edge.errors import ArtifactError, DataError
 from gft_edge.files import replacing
+from gft_edge.runtime.finite import require_finite
 
 STATE_SCHEMA = 1
 GROWTH = 2
@@ -166,12 +167,13 @@ def observe(model: nn.Module, collector: Collector, batches: Iterable[npt.NDArra
 
     Raises:
         DataError: images of another shape than the model's, or an activation that is not finite.
+        CheckFailed: logits that are NaN or infinite.
     """
     size = getattr(getattr(model, "config", None), "image_size", None)
     with observing(model, collector):
         for images in batches:
             require_images(images, size)
-            model(torch.from_numpy(images))
+            require_finite(model(torch.from_numpy(images)).numpy(), "calibration")
             collector.end_batch(len(images))
             yield collector.images
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from gft_edge.errors import DataError
 from gft_edge.model.constants import TEMPERATURE
+from gft_edge.runtime.finite import require_finite
 
 LOWEST_JACCARD = 0.90
 """As in verification: what kept sets of a compressed model must have in common with those of the full one."""
@@ -127,13 +128,16 @@ def selection_safety(
 
     Raises:
         DataError: no images.
+        CheckFailed: logits of either model that are NaN or infinite.
     """
     sides: list[list[list[_Side]]] = [[], []]
     count = 0
     for images in batches:
         count += len(images)
-        for side, model in zip(sides, (full, compressed)):
-            side.append(_stages(model(torch.from_numpy(images), maps=True).stages))
+        for side, model, where in zip(sides, (full, compressed), ("in full precision", "quantized")):
+            out = model(torch.from_numpy(images), maps=True)
+            require_finite(out.logits.numpy(), f"selection, {where}")
+            side.append(_stages(out.stages))
     if not sides[0]:
         raise DataError("selection: no images")
     full_stages, compressed_stages = ([_join(parts) for parts in zip(*side)] for side in sides)

@@ -23,6 +23,7 @@ from gft_edge.errors import ConfigError, DataError
 from gft_edge.export.agreement import Arrays, Computation, compare
 from gft_edge.export.verdict import PairedTop1
 from gft_edge.progress import Track, silent
+from gft_edge.runtime.finite import require_finite
 
 Batches = Callable[[], Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]]
 """Preprocessed images (B, 3, H, W) with labels (B,), from the first one each time it is called."""
@@ -186,7 +187,8 @@ def measure_sensitivity(
         the effects, and what judges further configurations on the same images.
 
     Raises:
-        DataError: no images, or logits that are not finite.
+        DataError: no images, or logits of an INT8 variant that are not finite.
+        CheckFailed: logits that are not finite in full precision.
     """
     replay = Replay(mixed.model)
     parts: dict[tuple[str, str], list[Arrays]] = {}
@@ -206,8 +208,7 @@ def measure_sensitivity(
         raise DataError("sensitivity: no images")
     joined = {key: _join(found) for key, found in parts.items()}
     reference, truth = joined["none", ""], np.concatenate(labels)
-    if not np.isfinite(reference["logits"]).all():
-        raise DataError("sensitivity: logits are not finite in full precision; check the images and the checkpoint")
+    require_finite(reference["logits"], "sensitivity, in full precision")
     judge = Judge(reference, truth, num_patches)
     layers = [
         LayerEffect(name, judge.effect(joined["only", name]), judge.effect(joined["all but", name]))

@@ -25,6 +25,7 @@ from gft_edge import __version__
 from gft_edge.budget import TokenBudget
 from gft_edge.calibration.modules import without_quantizers
 from gft_edge.checkpoint import Checkpoint
+from gft_edge.data.trained import TRAINED, write_trained
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.dialects import TRACED_OPSET, TRT8_OPSET, require_trt8, to_trt8
 from gft_edge.export.interface import graph_input, graph_outputs
@@ -249,7 +250,7 @@ def export_artifact(
     golden_source: str = "",
     **options: Any,
 ) -> Artifact:
-    """Writes an artefact folder: model.onnx, golden.npz, manifest.json.
+    """Writes an artefact folder: model.onnx, golden.npz, manifest.json; train_images.npz where these are known.
 
     Args:
         checkpoint: quantized or not.
@@ -310,6 +311,9 @@ def export_artifact(
             names.append(WEIGHTS)
         for name, graph in graphs.items():
             (folder / name).write_bytes(graph.SerializeToString(deterministic=True))
+        write_trained(folder, None, checkpoint.path)
+        if (folder / TRAINED).is_file():
+            names.append(TRAINED)
         first = members.pop(budget.id)
         manifest = DeploymentManifest(
             model=config,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gft_edge.budget import NO_BUDGET, TokenBudget
+from gft_edge.checkpoint import builtin_path
 from gft_edge.config import (
     PRESETS,
     GFTConfig,
@@ -97,6 +98,12 @@ def test_shipped_recipes_load_and_fit_a_model(path):
     recipe = load_recipe(path)
     assert recipe.model.resolve(16).num_classes == 16
     assert load_dataclass(Recipe, recipe.to_json(), "again") == recipe
+
+
+@pytest.mark.parametrize("path", sorted((builtin_path() / "recipes").glob("*.toml")), ids=lambda path: path.stem)
+def test_recipes_of_the_package_are_those_of_the_repository(path):
+    """The wheel has no folder recipes/."""
+    assert path.read_bytes() == (RECIPES[0].parent / path.name).read_bytes()
 
 
 def test_there_are_shipped_recipes():

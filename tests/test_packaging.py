@@ -32,7 +32,8 @@ def test_wheel_holds_one_top_level_package_with_its_data(wheel):
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gft_edge"}
     wanted = ["export/onnx.py", "calibration/ptq.py", "benchmarks/latency.py", "report/page.html.j2", "py.typed"]
     wanted += ["builtin/model.safetensors", "builtin/config.json", "builtin/card.md", "builtin/recipes/typeface.toml"]
-    wanted += ["builtin/recipes/real-backbone.toml", "export/claims.py", "export/interrupts.py"]
+    wanted += [f"builtin/recipes/{name}.toml" for name in ("real-backbone", "image-folder", "image-folder-pretrained")]
+    wanted += ["export/claims.py", "export/interrupts.py"]
     assert {f"gft_edge/{name}" for name in wanted} <= set(names)
 
 

@@ -210,7 +210,13 @@ def _accuracy(args: argparse.Namespace) -> AccuracyOf:
         session = open_session(loaded, backend)
         split = held_out_split(args.data)
         _, batches = labelled_batches(
-            args.data, split, ACCURACY_IMAGES, manifest.model, manifest.labels, manifest.preprocess
+            args.data,
+            split,
+            ACCURACY_IMAGES,
+            manifest.model,
+            manifest.labels,
+            manifest.preprocess,
+            model=loaded.path,
         )
         right = count = 0
         for images, labels in batches:

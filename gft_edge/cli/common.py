@@ -114,26 +114,41 @@ def labelled_batches(
     labels: tuple[str, ...],
     spec: PreprocessSpec,
     problem: Callable[[str], None] | None = None,
+    model: Path | None = None,
 ) -> tuple[int, Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]]:
     """Number of images, and preprocessed batches with the model's class numbers, matched by name.
 
-    An image that cannot be read is an error, unless ``problem`` is there to be told; it is then left out.
+    An image that cannot be read is an error, unless ``problem`` is there to be told; it is then left out. So are images
+    that ``model`` was trained on, see :func:`labelled_images`.
     """
     from gft_edge.data.batches import evaluation_batches
 
-    images_set = labelled_images(data, split, images, config.image_size, labels)
+    images_set = labelled_images(data, split, images, config.image_size, labels, model=model)
     return len(images_set), evaluation_batches(images_set, spec, problem=problem)
 
 
-def labelled_images(data: str, split: Any, images: int, size: int, labels: tuple[str, ...], seed: int = 0) -> ImageSet:
+def labelled_images(
+    data: str,
+    split: Any,
+    images: int,
+    size: int,
+    labels: tuple[str, ...],
+    seed: int = 0,
+    model: Path | None = None,
+) -> ImageSet:
     """A data set with the model's class numbers, matched by name; says how its images were found.
+
+    Val and test images that the checkpoint or artefact in the folder ``model`` was trained on are left out.
 
     Raises:
         DataError: nothing usable there, or classes that the model does not know.
     """
     from gft_edge.data.datasets import match_labels, open_images
+    from gft_edge.data.trained import not_trained_on
 
     found = match_labels(open_images(data, split, images, size, seed), labels, data)
+    if model is not None:
+        found = not_trained_on(found, model, split, data)
     say_notes(found)
     return found
 

@@ -116,7 +116,7 @@ def _checkpoint(args: argparse.Namespace, unreadable: list[str]) -> _Measured:
     config = info.model
     texts = args.budget or ["full", config.budget.id]
     budgets = [config.parse_budget(text) for text in texts]
-    images = _images(args, info, f"checkpoint {checkpoint.path}")
+    images = _images(args, info, "checkpoint", checkpoint.path)
 
     def forward(budget: TokenBudget) -> Forward:
         return lambda pixels: checkpoint.model(torch.from_numpy(pixels), budget).numpy()
@@ -141,18 +141,18 @@ def _artifact(args: argparse.Namespace, unreadable: list[str]) -> _Measured:
     artifact = load_artifact(Path(args.model))
     manifest = artifact.manifest
     session = open_session(artifact, args.backend, args.threads)
-    images = _images(args, manifest, f"artefact {artifact.path}")
+    images = _images(args, manifest, "artefact", artifact.path)
     models: list[tuple[str, Forward]] = [(f"artefact {args.model}", lambda pixels: session(pixels)["logits"])]
     found = measure_accuracy(models, images, manifest.labels, manifest.preprocess, unreadable.append, track)
     head = {"budget": manifest.budget.id, "precision": manifest.precision}
     return _Measured(found, [head], args.backend, images, manifest.preprocess)
 
 
-def _images(args: argparse.Namespace, source: CheckpointInfo | DeploymentManifest, where: str) -> ImageSet:
+def _images(args: argparse.Namespace, source: CheckpointInfo | DeploymentManifest, kind: str, path: Path) -> ImageSet:
     from gft_edge.cli.common import labelled_images, settle_data
 
-    settle_data(args, source, where)
-    return labelled_images(args.data, args.split, args.images, source.model.image_size, source.labels)
+    settle_data(args, source, f"{kind} {path}")
+    return labelled_images(args.data, args.split, args.images, source.model.image_size, source.labels, model=path)
 
 
 def _text(data: dict[str, Any], found: Sequence[Accuracy]) -> str:

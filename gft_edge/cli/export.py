@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
         check_budget(budget, config)
     if args.align is not None:
         budgets = [budget.align(args.align) for budget in budgets]
-    source, golden = _golden_images(args.data, info)
+    source, golden = _golden_images(args.data, info, checkpoint.path)
     say(f"export: tracing at budget {', '.join(budget.id for budget in budgets)}")
     artifact = export_artifact(
         checkpoint,
@@ -129,11 +129,14 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _golden_images(data: str | None, info: CheckpointInfo) -> tuple[str, npt.NDArray[np.float32]]:
+def _golden_images(
+    data: str | None, info: CheckpointInfo, model: Path | None = None
+) -> tuple[str, npt.NDArray[np.float32]]:
     """What the golden images are, and the images, preprocessed: (B, 3, H, W) float32.
 
     They need no labels, so data of any classes will do. Images of the data that the model was trained on say most about
-    it; where that is not at hand, images from a seed serve.
+    it; where that is not at hand, images from a seed serve. Images that the checkpoint in the folder ``model`` was trained
+    on are called train images.
 
     Raises:
         DataError: ``data`` is given and cannot be used.
@@ -143,11 +146,11 @@ def _golden_images(data: str | None, info: CheckpointInfo) -> tuple[str, npt.NDA
     from gft_edge.errors import GFTEdgeError
 
     if data is not None:
-        return _data_images(data, info)
+        return _data_images(data, info, model)
     problem = "the checkpoint does not say which data it was trained on"
     if info.data:
         try:
-            return _data_images(info.data, info)
+            return _data_images(info.data, info, model)
         except GFTEdgeError as error:
             problem = str(error)
     say(f"export: images made from a seed stand in for data ({problem})")
@@ -156,11 +159,12 @@ def _golden_images(data: str | None, info: CheckpointInfo) -> tuple[str, npt.NDA
     return f"{GOLDEN_IMAGES} images made from seed 0", spec.normalize(pixels)
 
 
-def _data_images(data: str, info: CheckpointInfo) -> tuple[str, npt.NDArray[np.float32]]:
+def _data_images(data: str, info: CheckpointInfo, model: Path | None) -> tuple[str, npt.NDArray[np.float32]]:
     from gft_edge.cli.console import say
     from gft_edge.data.batches import evaluation_batches
-    from gft_edge.data.datasets import held_out_split, is_folder, open_images, readable, unlabelled_folder
+    from gft_edge.data.datasets import held_out_split, is_folder, open_images, readable, split_names, unlabelled_folder
     from gft_edge.data.sets import ImageSet, Subset, spread
+    from gft_edge.data.trained import not_trained_on
     from gft_edge.errors import DataError
 
     loose = unlabelled_folder(Path(data)) if is_folder(data) else None
@@ -168,8 +172,14 @@ def _data_images(data: str, info: CheckpointInfo) -> tuple[str, npt.NDArray[np.f
         images: ImageSet = readable(loose)
         kind = "images"
     else:
-        split = held_out_split(data)
+        names = split_names(data)
+        split = held_out_split(data) if {"test", "val"}.intersection(names) else names[0]
         images = readable(open_images(data, split, GOLDEN_IMAGES, info.preprocess.height))
+        if model is not None:
+            try:
+                images = not_trained_on(images, model, split, data)
+            except DataError:  # of every image: good enough to compare outputs on, but to be called what they are
+                split = "train"
         kind = f"{split} images"
     if len(images) > GOLDEN_IMAGES:
         images = Subset(images, spread(len(images), GOLDEN_IMAGES))

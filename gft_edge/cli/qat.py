@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from gft_edge.cli.common import positive
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from torch import nn
 
     from gft_edge.calibration.ptq import PostTrained, QuantizedModel
@@ -77,8 +79,8 @@ class QatData:
     source: str
 
 
-def open_qat(args: argparse.Namespace, settings: QatSettings, info: CheckpointInfo) -> QatData:
-    """Opens both sets of images and settles the number of steps.
+def open_qat(args: argparse.Namespace, settings: QatSettings, info: CheckpointInfo, model: Path) -> QatData:
+    """Opens both sets of images and settles the number of steps; ``model`` is the folder of the checkpoint.
 
     Raises:
         DataError: no held-out images, images of both sets, too few of them, or other classes than the model's.
@@ -97,7 +99,7 @@ def open_qat(args: argparse.Namespace, settings: QatSettings, info: CheckpointIn
             f"data {args.data}: {len(training)} training images are fewer than one batch of {settings.batch_size}; "
             "lower it with --qat-set batch_size=N"
         )
-    found = held_out_images(args.data, args.against, args.eval_images, size)
+    found = held_out_images(args.data, args.against, args.eval_images, size, model)
     if found is None:
         raise DataError(
             f"data {args.data}: QAT needs images it is not trained on to be judged by; give the data train and test "

@@ -70,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.cli.common import settle_data
     from gft_edge.cli.console import result
     from gft_edge.cli.qat import describe_qat, open_qat, qat_settings, train_qat
+    from gft_edge.data.trained import write_trained
     from gft_edge.errors import ConfigError, OutputError
     from gft_edge.files import new_folder, write_json
 
@@ -92,8 +93,8 @@ def run(args: argparse.Namespace) -> int:
             if known is not None:
                 known.require_model(checkpoint.sha256, f"checkpoint {checkpoint.path}")
             calibrating = policy.smoothquant is not None or (known is None and bool(observed))
-            held_out = held_out_images(args.data, args.against, args.images, spec.height)
-            qat_data = None if settings is None else open_qat(args, settings, info)
+            held_out = held_out_images(args.data, args.against, args.images, spec.height, checkpoint.path)
+            qat_data = None if settings is None else open_qat(args, settings, info, checkpoint.path)
             chosen = None
             if calibrating or held_out is None:
                 chosen = chosen_images(args, spec, info.labels, lambda: model_features(model, spec))
@@ -122,6 +123,7 @@ def run(args: argparse.Namespace) -> int:
             provenance = {**info.provenance, "quantized_from": checkpoint.sha256}
             new_info = dataclasses.replace(info, quantization=summary, provenance=provenance)
             save_checkpoint(folder, new_info, quantized.model)
+            write_trained(folder, None if qat_data is None else qat_data.training, checkpoint.path)
             if ranges is not None:
                 write_calibration(folder / "calibration", card if known is None else None, ranges)
             write_json(folder / "calibration/selection.json", selection)

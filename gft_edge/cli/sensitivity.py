@@ -153,7 +153,9 @@ def _evaluation_images(args: argparse.Namespace, checkpoint: Checkpoint) -> Imag
 
     info = checkpoint.info
     data = args.eval_data or args.data
-    return labelled_images(data, args.eval_split, args.eval_images, info.model.image_size, info.labels)
+    return labelled_images(
+        data, args.eval_split, args.eval_images, info.model.image_size, info.labels, model=checkpoint.path
+    )
 
 
 def _calibrated(

@@ -10,7 +10,13 @@ EXAMPLE = "gft-edge train --config recipes/typeface.toml --out runs/typeface --s
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("--config", type=Path, required=True, metavar="RECIPE", help="TOML or JSON recipe")
+    parser.add_argument(
+        "--config",
+        type=Path,
+        required=True,
+        metavar="RECIPE",
+        help="TOML or JSON recipe, or the name of one of the package, such as image-folder",
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
     parser.add_argument(
         "--resume",
@@ -29,7 +35,10 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.files import require_writable_folder
     from gft_edge.train.loop import train
 
-    recipe = load_recipe(args.config, args.set)
+    config = _own_recipe(args.config)
+    if config != args.config:
+        say(f"recipe {args.config}: no such file here, so that of the package is taken")
+    recipe = load_recipe(config, args.set)
     require_writable_folder(args.out)
     if not args.resume:
         _require_new(args.out)
@@ -44,6 +53,14 @@ def run(args: argparse.Namespace) -> int:
     )
     result(args, {"out": str(args.out), **figures}, text)
     return 0
+
+
+def _own_recipe(path: Path) -> Path:
+    """The recipe that ships with the package where a path leads nowhere and names one: ``recipes/image-folder.toml``."""
+    from gft_edge.checkpoint import builtin_path
+
+    own = builtin_path() / "recipes" / f"{path.name.removesuffix('.toml')}.toml"
+    return own if not path.exists() and path.parent.name in ("", "recipes") and own.is_file() else path
 
 
 def _require_new(out: Path) -> None:

@@ -126,7 +126,9 @@ def _with_checkpoint(
     require_parent(artifact, checkpoint)
     info = checkpoint.info
     settle_data(args, info, f"checkpoint {checkpoint.path}")
-    count, batches = labelled_batches(args.data, args.split, args.images, info.model, info.labels, info.preprocess)
+    count, batches = labelled_batches(
+        args.data, args.split, args.images, info.model, info.labels, info.preprocess, model=checkpoint.path
+    )
     source = f"{count} {args.split} images of {args.data}"
     say("verify: exporting the checkpoint again")
     fresh = fresh_graph(checkpoint, corrected(artifact, read_graph(artifact)))
@@ -150,7 +152,9 @@ def _map_fidelity(args: argparse.Namespace, artifact: Artifact, checkpoint: Chec
     from gft_edge.report.overlays import write_png
 
     info, manifest = checkpoint.info, artifact.manifest
-    count, batches = labelled_batches(args.data, args.split, args.map_images, info.model, info.labels, info.preprocess)
+    count, batches = labelled_batches(
+        args.data, args.split, args.map_images, info.model, info.labels, info.preprocess, model=checkpoint.path
+    )
     images = np.concatenate([batch for batch, _ in batches])
     say(f"verify: insertion and deletion curves of {count} images")
     model = without_quantizers(checkpoint.model)

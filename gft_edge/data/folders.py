@@ -53,6 +53,7 @@ class ImageFolder:
         labels: class names, of train where there is such a split.
         own: samples of the folder of each split, or of ``"all"`` where there are no such folders.
         wrong: of splits that cannot be used, the reason.
+        beside: names of folders of class folders that are of no known split.
         notes: what was found, a sentence each.
     """
 
@@ -60,6 +61,7 @@ class ImageFolder:
     labels: tuple[str, ...]
     own: Mapping[Split | Literal["all"], tuple[Sample, ...]]
     wrong: Mapping[Split, str] = field(default_factory=dict)
+    beside: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
@@ -91,6 +93,8 @@ class ImageFolder:
         if split not in parts:
             whole = _part_of_siblings(self.root) in self.own
             more = f"give {self.root.absolute().parent} for all parts" if whole else "choose with --split"
+            if self.beside:
+                more += f"; of no known split, so not read: {_names(self.beside)}"
             raise DataError(f"data {self.root}: has no {split} images, only {', '.join(self.names)}; {more}")
         return parts[split]
 
@@ -175,13 +179,19 @@ def read_folder(root: Path) -> ImageFolder:
         DataError: no such folder, no layout this package reads, or fewer than two classes.
     """
     if not root.is_dir():
-        raise DataError(f"data {root}: no such folder; give 'typefaces' or a folder laid out as {LAYOUT}")
+        what = "is a file" if root.is_file() else "no such folder"
+        raise DataError(f"data {root}: {what}; give 'typefaces' or a folder laid out as {LAYOUT}")
     found = scan(root)
     notes: list[str] = []
     top = _unwrap(found.top, notes)
     splits = _split_folders(top, notes)
     if set(splits) - {"train"}:
-        folder = _of_splits(root, splits, notes)
+        beside = [
+            each.name
+            for each in top.folders
+            if each.folders and not any(part.path.is_relative_to(each.path) for part in splits.values())
+        ]
+        folder = replace(_of_splits(root, splits, notes), beside=tuple(beside))
     else:
         classes = splits.get("train", top)
         labels, samples = _of_classes(root, classes, notes)
@@ -229,6 +239,7 @@ def _split_folders(top: Found, notes: list[str]) -> dict[Split, Found]:
     A folder named after a split is one when it holds class folders: "train" may also be a class of vehicles.
     """
     named = [(folder, split) for folder in top.folders if (split := split_of_name(folder.name)) is not None]
+    named += _loosely_named(top, {split for folder, split in named if folder.folders})
     splits: dict[Split, Found] = {}
     for folder, split in named:
         if folder.folders:
@@ -242,10 +253,30 @@ def _split_folders(top: Found, notes: list[str]) -> dict[Split, Found]:
     if splits:
         _note_beside(top, notes)
         for folder in top.folders:
-            if folder not in splits.values():
+            if not any(folder is taken for taken in splits.values()):
                 why = "without class folders" if split_of_name(folder.name) else "beside the splits"
                 notes.append(f"left out: {_count(sum(1 for _ in folder.below()))} in {folder.path} ({why})")
     return {split: _unwrap(folder, notes) for split, folder in splits.items()}
+
+
+def _loosely_named(top: Found, known: set[Split]) -> list[tuple[Found, Split]]:
+    """Folders that can only be splits and whose names say which among other words: ``seg_train`` and ``seg_test``.
+
+    Args:
+        top: whose sub-folders they are.
+        known: splits whose folders are named after them alone.
+
+    Returns:
+        one folder for each further split, or nothing where not even two splits are found in all.
+    """
+    found: dict[Split, list[Found]] = {}
+    for folder in top.folders:
+        words = re.findall(r"[^\W\d_]+", folder.name.casefold())
+        splits = {split for word in words if (split := split_of_name(word)) is not None}
+        if len(splits) == 1 and folder.folders and not folder.images and split_of_name(folder.name) is None:
+            found.setdefault(splits.pop(), []).append(folder)
+    single = [(folders[0], split) for split, folders in found.items() if len(folders) == 1 and split not in known]
+    return single if len({*known, *(split for _, split in single)}) > 1 else []
 
 
 def _of_splits(root: Path, splits: dict[Split, Found], notes: list[str]) -> ImageFolder:

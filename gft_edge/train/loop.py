@@ -32,7 +32,8 @@ from gft_edge.checkpoint import (
 )
 from gft_edge.config import GFTConfig, Recipe, TrainSection
 from gft_edge.data.batches import evaluation_batches
-from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, readable
+from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, readable, split_names
+from gft_edge.data.trained import not_trained_on, write_trained
 from gft_edge.data.training import training_batches
 from gft_edge.errors import CheckFailed, ConfigError, DataError
 from gft_edge.files import writing
@@ -112,6 +113,7 @@ class _Data:
 def _open_data(recipe: Recipe, group: Workers) -> _Data:
     """Raises ConfigError or DataError when recipe, data and starting checkpoint do not fit each other."""
     settings, name = recipe.train, recipe.data.name
+    _require_val(name)
     probe = open_images(name, "train", recipe.data.train_images, 96, settings.seed)
     config = recipe.model.resolve(len(probe.labels))
     spec = PreprocessSpec(config.image_size, config.image_size)
@@ -128,6 +130,8 @@ def _open_data(recipe: Recipe, group: Workers) -> _Data:
             "train.batch_size"
         )
     held_out = match_labels(open_images(name, "val", recipe.data.eval_images, size, settings.seed), images.labels, name)
+    if settings.init:
+        held_out = not_trained_on(held_out, resolve_checkpoint(settings.init), "val", name)
     unreadable: set[str] = set()
     # One readable image is enough to know, now rather than after the training.
     if next(evaluation_batches(held_out, spec, 1, unreadable.add), None) is None:
@@ -135,6 +139,16 @@ def _open_data(recipe: Recipe, group: Workers) -> _Data:
     share = Subset(held_out, tuple(range(group.rank, len(held_out), group.count)))
     notes = tuple(dict.fromkeys((*images.notes, *held_out.notes)))
     return _Data(images, spec, config, share, notes, unreadable)
+
+
+def _require_val(name: str) -> None:
+    """Refuses a folder with training images that has none to validate with."""
+    parts = split_names(name)
+    if "train" in parts and "val" not in parts:
+        raise DataError(
+            f"data {name}: has training images but none for validation, and training needs both; a class of two images or "
+            "more gives one, or a folder named val or test beside train"
+        )
 
 
 def _rendered(name: str) -> bool:
@@ -205,6 +219,7 @@ def train(
             step_in_backward(parts.optimizer)
         data.unreadable.update(progress.unreadable)
         if group.is_first:
+            write_trained(out, data.images, out, *([resolve_checkpoint(settings.init)] if settings.init else []))
             cut_log(out, progress.step)
         barrier()
         first, started = progress.step, time.monotonic()
@@ -444,6 +459,7 @@ def _evaluate(
             metrics: dict[str, Any] = {**row, "steps": progress.step}
             info = CheckpointInfo(data.config, data.images.labels, data.spec, metrics, {"recipe": recipe.to_json()})
             save_checkpoint(out / BEST, info, model)
+            write_trained(out / BEST, None, out)
     else:
         progress.stale += 1
     return row

@@ -13,6 +13,7 @@ from torch import nn
 
 from gft_edge.checkpoint import load_weights
 from gft_edge.config import Recipe
+from gft_edge.data.trained import TRAINED
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import replacing
 from gft_edge.leftovers import is_temporary
@@ -102,7 +103,7 @@ def saved_step(out: Path) -> int | None:
 def started_without_state(out: Path) -> bool:
     """Whether a folder holds nothing but what a training writes before its first state."""
     names = {path.name for path in out.iterdir() if not is_temporary(path.name)} if out.is_dir() else set()
-    return out.is_dir() and names <= {LOG, BEST, TENSORBOARD}
+    return out.is_dir() and names <= {LOG, BEST, TENSORBOARD, TRAINED}
 
 
 def restore_state(out: Path, recipe: Recipe, parts: Parts, device: torch.device) -> Progress:

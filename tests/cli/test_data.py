@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import copy
 import dataclasses
+import io
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from gft_edge.checkpoint import read_info, save_checkpoint
 from gft_edge.cli.export import _golden_images
+from gft_edge.data.datasets import image_folder
 from gft_edge.errors import DataError
+from gft_edge.files import sha256
 from gft_edge.manifest import load_artifact
 
 RECIPE = """
@@ -65,7 +71,8 @@ def _train_and_val(root):
 
 @pytest.mark.parametrize("layout", [_no_splits, _train_and_test, _train_and_val])
 def test_nothing_that_was_trained_on_is_called_validation_or_test(gft_edge, seen, tmp_path, layout):
-    data, ckpt = tmp_path / "data", tmp_path / "ckpt"
+    data, page = tmp_path / "data", tmp_path / "page"
+    ckpt = page / "ckpt"
     layout(data)
     (tmp_path / "recipe.toml").write_text(RECIPE.format(data=json.dumps(str(data))))
     done = gft_edge("train", "--config", tmp_path / "recipe.toml", "--out", ckpt)
@@ -73,7 +80,8 @@ def test_nothing_that_was_trained_on_is_called_validation_or_test(gft_edge, seen
     in_training = _taken(seen)
     by_split = {}
     for split in ("train", "val", "test"):
-        done = gft_edge("evaluate", ckpt, "--split", split, "--images", 999, "--budget", "full", "--json")
+        out = ["--out", page / f"{split}.json", "--json"]
+        done = gft_edge("evaluate", ckpt, "--split", split, "--images", 999, "--budget", "full", *out)
         by_split[split] = _taken(seen)
         if (layout, split) == (_train_and_val, "test"):
             assert (done.code, by_split[split]) == (2, set())
@@ -91,15 +99,80 @@ def test_nothing_that_was_trained_on_is_called_validation_or_test(gft_edge, seen
     done = gft_edge("evaluate", ckpt, "--images", 999)
     assert f" on {len(held_out)} {kind} images of {data}" in done.out
     assert _taken(seen) == held_out
-    assert gft_edge("quantize", ckpt, "--images", 16, "--out", tmp_path / "int8").code == 0
+    assert gft_edge("quantize", ckpt, "--images", 16, "--out", page / "int8").code == 0
     quantized = _taken(seen)
-    card = json.loads((tmp_path / "int8/calibration/card.json").read_text())
+    card = json.loads((page / "int8/calibration/card.json").read_text())
     assert set(card["hashes"]) <= train
     assert quantized == set(card["hashes"]) | held_out
     assert (card["evaluation"]["split"], card["evaluation"]["overlap"]) == (kind, 0)
     source, golden = _golden_images(None, read_info(ckpt))
     assert (source, len(golden)) == (f"{min(16, len(held_out))} {kind} images of {data}", min(16, len(held_out)))
     assert _taken(seen) <= held_out
+    _check_page(gft_edge, page, data, {"train": train, "val": val, "test": test})
+
+
+def _check_page(gft_edge, run, data, files):
+    """What the page says of each split, and the pixels of every picture under it, are of that split's images alone."""
+    pixels = {}
+    for path in data.rglob("*.png"):
+        name = next((split for split, hashes in files.items() if sha256(path) in hashes), None)
+        pixels[np.asarray(Image.open(path).convert("RGB")).tobytes()] = name
+    done = gft_edge("report", run, "--json")
+    assert done.code == 0, done.err
+    page = (run / "report.html").read_text()
+    spoken = {split: {int(n) for n in re.findall(rf"(\d+) {split} images of", page)} for split in files}
+    assert spoken["val"] <= {len(files["val"])}
+    assert spoken["test"] <= {len(files["test"])}
+    assert spoken["test" if files["test"] else "val"]
+    assert page.count("These are images of the training split.") == 1
+    shown = []
+    for text in re.split(r"(?=<p><b>[^<]*</b> on \d+ |<summary>)", page):
+        split = re.search(r" on \d+ (train|val|test) images of", text[:400])
+        for picture in re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", text) if split else ():
+            image = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"))
+            shown.append((split[1], pixels[image.tobytes()]))
+    assert shown
+    assert all(said == is_of for said, is_of in shown)
+
+
+def test_training_images_in_another_folder_are_not_called_test_images(gft_edge, seen, tmp_path):
+    data, other, ckpt = tmp_path / "data", tmp_path / "other", tmp_path / "ckpt"
+    _no_splits(data)
+    (tmp_path / "recipe.toml").write_text(RECIPE.format(data=json.dumps(str(data))))
+    steps = ["--set", "train.steps=1", "--set", "train.eval_every=1"]
+    assert gft_edge("train", "--config", tmp_path / "recipe.toml", "--out", ckpt, *steps).code == 0
+    _taken(seen)
+    trained = image_folder(data, "train").samples
+    for number, (path, _) in enumerate(trained):
+        (other / "test" / path.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, other / "test" / path.parent.name / f"renamed-{number}.png")
+    done = gft_edge("evaluate", ckpt, "--data", other, "--images", 999)
+    assert (done.code, seen) == (2, set())
+    assert f"the model was trained on all {len(trained)} test images" in done.err
+    assert _golden_images(str(other), read_info(ckpt), ckpt)[0] == f"16 train images of {other}"
+    _write(other / "test", 8, 500)
+    new = {sha256(path) for number in range(500, 508) for path in other.rglob(f"{number}.png")}
+    assert len(new) == 16
+    assert gft_edge("quantize", ckpt, "--precision", "int8-weights", "--out", tmp_path / "int8").code == 0
+    assert gft_edge("export", tmp_path / "int8", "--data", other, "--out", tmp_path / "art").code == 0
+    _taken(seen)
+    for model in (ckpt, ckpt / "best", tmp_path / "int8", tmp_path / "art"):
+        done = gft_edge("evaluate", model, "--data", other, "--images", 999, "--json")
+        assert (done.code, done.json["images"]) == (0, 16), done.err
+        assert _taken(seen) == new
+        assert done.notes == (f"data: left out: {len(trained)} test images of {other} that the model was trained on",)
+    command = [
+        "verify",
+        tmp_path / "art",
+        "--checkpoint",
+        tmp_path / "int8",
+        "--data",
+        other,
+        "--images",
+        999,
+        "--json",
+    ]
+    assert gft_edge(*command).json["source"] == f"16 test images of {other}"
 
 
 def test_training_keeps_how_its_images_were_found(gft_edge, tmp_path):
@@ -165,11 +238,13 @@ def test_export_needs_no_data(gft_edge, trained_on, tmp_path):
     assert done.err.endswith(f"artefact {tmp_path / 'art'} remembers it as the data it was trained on, give --data\n")
 
 
-def test_golden_images_are_of_any_classes_or_none(tiny_info, animals):
+def test_golden_images_are_of_any_classes_or_none(tiny_info, animals, tmp_path):
     source, images = _golden_images(None, tiny_info)
     assert (source, images.shape, images.dtype) == ("16 images made from seed 0", (16, 3, 32, 32), np.float32)
     assert _golden_images(str(animals / "ant"), tiny_info)[0] == f"16 images of {animals / 'ant'}"
     assert _golden_images(str(animals), tiny_info)[0] == f"16 test images of {animals}"
+    _write(tmp_path / "small", 1, 0)
+    assert _golden_images(str(tmp_path / "small"), tiny_info)[0] == f"2 train images of {tmp_path / 'small'}"
     source, images = _golden_images("typefaces", tiny_info)
     assert (source, images.shape) == ("16 test images of typefaces", (16, 3, 32, 32))
     with pytest.raises(DataError, match="no such folder"):
@@ -204,3 +279,30 @@ def test_help_names_every_form_of_data(gft_edge):
         "coco:",
     ):
         assert form in said
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate"],
+        ["calibrate", "--images", 8, "--out", "new"],
+        ["quantize", "--images", 8, "--out", "new"],
+        ["quantize", "--precision", "int8-weights", "--out", "new"],
+        ["sensitivity", "--images", 8, "--eval-images", 8, "--out", "new"],
+        ["export", "--out", "new"],
+    ],
+    ids=lambda command: "-".join(map(str, command[:3])),
+)
+def test_logits_that_are_not_finite_end_every_verb(
+    gft_edge, tiny_info, tiny_model, animals, tmp_path, monkeypatch, command
+):
+    """Finite weights whose products overflow, as after a training that went wrong."""
+    model = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        model.head.weight.fill_(3e38)
+    save_checkpoint(tmp_path / "ckpt", tiny_info, model)
+    monkeypatch.chdir(tmp_path)
+    done = gft_edge(command[0], "ckpt", "--data", animals, *command[1:])
+    assert (done.code, done.out) == (1, "")
+    assert "logits of " in done.err.splitlines()[-1] and " NaN or infinite" in done.err.splitlines()[-1]
+    assert not (tmp_path / "new").exists()

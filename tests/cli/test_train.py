@@ -89,3 +89,16 @@ def test_another_recipe_is_refused_with_what_differs(train):
     done = train("--resume", "--set", "train.lr=0.5", "--set", "data.eval_images=8")
     assert done.code == 2
     assert "data.eval_images is 8, was 16; train.lr is 0.5, was 0.001" in _last(done)
+
+
+def test_a_recipe_of_the_package_is_found_by_its_name(gft_edge, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("image-folder", "image-folder.toml", "recipes/image-folder.toml"):
+        done = gft_edge("train", "--config", name, "--out", "run", "--set", "data.name=gone")
+        assert (done.code, done.err.count("\n")) == (2, 2)
+        assert f"recipe {name}: no such file here, so that of the package is taken" in done.err
+        assert "data gone: no such folder" in done.err
+    for name in ("folder", "other/image-folder.toml"):
+        done = gft_edge("train", "--config", name, "--out", "run")
+        assert (done.code, done.err.count("\n")) == (2, 1)
+        assert f"recipe {name}: cannot be read" in done.err

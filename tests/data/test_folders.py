@@ -377,3 +377,36 @@ def test_endless_nesting_is_refused(write):
 def test_accents_stored_in_two_forms_are_one_name(write):
     root = write(*classes("train/", ("cafe\u0301", "bee")), *classes("test/", ("caf\u00e9", "bee")))
     assert image_folder(root, "test").labels == ("bee", "caf\u00e9")
+
+
+@pytest.mark.parametrize(
+    ("names", "parts"),
+    [
+        (("seg_train/seg_train", "seg_test/seg_test", "seg_pred/seg_pred"), {"train", "val", "test"}),
+        (("01_train", "02_val", "03_test"), {"train", "val", "test"}),
+        (("train2017", "val2017"), {"train", "val"}),
+        (("my_train", "validation"), {"train", "val"}),
+        (("train", "train_augmented", "test"), {"train", "val", "test"}),
+    ],
+)
+def test_names_of_splits_among_other_words(write, names, parts):
+    root = write(*(file for name in names for file in classes(f"{name}/", count=20)))
+    assert set(counts(root)) == parts
+    for part in parts - {"val"}:
+        folder = next(name for name in names if part in name).partition("/")[0]
+        assert {path.relative_to(root).parts[0] for path, _ in image_folder(root, part).samples} == {folder}
+    assert image_folder(root, "train").labels == ("ant", "bee")
+
+
+def test_classes_of_such_names_are_no_splits(write):
+    root = write(*classes(names=("train toy", "test tube", "val d'or")), "train toy/more/0.png", "test tube/more/0.png")
+    assert image_folder(root, "train").labels == ("test tube", "train toy", "val d'or")
+    root = write(*classes(names=("ant", "bee")), "test rig/old/0.png", root="one")
+    with pytest.raises(DataError, match="class folder 'test rig' holds only folders"):
+        read_folder(root)
+
+
+def test_a_folder_of_no_known_split_is_named_where_a_part_is_missing(write):
+    root = write(*classes("Traning/"), *classes("Testing/"))
+    with pytest.raises(DataError, match=r"has no train images, only test; .*, so not read: 'Traning'"):
+        image_folder(root, "train")
