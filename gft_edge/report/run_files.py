@@ -15,6 +15,7 @@ from typing import Any
 from gft_edge.benchmarks.merge import SCHEMA as BENCH_SCHEMA
 from gft_edge.config import GFTConfig, load_dataclass
 from gft_edge.errors import ArtifactError, GFTEdgeError
+from gft_edge.filekinds import describe_file
 from gft_edge.manifest import MANIFEST, MODEL, Artifact, load_artifact
 from gft_edge.report import forms
 from gft_edge.report.checks import TEXT, checked, printable, read_object
@@ -103,7 +104,8 @@ def find(folder: Path) -> RunFiles:
         ArtifactError: no such folder.
     """
     if not folder.is_dir():
-        raise ArtifactError(f"run {folder}: no such folder; give the folder that holds the results of a run")
+        problem = f"is {describe_file(folder)}" if folder.is_file() else "no such folder"
+        raise ArtifactError(f"run {folder}: {problem}; give the folder that holds the results of a run")
     found = RunFiles(folder)
     for directory, names in _folders(folder):
         relative = directory.relative_to(folder).as_posix()
