@@ -16,8 +16,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol
 
 from gft_edge.calibration.cache import load_cache
-from gft_edge.environment import has_nvidia_driver
-from gft_edge.errors import ArtifactError, CheckFailed, ConfigError, MissingExtraError
+from gft_edge.environment import has_nvidia_driver, missing_extra
+from gft_edge.errors import ArtifactError, CheckFailed, ConfigError
 from gft_edge.export.dialects import require_dialect
 from gft_edge.export.engines import engine_files, engine_key
 from gft_edge.export.generations import RTX, generation
@@ -71,7 +71,7 @@ def load_module(plan: BuildPlan) -> ModuleType:
     try:
         trt = importlib.import_module(plan.module)
     except (ImportError, OSError):
-        raise MissingExtraError(plan.module, generation(RTX if plan.rtx else plan.generation).extra) from None
+        raise missing_extra(plan.module, generation(RTX if plan.rtx else plan.generation).extra) from None
     if not plan.rtx and not has_nvidia_driver():
         raise ConfigError(
             f"build --target {plan.target}: TensorRT times its kernels on the GPU, and there is no NVIDIA driver here; "

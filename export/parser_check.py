@@ -7,7 +7,8 @@ import importlib.util
 import json
 from pathlib import Path
 
-from gft_edge.errors import ArtifactError, ConfigError, MissingExtraError
+from gft_edge.environment import missing_extra
+from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export import native
 from gft_edge.export.generations import Platform
 from gft_edge.export.lint import Finding
@@ -64,7 +65,7 @@ def _module(platform: Platform) -> str:
             return module
     if len(wanted) == 1 and wanted[0] == "tensorrt" and importlib.util.find_spec("tensorrt_rtx") is not None:
         raise ConfigError("--parser: TensorRT is not installed here, TensorRT-RTX is; give --target rtx")
-    raise MissingExtraError(wanted[0], "rtx" if platform.is_rtx else "trt")
+    raise missing_extra(wanted[0], "rtx" if platform.is_rtx else "trt")
 
 
 def _version(module: str) -> str:

@@ -104,11 +104,11 @@ def _unfilled(names: Sequence[str], found: npt.NDArray[np.float64], expected: np
             what = name if len(flat) == 3 and np.ptp(tensor) == 0 else f"channel {flat[0]} of {name}"
             text = f"{what} is {'all zeros' if value == 0 else f'{value:g} throughout'}: the buffer was never filled"
         else:
-            empty = np.flatnonzero((tensor == 0).all(axis=(0, 2)) & (right != 0).any(axis=(0, 2)))
-            if len(empty) > 1:
-                text = (
-                    f"{len(empty)} rows of {name} are all zeros, the first is {empty[0]}: the buffer was filled in part"
-                )
+            for lines, axes in (("rows", (0, 2)), ("columns", (0, 1))):
+                empty = np.flatnonzero((tensor == 0).all(axis=axes) & (right != 0).any(axis=axes))
+                if len(empty) > 1:
+                    found_empty = f"{len(empty)} {lines} of {name} are all zeros, the first is {empty[0]}"
+                    text = text or f"{found_empty}: the buffer was filled in part"
         same = [other for other in range(number) if np.array_equal(found[other], tensor)]
         if not text and same and not np.array_equal(expected[same[0]], right):
             text = f"{name} is the same as {names[same[0]]}, though the images differ: one buffer was written for both"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gft_edge import __version__
+from gft_edge.errors import MissingExtraError
 
 PACKAGES = {
     "torch": ("torch", "train"),
@@ -33,6 +34,34 @@ PACKAGES = {
 }
 """Importable module: distribution that brings it, and the extra of gft-edge that asks for it."""
 
+ON_A_JETSON = {
+    "tensorrt": "it is part of JetPack: sudo apt install python3-libnvinfer, and make the virtual environment with "
+    "--system-site-packages",
+    "cuda-python": "run: pip install cuda-python, in the version of the board's CUDA (nvcc --version)",
+}
+"""How a distribution comes to a Jetson, where the extra of gft-edge would bring one that does not work there."""
+
+_PARTS = {"cuda": ("cuda.bindings", "cuda.cudart")}
+"""Modules to look for, any of them, where other packages bring the one of the table too."""
+
+
+def missing_extra(distribution: str, extra: str) -> MissingExtraError:
+    """The error for a package that is not installed, with the remedy for this machine."""
+    remedy = ON_A_JETSON.get(distribution, "") if board() else ""
+    return MissingExtraError(distribution, extra, remedy=remedy)
+
+
+def is_installed(module: str) -> bool:
+    """Whether a module can be found; an empty folder, as an uninstallation leaves it, is none. Only parents are imported."""
+    for name in _PARTS.get(module, (module,)):
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            continue
+        if spec is not None and spec.origin is not None:
+            return True
+    return False
+
 
 def versions() -> dict[str, str | None]:
     """Version of each package, None where it is not installed; nothing is imported."""
@@ -40,7 +69,7 @@ def versions() -> dict[str, str | None]:
     distributions = {"numpy": "numpy", **{module: name for module, (name, _) in PACKAGES.items()}}
     for module, distribution in distributions.items():
         found[distribution] = None
-        if importlib.util.find_spec(module) is not None:
+        if is_installed(module):
             try:
                 found[distribution] = importlib.metadata.version(distribution)
             except importlib.metadata.PackageNotFoundError:

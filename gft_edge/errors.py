@@ -58,13 +58,15 @@ class MissingExtraError(GFTEdgeError, ImportError):
         package: what could not be imported.
         extra: the extra of gft-edge that brings it.
         purpose: what it is needed for, for example "which reads image files".
+        remedy: how to get it where that is not by the extra.
     """
 
     exit_code = EXIT_MISSING_EXTRA
 
-    def __init__(self, package: str, extra: str, purpose: str = "") -> None:
+    def __init__(self, package: str, extra: str, purpose: str = "", remedy: str = "") -> None:
         name = f"{package}, {purpose}," if purpose else package
-        super().__init__(f"{name} is not installed; run: pip install 'gft-edge[{extra}]'")
+        how = remedy or f"run: pip install 'gft-edge[{extra}]'"
+        super().__init__(f"{name} is not installed; {how}")
         self.package = package
         self.extra = extra
 

@@ -189,6 +189,10 @@ def writing(path: Path, temporary: Path | None = None, whole: bool = False) -> I
     """
     try:
         yield
+    except OutputError as error:
+        if temporary is not None and isinstance(error.path, Path) and temporary in error.path.parents:
+            raise OutputError(path, error.reason) from error  # a file of the folder: its temporary name tells nobody
+        raise
     except (GFTEdgeError, BrokenPipeError):
         raise
     except Exception as error:

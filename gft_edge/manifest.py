@@ -371,7 +371,8 @@ def load_artifact(path: str | Path) -> Artifact:
             f"artefact {folder}: is {describe_file(folder)}; an artefact is a folder, made with gft-edge export"
         )
     if not folder.is_dir():
-        raise ArtifactError(f"artefact {folder}: no such folder; make one with gft-edge export")
+        kind = "is the checkpoint of the package" if str(folder) == "builtin" else "no such folder"
+        raise ArtifactError(f"artefact {folder}: {kind}; make one with gft-edge export")
     file = folder / MANIFEST
     if not file.is_file():
         is_checkpoint = all((folder / name).is_file() for name in ("config.json", "model.safetensors"))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import json
 import platform
@@ -99,3 +100,34 @@ def test_missing_package_has_no_version_and_one_without_metadata_an_unknown_one(
     found = versions()
     assert found["timm"] is None
     assert found["no-such-distribution"] == "unknown"
+
+
+@pytest.mark.parametrize(
+    ("package", "extra", "named"), [("tensorrt", "trt", "JetPack"), ("cuda-python", "trt", "nvcc")]
+)
+def test_a_jetson_gets_its_own_packages(monkeypatch, package, extra, named):
+    monkeypatch.setattr(environment, "board", lambda: "NVIDIA Jetson Orin Nano")
+    there = environment.missing_extra(package, extra)
+    assert (there.package, there.exit_code) == (package, 3)
+    assert named in str(there)
+    assert "gft-edge[" not in str(there)
+    assert "gft-edge[rtx]" in str(environment.missing_extra("tensorrt_rtx", "rtx"))
+    monkeypatch.setattr(environment, "board", lambda: None)
+    assert f"gft-edge[{extra}]" in str(environment.missing_extra(package, extra))
+
+
+def test_empty_folders_and_companions_are_no_package(monkeypatch, tmp_path):
+    """An uninstallation leaves folders; ``cuda`` is shared by cuda-python and packages that allocate no memory."""
+    (tmp_path / "tensorrt").mkdir()
+    (tmp_path / "cuda/pathfinder").mkdir(parents=True)
+    (tmp_path / "cuda/pathfinder/__init__.py").write_text("")
+    monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("cuda", "tensorrt")]:
+        monkeypatch.delitem(sys.modules, name)
+    assert not environment.is_installed("tensorrt")
+    assert not environment.is_installed("cuda")
+    (tmp_path / "cuda/bindings").mkdir()
+    (tmp_path / "cuda/bindings/__init__.py").write_text("")
+    importlib.invalidate_caches()
+    assert environment.is_installed("cuda")
+    assert not environment.is_installed("no_such_module")

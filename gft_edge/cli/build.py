@@ -102,7 +102,8 @@ def _check_cache(path: Path | None, artifact: Artifact, graph: Any, version: str
 
 def _plan(args: argparse.Namespace, summary: Any) -> BuildPlan:
     from gft_edge.benchmarks.devices import device
-    from gft_edge.errors import ConfigError, MissingExtraError
+    from gft_edge.environment import missing_extra
+    from gft_edge.errors import ConfigError
     from gft_edge.export.generations import RTX
     from gft_edge.export.plan import make_plan
     from gft_edge.export.this_gpu import device_here, power_mode, same_module
@@ -120,7 +121,7 @@ def _plan(args: argparse.Namespace, summary: Any) -> BuildPlan:
         if wanted is not None:
             _require_here(wanted, args.artifact)
         if args.tensorrt is None or not args.plan:
-            raise MissingExtraError("tensorrt", "trt") from None
+            raise missing_extra("tensorrt", "trt") from None
     here = device_here()
     if wanted is not None and not same_module(wanted, here):
         raise ConfigError(

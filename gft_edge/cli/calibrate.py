@@ -7,6 +7,7 @@ calibration caches (8.x to 10.x), in its calibration folder and manifest.
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,7 @@ def _of_checkpoint(args: argparse.Namespace) -> int:
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.common import settle_data
     from gft_edge.errors import ConfigError
-    from gft_edge.files import new_folder
+    from gft_edge.files import new_folder, require_free
 
     checkpoint = load_checkpoint(args.model)
     info = checkpoint.info
@@ -106,13 +107,12 @@ def _of_checkpoint(args: argparse.Namespace) -> int:
     names = quantized_names(checkpoint.model, DEFAULT_POLICY)
     if args.attention:
         names += [f"{name}.{part}" for name in attention_names(checkpoint.model) for part in MEASURED_PARTS]
-    with new_folder(args.out) as folder:
-        card, images = chosen_images(args, spec, info.labels, lambda: model_features(checkpoint.model, spec))
-        collector = Collector(names, args.method, args.percentile)
-        gather(
-            args, collector, images, spec, checkpoint.sha256, card, lambda b: observe(checkpoint.model, collector, b)
-        )
-        ranges = Ranges.of(collector, "module inputs", checkpoint.sha256, card.id, spec.id)
+    require_free(args.out)
+    card, images = chosen_images(args, spec, info.labels, lambda: model_features(checkpoint.model, spec))
+    collector = Collector(names, args.method, args.percentile)
+    gather(args, collector, images, spec, checkpoint.sha256, card, lambda b: observe(checkpoint.model, collector, b))
+    ranges = Ranges.of(collector, "module inputs", checkpoint.sha256, card.id, spec.id)
+    with _told_all_the_same(args, args.out, card, ranges), new_folder(args.out) as folder:
         write_calibration(folder, card, ranges)
     return _tell(args, args.out, card, ranges, [])
 
@@ -124,7 +124,7 @@ def _of_artifact(args: argparse.Namespace) -> int:
     from gft_edge.calibration.ranges import Ranges
     from gft_edge.cli.common import settle_data
     from gft_edge.errors import ConfigError
-    from gft_edge.files import new_folder
+    from gft_edge.files import new_folder, require_free, require_writable_folder
     from gft_edge.locks import locked
     from gft_edge.manifest import MODEL, load_artifact, register_files
 
@@ -137,6 +137,8 @@ def _of_artifact(args: argparse.Namespace) -> int:
     versions = [version.strip() for version in args.tensorrt.split(",") if version.strip()]
     for version in versions:
         encode_version(version)
+    out = args.out or artifact.path / "calibration"
+    (require_writable_folder if args.out is None else require_free)(out)
     graph, spec, size = load_graph(artifact), manifest.preprocess, manifest.model.image_size
     collector = Collector(linear_tensors(graph), args.method, args.percentile)
     card, images = chosen_images(args, spec, manifest.labels, lambda: graph_features(graph, spec))
@@ -152,14 +154,15 @@ def _of_artifact(args: argparse.Namespace) -> int:
             names += [name, f"{name}.json"]
         return names
 
-    if args.out is not None:
-        with new_folder(args.out) as folder:
-            names = write(folder)
-    else:
-        with locked(artifact.path):
-            names = write(artifact.path / "calibration")
-            register_files(artifact, [f"calibration/{name}" for name in names])
-    return _tell(args, args.out or artifact.path / "calibration", card, ranges, names)
+    with _told_all_the_same(args, out, card, ranges):
+        if args.out is not None:
+            with new_folder(out) as folder:
+                names = write(folder)
+        else:
+            with locked(artifact.path):
+                names = write(out)
+                register_files(artifact, [f"calibration/{name}" for name in names])
+    return _tell(args, out, card, ranges, names)
 
 
 def chosen_images(
@@ -249,6 +252,18 @@ def describe_ranges(ranges: Ranges) -> str:
     elif ranges.constant:
         lines.append(f"always of one magnitude: {', '.join(ranges.constant)}")
     return "\n".join(lines)
+
+
+@contextlib.contextmanager
+def _told_all_the_same(args: argparse.Namespace, out: Path, card: CalibrationSet, ranges: Ranges) -> Iterator[None]:
+    """Prints the ranges, which took long to find, when the block cannot write them."""
+    from gft_edge.errors import OutputError
+
+    try:
+        yield
+    except OutputError:
+        _tell(args, out, card, ranges, [])
+        raise
 
 
 def _tell(args: argparse.Namespace, out: Path, card: CalibrationSet, ranges: Ranges, names: list[str]) -> int:

@@ -100,7 +100,10 @@ _said: set[str] = set()
 
 def positive(text: str) -> int:
     """An integer of at least 1, for argparse."""
-    value = int(text)
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a whole number, found {text!r}") from None
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
     return value
@@ -188,4 +191,6 @@ def parse_batch_range(text: str) -> tuple[int, int, int]:
         sizes *= 3
     if len(sizes) != 3:
         raise ConfigError(f"batch {text!r}: expected one number or smallest:usual:largest, for example 1:4:8")
+    if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+        raise ConfigError(f"batch {text!r}: expected 1 <= smallest <= usual <= largest")
     return sizes[0], sizes[1], sizes[2]

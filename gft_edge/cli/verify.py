@@ -219,19 +219,23 @@ def _pixels(args: argparse.Namespace, artifact: Artifact) -> int:
     from gft_edge.data.images import read_image
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK, DataError
     from gft_edge.export.pixels import compare_pixels
+    from gft_edge.filekinds import describe_file
 
     if not args.pixels.is_dir():
-        raise DataError(f"pixels {args.pixels}: no such folder")
+        problem = f"is {describe_file(args.pixels)}" if args.pixels.is_file() else "no such folder"
+        raise DataError(f"pixels {args.pixels}: {problem}; give a folder of images and tensors")
     images, tensors, names = [], [], []
-    for file in sorted(args.pixels.glob("*.npy")):
-        found = [file.with_suffix(suffix) for suffix in IMAGE_SUFFIXES if file.with_suffix(suffix).is_file()]
-        if not found:
+    beside = {(path.stem, path.suffix.lower()): path for path in args.pixels.iterdir() if path.is_file()}
+    for file in sorted(path for (_, suffix), path in beside.items() if suffix == ".npy"):
+        found = next((beside[file.stem, s] for s in IMAGE_SUFFIXES if (file.stem, s) in beside), None)
+        if found is None:
             raise DataError(f"pixels {file}: no image of that name beside it ({', '.join(IMAGE_SUFFIXES)})")
         try:
-            tensors.append(np.load(file, mmap_mode="r", allow_pickle=False))  # a header may claim any size
+            # np.load would take other formats too; a header may claim any size, so the file is mapped.
+            tensors.append(np.lib.format.open_memmap(file, mode="r"))
         except Exception as error:  # NumPy parses headers as Python and raises whatever they lead it to
-            raise DataError(f"pixels {file}: cannot be read as an array ({error})") from None
-        images.append(read_image(found[0]))
+            raise DataError(f"pixels {file}: cannot be read as an array of numpy ({error})") from None
+        images.append(read_image(found))
         names.append(file.name)
     if not images:
         raise DataError(f"pixels {args.pixels}: holds no .npy file")

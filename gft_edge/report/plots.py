@@ -109,7 +109,7 @@ def training(rows: Sequence[Mapping[str, Any]]) -> str:
             for (label, values), color in zip(accuracies.items(), (COLORS[1], COLORS[3], COLORS[2])):
                 _course(panels[1], values, color, label, label.startswith("validation"))
             panels[1].set(ylabel="top-1, per cent", ylim=(0, 104))
-            panels[1].legend(frameon=False, fontsize=8, loc="lower right")
+            panels[1].legend(frameon=False, fontsize=8, loc="best")
         panels[-1].set_xlabel("step")
         panels[-1].xaxis.get_major_locator().set_params(integer=True)
 

@@ -108,7 +108,8 @@ def find(folder: Path) -> RunFiles:
             f"run {folder}: is {describe_file(folder)}; give the folder that holds the results of a run"
         )
     if not folder.is_dir():
-        raise ArtifactError(f"run {folder}: no such folder; give the folder that holds the results of a run")
+        problem = f"is {describe_file(folder)}" if folder.is_file() else "no such folder"
+        raise ArtifactError(f"run {folder}: {problem}; give the folder that holds the results of a run")
     found = RunFiles(folder)
     for directory, names in _folders(folder):
         relative = directory.relative_to(folder).as_posix()

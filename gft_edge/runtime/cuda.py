@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.errors import ConfigError, MissingExtraError
+from gft_edge.environment import missing_extra
+from gft_edge.errors import ConfigError
 
 RUNTIMES = ("cuda.bindings.runtime", "cuda.cudart")
 """Module of cuda-python from 12.8, and before."""
@@ -123,4 +124,4 @@ def open_cuda() -> Cuda:
     try:
         return TorchCuda(importlib.import_module("torch"))
     except ImportError:
-        raise MissingExtraError("cuda-python", "trt") from None
+        raise missing_extra("cuda-python", "trt") from None

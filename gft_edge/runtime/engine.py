@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.environment import has_nvidia_driver
-from gft_edge.errors import ArtifactError, ConfigError, DataError, MissingExtraError
+from gft_edge.environment import has_nvidia_driver, missing_extra
+from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.manifest import Artifact
 from gft_edge.runtime.cuda import Cuda, open_cuda
 from gft_edge.runtime.trt_messages import error_logger, explain, require
@@ -90,7 +90,7 @@ def load_module(name: str) -> ModuleType:
     try:
         module = importlib.import_module(name)
     except (ImportError, OSError):
-        raise MissingExtraError(name, EXTRAS[name]) from None
+        raise missing_extra(name, EXTRAS[name]) from None
     if not has_nvidia_driver():
         raise ConfigError(
             f"backend {name}: engines run on an NVIDIA GPU, and there is no NVIDIA driver here; run it on the device, or "

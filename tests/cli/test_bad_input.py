@@ -55,6 +55,11 @@ def copied(made, tmp_path):
 ON_ARTEFACTS = {
     "missing": (["verify", "{tmp}/nothing"], "no such folder"),
     "a graph as a run": (["report", "{fp32}/model.onnx"], "is a file of an artefact; give its folder"),
+    "the builtin": (
+        ["build", "builtin", "--target", "rtx"],
+        "builtin: is the checkpoint of the package; make one with",
+    ),
+    "file as run": (["report", "{image}"], "00.png: is a PNG image; give the folder"),
     "a checkpoint": (["bench", "{ckpt}"], "is a checkpoint; make an artefact of it with gft-edge export"),
     "a file": (["predict", "{fp32}/model.onnx", "{image}"], "is a file of an artefact; give its folder"),
     "missing image": (["predict", "{fp32}", "{tmp}/none.png"], "none.png: no such file"),
@@ -67,7 +72,10 @@ ON_ARTEFACTS = {
     "threads of evaluate": (["evaluate", "{fp32}", "--threads", "-2"], "threads must be 0"),
     "warm-up": (["bench", "{fp32}", "--warmup", "-1"], "threads and warm-up must not be negative"),
     "batch 0": (["bench", "{fp32}", "--batch", "0"], "argument --batch: must be at least 1, found 0"),
-    "batch in words": (["bench", "{fp32}", "--batch", "many"], "argument --batch: invalid positive value: 'many'"),
+    "batch in words": (
+        ["bench", "{fp32}", "--batch", "many"],
+        "argument --batch: must be a whole number, found 'many'",
+    ),
     "the same twice": (["bench", "{fp32}", "{fp32}"], "artefacts must have different folder names"),
     "other parent": (["verify", "{fp32}", "--checkpoint", "builtin"], "was made from weights"),
     "full-precision parent of int8": (["verify", "{int8}", "--checkpoint", "{ckpt}", "--data", "{data}"], "made from"),
@@ -86,6 +94,7 @@ ON_CHECKPOINTS = {
         ["quantize", "{ckpt}", "--data", "{data}", "--images", "25", "--out", "{tmp}/out"],
         "24 images, 25 asked for; lower --images",
     ),
+    "batch order": (["export", "{ckpt}", "--batch", "4:2:1", "--out", "{tmp}/out"], "expected 1 <= smallest <= usual"),
     "no images": (["quantize", "{ckpt}", "--images", "0", "--out", "{tmp}/out"], "must be at least 1, found 0"),
     "no data": (["quantize", "{ckpt}", "--data", "{tmp}/none", "--out", "{tmp}/out"], "no such folder"),
     "no data to export": (["export", "{ckpt}", "--data", "{tmp}/none", "--out", "{tmp}/out"], "no such folder"),

@@ -160,6 +160,11 @@ def test_a_buffer_that_was_never_filled_is_called_that(gft_edge, made, dumped, c
         (lambda folder: [file.unlink() for file in folder.glob("*.png")], "no image of that name beside it"),
         (lambda folder: [file.write_bytes(b"no array") for file in folder.glob("*.npy")], "cannot be read as an array"),
         (
+            lambda folder: [np.savez(file.open("wb"), a=1) for file in folder.glob("*.npy")],
+            "cannot be read as an array",
+        ),
+        (lambda folder: [file.write_bytes(b"") for file in folder.glob("*.npy")], "cannot be read as an array"),
+        (
             lambda folder: [np.save(file, np.zeros((2, 2))) for file in folder.glob("*.npy")],
             "npy has shape (2, 2)",
         ),
@@ -171,6 +176,16 @@ def test_pixels_that_cannot_be_compared_are_refused(gft_edge, made, dumped, dama
     done = gft_edge("verify", made["fp32"], "--pixels", folder)
     assert (done.code, done.out) == (2, "")
     assert message in done.err and done.err.count("\n") == 1
+    assert "unsafe" not in done.err
+
+
+def test_pixels_are_found_whatever_the_case_of_their_names(gft_edge, made, dumped):
+    folder = dumped(lambda spec, image: spec(image))
+    for file in list(folder.iterdir()):
+        file.rename(file.with_suffix(file.suffix.upper()))
+    assert gft_edge("verify", made["fp32"], "--pixels", folder).code == 0
+    done = gft_edge("verify", made["fp32"], "--pixels", next(folder.iterdir()))
+    assert (done.code, done.out) == (2, "") and "give a folder" in done.err
 
 
 @pytest.mark.parametrize("change", [None, _large_epsilon])

@@ -84,6 +84,11 @@ def test_folders_that_do_not_fit_are_not_there(gft_edge, made, animals, full):
     quantized = gft_edge("quantize", made["ckpt"], "--data", animals, "--images", 24, "--out", full / "int8")
     _refused(quantized, "quantize")
     assert "layers in INT8" in quantized.out
+    for source in ("ckpt", "fp32"):
+        done = gft_edge("calibrate", made[source], "--data", animals, "--images", 24, "--out", full / "ranges")
+        _refused(done, "calibrate")
+        assert f"cannot write {full / 'ranges'}: " in done.err
+        assert "ranges of" in done.out
     _refused(gft_edge("export", made["ckpt"], "--data", animals, "--out", full / "fp32"), "export")
     assert _left(full) == set()
 
@@ -98,14 +103,15 @@ def test_training_whose_state_does_not_fit_is_refused(gft_edge, full, tmp_path):
     assert not list(full.rglob(".*"))
 
 
-@pytest.mark.parametrize("verb", ["export", "quantize", "train", "evaluate", "bench"])
+@pytest.mark.parametrize("verb", ["export", "quantize", "calibrate", "train", "evaluate", "bench"])
 def test_places_that_take_nothing_are_refused_before_the_work(gft_edge, made, animals, tmp_path, monkeypatch, verb):
     monkeypatch.setattr("gft_edge.data.datasets.open_images", None)
     (tmp_path / "recipe.toml").write_text("[train]\nsteps = 1")
     source = (
         ["--config", tmp_path / "recipe.toml"] if verb == "train" else [made["ckpt" if verb != "bench" else "fp32"]]
     )
-    done = gft_edge(verb, *source, "--out", "/proc/gft-edge-out")
+    data = ["--data", animals] if verb in ("quantize", "calibrate", "evaluate") else []
+    done = gft_edge(verb, *source, *data, "--out", "/proc/gft-edge-out")
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
     assert "/proc cannot be written to" in done.err
 

@@ -105,6 +105,7 @@ def test_values_that_are_not_finite_are_found(images):
         (lambda right: right * 0 - 2, "tensor 1 is -2 throughout: the buffer was never filled"),
         (lambda right: right * np.array([1, 1, 0])[:, None, None], "channel 2 of tensor 1 is all zeros"),
         (lambda right: np.concatenate([right[:, :20], right[:, 20:] * 0], axis=1), "12 rows of tensor 1 are all zeros"),
+        (lambda right: right * (np.arange(32) < 25), "7 columns of tensor 1 are all zeros, the first is 25"),
         (lambda right: np.where(right == right.max(), np.inf, right), "values of tensor 1 are not finite"),
     ],
 )
