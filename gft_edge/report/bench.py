@@ -10,13 +10,14 @@ from gft_edge import __version__
 from gft_edge.benchmarks.merge import machine_label, merge
 from gft_edge.benchmarks.tables import Row
 from gft_edge.errors import ArtifactError
-from gft_edge.files import replacing, write_json
+from gft_edge.files import replacing
 from gft_edge.report import bench_plots, forms
 from gft_edge.report.checks import checked, cleaned
 from gft_edge.report.html import environment
 from gft_edge.report.records import clean_bench, usable_bench
 from gft_edge.report.svg import COLORS, color_of
 from gft_edge.report.tables import Cell, Table, bench_table, is_ratio_unstable, table
+from gft_edge.seals import write_sealed
 
 PAGE = "bench.html"
 MERGED = "bench-merged.json"
@@ -32,7 +33,7 @@ def write_bench_page(paths: Sequence[Path], out: Path) -> tuple[Path, Path]:
         _require_usable(path)
     merged = cleaned(merge(paths))
     html = environment().get_template("bench.html.j2").render(**collect(merged))
-    write_json(out / MERGED, merged)
+    write_sealed(out / MERGED, merged)
     with replacing(out / PAGE) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return out / PAGE, out / MERGED

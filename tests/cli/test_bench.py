@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from gft_edge.seals import write_sealed
+
 DATA = Path(__file__).parents[1] / "benchmarks/data/trtexec"
 QUICK = ["--rounds", 2, "--runs", 1, "--warmup", 0]
 BARE = ["--skip", "stages", "throughput", "process", "--power", "none"]
@@ -155,7 +157,7 @@ def test_a_log_cut_off_is_one_line_and_leaves_nothing(gft_edge, tmp_path):
 def test_a_file_of_another_schema_is_one_line(gft_edge, made, tmp_path, name):
     run = tmp_path / "run"
     shutil.copytree(made["fp32"], run / "fp32")
-    (run / name).write_text('{"results": [], "machine": {}}')
+    write_sealed(run / name, {"results": [], "machine": {}})
     message = "schema None, this version reads 2; measure again with gft-edge bench"
     done = gft_edge("report", run)
     assert done.code == 0, done.err
