@@ -20,7 +20,6 @@ from gft_edge.export.onnx import GraphOptions
 from gft_edge.export.verdict import Limits
 from gft_edge.export.verify import verify_golden
 from gft_edge.export.verify_checkpoint import verify_checkpoint
-from gft_edge.files import write_json
 from gft_edge.manifest import (
     GOLDEN,
     MANIFEST,
@@ -30,6 +29,7 @@ from gft_edge.manifest import (
     TensorInfo,
     load_artifact,
 )
+from gft_edge.seals import write_sealed
 
 from .further_faults import ACTIVATIONS, ALL, COMPACT, KINDS, SCALED
 from .graph_surgery import Graph
@@ -216,7 +216,7 @@ def test_budget_of_a_member_is_found_and_placed(copied, verify):
     manifest = dataclasses.replace(
         artifact.manifest, files={**artifact.manifest.files, **files}, family={wrong.id: member}
     )
-    write_json(artifact.path / MANIFEST, manifest.to_json())
+    write_sealed(artifact.path / MANIFEST, manifest.to_json())
     report = verify(load_artifact(f"{artifact.path}@{wrong.id}"), "int8-none")
     assert report.verdict == "fail"
     assert report.places[0].name == "budget"
