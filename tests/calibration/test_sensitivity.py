@@ -14,7 +14,7 @@ from gft_edge.calibration.ptq import quantize_int8, quantize_with
 from gft_edge.calibration.replay import Replay
 from gft_edge.calibration.sensitivity import MixedModel, measure_sensitivity, run_mixed
 from gft_edge.config import preset
-from gft_edge.errors import ConfigError, DataError
+from gft_edge.errors import CheckFailed, ConfigError, DataError
 from gft_edge.model.baselines import TimmClassifier
 
 
@@ -140,7 +140,7 @@ def test_logits_that_are_not_finite_are_refused(tiny_model, ranges, names, data,
     model = copy.deepcopy(tiny_model)
     with torch.no_grad():
         model.head.bias[0] = value
-    with pytest.raises(DataError, match=where):
+    with pytest.raises(CheckFailed, match=where):
         measure_sensitivity(MixedModel(model, ranges, names), lambda: data, len(data), 16)
 
 

@@ -58,7 +58,7 @@ def test_report_is_printed_and_kept(trained):
     assert report["sentence"].endswith(f"exact McNemar p = {report['top1']['mcnemar_p']:.2g}")
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
     names = ("card.json", "convergence.svg", "qat.json", "ranges.json", "selection.json")
-    assert files == [*(f"calibration/{name}" for name in names), "config.json", "model.safetensors"]
+    assert files == [*(f"calibration/{name}" for name in names), "config.json", "model.safetensors", "train_images.npz"]
 
 
 def test_selection_is_checked_on_held_out_images(trained, split):

@@ -17,6 +17,7 @@ from gft_edge.checkpoint import load_checkpoint
 from gft_edge.data.datasets import image_folder
 from gft_edge.manifest import load_artifact
 from gft_edge.preprocess import PreprocessSpec
+from gft_edge.report.overlays import HEADING, LEGEND, TITLE
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "gft-edge"
 
@@ -143,9 +144,10 @@ def test_predict_draws_what_was_kept(gft_edge, made, animals, tiny_info, tmp_pat
     assert [Path(row["map"]).name for row in rows] == ["00-00.png", "01-01.png"]
     assert json.loads((tmp_path / "p.json").read_text()) == done.json
     drawn = np.asarray(Image.open(rows[0]["map"]))
-    assert drawn.shape == (192, 4 * 192 + 3 * 8, 3)
+    top = HEADING + TITLE
+    assert drawn.shape == (top + 192 + LEGEND, 4 * 192 + 3 * 8, 3)
     pixels = np.asarray(Image.open(images[0]))
-    np.testing.assert_array_equal(drawn[::6, :192:6], PreprocessSpec(32, 32).geometry(pixels))
+    np.testing.assert_array_equal(drawn[top : top + 192 : 6, :192:6], PreprocessSpec(32, 32).geometry(pixels))
 
 
 def test_predict_takes_images_of_different_sizes(gft_edge, made, tmp_path):
