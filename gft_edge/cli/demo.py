@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import shlex
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -46,10 +47,14 @@ def run(args: argparse.Namespace) -> int:
     steps: list[dict[str, object]] = []
     started = time.monotonic()
     for title, command in _chain(args.out, size):
-        say(f"demo: {title}: gft-edge {' '.join(command)}")
+        line = shlex.join(["gft-edge", *command])
+        say(f"demo: {title}: {line}")
         began = time.monotonic()
-        _call(command)
-        steps.append({"title": title, "command": f"gft-edge {' '.join(command)}", "seconds": time.monotonic() - began})
+        try:
+            _call(command)
+        except KeyboardInterrupt:  # what the verb says of going on does not hold for a demo
+            raise KeyboardInterrupt(f"in the step {title}; remove {args.out} before another try") from None
+        steps.append({"title": title, "command": line, "seconds": time.monotonic() - began})
         record = {
             "small": args.small,
             "seconds": time.monotonic() - started,
@@ -155,4 +160,4 @@ def _call(command: list[str]) -> None:
     with contextlib.redirect_stdout(sys.stderr):
         code = run_verb(command[0], command[1:])
     if code:
-        raise CheckFailed(f"the step 'gft-edge {' '.join(command)}' ended with code {code}")
+        raise CheckFailed(f"the step '{shlex.join(['gft-edge', *command])}' ended with code {code}")

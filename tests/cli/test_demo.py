@@ -88,3 +88,15 @@ def test_report_leaves_out_what_is_missing(demo, tmp_path, capsys):
     assert "left out: accuracy (no file of evaluate --out)" in capsys.readouterr().out
     assert ". Accuracy<" not in page and "accuracy of" not in page
     assert ". Files and engines</h2>" in page
+
+
+def test_an_interrupted_demo_is_not_told_to_resume(tmp_path, monkeypatch, capsys):
+    def stop(command):
+        raise KeyboardInterrupt("--resume goes on")
+
+    monkeypatch.setattr("gft_edge.cli.demo._call", stop)
+    out = tmp_path / "two words"
+    assert main(["demo", "--small", "--out", str(out)]) == 130
+    said = capsys.readouterr().err
+    assert f"--out '{out}/checkpoint'" in said
+    assert said.splitlines()[-1] == f"gft-edge demo: interrupted; in the step train; remove {out} before another try"
