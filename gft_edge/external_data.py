@@ -46,7 +46,7 @@ def external_files(path: Path) -> frozenset[str]:
         with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
             return frozenset(_locations(data, len(data)))
     except (OSError, ValueError, IndexError) as error:
-        raise ArtifactError(f"{path}: is no ONNX model ({error})") from None
+        raise ArtifactError(f"{path} is no ONNX model ({error})") from None
 
 
 def _locations(data: mmap.mmap, size: int) -> Iterator[str]:
