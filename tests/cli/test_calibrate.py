@@ -21,6 +21,7 @@ from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
 from gft_edge.manifest import load_artifact
 from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.seals import read_sealed
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def calibrated(gft_edge, made, animals, tmp_path_factory):
 def test_calibrate_a_checkpoint(calibrated, made):
     out, said = calibrated
     assert sorted(path.name for path in out.iterdir()) == ["card.json", "convergence.svg", "ranges.json"]
-    card = CalibrationSet.from_json(json.loads((out / "card.json").read_text()))
+    card = CalibrationSet.from_json(read_sealed(out / "card.json", "card", ""))
     ranges = read_ranges(out / "ranges.json")
     assert ranges.card_id == card.id
     assert ranges.model_sha256 == load_checkpoint(made["ckpt"]).sha256
