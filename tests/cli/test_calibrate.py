@@ -49,7 +49,7 @@ def test_calibrate_a_checkpoint(calibrated, made):
     assert (ranges.method, ranges.images, len(ranges.values)) == ("entropy", 24, 19)
     assert ranges.convergence.images == (16, 24)
     assert (out / "convergence.svg").read_text().startswith("<svg")
-    assert said["ranges"] == json.loads((out / "ranges.json").read_text())
+    assert said["ranges"] == read_sealed(out / "ranges.json", "ranges", "")
     assert card.class_counts == dict.fromkeys(("ant", "bee", "cat", "dog"), 6)
 
 
