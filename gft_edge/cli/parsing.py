@@ -22,7 +22,7 @@ EXIT_CODES = """exit codes:
   2    an error of the user's, or a result that cannot be written: one line says which
   3    an extra is missing: the line names it
   130  interrupted (Ctrl-C)
-  143  terminated (SIGTERM)"""
+  143  terminated (SIGTERM); 129 when the terminal closes (SIGHUP)"""
 
 _LISTED = re.compile(r"(  +\S+  +)(.*)")
 
