@@ -235,6 +235,7 @@ def _record(
 
     from gft_edge.benchmarks.protocol import conditions
     from gft_edge.files import canonical_json
+    from gft_edge.seals import sealed
 
     kind, hashes = hashed
     layers = [
@@ -264,7 +265,7 @@ def _record(
         "budget": checkpoint.info.model.budget.id,
         "preprocess": checkpoint.info.preprocess.id,
         "ranges": {
-            "sha256": hashlib.sha256(canonical_json(ranges.to_json()).encode()).hexdigest(),  # of ranges.json
+            "sha256": hashlib.sha256(canonical_json(sealed(ranges.to_json())).encode()).hexdigest(),  # of ranges.json
             "calibration_set": ranges.card_id,
             "method": ranges.method,
             "images": ranges.images,

@@ -10,7 +10,7 @@ from gft_edge.benchmarks.torture.forks import Ended, run_verb
 from gft_edge.benchmarks.torture.kills import Killed
 
 
-@pytest.mark.parametrize("verb", ["train", "calibrate", "predict"])
+@pytest.mark.parametrize("verb", ["calibrate", "predict"])
 def test_a_kill_leaves_old_or_new_and_one_can_go_on(made, tmp_path, verb):
     results = kills.measure(made, tmp_path, seed=0, events=2, moments=1, verbs=[verb])
     assert [result.how for result in results] == ["event", "moment"]
@@ -19,7 +19,7 @@ def test_a_kill_leaves_old_or_new_and_one_can_go_on(made, tmp_path, verb):
         assert result.failed == 0, result
 
 
-@pytest.mark.parametrize("verb", ["train", "calibrate"])
+@pytest.mark.parametrize("verb", ["calibrate"])
 def test_signals_end_a_verb_with_its_code_one_line_and_nothing_left(made, tmp_path, verb):
     for result in kills.interrupt(made, tmp_path, seed=0, count=1, verbs=[verb]):
         assert result.failed == 0, result
