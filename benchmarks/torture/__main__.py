@@ -20,7 +20,7 @@ import torch
 
 from gft_edge.benchmarks.protocol import commit
 from gft_edge.benchmarks.torture import flips, forks, kills, mutants, repeat, soak
-from gft_edge.benchmarks.torture.materials import Materials, in_child, make_all, make_basics
+from gft_edge.benchmarks.torture.materials import Materials, make_apart
 from gft_edge.benchmarks.torture.page import markdown
 from gft_edge.benchmarks.torture.readers import readers
 from gft_edge.environment import machine, versions
@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         made = Materials(folder / "made")
         if not made.root.exists():
             say("making the files to attack")
-            in_child(lambda: make_all(make_basics(made.root, args.seed)), "making the files to attack")
+            make_apart(made.root, args.seed)
         forks.warm_up()
         shares = {name: PARTS[name] for name in PARTS if name in args.part}
         end = time.monotonic() + args.seconds  # making the files does not count

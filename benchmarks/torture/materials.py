@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
-import os
 import shutil
-import traceback
-from collections.abc import Callable
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import CheckpointInfo, save_checkpoint
 from gft_edge.config import GFTConfig, preset
 from gft_edge.environment import machine, versions
+from gft_edge.errors import exit_code
 from gft_edge.files import write_json
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
@@ -275,21 +277,29 @@ def make_all(made: Materials, small: bool = False) -> None:
         require("build", made.artifact, "--target", "rtx", "--compute-capability", "8.6")
 
 
-def in_child(work: Callable[[], None], name: str) -> None:
-    """Runs a function in a forked process, so that the threads it starts are not here when we fork again.
+def make_apart(root: Path, seed: int = 0, small: bool = False) -> Materials:
+    """Makes the files in a process of its own: autograd does not work in a fork of a process that has used it.
 
     Raises:
         RuntimeError: it failed; its traceback is on stderr.
     """
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            work()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            os._exit(code)
-    if os.waitpid(child, 0)[1]:
-        raise RuntimeError(f"{name} failed; see above")
+    command = [sys.executable, "-m", "gft_edge.benchmarks.torture.materials", str(root), "--seed", str(seed)]
+    if subprocess.run([*command, *(["--small"] if small else [])]).returncode:
+        raise RuntimeError("making the files to attack failed; see above")
+    return Materials(root)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Makes the files."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("root", type=Path, metavar="DIR", help="new folder")
+    parser.add_argument("--seed", type=int, default=0, help="of everything random (0)")
+    parser.add_argument("--small", action="store_true", help="only what the tests need")
+    args = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    make_all(make_basics(args.root, args.seed), args.small)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code(main))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gft_edge.benchmarks.torture.materials import Materials, in_child, make_all, make_basics
+from gft_edge.benchmarks.torture.materials import Materials, make_apart
 from gft_edge.benchmarks.torture.readers import Reader, readers
 
 
@@ -13,9 +13,7 @@ from gft_edge.benchmarks.torture.readers import Reader, readers
 def made(tmp_path_factory) -> Materials:
     """A tiny model in every form, made once; attacks restore what they change."""
     torch.set_num_threads(1)  # threads do not survive a fork
-    root = tmp_path_factory.mktemp("torture") / "made"
-    in_child(lambda: make_all(make_basics(root), small=True), "making the files to attack")
-    return Materials(root)
+    return make_apart(tmp_path_factory.mktemp("torture") / "made", small=True)
 
 
 @pytest.fixture(scope="session")
