@@ -19,12 +19,6 @@ def test_a_kill_leaves_old_or_new_and_one_can_go_on(made, tmp_path, verb):
         assert result.failed == 0, result
 
 
-@pytest.mark.parametrize("verb", ["calibrate"])
-def test_signals_end_a_verb_with_its_code_one_line_and_nothing_left(made, tmp_path, verb):
-    for result in kills.interrupt(made, tmp_path, seed=0, count=1, verbs=[verb]):
-        assert result.failed == 0, result
-
-
 def test_a_verb_kills_itself_before_the_event_asked_for(made, tmp_path):
     argv = ("predict", made.plain, made.image, "--out", "out.json")
     whole = run_verb(argv, tmp_path)
