@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -41,8 +42,11 @@ def parse_times(data: object, where: str = "times") -> list[dict[str, float]]:
     for number, query in enumerate(data, start=1):
         values = {}
         for name, value in query.items():
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ArtifactError(f"{where}: query {number}: {name} {value!r} is no number")
+            number_like = isinstance(value, int | float) and not isinstance(value, bool)
+            if (
+                not number_like or not abs(value) <= sys.float_info.max
+            ):  # NaN is not, infinity and huge integers are not
+                raise ArtifactError(f"{where}: query {number}: {name} {str(value)[:40]!r} is no number")
             values[str(name)] = float(value)
         missing = [name for name in TIMES if name not in values]
         if missing:

@@ -567,6 +567,9 @@ def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
             return ()
         return tuple(_convert(args[0], item, f"{path}[{i}]", problems) for i, item in enumerate(value))
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > sys.float_info.max:
+            problems.append(f"{path} is too large for a number, found {_shown(value)}")
+            return 0.0
         return float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
         problems.append(f"{path} must be of type {hint.__name__}, found {_shown(value)}")

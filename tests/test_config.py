@@ -313,3 +313,8 @@ def test_a_baseline_has_no_budget_to_ask_for():
 def test_a_gft_needs_stages():
     with pytest.raises(ConfigError, match="stages must name at least one block"):
         preset("gft_base", stages=(), budget=NO_BUDGET)
+
+
+def test_an_integer_too_large_for_a_number_is_a_problem_of_its_field():
+    with pytest.raises(ConfigError, match=r"lr is too large for a number"):
+        load_dataclass(Recipe, {"train": {"lr": 10**400}}, "recipe")
