@@ -16,12 +16,12 @@ install: .venv/installed ## make .venv and install everything; then: . .venv/bin
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed ## the whole chain on the built-in task, to runs/demo/report.html; about 3 minutes
+demo: .venv/installed ## the whole chain on the built-in task, to runs/demo/report.html; a few minutes
 	rm -rf runs/demo
 	.venv/bin/gft-edge demo --out runs/demo $(DEMO_FLAGS)
 
 # One thread for each worker: two that share a core with another worker's run several times slower.
-test: .venv/installed lint ## lint, types and tests; 12 to 15 minutes on two cores
+test: .venv/installed lint ## lint, types and tests; up to half an hour on two cores
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
 
 # mypy does not know setuptools' package-dir map, so it reads a folder of links that looks like the installed package.
