@@ -15,16 +15,16 @@ Problem = Callable[[str], None]
 """Receives what is wrong with an image that is left out."""
 
 
-def evaluation_batches(
+def indexed_batches(
     images: ImageSet, spec: PreprocessSpec, batch_size: int = 64, problem: Problem | None = None
-) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-    """All images in order, preprocessed: (B, 3, H, W) float32 and labels (B,).
+) -> Iterator[tuple[list[int], npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+    """Yields indices, preprocessed images (B, 3, H, W) float32 and labels (B,) of all images that can be read, in order.
 
     Raises:
-        DataError: an image cannot be read, unless ``problem`` is there to be told; it is then left out.
+        DataError: an image cannot be read, unless a ``problem`` callback is given; the image is then left out.
     """
     for start in range(0, len(images), batch_size):
-        pixels, labels = [], []
+        indices, pixels, labels = [], [], []
         for index in range(start, min(start + batch_size, len(images))):
             try:
                 image, label = images[index]
@@ -33,7 +33,21 @@ def evaluation_batches(
                     raise
                 problem(str(error))
                 continue
+            indices.append(index)
             pixels.append(spec.geometry(image))
             labels.append(label)
-        if pixels:
-            yield spec.normalize(np.stack(pixels)), np.array(labels, dtype=np.int64)
+            del image  # it may be large, and the next one is read before the name is bound again
+        if indices:
+            yield indices, spec.normalize(np.stack(pixels)), np.array(labels, dtype=np.int64)
+
+
+def evaluation_batches(
+    images: ImageSet, spec: PreprocessSpec, batch_size: int = 64, problem: Problem | None = None
+) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
+    """All images in order, preprocessed: (B, 3, H, W) float32 and labels (B,).
+
+    Raises:
+        DataError: an image cannot be read, unless ``problem`` is there to be told; it is then left out.
+    """
+    for _, batch, labels in indexed_batches(images, spec, batch_size, problem):
+        yield batch, labels

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gft_edge.data.batches import indexed_batches
 from gft_edge.errors import DataError
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
@@ -192,32 +193,12 @@ def measure_accuracy(
     """
     answers = [_Answers(name, tuple(labels)) for name, _ in models]
     seen = 0
-    for indices, pixels, truth in track(_batches(images, spec, problem), "evaluate", -(-len(images) // BATCH)):
+    for indices, pixels, truth in track(
+        indexed_batches(images, spec, BATCH, problem), "evaluate", -(-len(images) // BATCH)
+    ):
         seen += len(indices)
         for (_, forward), collected in zip(models, answers):
             collected.add(forward(pixels), truth, indices, images.name)
     if not seen:
         raise DataError("none of the images can be read")
     return tuple(collected.result() for collected in answers)
-
-
-def _batches(
-    images: ImageSet, spec: PreprocessSpec, problem: Callable[[str], None] | None
-) -> Iterator[tuple[list[int], npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-    """Indices, preprocessed images (B, 3, H, W) and classes (B,) of all images that can be read, in order."""
-    for start in range(0, len(images), BATCH):
-        indices, pixels, truth = [], [], []
-        for index in range(start, min(start + BATCH, len(images))):
-            try:
-                image, label = images[index]
-            except DataError as error:
-                if problem is None:
-                    raise
-                problem(str(error))
-                continue
-            indices.append(index)
-            pixels.append(spec.geometry(image))
-            truth.append(label)
-            del image  # it may be large, and the next one is read before the name is bound again
-        if indices:
-            yield indices, spec.normalize(np.stack(pixels)), np.array(truth, dtype=np.int64)
