@@ -36,15 +36,15 @@ lint: .venv/installed ## ruff and mypy
 # the built-in model, at one and two threads; one checkpoint at ten budgets; the training step against the published code.
 bench: .venv/installed ## peers side by side and the speed targets, into benchmarks/RESULTS.md
 	rm -rf runs/bench && mkdir -p runs/bench
-	.venv/bin/python -m gft_edge.benchmarks.suite runs/bench/peers.json benchmarks/RESULTS.md
+	.venv/bin/python -m gft_edge.benchmarks.experiments.peers.suite runs/bench/peers.json benchmarks/RESULTS.md
 	.venv/bin/gft-edge quantize builtin --out runs/bench/checkpoint-int8 > /dev/null
 	.venv/bin/gft-edge export builtin --budget full --out runs/bench/fp32-full
 	.venv/bin/gft-edge export builtin --out runs/bench/fp32-pruned
 	.venv/bin/gft-edge export runs/bench/checkpoint-int8 --out runs/bench/int8-pruned
 	.venv/bin/gft-edge bench runs/bench/fp32-full runs/bench/fp32-pruned runs/bench/int8-pruned --threads 1 2 --out runs/bench/bench.json
-	.venv/bin/python -m gft_edge.benchmarks.elastic builtin runs/bench
-	.venv/bin/python -m gft_edge.benchmarks.training runs/bench/training.json
-	.venv/bin/python -m gft_edge.benchmarks.calibration runs/bench/calibration.json
+	.venv/bin/python -m gft_edge.benchmarks.experiments.elastic builtin runs/bench
+	.venv/bin/python -m gft_edge.benchmarks.experiments.training_speed runs/bench/training.json
+	.venv/bin/python -m gft_edge.benchmarks.experiments.calibration_speed runs/bench/calibration.json
 
 # Damage, kills, hostile input and long use, measured into docs/promises.md; TORTURE_FLAGS="--seconds 600" for a shorter run.
 torture: .venv/installed ## what damaged files, kills and hostile input lead to, measured into docs/promises.md
@@ -59,7 +59,7 @@ gpu-check: .venv/installed ## the tests marked for a GPU or a Jetson board
 builtin: .venv/installed ## train the shipped checkpoint anew; more than an hour on two cores
 	.venv/bin/gft-edge train --config recipes/typeface-start.toml --out runs/typeface-start
 	.venv/bin/gft-edge train --config recipes/typeface.toml --out runs/typeface
-	.venv/bin/python -m gft_edge.train.publish runs/typeface runs/builtin recipes/typeface-start.toml recipes/typeface.toml
+	.venv/bin/python -m gft_edge.benchmarks.experiments.publish runs/typeface runs/builtin recipes/typeface-start.toml recipes/typeface.toml
 
 clean: ## remove what was built and cached; .venv and runs/ stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv/mypy

@@ -10,10 +10,10 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gft_edge.benchmarks.devices import Device, Precision
 from gft_edge.budget import TokenBudget
-from gft_edge.config import GFTConfig
+from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ConfigError
+from gft_edge.hardware.devices import Device, Precision
 from gft_edge.manifest import DeploymentManifest
 from gft_edge.model.macs import count_macs
 

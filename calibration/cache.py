@@ -14,10 +14,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gft_edge.calibration.levels import QMAX, SMALLEST_RANGE
 from gft_edge.calibration.ranges import Ranges
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import decode_text, replacing, sha256
+from gft_edge.quant.levels import QMAX, SMALLEST_RANGE
 from gft_edge.seals import read_sealed, write_sealed
 
 SCHEMA = 1

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gft_edge.errors import DataError
+from gft_edge.errors import ConfigError, DataError
 
 BINS = 0x7C00 + 1
 """Finite float16 magnitudes, and a last bin for everything larger."""
@@ -120,8 +120,6 @@ class TensorStats:
 
     def to_json(self) -> dict[str, Any]:
         """Figures for people: largest magnitude and, where counted, number of values, share of zeros and percentiles."""
-        from gft_edge.calibration.thresholds import percentile
-
         total = int(self.counts.sum())
         data: dict[str, Any] = {"largest": self.largest}
         if total:
@@ -129,3 +127,18 @@ class TensorStats:
             data |= {f"p{share:g}": percentile(self.magnitudes, self.largest, share) for share in (50.0, 99.0, 99.9)}
             data["constant"] = int((self.counts > 0).sum()) == 1
         return data
+
+
+def percentile(counts: Counts, largest: float, share: float) -> float:
+    """The magnitude that ``share`` per cent of the values do not exceed, to the width of a bin (1/1024).
+
+    Raises:
+        ConfigError: the share is not above 0 and at most 100.
+    """
+    if not 0 < share <= 100:
+        raise ConfigError(f"calibration: percentile must be above 0 and at most 100, found {share}")
+    total = np.cumsum(counts)
+    if share == 100 or total[-1] == 0:
+        return largest
+    place = int(np.searchsorted(total, share / 100 * total[-1]))
+    return min(float(bin_edges()[place + 1]), largest)

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.calibration.policy import QuantPolicy, QuantRule
 from gft_edge.calibration.sensitivity import Effect, Sensitivity
 from gft_edge.errors import ConfigError
+from gft_edge.quant.policy import QuantPolicy, QuantRule
 
 DRAWS = 20
 TRIES = 8

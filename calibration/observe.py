@@ -15,12 +15,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gft_edge.calibration.attention import watch_operand
 from gft_edge.calibration.histogram import Seen, TensorStats
-from gft_edge.calibration.modules import attention_operand
 from gft_edge.calibration.thresholds import DEFAULT_PERCENTILE, Method, threshold
 from gft_edge.errors import ArtifactError, DataError
 from gft_edge.files import replacing
+from gft_edge.quant.attention import watch_operand
+from gft_edge.quant.modules import attention_operand
 from gft_edge.runtime.finite import require_finite
 
 STATE_SCHEMA = 1

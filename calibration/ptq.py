@@ -11,14 +11,14 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from gft_edge.calibration.attention import PROBS_RANGE, attention_tensors, quantized_attention
-from gft_edge.calibration.levels import SMALLEST_RANGE
-from gft_edge.calibration.modules import insert_quantizers, quantized_names
 from gft_edge.calibration.observe import Collector, collect, observe
-from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy
 from gft_edge.calibration.ranges import Ranges
 from gft_edge.calibration.thresholds import DEFAULT_PERCENTILE, Method
 from gft_edge.errors import ConfigError
+from gft_edge.quant.attention import PROBS_RANGE, attention_tensors, quantized_attention
+from gft_edge.quant.levels import SMALLEST_RANGE
+from gft_edge.quant.modules import insert_quantizers, quantized_names
+from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy
 
 NO_METHOD = "none"
 """In place of how ranges were found, where none are needed."""

@@ -22,15 +22,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gft_edge.calibration.modules import follow_weights
 from gft_edge.calibration.ptq import QuantizedModel
-from gft_edge.config import Augment, GFTConfig, TrainSection
+from gft_edge.config.model import GFTConfig
+from gft_edge.config.recipe import Augment, TrainSection
 from gft_edge.data.batches import Problem
 from gft_edge.data.datasets import ImageSet
 from gft_edge.data.training import training_batches
 from gft_edge.errors import CheckFailed, ConfigError
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
+from gft_edge.quant.modules import follow_weights
 from gft_edge.train.optim import make_optimizer, set_rate
 from gft_edge.train.schedule import learning_rate, step_budgets
 

@@ -13,11 +13,12 @@ from torch import nn
 
 from gft_edge.budget import TokenBudget
 from gft_edge.calibration.qat import Course, QatOutcome
-from gft_edge.config import GFTConfig, TrainSection
+from gft_edge.config.model import GFTConfig
+from gft_edge.config.recipe import TrainSection
 from gft_edge.errors import DataError
-from gft_edge.export.verdict import PairedTop1, paired_top1
 from gft_edge.runtime.finite import require_finite
-from gft_edge.train.metrics import sqnr_db, wilson_interval
+from gft_edge.stats.metrics import sqnr_db, wilson_interval
+from gft_edge.stats.paired import PairedTop1, paired_top1
 from gft_edge.train.schedule import step_budgets
 
 FULL, PTQ, CONTROL, PTQ_CONTROL, QAT = "FP32 before", "PTQ", "FP32 after control", "PTQ after control", "QAT"

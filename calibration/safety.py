@@ -18,8 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
+from gft_edge.constants import TEMPERATURE
 from gft_edge.errors import DataError
-from gft_edge.model.constants import TEMPERATURE
 from gft_edge.runtime.finite import require_finite
 
 LOWEST_JACCARD = 0.90

@@ -16,14 +16,14 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from gft_edge.calibration.levels import SMALLEST_RANGE
-from gft_edge.calibration.modules import insert_quantizers
 from gft_edge.calibration.replay import Recording, Replay
 from gft_edge.errors import ConfigError, DataError
-from gft_edge.export.agreement import Arrays, Computation, compare
-from gft_edge.export.verdict import PairedTop1
 from gft_edge.progress import Track, silent
+from gft_edge.quant.levels import SMALLEST_RANGE
+from gft_edge.quant.modules import insert_quantizers
 from gft_edge.runtime.finite import require_finite
+from gft_edge.stats.agreement import Arrays, Computation, compare
+from gft_edge.stats.paired import PairedTop1
 
 Batches = Callable[[], Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]]
 """Preprocessed images (B, 3, H, W) with labels (B,), from the first one each time it is called."""

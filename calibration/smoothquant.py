@@ -17,10 +17,10 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from gft_edge.calibration.policy import QuantPolicy
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.model.gft import FocalStage
 from gft_edge.model.layers import ClassRowBlock
+from gft_edge.quant.policy import QuantPolicy
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.calibration.histogram import BINS, Counts, bin_edges
+from gft_edge.calibration.histogram import BINS, Counts, bin_edges, percentile
 from gft_edge.errors import ConfigError
 
 Method = Literal["max", "percentile", "entropy", "mse"]
@@ -44,21 +44,6 @@ def threshold(counts: Counts, largest: float, method: Method, share: float = DEF
         return largest
     found = entropy(counts, largest) if method == "entropy" else mse(counts, largest)
     return min(found, largest)
-
-
-def percentile(counts: Counts, largest: float, share: float) -> float:
-    """The magnitude that ``share`` per cent of the values do not exceed, to the width of a bin (1/1024).
-
-    Raises:
-        ConfigError: the share is not above 0 and at most 100.
-    """
-    if not 0 < share <= 100:
-        raise ConfigError(f"calibration: percentile must be above 0 and at most 100, found {share}")
-    total = np.cumsum(counts)
-    if share == 100 or total[-1] == 0:
-        return largest
-    place = int(np.searchsorted(total, share / 100 * total[-1]))
-    return min(float(bin_edges()[place + 1]), largest)
 
 
 def linear_histogram(counts: Counts, largest: float, span: float) -> Floats:

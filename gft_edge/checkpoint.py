@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gft_edge import __version__
-from gft_edge.config import GFTConfig, load_dataclass
+from gft_edge.config.model import GFTConfig
+from gft_edge.config.reader import load_dataclass
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.filekinds import describe_file
 from gft_edge.files import canonical_json, replacing, sha256
@@ -256,7 +257,7 @@ def load_checkpoint(name: str | Path) -> Checkpoint:
         raise ArtifactError(f"checkpoint {path}: {error}") from None
     load_weights(model, read_weights(path), f"checkpoint {path}")
     if info.quantization is not None:
-        from gft_edge.calibration.modules import insert_quantizers
+        from gft_edge.quant.modules import insert_quantizers
 
         try:
             insert_quantizers(model, info.quantization["ranges"], info.quantization.get("precisions"))

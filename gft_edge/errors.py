@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
@@ -78,3 +79,9 @@ def exit_code(main: Callable[[], int]) -> int:
     except GFTEdgeError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return error.exit_code
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Returns ``" (did you mean 'x'?)"`` for the nearest known name, or ``""`` when none is near."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from gft_edge.budget import TokenBudget
-from gft_edge.config import GFTConfig, load_dataclass
+from gft_edge.config.model import GFTConfig
+from gft_edge.config.reader import load_dataclass
 from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
 from gft_edge.external_data import external_files
 from gft_edge.filekinds import describe_file

@@ -12,7 +12,7 @@ from torch import nn
 
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import CheckpointInfo, save_checkpoint
-from gft_edge.config import GFTConfig, preset
+from gft_edge.config.model import GFTConfig, preset
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
 

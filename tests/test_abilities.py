@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from gft_edge import abilities as module
-from gft_edge.abilities import USES, abilities
+from gft_edge.cli import abilities as module
+from gft_edge.cli.abilities import USES, abilities
 from gft_edge.cli.main import VERBS
-from gft_edge.environment import PACKAGES, versions
+from gft_edge.hardware.environment import PACKAGES, versions
 
 
 @pytest.fixture

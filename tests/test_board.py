@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gft_edge.abilities import USES
 from gft_edge.checkpoint import load_checkpoint
+from gft_edge.cli.abilities import USES
 from gft_edge.cli.main import _verb_module
 from gft_edge.cli.parsing import verb_parser
-from gft_edge.environment import PACKAGES
-from gft_edge.export.onnx import export_artifact
+from gft_edge.export.onnx.artifact import export_artifact
+from gft_edge.hardware.environment import PACKAGES
 
 LEVELS = {
     "numpy alone": ["numpy"],
@@ -70,7 +70,7 @@ def inputs(tiny_checkpoint, tiny_info, tmp_path_factory):
             Image.fromarray(image).save(folder / f"{split}{number}.png")
     Image.fromarray(image).save(pixels / "a.png")
     np.save(pixels / "a.npy", artifact.manifest.preprocess(image))
-    log = Path(__file__).parent / "benchmarks/data/trtexec/orin-10.3.log"
+    log = Path(__file__).parent / "recorded/trtexec/orin-10.3.log"
     (root / "trtexec.log").write_text(log.read_text())
     (root / "recipe.toml").write_text((Path(__file__).parents[1] / "recipes/typeface.toml").read_text())
     (root / "weights.pth").write_bytes(b"")

@@ -10,7 +10,7 @@ import torch
 
 from gft_edge.checkpoint import load_checkpoint, resolve_checkpoint
 from gft_edge.cli.common import is_artifact
-from gft_edge.config import load_recipe
+from gft_edge.config.recipe import load_recipe
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.filekinds import describe_file, kind_of, require_graph
 from gft_edge.manifest import load_artifact

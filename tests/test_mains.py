@@ -22,7 +22,11 @@ MODULES = sorted(
 
 
 def test_there_are_modules():
-    assert {"gft_edge.cli.main", "gft_edge.train.publish", "gft_edge.benchmarks.elastic"} <= set(MODULES)
+    assert {
+        "gft_edge.cli.main",
+        "gft_edge.benchmarks.experiments.publish",
+        "gft_edge.benchmarks.experiments.elastic",
+    } <= set(MODULES)
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -18,13 +18,13 @@ from typing import Any
 
 import torch
 
-from gft_edge.benchmarks.protocol import commit
+from gft_edge.benchmarks.measuring.protocol import commit
 from gft_edge.benchmarks.torture import flips, forks, kills, mutants, repeat, soak
 from gft_edge.benchmarks.torture.materials import Materials, make_apart
 from gft_edge.benchmarks.torture.page import markdown
 from gft_edge.benchmarks.torture.readers import readers
-from gft_edge.environment import machine, versions
 from gft_edge.files import replacing, write_json
+from gft_edge.hardware.environment import machine, versions
 
 PARTS = {"flips": 0.12, "kills": 0.3, "signals": 0.13, "mutants": 0.25, "soak": 0.1, "repeat": 0.1}
 """Parts and their share of the time."""

@@ -90,10 +90,10 @@ def draw(data: bytes, rng: random.Random) -> Change:
 
 def targets(made: Materials) -> list[Target]:
     """Every kind of file in use, with the call that uses it."""
-    from gft_edge.benchmarks.merge import read_bench
-    from gft_edge.calibration.policy import read_policy
+    from gft_edge.benchmarks.measuring.bench_files import read_bench
     from gft_edge.calibration.ranges import read_ranges
-    from gft_edge.config import load_recipe
+    from gft_edge.config.recipe import load_recipe
+    from gft_edge.quant.policy import read_policy
 
     artifact, calibration = made.artifact, made.artifact / "calibration"
     cache = calibration / "tensorrt-8.6.1-entropy2.cache"
@@ -213,7 +213,7 @@ def predictions(made: Materials, artifact: Path) -> object:
 
 def golden(artifact: Path) -> object:
     """The golden arrays."""
-    from gft_edge.export.golden import read_golden
+    from gft_edge.export.verify.golden import read_golden
     from gft_edge.manifest import load_artifact
 
     return _digests(read_golden(load_artifact(artifact)))
@@ -238,8 +238,8 @@ def registered(artifact: Path, name: str) -> object:
 
 def engine(artifact: Path, key: str) -> object:
     """The engine and its record after every check that comes before it is deserialised."""
-    from gft_edge.export.engines import EngineHost, check_engine
     from gft_edge.manifest import load_artifact
+    from gft_edge.runtime.engine_files import EngineHost, check_engine
 
     version = key.removeprefix("rtx").partition("_")[0]
     path, record = check_engine(load_artifact(artifact), key, EngineHost("tensorrt_rtx", version, "8.6"))
@@ -256,7 +256,7 @@ def checkpoint(folder: Path) -> object:
 
 def state(made: Materials) -> object:
     """Everything that a training goes on from."""
-    from gft_edge.config import load_recipe
+    from gft_edge.config.recipe import load_recipe
     from gft_edge.model.build import build_model
     from gft_edge.train.optim import make_optimizer
     from gft_edge.train.state import Parts, restore_state

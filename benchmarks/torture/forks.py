@@ -28,8 +28,8 @@ HEAVY = (
     "jinja2",
     "tensorrt_rtx",
     "gft_edge.cli.main",
-    "gft_edge.export.onnx",
-    "gft_edge.export.verify",
+    "gft_edge.export.onnx.artifact",
+    "gft_edge.export.verify.artifact_alone",
     "gft_edge.train.loop",
 )
 """What verbs import."""

@@ -388,7 +388,7 @@ def _pair(folder: Path) -> object:
 
 def _best_states(made: Materials, folder: Path) -> Sequence[object]:
     """What stands when a training is left after each of its evaluations, and with either of these as ``best`` at its end."""
-    from gft_edge.config import load_recipe
+    from gft_edge.config.recipe import load_recipe
     from gft_edge.train.loop import train
 
     states: list[object] = []
@@ -408,7 +408,7 @@ def _page(file: Path) -> object:
 
 
 def _bench(file: Path) -> object:
-    from gft_edge.benchmarks.merge import read_bench
+    from gft_edge.benchmarks.measuring.bench_files import read_bench
 
     if not file.exists():
         raise FileNotFoundError(file)

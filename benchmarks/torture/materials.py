@@ -18,10 +18,10 @@ from PIL import Image
 
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import CheckpointInfo, save_checkpoint
-from gft_edge.config import GFTConfig, preset
-from gft_edge.environment import machine, versions
+from gft_edge.config.model import GFTConfig, preset
 from gft_edge.errors import exit_code
 from gft_edge.files import write_json
+from gft_edge.hardware.environment import machine, versions
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
 
@@ -238,7 +238,7 @@ def make_all(made: Materials, small: bool = False) -> None:
         made: with :func:`make_basics` done.
         small: one export instead of three, no quantization and no engine: other forms are then copies of the first.
     """
-    from gft_edge.config import load_recipe
+    from gft_edge.config.recipe import load_recipe
     from gft_edge.train.loop import train
 
     data = ("--data", made.data)

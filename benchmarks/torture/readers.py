@@ -14,7 +14,7 @@ from PIL import Image
 
 from gft_edge.benchmarks.torture.materials import LABELS, Materials, command
 
-RECORDED = Path(__file__).parents[2] / "tests/benchmarks/data"
+RECORDED = Path(__file__).parents[2] / "tests/recorded"
 """Logs of trtexec and tegrastats in the repository."""
 
 Read = Callable[[Path], object]
@@ -74,7 +74,7 @@ def _placed(file: Path, use: Callable[[], object]) -> Read:
 
 
 def _artifact_readers(made: Materials, scratch: Path) -> list[Reader]:
-    from gft_edge.export.verify import verify_golden
+    from gft_edge.export.verify.artifact_alone import verify_golden
     from gft_edge.manifest import GOLDEN, MANIFEST, load_artifact, register_files
 
     whole = made.int8_artifact / MANIFEST
@@ -124,8 +124,8 @@ def _artifact_readers(made: Materials, scratch: Path) -> list[Reader]:
 
 
 def _engine_record(artifact: Path, manifest: bytes, key: str) -> Reader:
-    from gft_edge.export.engines import EngineHost, check_engine
     from gft_edge.manifest import MANIFEST, load_artifact, register_files
+    from gft_edge.runtime.engine_files import EngineHost, check_engine
 
     file = artifact / "engines" / f"{key}.json"
 
@@ -145,12 +145,12 @@ def _model_readers(made: Materials, scratch: Path) -> list[Reader]:
     from gft_edge.calibration.cache import read_cache
     from gft_edge.calibration.images import CalibrationSet
     from gft_edge.calibration.observe import Collector
-    from gft_edge.calibration.policy import read_policy
     from gft_edge.calibration.ranges import read_ranges
     from gft_edge.checkpoint import load_checkpoint, read_weights
-    from gft_edge.config import load_recipe
+    from gft_edge.config.recipe import load_recipe
     from gft_edge.data.images import read_image
     from gft_edge.files import read_json
+    from gft_edge.quant.policy import read_policy
 
     config, weights = _copy(made.quantized, scratch / "config"), _copy(made.checkpoint, scratch / "weights")
     cache = made.artifact / "calibration/tensorrt-8.6.1-entropy2.cache"
@@ -308,7 +308,7 @@ def _pictures() -> dict[str, tuple[bytes, ...]]:
 
 
 def _run_readers(made: Materials, scratch: Path) -> list[Reader]:
-    from gft_edge.benchmarks.merge import machine_label, merge, read_bench
+    from gft_edge.benchmarks.measuring.bench_files import machine_label, merge, read_bench
 
     names = ("evaluate-torch.json", "predictions.json", "run.json", "checkpoint/log.jsonl", "bench.json")
     found = []

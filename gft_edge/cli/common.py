@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from gft_edge.checkpoint import CheckpointInfo
-    from gft_edge.config import GFTConfig
+    from gft_edge.config.model import GFTConfig
     from gft_edge.data.sets import ImageSet
     from gft_edge.data.splits import Split
     from gft_edge.manifest import DeploymentManifest

@@ -38,7 +38,7 @@ VERBS = {
 
 
 def _verb_module(verb: str) -> ModuleType:
-    return importlib.import_module(f"gft_edge.cli.{verb.replace('-', '_')}")
+    return importlib.import_module(f"gft_edge.cli.verbs.{verb.replace('-', '_')}")
 
 
 def run_verb(verb: str, arguments: Sequence[str]) -> int:
@@ -135,7 +135,7 @@ def _user_problem(error: BaseException) -> GFTEdgeError | None:
     if isinstance(error, GFTEdgeError):
         return error
     if isinstance(error, ModuleNotFoundError):
-        from gft_edge.environment import PACKAGES
+        from gft_edge.hardware.environment import PACKAGES
 
         name = (error.name or "").partition(".")[0]
         return MissingExtraError(name, PACKAGES[name][1]) if name in PACKAGES else None

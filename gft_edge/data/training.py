@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms import v2
 
-from gft_edge.config import Augment
+from gft_edge.config.recipe import Augment
 from gft_edge.data.batches import Problem
 from gft_edge.data.sets import ImageSet
 from gft_edge.errors import DataError, GFTEdgeError

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
-from gft_edge.config import GFTConfig
+from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ConfigError
 
 CLASSIFIERS = ("head.", "classifier.", "network.head.", "network.fc.", "network.classifier.")

@@ -8,7 +8,7 @@ import timm
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
-from gft_edge.config import GFTConfig
+from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ConfigError
 
 

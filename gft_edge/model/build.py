@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import nn
 
-from gft_edge.config import GFTConfig, Variant
+from gft_edge.config.model import GFTConfig, Variant
 from gft_edge.model.baselines import TimmClassifier, TransFG
 from gft_edge.model.gft import FocalGFT
 from gft_edge.model.published import PublishedGFT

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gft_edge.model.constants import TEMPERATURE
+from gft_edge.constants import TEMPERATURE
 
 STD_EPSILON = 1e-6
 VARIANCE_FLOOR = 1e-24

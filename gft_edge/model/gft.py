@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gft_edge.budget import TokenBudget
-from gft_edge.config import GFTConfig
+from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ConfigError
 from gft_edge.model import gala
 from gft_edge.model.backbone import timm_vit

@@ -6,7 +6,7 @@ Notation: C width, T tokens with the class token, R rows that attend, N patches,
 from __future__ import annotations
 
 from gft_edge.budget import TokenBudget
-from gft_edge.config import GFTConfig
+from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ConfigError
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from gft_edge.budget import TokenBudget
-from gft_edge.config import GFTConfig
+from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.model import gala
 from gft_edge.model.backbone import timm_vit

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.export.agreement import spearman
-from gft_edge.model.constants import TEMPERATURE
+from gft_edge.constants import TEMPERATURE
 from gft_edge.runtime.maps import scatter
+from gft_edge.stats.agreement import spearman
 
 Outputs = dict[str, npt.NDArray[Any]]
 Run = Callable[[npt.NDArray[np.float32]], Outputs]
@@ -206,7 +206,7 @@ def pictures(
         maps: first importance of each side, (B, P); shown on the scale of the scores, which its sharp softmax hides.
         grid: rows and columns.
     """
-    from gft_edge.report.overlays import map_panels
+    from gft_edge.report.figures.overlays import map_panels
 
     return [
         map_panels(image, [side[row].reshape(grid) ** TEMPERATURE for side in maps]) for row, image in enumerate(images)

@@ -13,7 +13,7 @@ from gft_edge.errors import ConfigError, DataError
 from gft_edge.files import canonical_json, replacing, require_writable, writing
 from gft_edge.leftovers import make_temporary
 from gft_edge.preprocess import PreprocessSpec
-from gft_edge.report.overlays import write_png
+from gft_edge.report.figures.overlays import write_png
 from gft_edge.runtime.accuracy import Accuracy
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
 from gft_edge.runtime.classifier import softmax
 from gft_edge.runtime.finite import require_finite
-from gft_edge.train.metrics import wilson_interval
+from gft_edge.stats.metrics import wilson_interval
 
 if TYPE_CHECKING:
     from gft_edge.data.datasets import ImageSet

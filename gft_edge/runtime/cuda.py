@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.environment import missing_extra
 from gft_edge.errors import ConfigError
+from gft_edge.hardware.environment import missing_extra
 
 RUNTIMES = ("cuda.bindings.runtime", "cuda.cudart")
 """Module of cuda-python from 12.8, and before."""

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.environment import has_nvidia_driver, missing_extra
 from gft_edge.errors import ArtifactError, ConfigError, DataError
+from gft_edge.hardware.environment import has_nvidia_driver, missing_extra
 from gft_edge.manifest import Artifact
 from gft_edge.runtime.cuda import Cuda, open_cuda
 from gft_edge.runtime.trt_messages import error_logger, explain, require
@@ -25,7 +25,7 @@ from gft_edge.runtime.trt_messages import error_logger, explain, require
 if TYPE_CHECKING:
     import tensorrt
 
-    from gft_edge.export.engines import EngineHost
+    from gft_edge.runtime.engine_files import EngineHost
 
 EXTRAS = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
 """Module that runs engines, and the extra of gft-edge that brings it."""
@@ -105,8 +105,8 @@ def engine_host(trt: ModuleType) -> EngineHost:
     Raises:
         ConfigError: no GPU is found.
     """
-    from gft_edge.export.engines import EngineHost
-    from gft_edge.export.this_gpu import device_here
+    from gft_edge.hardware.this_device import device_here
+    from gft_edge.runtime.engine_files import EngineHost
 
     device = device_here()
     name = None if trt.__name__ == "tensorrt_rtx" else device.name
@@ -128,7 +128,7 @@ def fitting_engine(artifact: Artifact, host: EngineHost, key: str = "") -> tuple
         ArtifactError: none fits, with the reason and the command that builds one.
         ConfigError: several fit.
     """
-    from gft_edge.export.engines import check_engine
+    from gft_edge.runtime.engine_files import check_engine
 
     flavour = "rtx" if host.module == "tensorrt_rtx" else "trt"
     there = [Path(name).stem for name in artifact.manifest.files if name.endswith(".engine")]
@@ -181,7 +181,7 @@ def open_engine(artifact: Artifact, module: str, key: str = "") -> tuple[Engine,
 
 
 def load_engine(trt: ModuleType, blob: bytes, where: str, batch: tuple[int, int], cuda: Cuda | None = None) -> Engine:
-    """Deserialises an engine, which executes code of it: only after :func:`gft_edge.export.engines.check_engine`.
+    """Deserialises an engine, which executes code of it: only after :func:`gft_edge.runtime.engine_files.check_engine`.
 
     Args:
         trt: TensorRT or TensorRT-RTX.

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from gft_edge.errors import ArtifactError, ConfigError, DataError, MissingExtraError
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
-from gft_edge.runtime import pages
+from gft_edge.runtime import huge_pages as pages
 
 ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
 """Run an engine of the artefact; ``tensorrt:KEY`` names one of several."""

@@ -30,7 +30,8 @@ from gft_edge.checkpoint import (
     resolve_checkpoint,
     save_checkpoint,
 )
-from gft_edge.config import GFTConfig, Recipe, TrainSection
+from gft_edge.config.model import GFTConfig
+from gft_edge.config.recipe import Recipe, TrainSection
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, readable, split_names
 from gft_edge.data.trained import not_trained_on, write_trained

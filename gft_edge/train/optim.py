@@ -9,7 +9,8 @@ import torch
 from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
-from gft_edge.config import GFTConfig, TrainSection
+from gft_edge.config.model import GFTConfig
+from gft_edge.config.recipe import TrainSection
 from gft_edge.model.baselines import TimmClassifier
 
 

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from gft_edge.budget import MIN_TOKENS, TokenBudget
-from gft_edge.config import GFTConfig, TrainSection
+from gft_edge.config.model import GFTConfig
+from gft_edge.config.recipe import TrainSection
 
 
 def learning_rate(train: TrainSection, step: int) -> float:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from gft_edge.checkpoint import load_weights
-from gft_edge.config import Recipe
+from gft_edge.config.recipe import Recipe
 from gft_edge.data.trained import TRAINED
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import replacing

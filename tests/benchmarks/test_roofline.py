@@ -5,11 +5,11 @@ import json
 
 import pytest
 
-from gft_edge.benchmarks.devices import DEVICES, device
 from gft_edge.benchmarks.roofline import count_weights, implausible, model_roofline, roofline
 from gft_edge.budget import TokenBudget
-from gft_edge.config import preset
+from gft_edge.config.model import preset
 from gft_edge.errors import ConfigError
+from gft_edge.hardware.devices import DEVICES, device
 from gft_edge.manifest import DeploymentManifest, TensorInfo
 from gft_edge.preprocess import PreprocessSpec
 

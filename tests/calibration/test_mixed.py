@@ -18,10 +18,10 @@ from gft_edge.calibration.mixed import (
     mixed_policy,
     search_mixed,
 )
-from gft_edge.calibration.policy import QuantPolicy, read_policy
 from gft_edge.calibration.sensitivity import Effect, LayerEffect, Sensitivity
 from gft_edge.errors import ConfigError
-from gft_edge.export.verdict import paired_top1
+from gft_edge.quant.policy import QuantPolicy, read_policy
+from gft_edge.stats.paired import paired_top1
 
 
 def brute_force(noise, saved, limit):

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from gft_edge.calibration.modules import QuantLinear
-from gft_edge.calibration.policy import DEFAULT_POLICY
 from gft_edge.calibration.ptq import quantize_int8
+from gft_edge.quant.modules import QuantLinear
+from gft_edge.quant.policy import DEFAULT_POLICY
 
 mtq = pytest.importorskip("modelopt.torch.quantization", reason="nvidia-modelopt is not installed (extra quant)")
 

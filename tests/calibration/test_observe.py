@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from gft_edge.calibration.modules import quantized_names
 from gft_edge.calibration.observe import Collector, collect, observe
-from gft_edge.calibration.policy import DEFAULT_POLICY
 from gft_edge.calibration.ranges import Convergence, Ranges, read_ranges
 from gft_edge.calibration.thresholds import METHODS
 from gft_edge.errors import ArtifactError, ConfigError, DataError
+from gft_edge.quant.modules import quantized_names
+from gft_edge.quant.policy import DEFAULT_POLICY
 
 IDENTITY = {"model": "m" * 64, "card": "c" * 64}
 

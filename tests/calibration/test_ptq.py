@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from gft_edge.calibration.levels import SMALLEST_RANGE
-from gft_edge.calibration.modules import QuantLinear, quantized_names
 from gft_edge.calibration.observe import Collector, collect, observe
-from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy, QuantRule
 from gft_edge.calibration.ptq import quantize_int8, quantize_with
 from gft_edge.errors import ConfigError, DataError
+from gft_edge.quant.levels import SMALLEST_RANGE
+from gft_edge.quant.modules import QuantLinear, quantized_names
+from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, QuantRule
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gft_edge.calibration.levels import SMALLEST_RANGE
-from gft_edge.calibration.modules import (
+from gft_edge.calibration.ptq import quantize_int8
+from gft_edge.calibration.qat import QatSettings, distillation_loss, fine_tune, quantization_aware
+from gft_edge.calibration.qat_report import FULL, PTQ, PTQ_CONTROL, QAT, report_qat, reported_budgets
+from gft_edge.checkpoint import load_checkpoint, save_checkpoint
+from gft_edge.config.model import GFTConfig
+from gft_edge.errors import CheckFailed, ConfigError
+from gft_edge.export.onnx.artifact import export_artifact
+from gft_edge.files import sha256
+from gft_edge.model.gft import GFTOutput
+from gft_edge.preprocess import PreprocessSpec
+from gft_edge.quant.levels import SMALLEST_RANGE
+from gft_edge.quant.modules import (
     QUANTIZED,
     FP8Linear,
     QuantConv2d,
@@ -21,17 +31,7 @@ from gft_edge.calibration.modules import (
     follow_weights,
     insert_quantizers,
 )
-from gft_edge.calibration.policy import uniform_policy
-from gft_edge.calibration.ptq import quantize_int8
-from gft_edge.calibration.qat import QatSettings, distillation_loss, fine_tune, quantization_aware
-from gft_edge.calibration.qat_report import FULL, PTQ, PTQ_CONTROL, QAT, report_qat, reported_budgets
-from gft_edge.checkpoint import load_checkpoint, save_checkpoint
-from gft_edge.config import GFTConfig
-from gft_edge.errors import CheckFailed, ConfigError
-from gft_edge.export.onnx import export_artifact
-from gft_edge.files import sha256
-from gft_edge.model.gft import GFTOutput
-from gft_edge.preprocess import PreprocessSpec
+from gft_edge.quant.policy import uniform_policy
 from gft_edge.runtime.sessions import open_session
 from gft_edge.train.schedule import step_budgets
 

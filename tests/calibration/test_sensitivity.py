@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from gft_edge.calibration import sensitivity
-from gft_edge.calibration.modules import QuantLinear, quantized_names
-from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy, QuantRule
 from gft_edge.calibration.ptq import quantize_int8, quantize_with
 from gft_edge.calibration.replay import Replay
 from gft_edge.calibration.sensitivity import MixedModel, measure_sensitivity, run_mixed
-from gft_edge.config import preset
+from gft_edge.config.model import preset
 from gft_edge.errors import CheckFailed, ConfigError, DataError
 from gft_edge.model.baselines import TimmClassifier
+from gft_edge.quant.modules import QuantLinear, quantized_names
+from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, QuantRule
 
 
 @pytest.fixture(scope="module")

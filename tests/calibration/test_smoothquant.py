@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from gft_edge.calibration.policy import DEFAULT_POLICY, QuantPolicy, QuantRule, uniform_policy
 from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.calibration.smoothquant import folds, smooth, smoothing
-from gft_edge.config import preset
+from gft_edge.config.model import preset
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.model.build import build_model
+from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, QuantRule, uniform_policy
 
 POLICY = uniform_policy("int8", smoothquant=0.5)
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from gft_edge.cli import export
+from gft_edge.cli.verbs import export
 from gft_edge.files import canonical_json
 from gft_edge.manifest import MODEL, load_artifact, register_files
 from gft_edge.seals import sealed

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from gft_edge.benchmarks.devices import device
 from gft_edge.calibration.cache import CalibrationCache, write_cache
 from gft_edge.calibration.ranges import Ranges
-from gft_edge.export import this_gpu
+from gft_edge.hardware import this_device as this_gpu
+from gft_edge.hardware.devices import device
 
 CACHES = Path(__file__).parents[1] / "calibration/data"
 

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from gft_edge.checkpoint import read_info, save_checkpoint
-from gft_edge.cli.export import _golden_images
+from gft_edge.cli.verbs.export import _golden_images
 from gft_edge.data.datasets import image_folder
 from gft_edge.errors import DataError
 from gft_edge.files import sha256

@@ -94,7 +94,7 @@ def test_an_interrupted_demo_is_not_told_to_resume(tmp_path, monkeypatch, capsys
     def stop(command):
         raise KeyboardInterrupt("--resume goes on")
 
-    monkeypatch.setattr("gft_edge.cli.demo._call", stop)
+    monkeypatch.setattr("gft_edge.cli.verbs.demo._call", stop)
     out = tmp_path / "two words"
     assert main(["demo", "--small", "--out", str(out)]) == 130
     said = capsys.readouterr().err

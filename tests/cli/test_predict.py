@@ -15,7 +15,7 @@ import pytest
 from onnx import numpy_helper
 from PIL import Image
 
-from gft_edge.cli import bench
+from gft_edge.cli.verbs import bench
 from gft_edge.errors import CheckFailed
 from gft_edge.files import read_json
 from gft_edge.manifest import FileInfo, load_artifact

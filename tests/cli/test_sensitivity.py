@@ -7,10 +7,10 @@ import shutil
 
 import pytest
 
-from gft_edge.calibration.policy import read_policy
 from gft_edge.calibration.ranges import read_ranges
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.files import sha256
+from gft_edge.quant.policy import read_policy
 
 SMALL = ["--images", 16, "--eval-images", 16]
 

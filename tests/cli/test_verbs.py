@@ -17,7 +17,7 @@ from gft_edge.checkpoint import load_checkpoint
 from gft_edge.data.datasets import image_folder
 from gft_edge.manifest import load_artifact
 from gft_edge.preprocess import PreprocessSpec
-from gft_edge.report.overlays import HEADING, LEGEND, TITLE
+from gft_edge.report.figures.overlays import HEADING, LEGEND, TITLE
 
 COMMAND = Path(sysconfig.get_path("scripts")) / "gft-edge"
 

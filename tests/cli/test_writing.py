@@ -153,7 +153,7 @@ def test_sensitivity_is_printed_though_its_folder_does_not_fit(gft_edge, made, a
     def fail(folder):
         raise OutputError(folder, "No space left on device")
 
-    monkeypatch.setattr("gft_edge.report.sensitivity.write_sensitivity_page", fail)
+    monkeypatch.setattr("gft_edge.report.pages.sensitivity.write_sensitivity_page", fail)
     command = [
         "sensitivity",
         made["ckpt"],

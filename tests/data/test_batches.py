@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gft_edge.config import Augment
+from gft_edge.config.recipe import Augment
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import Subset
 from gft_edge.data.training import NEIGHBOURS, training_batches

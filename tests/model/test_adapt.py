@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gft_edge.budget import TokenBudget
-from gft_edge.config import DataSection, ModelSection, Recipe, TrainSection, preset
+from gft_edge.config.model import preset
+from gft_edge.config.recipe import DataSection, ModelSection, Recipe, TrainSection
 from gft_edge.errors import ConfigError
 from gft_edge.model.adapt import adapt_weights
 from gft_edge.model.build import build_model

@@ -11,7 +11,7 @@ import timm
 from torch import nn
 
 from gft_edge.checkpoint import load_checkpoint
-from gft_edge.config import GFTConfig
+from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.model.backbone import architecture_of, create_network
 from gft_edge.model.build import build_model

@@ -6,7 +6,8 @@ import timm
 import torch
 
 from gft_edge.budget import NO_BUDGET, TokenBudget
-from gft_edge.config import GFTConfig, TrainSection
+from gft_edge.config.model import GFTConfig
+from gft_edge.config.recipe import TrainSection
 from gft_edge.errors import ConfigError
 from gft_edge.model.baselines import TransFG
 from gft_edge.model.build import build_model

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gft_edge.budget import TokenBudget
-from gft_edge.config import preset
+from gft_edge.config.model import preset
 from gft_edge.errors import ConfigError
 from gft_edge.model import gala
 from gft_edge.model.build import build_model

@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from gft_edge.budget import TokenBudget
-from gft_edge.config import preset
+from gft_edge.config.model import preset
 from gft_edge.model.build import build_model
 from gft_edge.model.macs import count_macs
 

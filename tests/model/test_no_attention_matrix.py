@@ -6,7 +6,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gft_edge.budget import TokenBudget
-from gft_edge.config import preset
+from gft_edge.config.model import preset
 from gft_edge.model.build import build_model
 
 

@@ -11,7 +11,7 @@ import torch
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint, num_parameters
 from gft_edge.cli.main import main
-from gft_edge.config import GFTConfig, preset
+from gft_edge.config.model import GFTConfig, preset
 from gft_edge.model.build import build_model
 from gft_edge.model.published import PublishedStage
 

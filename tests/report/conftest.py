@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from gft_edge.budget import TokenBudget
-from gft_edge.config import preset
+from gft_edge.config.model import preset
 from gft_edge.files import canonical_json
 from gft_edge.seals import sealed
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from gft_edge.files import canonical_json
-from gft_edge.report.bench import write_bench_page
-from gft_edge.report.page import write_page
-from gft_edge.report.sensitivity import write_sensitivity_page
+from gft_edge.report.pages.bench import write_bench_page
+from gft_edge.report.pages.run import write_page
+from gft_edge.report.pages.sensitivity import write_sensitivity_page
 from gft_edge.seals import sealed
 
 LONG = "a class whose name goes on and on without any end in sight"

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from gft_edge.errors import MissingExtraError
-from gft_edge.report.overlays import (
+from gft_edge.report.figures.overlays import (
     FADED,
     GAP,
     HEADING,

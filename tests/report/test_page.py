@@ -13,8 +13,8 @@ from matplotlib.text import Text
 
 from gft_edge.cli.main import main
 from gft_edge.errors import ArtifactError
-from gft_edge.report import svg
-from gft_edge.report.page import write_page
+from gft_edge.report.figures import svg
+from gft_edge.report.pages.run import write_page
 
 LABELS = ["bolt", "gear", "nut", "screw", "washer"]
 HOSTILE = [

@@ -7,8 +7,8 @@ import json
 
 import pytest
 
-from gft_edge.report.checks import COUNT, NUMBER, SHARE, TEXT, Maybe, Pair, Table, checked
-from gft_edge.report.run_files import find, picture
+from gft_edge.report.results.checks import COUNT, NUMBER, SHARE, TEXT, Maybe, Pair, Table, checked
+from gft_edge.report.results.run_files import find, picture
 
 LABELS = ["bolt", "gear", "nut", "screw", "washer"]
 ODD = [None, "x", -1, 1.5, True, [], {}, [["x"]], {"x": ["y"]}, float("nan"), float("inf"), 10**400, "\ud800"]

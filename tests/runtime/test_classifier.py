@@ -194,7 +194,7 @@ def test_largest_floats_have_probabilities():
 def test_runtime_does_without_pillow_and_torch():
     code = (
         "import sys; sys.modules.update(PIL=None, torch=None, torchvision=None, timm=None)\n"
-        "import gft_edge.runtime.classifier, gft_edge.runtime.image_files, gft_edge.runtime.accuracy, gft_edge.cli.predict"
+        "import gft_edge.runtime.classifier, gft_edge.runtime.image_files, gft_edge.runtime.accuracy, gft_edge.cli.verbs.predict"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 

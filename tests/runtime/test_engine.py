@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 
 from gft_edge.errors import ArtifactError, ConfigError, DataError, MissingExtraError
-from gft_edge.export.engines import EngineHost
 from gft_edge.files import sha256, write_json
 from gft_edge.manifest import MODEL, load_artifact, register_files
 from gft_edge.runtime import cuda, engine
 from gft_edge.runtime.cuda import RUNTIMES, CudaPython, open_cuda
 from gft_edge.runtime.engine import Engine, EngineTensor, fitting_engine, load_engine
+from gft_edge.runtime.engine_files import EngineHost
 from gft_edge.runtime.sessions import open_session
 
 HOST = EngineHost("tensorrt", "10.3.0", "8.7", "orin-nano-8gb")
@@ -152,10 +152,10 @@ class TestBatches:
 
 def test_bf16_on_the_cpu_is_one_line(tiny_checkpoint, images, tmp_path):
     from gft_edge.checkpoint import load_checkpoint
-    from gft_edge.export.onnx import export_artifact
-    from gft_edge.export.trace import fresh_graph, node_tensors
-    from gft_edge.export.verify import verify_golden
-    from gft_edge.export.verify_checkpoint import verify_checkpoint
+    from gft_edge.export.onnx.artifact import export_artifact
+    from gft_edge.export.verify.artifact_alone import verify_golden
+    from gft_edge.export.verify.trace import fresh_graph, node_tensors
+    from gft_edge.export.verify.with_checkpoint import verify_checkpoint
 
     checkpoint = load_checkpoint(tiny_checkpoint)
     artifact = export_artifact(checkpoint, tmp_path / "a", images, rest="bf16")

@@ -13,7 +13,8 @@ from PIL import Image
 
 from gft_edge.budget import MIN_TOKENS, NO_BUDGET, TokenBudget
 from gft_edge.checkpoint import load_checkpoint, read_weights, save_checkpoint
-from gft_edge.config import DataSection, ModelSection, Recipe, TrainSection, preset
+from gft_edge.config.model import preset
+from gft_edge.config.recipe import DataSection, ModelSection, Recipe, TrainSection
 from gft_edge.errors import ArtifactError, CheckFailed, ConfigError, DataError
 from gft_edge.train.loop import evaluate_torch, train
 from gft_edge.train.optim import parameter_groups

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from gft_edge.checkpoint import read_info, read_weights
-from gft_edge.config import DataSection, ModelSection, Recipe, TrainSection
+from gft_edge.config.recipe import DataSection, ModelSection, Recipe, TrainSection
 from gft_edge.train.loop import train
 from gft_edge.train.optim import step_in_backward
 

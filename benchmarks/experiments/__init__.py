@@ -1,0 +1,1 @@
+"""The project's own studies; run by `make bench`, not in the wheel."""

@@ -1,0 +1,1 @@
+"""Quantization policies on a model with a trained backbone."""

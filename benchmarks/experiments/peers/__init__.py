@@ -1,0 +1,1 @@
+"""The model beside other ways of reducing tokens, and the speed targets."""

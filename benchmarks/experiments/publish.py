@@ -1,0 +1,112 @@
+"""Turns a trained checkpoint into the one the package ships: float16 weights, measured on the test split, with a card.
+
+python -m gft_edge.benchmarks.experiments.publish runs/typeface gft_edge/builtin recipes/typeface-start.toml recipes/typeface.toml
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from gft_edge.checkpoint import load_checkpoint, num_parameters, save_checkpoint
+from gft_edge.data.batches import evaluation_batches
+from gft_edge.data.datasets import open_images
+from gft_edge.errors import exit_code
+from gft_edge.files import new_folder
+from gft_edge.train.loop import evaluate_torch
+
+TEST_IMAGES = 3200
+
+
+def publish(source: Path, out: Path, recipes: list[Path]) -> None:
+    """Writes the shipped checkpoint.
+
+    Args:
+        source: folder of a checkpoint trained on the typefaces.
+        out: new or empty folder.
+        recipes: what made it, in order; copied into ``out/recipes``.
+
+    Raises:
+        ConfigError: ``out`` is not empty.
+        ArtifactError: ``source`` is no checkpoint.
+    """
+    checkpoint = load_checkpoint(source)
+    config = checkpoint.info.model
+    with new_folder(out) as folder:
+        save_checkpoint(folder, checkpoint.info, checkpoint.model, half=True)
+        stored = load_checkpoint(folder)
+        images = open_images("typefaces", "test", TEST_IMAGES, config.image_size)
+        batches = list(evaluation_batches(images, checkpoint.info.preprocess))
+        metrics = {
+            "test_images": TEST_IMAGES,
+            "test_top1_full": evaluate_torch(stored.model, batches, config.full_budget),
+            "test_top1_budget": evaluate_torch(stored.model, batches, config.budget),
+            "budget": config.budget.id,
+        }
+        info = dataclasses.replace(checkpoint.info, metrics=metrics)
+        save_checkpoint(folder, info, checkpoint.model, half=True)
+        size = (folder / "model.safetensors").stat().st_size
+        rows, cols = config.grid
+        (folder / "card.md").write_text(
+            CARD.format(
+                classes=config.num_classes,
+                labels=", ".join(checkpoint.info.labels),
+                side=config.image_size,
+                rows=rows,
+                cols=cols,
+                depth=config.depth,
+                width=config.embed_dim,
+                stages=", ".join(str(s) for s in config.stages),
+                parameters=num_parameters(checkpoint.model),
+                megabytes=size / 1e6,
+                test_images=TEST_IMAGES,
+                full=metrics["test_top1_full"],
+                pruned=metrics["test_top1_budget"],
+                budget=config.budget.id,
+                recipes=", then ".join(f"`recipes/{recipe.name}`" for recipe in recipes),
+            ),
+            encoding="utf-8",
+        )
+        (folder / "recipes").mkdir()
+        for recipe in recipes:
+            shutil.copyfile(recipe, folder / "recipes" / recipe.name)
+
+
+CARD = """# gft_typeface
+
+A focal Gradient Focal Transformer that tells {classes} typefaces apart in {side} x {side} images of words.
+
+| | |
+|---|---|
+| classes | {labels} |
+| patches | {rows} x {cols} of a {side} px image |
+| blocks, width | {depth}, {width}; stages after blocks {stages} |
+| parameters | {parameters:,}; stored as float16, {megabytes:.2f} MB |
+| training data | words of pronounceable syllables in the free fonts that matplotlib ships; splits share no word |
+| training | `gft-edge train` with {recipes} |
+| top-1 on {test_images} test images, all patches | {full:.1%} |
+| top-1 on {test_images} test images, {budget} patches kept | {pruned:.1%} |
+
+One set of weights serves every token budget: it was trained with budgets drawn anew at each step.
+
+Meant for trying and testing export, quantization, compilation and benchmarks. It knows rendered words only;
+photographs of print are outside what it was trained on.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses and publishes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", type=Path, metavar="CKPT", help="folder of a checkpoint trained on the typefaces")
+    parser.add_argument("out", type=Path, metavar="DIR", help="new folder")
+    parser.add_argument("recipes", type=Path, nargs="*", metavar="RECIPE", help="what made it, in order")
+    args = parser.parse_args(arguments)
+    publish(args.source, args.out, args.recipes)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code(main))

@@ -1,0 +1,118 @@
+"""Cold start and peak memory of an artefact, each time in a process of its own, so that one does not hide another.
+
+python -m gft_edge.benchmarks.measuring.fresh_process ARTIFACT BACKEND BATCH THREADS ROWS COLUMNS
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gft_edge.errors import ArtifactError, exit_code
+
+if TYPE_CHECKING:  # it brings numpy, whose import is part of what is measured here
+    from gft_edge.benchmarks.measuring.protocol import BenchProtocol
+
+TIMEOUT_SECONDS = 300
+STEPS = ("start_ms", "import_ms", "load_ms", "first_ms", "cold_start_ms")
+
+
+def fresh_processes(artifact: str, backend: str, protocol: BenchProtocol) -> dict[str, Any]:
+    """Medians over ``protocol.processes`` fresh processes, and each one's figures.
+
+    Args:
+        artifact: address of it.
+        backend: that opens it.
+        protocol: of the measurement.
+
+    Returns:
+        ``start_ms`` (interpreter), ``import_ms`` (numpy, backend), ``load_ms`` (artefact and session), ``first_ms`` (first
+        request of one picture, preprocessing included), ``cold_start_ms`` (their sum, from the call of the process to
+        the first answer), ``peak_rss_bytes`` (largest, after requests of the whole batch), or None where Linux's
+        /proc/self/status is missing; ``runs`` holds the single ones.
+
+    Raises:
+        ArtifactError: the process failed.
+    """
+    runs = [_fresh_process(artifact, backend, protocol) for _ in range(protocol.processes)]
+    peaks = [run["peak_rss_bytes"] for run in runs if run["peak_rss_bytes"] is not None]
+    medians = {step: sorted(run[step] for run in runs)[(len(runs) - 1) // 2] for step in STEPS}
+    return {**medians, "peak_rss_bytes": max(peaks, default=None), "runs": runs}
+
+
+def _fresh_process(artifact: str, backend: str, protocol: BenchProtocol) -> dict[str, Any]:
+    sizes = (protocol.batch, protocol.threads, *protocol.source_size)
+    command = [sys.executable, "-m", "gft_edge.benchmarks.measuring.fresh_process", artifact, backend, *map(str, sizes)]
+    started = time.monotonic()  # on Linux one clock for all processes
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise ArtifactError(f"artefact {artifact}: a fresh process was not done after {TIMEOUT_SECONDS} s") from None
+    try:
+        run: dict[str, Any] = json.loads(done.stdout)
+    except ValueError:
+        said = (done.stderr.strip().splitlines() or ["no answer"])[-1]
+        raise ArtifactError(f"artefact {artifact}: a fresh process that loads it failed ({said})") from None
+    run["start_ms"] = max((run.pop("entered") - started) * 1e3, 0.0)
+    run["cold_start_ms"] = sum(run[step] for step in STEPS[:-1])
+    return run
+
+
+def first_prediction(artifact: str, backend: str, batch: int, threads: int, rows: int, columns: int) -> dict[str, Any]:
+    """Imports, loads, predicts; what the fresh process does."""
+    entered, marks = time.monotonic(), [time.perf_counter()]
+    import numpy as np
+
+    from gft_edge.runtime.classifier import Classifier
+
+    with contextlib.suppress(ImportError):  # backends carry their module's name; loading tells what is missing
+        importlib.import_module(backend.partition(":")[0])
+    marks.append(time.perf_counter())
+    classifier = Classifier.load(artifact, backend, threads)
+    marks.append(time.perf_counter())
+    picture = np.zeros((rows, columns, 3), dtype=np.uint8)
+    classifier.predict([picture])
+    marks.append(time.perf_counter())
+    for _ in range(3):
+        classifier.predict([picture] * batch)
+    steps = {name: (b - a) * 1e3 for name, a, b in zip(("import_ms", "load_ms", "first_ms"), marks, marks[1:])}
+    return {"entered": entered, **steps, "peak_rss_bytes": peak_rss()}
+
+
+def peak_rss(status: Path = Path("/proc/self/status")) -> int | None:
+    """Largest resident memory of this process so far, in bytes.
+
+    VmHWM and not getrusage: Linux hands ru_maxrss on through fork and exec, so a small child of a large parent would
+    report the parent.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the times of this process as JSON; without six arguments, what they are."""
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    if len(given) != 6:
+        import argparse  # not where its import would be measured
+
+        parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+        for name in ("artifact", "backend", "batch", "threads", "rows", "columns"):
+            parser.add_argument(name, metavar=name.upper())
+        parser.parse_args(given)
+    path, name, *numbers = given
+    print(json.dumps(first_prediction(path, name, *map(int, numbers))))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(exit_code(main))

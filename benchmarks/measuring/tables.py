@@ -1,0 +1,86 @@
+"""Rows of bench files as a table, for the terminal and for pages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from gft_edge.benchmarks.measuring.protocol import ONE_ROUND
+
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Column:
+    """A title and one text per row."""
+
+    title: str
+    is_number: bool
+    cells: tuple[str, ...]
+
+
+def columns(rows: Sequence[Row]) -> list[Column]:
+    """What is known of the rows; a column that is empty in each of them is left out.
+
+    Args:
+        rows: at least one, of a bench file that was checked.
+    """
+    found = [Column(title, number, tuple(cell(row) for row in rows)) for title, number, cell in _COLUMNS]
+    found.append(Column(f"against {rows[0].get('baseline') or rows[0]['name']}", False, tuple(map(_speedup, rows))))
+    several = len({row["backend"] for row in rows}) > 1
+    return [column for column in found if any(column.cells) and (several or column.title != "backend")]
+
+
+def _of(part: str, key: str, digits: int, scale: float = 1.0) -> Callable[[Row], str]:
+    return lambda row: _number((row.get(part) or {}).get(key), digits, scale)
+
+
+def _at(key: str) -> Callable[[Row], str]:
+    return lambda row: _number(row.get(key), 2)
+
+
+def _number(value: float | None, digits: int, scale: float = 1.0) -> str:
+    return "" if value is None else f"{value * scale:.{digits}f}"
+
+
+def _name(row: Row) -> str:
+    return ", ".join(str(row.get("label") or row["name"]).splitlines())
+
+
+def _variation(row: Row) -> str:
+    value = row.get("variation")
+    if row.get("verdict") == ONE_ROUND:
+        return ONE_ROUND
+    return "" if value is None else f"{value:.1%}" + (" unstable" if row.get("verdict") == "unstable" else "")
+
+
+def _end_to_end(row: Row) -> str:
+    return _number(((row.get("stages") or {}).get("end_to_end") or {}).get("p50_ms"), 2)
+
+
+def _speedup(row: Row) -> str:
+    if row.get("speedup") is None:
+        return ""
+    interval = None if row["name"] == row.get("baseline") and row["speedup"] == 1 else row.get("speedup_interval")
+    return f"{row['speedup']:.2f}x" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
+_COLUMNS: tuple[tuple[str, bool, Callable[[Row], str]], ...] = (
+    ("artefact", False, _name),
+    ("backend", False, lambda row: row["backend"]),
+    ("precision", False, lambda row: row.get("precision") or ""),
+    ("budget", False, lambda row: str(row.get("budget") or "")),
+    ("p50 ms", True, _at("p50_ms")),
+    ("p90 ms", True, _at("p90_ms")),
+    ("p95 ms", True, _at("p95_ms")),
+    ("p99 ms", True, _at("p99_ms")),
+    ("variation", True, _variation),
+    ("end to end ms", True, _end_to_end),
+    ("images/s", True, _of("throughput", "images_per_s", 1)),
+    ("mJ/image", True, _of("energy", "mj_per_image", 2)),
+    ("mJ/correct image", True, _of("energy", "mj_per_correct_image", 2)),
+    ("load ms", True, _of("process", "load_ms", 0)),
+    ("cold start ms", True, _of("process", "cold_start_ms", 0)),
+    ("peak MB", True, _of("process", "peak_rss_bytes", 0, 1e-6)),
+)

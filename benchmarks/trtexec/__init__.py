@@ -1,0 +1,1 @@
+"""trtexec: commands, output, engine layers."""

@@ -1,0 +1,1 @@
+"""Reading ONNX graphs: loading, checking, preparing, viewing, comparing."""

@@ -1,0 +1,1 @@
+"""Hazards of a graph, found before anything is built."""

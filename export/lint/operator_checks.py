@@ -1,0 +1,213 @@
+"""Whether the importer of the target knows a graph's operators, and knows them in the form they are used in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from onnx import NodeProto, TensorProto, ValueInfoProto
+
+from gft_edge.export.graph.structure import STANDARD, node_label
+from gft_edge.export.graph.view import GraphView, attribute
+from gft_edge.export.lint.operators import PLUGIN_DOMAINS, first_version, names, reads, reads_foreign
+from gft_edge.hardware.tensorrt_versions import Platform, parse_version
+
+Problems = Iterator[tuple[str, str]]
+
+TYPES = names("BFLOAT16 BOOL DOUBLE FLOAT FLOAT16 FLOAT4E2M1 FLOAT8E4M3FN FLOAT8E8M0 INT32 INT4 INT64 INT8 UINT8")
+"""What operators.md of onnx-tensorrt 10.15 names, and the scales of MXFP8."""
+
+COORDINATES = ("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners")
+
+
+def unknown_operator(graph: GraphView, platform: Platform) -> Problems:
+    """Operators that no importer of the target's family has, and domains that are not ONNX's."""
+    for node in graph.nodes:
+        if node.domain in STANDARD:
+            later = first_version(node.op_type) is not None and not platform.is_rtx  # GE022 says since when
+            if not later and not reads(node.op_type, platform.version):
+                yield node_label(node), f"{platform.title} has no importer for {node.op_type} of ONNX's own domain"
+        elif node.domain not in PLUGIN_DOMAINS and not reads_foreign(node.domain, node.op_type, platform.version):
+            named_alike = f", it would compute ONNX's {node.op_type}" if reads(node.op_type, platform.version) else ""
+            yield (
+                node_label(node),
+                f"{platform.title} has no importer for {node.op_type} of domain {node.domain}{named_alike}",
+            )
+
+
+def plugin_operator(graph: GraphView, platform: Platform) -> Problems:
+    """Operators of TensorRT's plugin domains."""
+    for node in graph.nodes:
+        if node.domain in PLUGIN_DOMAINS and not reads_foreign(node.domain, node.op_type, platform.version):
+            yield (
+                node_label(node),
+                f"{node.op_type} of domain {node.domain} needs its plugin's library at build and at run time",
+            )
+
+
+def new_operator(graph: GraphView, platform: Platform) -> Problems:
+    """Operators, outputs and functions that need a newer parser than the target has."""
+    version = platform.version
+    if version is None or platform.is_rtx:
+        return
+    old = parse_version(version) < (9, 0)
+    hint = "; export with --dialect trt8" if old else ""
+    for node in graph.nodes:
+        if node.domain not in STANDARD:
+            continue
+        since = first_version(node.op_type)
+        if since is not None and not reads(node.op_type, version):
+            yield node_label(node), f"{platform.title} has no {node.op_type}, which came with TensorRT {since}{hint}"
+    if old and graph.functions:
+        domain, name = graph.functions[0]
+        yield f"function {domain}.{name}", f"{platform.title} reads no local functions; inline them, or use 10.x"
+
+
+def restricted_operator(graph: GraphView, platform: Platform) -> Problems:
+    """Operators in a form that the importers refuse."""
+    for node in graph.of_type(*_RESTRICTIONS):
+        for problem in _RESTRICTIONS[node.op_type](graph, node, platform):
+            yield node_label(node), problem
+    if not graph.place:
+        for name in graph.sparse:
+            yield f"initialiser {name}", "is sparse, which no importer reads; store it dense"
+
+
+def unreadable_type(graph: GraphView, platform: Platform) -> Problems:
+    """Data types that no importer reads."""
+    for value in graph.inputs:
+        problem = _value_problem(value)
+        if problem:
+            yield f"input {value.name}", problem
+    found: set[int] = set()
+    for node in graph.of_type("Cast", "CastLike"):
+        dtype = attribute(node, "to")
+        if isinstance(dtype, int) and _type_name(dtype) not in TYPES and dtype not in found:
+            found.add(dtype)
+            yield node_label(node), f"casts to {_type_name(dtype)}, which no importer reads"
+    if graph.place:
+        return
+    for name, tensor in graph.initializers.items():
+        dtype = tensor.data_type
+        if name in graph.consumers and _type_name(dtype) not in TYPES and dtype not in found:
+            found.add(dtype)
+            yield f"initialiser {name}", f"is {_type_name(dtype)}, which no importer reads"
+
+
+def _value_problem(value: ValueInfoProto) -> str | None:
+    kind = value.type.WhichOneof("value")
+    if kind not in (None, "tensor_type"):
+        return f"is a {str(kind).removesuffix('_type')}, importers read tensors alone"
+    dtype = value.type.tensor_type.elem_type
+    if kind is None or dtype == TensorProto.UNDEFINED:
+        return None
+    return None if _type_name(dtype) in TYPES else f"is {_type_name(dtype)}, which no importer reads"
+
+
+def _type_name(dtype: int) -> str:
+    try:
+        return str(TensorProto.DataType.Name(dtype))
+    except ValueError:
+        return f"data type {dtype}"
+
+
+def _dropout(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
+    if len(node.input) > 2 and node.input[2]:
+        mode = graph.constant(node.input[2])
+        if mode is None or (mode.size and bool(mode.reshape(-1)[0])):
+            yield "is in training mode; export the model after eval()"
+    elif attribute(node, "is_test", 1) == 0 and graph.opset < 7:
+        yield "is in training mode; export the model after eval()"
+
+
+def _batch_normalization(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
+    if attribute(node, "training_mode", 0):
+        yield "is in training mode; export the model after eval()"
+
+
+def _first_output_alone(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
+    used = [name for name in node.output[1:] if name and (graph.consumers.get(name) or name in graph.outputs)]
+    if used:
+        yield f"{platform.title} has only its first output, {used[0]} is used too"
+
+
+def _max_pool(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
+    yield from _first_output_alone(graph, node, platform)
+    yield from _pool(graph, node, platform)
+
+
+def _pool(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
+    dilations = attribute(node, "dilations", ())
+    if any(size != 1 for size in dilations):
+        yield f"pools with dilations {list(dilations)}, importers take 1 alone"
+
+
+def _resize(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
+    mode = _text(node, "coordinate_transformation_mode", "half_pixel")
+    if mode not in COORDINATES:
+        yield f"has the coordinate transformation {mode}, importers have {', '.join(COORDINATES)}"
+    if attribute(node, "antialias", 0):
+        yield "resizes with antialias, which importers do not"
+    policy = _text(node, "keep_aspect_ratio_policy", "stretch")
+    if policy != "stretch":
+        yield f"has the aspect ratio policy {policy}, importers have stretch"
+
+
+def _reduction(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
+    yield from _constant_input(graph, node, 1, "axes")
+
+
+def _cum_sum(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
+    if platform.version is not None and not platform.is_rtx and parse_version(platform.version) < (10, 8):
+        yield from _constant_input(graph, node, 1, "axis")
+
+
+def _constant_input(graph: GraphView, node: NodeProto, number: int, what: str) -> Iterator[str]:
+    if len(node.input) > number and not graph.is_constant(node.input[number]):
+        yield f"its {what} ({node.input[number]}) are computed, importers want constants"
+
+
+def _constant(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
+    odd = [entry.name for entry in node.attribute if entry.name in ("sparse_value", "value_string", "value_strings")]
+    if odd:
+        yield f"holds a {odd[0]}, which importers do not read"
+
+
+def _einsum(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
+    if platform.version is None or platform.is_rtx or parse_version(platform.version) >= (10, 12):
+        return
+    equation = _text(node, "equation", "").replace(" ", "")
+    if "..." in equation or any(len(set(term)) < len(term) for term in equation.partition("->")[0].split(",")):
+        yield f"equation {equation} has an ellipsis or a diagonal, which TensorRT reads from 10.12 on"
+
+
+def _recurrent(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
+    if attribute(node, "input_forget", 0):
+        yield "has input_forget, which importers do not read"
+
+
+def _text(node: NodeProto, name: str, default: str) -> str:
+    value = attribute(node, name, default)
+    return value.decode(errors="replace") if isinstance(value, bytes) else default
+
+
+_RESTRICTIONS: dict[str, Callable[[GraphView, NodeProto, Platform], Iterator[str]]] = {
+    "AveragePool": _pool,
+    "BatchNormalization": _batch_normalization,
+    "Constant": _constant,
+    "CumSum": _cum_sum,
+    "Dropout": _dropout,
+    "Einsum": _einsum,
+    "LSTM": _recurrent,
+    "LayerNormalization": _first_output_alone,
+    "LpPool": _pool,
+    "MaxPool": _max_pool,
+    "Resize": _resize,
+    **dict.fromkeys(
+        (
+            *("ReduceL1", "ReduceL2", "ReduceLogSum", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin"),
+            *("ReduceProd", "ReduceSum", "ReduceSumSquare"),
+        ),
+        _reduction,
+    ),
+}
+"""From the column of restrictions of operators.md (10.15) and, where it can be asked, the parser of TensorRT-RTX 1.7.1."""

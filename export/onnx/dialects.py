@@ -1,0 +1,132 @@
+"""Dialects of the graph: ``trt10`` is what TensorRT 10, 11, RTX and ONNX Runtime read, ``trt8`` what the parser of 8.6 reads.
+
+What ``trt8`` has differently (onnx-tensorrt's operator list of 8.x): opset 17, hence Gelu as Erf, axes of reductions and sizes of
+splits as attributes or left out; FP32 types everywhere but in Q/DQ, whose zero points are spelled out in both dialects;
+TopK of floats alone. Not verified on TensorRT 8.6: what can be shown here is that ONNX accepts the graph, that ONNX Runtime
+computes the same with it, and that TensorRT-RTX compiles it.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from gft_edge.errors import ConfigError
+from gft_edge.export.onnx.rewrite import drop_unused
+from gft_edge.manifest import Artifact, Dialect, HighPrecision, Precision
+
+TRT8_OPSET = 17
+TRACED_OPSET = 18
+"""The oldest that PyTorch's exporter writes; onnx's own version converter gives up on the way from it to 17."""
+TRT8_IR_VERSION = 8
+"""The one that came with opset 17."""
+
+
+def require_trt8(rest: HighPrecision, precision: Precision | None = None) -> None:
+    """Refuses what a graph for TensorRT 8.6 cannot be.
+
+    Raises:
+        ConfigError: with the reason and what to do.
+    """
+    if precision == "fp8":
+        raise ConfigError("export --dialect trt8: TensorRT 8.6 has no FP8 networks; quantize to int8")
+    if precision == "int8-weights":
+        raise ConfigError(
+            "export --dialect trt8: TensorRT 8.6 has no products of INT8 weights with float inputs, it would compute in "
+            "FP32; quantize to int8, inputs too"
+        )
+    if rest != "fp32":
+        raise ConfigError(
+            f"export --dialect trt8: TensorRT 8.6 takes a graph typed FP32, not {rest.upper()}; leave --precision fp32, and "
+            "build with --weak for FP16 where it is faster"
+        )
+
+
+def to_trt8(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Turns a graph of opset 18 into one of opset 17 that TensorRT 8.6 reads; computes the same, bit for bit.
+
+    Args:
+        model: with inferred shapes; changed in place.
+
+    Raises:
+        ConfigError: an operator whose form of opset 17 is not known here.
+    """
+    graph = model.graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    types = {value.name: value.type.tensor_type for value in (*graph.value_info, *graph.input, *graph.output)}
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        changed = onnx.defs.get_schema(node.op_type, TRACED_OPSET).since_version == TRACED_OPSET
+        if node.op_type == "TopK" and types[node.input[0]].elem_type in (TensorProto.INT64, TensorProto.INT32):
+            nodes += _float_topk(node, types[node.input[0]].elem_type)
+            continue
+        if node.op_type == "Split":
+            _split_by_outputs(node, graph, types)
+        elif changed and node.op_type.startswith("Reduce"):
+            _axes_as_attribute(node, constants)
+        elif changed and not (node.op_type == "Pad" and len(node.input) <= 3):  # without axes it is the same
+            raise ConfigError(
+                f"export --dialect trt8: {node.op_type} {node.name} is of opset {TRACED_OPSET}, and its form of opset "
+                f"{TRT8_OPSET} is not known; export the default dialect"
+            )
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
+    drop_unused(graph)
+    model.ir_version = TRT8_IR_VERSION
+    del model.opset_import[:]
+    model.opset_import.append(helper.make_opsetid("", TRT8_OPSET))
+    del graph.value_info[:]
+    return onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+
+
+def _float_topk(node: onnx.NodeProto, dtype: int) -> list[onnx.NodeProto]:
+    """TopK of integers by way of FP32, which holds positions of patches exactly (below 2^24)."""
+    values, chosen = f"{node.output[0]}_float", f"{node.input[0]}_float_of_{node.name}"
+    topk = onnx.NodeProto()
+    topk.CopyFrom(node)
+    topk.input[0], topk.output[0] = chosen, values
+    return [
+        helper.make_node("Cast", [node.input[0]], [chosen], name=f"{node.name}_to_float", to=TensorProto.FLOAT),
+        topk,
+        helper.make_node("Cast", [values], [node.output[0]], name=f"{node.name}_to_integer", to=dtype),
+    ]
+
+
+def _split_by_outputs(node: onnx.NodeProto, graph: onnx.GraphProto, types: dict[str, onnx.TypeProto.Tensor]) -> None:
+    """Equal parts need no sizes in opset 17, the outputs are counted; unequal ones become a constant."""
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    if "num_outputs" not in attributes:
+        return
+    axis = attributes.get("axis", 0)
+    sizes = [types[output].shape.dim[axis].dim_value for output in node.output]
+    del node.attribute[:]
+    node.attribute.append(helper.make_attribute("axis", axis))
+    if len(set(sizes)) > 1:
+        name = f"{node.name}_sizes"
+        graph.initializer.append(numpy_helper.from_array(np.asarray(sizes, np.int64), name))
+        node.input.append(name)
+
+
+def _axes_as_attribute(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -> None:
+    keepdims = next((a.i for a in node.attribute if a.name == "keepdims"), 1)
+    axes = constants[node.input[1]].tolist() if len(node.input) > 1 and node.input[1] else []
+    del node.input[1:]
+    del node.attribute[:]
+    node.attribute.append(helper.make_attribute("keepdims", keepdims))
+    if axes:
+        node.attribute.append(helper.make_attribute("axes", axes))
+
+
+def export_command(artifact: Artifact, dialect: Dialect) -> str:
+    """The command that exports an artefact's checkpoint with the same flags in another dialect."""
+    manifest = artifact.manifest
+    words = ["gft-edge", "export", "CKPT", "--dialect", dialect]
+    budgets = () if manifest.model.is_baseline else dict.fromkeys((manifest.budget.id, *manifest.family))
+    words += [word for budget in budgets for word in ("--budget", budget)]
+    words += ["--maps", manifest.maps] if manifest.maps != "none" else []
+    words += ["--input", "uint8"] if manifest.inputs[0].dtype == "uint8" else []
+    low, usual, high = manifest.batch
+    words += ["--batch", str(low) if low == high else f"{low}:{usual}:{high}"]
+    return " ".join([*words, "--out", f"{artifact.path}-{dialect}"])

@@ -1,0 +1,1 @@
+"""TensorRT: build options, build plans, builders."""

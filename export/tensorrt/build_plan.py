@@ -1,0 +1,172 @@
+"""A build plan as data, the file name of its engine, and the trtexec (or tensorrt_rtx) command that does the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from gft_edge.errors import ArtifactError
+from gft_edge.hardware.tensorrt_versions import RTX, Platform
+
+_COMPATIBILITY = {"AMPERE_PLUS": "ampere+", "SAME_COMPUTE_CAPABILITY": "sameComputeCapability"}
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """A build, decided.
+
+    Args:
+        target: ``"rtx"`` or the device's name.
+        generation: row of the generation table.
+        tensorrt: version planned for; None for RTX, where the installed one builds.
+        module: what Python imports.
+        compute_capabilities: of the GPUs the engine will run on.
+        precision, rest, opset: what the graph is.
+        dialect: the graph this generation wants.
+        meaning: what the graph's precision comes to there.
+        network_flags: members of NetworkDefinitionCreationFlag.
+        builder_flags, cleared_flags: members of BuilderFlag set and cleared.
+        profile: for each dynamic input its smallest, usual and largest shape.
+        batch: smallest, usual and largest batch size.
+        workspace_bytes: limit of the workspace pool.
+        optimization_level, max_aux_streams, profiling_verbosity: of the builder configuration.
+        hardware_compatibility: member of HardwareCompatibilityLevel, None for this GPU model alone.
+        timing_cache: file name that holds everything measured timings depend on; None for RTX, which measures nothing.
+        dla_core: DLA core, None for the GPU.
+        dla_fallback: operators that run on the GPU nevertheless, and how many of each.
+        calibrator: class that reads ``calibration_cache``; None where the graph holds the ranges.
+        progress: whether the build can be watched.
+        notes: what else to know.
+    """
+
+    target: str
+    generation: str
+    tensorrt: str | None
+    module: str
+    compute_capabilities: tuple[str, ...]
+    precision: str
+    rest: str
+    opset: int
+    dialect: str
+    meaning: str
+    network_flags: tuple[str, ...]
+    builder_flags: tuple[str, ...]
+    cleared_flags: tuple[str, ...]
+    profile: dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]]
+    batch: tuple[int, int, int]
+    workspace_bytes: int
+    optimization_level: int
+    max_aux_streams: int
+    profiling_verbosity: str
+    hardware_compatibility: str | None
+    timing_cache: str | None
+    dla_core: int | None
+    dla_fallback: dict[str, int]
+    calibrator: str | None
+    calibration_cache: str | None
+    progress: bool
+    notes: tuple[str, ...]
+
+    @property
+    def rtx(self) -> bool:
+        """Whether compute capabilities are named to the builder."""
+        return self.module == "tensorrt_rtx"
+
+    @property
+    def platform(self) -> Platform:
+        """Where the engine will run, for lint: the oldest GPU asked for."""
+        lowest = min(self.compute_capabilities, key=float)
+        if self.rtx:
+            return Platform(RTX, lowest, "TensorRT-RTX", RTX)
+        title = f"TensorRT {self.tensorrt} on {self.target}"
+        return Platform(self.tensorrt, lowest, title, self.target, weak="FP16" in self.builder_flags)
+
+    def command(self, model: str = "model.onnx", engine: str = "model.engine") -> str | None:
+        """The equivalent command line of this generation, None where there is none."""
+        words = build_command(self, model, engine)
+        return None if words is None else " ".join(words)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, with the command beside them."""
+        return {
+            **{name: _plain(value) for name, value in asdict(self).items()},
+            "trtexec": self.command(),
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> BuildPlan:
+        """The inverse of :meth:`to_json`.
+
+        Raises:
+            ArtifactError: entries missing, unknown or malformed.
+        """
+        values = {name: value for name, value in data.items() if name != "trtexec"}
+        expected = {field.name for field in fields(cls)}
+        if set(values) != expected:
+            odd = ", ".join(sorted(expected ^ set(values)))
+            raise ArtifactError(f"build plan: missing or unknown entries {odd}")
+        try:
+            profile = {name: tuple(tuple(s) for s in shapes) for name, shapes in values["profile"].items()}
+            lists = {name: tuple(v) for name, v in values.items() if isinstance(v, list)}
+            return cls(**{**values, **lists, "profile": profile})
+        except (TypeError, AttributeError) as error:
+            raise ArtifactError(f"build plan: malformed ({error})") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return {name: _plain(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
+def build_command(plan: BuildPlan, model: str, engine: str) -> tuple[str, ...] | None:
+    """The command's words; None where trtexec would build something else.
+
+    trtexec reads a calibration cache as one of entropy calibration whatever its header says, and ignores it silently.
+    """
+    if plan.calibrator is not None and plan.calibrator != "IInt8EntropyCalibrator2":
+        return None
+    rtx = plan.module == "tensorrt_rtx"
+    words = ["tensorrt_rtx" if rtx else "trtexec", f"--onnx={model}", f"--saveEngine={engine}"]
+    if rtx:
+        words.append("--computeCapabilities=" + ",".join(c.replace(".", "") for c in plan.compute_capabilities))
+    elif "STRONGLY_TYPED" in plan.network_flags:
+        words.append("--stronglyTyped")
+    words += [f"--{flag.lower()}" for flag in ("FP16", "INT8") if flag in plan.builder_flags]
+    for kind, index in (("min", 0), ("opt", 1), ("max", 2)):
+        if plan.profile:
+            shapes = ",".join(f"{name}:{'x'.join(map(str, sizes[index]))}" for name, sizes in plan.profile.items())
+            words.append(f"--{kind}Shapes={shapes}")
+    if rtx:
+        return (*words, "--skipInference")
+    words.append(f"--memPoolSize=workspace:{plan.workspace_bytes >> 20}")
+    words.append(f"--builderOptimizationLevel={plan.optimization_level}")
+    words.append(f"--maxAuxStreams={plan.max_aux_streams}")
+    words.append(f"--profilingVerbosity={plan.profiling_verbosity.lower()}")
+    if plan.timing_cache is not None:
+        words.append(f"--timingCacheFile={plan.timing_cache}")
+    if "TF32" in plan.cleared_flags:
+        words.append("--noTF32")
+    if plan.hardware_compatibility is not None:
+        words.append(f"--hardwareCompatibilityLevel={_COMPATIBILITY[plan.hardware_compatibility]}")
+    flags = {"VERSION_COMPATIBLE": "--versionCompatible", "REFIT": "--refit", "STRIP_PLAN": "--stripWeights"}
+    words += [word for flag, word in flags.items() if flag in plan.builder_flags]
+    if plan.dla_core is not None:
+        words += [f"--useDLACore={plan.dla_core}", "--allowGPUFallback"]
+    if plan.calibration_cache is not None:
+        words.append(f"--calib={plan.calibration_cache}")
+    return (*words, "--skipInference")
+
+
+def engine_key(plan: BuildPlan, version: str) -> str:
+    """File name of an engine, naming everything that it depends on."""
+    capabilities = "-".join(f"sm{c.replace('.', '')}" for c in plan.compute_capabilities)
+    flavour = "rtx" if plan.rtx else "trt"
+    device = "" if plan.rtx else f"_{plan.target}"
+    marks = [flag.lower().replace("_", "") for flag in plan.builder_flags]
+    marks += [f"dla{plan.dla_core}"] if plan.dla_core is not None else []
+    marks += [plan.hardware_compatibility.lower().replace("_", "")] if plan.hardware_compatibility else []
+    extra = "".join(f"_{mark}" for mark in marks)
+    low, usual, high = plan.batch
+    return f"{flavour}{version}_{capabilities}{device}_{plan.precision}{extra}_b{low}-{usual}-{high}"

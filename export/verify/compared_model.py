@@ -1,0 +1,138 @@
+"""An artefact as a backend runs it, with the kept patches and their importance, whatever outputs its graph has."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.constants import TEMPERATURE
+from gft_edge.errors import ArtifactError
+from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
+from gft_edge.runtime.sessions import Session, fitted, onnxruntime_session, open_session
+from gft_edge.stats.agreement import Arrays, Computation
+
+ONNXRUNTIME = "onnxruntime"
+
+
+class Side:
+    """An artefact as one backend runs it: outputs with the kept patches, whatever map outputs the graph has.
+
+    Args:
+        artifact: checked against its hashes.
+        backend: that runs it.
+
+    Raises:
+        ConfigError: no such backend, or an engine without a GPU.
+        ArtifactError: changed file, or one that the backend refuses.
+        MissingExtraError: the backend is not installed.
+
+    Attributes:
+        computation: backend and arithmetic.
+        problem: what is wrong with the graph's selections, None when nothing is.
+        note: what cannot be compared here, and why.
+    """
+
+    def __init__(self, artifact: Artifact, backend: str = ONNXRUNTIME) -> None:
+        self.manifest = artifact.manifest
+        self.backend = backend
+        self.computation = Computation.of(backend, artifact.manifest.precision)
+        self.session = open_session(artifact, backend, as_described=False)
+        self._taps: Session | None = None
+        self.problem: str | None = None
+        self.note: str | None = None
+        # Only ONNX Runtime shows tensors that are no outputs; another backend's own choice cannot be told from its graph.
+        if backend == ONNXRUNTIME and artifact.manifest.maps != "compact" and selecting_stages(artifact.manifest):
+            try:
+                self._taps, self.problem = selection_taps(artifact)
+            except ModuleNotFoundError:  # a board has ONNX Runtime, not always onnx
+                self.note = "kept patches of a graph without --maps compact are not compared: onnx is not installed"
+
+    def __call__(self, images: npt.NDArray[np.float32]) -> Arrays:
+        """Preprocessed images (B, 3, H, W) to logits, ``importance_i`` and ``kept_i`` on the original grid.
+
+        Raises:
+            ArtifactError: the graph cannot be run, or gives other outputs than its manifest says.
+        """
+        feed = graph_input(images, self.manifest)
+        outputs = self.session(feed)
+        self._require_outputs(outputs, len(images))
+        if self._taps is None:
+            return outputs
+        values = list(self._taps(feed).values())
+        positions: npt.NDArray[Any] | None = None
+        for stage, scores, local in zip(selecting_stages(self.manifest), values[::2], values[1::2]):
+            wide = scores.astype(np.float64) / TEMPERATURE
+            power = np.exp(wide - wide.max(axis=1, keepdims=True))
+            outputs[f"importance_{stage}"] = power / power.sum(axis=1, keepdims=True)
+            positions = local if positions is None else np.take_along_axis(positions, local, axis=1)
+            outputs[f"kept_{stage}"] = positions
+        return outputs
+
+    def _require_outputs(self, outputs: Arrays, images: int) -> None:
+        for tensor in self.manifest.outputs:
+            value, shape = outputs.get(tensor.name), (images, *tensor.shape[1:])
+            if value is None or value.shape != shape:
+                found = "no such output" if value is None else f"shape {value.shape}"
+                raise ArtifactError(
+                    f"{self.computation.name}: the manifest says that output {tensor.name} has shape {shape}, the graph "
+                    f"gives {found}"
+                )
+
+
+def graph_input(images: npt.NDArray[Any], manifest: DeploymentManifest) -> npt.NDArray[Any]:
+    """Preprocessed images (B, 3, H, W) in the form the graph takes them.
+
+    A graph with ``uint8`` input normalises by itself: it gets the pixels (B, H, W, 3), which the normalised values give back
+    exactly.
+    """
+    if manifest.inputs[0].dtype != "uint8" or images.dtype == np.uint8:
+        return images
+    return manifest.preprocess.pixels(images)
+
+
+def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
+    """A session for a graph without kept outputs that gives scores and kept indices of each stage that selects.
+
+    Returns:
+        The session, None when the graph selects nothing; and what is wrong with the graph's selections, None when nothing is.
+    """
+    import onnx
+
+    model = onnx.load(str(artifact.file(MODEL)))
+    producers = {name: node for node in model.graph.node for name in node.output}
+    # select_patches sorts the indices it keeps by a second TopK, smallest first.
+    sorts = [
+        node
+        for node in model.graph.node
+        if node.op_type == "TopK" and any(a.name == "largest" and a.i == 0 for a in node.attribute)
+    ]
+    expected = len(selecting_stages(artifact.manifest))
+    problem = f"graph has {len(sorts)} selections, its budget needs {expected}" if len(sorts) != expected else None
+    if problem or not sorts:
+        return None, problem
+    names = []
+    for node in sorts:
+        choice = producers.get(node.input[0])
+        while choice is not None and choice.op_type in ("Cast", "Identity"):
+            choice = producers.get(choice.input[0])
+        if choice is None or choice.op_type != "TopK":
+            return None, f"graph sorts {node.input[0]}, which no selection made"
+        names += [choice.input[0], node.output[0]]
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    manifest = artifact.manifest
+    return fitted(onnxruntime_session(model.SerializeToString(), manifest.is_quantized), manifest), None
+
+
+def selecting_stages(manifest: DeploymentManifest) -> list[int]:
+    """Stages whose selection is in a graph without maps: those that drop patches something still reads."""
+    budget, config = manifest.budget, manifest.model
+    if config.variant == "published":
+        return []  # its logits read no patch after the stages
+    return [
+        stage
+        for stage, (n, k) in enumerate(zip(budget.stage_inputs, budget.keep))
+        if k < n and config.stages[stage] < config.depth
+    ]

@@ -1,0 +1,156 @@
+"""PyTorch's modules recognised in a graph by the values they give: which module a node belongs to, which one is lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from torch import Tensor, nn
+
+from gft_edge.budget import TokenBudget
+from gft_edge.export.onnx.artifact import reference_outputs
+from gft_edge.export.verify.places import Place, agreement_db, decibels, finite
+from gft_edge.stats.agreement import Arrays
+
+SAME_TENSOR_DB, SAME_INT8_TENSOR_DB = 60.0, 30.0
+"""A tensor of the graph that is a module's output: float32 rounding stays above 100 dB, ties in the rounding to INT8 above 40."""
+_SAMPLE = 4096
+
+
+@dataclass(frozen=True)
+class ModuleCall:
+    """One call of a module: its path and the float tensors that went in and came out."""
+
+    path: str
+    inputs: tuple[npt.NDArray[Any], ...]
+    outputs: tuple[npt.NDArray[Any], ...]
+
+
+def module_calls(model: nn.Module, images: npt.NDArray[np.float32], budget: TokenBudget) -> list[ModuleCall]:
+    """Every module that was called, in the order in which they finished (children before parents)."""
+    calls: list[ModuleCall] = []
+
+    def watch(path: str) -> Any:
+        def hook(_: nn.Module, inputs: Any, output: Any) -> None:
+            calls.append(ModuleCall(path, tuple(_float_arrays(inputs)), tuple(_float_arrays(output))))
+
+        return hook
+
+    handles = [module.register_forward_hook(watch(path)) for path, module in model.named_modules() if path]
+    try:
+        reference_outputs(model, images, budget)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return calls
+
+
+def _float_arrays(value: Any) -> Iterator[npt.NDArray[Any]]:
+    if isinstance(value, Tensor):
+        if value.is_floating_point():
+            yield value.detach().cpu().numpy()
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _float_arrays(part)
+
+
+class Recognizer:
+    """Finds an array among the tensors of a graph by its values; a sample of them decides.
+
+    Args:
+        arrays: tensors of the graph, by name.
+        same_db: from this SQNR on a tensor is taken for the array.
+    """
+
+    def __init__(self, arrays: Arrays, same_db: float = SAME_TENSOR_DB) -> None:
+        self._same_db = same_db
+        self._by_shape: dict[tuple[int, ...], list[tuple[str, npt.NDArray[Any]]]] = {}
+        self._known: dict[tuple[tuple[int, ...], bytes], tuple[str, float]] = {}
+        for name, array in arrays.items():
+            if array.dtype.kind == "f":
+                self._by_shape.setdefault(array.shape, []).append((name, _sample(array)))
+
+    def __call__(self, array: npt.NDArray[Any]) -> tuple[str, float]:
+        """Name and SQNR of the most similar tensor of the same shape, the earliest of equal ones; "" when none is."""
+        sample = _sample(array)
+        key = (array.shape, sample.tobytes())  # what one module gives is what the next one takes
+        if key not in self._known:
+            self._known[key] = self._nearest(array.shape, sample)
+        return self._known[key]
+
+    def _nearest(self, shape: tuple[int, ...], sample: npt.NDArray[Any]) -> tuple[str, float]:
+        best, best_db = "", -math.inf
+        for name, values in self._by_shape.get(shape, ()):
+            db = agreement_db(sample, values)
+            if db > best_db:
+                best, best_db = name, db
+        return (best, best_db) if best_db >= self._same_db else ("", best_db)
+
+
+def _sample(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    flat = array.reshape(-1).astype(np.float32)
+    return flat[:: max(1, len(flat) // _SAMPLE)]
+
+
+def first_bad_module(calls: Iterable[ModuleCall], recognize: Recognizer) -> Place | None:
+    """The module after which no output of PyTorch is found in the graph any more; None when the last ones are found.
+
+    Args:
+        calls: of PyTorch, in order.
+        recognize: knows the graph's tensors on the same images.
+    """
+    before = math.inf
+    first: tuple[ModuleCall, float] | None = None
+    for call in calls:
+        if not call.outputs:
+            continue
+        name, db = recognize(call.outputs[0])
+        if name:
+            before, first = min(before, db), None
+        elif first is None:
+            first = (call, db)
+    if first is None:
+        return None
+    call, db = first
+    inputs_found = all(recognize(array)[0] for array in call.inputs)
+    path = call.path if inputs_found else call.path.rpartition(".")[0]
+    where = path or "the model itself"
+    text = f"module {where}: no tensor of the graph is its output (nearest: {decibels(db)})"
+    if not inputs_found:
+        text = f"module {where}: what it hands to {call.path} is not in the graph (nearest output: {decibels(db)})"
+    text += f"; what was computed before it has {decibels(before)}"
+    return Place("module", path, text, module=path, sqnr_db=finite(db), sqnr_before_db=finite(before))
+
+
+def node_modules(graph: onnx.GraphProto, calls: Iterable[ModuleCall], recognize: Recognizer) -> dict[str, str]:
+    """The innermost module that each tensor is computed in, by tensor name; "" for the model itself.
+
+    A node lies inside a module if it is on the way from the tensors that go in to a tensor that comes out.
+    """
+    producers = {name: node for node in graph.node for name in node.output if name}
+    modules: dict[str, str] = {}
+    for call in sorted(calls, key=lambda call: call.path.count(".")):
+        inputs = {recognize(array)[0] for array in call.inputs}
+        outputs = {recognize(array)[0] for array in call.outputs} - {""}
+        if "" in inputs:
+            # The image itself is no node's output; any other unknown input would let the walk leave the module.
+            if call.inputs[0].shape[1:] != _input_shape(graph):
+                continue
+            inputs.discard("")
+        pending = list(outputs - inputs)
+        while pending:
+            name = pending.pop()
+            if name in inputs or name not in producers or modules.get(name) == call.path:
+                continue
+            modules[name] = call.path
+            pending.extend(producers[name].input)
+    return modules
+
+
+def _input_shape(graph: onnx.GraphProto) -> tuple[int, ...]:
+    return tuple(dim.dim_value for dim in graph.input[0].type.tensor_type.shape.dim[1:])

@@ -1,0 +1,397 @@
+"""The first bad place: intermediate tensors compared in order, the node and the module named.
+
+Two comparisons, so that a fault is found wherever it is. A graph is held against a fresh export of the same checkpoint,
+both run node by node without optimisation: what agrees is equal bit for bit, and the first tensor that differs
+comes from the faulty node. The fresh export is held against PyTorch, whose module outputs are recognised among the
+graph's tensors by their values; that finds faults of the exporter, and tells which module a node belongs to.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from gft_edge.budget import TokenBudget
+from gft_edge.checkpoint import Checkpoint
+from gft_edge.export.graph.node_differences import node_differences
+from gft_edge.export.onnx.artifact import GraphOptions, export_graph
+from gft_edge.export.verify.module_trace import (
+    SAME_INT8_TENSOR_DB,
+    SAME_TENSOR_DB,
+    Recognizer,
+    first_bad_module,
+    module_calls,
+    node_modules,
+)
+from gft_edge.export.verify.places import Place, agreement_db, decibels, finite
+from gft_edge.manifest import DeploymentManifest
+from gft_edge.stats.agreement import Arrays
+
+IMAGES = 4
+"""Images a trace runs on: more than one, so that a graph that mixes up images is caught."""
+EQUAL_DB = 100.0
+"""Two runs of the same arithmetic; float32 rounding in another order stays above."""
+
+
+def fresh_graph(checkpoint: Checkpoint, manifest: DeploymentManifest) -> onnx.ModelProto:
+    """The graph that a checkpoint gives today with the flags an artefact's manifest tells."""
+    logging.getLogger("onnxslim").setLevel(logging.ERROR)
+    return export_graph(checkpoint.model, checkpoint.info.preprocess, manifest.budget, GraphOptions.of(manifest))
+
+
+def node_tensors(model: onnx.ModelProto, feed: npt.NDArray[Any]) -> tuple[Arrays, onnx.NodeProto | None]:
+    """Output of every node by tensor name, and the first node that cannot be run (None: all can)."""
+    count = len(model.graph.node)
+    arrays = _run_prefix(model, count, feed)
+    if arrays is not None:
+        return arrays, None
+    good, bad = 0, count
+    arrays = {}
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        found = _run_prefix(model, middle, feed)
+        if found is None:
+            bad = middle
+        else:
+            good, arrays = middle, found
+    return arrays, model.graph.node[bad - 1]
+
+
+def _run_prefix(model: onnx.ModelProto, count: int, feed: npt.NDArray[Any]) -> Arrays | None:
+    """Runs the first nodes of a graph as they stand; None when ONNX Runtime refuses."""
+    import onnxruntime as ort
+
+    part = onnx.ModelProto()
+    part.CopyFrom(model)
+    nodes = list(model.graph.node[:count])
+    names = [name for node in nodes for name in node.output if name]
+    for repeated in (part.graph.node, part.graph.output, part.graph.value_info):
+        del repeated[:]
+    part.graph.node.extend(nodes)
+    part.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    try:
+        session = ort.InferenceSession(part.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        return dict(zip(names, session.run(names, {model.graph.input[0].name: feed})))
+    except Exception:  # ONNX Runtime raises a dozen classes that share no public base
+        return None
+
+
+def plain_error(fresh: onnx.ModelProto, found: onnx.ModelProto, feed: npt.NDArray[Any]) -> float | None:
+    """Largest relative difference of the logits when both graphs run as they stand, without optimisation.
+
+    Optimisers may mend a fault, as ONNX Runtime's INT8 fusion does that reads every per-channel scale along the columns; on another
+    backend it is there. None when ``found`` cannot be run; inf when its logits are not finite.
+    """
+    sides = [_run_prefix(model, len(model.graph.node), feed) for model in (fresh, found)]
+    if sides[0] is None or sides[1] is None:
+        return None
+    name = fresh.graph.output[0].name
+    expected, value = sides[0][name], sides[1].get(name)
+    if value is None or value.shape != expected.shape or not np.isfinite(value).all():
+        return math.inf
+    return float(np.abs(expected - value).max() / max(float(np.abs(expected).max()), 1e-12))
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two graphs run node by node: names in ``found`` of the tensors of ``fresh``, values of both, what stopped ``found``."""
+
+    fresh: onnx.ModelProto
+    found: onnx.ModelProto
+    names: dict[str, str]
+    expected: Arrays
+    actual: Arrays
+    broken: onnx.NodeProto | None
+
+    @classmethod
+    def run(cls, fresh: onnx.ModelProto, found: onnx.ModelProto, feed: npt.NDArray[Any]) -> _Pair:
+        """Runs both on the same input."""
+        expected, _ = node_tensors(fresh, feed)
+        actual, broken = node_tensors(found, feed)
+        return cls(fresh, found, corresponding_tensors(fresh, found), expected, actual, broken)
+
+    def sqnr(self, name: str) -> float | None:
+        """Agreement of a tensor of ``fresh``; None where one side has no value."""
+        other = self.names.get(name)
+        if name not in self.expected or other not in self.actual:
+            return None
+        return agreement_db(self.expected[name], self.actual[other])
+
+    def before(self, node: onnx.NodeProto) -> float:
+        """Smallest agreement of the tensors that a node of ``fresh`` reads."""
+        return min((db for db in map(self.sqnr, node.input) if db is not None), default=math.inf)
+
+
+def execution_order(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """The nodes of a graph, those that compute from weights alone right before the first node that reads them."""
+    computed = {value.name for value in graph.input}
+    waiting: dict[str, onnx.NodeProto] = {}
+    order: list[onnx.NodeProto] = []
+
+    def emit(name: str) -> None:
+        node = waiting.get(name)
+        if node is None:
+            return
+        for output in node.output:
+            waiting.pop(output, None)
+        for read in node.input:
+            emit(read)
+        order.append(node)
+
+    for node in graph.node:
+        if computed.isdisjoint(node.input):
+            waiting.update(dict.fromkeys(node.output, node))
+            continue
+        for name in node.input:
+            emit(name)
+        order.append(node)
+        computed.update(filter(None, node.output))
+    for name in list(waiting):
+        emit(name)
+    return order
+
+
+def first_difference(fresh: onnx.ModelProto, found: onnx.ModelProto, feed: npt.NDArray[Any]) -> Place | None:
+    """The first node of a graph that does not compute what a fresh export computes; None when every tensor agrees.
+
+    Args:
+        fresh: exported anew from the same checkpoint with the same flags.
+        found: the graph in question.
+        feed: input of both, several images.
+    """
+    return _first_wrong(_Pair.run(fresh, found, feed))
+
+
+def _first_wrong(pair: _Pair) -> Place | None:
+    found, names = pair.found, pair.names
+    producers = {name: node for node in found.graph.node for name in node.output if name}
+    for node in execution_order(pair.fresh.graph):
+        for tensor in filter(None, node.output):
+            other = producers.get(names.get(tensor, ""))
+            if other is None or tensor not in pair.expected:
+                continue
+            sqnr = pair.sqnr(tensor)
+            if sqnr is None and other is not pair.broken:
+                continue  # behind the node that cannot be run
+            if sqnr is not None and sqnr >= EQUAL_DB:
+                continue
+            missing = _first_missing(pair.fresh.graph, node, names)
+            if missing is not None:
+                return _missing_node(missing, node)
+            place = _node_place(pair, node, other, tensor, sqnr)
+            return replace(place, text=place.text + _not_finite(found.graph, pair.actual))
+    if pair.broken is not None:
+        broken = pair.broken
+        text = f"{broken.op_type} {broken.name}: cannot be run; a fresh export has no such node"
+        return Place("node", broken.name, text, broken.op_type, tensor=next(iter(broken.output), ""))
+    return None
+
+
+def _first_missing(graph: onnx.GraphProto, node: onnx.NodeProto, names: dict[str, str]) -> onnx.NodeProto | None:
+    """The first of the nodes that lead to a node and that the graph in question does not have."""
+    producers = {name: n for n in graph.node for name in n.output if name}
+    pending, missing = list(node.input), set()
+    while pending:
+        name = pending.pop()
+        if name in producers and name not in names and name not in missing:
+            missing.add(name)
+            pending.extend(producers[name].input)
+    return next((n for n in graph.node if missing.intersection(n.output)), None)
+
+
+def _missing_node(node: onnx.NodeProto, reader: onnx.NodeProto) -> Place:
+    text = f"{node.op_type} {node.name} is missing; first seen at {reader.op_type} {reader.name}"
+    return Place("node", node.name, text, node.op_type, tensor=node.output[0], differences=("is missing",))
+
+
+def _not_finite(graph: onnx.GraphProto, arrays: Arrays) -> str:
+    """The first node that gives values that are not finite, in words; "" when none does."""
+    for node in graph.node:
+        for name in node.output:
+            if name in arrays and arrays[name].dtype.kind == "f" and not np.isfinite(arrays[name]).all():
+                return f"; {node.op_type} {node.name} is the first that gives values that are not finite"
+    return ""
+
+
+def silent_difference(fresh: onnx.ModelProto, found: onnx.ModelProto) -> Place | None:
+    """The first node that stands otherwise in a fresh export, whatever it computes."""
+    return _first_changed(_Pair(fresh, found, corresponding_tensors(fresh, found), {}, {}, None))
+
+
+def _first_changed(pair: _Pair) -> Place | None:
+    """As :func:`silent_difference`; a branch that nothing reads stands right behind what it reads."""
+    fresh, found, names = pair.fresh, pair.found, pair.names
+    producers = {name: node for node in found.graph.node for name in node.output if name}
+    dead = _dead_branch(pair)
+    # Another tool's names say nothing; this one's own do.
+    named = sum(names.get(t) == t for n in fresh.graph.node for t in n.output) * 2 > len(names)
+    for number, node in enumerate(execution_order(fresh.graph)):
+        if dead is not None and dead[0] < number:
+            break
+        other = next((producers[names[t]] for t in node.output if names.get(t) in producers), None)
+        if other is None:
+            return _missing_node(node, node)
+        if node_differences(fresh, found, node, other, names) or (named and _name_differences(pair, node, other)):
+            return _node_place(pair, node, other, node.output[0], pair.sqnr(node.output[0]), named)
+    if dead is None:
+        return None
+    return dead[1]
+
+
+def _dead_branch(pair: _Pair) -> tuple[int, Place] | None:
+    """The first node that a fresh export does not have and whose results none of its nodes read, and the number of the
+    node of the fresh export that it stands behind (-1: of none)."""
+    known = set(pair.names.values())
+    own = [node for node in pair.found.graph.node if not known.intersection(node.output)]
+    # Backwards: what leads to a node that the fresh export has is told at that node.
+    needed = {name for node in pair.found.graph.node if known.intersection(node.output) for name in node.input}
+    for node in reversed(own):
+        if needed.intersection(node.output):
+            needed.update(node.input)
+    dead = [node for node in own if not needed.intersection(node.output)]
+    if not dead:
+        return None
+    places = {
+        pair.names[name]: (number, node)
+        for number, node in enumerate(execution_order(pair.fresh.graph))
+        for name in node.output
+        if name in pair.names
+    }
+    behind: dict[str, int] = {}
+    for node in dead:
+        number = max((behind.get(name, places.get(name, (-1, None))[0]) for name in node.input), default=-1)
+        behind.update(dict.fromkeys(node.output, number))
+    first = min(dead, key=lambda node: behind[node.output[0]])
+    outputs = [value.name for value in pair.found.graph.output if value.name in behind]
+    text = f"{first.op_type} {first.name} of {', '.join(first.input) or 'nothing'} is not in a fresh export"
+    text += f"; the graph gives {', '.join(outputs)} besides" if outputs else "; nothing that is in one reads it"
+    place = Place("node", first.name, text, first.op_type, tensor=first.output[0], differences=("is added",))
+    return behind[first.output[0]], place
+
+
+def _name_differences(pair: _Pair, node: onnx.NodeProto, other: onnx.NodeProto) -> list[str]:
+    """What two nodes that do the same and their weights are called, where that differs."""
+    weights = {tensor.name for tensor in pair.fresh.graph.initializer}
+    read = [(a, b) for a, b in zip(node.input, other.input) if a in weights]
+    sides = (
+        ("has the name", [node.name], [other.name]),
+        ("gives", list(node.output), list(other.output)),
+        ("reads the same values from", [a for a, _ in read], [b for _, b in read]),
+    )
+    return [f"{what} {', '.join(have)} instead of {', '.join(want)}" for what, want, have in sides if have != want]
+
+
+def _node_place(
+    pair: _Pair, node: onnx.NodeProto, other: onnx.NodeProto, tensor: str, sqnr: float | None, named: bool = False
+) -> Place:
+    differences = node_differences(pair.fresh, pair.found, node, other, pair.names)
+    if named and not differences:
+        differences = _name_differences(pair, node, other)
+    before = pair.before(node)
+    text = f"{node.op_type} {node.name}"
+    if pair.expected:
+        value = "cannot be computed" if sqnr is None else f"has {decibels(sqnr)}"
+        text += f": {tensor} {value}, what it reads has {decibels(before)}"
+    if differences:
+        text += ": " + "; ".join(differences)
+    return Place(
+        "node",
+        node.name,
+        text,
+        node.op_type,
+        tensor=tensor,
+        sqnr_db=None if sqnr is None else finite(sqnr),
+        sqnr_before_db=finite(before),
+        differences=tuple(differences),
+    )
+
+
+def corresponding_tensors(fresh: onnx.ModelProto, found: onnx.ModelProto) -> dict[str, str]:
+    """Names in ``found`` of the tensors of ``fresh``: the same name, or the same place in the order of operators.
+
+    The second where another tool has renamed most tensors.
+    """
+    there = {name for node in found.graph.node for name in node.output}
+    there.update(value.name for value in found.graph.input)
+    ours = [value.name for value in fresh.graph.input]
+    ours += [name for node in fresh.graph.node for name in node.output if name]
+    if sum(name in there for name in ours) >= len(ours) / 2:
+        return {name: name for name in ours if name in there} | _renamed_outputs(fresh, found, there)
+    names = dict(zip([v.name for v in fresh.graph.input], [v.name for v in found.graph.input]))
+    left, right = list(fresh.graph.node), list(found.graph.node)
+    matcher = difflib.SequenceMatcher(None, [n.op_type for n in left], [n.op_type for n in right], autojunk=False)
+    for a, b, size in matcher.get_matching_blocks():
+        for one, two in zip(left[a : a + size], right[b : b + size]):
+            names.update(zip(one.output, two.output))
+    return names
+
+
+def _renamed_outputs(fresh: onnx.ModelProto, found: onnx.ModelProto, there: set[str]) -> dict[str, str]:
+    """Tensors that are gone while the node that gave them is there, under the names it gives now."""
+    ours = {name for node in fresh.graph.node for name in node.output}
+    nodes = {node.name: node for node in found.graph.node if node.name}
+    renamed = {}
+    for node in fresh.graph.node:
+        other = nodes.get(node.name)
+        if other is not None and (other.op_type, len(other.output)) == (node.op_type, len(node.output)):
+            pairs = zip(node.output, other.output)
+            renamed.update({a: b for a, b in pairs if a and b and a not in there and b not in ours})
+    return renamed
+
+
+def trace(
+    checkpoint: Checkpoint,
+    budget: TokenBudget,
+    fresh: onnx.ModelProto,
+    found: onnx.ModelProto,
+    images: npt.NDArray[np.float32],
+    feed: npt.NDArray[Any] | None = None,
+    exact: bool = False,
+) -> Place | None:
+    """The first bad place of a graph: against a fresh export, and that against PyTorch.
+
+    Args:
+        checkpoint: both graphs are of.
+        budget: likewise.
+        fresh: see :func:`fresh_graph`.
+        found: the artefact's graph.
+        images: preprocessed, (B, 3, H, W), B > 1.
+        feed: the same images as the graph takes them, where that is another form.
+        exact: a node that stands otherwise than in the fresh export is bad whatever it computes, and counts where it is
+            the first in the order of execution.
+    """
+    feed = images if feed is None else feed
+    pair = _Pair.run(fresh, found, feed)
+    place = _first_wrong(pair)
+    if exact:
+        place = _earlier(fresh, _first_changed(pair), place)
+    calls = module_calls(checkpoint.model, images, budget)
+    same_db = SAME_TENSOR_DB if checkpoint.info.quantization is None else SAME_INT8_TENSOR_DB
+    recognize = Recognizer(pair.expected, same_db)
+    if place is None:
+        return first_bad_module(calls, recognize)
+    modules = node_modules(fresh.graph, calls, recognize)
+    outputs = next((node.output for node in fresh.graph.node if node.name == place.name), None)
+    if outputs is None:  # a node that is in the artefact alone belongs to the module of what it reads
+        outputs = next((node.input for node in found.graph.node if node.name == place.name), ())
+    module = next((modules[name] for name in outputs if name in modules), "")
+    text = f"{place.text} (in {module or 'the model itself'})"
+    return replace(place, module=module, text=text)
+
+
+def _earlier(fresh: onnx.ModelProto, changed: Place | None, wrong: Place | None) -> Place | None:
+    """Of a node that stands otherwise and one that computes otherwise the first; of the same node what tells more."""
+    if changed is None or wrong is None:
+        return changed or wrong
+    order = {node.name: number for number, node in enumerate(execution_order(fresh.graph))}
+    return wrong if order.get(wrong.name, len(order)) <= order.get(changed.name, -1) else changed

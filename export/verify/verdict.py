@@ -1,0 +1,157 @@
+"""What passes: limits, paired statistics of two accuracies, and a verdict that knows when it has seen too few images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from gft_edge.stats.agreement import Comparison
+from gft_edge.stats.metrics import wilson_interval
+from gft_edge.stats.paired import images_needed
+
+Verdict = Literal["pass", "fail", "inconclusive"]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What passes.
+
+    Args:
+        fp32_relative_error: largest logit difference over the largest logit, FP32 graph against FP32 PyTorch, and any
+            graph against a fresh export of the same checkpoint by the same tools.
+        fp32_importance_sqnr_db: importance maps, likewise.
+        same_sqnr_db: INT8 graph against the same INT8 arithmetic in PyTorch; what remains are rounding ties.
+        fp16_sqnr_db: FP16 graph against FP32 PyTorch.
+        int8_sqnr_db, int8_top1_agreement, int8_jaccard, int8_rank_correlation: INT8 graph (or any other
+            compressed one) against FP32 PyTorch.
+        int8_importance_sqnr_db: importance maps likewise; their softmax is sharp, so little is asked of it.
+        top1_drop: accuracy that compression may cost, as a share; decided with labels only.
+    """
+
+    fp32_relative_error: float = 1e-4
+    fp32_importance_sqnr_db: float = 50.0
+    same_sqnr_db: float = 25.0
+    fp16_sqnr_db: float = 30.0
+    int8_sqnr_db: float = 15.0
+    int8_top1_agreement: float = 0.97
+    int8_jaccard: float = 0.90
+    int8_rank_correlation: float = 0.85
+    int8_importance_sqnr_db: float = 6.0
+    top1_drop: float = 0.01
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What is out of limits, what cannot be decided yet, and the images that would decide it."""
+
+    failures: tuple[str, ...]
+    undecided: tuple[str, ...]
+    images_needed: int | None
+
+    @property
+    def verdict(self) -> Verdict:
+        """``"fail"`` if something is out of limits, else ``"inconclusive"`` if something is undecided, else ``"pass"``."""
+        return "fail" if self.failures else "inconclusive" if self.undecided else "pass"
+
+
+def judge(comparisons: Sequence[Comparison], limits: Limits) -> Judgement:
+    """Holds comparisons of one artefact against the limits of their kind."""
+    failures: list[str] = []
+    undecided: list[str] = []
+    needed: list[int] = []
+    for c in comparisons:
+        where = f"{c.candidate} against {c.reference}"
+        failures += _broken_values(c, where)
+        failures += [
+            f"{where}: stage {s.stage} keeps the right patches in another order on {s.reordered} images"
+            for s in c.stages
+            if s.reordered
+        ]
+        sqnr = math.inf if c.logit_sqnr_db is None else c.logit_sqnr_db
+        if c.kind == "exact":
+            failures += _exact_failures(c, where, limits)
+        elif c.kind == "same_arithmetic":
+            if sqnr < limits.same_sqnr_db:
+                failures.append(f"{where}: logit SQNR {sqnr:.1f} dB, limit {limits.same_sqnr_db:.0f}")
+        else:
+            least = limits.fp16_sqnr_db if c.arithmetic == "fp16" else limits.int8_sqnr_db
+            failures += _compression_failures(c, where, limits, least)
+            _decide(c, where, limits, failures, undecided, needed)
+    return Judgement(tuple(failures), tuple(undecided), max(needed, default=None))
+
+
+def _broken_values(c: Comparison, where: str) -> list[str]:
+    """Values that are no numbers, on either side."""
+    counts = (
+        (f"{where}: logits of", c.not_finite),
+        (f"{where}: logits of {c.reference} for", c.reference_not_finite),
+        *((f"{where}: importance of stage {s.stage} for", s.not_finite) for s in c.stages),
+    )
+    return [f"{what} {count} of {c.images} images are not finite" for what, count in counts if count]
+
+
+def _exact_failures(c: Comparison, where: str, limits: Limits) -> list[str]:
+    """What two computations of the same numbers may not differ in."""
+    failures = []
+    if c.max_relative_error > limits.fp32_relative_error:
+        failures.append(f"{where}: logits differ by {c.max_relative_error:.1e}, limit {limits.fp32_relative_error:.0e}")
+    for s in c.stages:
+        if s.identical + s.ties < s.images:
+            failures.append(f"{where}: stage {s.stage} keeps other patches on {s.images - s.identical - s.ties} images")
+        # A tie earlier on changes what the next stages see.
+        elif not any(earlier.ties for earlier in c.stages[: s.stage]):
+            sqnr = math.inf if s.importance_sqnr_db is None else s.importance_sqnr_db
+            if sqnr < limits.fp32_importance_sqnr_db:
+                failures.append(
+                    f"{where}: importance of stage {s.stage} has SQNR {sqnr:.1f} dB, "
+                    f"limit {limits.fp32_importance_sqnr_db:.0f}"
+                )
+    return failures
+
+
+def _compression_failures(c: Comparison, where: str, limits: Limits, least_sqnr_db: float) -> list[str]:
+    """What compression may not cost."""
+    failures = []
+    sqnr = math.inf if c.logit_sqnr_db is None else c.logit_sqnr_db
+    if sqnr < least_sqnr_db:
+        failures.append(f"{where}: logit SQNR {sqnr:.1f} dB, limit {least_sqnr_db:.0f}")
+    for s in c.stages:
+        if s.jaccard < limits.int8_jaccard:
+            failures.append(f"{where}: stage {s.stage} Jaccard {s.jaccard:.3f}, limit {limits.int8_jaccard}")
+        if s.rank_correlation is not None and s.rank_correlation < limits.int8_rank_correlation:
+            failures.append(
+                f"{where}: importance of stage {s.stage} has rank correlation {s.rank_correlation:.3f}, "
+                f"limit {limits.int8_rank_correlation}"
+            )
+        if s.importance_sqnr_db is not None and s.importance_sqnr_db < limits.int8_importance_sqnr_db:
+            failures.append(
+                f"{where}: importance of stage {s.stage} has SQNR {s.importance_sqnr_db:.1f} dB, "
+                f"limit {limits.int8_importance_sqnr_db:.0f}"
+            )
+    return failures
+
+
+def _decide(
+    c: Comparison, where: str, limits: Limits, failures: list[str], undecided: list[str], needed: list[int]
+) -> None:
+    """Appends what the numbers of images say of agreement and accuracy: out of limits, or not decided yet."""
+    same = round(c.top1_agreement * c.images)
+    if c.top1_agreement < limits.int8_top1_agreement:
+        text = f"{where}: same class on {c.top1_agreement:.1%}, limit {limits.int8_top1_agreement:.0%}"
+        if wilson_interval(same, c.images)[1] < limits.int8_top1_agreement:
+            failures.append(text)
+        else:
+            undecided.append(f"{text}, which {c.images} images do not settle")
+    if c.top1 is None:
+        return
+    low, high = c.top1.interval
+    text = f"{where}: top-1 changes by {c.top1.difference:+.2%} ({low:+.2%} to {high:+.2%}), allowed -{limits.top1_drop:.1%}"
+    if high < -limits.top1_drop:
+        failures.append(text)
+    elif low < -limits.top1_drop:
+        count = images_needed(c.top1.only_reference, c.top1.only_candidate, c.images, limits.top1_drop)
+        undecided.append(f"{text}: " + (f"about {count} images would decide" if count else "on the limit exactly"))
+        if count:
+            needed.append(count)

@@ -1,0 +1,119 @@
+"""What each verb needs and whether it is here: one table, which ``doctor`` prints and a test holds against every verb."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gft_edge.hardware.environment import PACKAGES, cpu, has_nvidia_driver, versions
+
+Module = str | tuple[str, ...]
+"""An importable module, or several of which one is enough."""
+
+
+@dataclass(frozen=True)
+class Use:
+    """A way to use a verb.
+
+    Args:
+        command: verb and the options that decide what it needs.
+        modules: keys of :data:`gft_edge.hardware.environment.PACKAGES`, beyond numpy, which every verb needs.
+        driver: whether an NVIDIA driver must be loaded.
+    """
+
+    command: str
+    modules: tuple[Module, ...] = ()
+    driver: bool = False
+
+
+_CHECKPOINT: tuple[Module, ...] = ("torch", "timm", "safetensors")
+_IMAGES: tuple[Module, ...] = ("torchvision", "PIL")
+_EXPORT: tuple[Module, ...] = ("onnx", "onnxscript", "onnxslim")
+_ENGINE_MEMORY = ("cuda", "torch")
+
+USES = (
+    Use("doctor"),
+    Use("bench ARTIFACT", ("onnxruntime",)),
+    Use("bench ARTIFACT --data D", ("onnxruntime", "PIL")),
+    Use("bench ARTIFACT --trtexec-log FILE"),
+    Use("verify ARTIFACT", ("onnxruntime",)),
+    Use("verify ARTIFACT --pixels DIR", ("PIL",)),
+    Use("predict ARTIFACT IMAGE", ("onnxruntime", "PIL")),
+    Use("evaluate ARTIFACT --data FOLDER", ("onnxruntime", "PIL")),
+    Use("lint ARTIFACT", ("onnx",)),
+    Use("build ARTIFACT --target DEVICE --plan", ("onnx",)),
+    Use("build ARTIFACT --target this-gpu", ("onnx", "tensorrt"), driver=True),
+    Use("build ARTIFACT --target rtx", ("onnx", "tensorrt_rtx")),
+    Use("bench ARTIFACT --backend tensorrt", ("tensorrt", _ENGINE_MEMORY), driver=True),
+    Use("bench ARTIFACT --backend tensorrt_rtx", ("tensorrt_rtx", _ENGINE_MEMORY), driver=True),
+    Use("predict ARTIFACT IMAGE --backend tensorrt", ("tensorrt", _ENGINE_MEMORY, "PIL"), driver=True),
+    Use("report RUN_DIR", ("matplotlib", "jinja2")),
+    Use("train --config RECIPE", (*_CHECKPOINT, *_IMAGES)),
+    Use("evaluate CKPT", (*_CHECKPOINT, *_IMAGES)),
+    Use("import-published FILE.pth", _CHECKPOINT),
+    Use("calibrate CKPT", (*_CHECKPOINT, *_IMAGES, "matplotlib")),
+    Use("calibrate ARTIFACT", (*_CHECKPOINT, *_IMAGES, "onnx", "onnxruntime", "matplotlib")),
+    Use("sensitivity CKPT", (*_CHECKPOINT, *_IMAGES, "onnx", "onnxruntime", "matplotlib", "jinja2")),
+    Use("quantize CKPT", (*_CHECKPOINT, *_IMAGES, "matplotlib")),
+    Use("export CKPT", (*_CHECKPOINT, *_IMAGES, *_EXPORT)),
+    Use("verify ARTIFACT --checkpoint CKPT", (*_CHECKPOINT, *_IMAGES, *_EXPORT, "onnxruntime")),
+    Use("demo", (*_CHECKPOINT, *_IMAGES, *_EXPORT, "onnxruntime", "matplotlib", "jinja2")),
+)
+"""Every verb, those of a board first."""
+
+DOT_PRODUCT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
+"""Processor features with which INT8 is faster than FP32."""
+
+
+@dataclass(frozen=True)
+class Ability:
+    """A use of the command line, whether it works here, and why or why not.
+
+    Attributes:
+        name: the command, or a property of this machine.
+        works: whether it does.
+        needs: distributions that it imports besides numpy; alternatives are joined by ``" or "``.
+        reason: their versions, or what is missing and how to get it.
+    """
+
+    name: str
+    works: bool
+    needs: tuple[str, ...]
+    reason: str
+
+
+def abilities() -> list[Ability]:
+    """What works here: every entry of the table, and whether INT8 is fast on this processor."""
+    found, driver = versions(), has_nvidia_driver()
+    fast = sorted(DOT_PRODUCT.intersection(cpu()["features"]))
+    why = f"has {', '.join(fast)}" if fast else "no INT8 dot product instruction; INT8 will be slow here"
+    return [*(ability(use, found, driver) for use in USES), Ability("fast INT8 on this processor", bool(fast), (), why)]
+
+
+def ability(use: Use, found: dict[str, str | None], driver: bool) -> Ability:
+    """Whether one use works.
+
+    Args:
+        use: of the table.
+        found: version of each distribution, None where it is not installed.
+        driver: whether an NVIDIA driver is loaded.
+    """
+    groups = [_distributions(module) for module in use.modules]
+    needs = tuple(" or ".join(group) for group in groups)
+    missing = [group[0] for group in groups if not any(found[name] for name in group)]
+    if missing:
+        return Ability(use.command, False, needs, _remedy(missing))
+    there = ", ".join(f"{name} {found[name]}" for group in groups for name in group if found[name])
+    if use.driver and not driver:
+        return Ability(use.command, False, needs, f"{there} is here, an NVIDIA driver is not")
+    unproven = "; not yet seen to work on hardware" if use.driver else ""
+    return Ability(use.command, True, needs, (there or "needs numpy alone") + unproven)
+
+
+def _distributions(module: Module) -> tuple[str, ...]:
+    return tuple(PACKAGES[name][0] for name in ((module,) if isinstance(module, str) else module))
+
+
+def _remedy(missing: list[str]) -> str:
+    extras = sorted({extra for name, extra in PACKAGES.values() if name in missing})
+    text = f"needs {', '.join(missing)}: pip install 'gft-edge[{','.join(extras)}]'"
+    return text + (", on a Jetson the TensorRT of its JetPack" if "tensorrt" in missing else "")

@@ -1,0 +1,34 @@
+"""Tell what is installed, what works here, what does not, and why."""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+
+EXAMPLE = "gft-edge doctor --json"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The verb has no arguments of its own."""
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb."""
+    from gft_edge.cli.abilities import abilities
+    from gft_edge.cli.console import result, table
+    from gft_edge.hardware.environment import machine, versions
+
+    where, found, able = machine(), versions(), abilities()
+    data = {"machine": where, "versions": found, "abilities": [asdict(a) for a in able]}
+    cpu = where["cpu"]
+    lines = [
+        f"machine   {where['board'] or cpu['model']}, {cpu['cores']} cores, {', '.join(cpu['features']) or 'no SIMD found'}",
+        f"system    {where['system']}, Python {found['python']}",
+        f"GPU       {'NVIDIA driver found' if where['nvidia_driver'] else 'no NVIDIA driver'}",
+        "",
+        table(("package", "version"), [(name, version or "not installed") for name, version in found.items()]),
+        "",
+        table(("what", "works here", "why"), [(a.name, "yes" if a.works else "no", a.reason) for a in able]),
+    ]
+    result(args, data, "\n".join(lines))
+    return 0

@@ -1,0 +1,59 @@
+"""Make an HTML page: of a run, from the result files in its folder, or of bench files.
+
+In a run's folder results are found by what the files hold, whatever their names: artefacts, checkpoints with their
+log.jsonl, and what evaluate --out, bench --out, predict --out, calibrate, quantize, sensitivity and verify write.
+What the page has no data for, and files that cannot be used, are named on the page and here.
+
+Bench files of several runs and machines are put beside each other, so what was measured on a board comes home as a file.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict
+from pathlib import Path
+
+EXAMPLE = "gft-edge report runs/demo, or: gft-edge report host.json orin.json --out runs/compared"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    parser.add_argument(
+        "run",
+        nargs="+",
+        type=Path,
+        metavar="RUN_DIR|BENCH.json",
+        help="folder with artefacts, checkpoints and result files; or one or more files of gft-edge bench",
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where the page of bench files goes (beside the first)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb."""
+    from gft_edge.cli.console import result
+    from gft_edge.errors import ConfigError
+
+    if len(args.run) == 1 and args.run[0].suffix != ".json":
+        from gft_edge.report.pages.run import write_page
+
+        if args.out:
+            raise ConfigError("report: the page of a run lies in its folder; --out goes with bench files")
+        written = write_page(args.run[0])
+        lines = [str(written.page)]
+        lines += [f"left out: {part.what} ({part.why})" for part in written.left_out]
+        lines += [f"not used: {file.file}: {file.why}" for file in written.unused]
+        data = {
+            "page": str(written.page),
+            "left_out": [asdict(part) for part in written.left_out],
+            "not_used": [asdict(file) for file in written.unused],
+        }
+        result(args, data, "\n".join(lines))
+        return 0
+    from gft_edge.report.pages.bench import write_bench_page
+
+    folders = [path for path in args.run if path.is_dir()]
+    if folders:
+        raise ConfigError(f"report: {folders[0]} is a folder; give one run, or bench files only")
+    page, merged = write_bench_page(args.run, args.out or args.run[0].parent)
+    result(args, {"page": str(page), "merged": str(merged)}, str(page))
+    return 0

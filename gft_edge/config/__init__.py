@@ -1,0 +1,1 @@
+"""Model configurations, training recipes, and the reader that fills both."""

@@ -1,0 +1,154 @@
+"""Reads TOML and JSON tables and fills dataclasses from them, all problems reported at once."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import sys
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from gft_edge.errors import ConfigError, MissingExtraError, did_you_mean
+from gft_edge.filekinds import kind_of
+from gft_edge.files import decode_text, parse_json
+
+T = TypeVar("T")
+
+
+def read_table(path: Path, what: str) -> Any:
+    """Reads a TOML file, or a JSON file where the name ends so; a byte order mark is passed over.
+
+    Raises:
+        ConfigError: unreadable, no text, or not of that language.
+        MissingExtraError: TOML on Python 3.10 without tomli.
+    """
+    try:
+        data = path.read_bytes()
+        return parse_json(data) if path.suffix.lower() == ".json" else loads_toml(decode_text(data))
+    except OSError as error:
+        raise ConfigError(f"{what} {path}: cannot be read ({error.strerror or error})") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what} {path}: cannot be read: it is no text in UTF-8 or UTF-16 ({error.reason})") from None
+    except ValueError as error:
+        kind = kind_of(path)
+        if kind not in ("a text file", "a JSON file", "a file of an unknown kind"):
+            raise ConfigError(f"{what} {path}: expected TOML or JSON, it is {kind}") from None
+        raise ConfigError(f"{what} {path}: {shortened(str(error))}") from None
+
+
+_QUOTED_OR_COMMENT = re.compile(r"""("[^"\n]*"|'[^'\n]*')|#[^\n]*""")
+_MAX_KEY_PARTS = 32
+
+
+def loads_toml(text: str) -> dict[str, Any]:
+    """Parses TOML, with the standard library or tomli.
+
+    Raises:
+        ValueError: it is none, or is nested too deeply; keys of very many parts take the library quadratic time.
+        MissingExtraError: Python 3.10 without tomli.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        try:
+            import tomli as tomllib
+        except ImportError:
+            raise MissingExtraError("tomli", "train") from None
+    plain = _QUOTED_OR_COMMENT.sub(lambda match: '""' if match[1] else "", text)
+    if any(part.count(".") > _MAX_KEY_PARTS for part in re.split(r"[,=\[\]{}\n]", plain)):
+        raise ValueError(f"a key of more than {_MAX_KEY_PARTS} parts")
+    try:
+        return tomllib.loads(text)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+def shortened(text: str, length: int = 120) -> str:
+    """A text for a message, its middle left out where it is long."""
+    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 4 :]}"
+
+
+def _shown(value: object) -> str:
+    try:
+        return shortened(repr(value))
+    except RecursionError:
+        return f"a {type(value).__name__} nested too deeply"
+
+
+def parse_scalar(text: str) -> Any:
+    """A JSON value, or the text itself where it is none."""
+    try:
+        return parse_json(text)
+    except ValueError:
+        return text
+
+
+def load_dataclass(cls: type[T], data: Any, where: str) -> T:
+    """Fills a (nested, frozen) dataclass from plain values.
+
+    Raises:
+        ConfigError: every unknown key, missing key and wrong type in one message.
+    """
+    problems: list[str] = []
+    value = _fill(cls, data, "", problems)
+    if problems:
+        raise ConfigError(f"{where}: " + "; ".join(problems))
+    return typing.cast(T, value)
+
+
+def _fill(cls: Any, data: Any, path: str, problems: list[str]) -> Any:
+    if not isinstance(data, Mapping):
+        problems.append(f"{path or 'top level'}: expected a table, found {_shown(data)}")
+        return None
+    hints = typing.get_type_hints(cls)
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    for key in data:
+        if key not in fields:
+            problems.append(f"unknown key {path}{shortened(str(key))}{did_you_mean(str(key), fields)}")
+    values = {}
+    before = len(problems)
+    for name, spec in fields.items():
+        if name in data:
+            values[name] = _convert(hints[name], data[name], f"{path}{name}", problems)
+        elif spec.default is dataclasses.MISSING and spec.default_factory is dataclasses.MISSING:
+            problems.append(f"missing key {path}{name}")
+    if len(problems) > before:
+        return None
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        problems.append(f"{path.rstrip('.')}: {error}" if path else str(error))
+        return None
+
+
+def _convert(hint: Any, value: Any, path: str, problems: list[str]) -> Any:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        return _fill(hint, value, f"{path}.", problems)
+    if origin in (typing.Union, types.UnionType):
+        if value is None and type(None) in args:
+            return None
+        hint = next(a for a in args if a is not type(None))
+        return _convert(hint, value, path, problems)
+    if origin is Literal:
+        if value not in args:
+            choices = ", ".join(repr(a) for a in args)
+            hint_text = did_you_mean(value, [str(a) for a in args]) if isinstance(value, str) else ""
+            problems.append(f"{path} must be one of {choices}, found {_shown(value)}{hint_text}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            problems.append(f"{path} must be a list, found {_shown(value)}")
+            return ()
+        return tuple(_convert(args[0], item, f"{path}[{i}]", problems) for i, item in enumerate(value))
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        if abs(value) > sys.float_info.max:
+            problems.append(f"{path} is too large for a number, found {_shown(value)}")
+            return 0.0
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        problems.append(f"{path} must be of type {hint.__name__}, found {_shown(value)}")
+    return value

@@ -1,0 +1,215 @@
+"""Recipes: what to train, on which data and how, as dataclasses filled from TOML or JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from gft_edge.budget import TokenBudget
+from gft_edge.config.model import GFTConfig, preset
+from gft_edge.config.reader import load_dataclass, parse_scalar, read_table
+from gft_edge.errors import ConfigError
+
+Augment = Literal["none", "light", "published", "published-food", "modern"]
+
+
+@dataclass(frozen=True)
+class ModelSection:
+    """``[model]`` of a recipe: a preset and what to change in it.
+
+    Args:
+        preset: name of the configuration to start from.
+        backbone: timm name of another Vision Transformer of the preset's width, depth and heads; for the preset of a
+            baseline such as ``resnet50``, of any classifier.
+        patch_size, image_size: pixels.
+        num_classes: that of the data; needed nowhere, checked where given.
+        stages: after how many blocks each stage stands.
+        budget: counts or shares of patches kept.
+        pretrained: start from timm's pretrained weights of the backbone (needs network or timm's cache).
+    """
+
+    preset: str = "gft_typeface"
+    backbone: str | None = None
+    patch_size: int | None = None
+    num_classes: int | None = None
+    image_size: int | None = None
+    stages: tuple[int, ...] | None = None
+    budget: str | None = None
+    pretrained: bool = False
+
+    def resolve(self, num_classes: int) -> GFTConfig:
+        """The configuration for a data set of ``num_classes`` classes."""
+        if self.num_classes not in (None, num_classes):
+            raise ConfigError(
+                f"model.num_classes is {self.num_classes}, the data has {num_classes} classes; leave it out"
+            )
+        overrides: dict[str, Any] = {"num_classes": num_classes}
+        for name in ("backbone", "patch_size", "image_size", "stages"):
+            if getattr(self, name) is not None:
+                overrides[name] = getattr(self, name)
+        if self.budget is not None:
+            base = preset(self.preset)
+            if base.is_baseline:
+                raise ConfigError(f"model.budget: preset {self.preset!r} has no stages; leave it out")
+            side = (self.image_size or base.image_size) // (self.patch_size or base.patch_size)
+            overrides["budget"] = TokenBudget.parse(self.budget, side * side)
+        return preset(self.preset, **overrides)
+
+
+@dataclass(frozen=True)
+class DataSection:
+    """``[data]`` of a recipe: ``name`` as :func:`gft_edge.data.datasets.open_images` takes it."""
+
+    name: str = "typefaces"
+    train_images: int = 100_000
+    eval_images: int = 1_600
+    augment: Augment = "none"
+    num_workers: int = 1
+
+    def __post_init__(self) -> None:
+        problems = [
+            f"{name} must be at least {least}, found {getattr(self, name)}"
+            for name, least in (("train_images", 1), ("eval_images", 1), ("num_workers", 0))
+            if getattr(self, name) < least
+        ]
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+
+@dataclass(frozen=True)
+class TrainSection:
+    """``[train]`` of a recipe.
+
+    Args:
+        steps, batch_size: optimiser steps and images in each.
+        lr, min_lr, weight_decay, warmup_steps: AdamW with linear warm-up and a cosine to ``min_lr``.
+        label_smoothing: of the cross-entropy.
+        accumulate: batches whose gradients one step sums up; a step takes ``batch_size * accumulate`` images (and as
+            many in every other process under torchrun).
+        layer_decay: factor of the learning rate from one layer to the one before it; 1 is off.
+        grad_clip: largest gradient norm; 0 is off.
+        drop_path: stochastic depth at the last block, rising linearly from 0 at the first.
+        mixup, cutmix: alphas of their beta distributions (timm); 0 is off.
+        ema: decay of a moving average of the weights, which is then what is evaluated and saved; 0 is off.
+        early_stop: stop after so many evaluations without improvement; 0 is off.
+        precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` with a loss scaler (autocast; importance stays float32).
+        tensorboard: also write the log for TensorBoard.
+        recompute: compute each block's activations anew in the backward pass instead of keeping them.
+        step_in_backward: update each weight as soon as its gradient is there and free the gradient; the same result, for
+            one backward pass per step without clipping.
+        elastic: train at full and sampled token budgets, so that one checkpoint serves every budget; without it, at the
+            model's own budget alone.
+        elastic_start: share of the steps after which sampled budgets begin.
+        elastic_samples: sampled budgets per step: 1 takes the smallest and a random one in turn, 2 takes both.
+        smallest_ratio: the smallest budget, as a share of the default budget's counts.
+        eval_every, checkpoint_every: in steps; 0 means only at the end.
+        seed: fixes weights, data order and budgets.
+        threads: torch threads; 0 leaves torch's default.
+        init: start from this checkpoint folder, or from ``"builtin"``.
+    """
+
+    steps: int = 1000
+    batch_size: int = 64
+    lr: float = 1e-3
+    min_lr: float = 1e-6
+    weight_decay: float = 0.05
+    warmup_steps: int = 100
+    label_smoothing: float = 0.1
+    accumulate: int = 1
+    layer_decay: float = 1.0
+    grad_clip: float = 1.0
+    drop_path: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    ema: float = 0.0
+    early_stop: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tensorboard: bool = False
+    recompute: bool = False
+    step_in_backward: bool = False
+    elastic: bool = True
+    elastic_start: float = 0.0
+    elastic_samples: int = 1
+    smallest_ratio: float = 0.6
+    eval_every: int = 0
+    checkpoint_every: int = 200
+    seed: int = 0
+    threads: int = 0
+    init: str | None = None
+
+    def __post_init__(self) -> None:
+        problems = []
+        for name in ("steps", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                problems.append(f"{name} must be at least 1, found {getattr(self, name)}")
+        for name in ("warmup_steps", "eval_every", "checkpoint_every", "threads", "seed", "early_stop"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name} must not be negative, found {getattr(self, name)}")
+        if not 0 < self.lr < math.inf:
+            problems.append(f"lr must be above 0 and finite, found {self.lr}")
+        if self.step_in_backward:
+            needed = {"elastic": False, "accumulate": 1, "grad_clip": 0}
+            against = [
+                f"{name} = {str(value).lower()}" for name, value in needed.items() if getattr(self, name) != value
+            ]
+            if self.precision == "fp16":
+                against.append("another precision than fp16")
+            if against:
+                problems.append(f"step_in_backward needs {', '.join(against)}")
+        for name in ("drop_path", "ema"):
+            if not 0 <= getattr(self, name) < 1:
+                problems.append(f"{name} must be 0 to below 1, found {getattr(self, name)}")
+        if not 0 < self.layer_decay <= 1:
+            problems.append(f"layer_decay must be above 0 and at most 1, found {self.layer_decay}")
+        if self.early_stop and not self.eval_every:
+            problems.append("early_stop needs eval_every")
+        for name in ("min_lr", "weight_decay", "mixup", "cutmix", "grad_clip"):
+            if not 0 <= getattr(self, name) < math.inf:
+                problems.append(f"{name} must be at least 0 and finite, found {getattr(self, name)}")
+        if not 0 <= self.label_smoothing < 1:
+            problems.append(f"label_smoothing must be 0 to below 1, found {self.label_smoothing}")
+        if not 0 <= self.elastic_start <= 1:
+            problems.append(f"elastic_start must be 0 to 1, found {self.elastic_start}")
+        if self.elastic_samples not in (1, 2):
+            problems.append(f"elastic_samples must be 1 or 2, found {self.elastic_samples}")
+        if not 0 < self.smallest_ratio <= 1:
+            problems.append(f"smallest_ratio must be above 0 and at most 1, found {self.smallest_ratio}")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A whole training: what, on which data, how."""
+
+    model: ModelSection = field(default_factory=ModelSection)
+    data: DataSection = field(default_factory=DataSection)
+    train: TrainSection = field(default_factory=TrainSection)
+
+    def to_json(self) -> dict[str, Any]:
+        """The recipe as plain JSON values."""
+        data: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return data
+
+
+def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:
+    """Reads a TOML or JSON recipe and applies ``section.key=value`` overrides.
+
+    Raises:
+        ConfigError: unreadable file or any number of unknown keys and wrong values, all in one message.
+        MissingExtraError: TOML on Python 3.10 without tomli.
+    """
+    data = read_table(path, "recipe")
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        names = key.strip().split(".")
+        if not separator or len(names) != 2:
+            raise ConfigError(f"--set {override!r}: expected section.key=value, for example train.lr=0.001")
+        if isinstance(data, dict) and isinstance(data.setdefault(names[0], {}), dict):
+            data[names[0]][names[1]] = parse_scalar(value.strip())
+    return load_dataclass(Recipe, data, f"recipe {path}")

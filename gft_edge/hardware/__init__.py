@@ -1,0 +1,1 @@
+"""Devices: profiles, which machine this is, TensorRT versions and what each can do."""

@@ -1,0 +1,1 @@
+"""Quantized models: policies, quantizing layers, 8-bit types."""

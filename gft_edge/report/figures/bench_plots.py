@@ -1,0 +1,151 @@
+"""Figures of bench files: latency, throughput, stages, energy, layers."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gft_edge.report.figures.svg import COLORS, INK, PALE, is_narrow, responsive, short
+
+MOST_DOTS = 400
+"""Requests drawn per row; more look the same and make the page large."""
+
+
+def distributions(rows: Sequence[Mapping[str, Any]], colors: Sequence[str]) -> str:
+    """Every request as a dot, with p50, p90 and p99; rows carry a ``label`` and may have no raw samples."""
+
+    def draw(_: Figure, axes: Axes) -> None:
+        rng = np.random.default_rng(0)
+        limit = max(row.get("p99_ms") or row["p50_ms"] for row in rows) * 1.15
+        for place, (row, color) in enumerate(zip(rows, colors)):
+            samples = np.concatenate([np.asarray(r, dtype=float) for r in row["rounds_ms"]] or [np.empty(0)])
+            shown = samples[samples <= limit]
+            shown = shown[:: 1 + len(shown) // MOST_DOTS]
+            height = place + rng.uniform(-0.22, 0.22, len(shown))
+            axes.plot(shown, height, ".", color=color, alpha=0.35, ms=4, mew=0)
+            for key, half in (("p50_ms", 0.34), ("p90_ms", 0.26), ("p99_ms", 0.18)):
+                if row.get(key) is not None:
+                    axes.plot([row[key]] * 2, [place - half, place + half], color=INK, lw=1.6)
+            text = f"{row['p50_ms']:.2f} ms" + (" unstable" if row.get("verdict") == "unstable" else "")
+            axes.annotate(text, (row["p50_ms"], place - 0.36), ha="center", va="bottom", fontsize=9)
+        axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
+        axes.set(xlabel="ms per request (lines: p50, p90, p99)", ylim=(len(rows) - 0.5, -0.75), xlim=(0, limit))
+
+    return responsive(draw, 0.9 + 0.7 * len(rows), "latency")
+
+
+def over(curves: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str) -> str | None:
+    """One line per curve, from zero; None without a curve."""
+    if not curves:
+        return None
+
+    def draw(_: Figure, axes: Axes) -> None:
+        for (name, curve), color in zip(curves.items(), itertools.cycle(COLORS)):
+            axes.plot(*zip(*curve), "o-", color=color, label=name)
+        points = sorted({x for curve in curves.values() for x, _ in curve})
+        highest = max(y for curve in curves.values() for _, y in curve)
+        axes.set(xlabel=xlabel, ylabel=ylabel, ylim=(0, 1.08 * highest), xlim=(0, 1.04 * points[-1]), xticks=points)
+        axes.xaxis.set_major_formatter("{x:g}")
+        if len(curves) > 1:
+            axes.legend(frameon=False, fontsize=8)
+
+    return responsive(draw, 3.4, ylabel)
+
+
+def speedups(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Times faster than the row's baseline, with its 95 % interval."""
+
+    def draw(_: Figure, axes: Axes) -> None:
+        for place, row in enumerate(rows):
+            middle, (low, high) = row["speedup"], row["speedup_interval"]
+            errors = [[max(middle - low, 0)], [max(high - middle, 0)]]
+            axes.errorbar(middle, place, xerr=errors, fmt="o", color=COLORS[1], capsize=4, ms=7)
+            text = f"{middle:.2f}x" + (" unstable" if row.get("is_unstable_ratio") else "")
+            axes.annotate(text, (middle, place), (0, 8), textcoords="offset points", ha="center")
+        axes.axvline(1, color=COLORS[0], lw=1)
+        axes.set_yticks(range(len(rows)), [_label(row, f", over {row['baseline']}") for row in rows], fontsize=8)
+        axes.set(xlabel="times as fast (bar: 95 % interval)", ylim=(len(rows) - 0.5, -0.7))
+        axes.set_xlim(0, max(row["speedup_interval"][1] for row in rows) * 1.12)
+
+    return responsive(draw, 0.9 + 0.6 * len(rows), "speed-ups")
+
+
+def stages(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Medians of the stages of a request, one bar per row."""
+    names = ("preprocessing", "h2d", "inference", "d2h", "postprocessing")
+
+    def draw(_: Figure, axes: Axes) -> None:
+        for name, color in zip(names, COLORS):
+            widths = [(row["stages"].get(name) or {}).get("p50_ms", 0) for row in rows]
+            lefts = [
+                sum((row["stages"].get(before) or {}).get("p50_ms", 0) for before in names[: names.index(name)])
+                for row in rows
+            ]
+            if any(widths):
+                axes.barh(range(len(rows)), widths, 0.6, left=lefts, color=color, label=name)
+        axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
+        axes.set(xlabel="ms", ylim=(len(rows) - 0.4, -0.6))
+        axes.grid(False, axis="y")
+        axes.legend(frameon=False, ncols=2, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))
+
+    return responsive(draw, 1.3 + 0.45 * len(rows), "stages")
+
+
+def energy(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Millijoules per image, and with idle power taken off where it was measured."""
+
+    def draw(_: Figure, axes: Axes) -> None:
+        for place, row in enumerate(rows):
+            whole, net = row["energy"]["mj_per_image"], row["energy"].get("net_mj_per_image")
+            axes.barh(place - 0.17, whole, 0.32, color=COLORS[2])
+            axes.annotate(f"{whole:.3g}", (whole, place - 0.17), (4, 0), textcoords="offset points", va="center")
+            if net is not None:
+                axes.barh(place + 0.17, net, 0.32, color=COLORS[2], alpha=0.4)
+                axes.annotate(f"{net:.3g}", (net, place + 0.17), (4, 0), textcoords="offset points", va="center")
+        axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
+        axes.set(xlabel="mJ per image", ylim=(len(rows) - 0.4, -0.6))
+        axes.grid(False, axis="y")
+
+    return responsive(draw, 0.9 + 0.6 * len(rows), "energy")
+
+
+ROLES = ("gemm", "convolution", "attention", "softmax", "reformat", "region", "other")
+
+
+def layers(summary: Mapping[str, Any], most: int = 16) -> str | None:
+    """The layers that take most of the time, by role; None without times."""
+    timed = [layer for layer in summary["table"] if layer["share"] is not None]
+    if not timed:
+        return None
+    shown = sorted(timed, key=lambda layer: -layer["share"])[:most]
+    colors = dict(zip(ROLES, (*COLORS[1:], COLORS[0], PALE)))
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        for role in dict.fromkeys(layer["role"] for layer in shown):
+            places = [place for place, layer in enumerate(shown) if layer["role"] == role]
+            shares = [100 * shown[place]["share"] for place in places]
+            axes.barh(places, shares, 0.7, color=colors.get(role, PALE), label=role)
+        for place, layer in enumerate(shown):
+            time = "" if layer["time_ms"] is None else f", {layer['time_ms']:.3g} ms"
+            text = f"{layer['precision'] or ''}{time}"
+            axes.annotate(
+                text, (100 * layer["share"], place), (4, 0), textcoords="offset points", va="center", fontsize=8
+            )
+        names = [short(layer["name"], 20 if is_narrow(figure) else 44) for layer in shown]
+        axes.set_yticks(range(len(shown)), names, fontsize=8)
+        axes.set(xlabel="per cent of the layers' time", ylim=(len(shown) - 0.4, -0.6))
+        axes.set_xlim(0, max(100 * shown[0]["share"] * 1.5, 1e-3))
+        axes.grid(False, axis="y")
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
+
+    return responsive(draw, 0.9 + 0.3 * len(shown), "layers")
+
+
+def _label(row: Mapping[str, Any], more: str = "") -> str:
+    """The row's label with each of its lines cut to a usable length."""
+    return "\n".join(short(line, 30) for line in f"{row['label']}{more}".splitlines()[:3])

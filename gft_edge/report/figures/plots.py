@@ -1,0 +1,287 @@
+"""Figures of a run: training, accuracy, accuracy against latency, quantization, maps, sizes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from gft_edge.report.figures.svg import COLORS, INK, WIDE, Draw, is_narrow, responsive, short, svg
+
+SMOOTHED = 0.2
+"""Weight of a new value in the smoothed curve of a training log."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """A model with a measured accuracy and a measured latency.
+
+    Args:
+        name: of the model.
+        ms: median latency, with its interval.
+        top1: share of images classified correctly, with its interval.
+        is_unstable: whether the rounds of the latency vary by more than the protocol allows.
+        color: of the model on the page.
+    """
+
+    name: str
+    ms: float
+    ms_interval: tuple[float, float]
+    top1: float
+    top1_interval: tuple[float, float]
+    is_unstable: bool
+    color: str
+
+
+def tradeoff(points: Sequence[Point]) -> str:
+    """Top-1 against latency, one point per model, with the intervals of both."""
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        for point in points:
+            low, high = point.top1_interval
+            left, right = point.ms_interval
+            axes.errorbar(
+                point.ms,
+                100 * point.top1,
+                xerr=[[max(point.ms - left, 0)], [max(right - point.ms, 0)]],
+                yerr=[[100 * (point.top1 - low)], [100 * (high - point.top1)]],
+                fmt="o",
+                mfc="none" if point.is_unstable else point.color,
+                color=point.color,
+                capsize=3,
+                ms=8,
+            )
+        right = 1.15 * max(max(point.ms, point.ms_interval[1]) for point in points)
+        low, high = min(p.top1_interval[0] for p in points), max(p.top1_interval[1] for p in points)
+        room = max(high - low, 0.02)
+        texts = [short(p.name, 26) + (" (unstable)" if p.is_unstable else "") for p in points]
+        letter = right / (95 if not is_narrow(figure) else 52)  # width of a letter on the axis, roughly
+        levels = _levels([p.ms for p in points], [letter * len(text) for text in texts], right)
+        for point, text, level in zip(points, texts, levels):
+            half = letter * len(text) / 2
+            middle = min(max(point.ms, half), right - half) if 2 * half < right else right / 2
+            height = 100 * (high + room * (0.05 + 0.09 * level))
+            axes.text(middle, height, text, ha="center", va="bottom", fontsize=9, color=point.color)
+            axes.plot([point.ms] * 2, [100 * point.top1_interval[1], height], ":", color=point.color, lw=1)
+        axes.set_xlim(0, right)
+        axes.set_ylim(100 * (low - 0.08 * room), 100 * (high + room * (0.16 + 0.09 * max(levels))))
+        axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100 and 100 * low - 8 * room <= tick])
+        axes.set(xlabel="median latency, ms (left is faster)", ylabel="top-1, per cent")
+
+    return responsive(draw, 3.4, "accuracy against latency")
+
+
+def _levels(middles: Sequence[float], widths: Sequence[float], right: float) -> list[int]:
+    """For each label the lowest line on which it overlaps no label before it, from left to right."""
+    ends: list[float] = []
+    levels = [0] * len(middles)
+    for number in sorted(range(len(middles)), key=lambda place: middles[place]):
+        start = min(max(middles[number] - widths[number] / 2, 0), max(right - widths[number], 0))
+        level = next((line for line, end in enumerate(ends) if end <= start), len(ends))
+        ends[level : level + 1] = [start + widths[number]]
+        levels[number] = level
+    return levels
+
+
+def training(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Loss and accuracy over steps, from a training log; single values pale, smoothed ones strong."""
+    accuracies = {
+        label: [(row["step"], 100 * row[key]) for row in rows if row.get(key) is not None]
+        for key, label in (
+            ("train_top1", "training batches"),
+            ("val_top1_full", "validation, every patch"),
+            ("val_top1_budget", "validation, the budget"),
+        )
+    }
+    accuracies = {label: values for label, values in accuracies.items() if values}
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        axes.remove()
+        panels = figure.subplots(2 if accuracies else 1, 1, sharex=True, squeeze=False)[:, 0]
+        _course(panels[0], [(row["step"], row["loss"]) for row in rows], COLORS[1], "")
+        panels[0].set(ylabel="loss", ylim=(0, 1.1 * max(row["loss"] for row in rows) or 1))
+        if accuracies:
+            for (label, values), color in zip(accuracies.items(), (COLORS[1], COLORS[3], COLORS[2])):
+                _course(panels[1], values, color, label, label.startswith("validation"))
+            panels[1].set(ylabel="top-1, per cent", ylim=(0, 104))
+            panels[1].legend(frameon=False, fontsize=8, loc="best")
+        panels[-1].set_xlabel("step")
+        panels[-1].xaxis.get_major_locator().set_params(integer=True)
+
+    return responsive(draw, 3.8 if accuracies else 2.4, "training")
+
+
+def _course(axes: Axes, values: Sequence[tuple[float, float]], color: str, label: str, single: bool = False) -> None:
+    """A curve over steps: as it is where it has few points or every point counts, else pale with a smoothed one on it."""
+    steps, heights = zip(*values)
+    if single or len(values) < 12:
+        axes.plot(steps, heights, "o-" if len(values) < 40 else "-", color=color, ms=4, label=label)
+        return
+    smooth = [heights[0]]
+    for height in heights[1:]:
+        smooth.append((1 - SMOOTHED) * smooth[-1] + SMOOTHED * height)
+    axes.plot(steps, heights, color=color, alpha=0.3, lw=1)
+    axes.plot(steps, smooth, color=color, lw=2, label=f"{label}, smoothed".removeprefix(", "))
+
+
+def accuracy(results: Sequence[Mapping[str, Any]], colors: Mapping[str, str]) -> str:
+    """Top-1 with its 95 % interval per model."""
+
+    def draw(_: Figure, axes: Axes) -> None:
+        for place, row in enumerate(results):
+            low, high = (100 * value for value in row["interval"])
+            top1 = 100 * row["top1"]
+            color = colors.get(row["name"], COLORS[0])
+            errors = [[max(top1 - low, 0)], [max(high - top1, 0)]]
+            axes.errorbar(top1, place, xerr=errors, fmt="o", color=color, capsize=4, ms=7)
+            axes.annotate(f"{top1:.1f} %", (top1, place), (0, 8), textcoords="offset points", ha="center")
+        axes.set_yticks(range(len(results)), [short(row["title"], 30) for row in results], fontsize=9)
+        axes.set(xlabel="top-1, per cent (bar: 95 % interval)", ylim=(len(results) - 0.5, -0.7))
+
+    return responsive(draw, 0.9 + 0.55 * len(results), "accuracy")
+
+
+def staircase(depth: int, stages: Sequence[int], budgets: Mapping[str, Sequence[int]], num_patches: int) -> str:
+    """Patches present in each block, for several budgets."""
+
+    def draw(_: Figure, axes: Axes) -> None:
+        for (name, keep), color in zip(budgets.items(), itertools.cycle(COLORS)):
+            patches, now, after = [], num_patches, dict(zip(stages, keep))
+            for block in range(1, depth + 1):
+                patches.append(now)
+                now = after.get(block, now)
+            edges = np.arange(depth + 1) + 0.5
+            axes.stairs(patches, edges, color=color, lw=2.2, label=name, baseline=None)
+        ticks = range(1, depth + 1, 1 + depth // 13)
+        axes.set(xlabel="block", ylabel="patches", ylim=(0, num_patches * 1.12), xticks=ticks)
+        axes.legend(frameon=False, loc="lower left")
+
+    return responsive(draw, 2.6, "patches per block")
+
+
+def elastic(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Top-1 with its interval against multiply-accumulates, one point per budget, as an SVG file."""
+
+    def draw(_: Figure, axes: Axes) -> None:
+        macs = [row["macs"] / 1e6 for row in rows]
+        top1 = [100 * row["top1"] for row in rows]
+        errors = [
+            [100 * (row["top1"] - row["interval"][0]) for row in rows],
+            [100 * (row["interval"][1] - row["top1"]) for row in rows],
+        ]
+        axes.errorbar(macs, top1, yerr=errors, fmt="o-", color=COLORS[1], capsize=3)
+        for x, y, row in zip(macs, top1, rows):
+            axes.annotate(row["budget"], (x, y), (4, -13), textcoords="offset points", fontsize=7)
+        axes.set(xlabel="million multiply-accumulates", ylabel="top-1, per cent")
+
+    return svg(draw, WIDE, 3.2, "accuracy by budget")
+
+
+def convergence(images: Sequence[int], ranges: Mapping[str, Sequence[float]], needed: int) -> str:
+    """Each tensor's range, as a share of its last, against the number of calibration images, as an SVG file."""
+
+    def draw(_: Figure, axes: Axes) -> None:
+        for values in ranges.values():
+            if values[-1] > 0:
+                axes.plot(images, [100 * value / values[-1] for value in values], color=COLORS[1], alpha=0.35, lw=1)
+        axes.axhspan(99, 101, color=COLORS[2], alpha=0.25, lw=0)
+        axes.axvline(needed, color=COLORS[3], lw=1.2)
+        axes.annotate(f" {needed} images", (needed, 1), xycoords=("data", "axes fraction"), color=COLORS[3], va="top")
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(images, [str(count) for count in images])
+        axes.set(xlabel="calibration images", ylabel="range, per cent of the last")
+
+    return svg(draw, WIDE, 3.0, "ranges by number of images")
+
+
+def sensitivity_file(data: Mapping[str, Any]) -> str:
+    """The figure of :func:`sensitivity` as an SVG file."""
+    return svg(_sensitivity(data), 8.4, _sensitivity_height(data), "sensitivity of layers to INT8")
+
+
+def sensitivity(data: Mapping[str, Any]) -> str:
+    """Logit SQNR of each layer alone in INT8, and what leaving it out of an INT8 model gains; from sensitivity.json."""
+    height = _sensitivity_height(data)
+    return responsive(_sensitivity(data), height, "sensitivity of layers to INT8", 2 * height)
+
+
+def _sensitivity_height(data: Mapping[str, Any]) -> float:
+    return 1.1 + 0.2 * len(data["layers"])
+
+
+def _sensitivity(data: Mapping[str, Any]) -> Draw:
+    rows, best = data["layers"], chosen_layers(data)
+    everything = data["everything"]["sqnr_db"]
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        axes.remove()
+        alone = [row["only"]["sqnr_db"] or np.nan for row in rows]
+        gained = [(row["all_but"]["sqnr_db"] or np.nan) - (everything or np.nan) for row in rows]
+        colors = [COLORS[1] if best is None or row["name"] in best else COLORS[3] for row in rows]
+        narrow = is_narrow(figure)
+        panels = figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=not narrow)
+        for number, (panel, values) in enumerate(zip(panels, (alone, gained))):
+            panel.barh(range(len(rows)), values, 0.7, color=colors)
+            panel.grid(False, axis="y")
+            panel.set_ylim(len(rows) - 0.4, -0.6)
+            if narrow or number == 0:
+                panel.set_yticks(range(len(rows)), [short(row["name"], 30) for row in rows], fontsize=8)
+        panels[0].set(title="alone in INT8", xlabel="logit SQNR, dB (longer is better)")
+        panels[1].set(title="left out of INT8", xlabel="dB gained over all in INT8")
+        if everything is not None:
+            panels[0].axvline(everything, color=INK, lw=1.2)
+            panels[0].set_title(f"alone in INT8 (line: all, {everything:.1f} dB)", fontsize=10)
+
+    return draw
+
+
+def chosen_layers(data: Mapping[str, Any]) -> list[str] | None:
+    """Layers that a search put into INT8, from sensitivity.json; None without a search that found some."""
+    search = data["search"]
+    return None if search is None or search["best"] is None else search["tries"][search["best"]]["int8"]
+
+
+def fidelity(record: Mapping[str, Any]) -> str:
+    """Insertion and deletion curves of every side, those of a random order dashed."""
+
+    def draw(figure: Figure, axes: Axes) -> None:
+        axes.remove()
+        share = [100 * value for value in record["fractions"]]
+        panels = figure.subplots(*((2, 1) if is_narrow(figure) else (1, 2)))
+        for panel, kind in zip(panels, ("insertion", "deletion")):
+            for side, color in zip(record["sides"], COLORS[1:]):
+                label = f"{short(side['name'])}, area {side[kind]['auc']:.3f}"
+                panel.plot(share, side[kind]["curve"], color=color, label=label)
+                label = f"random order, area {side[kind + '_random']['auc']:.3f}"
+                panel.plot(share, side[kind + "_random"]["curve"], "--", color=color, alpha=0.6, label=label)
+            what = "back in the blurred image" if kind == "insertion" else "taken out"
+            panel.set(title=kind, xlabel=f"patches {what}, per cent", ylabel="probability of the class", ylim=(0, 1))
+            panel.legend(frameon=False, fontsize=8)
+
+    return responsive(draw, 3.4, "insertion and deletion of patches", 6.6)
+
+
+def sizes(rows: Sequence[tuple[str, float, float]], colors: Mapping[str, str]) -> str:
+    """Megabytes of graph and engine per artefact; 0 stands for no engine."""
+
+    def draw(_: Figure, axes: Axes) -> None:
+        for place, (name, graph, engine) in enumerate(rows):
+            color = colors.get(name, COLORS[0])
+            axes.barh(place - 0.18, graph, 0.34, color=color)
+            axes.annotate(f"graph {graph:.2f}", (graph, place - 0.18), (4, 0), textcoords="offset points", va="center")
+            if engine:
+                axes.barh(place + 0.18, engine, 0.34, color=color, alpha=0.4)
+                axes.annotate(
+                    f"engine {engine:.2f}", (engine, place + 0.18), (4, 0), textcoords="offset points", va="center"
+                )
+        axes.set_yticks(range(len(rows)), [short(name, 24) for name, _, _ in rows])
+        largest = max(max(row[1:]) for row in rows) or 1
+        axes.set(xlabel="MB", ylim=(len(rows) - 0.4, -0.6), xlim=(0, largest * 1.4))
+        axes.grid(False, axis="y")
+
+    return responsive(draw, 0.9 + 0.6 * len(rows), "sizes")

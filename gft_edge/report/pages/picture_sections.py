@@ -1,0 +1,167 @@
+"""Sections of a run's page that show pictures: classes that go wrong, overlays, importance maps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import PurePosixPath
+from typing import Any
+
+from gft_edge.errors import GFTEdgeError
+from gft_edge.report.figures import class_plots, plots
+from gft_edge.report.figures.pictures import data_url
+from gft_edge.report.pages.models import Evaluated
+from gft_edge.report.pages.tables import percent, table
+from gft_edge.report.pages.view import Section, View
+from gft_edge.report.results.run_files import FoundArtifact, as_path, picture
+
+MOST_PICTURES = 24
+WIDE_PICTURE, SMALL_PICTURE = 1400, 192
+"""Pixels of overlays with several panels, and of single images."""
+
+
+def classes(view: View) -> Iterator[Section]:
+    """Confusion, classes and wrong predictions of the most compressed model, and of others folded in."""
+    rows = [row for row in view.rows if row.result["per_class"] or row.result["confusion"] or row.result["wrong"]]
+    if not rows:
+        return
+    rows.sort(key=lambda row: row.backend == "torch")  # of artefacts before those of checkpoints
+    artifacts = [row for row in rows if row.backend != "torch"]
+    main = artifacts[-1] if artifacts else rows[0]  # the most compressed one, by the order of accuracies
+    shown = [_class_figures(view, main, with_pictures=True)]
+    shown += [_class_figures(view, row, with_pictures=False) for row in rows if row is not main]
+    yield Section("Which classes go wrong", "classes", {"models": shown})
+
+
+def _class_figures(view: View, row: Evaluated, with_pictures: bool) -> dict[str, Any]:
+    result = row.result
+    per_class, matrix = result["per_class"] or [], result["confusion"]
+    labels = row.labels or tuple(entry["label"] for entry in per_class)
+    if matrix is not None and len(labels) != len(matrix):
+        labels = tuple(f"class {number}" for number in range(len(matrix)))
+    with_images = class_plots.worst_first(per_class)
+    wrong = result["wrong"] or []
+    pairs = class_plots.confused_pairs(matrix, labels) if matrix else []
+    pictures: list[dict[str, Any]] = []
+    beside = (view.found.folder / row.file).parent
+    for entry in wrong[:MOST_PICTURES] if with_pictures else ():
+        file = picture(view.found.folder, beside, entry["picture"]) if entry["picture"] else None
+        url = data_url(file, SMALL_PICTURE) if file else None
+        pictures.append({**entry, "short": "/".join(as_path(entry["image"]).parts[-2:]), "url": url})
+    total = result["wrong_total"] if result["wrong_total"] is not None else row.on[2] - result["right"]
+    return {
+        "title": row.title,
+        "where": row.where,
+        "backend": row.backend,
+        "is_large": len(labels) > class_plots.MOST_ON_A_TELEPHONE,
+        "without_images": len(per_class) - len(with_images),
+        "bars": class_plots.per_class(per_class) if with_images else None,
+        "bars_shown": min(len(with_images), class_plots.MOST_BARS),
+        "bars_of": len(with_images),
+        "matrix": class_plots.confusion(matrix, labels)
+        if matrix and len(matrix) <= class_plots.MOST_IN_MATRIX
+        else None,
+        "pairs": table(
+            ("true class", "predicted", "images#"),
+            [(p["truth"], p["predicted"], f"{p['count']} of {p['of']}") for p in pairs],
+        )
+        if pairs
+        else None,
+        "wrong": pictures,
+        "wrong_total": total,
+    }
+
+
+def predictions(view: View) -> Iterator[Section]:
+    """Overlays of single images."""
+    groups = []
+    for file, record in view.found.predictions:
+        beside = (view.found.folder / file).parent
+        labels = _labels_of(view, record["artifact"])
+        pictures: list[dict[str, Any]] = []
+        for row in record["predictions"]:
+            found = picture(view.found.folder, beside, row["map"]) if row["map"] else None
+            url = data_url(found, WIDE_PICTURE) if found and len(pictures) < MOST_PICTURES else None
+            if url is None:
+                continue
+            path = as_path(row["image"])
+            truth = next((name for name in (path.parent.name, path.stem) if name in labels), None)
+            pictures.append({**row, "name": path.name, "truth": truth, "url": url})
+        if pictures:
+            groups.append(
+                {
+                    "artifact": PurePosixPath(record["artifact"]).name,
+                    "file": file,
+                    "pictures": pictures,
+                    "images": len(record["predictions"]),
+                    "unreadable": len(record["unreadable"] or ()),
+                    "has_truth": any(row["truth"] is not None for row in pictures),
+                }
+            )
+    if groups:
+        yield Section("What it looked at", "predictions", {"groups": groups})
+
+
+def _labels_of(view: View, artifact: str) -> frozenset[str]:
+    """Class names of the artefact that made predictions; without it none, so that no file name is taken for a class."""
+    name = PurePosixPath(artifact).name.partition("@")[0]
+    return frozenset(
+        label
+        for known, entry in view.artifacts
+        if known == name or entry.artifact.name == name
+        for label in entry.artifact.manifest.labels
+    )
+
+
+def maps(view: View) -> Iterator[Section]:
+    """Insertion and deletion curves, and maps of two sides beside each other."""
+    records = []
+    for name, entry in view.artifacts:
+        for record in entry.maps:
+            gains = [
+                (
+                    side["name"],
+                    *(_change(record["gain_over_random"][side["name"]][kind]) for kind in ("insertion", "deletion")),
+                )
+                for side in record["sides"]
+            ]
+            stages = [
+                (
+                    str(s["stage"] + 1),
+                    f"{s['rank_correlation']:.4f}",
+                    f"{percent(s['kept_overlap'])} of {s['kept']}",
+                    f"{percent(s['top_overlap'])} of {s['top']}",
+                )
+                for s in record["stages"]
+            ]
+            heads = ("stage", "rank correlation#", "kept patches in common#", "most important tenth in common#")
+            records.append(
+                {
+                    "name": name,
+                    "source": record["source"],
+                    "figure": plots.fidelity(record),
+                    "gains": table(
+                        ("maps of", "insertion area less random (95 %)#", "random less deletion area (95 %)#"), gains
+                    ),
+                    "stages": table(heads, stages) if stages else None,
+                    "sides": [side["name"] for side in record["sides"]],
+                    "pictures": list(_map_pictures(entry, record)),
+                }
+            )
+    if records:
+        title = "Importance maps: do they show what decides, and does compression change them?"
+        yield Section(title, "maps", {"records": records})
+
+
+def _change(change: Mapping[str, Any]) -> str:
+    low, high = change["interval"]
+    return f"{change['mean']:+.3f} ({low:+.3f} to {high:+.3f})"
+
+
+def _map_pictures(entry: FoundArtifact, record: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for row in record["pictures"][:MOST_PICTURES]:
+        try:
+            url = data_url(entry.artifact.file(row["file"]), WIDE_PICTURE)
+        except GFTEdgeError:
+            url = None
+        if url is not None:
+            yield {**row, "url": url}

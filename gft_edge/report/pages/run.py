@@ -1,0 +1,101 @@
+"""The report page of a run: one offline HTML file, every sentence and number of it from the files in the run's folder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gft_edge import __version__
+from gft_edge.errors import ArtifactError
+from gft_edge.files import replacing
+from gft_edge.report.pages import claims
+from gft_edge.report.pages.bench import points
+from gft_edge.report.pages.claims import LeftOut
+from gft_edge.report.pages.html import environment
+from gft_edge.report.pages.models import colors_of, display_names, evaluated, graphs, tradeoff
+from gft_edge.report.pages.sections import sections
+from gft_edge.report.pages.tables import Cell, table
+from gft_edge.report.pages.view import View
+from gft_edge.report.results.run_files import RunFiles, Unused, find
+
+PAGE = "report.html"
+
+
+@dataclass(frozen=True)
+class Written:
+    """A page, what it has no data for, and files that could not be used."""
+
+    page: Path
+    left_out: tuple[LeftOut, ...]
+    unused: tuple[Unused, ...]
+
+
+def write_page(run: Path) -> Written:
+    """Writes ``report.html`` into a run's folder.
+
+    Results are found by what the files hold, whatever their names: artefacts with their engines and records, checkpoints
+    with their logs, and the files that evaluate, bench, predict, calibrate, quantize, sensitivity and verify write.
+
+    Raises:
+        ArtifactError: no such folder, or nothing in it that a page can show.
+    """
+    found = find(run)
+    if found.is_empty:
+        raise ArtifactError(f"run {run}: {_nothing(found)}")
+    data = collect(found)
+    html = environment().get_template("page.html.j2").render(**data)
+    with replacing(run / PAGE) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    return Written(run / PAGE, tuple(data["left_out"]), tuple(found.unused))
+
+
+def _nothing(found: RunFiles) -> str:
+    if found.unused:
+        first = found.unused[0]
+        more = f" ({len(found.unused)} files cannot be used)" if len(found.unused) > 1 else ""
+        return f"holds nothing that can be shown; {first.file}: {first.why}{more}"
+    return (
+        "holds no artefact, checkpoint or result file; write some into it, "
+        "for example with gft-edge export --out DIR or gft-edge evaluate --out FILE"
+    )
+
+
+def collect(found: RunFiles) -> dict[str, Any]:
+    """Everything the template shows, from the files of a run."""
+    names = display_names(found)
+    colors = colors_of(found, names)
+    rows = evaluated(found, names)
+    benches = [point for _, bench in sorted(found.benches, key=lambda pair: pair[0]) for point in points(bench, colors)]
+    view = View(found, names, colors, rows, benches, tradeoff(rows, benches, graphs(found, names), colors))
+    shown = sections(view)
+    return {
+        "version": __version__,
+        "title": claims.title(view, shown),
+        "contents": claims.contents(view),
+        "run": found.record,
+        "steps": _steps(found),
+        "versions": _versions(found),
+        "verdicts": claims.verdicts(view),
+        "cards": claims.cards(view),
+        "sections": shown,
+        "evidence": claims.evidence(view),
+        "left_out": claims.left_out(view),
+        "unused": found.unused,
+    }
+
+
+def _steps(found: RunFiles) -> Any:
+    if found.record is None or not found.record["steps"]:
+        return None
+    return [(step["title"], f"{step['seconds']:.1f} s", step["command"]) for step in found.record["steps"]]
+
+
+def _versions(found: RunFiles) -> Any:
+    if found.record is None:
+        return None
+    rows = [
+        (name, Cell(version) if version else Cell("not installed", "soft"))
+        for name, version in found.record["versions"].items()
+    ]
+    return table(("tool", "version"), rows) if rows else None

@@ -1,0 +1,118 @@
+"""The page of a sensitivity measurement: one offline HTML file, every number of it read from sensitivity.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gft_edge import __version__
+from gft_edge.files import replacing
+from gft_edge.report.figures import plots
+from gft_edge.report.pages.html import environment
+from gft_edge.report.pages.tables import Cell, Table, decibels, table
+from gft_edge.report.results.checks import read_object
+from gft_edge.report.results.records import SENSITIVITY
+
+DATA = "sensitivity.json"
+FIGURE = "sensitivity.svg"
+PAGE = "sensitivity.html"
+
+
+def write_sensitivity_page(folder: Path) -> Path:
+    """Writes ``sensitivity.html`` and ``sensitivity.svg`` beside ``sensitivity.json`` and returns the page's path.
+
+    Raises:
+        ArtifactError: no such file, or a damaged one.
+    """
+    record = SENSITIVITY.read(read_object(folder / DATA))
+    html = environment().get_template("sensitivity.html.j2").render(version=__version__, sensitivity=section(record))
+    for name, text in ((FIGURE, plots.sensitivity_file(record)), (PAGE, html)):
+        with replacing(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return folder / PAGE
+
+
+def section(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What the section shows: the record, its figure, its tables, and the layers chosen.
+
+    Args:
+        record: a checked one.
+    """
+    chosen = plots.chosen_layers(record)
+    return {
+        **record,
+        "figure": plots.sensitivity(record),
+        "chosen": chosen,
+        "table": _layers(record, chosen),
+        "tries": _tries(record),
+    }
+
+
+def _points(lost: float) -> str:
+    """Points of top-1 lost, as a change; never -0.00."""
+    return f"{round(0 - lost, 2) + 0:+.2f}"
+
+
+def _layers(record: Mapping[str, Any], chosen: list[str] | None) -> Table:
+    heads = (
+        "layer",
+        "chosen",
+        "SQNR alone#",
+        "SQNR without#",
+        f"{record['times']['high']}, ms#",
+        "INT8, ms#",
+        "top-1 alone#",
+        "top-1 without#",
+        "kept sets alone, by stage",
+        "rows x in x out",
+    )
+    rows = [
+        (
+            Cell(row["name"], is_code=True),
+            "" if chosen is None else "INT8" if row["name"] in chosen else "high",
+            decibels(row["only"]["sqnr_db"]),
+            decibels(row["all_but"]["sqnr_db"]),
+            f"{row['high_ms']:.4f}",
+            f"{row['int8_ms']:.4f}",
+            _points(row["only"]["lost_points"]),
+            _points(row["all_but"]["lost_points"]),
+            " ".join(f"{share:.3f}" for share in row["only"]["jaccard"]) or "all kept",
+            row["shape"],
+        )
+        for row in record["layers"]
+    ]
+    return table(heads, rows)
+
+
+def _tries(record: Mapping[str, Any]) -> Table | None:
+    search = record["search"]
+    if search is None or not search["tries"]:
+        return None
+    heads = (
+        "try",
+        "within the limit",
+        "layers in INT8#",
+        "SQNR predicted#",
+        "SQNR seen#",
+        "top-1 predicted, points#",
+        "top-1 seen (95 %)#",
+        "time saved, ms#",
+    )
+    rows = []
+    for number, found in enumerate(search["tries"]):
+        seen = found["observed"]
+        low, high = (100 * value for value in seen["paired"]["interval"])
+        rows.append(
+            (
+                f"{number + 1}" + (", chosen" if number == search["best"] else ""),
+                Cell("yes", "good") if found["holds"] else Cell("no", "bad"),
+                f"{len(found['int8'])} of {len(record['layers'])}",
+                decibels(found["sqnr_db"], 2),
+                decibels(seen["sqnr_db"], 2),
+                _points(found["lost_points"]),
+                f"{_points(seen['lost_points'])} ({low:+.2f} to {high:+.2f})",
+                f"{found['saved_ms']:.3f}",
+            )
+        )
+    return table(heads, rows)

@@ -1,0 +1,1 @@
+"""Result files: found, read and checked."""

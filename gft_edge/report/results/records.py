@@ -1,0 +1,165 @@
+"""Single result files: what kind each one is, its form, and what has to hold between its entries."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gft_edge.benchmarks.measuring.bench_files import read_bench
+from gft_edge.errors import ArtifactError
+from gft_edge.report.results import forms
+from gft_edge.report.results.checks import checked, printable, read_object
+
+MOST_LOG_BYTES = 200_000_000
+OTHER_KINDS: tuple[frozenset[str], ...] = (
+    frozenset({"model", "data", "train"}),  # a recipe
+    frozenset({"rules", "smoothquant"}),  # a quantization policy
+    frozenset({"verdict", "sentence", "figures"}),  # the record of quantization-aware training
+)
+"""Keys of files that gft-edge writes and no page shows."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of result file.
+
+    Args:
+        form: of its entries.
+        keys: that tell the kind.
+        consistent: raises ArtifactError where entries contradict each other.
+        place: the list of :class:`gft_edge.report.results.run_files.RunFiles` that it goes to.
+    """
+
+    form: forms.Form
+    keys: frozenset[str]
+    consistent: Callable[[Mapping[str, Any]], None]
+    place: str
+
+    def read(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The entries of a file of this kind.
+
+        Raises:
+            ArtifactError: an entry is missing, of another kind, or contradicts another.
+        """
+        record = checked(data, self.form, "file")
+        self.consistent(record)
+        return record
+
+
+def usable_bench(path: Path) -> dict[str, Any]:
+    """A bench file, checked in every part that a page shows.
+
+    Raises:
+        ArtifactError: it cannot be used.
+    """
+    machine = read_object(path).get("machine")
+    if isinstance(machine, dict):  # anything else is refused below
+        checked(machine, forms.BENCH_MACHINE, "machine")
+    try:
+        return clean_bench(read_bench(path))
+    except OverflowError:
+        raise ArtifactError("holds a number that is too large") from None
+
+
+def clean_bench(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Bench results with every part that a page shows checked against its form."""
+    rows = [
+        {**row, **checked(row, forms.BENCH_ROW, f"results[{number}]"), "name": printable(row["name"])}
+        for number, row in enumerate(data["results"])
+    ]
+    machine = data.get("machine")
+    return {**data, "results": rows, "machine": checked(machine, forms.BENCH_MACHINE, "machine") if machine else {}}
+
+
+def log_rows(file: Path) -> Sequence[Mapping[str, Any]]:
+    """Rows of a training log, one per step, in order; a last line cut off by an interrupt is left out.
+
+    Raises:
+        ArtifactError: a line is no JSON object of the right form.
+    """
+    if file.stat().st_size > MOST_LOG_BYTES:
+        raise ArtifactError("too large for a training log")
+    lines = file.read_text(encoding="utf-8").splitlines()
+    rows: dict[int, Mapping[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            data = json.loads(line)
+        except (ValueError, RecursionError):
+            if number == len(lines) and number > 1:
+                break
+            raise ArtifactError(f"line {number} is no JSON") from None
+        row = checked(data, forms.LOG_ROW, f"line {number}")
+        rows[row["step"]] = row  # a resumed run repeats steps
+    return [rows[step] for step in sorted(rows)]
+
+
+def _nothing(record: Mapping[str, Any]) -> None:
+    """Any record of the right form will do."""
+
+
+def _evaluation(record: Mapping[str, Any]) -> None:
+    images, labels = record["images"], record["labels"]
+    if not images or not record["results"]:
+        raise ArtifactError("file: holds no image or no result")
+    for number, row in enumerate(record["results"]):
+        where = f"file.results[{number}]"
+        low, high = row["interval"]
+        if row["right"] > images or abs(row["top1"] - row["right"] / images) > 1e-6:
+            raise ArtifactError(f"{where}: {row['right']} right of {images} images is not a top-1 of {row['top1']}")
+        if not low <= row["top1"] + 1e-9 or not row["top1"] <= high + 1e-9:
+            raise ArtifactError(f"{where}.interval: does not hold the top-1 of {row['top1']}")
+        if any(c["right"] > c["count"] for c in row["per_class"] or ()):
+            raise ArtifactError(f"{where}.per_class: a class has more right answers than images")
+        confusion = row["confusion"]
+        if confusion is not None:
+            wanted = len(labels) if labels else len(confusion)
+            if len(confusion) != wanted or any(len(line) != wanted for line in confusion):
+                raise ArtifactError(f"{where}.confusion: expected {wanted} x {wanted} numbers")
+
+
+def _verification(record: Mapping[str, Any]) -> None:
+    if not record["comparisons"] and not record["failures"]:
+        raise ArtifactError("file.comparisons: holds none")
+
+
+def _maps(record: Mapping[str, Any]) -> None:
+    points = len(record["fractions"])
+    if len(record["sides"]) != 2 or points < 2:
+        raise ArtifactError("file.sides: expected two sides with curves of at least two points")
+    for side in record["sides"]:
+        if side["name"] not in record["gain_over_random"]:
+            raise ArtifactError(f"file.gain_over_random: has no entry {side['name']!r}")
+        if any(
+            len(side[key]["curve"]) != points
+            for key in ("insertion", "deletion", "insertion_random", "deletion_random")
+        ):
+            raise ArtifactError(f"file.sides: a curve has not {points} points")
+
+
+def _sensitivity(record: Mapping[str, Any]) -> None:
+    search = record["search"]
+    if not record["layers"]:
+        raise ArtifactError("file.layers: holds none")
+    if search is not None and search["best"] is not None and search["best"] >= len(search["tries"]):
+        raise ArtifactError("file.search.best: is no number of a try")
+
+
+EVALUATION = Kind(forms.EVALUATION, frozenset({"results"}), _evaluation, "evaluations")
+VERIFICATION = Kind(forms.VERIFICATION, frozenset({"comparisons"}), _verification, "verifications")
+MAPS = Kind(forms.MAPS, frozenset({"fractions"}), _maps, "")
+SENSITIVITY = Kind(forms.SENSITIVITY, frozenset({"layers", "everything"}), _sensitivity, "sensitivities")
+KINDS = (
+    EVALUATION,
+    Kind(forms.PREDICTIONS, frozenset({"predictions"}), _nothing, "predictions"),
+    VERIFICATION,
+    SENSITIVITY,
+    Kind(forms.CARD, frozenset({"class_counts"}), _nothing, "cards"),
+    Kind(forms.RANGES, frozenset({"tensors"}), _nothing, "ranges"),
+    Kind(forms.SELECTION, frozenset({"limit", "stages"}), _nothing, "selections"),
+)
+"""Kinds of files that stand in a run's folder, outside of artefacts."""

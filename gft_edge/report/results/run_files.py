@@ -1,0 +1,301 @@
+"""Finds the results in a run's folder by what the files hold, whatever their names are, and reads them checked.
+
+A file that looks like a result and cannot be used is no error: it is named with the reason, on the page and on the terminal.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from gft_edge.benchmarks.measuring.bench_files import SCHEMA as BENCH_SCHEMA
+from gft_edge.config.model import GFTConfig
+from gft_edge.config.reader import load_dataclass
+from gft_edge.errors import ArtifactError, GFTEdgeError
+from gft_edge.filekinds import describe_file
+from gft_edge.manifest import MANIFEST, MODEL, Artifact, load_artifact
+from gft_edge.report.results import forms
+from gft_edge.report.results.checks import TEXT, checked, printable, read_object
+from gft_edge.report.results.records import KINDS, MAPS, OTHER_KINDS, VERIFICATION, log_rows, usable_bench
+
+DEPTH = 6
+"""Folders below the run's that are searched."""
+MOST_FILES = 5000
+CONFIG = "config.json"
+
+
+@dataclass(frozen=True)
+class Unused:
+    """A file that looks like a result and cannot be used, and why."""
+
+    file: str
+    why: str
+
+
+@dataclass(frozen=True)
+class FoundArtifact:
+    """An artefact with the records that lie in it, each checked against its form."""
+
+    artifact: Artifact
+    engines: tuple[Mapping[str, Any], ...] = ()
+    verifications: tuple[Mapping[str, Any], ...] = ()
+    maps: tuple[Mapping[str, Any], ...] = ()
+    quantization: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class FoundCheckpoint:
+    """What a checkpoint folder tells: its model, how it was trained, and the rows of its log."""
+
+    model: GFTConfig
+    labels: tuple[str, ...]
+    steps: int | None
+    start: str
+    data: str
+    log: tuple[Mapping[str, Any], ...] = ()
+    quantization: Mapping[str, Any] | None = None
+
+
+Named = tuple[str, Mapping[str, Any]]
+"""Path of a file relative to the run's folder, and what it says."""
+
+
+@dataclass
+class RunFiles:
+    """Everything usable in a run's folder, by kind.
+
+    Attributes:
+        folder: of the run.
+        artifacts, checkpoints: by the path of their folder, relative to the run's.
+        evaluations, predictions, benches, sensitivities, verifications: files of the verbs' ``--out``.
+        cards, ranges, selections: of calibration.
+        record: what demo wrote about its steps.
+        unused: what could not be used.
+    """
+
+    folder: Path
+    artifacts: dict[str, FoundArtifact] = field(default_factory=dict)
+    checkpoints: dict[str, FoundCheckpoint] = field(default_factory=dict)
+    evaluations: list[Named] = field(default_factory=list)
+    predictions: list[Named] = field(default_factory=list)
+    benches: list[Named] = field(default_factory=list)
+    sensitivities: list[Named] = field(default_factory=list)
+    verifications: list[Named] = field(default_factory=list)
+    cards: list[Named] = field(default_factory=list)
+    ranges: list[Named] = field(default_factory=list)
+    selections: list[Named] = field(default_factory=list)
+    record: Mapping[str, Any] | None = None
+    unused: list[Unused] = field(default_factory=list)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no file of the folder gives a page anything to show."""
+        lists = (self.evaluations, self.predictions, self.benches, self.sensitivities, self.verifications)
+        return not (self.artifacts or self.checkpoints or any(lists) or any((self.cards, self.ranges, self.selections)))
+
+
+def find(folder: Path) -> RunFiles:
+    """Reads every result in a folder and below it.
+
+    Raises:
+        ArtifactError: no such folder.
+    """
+    if folder.is_file():
+        raise ArtifactError(
+            f"run {folder}: is {describe_file(folder)}; give the folder that holds the results of a run"
+        )
+    if not folder.is_dir():
+        problem = f"is {describe_file(folder)}" if folder.is_file() else "no such folder"
+        raise ArtifactError(f"run {folder}: {problem}; give the folder that holds the results of a run")
+    found = RunFiles(folder)
+    for directory, names in _folders(folder):
+        relative = directory.relative_to(folder).as_posix()
+        if any(name in (".", relative) or relative.startswith(f"{name}/") for name in found.artifacts):
+            continue  # what an artefact holds is read through its manifest
+        if MANIFEST in names and _has_keys(directory / MANIFEST, "files"):
+            _attempt(found, f"{relative}/{MANIFEST}", partial(_read_artifact, found, relative, directory))
+            continue
+        for name in names:
+            label = (directory / name).relative_to(folder).as_posix()
+            if name.endswith(".json"):
+                _attempt(found, label, partial(_read_file, found, label, directory / name))
+            elif CONFIG not in names:
+                found.unused.append(Unused(printable(label), f"no {CONFIG} of a finished checkpoint lies beside it"))
+    for label in list(found.checkpoints):
+        _read_log(found, label)
+    return found
+
+
+def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
+    """Folders with their JSON files, the run's first; links are followed, but no folder is read twice."""
+    seen: set[str] = set()
+    count = 0
+    for where, folders, files in os.walk(root, followlinks=True):
+        directory = Path(where)
+        real = os.path.realpath(where)
+        if real in seen or len(directory.relative_to(root).parts) > DEPTH:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names = sorted(n for n in files if n.endswith((".json", ".jsonl")) and not n.startswith("."))
+        count += len(names)
+        if count > MOST_FILES:
+            return
+        yield directory, names
+
+
+def _attempt(found: RunFiles, label: str, read: Callable[[], Any]) -> Any:
+    """What ``read`` returns; None, with the file named as not used, where it cannot be read."""
+    try:
+        return read()
+    except (GFTEdgeError, OSError, ValueError, OverflowError, IndexError, RecursionError) as error:
+        text = str(error) or type(error).__name__
+        found.unused.append(Unused(printable(label), printable(text).splitlines()[0][:300]))
+        return None
+
+
+def _has_keys(path: Path, *keys: str) -> bool:
+    """Whether a JSON object has these keys; a file that cannot be read is taken for one, so that it is named."""
+    try:
+        data = read_object(path)
+    except GFTEdgeError:
+        return True
+    return all(key in data for key in keys)
+
+
+def _read_file(found: RunFiles, label: str, file: Path) -> None:
+    """Reads a file into the list of its kind.
+
+    Raises:
+        ArtifactError: it is of no kind that a page shows, or malformed.
+    """
+    data = read_object(file)
+    keys = frozenset(data)
+    if data.get("schema") == BENCH_SCHEMA and data.get("source") == "merge":
+        return  # report's own
+    if any(kind <= keys for kind in OTHER_KINDS):
+        return
+    if {"model", "labels", "preprocess"} <= keys:
+        folder = Path(label).parent.as_posix()
+        found.checkpoints[folder] = _checkpoint(data, label)
+        return
+    if {"steps", "machine"} <= keys:
+        found.record = checked(data, forms.RUN, "record of the run")
+        return
+    if "results" in keys and keys & {"machine", "schema"}:
+        found.benches.append((label, usable_bench(file)))
+        return
+    for kind in KINDS:
+        if kind.keys <= keys:
+            getattr(found, kind.place).append((label, kind.read(data)))
+            return
+    raise ArtifactError("of no kind that a page shows (its keys fit no result of gft-edge)")
+
+
+def _read_artifact(found: RunFiles, label: str, directory: Path) -> None:
+    """Adds an artefact with its engines, verification records, maps and quantization.
+
+    Raises:
+        ArtifactError: its manifest cannot be used.
+    """
+    artifact = load_artifact(directory)
+    manifest = artifact.manifest
+    if MODEL not in manifest.files:
+        raise ArtifactError(f"lists no {MODEL}; export it again")
+    parts: dict[str, list[Mapping[str, Any]]] = {"engines": [], "verifications": [], "maps": []}
+    for name in sorted(manifest.files):
+        if name.endswith(".json") and name.startswith(("engines/", "reports/")):
+            _attempt(found, f"{label}/{name}", partial(_read_part, artifact, name, parts))
+    quantization = None
+    if manifest.quantization is not None:
+        read = partial(checked, manifest.quantization, forms.QUANTIZATION, "quantization")
+        quantization = _attempt(found, f"{label}/{MANIFEST}", read)
+    found.artifacts[label] = FoundArtifact(
+        artifact, quantization=quantization, **{k: tuple(v) for k, v in parts.items()}
+    )
+
+
+def _read_part(artifact: Artifact, name: str, parts: Mapping[str, list[Mapping[str, Any]]]) -> None:
+    """Reads a record that lies in an artefact into the list of its kind; other files of reports/ are left alone."""
+    data = read_object(artifact.file(name))
+    if name.startswith("engines/"):
+        parts["engines"].append(checked(data, forms.ENGINE, "file"))
+    elif VERIFICATION.keys <= set(data):
+        record = VERIFICATION.read(data)
+        manifest = artifact.manifest
+        graphs = {MODEL, *(member.model for member in manifest.family.values())} & set(manifest.files)
+        if record["model_sha256"] not in {None, *(manifest.files[graph].sha256 for graph in graphs)}:
+            raise ArtifactError("is about another graph than the artefact's; verify again")
+        parts["verifications"].append(record)
+    elif MAPS.keys <= set(data):
+        parts["maps"].append(MAPS.read(data))
+
+
+def _checkpoint(data: Mapping[str, Any], where: str) -> FoundCheckpoint:
+    recipe = _within(data, "provenance", "recipe")
+    steps, start, name = (
+        _within(data, "metrics").get("steps"),
+        _within(recipe, "train").get("init"),
+        _within(recipe, "data").get("name"),
+    )
+    labels = checked(data["labels"], [TEXT], "labels")
+    model = load_dataclass(GFTConfig, checked(data["model"], forms.ANY_OBJECT, "model"), where)
+    if len(labels) != model.num_classes:
+        raise ArtifactError(f"labels: {len(labels)} for {model.num_classes} classes")
+    quantization = data.get("quantization")
+    return FoundCheckpoint(
+        model=model,
+        labels=tuple(labels),
+        steps=steps if isinstance(steps, int) and not isinstance(steps, bool) and steps > 0 else None,
+        start=printable(start) if isinstance(start, str) else "",
+        data=printable(name) if isinstance(name, str) else "",
+        quantization=None if quantization is None else checked(quantization, forms.QUANTIZATION, "quantization"),
+    )
+
+
+def _within(data: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """The object below the keys; an empty one where there is none."""
+    for key in keys:
+        value = data.get(key)
+        data = value if isinstance(value, dict) else {}
+    return data
+
+
+def _read_log(found: RunFiles, label: str) -> None:
+    """Adds the rows of a checkpoint's training log: of each step the last one written, in order of steps."""
+    folder = found.folder / label
+    for file in sorted(folder.glob("*.jsonl")):
+        rows = _attempt(found, file.relative_to(found.folder).as_posix(), partial(log_rows, file))
+        if rows:
+            found.checkpoints[label] = replace(found.checkpoints[label], log=tuple(rows))
+            return
+
+
+def picture(folder: Path, beside: Path, name: str) -> Path | None:
+    """A picture that a record names, found inside the run's folder; None where there is none.
+
+    Args:
+        folder: of the run.
+        beside: folder of the record.
+        name: path as written: relative to the record, or to where the verb ran.
+    """
+    parts = [part for part in as_path(name).parts if part not in ("/", ".", "..")]
+    if "\0" in name or not parts:
+        return None
+    root = folder.resolve()
+    for start in range(len(parts)):
+        for base in (beside, folder):
+            candidate = base.joinpath(*parts[start:])
+            if candidate.is_file() and candidate.resolve().is_relative_to(root):
+                return candidate
+    return None
+
+
+def as_path(name: str) -> PurePosixPath:
+    """A path that a record names; backslashes separate where there is no slash, as Windows writes it."""
+    return PurePosixPath(name if "/" in name else name.replace("\\", "/"))

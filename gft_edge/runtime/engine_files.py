@@ -1,0 +1,99 @@
+"""Engine files of an artefact: their names, and the checks before one is loaded.
+
+An engine is native code: whoever deserialises it executes it. Nothing here imports TensorRT.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gft_edge.errors import ArtifactError
+from gft_edge.files import read_json
+from gft_edge.manifest import MODEL, Artifact, FileInfo
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True)
+class EngineHost:
+    """What an engine is to be loaded by.
+
+    Args:
+        module: ``"tensorrt"`` or ``"tensorrt_rtx"``.
+        version: of that module, None where it checks that itself.
+        compute_capability: of the GPU, for example ``"8.7"``.
+        device: name of the device, None where only the compute capability is known.
+    """
+
+    module: str
+    version: str | None
+    compute_capability: str
+    device: str | None = None
+
+
+def engine_files(key: str) -> tuple[str, str]:
+    """Names of an engine and its record inside an artefact."""
+    return f"engines/{key}.engine", f"engines/{key}.json"
+
+
+def check_engine(artifact: Artifact, key: str, host: EngineHost) -> tuple[Path, dict[str, Any]]:
+    """Makes sure that an engine is the artefact's own and fits, before it is deserialised.
+
+    Args:
+        artifact: with the engine in its manifest.
+        key: of the engine.
+        host: what will load it.
+
+    Returns:
+        path of the engine, and its record.
+
+    Raises:
+        ArtifactError: not in the manifest, changed, made from another graph, or for another machine; with the command
+            that builds it anew.
+    """
+    engine, sidecar = engine_files(key)
+    target = "rtx" if host.module == "tensorrt_rtx" else host.device or "this-gpu"
+    command = f"gft-edge build {artifact.path} --target {target}"
+    if target == "rtx":
+        command += f" --compute-capability {host.compute_capability}"
+
+    def refuse(reason: str) -> ArtifactError:
+        return ArtifactError(f"engine {key}: {reason}; not loaded. Build it anew: {command}")
+
+    for name in (engine, sidecar):
+        if name not in artifact.manifest.files:
+            raise refuse(f"{name} is not in the artefact's manifest")
+        path = artifact.path / name
+        if not path.is_file():
+            raise refuse(f"{path.name} is missing")
+        if FileInfo.of(path) != artifact.manifest.files[name]:
+            raise refuse(f"{path.name} was changed since it was written (its hash differs)")
+    record = read_json(artifact.path / sidecar, "engine record")
+    info = artifact.manifest.files
+    facts = {
+        "key": (key, "the record is of engine {}"),
+        "engine_sha256": (info[engine].sha256, "the record is of another file"),
+        "model_sha256": (info[MODEL].sha256, "it was built from another graph than the artefact's model.onnx"),
+        "module": (host.module, "it was built by {}, not " + host.module),
+        "version": (host.version, f"it was built by {host.module} {{}}, here is {host.version}"),
+    }
+    if host.version is None:
+        del facts["version"]
+    for field, (expected, reason) in facts.items():
+        if record.get(field) != expected:
+            raise refuse(reason.format(record.get(field)))
+    capabilities = [str(capability) for capability in record.get("compute_capabilities") or ()]
+    if host.compute_capability not in capabilities:
+        raise refuse(f"it is for compute capability {', '.join(capabilities)}, this GPU has {host.compute_capability}")
+    built_for = record.get("device")
+    if built_for is not None and host.device is not None and _hardware(built_for) != _hardware(host.device):
+        raise refuse(f"it was built on {built_for}, this is {host.device}")
+    return artifact.path / engine, record
+
+
+def _hardware(device: str) -> str:
+    """A "super" profile is the same module at higher clocks."""
+    return device.removesuffix("-super")

@@ -1,0 +1,287 @@
+"""How far two sides agree on the same images: logits, classes, kept patches, importance maps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from gft_edge.constants import TEMPERATURE
+from gft_edge.stats.metrics import accuracy, sqnr_db
+from gft_edge.stats.paired import PairedTop1, paired_top1
+
+Arrays = dict[str, npt.NDArray[Any]]
+Kind = Literal["exact", "same_arithmetic", "compression"]
+"""What two sides may differ in: float rounding; rounding ties of the same quantized arithmetic; what compression costs."""
+LEAST_DB = -300.0
+"""Reported for a ratio of zero signal to noise, which JSON has no number for."""
+TIE = 1e-4
+"""Scores have unit standard deviation per image; closer than this at the boundary is float noise, not a preference."""
+NAMED_TIES = 20
+"""Ties that a report names one by one; the rest are counted."""
+
+
+@dataclass(frozen=True)
+class Computation:
+    """What computes one side of a comparison.
+
+    Attributes:
+        backend: ``"torch"``, or one of :data:`gft_edge.runtime.sessions.BACKENDS`, with the engine's key where one is named.
+        arithmetic: of the linear layers, ``"fp32"`` or another precision of a manifest.
+        name: for tables.
+    """
+
+    backend: str
+    arithmetic: str
+    name: str
+
+    @classmethod
+    def of(cls, backend: str, arithmetic: str) -> Computation:
+        """Named by backend and arithmetic."""
+        return cls(backend, arithmetic, f"{backend} {arithmetic}")
+
+
+@dataclass(frozen=True)
+class Tie:
+    """An image on which two sides keep different patches of equal score."""
+
+    image: int
+    patches: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class StageAgreement:
+    """Kept patches and importance of one stage on two sides.
+
+    Attributes:
+        jaccard: |both| / |either|, mean over images.
+        identical: images with the same set.
+        ties: images whose sets differ only in patches whose reference scores are equal up to float noise.
+        images: compared.
+        tied: the first of those ties, with the patches that differ (positions on the original grid).
+        reordered: images with the same set in another order; the order is part of the contract.
+        importance_sqnr_db: of the importance maps on the grid; None when bit-identical or not told by both sides.
+        rank_correlation: Spearman's, over the patches that enter the stage on both sides, mean over images; None when
+            not told by both sides.
+        not_finite: images whose importance is not finite on the candidate's side; such values count as zeros above.
+    """
+
+    stage: int
+    jaccard: float
+    identical: int
+    ties: int
+    images: int
+    tied: tuple[Tie, ...] = ()
+    reordered: int = 0
+    importance_sqnr_db: float | None = None
+    rank_correlation: float | None = None
+    not_finite: int = 0
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two sides on the same images.
+
+    Attributes:
+        reference, candidate: names of what was compared.
+        logit_sqnr_db: signal to noise of the logits; None when bit-identical.
+        max_relative_error: largest difference over the largest magnitude of the reference.
+        top1_agreement: share of images with the same first class.
+        top1_reference, top1_candidate: accuracy where labels are known.
+        stages: selection, for the stages whose selection is in the graph.
+        top1: paired statistics of the accuracies, where labels are known.
+        not_finite: images for which the candidate's logits are not finite; they count as zeros above.
+        reference_not_finite: likewise of the reference.
+        kind: what the two sides may differ in.
+        backend, arithmetic: what computed the candidate.
+        reference_backend, reference_arithmetic: what computed the reference.
+    """
+
+    reference: str
+    candidate: str
+    images: int
+    logit_sqnr_db: float | None
+    max_relative_error: float
+    top1_agreement: float
+    top1_reference: float | None
+    top1_candidate: float | None
+    stages: tuple[StageAgreement, ...]
+    top1: PairedTop1 | None = None
+    not_finite: int = 0
+    reference_not_finite: int = 0
+    kind: Kind = "compression"
+    backend: str = ""
+    arithmetic: str = ""
+    reference_backend: str = ""
+    reference_arithmetic: str = ""
+
+
+def compare(
+    sides: tuple[Computation, Computation],
+    reference: Arrays,
+    candidate: Arrays,
+    labels: npt.NDArray[Any] | None,
+    num_patches: int,
+    label_names: tuple[str, ...] = (),
+    kind: Kind = "compression",
+) -> Comparison:
+    """Compares outputs of two sides on the same images.
+
+    Args:
+        sides: what computed reference and candidate.
+        reference: logits (B, classes) and any of ``importance_i`` (B, N_i), ``kept_i`` (B, k_i).
+        candidate: likewise.
+        labels: true classes (B,), or None.
+        num_patches: of the whole grid.
+        label_names: of the classes, for the worst one.
+        kind: what the two sides may differ in.
+    """
+    (a, broken_a), (b, broken_b) = (_without_broken_rows(side["logits"]) for side in (reference, candidate))
+    stages = []
+    everything: npt.NDArray[Any] = np.broadcast_to(np.arange(num_patches), (len(a), num_patches))
+    inputs = found_inputs = everything
+    for stage in range(sum(name.startswith("kept_") for name in reference)):
+        name = f"kept_{stage}"
+        if name in candidate:
+            stages.append(stage_agreement(reference, candidate, stage, inputs, found_inputs))
+        inputs = reference[name]
+        found_inputs = candidate.get(name, inputs)
+    return Comparison(
+        reference=sides[0].name,
+        candidate=sides[1].name,
+        images=len(a),
+        logit_sqnr_db=_decibels(a, b),
+        max_relative_error=float(np.abs(a - b).max() / max(float(np.abs(a).max()), 1e-12)),
+        top1_agreement=float((a.argmax(1) == b.argmax(1)).mean()),
+        top1_reference=None if labels is None else accuracy(a, labels),
+        top1_candidate=None if labels is None else accuracy(b, labels),
+        stages=tuple(stages),
+        top1=None if labels is None else paired_top1(a.argmax(1), b.argmax(1), labels, label_names),
+        not_finite=broken_b,
+        reference_not_finite=broken_a,
+        kind=kind,
+        backend=sides[1].backend,
+        arithmetic=sides[1].arithmetic,
+        reference_backend=sides[0].backend,
+        reference_arithmetic=sides[0].arithmetic,
+    )
+
+
+def _without_broken_rows(logits: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
+    """Logits (B, classes) with zeros in the rows that are not finite throughout, and the number of those rows."""
+    broken: npt.NDArray[np.bool_] = np.asarray(~np.isfinite(logits).all(axis=1))
+    return np.where(broken[:, None], 0, logits), int(broken.sum())
+
+
+def _decibels(reference: npt.NDArray[Any], value: npt.NDArray[Any]) -> float | None:
+    """SQNR in dB; None when the two are equal."""
+    with np.errstate(divide="ignore"):
+        sqnr = sqnr_db(reference, value)
+    return None if np.isposinf(sqnr) else max(sqnr, LEAST_DB)
+
+
+def stage_agreement(
+    reference: Arrays,
+    candidate: Arrays,
+    stage: int,
+    inputs: npt.NDArray[Any],
+    found_inputs: npt.NDArray[Any] | None = None,
+) -> StageAgreement:
+    """Compares the kept patches and the importance of one stage.
+
+    Args:
+        reference: with ``importance_i`` and ``kept_i``.
+        candidate: with ``kept_i``, and ``importance_i`` where it has them.
+        stage: which.
+        inputs: positions on the grid of the patches entering the stage on the reference side, (B, N).
+        found_inputs: the same of the candidate's side; ``inputs`` by default.
+    """
+    name = f"kept_{stage}"
+    jaccard, identical, reordered, ties = [], 0, 0, []
+    for row, (expected, found) in enumerate(zip(reference[name], candidate[name])):
+        both, either = np.intersect1d(expected, found), np.union1d(expected, found)
+        jaccard.append(len(both) / len(either))
+        if len(both) == len(either) and len(expected) == len(found):
+            identical += 1
+            reordered += not np.array_equal(expected, found)
+        elif _is_tie(reference[f"importance_{stage}"][row], inputs[row], expected, found):
+            ties.append(Tie(row, tuple(np.setxor1d(expected, found).tolist())))
+    sqnr, correlation = _importance_agreement(
+        reference.get(f"importance_{stage}"),
+        candidate.get(f"importance_{stage}"),
+        inputs,
+        inputs if found_inputs is None else found_inputs,
+    )
+    found_importance = candidate.get(f"importance_{stage}")
+    return StageAgreement(
+        stage,
+        float(np.mean(jaccard)),
+        identical,
+        len(ties),
+        len(jaccard),
+        tuple(ties[:NAMED_TIES]),
+        reordered,
+        sqnr,
+        correlation,
+        0 if found_importance is None else int((~np.isfinite(found_importance).all(axis=1)).sum()),
+    )
+
+
+def _is_tie(
+    importance: npt.NDArray[Any], inputs: npt.NDArray[Any], expected: npt.NDArray[Any], found: npt.NDArray[Any]
+) -> bool:
+    """Whether two sets of one image differ only in patches whose scores equal the boundary's up to float noise."""
+    with np.errstate(divide="ignore"):
+        scores = TEMPERATURE * np.log(importance.astype(np.float64))
+    kept = np.isin(inputs, expected)
+    if not kept.any():  # positions of a damaged record, of which none was among the stage's inputs
+        return False
+    boundary = scores[kept].min()
+    differing = np.setxor1d(expected, found)
+    known = np.isin(differing, inputs).all() and len(set(found.tolist())) == len(found) == len(expected)
+    return bool(known and (np.abs(scores[np.isin(inputs, differing)] - boundary) < TIE).all())
+
+
+def _importance_agreement(
+    expected: npt.NDArray[Any] | None,
+    found: npt.NDArray[Any] | None,
+    inputs: npt.NDArray[Any],
+    found_inputs: npt.NDArray[Any],
+) -> tuple[float | None, float | None]:
+    """SQNR on the grid and mean rank correlation of two importances (B, N) at their positions (B, N)."""
+    if expected is None or found is None or found.shape != found_inputs.shape or expected.shape != inputs.shape:
+        return None, None
+    if inputs.min() < 0 or found_inputs.min() < 0:  # no positions on a grid
+        return None, None
+    size = int(max(inputs.max(), found_inputs.max())) + 1
+    grids = []
+    for values, positions in ((expected, inputs), (found, found_inputs)):
+        grid = np.zeros((len(values), size))
+        np.put_along_axis(grid, positions.astype(np.int64), np.nan_to_num(values.astype(np.float64)), axis=1)
+        grids.append(grid)
+    correlations = []
+    for row in range(len(expected)):
+        common = np.intersect1d(inputs[row], found_inputs[row])
+        correlations.append(spearman(grids[0][row, common], grids[1][row, common]))
+    return _decibels(grids[0], grids[1]), float(np.mean(correlations))
+
+
+def spearman(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """Rank correlation of two vectors (C. Spearman, 1904), equal values sharing their mean rank; 0 if one is constant.
+
+    Two constant vectors agree: 1.
+    """
+    x, y = (_ranks(v) for v in (a, b))
+    x, y = x - x.mean(), y - y.mean()
+    norm = float(np.sqrt((x @ x) * (y @ y)))
+    if norm == 0:
+        return float(not x.any() and not y.any())
+    return float(x @ y / norm)
+
+
+def _ranks(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse.reshape(-1)]

@@ -1,0 +1,210 @@
+"""The table of policies on a tiny model, its statistics against independent ones, outliers, and the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from gft_edge.benchmarks.experiments.backbone import policies
+from gft_edge.benchmarks.experiments.backbone.outliers import outliers
+from gft_edge.benchmarks.experiments.backbone.page import markdown
+from gft_edge.benchmarks.experiments.backbone.policies import (
+    DEFAULT,
+    Calibration,
+    Pixels,
+    candidates,
+    images_for,
+    keeping_high,
+    kinds_alone,
+    measure_rows,
+    power,
+    with_all_patches,
+)
+from gft_edge.benchmarks.measuring.protocol import conditions
+from gft_edge.calibration.ptq import quantize_int8
+from gft_edge.calibration.smoothquant import smooth
+from gft_edge.errors import ArtifactError
+from gft_edge.preprocess import PreprocessSpec
+
+SPEC = PreprocessSpec(32, 32)
+IDENTITY = {"model": "m", "images": 24}
+
+
+@pytest.fixture(scope="module")
+def batches():
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((8, 3, 32, 32), dtype=np.float32) for _ in range(2)]
+
+
+@pytest.fixture(scope="module")
+def calibration(tiny_model, batches):
+    return Calibration(tiny_model, lambda: batches)
+
+
+@pytest.fixture(scope="module")
+def test_images():
+    rng = np.random.default_rng(1)
+    return Pixels(rng.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8), rng.integers(0, 4, 24))
+
+
+def test_one_pass_gives_each_method_its_ranges(calibration, tiny_model, batches):
+    for candidate in candidates():
+        policy = candidate.policy
+        model = tiny_model if policy.smoothquant is None else smooth(tiny_model, batches, policy)
+        expected = quantize_int8(model, batches, policy, candidate.method, candidate.share).model
+        x = torch.from_numpy(batches[0])
+        with torch.no_grad():
+            assert torch.equal(calibration.quantized(candidate)(x), expected(x)), candidate.key
+
+
+@pytest.fixture(scope="module")
+def measured(calibration, test_images, tmp_path_factory):
+    """The folder of one row, the row, and what was said."""
+    out, said = tmp_path_factory.mktemp("rows"), []
+    return out, measure_rows(calibration, SPEC, test_images, [DEFAULT], out, IDENTITY, said.append), said
+
+
+def test_row_compares_the_exported_graphs(measured, calibration, test_images):
+    _, (row,), said = measured
+    comparison, top1 = row["comparison"], row["comparison"]["top1"]
+    assert comparison["images"] == 24 and len(comparison["stages"]) == 2 and row["layers"] == 19
+    with torch.no_grad():
+        x = torch.from_numpy(np.concatenate(list(test_images.batches(SPEC))))
+        reference, found = calibration.model(x).numpy(), calibration.quantized(DEFAULT)(x).numpy()
+    assert comparison["logit_sqnr_db"] == pytest.approx(policies.sqnr_db(reference, found), abs=0.5)
+    assert comparison["top1_reference"] == (reference.argmax(1) == test_images.labels).mean()
+    assert top1["difference"] == pytest.approx(comparison["top1_candidate"] - comparison["top1_reference"])
+    assert len(said) == 1 and said[0].startswith("INT8, max (default): top-1")
+
+
+def test_rows_are_kept_and_belong_to_one_model(measured, calibration, test_images, monkeypatch):
+    out, rows, said = measured
+    monkeypatch.setattr(policies, "run_graph", None)
+    again = measure_rows(calibration, SPEC, test_images, [DEFAULT], out, IDENTITY, said.append)
+    assert again == json.loads(json.dumps(rows)) and len(said) == 1
+    other = dataclasses.replace(DEFAULT, policy=keeping_high("*.mlp.fc2"))
+    for chosen, identity in ((DEFAULT, {**IDENTITY, "model": "n"}), (other, IDENTITY)):
+        with pytest.raises(ArtifactError, match=r"int8-max\.json: is of another model, images or policy"):
+            measure_rows(calibration, SPEC, test_images, [chosen], out, identity, said.append)
+
+
+def test_layers_kept_high_are_left_out(calibration):
+    names = policies.quantized_names
+    everything, fewer = (names(calibration.model, policy) for policy in (DEFAULT.policy, keeping_high("*.mlp.fc2")))
+    assert set(everything) - set(fewer) == {f"blocks.{i}.mlp.fc2" for i in range(3)}
+
+
+def test_power_is_that_of_simulated_tests():
+    images, share = 4000, 0.02
+    rng = np.random.default_rng(0)
+    counts = rng.multinomial(images, [share / 2, share / 2, 1 - share], size=4000)
+    difference = (counts[:, 1] - counts[:, 0]) / images
+    error = np.sqrt((counts[:, 0] + counts[:, 1]) / images - difference**2) / np.sqrt(images)
+    shown = (difference - 1.96 * error > -policies.ALLOWED_LOSS).mean()
+    assert power(40, 40, images) == pytest.approx(shown, abs=0.03)
+    assert power(0, 0, images) == 1.0
+
+
+def test_images_for_reach_the_power_asked():
+    for discordant in (0, 5, 30):
+        count = images_for(discordant, 1000)
+        expected = round((discordant + 1) / 1002 * count)
+        assert power(0, expected, count) == pytest.approx(policies.POWER, abs=0.01 if discordant else 0.1)
+
+
+@pytest.mark.parametrize(
+    ("lost", "gained", "images", "sqnr", "target"),
+    [
+        (5, 5, 4000, 25.0, "met"),
+        (5, 5, 4000, 19.9, "missed"),
+        (5, 5, 4000, None, "met"),
+        (80, 20, 4000, 25.0, "missed"),
+        (10, 5, 400, 25.0, "undecided"),
+        (10, 5, 400, 15.0, "missed"),
+    ],
+)
+def test_verdict_needs_both_accuracy_and_sqnr(lost, gained, images, sqnr, target):
+    labels = np.zeros(images, dtype=int)
+    ours, theirs = labels.copy(), labels.copy()
+    theirs[:lost] = 1
+    ours[lost : lost + gained] = 1
+    top1 = policies_top1(ours, theirs, labels)
+    comparison = dataclasses.replace(EMPTY, images=images, top1=top1, logit_sqnr_db=sqnr)
+    assert policies.row(DEFAULT, comparison, 1)["target"] == target
+
+
+def policies_top1(ours, theirs, labels):
+    from gft_edge.stats.paired import paired_top1
+
+    return paired_top1(ours, theirs, labels)
+
+
+EMPTY = policies.Comparison("FP32", "x", 1, None, 0.0, 1.0, 1.0, 1.0, ())
+
+
+def test_outliers_are_those_of_the_layer_inputs(tiny_model, batches):
+    rows = outliers(tiny_model, batches)
+    name = "blocks.1.mlp.fc2"
+    seen: list[torch.Tensor] = []
+    handle = tiny_model.get_submodule(name).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].abs()))
+    with torch.no_grad():
+        for batch in batches:
+            tiny_model(torch.from_numpy(batch))
+    handle.remove()
+    x = torch.cat([part.flatten(0, -2) for part in seen])
+    row = next(row for row in rows if row["layer"] == name)
+    assert row["largest"] == pytest.approx(float(x.max()))
+    assert row["p99.9"] == pytest.approx(np.percentile(x.numpy(), 99.9, method="higher"), rel=2e-3)
+    assert row["ratio"] == pytest.approx(row["largest"] / row["p99.9"])
+    assert row["channel_ratio"] == pytest.approx(float(x.max() / x.amax(dim=0).median()))
+
+
+def test_kinds_cover_every_quantized_layer_once(calibration, batches):
+    rows = kinds_alone(calibration, batches)
+    assert sum(row["layers"] for row in rows) == len(
+        policies.quantized_names(calibration.model, policies.DEFAULT_POLICY)
+    )
+    assert all(10 < row["sqnr_db"] < 80 for row in rows)
+
+
+def test_all_patches_leave_the_arithmetic_alone(calibration, batches):
+    (row,) = with_all_patches(calibration, batches, [DEFAULT])
+    model, x = calibration.quantized(DEFAULT), torch.from_numpy(np.concatenate(batches))
+    with torch.no_grad():
+        for key, budget in (("sqnr_db", None), ("all_patches_sqnr_db", calibration.model.config.full_budget)):
+            expected = policies.sqnr_db(calibration.model(x, budget).numpy(), model(x, budget).numpy())
+            assert row[key] == pytest.approx(expected, abs=0.1)
+    assert row["all_patches_sqnr_db"] > row["sqnr_db"]
+
+
+def test_page_says_what_was_measured(measured, tiny_model, batches, tiny_config):
+    row = measured[1][0]
+    found = outliers(tiny_model, batches)
+    data = {
+        "machine": conditions(),
+        "model": tiny_config.to_json(),
+        "training": {"recipe": {"steps": 7, "batch_size": 3}},
+        "classes": 4,
+        "sizes": {"calibration": 16, "outliers": 16, "least": 8, "most": 24},
+        "pilot": row["comparison"]["top1"],
+        "images": 24,
+        "rows": [row, {**row, "title": "lost one", "target": "missed"}],
+        "outliers": {"fine-tuned": found, "random weights": found},
+        "kinds": [{"kind": "fc1", "layers": 3, "sqnr_db": 31.44}],
+        "titles": {"int8-max": "INT8, max (default)"},
+        "not_measured": ["FP8 of a kind"],
+        "selection": [{"key": "int8-max", "sqnr_db": 20.04, "all_patches_sqnr_db": 33.36}],
+    }
+    text = markdown(json.loads(json.dumps(data)))
+    lines = text.splitlines()
+    assert f"## Default recipe: {row['target']}" in text.replace("**", "")
+    assert "fine-tuned for 7 steps of 3 images on 4 typefaces" in text
+    assert next(line for line in lines if line.startswith("| lost one")).endswith("| **missed** |")
+    assert f"{row['comparison']['logit_sqnr_db']:.1f}" in next(line for line in lines if line.startswith("| INT8, max"))
+    assert "Not measured: FP8 of a kind." in text
+    assert "| fc1 | 3 | 31.4 |" in lines
+    assert "| INT8, max (default) | 20.0 | 33.4 |" in lines

@@ -1,0 +1,51 @@
+"""Weights kept out of the passes over a graph: the same bytes as with them in."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from gft_edge.export.onnx import artifact as export
+from gft_edge.export.onnx import weights
+from gft_edge.export.onnx.artifact import GraphOptions, export_graph
+from gft_edge.export.onnx.plain_modules import exportable
+
+
+@pytest.mark.parametrize(
+    ("precision", "options", "lifts"),
+    [
+        ("fp32", GraphOptions("compact"), True),
+        ("fp32", GraphOptions(batch=(2, 2, 2)), False),
+    ],
+)
+def test_the_graph_is_the_same_byte_for_byte(checkpoints, monkeypatch, precision, options, lifts):
+    checkpoint = checkpoints[precision]
+    seen, graphs = [], []
+    real = export.onnxslim.slim
+
+    def slim(model):
+        seen.append(sum(t.data_location == onnx.TensorProto.EXTERNAL for t in model.graph.initializer))
+        return real(model)
+
+    monkeypatch.setattr(export.onnxslim, "slim", slim)
+    for smallest in (64, 1 << 40):
+        monkeypatch.setattr(weights, "LIFTED_BYTES", smallest)
+        graph = export_graph(checkpoint.model, checkpoint.info.preprocess, checkpoint.info.model.budget, options)
+        graphs.append(graph.SerializeToString(deterministic=True))
+    assert graphs[0] == graphs[1]
+    assert (seen[0] > 0, seen[1]) == (lifts, 0)
+
+
+def test_an_exportable_model_shares_memory_and_leaves_the_other_alone(tiny_model):
+    before = {name: (p.requires_grad, p.detach().clone()) for name, p in tiny_model.named_parameters()}
+    copied = exportable(tiny_model)
+    places = {p.data_ptr() for p in tiny_model.parameters()}
+    shared = [p for p in copied.parameters() if p.data_ptr() in places]
+    assert sum(p.numel() for p in shared) > 0.8 * sum(p.numel() for p in tiny_model.parameters())
+    assert not any(p.requires_grad for p in copied.parameters())
+    exportable(tiny_model, torch.float16)
+    for name, p in tiny_model.named_parameters():
+        assert p.requires_grad == before[name][0]
+        assert np.array_equal(p.detach().numpy(), before[name][1].numpy())

@@ -1,0 +1,165 @@
+"""No engine is handed out that is not the artefact's own and does not fit the machine."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from gft_edge.errors import ArtifactError
+from gft_edge.export.graph.summary import summarize
+from gft_edge.export.lint.linter import load_graph
+from gft_edge.export.tensorrt.build_plan import engine_key
+from gft_edge.export.tensorrt.options import BuildOptions
+from gft_edge.export.tensorrt.planning import make_plan
+from gft_edge.files import sha256, write_json
+from gft_edge.manifest import MODEL, Artifact, load_artifact, register_files
+from gft_edge.runtime.engine_files import EngineHost, check_engine, engine_files
+from gft_edge.seals import write_sealed
+
+HOST = EngineHost("tensorrt", "10.3.0", "8.7", "orin-nano-8gb")
+
+
+@pytest.fixture
+def built(copied):
+    """An artefact with an entry for an engine, the bytes of which no check may look into."""
+    artifact = copied("fp32-none")
+    plan = make_plan(summarize(load_graph(artifact.path / MODEL)), "orin-nano-8gb", BuildOptions(tensorrt="10.3"))
+    key = engine_key(plan, "10.3.0")
+    engine, sidecar = engine_files(key)
+    (artifact.path / "engines").mkdir()
+    (artifact.path / engine).write_bytes(b"native code")
+    record = {
+        "key": key,
+        "module": "tensorrt",
+        "version": "10.3.0",
+        "device": "orin-nano-8gb",
+        "compute_capabilities": ["8.7"],
+        "engine_sha256": sha256(artifact.path / engine),
+        "model_sha256": artifact.manifest.files[MODEL].sha256,
+    }
+    write_json(artifact.path / sidecar, record)
+    return register_files(artifact, [engine, sidecar]), key
+
+
+def test_own_engine_is_handed_out(built):
+    artifact, key = built
+    path, record = check_engine(artifact, key, HOST)
+    assert path.read_bytes() == b"native code"
+    assert record["key"] == key
+    check_engine(artifact, key, EngineHost("tensorrt", "10.3.0", "8.7"))
+    check_engine(artifact, key, EngineHost("tensorrt", "10.3.0", "8.7", "orin-nano-8gb-super"))  # higher clocks
+
+
+def edit_record(artifact: Artifact, name: str, **changes) -> Artifact:
+    """Changes the record and enters it in the manifest, as somebody would who can write to the folder."""
+    _, sidecar = engine_files(name)
+    record = json.loads((artifact.path / sidecar).read_text())
+    write_json(artifact.path / sidecar, {**record, **changes})
+    return register_files(artifact, [sidecar])
+
+
+def swap_engine(artifact: Artifact, key: str) -> Artifact:
+    (artifact.path / engine_files(key)[0]).write_bytes(b"other code!")
+    return load_artifact(artifact.path)
+
+
+def swap_and_register(artifact: Artifact, key: str) -> Artifact:
+    swap_engine(artifact, key)
+    return register_files(artifact, [engine_files(key)[0]])
+
+
+def swap_model(artifact: Artifact, key: str) -> Artifact:
+    with (artifact.path / MODEL).open("ab") as file:
+        file.write(b"\0")
+    return register_files(artifact, [MODEL])
+
+
+def remove(artifact: Artifact, key: str) -> Artifact:
+    (artifact.path / engine_files(key)[0]).unlink()
+    return artifact
+
+
+def unlist(artifact: Artifact, key: str) -> Artifact:
+    manifest = json.loads((artifact.path / "manifest.json").read_text())
+    del manifest["files"][engine_files(key)[0]]
+    write_sealed(artifact.path / "manifest.json", manifest)
+    return load_artifact(artifact.path)
+
+
+TAMPERED = {
+    "engine changed": (swap_engine, "was changed since it was written"),
+    "engine changed and entered": (swap_and_register, "the record is of another file"),
+    "engine gone": (remove, "is missing"),
+    "not in the manifest": (unlist, "is not in the artefact's manifest"),
+    "graph exported anew": (swap_model, "built from another graph than the artefact's model.onnx"),
+    "record of another key": (lambda a, k: edit_record(a, k, key="x"), "the record is of engine x"),
+    "other flavour": (lambda a, k: edit_record(a, k, module="tensorrt_rtx"), "built by tensorrt_rtx, not tensorrt"),
+    "older TensorRT": (lambda a, k: edit_record(a, k, version="8.6.2"), "built by tensorrt 8.6.2, here is 10.3.0"),
+    "other capability": (
+        lambda a, k: edit_record(a, k, compute_capabilities=["8.6"]),
+        "for compute capability 8.6, this",
+    ),
+    "no capability": (lambda a, k: edit_record(a, k, compute_capabilities=None), "for compute capability"),
+    "other board": (
+        lambda a, k: edit_record(a, k, device="agx-orin-64gb"),
+        "built on agx-orin-64gb, this is orin-nano-8gb",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TAMPERED)
+def test_tampering_is_refused_with_the_command_that_builds_anew(built, name):
+    tamper, reason = TAMPERED[name]
+    artifact, key = built
+    artifact = tamper(artifact, key)
+    with pytest.raises(ArtifactError, match=reason) as caught:
+        check_engine(artifact, key, HOST)
+    assert f"not loaded. Build it anew: gft-edge build {artifact.path} --target orin-nano-8gb" in str(caught.value)
+
+
+def test_engine_nobody_built_is_refused(built):
+    artifact, _ = built
+    (artifact.path / "engines/x.engine").write_bytes(b"planted")
+    with pytest.raises(ArtifactError, match="engine x: .* is not in the artefact's manifest"):
+        check_engine(artifact, "x", HOST)
+
+
+def test_key_that_leads_out_of_the_folder_is_refused(built):
+    with pytest.raises(ArtifactError, match="is not in the artefact's manifest"):
+        check_engine(built[0], "../../tmp/x", HOST)
+
+
+def test_command_for_an_rtx_engine_names_the_capability(built):
+    with pytest.raises(ArtifactError, match="--target rtx --compute-capability 8.9"):
+        check_engine(built[0], "x", EngineHost("tensorrt_rtx", "1.7", "8.9"))
+
+
+def test_checks_need_neither_onnx_nor_tensorrt():
+    import subprocess
+    import sys
+
+    code = (
+        "import sys\nfor name in ('onnx', 'torch', 'tensorrt', 'tensorrt_rtx', 'onnxruntime'): sys.modules[name] = None\n"
+        "import gft_edge.runtime.engine_files"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "key"),
+    [
+        ("rtx", {"compute_capabilities": ("8.6", "12.0"), "batch": (1, 4, 16)}, "rtx1_sm86-sm120_fp32_b1-4-16"),
+        ("h100", {"tensorrt": "10.16"}, "trt1_sm90_h100_fp32_b1-1-8"),
+        ("h100", {"tensorrt": "10.16", "weak": True, "strip": True}, "trt1_sm90_h100_fp32_fp16_stripplan_b1-1-8"),
+        (
+            "agx-orin",
+            {"tensorrt": "10.7", "weak": True, "dla": 1, "batch": (1, 1, 1)},
+            "trt1_sm87_agx-orin-64gb_fp32_fp16_gpufallback_dla1_b1-1-1",
+        ),
+        ("h100", {"hardware_compatibility": "ampere+"}, "trt1_sm90_h100_fp32_ampereplus_b1-1-8"),
+    ],
+)
+def test_key_names_what_an_engine_depends_on(exported, target, options, key):
+    graph = summarize(load_graph(exported("fp32-none").path / MODEL))
+    assert engine_key(make_plan(graph, target, BuildOptions(**options)), "1") == key
