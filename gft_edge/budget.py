@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from gft_edge.constants import MAX_TOPK
 from gft_edge.errors import ConfigError
 
 MIN_TOKENS = 2
 """The spatial gradient of GALA needs two neighbouring patches."""
-
-MAX_TOKENS = 3840
-"""TensorRT's limit for k of TopK, in every generation."""
 
 
 def _is_int(value: object) -> bool:
@@ -39,9 +37,9 @@ class TokenBudget:
             raise ConfigError(f"token budget: counts must be integers, found {self.keep!r} of {self.num_patches!r}")
         if not self.keep and self.num_patches == 0:
             return
-        if not MIN_TOKENS <= self.num_patches <= MAX_TOKENS:
+        if not MIN_TOKENS <= self.num_patches <= MAX_TOPK:
             raise ConfigError(
-                f"token budget: number of patches must be {MIN_TOKENS} to {MAX_TOKENS}, found {self.num_patches}"
+                f"token budget: number of patches must be {MIN_TOKENS} to {MAX_TOPK}, found {self.num_patches}"
             )
         if not self.keep:
             raise ConfigError("token budget: needs at least one stage, for example '108,72,36'")

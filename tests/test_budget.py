@@ -6,13 +6,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.budget import MAX_TOKENS, MIN_TOKENS, NO_BUDGET, TokenBudget
+from gft_edge.budget import MIN_TOKENS, NO_BUDGET, TokenBudget
+from gft_edge.constants import MAX_TOPK
 from gft_edge.errors import ConfigError
 
 
 @st.composite
 def budgets(draw):
-    num_patches = draw(st.integers(MIN_TOKENS, MAX_TOKENS))
+    num_patches = draw(st.integers(MIN_TOKENS, MAX_TOPK))
     keep = draw(st.lists(st.integers(MIN_TOKENS, num_patches), min_size=1, max_size=6))
     return TokenBudget(tuple(sorted(keep, reverse=True)), num_patches)
 
@@ -47,7 +48,7 @@ def test_shares_and_points_and_ids_are_all_read():
     assert expected.id == "147-98-49"
 
 
-@given(st.integers(1, 5), st.integers(MIN_TOKENS, MAX_TOKENS))
+@given(st.integers(1, 5), st.integers(MIN_TOKENS, MAX_TOPK))
 def test_full_keeps_everything(num_stages, num_patches):
     assert TokenBudget.full(num_stages, num_patches).is_full
 

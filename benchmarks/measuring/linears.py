@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from gft_edge.benchmarks.measuring.latency import measure
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol
 from gft_edge.benchmarks.roofline import BYTES, LAUNCH_MS
+from gft_edge.constants import GRAPH_IR_VERSION, OPSET
 from gft_edge.errors import ConfigError
 from gft_edge.hardware.devices import Device, Precision
 from gft_edge.progress import Track, silent
+from gft_edge.quant.levels import QMAX
 from gft_edge.runtime.sessions import onnxruntime_session
 
-QMAX = 127
 RANGE = 4.0  # of standard normal inputs; the time does not depend on it
-OPSET, IR_VERSION = 20, 10
 PROTOCOL = BenchProtocol(warmup_seconds=0.05, warmup_cap_seconds=1.0, rounds=20, runs_per_round=10)
 
 
@@ -189,7 +189,7 @@ def layer_graph(shape: LayerShape, int8: bool, seed: int = 0) -> bytes:
         [numpy_helper.from_array(value, name) for name, value in constants.items()],
     )
     opset = [helper.make_opsetid("", OPSET)]
-    return onnx.ModelProto.SerializeToString(helper.make_model(graph, opset_imports=opset, ir_version=IR_VERSION))
+    return onnx.ModelProto.SerializeToString(helper.make_model(graph, opset_imports=opset, ir_version=GRAPH_IR_VERSION))
 
 
 def bound_times(shapes: Mapping[str, LayerShape], device: Device) -> dict[str, LayerTime]:

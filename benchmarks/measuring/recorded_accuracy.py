@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gft_edge.constants import VERIFY_REPORT
 from gft_edge.errors import ArtifactError
 from gft_edge.files import read_json
 from gft_edge.manifest import MODEL, Artifact
-
-REPORT = "reports/verify.json"
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,7 @@ def recorded_accuracy(artifact: Artifact, backend: str) -> Accuracy:
         refused=f"accuracy of {artifact.name} on {backend} is not known: run gft-edge verify with --checkpoint and --data, "
         "or give --data",
     )
-    name = artifact.own(REPORT)
+    name = artifact.own(VERIFY_REPORT)
     if name not in artifact.manifest.files:
         return unknown
     report = read_json(artifact.file(name), "report")

@@ -8,11 +8,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from gft_edge.constants import MAX_FUSED_INT8_TOKENS
 from gft_edge.errors import ArtifactError
 
 ROOTS = ("Layers", "layers", "LayerInfo")
-MAX_FUSED_INT8_TOKENS = 512
-"""Longest sequence for which NVIDIA has a fused INT8 attention (NVIDIA/TensorRT#3724)."""
 
 # A kernel's name, not a module's: nodes are often called .../mha/query/MatMul.
 _ATTENTION = re.compile(r"gemm_mha|fmha|fused_?mha|mha_v\d|flash_?att", re.IGNORECASE)

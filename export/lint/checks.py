@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 from onnx import NodeProto
 
+from gft_edge.constants import MAX_FUSED_INT8_TOKENS, MAX_TOPK
 from gft_edge.export.graph import summary as graph_summary
 from gft_edge.export.graph.view import (
     DEQUANTIZE,
@@ -20,11 +21,9 @@ from gft_edge.export.graph.view import (
     label,
 )
 from gft_edge.hardware.tensorrt_versions import Platform, dtype_refusal, opsets
-from gft_edge.quant.policy import MAX_FUSED_INT8_TOKENS
 
 Problems = Iterator[tuple[str, str]]
 
-MAX_TOPK = 3840
 DATA_DEPENDENT = ("NonZero", "Compress", "Unique", "NonMaxSuppression", "Loop", "If", "Scan", "SequenceAt")
 
 

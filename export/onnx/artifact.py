@@ -24,6 +24,7 @@ from torch.export import Dim
 from gft_edge import __version__
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import Checkpoint
+from gft_edge.constants import OPSET
 from gft_edge.data.trained import TRAINED, write_trained
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.onnx.dialects import TRACED_OPSET, TRT8_OPSET, require_trt8, to_trt8
@@ -58,7 +59,6 @@ from gft_edge.quant.modules import without_quantizers
 from gft_edge.runtime.finite import require_finite
 from gft_edge.seals import write_sealed
 
-OPSET = 20
 BF16_OPSET = 22
 """The first whose convolutions take bfloat16."""
 DTYPES: dict[HighPrecision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}

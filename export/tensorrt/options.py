@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gft_edge.constants import MAX_FUSED_INT8_TOKENS
 from gft_edge.errors import ConfigError
 from gft_edge.export.graph.summary import GraphSummary
 from gft_edge.hardware.devices import Device
@@ -15,7 +16,6 @@ from gft_edge.hardware.tensorrt_versions import (
     dtype_refusal,
     generation,
 )
-from gft_edge.quant.policy import MAX_FUSED_INT8_TOKENS
 
 MIB = 1 << 20
 HARDWARE_COMPATIBILITY = {"ampere+": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILITY"}

@@ -12,6 +12,7 @@ from gft_edge.errors import ArtifactError
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.runtime.sessions import Session, fitted, onnxruntime_session, open_session
 from gft_edge.stats.agreement import Arrays, Computation
+from gft_edge.stats.metrics import softmax
 
 ONNXRUNTIME = "onnxruntime"
 
@@ -63,9 +64,7 @@ class Side:
         values = list(self._taps(feed).values())
         positions: npt.NDArray[Any] | None = None
         for stage, scores, local in zip(selecting_stages(self.manifest), values[::2], values[1::2]):
-            wide = scores.astype(np.float64) / TEMPERATURE
-            power = np.exp(wide - wide.max(axis=1, keepdims=True))
-            outputs[f"importance_{stage}"] = power / power.sum(axis=1, keepdims=True)
+            outputs[f"importance_{stage}"] = softmax(scores.astype(np.float64) / TEMPERATURE)
             positions = local if positions is None else np.take_along_axis(positions, local, axis=1)
             outputs[f"kept_{stage}"] = positions
         return outputs

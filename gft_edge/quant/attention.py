@@ -10,10 +10,11 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from gft_edge.constants import MAX_FUSED_INT8_TOKENS
 from gft_edge.errors import ConfigError
 from gft_edge.model.layers import Attend
 from gft_edge.quant.modules import find_attention, require_attention
-from gft_edge.quant.policy import ATTEND, MAX_FUSED_INT8_TOKENS, Precision, QuantPolicy, is_attend
+from gft_edge.quant.policy import ATTEND, Precision, QuantPolicy, is_attend
 
 MEASURED_PARTS = ("q", "k", "v")
 """Operands whose range has to be found; probabilities have one by definition."""

@@ -17,8 +17,6 @@ AttentionPrecision = Literal["int8", "fp8", "high"]
 
 ATTEND = "attend"
 """Last part of the name of an attention's two products: ``blocks.0.attn.attend``, ``stages.1.attn.attend``."""
-MAX_FUSED_INT8_TOKENS = 512
-"""No TensorRT fuses INT8 attention over more keys, the class token included (NVIDIA/TensorRT issue 3724)."""
 
 
 def is_attend(name: str) -> bool:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gft_edge.constants import TEMPERATURE
 from gft_edge.runtime.maps import scatter
-from gft_edge.stats.agreement import spearman
+from gft_edge.stats.metrics import softmax, spearman
 
 Outputs = dict[str, npt.NDArray[Any]]
 Run = Callable[[npt.NDArray[np.float32]], Outputs]
@@ -115,9 +115,8 @@ def curve(
     for share in np.linspace(0, 1, POINTS):
         replaced = (place < round(share * patches)).reshape(-1, 1, *grid)
         mask = replaced.repeat(rows, axis=2).repeat(cols, axis=3)
-        logits = run(np.where(mask, end, start))["logits"].astype(np.float64)
-        power = np.exp(logits - logits.max(axis=1, keepdims=True))
-        probabilities.append(power[np.arange(len(power)), classes] / power.sum(axis=1))
+        shares = softmax(run(np.where(mask, end, start))["logits"])
+        probabilities.append(shares[np.arange(len(shares)), classes])
     return np.stack(probabilities, axis=1)
 
 

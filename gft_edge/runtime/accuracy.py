@@ -13,9 +13,8 @@ from gft_edge.data.batches import indexed_batches
 from gft_edge.errors import DataError
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
-from gft_edge.runtime.classifier import softmax
 from gft_edge.runtime.finite import require_finite
-from gft_edge.stats.metrics import wilson_interval
+from gft_edge.stats.metrics import softmax, wilson_interval
 
 if TYPE_CHECKING:
     from gft_edge.data.datasets import ImageSet

@@ -15,6 +15,7 @@ from gft_edge.manifest import Artifact, load_artifact
 from gft_edge.runtime.finite import require_finite
 from gft_edge.runtime.maps import importance_maps, kept_masks
 from gft_edge.runtime.sessions import Session, open_session
+from gft_edge.stats.metrics import softmax
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -126,13 +127,6 @@ class Classifier:
         probabilities = softmax(prediction.logits[None])[0]
         best = np.argsort(-prediction.logits, kind="stable")[:count]
         return [(self.artifact.manifest.labels[index], float(probabilities[index])) for index in best]
-
-
-def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Probabilities (B, classes) of finite logits (B, classes) of any size, in float64, where float32 differences fit."""
-    wide = np.asarray(logits, np.float64)
-    powers: npt.NDArray[np.float64] = np.exp(wide - wide.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
 
 
 def grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.constants import TEMPERATURE
-from gft_edge.stats.metrics import accuracy, sqnr_db
+from gft_edge.stats.metrics import accuracy, spearman, sqnr_db
 from gft_edge.stats.paired import PairedTop1, paired_top1
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -266,22 +266,3 @@ def _importance_agreement(
         common = np.intersect1d(inputs[row], found_inputs[row])
         correlations.append(spearman(grids[0][row, common], grids[1][row, common]))
     return _decibels(grids[0], grids[1]), float(np.mean(correlations))
-
-
-def spearman(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
-    """Rank correlation of two vectors (C. Spearman, 1904), equal values sharing their mean rank; 0 if one is constant.
-
-    Two constant vectors agree: 1.
-    """
-    x, y = (_ranks(v) for v in (a, b))
-    x, y = x - x.mean(), y - y.mean()
-    norm = float(np.sqrt((x @ x) * (y @ y)))
-    if norm == 0:
-        return float(not x.any() and not y.any())
-    return float(x @ y / norm)
-
-
-def _ranks(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse.reshape(-1)]

@@ -41,3 +41,29 @@ def mcnemar(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     total, fewer = only_a + only_b, min(only_a, only_b)
     return min(1.0, 2 * sum(math.comb(total, k) for k in range(fewer + 1)) / 2**total)
+
+
+def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """Probabilities (B, classes) of finite logits (B, classes) of any size, in float64, where float32 differences fit."""
+    wide = np.asarray(logits, np.float64)
+    powers: npt.NDArray[np.float64] = np.exp(wide - wide.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def spearman(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
+    """Rank correlation of two vectors (C. Spearman, 1904), equal values sharing their mean rank; 0 if one is constant.
+
+    Two constant vectors agree: 1.
+    """
+    x, y = (_ranks(v) for v in (a, b))
+    x, y = x - x.mean(), y - y.mean()
+    norm = float(np.sqrt((x @ x) * (y @ y)))
+    if norm == 0:
+        return float(not x.any() and not y.any())
+    return float(x @ y / norm)
+
+
+def _ranks(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return (last - (counts - 1) / 2)[inverse.reshape(-1)]

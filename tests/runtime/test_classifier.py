@@ -11,7 +11,8 @@ import torch
 from PIL import Image
 
 from gft_edge.errors import ArtifactError, CheckFailed, ConfigError, DataError
-from gft_edge.runtime.classifier import Classifier, softmax
+from gft_edge.runtime.classifier import Classifier
+from gft_edge.stats.metrics import softmax
 
 
 @pytest.fixture(scope="module")

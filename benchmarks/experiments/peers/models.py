@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from gft_edge.budget import TokenBudget
-from gft_edge.export.onnx.artifact import OPSET
+from gft_edge.constants import OPSET
 from gft_edge.export.onnx.plain_modules import exportable
 from gft_edge.export.onnx.rewrite import rewrite
 

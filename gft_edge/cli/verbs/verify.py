@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gft_edge.cli.common import add_data_arguments
+from gft_edge.constants import MAPS_REPORT, VERIFY_REPORT
 
 if TYPE_CHECKING:
     from gft_edge.checkpoint import Checkpoint
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     from gft_edge.manifest import Artifact
 
 EXAMPLE = "gft-edge verify runs/artifact --checkpoint builtin --images 512"
-REPORT, MAPS = "reports/verify.json", "reports/maps.json"
 PICTURES = 6
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
@@ -100,7 +100,7 @@ def _store(artifact: Artifact, data: dict[str, Any], report: VerifyReport) -> GF
     from gft_edge.locks import locked
     from gft_edge.manifest import register_files
 
-    name = artifact.own(REPORT)
+    name = artifact.own(VERIFY_REPORT)
     try:
         with locked(artifact.path):
             write_json(artifact.path / name, data)
@@ -182,8 +182,8 @@ def _map_fidelity(args: argparse.Namespace, artifact: Artifact, checkpoint: Chec
     with locked(artifact.path):
         for name, panel in zip(names, panels):
             write_png(artifact.path / name, panel)
-        write_json(artifact.path / artifact.own(MAPS), data)
-        register_files(artifact, [artifact.own(MAPS), *names])
+        write_json(artifact.path / artifact.own(MAPS_REPORT), data)
+        register_files(artifact, [artifact.own(MAPS_REPORT), *names])
     return _map_text(data)
 
 

@@ -14,9 +14,10 @@ import pytest
 from gft_edge.benchmarks.measuring import latency
 from gft_edge.benchmarks.measuring.latency import bench_artifacts
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol
-from gft_edge.benchmarks.measuring.recorded_accuracy import REPORT, Accuracy, recorded_accuracy
+from gft_edge.benchmarks.measuring.recorded_accuracy import Accuracy, recorded_accuracy
 from gft_edge.benchmarks.power import meter as power
 from gft_edge.checkpoint import load_checkpoint
+from gft_edge.constants import VERIFY_REPORT
 from gft_edge.errors import ArtifactError
 from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.manifest import MODEL, load_artifact, register_files
@@ -39,9 +40,9 @@ def reported(exported, tmp_path):
         comparison = {"candidate": "tensorrt int8", "backend": "onnxruntime", "top1_candidate": top1}
         sha256 = artifact.manifest.files[MODEL].sha256
         report = {"model_sha256": sha256, "source": "40 test images of D", "comparisons": [comparison], **changes}
-        (artifact.path / REPORT).parent.mkdir(exist_ok=True)
-        (artifact.path / REPORT).write_text(json.dumps(report))
-        return register_files(artifact, [REPORT])
+        (artifact.path / VERIFY_REPORT).parent.mkdir(exist_ok=True)
+        (artifact.path / VERIFY_REPORT).write_text(json.dumps(report))
+        return register_files(artifact, [VERIFY_REPORT])
 
     return make
 

@@ -16,7 +16,7 @@ from onnx import helper, numpy_helper
 from torch import nn
 from torch.export import Dim
 
-from gft_edge.export.onnx.artifact import OPSET
+from gft_edge.constants import OPSET
 from gft_edge.export.onnx.plain_modules import exportable
 from gft_edge.export.onnx.rewrite import rewrite
 from gft_edge.manifest import MODEL

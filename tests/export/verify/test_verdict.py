@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gft_edge.export.verify.verdict import Limits, judge
-from gft_edge.stats.agreement import Comparison, Computation, StageAgreement, Tie, compare, spearman, stage_agreement
+from gft_edge.stats.agreement import Comparison, Computation, StageAgreement, Tie, compare, stage_agreement
+from gft_edge.stats.metrics import spearman
 from gft_edge.stats.paired import PairedTop1, WorstClass, difference_interval, images_needed, paired_top1
 
 
