@@ -12,7 +12,7 @@ tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11")
 
 ROOT = Path(__file__).parents[1]
 EDGE = ["budget", "manifest", "preprocess", "errors", "config.model", "files", "hardware.environment", "resample"]
-EDGE += ["runtime.sessions", "runtime.classifier", "runtime.maps", "cli.main", "benchmarks.measuring.latency"]
+EDGE += ["runtime.sessions", "runtime.classifier", "runtime.maps", "cli.main", "benchmarks.measuring.bench"]
 MAPPED = ("benchmarks", "calibration", "export")
 NOT_SHIPPED = {("benchmarks", "experiments"), ("benchmarks", "torture")}
 

@@ -75,7 +75,6 @@ class TrtexecLog:
         device: ``device``, ``compute_capability``, ``sms``: those that are there.
         variance: coefficient of variation of the GPU time as trtexec warned of it, as a share.
         warnings: its ``[W]`` lines that concern the measurement, and what this reader noticed.
-        complete: whether it ends with trtexec's own verdict.
         settings: timing, streams and shapes in force.
     """
 
@@ -86,7 +85,6 @@ class TrtexecLog:
     device: Mapping[str, str]
     variance: float | None
     warnings: tuple[str, ...]
-    complete: bool
     settings: Settings
 
     @property
@@ -199,9 +197,7 @@ def _parse_run(lines: Sequence[str], where: str) -> TrtexecLog:
     warnings += _noticed(numbers, settings)
     if verdict is None:
         warnings.append("the log ends before trtexec's own verdict (PASSED)")
-    return TrtexecLog(
-        version, command, metrics, numbers, device, variance, tuple(warnings), verdict is not None, settings
-    )
+    return TrtexecLog(version, command, metrics, numbers, device, variance, tuple(warnings), settings)
 
 
 def _noticed(numbers: Mapping[str, float], settings: Settings) -> list[str]:

@@ -38,23 +38,6 @@ NAMES = sorted(path.stem for path in BOARDS.glob("*.json"))
 
 
 @pytest.fixture
-def plant(tmp_path):
-    """Writes a board's files below a folder; a value of null becomes a folder, which cannot be read."""
-
-    def make(name, **changes):
-        for path, text in {**json.loads((BOARDS / f"{name}.json").read_text()), **changes}.items():
-            file = tmp_path / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if text is None:
-                file.mkdir(exist_ok=True)
-            else:
-                file.write_text(text)
-        return tmp_path
-
-    return make
-
-
-@pytest.fixture
 def program(tmp_path, monkeypatch):
     """Puts a shell script on PATH, before everything else."""
 

@@ -11,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gft_edge.benchmarks.measuring.bench_files import SCHEMA
-from gft_edge.benchmarks.trtexec import runs as trtexec
+from gft_edge.benchmarks.trtexec import ingest as trtexec
+from gft_edge.benchmarks.trtexec.ingest import EngineRun, RecordedRun, ingest, run_engine
 from gft_edge.benchmarks.trtexec.output import parse_log, parse_version
-from gft_edge.benchmarks.trtexec.runs import (
+from gft_edge.benchmarks.trtexec.program import (
     Timing,
     find_trtexec,
-    ingest,
     profile_arguments,
     run_trtexec,
     timing_arguments,
@@ -26,6 +26,7 @@ from gft_edge.benchmarks.trtexec.times import latency_of, parse_times, percentil
 from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
 from gft_edge.files import sha256
 from gft_edge.hardware.devices import DEVICES
+from gft_edge.manifest import register_files
 
 DATA = Path(__file__).parents[2] / "recorded/trtexec"
 NANO = DEVICES["orin-nano-8gb"]
@@ -143,7 +144,6 @@ def test_recorded_logs_are_read_to_the_last_figure(name):
             written = f"percentile({key}%)" if key.isdigit() else key
             assert float(line.split(f"{written} = ")[1].split(" ms")[0]) == value
     assert len(log.metrics) == 5
-    assert not log.complete
     assert log.warnings[-1] == "the log ends before trtexec's own verdict (PASSED)"
 
 
@@ -164,7 +164,7 @@ def test_warnings_are_surfaced():
 
 def test_a_whole_log():
     log = parse_log(text("orin-10.3.log"))
-    assert (log.version, log.complete, log.warnings) == ((10, 3), True, ())
+    assert (log.version, log.warnings) == ((10, 3), ())
     assert log.device == {"device": "Orin", "compute_capability": "8.7", "sms": "16"}
     assert log.timing == {"cuda_graph": True, "spin_wait": True, "transfers": False}
     assert log.numbers["queries"] == 2342
@@ -298,7 +298,7 @@ def test_no_times_are_more_than_an_error(data):
 
 
 def test_a_log_alone_has_figures_and_no_interval():
-    data = ingest(DATA / "ptlflow-65.log")
+    data = ingest(RecordedRun(DATA / "ptlflow-65.log"))
     row = data["results"][0]
     assert (data["schema"], data["source"], row["backend"], row["name"]) == (SCHEMA, "trtexec", "trtexec", "ptlflow-65")
     assert (row["p50_ms"], row["p95_ms"], row["rounds_ms"]) == (30.7585, 30.8396, [])
@@ -308,20 +308,20 @@ def test_a_log_alone_has_figures_and_no_interval():
 
 
 def test_transfers_that_were_off_are_absent_and_not_zero():
-    row = ingest(DATA / "yolov7-329.log")["results"][0]
+    row = ingest(RecordedRun(DATA / "yolov7-329.log"))["results"][0]
     assert set(row["stages"]) == {"inference"}
     assert row["p90_ms"] is None  # older trtexec prints one percentile
     assert (row["variation"], row["verdict"]) == (pytest.approx(0.0210486), "stable")
 
 
 def test_images_per_second_are_queries_times_batch():
-    row = ingest(DATA / "orin-10.3.log", batch=8)["results"][0]
+    row = ingest(RecordedRun(DATA / "orin-10.3.log", batch=8))["results"][0]
     assert row["throughput"]["images_per_s"] == pytest.approx(8 * 234.19)
 
 
 def test_everything_that_was_exported_is_taken_in():
     files = [DATA / name for name in ("orin-10.3.log", "times.json", "layers-10.3.json", "profile.json")]
-    row = ingest(*files)["results"][0]
+    row = ingest(RecordedRun(*files))["results"][0]
     assert len(row["rounds_ms"]) == 12
     assert row["layers"]["fused_attention"] == 2
     assert row["layers"]["timed"]
@@ -334,7 +334,7 @@ def test_files_that_are_no_json_are_refused(tmp_path, content):
     if content is not None:
         file.write_text(content)
     with pytest.raises(ArtifactError, match=r"times.json: cannot be read as JSON"):
-        ingest(DATA / "orin-10.3.log", times=file)
+        ingest(RecordedRun(DATA / "orin-10.3.log", times=file))
 
 
 def test_an_engine_that_is_not_in_the_manifest_is_not_run(with_engine, monkeypatch):
@@ -346,15 +346,15 @@ def test_an_engine_that_is_not_in_the_manifest_is_not_run(with_engine, monkeypat
         ("rtx", NANO, "built by tensorrt_rtx, not tensorrt; not loaded"),
         ("trt", DEVICES["agx-orin-64gb"], "built on orin-nano-8gb, this is agx-orin-64gb; not loaded"),
         ("trt", DEVICES["l4"], "for compute capability 8.7, this GPU has 8.9; not loaded"),
-        ("odd", NANO, "made by TensorRT dev, which is no version"),
+        ("odd", NANO, "made by TensorRT dev, which is not a known version"),
     ):
         with pytest.raises(ArtifactError, match=reason):
-            trtexec.run_engine(with_engine, key, program, 1, device=device)
+            run_engine(EngineRun(with_engine, key, program, 1, device=device))
     (with_engine.path / "engines/trt.engine").write_bytes(b"changed")
     with pytest.raises(ArtifactError, match=r"trt\.engine was changed since it was written.*not loaded"):
-        trtexec.run_engine(with_engine, "trt", program, 1, device=NANO)
+        run_engine(EngineRun(with_engine, "trt", program, 1, device=NANO))
     with pytest.raises(ConfigError, match="no NVIDIA GPU found here"):
-        trtexec.run_engine(with_engine, "trt", program, 1)
+        run_engine(EngineRun(with_engine, "trt", program, 1))
 
 
 def test_an_engine_is_run_for_its_latency_and_for_its_layers(with_engine):
@@ -372,7 +372,7 @@ cat {DATA}/orin-10.3.log
 """
     )
     program.chmod(0o755)
-    row = trtexec.run_engine(with_engine, "trt", program, 1, device=NANO)["results"][0]
+    row = run_engine(EngineRun(with_engine, "trt", program, 1, device=NANO))["results"][0]
     assert (row["name"], row["budget"]) == (with_engine.name, "12-6")
     assert len(row["rounds_ms"]) == 12
     assert row["layers"]["count"] == 11
@@ -383,13 +383,9 @@ cat {DATA}/orin-10.3.log
 
 
 @pytest.fixture
-def with_engine(tiny_checkpoint, tmp_path):
-    """An artefact with files in its manifest where engines lie."""
-    from gft_edge.checkpoint import load_checkpoint
-    from gft_edge.export.onnx.artifact import export_artifact
-    from gft_edge.manifest import register_files
-
-    artifact = export_artifact(load_checkpoint(tiny_checkpoint), tmp_path / "a", np.zeros((2, 3, 32, 32), np.float32))
+def with_engine(copied):
+    """An artefact with engine files in its manifest."""
+    artifact = copied("a")
     (artifact.path / "engines").mkdir()
     records = {"trt": ("tensorrt", "10.3.0"), "rtx": ("tensorrt_rtx", "1.7.1"), "odd": ("tensorrt", "dev")}
     for key, (module, version) in records.items():

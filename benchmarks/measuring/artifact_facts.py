@@ -1,0 +1,45 @@
+"""The part of a result that follows from the artefact: its identity, its tokens, and its bound on a device."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gft_edge.benchmarks.roofline import implausible, roofline
+from gft_edge.hardware.devices import Device, Precision
+from gft_edge.manifest import MODEL, Artifact
+
+
+def identity(artifact: Artifact) -> dict[str, Any]:
+    """Returns what identifies the measured graph in a result."""
+    manifest = artifact.manifest
+    return {
+        "name": artifact.name,
+        "precision": manifest.precision,
+        "budget": manifest.budget.id,
+        "mean_tokens": mean_tokens(artifact),
+        "model_sha256": manifest.files[MODEL].sha256,
+    }
+
+
+def mean_tokens(artifact: Artifact) -> float | None:
+    """Returns the tokens per block, class token included, mean over the blocks that the logits need; None for a baseline."""
+    model, budget = artifact.manifest.model, artifact.manifest.budget
+    if model.is_baseline:
+        return None
+    if model.variant == "published":  # its stages choose patches that the logits do not depend on
+        return model.num_patches + 1.0
+    kept, now, total = dict(zip(model.stages, budget.keep)), model.num_patches, 0
+    for block in range(1, model.depth + 1):
+        total += now + 1
+        now = kept.get(block, now)
+    return total / model.depth
+
+
+def bound_of(artifact: Artifact, device: Device, batch: int, measured_ms: float) -> dict[str, Any]:
+    """Returns the roofline of an artefact on a device, and a sentence if a measurement contradicts it.
+
+    An FP32 graph is compared with the device's FP16: its engine may be built in FP16, and a bound must hold for it too.
+    """
+    precision: Precision = "int8" if artifact.manifest.precision == "int8" else "fp16"
+    bound = roofline(artifact.manifest, device, batch, precision)
+    return {"roofline": bound.to_json(), "implausible": implausible(measured_ms, bound)}
