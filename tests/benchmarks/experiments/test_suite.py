@@ -16,6 +16,7 @@ from gft_edge.benchmarks.experiments.peers import footprint, suite, targets
 from gft_edge.benchmarks.experiments.peers.gemms import products_alone
 from gft_edge.benchmarks.experiments.peers.operators import profile
 from gft_edge.benchmarks.experiments.peers.results import markdown
+from gft_edge.benchmarks.experiments.peers.session_options import with_uint8_activations
 from gft_edge.benchmarks.measuring.protocol import Latency
 from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.export.onnx.artifact import export_graph
@@ -93,7 +94,7 @@ def test_int8_products_alone_run_as_int8(graphs, tmp_path, monkeypatch):
 
 def test_uint8_activations_are_the_same_arithmetic(graphs, images):
     model = graphs["int8"].SerializeToString()
-    found = [onnxruntime_session(m, True, 1)(images)["logits"] for m in (model, suite._with_uint8_activations(model))]
+    found = [onnxruntime_session(m, True, 1)(images)["logits"] for m in (model, with_uint8_activations(model))]
     np.testing.assert_allclose(found[1], found[0], rtol=1e-4, atol=1e-5)
 
 
