@@ -50,7 +50,19 @@ def full_scale() -> Scale:
 
 
 def quick_scale() -> Scale:
-    """Returns the width of ``gft_tiny``, four blocks, 36 patches: shows that everything runs; its ratios mean nothing."""
-    budget = TokenBudget((27, 18, 9), 36)
-    config = preset("gft_tiny", image_size=96, depth=4, stages=(1, 2, 3), budget=budget, num_classes=CLASSES)
-    return Scale(config, (1, 2, 3), (), (), "gft_typeface", ("gft_typeface",), (49, 196), 1, 2, 1, 0.0, (1,))
+    """Returns the width of ``gft_tiny``, two blocks, 36 patches: shows that everything runs; its ratios mean nothing."""
+    config = preset("gft_tiny", image_size=96, depth=2, stages=(1,), budget=TokenBudget((18,), 36), num_classes=CLASSES)
+    return Scale(
+        config,
+        places=(1,),
+        smaller=(),
+        presets=(),
+        preset="gft_typeface",
+        calibrated=("gft_typeface",),
+        patches=(49, 196),
+        repeats=1,
+        rounds=2,
+        runs=1,
+        warmup_seconds=0.0,
+        threads=(1,),
+    )
