@@ -28,21 +28,21 @@ from gft_edge.stats.metrics import wilson_interval
 from gft_edge.train.loop import count_right
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15)
-"""Share of the patches that every stage keeps: what the first one drops is gone for all blocks after it."""
+"""Share of the patches that every stage keeps; patches that the first one drops are missing in all later blocks."""
 
 
 def budgets(num_stages: int, num_patches: int) -> list[TokenBudget]:
-    """Ten budgets from every patch to 15 per cent."""
+    """Returns ten budgets from every patch to 15 per cent."""
     return [TokenBudget.from_ratios((share,) * num_stages, num_patches) for share in SHARES]
 
 
 def run(name: str, data: str = "typefaces", num_images: int = 1600) -> dict[str, Any]:
-    """Top-1 with its interval and multiply-accumulates per budget, as plain JSON values."""
+    """Returns top-1 with its interval and multiply-accumulates per budget, as plain JSON values."""
     checkpoint = load_checkpoint(name)
     info = checkpoint.info
-    tried = budgets(len(info.model.stages), info.model.num_patches)
+    evaluated = budgets(len(info.model.stages), info.model.num_patches)
     images = open_images(data, "test", num_images, info.model.image_size)
-    right, count = count_right(checkpoint.model, evaluation_batches(images, info.preprocess), tried)
+    right, count = count_right(checkpoint.model, evaluation_batches(images, info.preprocess), evaluated)
     rows = [
         {
             "budget": budget.id,
@@ -51,16 +51,18 @@ def run(name: str, data: str = "typefaces", num_images: int = 1600) -> dict[str,
             "top1": r / count,
             "interval": list(wilson_interval(r, count)),
         }
-        for budget, r in zip(tried, right)
+        for budget, r in zip(evaluated, right)
     ]
     return {"checkpoint": str(name), "sha256": checkpoint.sha256, "data": data, "images": count, "rows": rows}
 
 
 def control(name: str, data: str = "typefaces", num_images: int = 800) -> dict[str, Any]:
-    """What selection earns: right answers when each stage keeps its most important, random or least important patches."""
+    """Returns right answers if each stage keeps its most important, random or least important patches."""
     checkpoint = load_checkpoint(name)
     info = checkpoint.info
-    tried = [TokenBudget.from_ratios((s,) * len(info.model.stages), info.model.num_patches) for s in (0.5, 0.3, 0.15)]
+    evaluated = [
+        TokenBudget.from_ratios((share,) * len(info.model.stages), info.model.num_patches) for share in (0.5, 0.3, 0.15)
+    ]
     images = open_images(data, "test", num_images, info.model.image_size)
     batches = list(evaluation_batches(images, info.preprocess))
     generator = torch.Generator().manual_seed(0)
@@ -72,8 +74,8 @@ def control(name: str, data: str = "typefaces", num_images: int = 800) -> dict[s
     right = {}
     for kept, choice in choices.items():
         with choosing(checkpoint.model, choice):
-            right[kept], count = count_right(checkpoint.model, batches, tried)
-    return {"budgets": [budget.id for budget in tried], "images": count, "right": right}
+            right[kept], count = count_right(checkpoint.model, batches, evaluated)
+    return {"budgets": [budget.id for budget in evaluated], "images": count, "right": right}
 
 
 @contextlib.contextmanager
@@ -93,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Writes elastic.json and elastic.svg and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="CKPT", help="checkpoint folder, or 'builtin'")
-    parser.add_argument("out", type=Path, metavar="DIR", help="folder of what is written")
+    parser.add_argument("out", type=Path, metavar="DIR", help="output folder")
     args = parser.parse_args(arguments)
     name, out = args.name, args.out
     require_writable_folder(out)
@@ -108,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(("budget", "million MACs", "top-1", "95 % interval"), cells))
     compared = control(name)
     write_json(out / "control.json", compared)
-    print(f"right of {compared['images']} images, by what every stage keeps")
+    print(f"right of {compared['images']} images, by the patches that every stage keeps")
     print(table(("kept", *compared["budgets"]), [(kept, *right) for kept, right in compared["right"].items()]))
     return 0
 
