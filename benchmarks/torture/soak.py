@@ -175,7 +175,7 @@ def _threads(artifact: Path, threads: int, requests: int, until: float) -> SoakR
     orders = [np.random.default_rng(thread).integers(0, len(pictures), requests) for thread in range(threads)]
 
     def ask(thread: int, count: int, end: float) -> None:
-        while done[thread] < count and time.monotonic() < end:
+        while done[thread] < count and (not done[thread] or time.monotonic() < end):
             which = orders[thread][done[thread]]
             wrong[thread] += _answers(classifier, pictures[which]) != expected[which]
             done[thread] += 1
