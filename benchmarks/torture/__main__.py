@@ -70,11 +70,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def lanes(parts: Sequence[str], count: int) -> list[list[str]]:
-    """Spreads parts over at most so many processes that run at the same time, the longest first."""
+    """Spreads parts over at most so many processes that run at the same time.
+
+    In each the shortest comes first: what it does not use of its time goes to the longer ones.
+    """
     found: list[list[str]] = [[] for _ in range(count)]
     for name in sorted((name for name in PARTS if name in parts), key=lambda name: -PARTS[name]):
         min(found, key=lambda lane: sum(PARTS[one] for one in lane)).append(name)
-    return [lane for lane in found if lane]
+    return [sorted(lane, key=lambda name: PARTS[name]) for lane in found if lane]
 
 
 def _in_lanes(every: Sequence[Sequence[str]], made: Materials, folder: Path, args: argparse.Namespace) -> Any:
