@@ -17,7 +17,7 @@ SLOW = ("report-", "bench-page", "manifest", "family", "golden")
 def test_changed_inputs_are_used_or_refused(every_reader, scratch, tmp_path):
     finds = []
     for reader in every_reader.values():
-        count = 1 if reader.name.startswith(SLOW) else 6
+        count = 1 if reader.name.startswith(SLOW) else 4
         finds += read_mutants(reader, count, 0, scratch, tmp_path / "finds").finds
     assert not finds
 
