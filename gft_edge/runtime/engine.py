@@ -6,6 +6,7 @@ hardware.
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy.typing as npt
 from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.hardware.environment import has_nvidia_driver, missing_extra
 from gft_edge.manifest import Artifact
+from gft_edge.runtime.batching import run_in_batches
 from gft_edge.runtime.cuda import Cuda, open_cuda
 from gft_edge.runtime.trt_messages import error_logger, explain, require
 
@@ -70,14 +72,7 @@ class Engine:
             raise DataError(
                 f"input {images.shape} {images.dtype} does not fit the engine, which takes {self.input.dtype}"
             )
-        low, high = self.batch
-        parts = []
-        for start in range(0, len(images), high):
-            part = images[start : start + high]
-            missing = max(low - len(part), 0)
-            padded = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
-            parts.append([value[: len(part)] for value in run_once(self.context, self, padded)])
-        return [np.concatenate(values) for values in zip(*parts)]
+        return run_in_batches(functools.partial(run_once, self.context, self), images, *self.batch)
 
 
 def load_module(name: str) -> ModuleType:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.manifest import DeploymentManifest
+from gft_edge.stats.grid import mask_of, scatter
 
 
 def stage_positions(
@@ -28,20 +29,11 @@ def importance_maps(
         return list(np.moveaxis(outputs["gala_maps"], 1, 0))
     positions = stage_positions(outputs, manifest)
     return [
-        scatter(outputs[f"importance_{stage}"], where, manifest.model.grid) for stage, where in enumerate(positions)
+        scatter(outputs[f"importance_{stage}"].astype(np.float32), entering, manifest.model.grid)
+        for stage, entering in enumerate(positions)
     ]
 
 
 def kept_masks(kept: Sequence[npt.NDArray[np.integer[Any]]], grid: tuple[int, int]) -> list[npt.NDArray[np.bool_]]:
-    """Where the patches kept by each stage lie: one (B, rows, cols) per stage."""
-    return [scatter(np.ones(k.shape, dtype=np.float32), k, grid) > 0 for k in kept]
-
-
-def scatter(
-    values: npt.NDArray[np.floating[Any]], positions: npt.NDArray[np.integer[Any]], grid: tuple[int, int]
-) -> npt.NDArray[np.float32]:
-    """Values (B, k) at positions (B, k) of an empty grid: (B, rows, cols)."""
-    rows, cols = grid
-    flat = np.zeros((len(values), rows * cols), dtype=np.float32)
-    np.put_along_axis(flat, positions.astype(np.int64), values.astype(np.float32), axis=1)
-    return flat.reshape(-1, rows, cols)
+    """Returns where the patches kept by each stage lie: one (B, rows, cols) per stage."""
+    return [mask_of(positions, grid) for positions in kept]

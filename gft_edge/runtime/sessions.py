@@ -13,6 +13,7 @@ import numpy.typing as npt
 from gft_edge.errors import ArtifactError, ConfigError, DataError, MissingExtraError
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.runtime import huge_pages as pages
+from gft_edge.runtime.batching import run_in_batches
 
 ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
 """Run an engine of the artefact; ``tensorrt:KEY`` names one of several."""
@@ -53,26 +54,18 @@ class Session:
         if self.pixels is not None and images.dtype != np.uint8:
             images = self.pixels(images)
         size = self.batch
-        if size is None or len(images) == size:
-            return self._run(images)
-        parts = []
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            missing = size - len(part)
-            outputs = self._run(np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part)
-            parts.append({name: value[: len(part)] for name, value in outputs.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+        values = self._run(images) if size is None else run_in_batches(self._run, images, size, size)
+        return dict(zip(self.outputs, values))
 
-    def _run(self, images: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+    def _run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         try:
-            values = self._session.run(None, {self._input: images})
+            return list(self._session.run(None, {self._input: images}))
         except Exception as error:  # ONNX Runtime's own classes have no public names
             if type(error).__name__ == "InvalidArgument":
                 raise DataError(f"input {images.shape} {images.dtype} does not fit the graph: {error}") from None
             if type(error).__module__.startswith("onnxruntime"):
                 raise ArtifactError(f"the graph cannot be run: {error}") from None
             raise
-        return dict(zip(self.outputs, values))
 
 
 def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, huge_pages: bool = False) -> Session:

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.constants import TEMPERATURE
+from gft_edge.stats.grid import scatter
 from gft_edge.stats.metrics import accuracy, spearman, sqnr_db
 from gft_edge.stats.paired import PairedTop1, paired_top1
 
@@ -256,11 +257,10 @@ def _importance_agreement(
     if inputs.min() < 0 or found_inputs.min() < 0:  # no positions on a grid
         return None, None
     size = int(max(inputs.max(), found_inputs.max())) + 1
-    grids = []
-    for values, positions in ((expected, inputs), (found, found_inputs)):
-        grid = np.zeros((len(values), size))
-        np.put_along_axis(grid, positions.astype(np.int64), np.nan_to_num(values.astype(np.float64)), axis=1)
-        grids.append(grid)
+    grids = [
+        scatter(np.nan_to_num(values.astype(np.float64)), positions, (size,))
+        for values, positions in ((expected, inputs), (found, found_inputs))
+    ]
     correlations = []
     for row in range(len(expected)):
         common = np.intersect1d(inputs[row], found_inputs[row])
