@@ -7,7 +7,6 @@ hardware.
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.errors import ArtifactError, ConfigError, DataError
-from gft_edge.hardware.environment import has_nvidia_driver, missing_extra
+from gft_edge.hardware.environment import has_nvidia_driver
 from gft_edge.manifest import Artifact
+from gft_edge.runtime.backends import backend_of_module
 from gft_edge.runtime.batching import run_in_batches
 from gft_edge.runtime.cuda import Cuda, open_cuda
+from gft_edge.runtime.sessions import Session, SessionOptions
 from gft_edge.runtime.trt_messages import error_logger, explain, require
 
 if TYPE_CHECKING:
     import tensorrt
 
     from gft_edge.runtime.engine_files import EngineHost
-
-EXTRAS = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
-"""Module that runs engines, and the extra of gft-edge that brings it."""
 
 
 @dataclass(frozen=True)
@@ -76,16 +74,13 @@ class Engine:
 
 
 def load_module(name: str) -> ModuleType:
-    """Imports what runs engines.
+    """Imports TensorRT or TensorRT-RTX to run engines.
 
     Raises:
         MissingExtraError: it is not installed, or its libraries are not.
         ConfigError: there is no driver.
     """
-    try:
-        module = importlib.import_module(name)
-    except (ImportError, OSError):
-        raise missing_extra(name, EXTRAS[name]) from None
+    module = backend_of_module(name).import_module()
     if not has_nvidia_driver():
         raise ConfigError(
             f"backend {name}: engines run on an NVIDIA GPU, and there is no NVIDIA driver here; run it on the device, or "
@@ -147,6 +142,17 @@ def fitting_engine(artifact: Artifact, host: EngineHost, key: str = "") -> tuple
     raise ArtifactError(
         f"artefact {artifact.path}: has no {host.module} engine; build one: gft-edge build {artifact.path} --target {target}"
     )
+
+
+def open_tensorrt(artifact: Artifact, options: SessionOptions, module: str) -> Session:
+    """Opens an engine of an artefact; the opener of the backends that run engines.
+
+    Raises:
+        MissingExtraError, ConfigError, ArtifactError: as :func:`open_engine`.
+    """
+    engine, record = open_engine(artifact, module, options.key)
+    outputs = tuple(output.name for output in engine.outputs)
+    return Session(module, record, outputs, engine, engine.input.name)
 
 
 def open_engine(artifact: Artifact, module: str, key: str = "") -> tuple[Engine, dict[str, Any]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gft_edge.cli.common import add_data_arguments, is_artifact
+from gft_edge.runtime.backends import DEFAULT, names_text
 
 if TYPE_CHECKING:
     from gft_edge.checkpoint import CheckpointInfo
@@ -39,9 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint only, repeatable: patches kept, shares such as 75%%,50%%,25%%, or 'full'; "
         "default: full and the checkpoint's own",
     )
-    parser.add_argument(
-        "--backend", default="onnxruntime", help="artefact only: onnxruntime, tensorrt or tensorrt_rtx (onnxruntime)"
-    )
+    parser.add_argument("--backend", default=DEFAULT, help=f"artefact only: {names_text()}")
     parser.add_argument("--threads", type=int, default=0, help="threads of the backend; 0: one per core")
     parser.add_argument(
         "--out",

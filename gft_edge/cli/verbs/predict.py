@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gft_edge.cli.common import positive
+from gft_edge.runtime.backends import DEFAULT, names_text
 
 if TYPE_CHECKING:
     from gft_edge.manifest import DeploymentManifest
@@ -32,8 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", type=Path, metavar="FILE", help="also write the predictions as FILE.json or FILE.csv")
     parser.add_argument(
         "--backend",
-        default="onnxruntime",
-        help="what runs the artefact: onnxruntime, tensorrt or tensorrt_rtx (onnxruntime)",
+        default=DEFAULT,
+        help=f"what runs the artefact: {names_text()}",
     )
 
 
