@@ -1,7 +1,7 @@
-"""Runs an engine of an artefact: one path for ``tensorrt`` and ``tensorrt_rtx``, from 8.6 to 11.
+"""Runs an engine of an artefact: one code path for ``tensorrt`` and ``tensorrt_rtx``, from 8.6 to 11.
 
-Calls of the name-based interface alone, which every generation has; a test holds them against the real bindings. Not verified on
-hardware.
+Calls only the name-based interface, which every generation has; a test compares the calls with the real bindings. Not verified
+on hardware.
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ class Engine:
     """A loaded engine with its memory.
 
     Attributes:
-        batch: smallest and largest number of images it takes.
+        batch: smallest and largest number of images that it takes.
         input, outputs: its tensors.
-        objects: that must outlive the context: logger, runtime and engine.
+        objects: objects that must outlive the context: logger, runtime and engine.
     """
 
     context: tensorrt.IExecutionContext
@@ -59,11 +59,11 @@ class Engine:
     messages: list[str]
 
     def run(self, names: None, feed: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """All outputs, called as ONNX Runtime's sessions are; more images than it takes are run in parts.
+        """Returns all outputs; has the signature of ONNX Runtime's sessions. Runs images in batches that the engine takes.
 
         Raises:
             DataError: the array does not fit the engine.
-            ArtifactError: execution failed, with what TensorRT said.
+            ArtifactError: execution failed, with TensorRT's message.
         """
         images = np.ascontiguousarray(feed[self.input.name])
         if images.dtype != self.input.dtype:
@@ -90,7 +90,7 @@ def load_module(name: str) -> ModuleType:
 
 
 def engine_host(trt: ModuleType) -> EngineHost:
-    """What an engine would be loaded by here.
+    """Returns the software and hardware that would load an engine here.
 
     Raises:
         ConfigError: no GPU is found.
@@ -104,11 +104,11 @@ def engine_host(trt: ModuleType) -> EngineHost:
 
 
 def fitting_engine(artifact: Artifact, host: EngineHost, key: str = "") -> tuple[Path, dict[str, Any]]:
-    """The artefact's own engine that fits: the one named, else the only one.
+    """Returns the named engine of the artefact, or the only one that fits.
 
     Args:
         artifact: with engines in its manifest.
-        host: what will load it.
+        host: the software and hardware that will load it.
         key: of the engine, empty for any.
 
     Returns:
@@ -159,7 +159,7 @@ def open_engine(artifact: Artifact, module: str, key: str = "") -> tuple[Engine,
     """Loads an engine after every check on it; returns it with the options for the record.
 
     Raises:
-        MissingExtraError: ``module``, or what allocates memory, is not installed.
+        MissingExtraError: ``module``, or a library for GPU memory, is not installed.
         ConfigError: no driver or GPU, or several engines fit.
         ArtifactError: no engine fits, or TensorRT refuses it.
     """
@@ -182,17 +182,17 @@ def open_engine(artifact: Artifact, module: str, key: str = "") -> tuple[Engine,
 
 
 def load_engine(trt: ModuleType, blob: bytes, where: str, batch: tuple[int, int], cuda: Cuda | None = None) -> Engine:
-    """Deserialises an engine, which executes code of it: only after :func:`gft_edge.runtime.engine_files.check_engine`.
+    """Deserialises an engine, which executes its code: call :func:`gft_edge.runtime.engine_files.check_engine` before.
 
     Args:
         trt: TensorRT or TensorRT-RTX.
         blob: the engine.
-        where: it comes from, for messages.
-        batch: smallest and largest number of images it takes.
-        cuda: its memory; by default opened after the engine was accepted.
+        where: its origin, for messages.
+        batch: smallest and largest number of images that it takes.
+        cuda: its memory; by default opened after TensorRT has accepted the engine.
 
     Raises:
-        ArtifactError: TensorRT refuses it, with what it said.
+        ArtifactError: TensorRT refuses it, with TensorRT's message.
     """
     messages: list[str] = []
     logger = error_logger(trt, messages)
@@ -219,11 +219,11 @@ def load_engine(trt: ModuleType, blob: bytes, where: str, batch: tuple[int, int]
 
 
 def run_once(context: tensorrt.IExecutionContext, engine: Engine, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-    """Outputs of one execution.
+    """Returns the outputs of one execution.
 
     Raises:
         DataError: the engine does not take such a shape.
-        ArtifactError: execution failed, with what TensorRT said.
+        ArtifactError: execution failed, with TensorRT's message.
     """
     engine.messages.clear()
     if not context.set_input_shape(engine.input.name, images.shape):

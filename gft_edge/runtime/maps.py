@@ -1,4 +1,4 @@
-"""From map outputs (dense, or compact: values of kept patches and their positions) to maps on the image grid."""
+"""Converts map outputs (dense, or compact: values of kept patches and their positions) to maps on the image grid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gft_edge.stats.grid import mask_of, scatter
 def stage_positions(
     outputs: Mapping[str, npt.NDArray[Any]], manifest: DeploymentManifest
 ) -> list[npt.NDArray[np.integer[Any]]]:
-    """Positions on the original grid of the patches entering each stage, (B, N_i) each."""
+    """Returns the positions on the original grid of the patches that enter each stage, (B, N_i) each."""
     batch = len(outputs["logits"])
     everything = np.broadcast_to(np.arange(manifest.model.num_patches), (batch, manifest.model.num_patches))
     return [everything, *(outputs[f"kept_{i}"] for i in range(len(manifest.budget.keep) - 1))]
@@ -24,7 +24,7 @@ def stage_positions(
 def importance_maps(
     outputs: Mapping[str, npt.NDArray[Any]], manifest: DeploymentManifest
 ) -> list[npt.NDArray[np.float32]]:
-    """Importance on the grid, zero where a patch was dropped before the stage: one (B, rows, cols) per stage."""
+    """Returns the importance on the grid, zero for patches dropped before the stage: one (B, rows, cols) per stage."""
     if manifest.maps == "dense":
         return list(np.moveaxis(outputs["gala_maps"], 1, 0))
     positions = stage_positions(outputs, manifest)

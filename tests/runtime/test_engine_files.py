@@ -92,7 +92,7 @@ TAMPERED = {
     "engine changed and entered": (swap_and_register, "the record is of another file"),
     "engine gone": (remove, "is missing"),
     "not in the manifest": (unlist, "is not in the artefact's manifest"),
-    "graph exported anew": (swap_model, "built from another graph than the artefact's model.onnx"),
+    "another graph": (swap_model, "built from another graph than the artefact's model.onnx"),
     "record of another key": (lambda a, k: edit_record(a, k, key="x"), "the record is of engine x"),
     "other flavour": (lambda a, k: edit_record(a, k, module="tensorrt_rtx"), "built by tensorrt_rtx, not tensorrt"),
     "older TensorRT": (lambda a, k: edit_record(a, k, version="8.6.2"), "built by tensorrt 8.6.2, here is 10.3.0"),
@@ -109,13 +109,13 @@ TAMPERED = {
 
 
 @pytest.mark.parametrize("name", TAMPERED)
-def test_tampering_is_refused_with_the_command_that_builds_anew(built, name):
+def test_tampering_is_refused_with_the_command_that_builds_it_again(built, name):
     tamper, reason = TAMPERED[name]
     artifact, key = built
     artifact = tamper(artifact, key)
     with pytest.raises(ArtifactError, match=reason) as caught:
         check_engine(artifact, key, HOST)
-    assert f"not loaded. Build it anew: gft-edge build {artifact.path} --target orin-nano-8gb" in str(caught.value)
+    assert f"not loaded. Build it again: gft-edge build {artifact.path} --target orin-nano-8gb" in str(caught.value)
 
 
 def test_engine_nobody_built_is_refused(built):

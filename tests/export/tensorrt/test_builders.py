@@ -292,7 +292,7 @@ def test_refusal_of_the_compiler_names_the_node(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ([], "no message was given"),
+        ([], "TensorRT gave no message"),
         (
             [
                 "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any implementation for "
