@@ -94,7 +94,7 @@ def _problem(places: Sequence[Place]) -> str | None:
         if control := next((character for character in name if _is_control(character)), None):
             return f"{place} holds the control character U+{ord(control):04X}"
         if name in seen:
-            return f"{place} is {name!r} again, {seen[name]} has it"
+            return f"{place} repeats {name!r} of {seen[name]}"
         seen[name] = place
     return None
 

@@ -166,8 +166,8 @@ def load_artifact(path: str | Path) -> Artifact:
     member = manifest.family.get(name)
     missing = [] if member is None else [n for n in (member.model, member.golden) if n not in manifest.files]
     if member is None or missing:
-        there = ", ".join((manifest.budget.id, *manifest.family))
-        raise ArtifactError(f"artefact {folder}: has no graph of budget {name}; there are: {there}")
+        known = ", ".join((manifest.budget.id, *manifest.family))
+        raise ArtifactError(f"artefact {folder}: has no graph of budget {name}; there are: {known}")
     files = {**manifest.files, MODEL: manifest.files[member.model], GOLDEN: manifest.files[member.golden]}
     return Artifact(folder, replace(manifest, budget=member.budget, outputs=member.outputs, files=files), name)
 

@@ -127,7 +127,7 @@ class DeploymentManifest:
         if self.rest not in get_args(HighPrecision):
             problems.append(f"rest must be one of {', '.join(get_args(HighPrecision))}, found {self.rest!r}")
         elif self.precision not in QUANTIZED and self.precision != self.rest:
-            problems.append(f"precision {self.precision!r} goes with the same rest, found {self.rest!r}")
+            problems.append(f"precision {self.precision!r} requires the same rest, found {self.rest!r}")
         problems += batch_problems(self.batch)
         if self.maps not in get_args(MapsMode):
             problems.append(f"maps must be one of {', '.join(get_args(MapsMode))}, found {self.maps!r}")

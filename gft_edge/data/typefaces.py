@@ -81,7 +81,7 @@ def font_folder() -> Path:
     """
     spec = importlib.util.find_spec("matplotlib")  # importing the package takes half a second
     if spec is None or spec.origin is None:
-        raise MissingExtraError("matplotlib, which brings the fonts of the typefaces,", "report")
+        raise MissingExtraError("matplotlib", "report", "which contains the fonts of the typefaces")
     return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
 
 

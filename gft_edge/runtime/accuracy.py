@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.data.batches import indexed_batches
+from gft_edge.data.batches import batch_count, indexed_batches
 from gft_edge.errors import DataError
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
 Forward = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
 """Computes logits (B, classes) of preprocessed images (B, 3, H, W) float32."""
 
-BATCH = 64
 TOP5_CLASSES = 6
 """With fewer classes, all answers or all but one are among the five best."""
 CONFUSION_CLASSES = 200
@@ -192,9 +191,8 @@ def measure_accuracy(
     """
     answers = [_Answers(name, tuple(labels)) for name, _ in models]
     seen = 0
-    for indices, pixels, truth in track(
-        indexed_batches(images, spec, BATCH, problem), "evaluate", -(-len(images) // BATCH)
-    ):
+    batches = indexed_batches(images, spec, problem=problem)
+    for indices, pixels, truth in track(batches, "evaluate", batch_count(len(images))):
         seen += len(indices)
         for (_, forward), collected in zip(models, answers):
             collected.add(forward(pixels), truth, indices, images.name)

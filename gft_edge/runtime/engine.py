@@ -121,8 +121,8 @@ def fitting_engine(artifact: Artifact, host: EngineHost, key: str = "") -> tuple
     from gft_edge.runtime.engine_files import check_engine
 
     flavour = "rtx" if host.module == "tensorrt_rtx" else "trt"
-    there = [Path(name).stem for name in artifact.manifest.files if name.endswith(".engine")]
-    keys = [key] if key else sorted(name for name in there if name.startswith(flavour))
+    built = [Path(name).stem for name in artifact.manifest.files if name.endswith(".engine")]
+    keys = [key] if key else sorted(name for name in built if name.startswith(flavour))
     found, refusals = {}, []
     for each in keys:
         try:

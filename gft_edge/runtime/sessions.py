@@ -203,17 +203,18 @@ def _require_interface(session: Session, artifact: Artifact) -> None:
         ("inputs", artifact.manifest.inputs, session._session.get_inputs()),
         ("outputs", artifact.manifest.outputs, session._session.get_outputs()),
     )
-    for kind, described, found in tables:
+    for kind, described, opened in tables:
         wanted = [
             (t.name, t.dtype, *(axis if isinstance(axis, int) else "batch" for axis in t.shape)) for t in described
         ]
-        there = [
+        found = [
             (t.name, _DTYPES.get(t.type, t.type), *(axis if isinstance(axis, int) else "batch" for axis in t.shape))
-            for t in found
+            for t in opened
         ]
-        if wanted != there:
+        if wanted != found:
             raise ArtifactError(
-                f"artefact {artifact.path}: {kind} of the graph are {there}, its manifest says {wanted}; export it again"
+                f"artefact {artifact.path}: {kind} of the graph differ from its manifest: found {found}, expected {wanted}; "
+                "export it again"
             )
 
 

@@ -1,7 +1,7 @@
 """Accuracy of a checkpoint (at one or more token budgets, in PyTorch) or of an artefact (in its backend).
 
-Also says which classes are wrong most often and what they are taken for; --out writes the whole confusion matrix, and pictures of
-the wrong predictions that the model was surest of.
+Lists the classes with most errors and the most frequent confusions; --out writes the whole confusion matrix, and pictures of the
+wrong predictions with the highest probability.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _text(data: dict[str, Any], found: Sequence[Accuracy]) -> str:
 
 
 def _classes(found: Sequence[Accuracy], names: Sequence[str]) -> list[str]:
-    """Share of right answers by class, the worst of the last result first, where more than one class has wrong ones."""
+    """Returns the share of right answers by class, the worst of the last result first, if several classes have wrong ones."""
     from gft_edge.cli.console import table
 
     classes = [accuracy.per_class() for accuracy in found]
@@ -117,7 +117,7 @@ def _classes(found: Sequence[Accuracy], names: Sequence[str]) -> list[str]:
 
 
 def _mistakes(accuracy: Accuracy, budget: str) -> list[str]:
-    """The most frequent mistakes, where one happened more than once."""
+    """Returns the most frequent mistakes, if one occurred more than once."""
     from gft_edge.cli.console import table
 
     mistakes = accuracy.confused(MISTAKES_SHOWN)
