@@ -378,7 +378,7 @@ def run_engine(
             not loaded), or trtexec failed.
     """
     trtexec = find_trtexec(binary)
-    device = device or device_here()
+    device = device or device_here().profile
     # trtexec tells its version only when it runs, and refuses engines of another one itself.
     host = EngineHost("tensorrt", None, device.compute_capability, device.name)
     engine, record = check_engine(artifact, key, host)

@@ -9,8 +9,9 @@ import pytest
 
 from gft_edge.calibration.cache import CalibrationCache, write_cache
 from gft_edge.calibration.ranges import Ranges
-from gft_edge.hardware import this_device as this_gpu
+from gft_edge.hardware import this_device
 from gft_edge.hardware.devices import device
+from gft_edge.hardware.this_device import Recognized
 
 CACHES = Path(__file__).parents[1] / "calibration/data"
 
@@ -81,8 +82,8 @@ def test_plan_for_a_graph_that_does_not_fit_fails(gft_edge, made):
 )
 def test_what_cannot_be_is_one_line(gft_edge, made, monkeypatch, options, code, words):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setattr(this_gpu, "board", lambda root: None)
-    monkeypatch.setattr(this_gpu.shutil, "which", lambda name: None)
+    monkeypatch.setattr(this_device, "board", lambda root: None)
+    monkeypatch.setattr(this_device.shutil, "which", lambda name: None)
     done = gft_edge("build", made["fp32"], *options)
     assert (done.code, done.out) == (code, "")
     assert words in done.err
@@ -95,7 +96,7 @@ def test_what_cannot_be_is_one_line(gft_edge, made, monkeypatch, options, code, 
 )
 def test_tensorrt_is_asked_for_on_the_device_itself_only(gft_edge, made, monkeypatch, here, code, words):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setattr(this_gpu, "device_here", lambda: device(here))
+    monkeypatch.setattr(this_device, "device_here", lambda: Recognized(device(here), "test"))
     done = gft_edge("build", made["fp32"], "--target", "orin-nano")
     assert (done.code, done.out, done.err.count("\n")) == (code, "", 1)
     assert words in done.err
@@ -138,7 +139,7 @@ class TestOnAMachineWithTensorRT:
         module = type(sys)("tensorrt")
         module.__version__ = "10.3.0"
         monkeypatch.setitem(sys.modules, "tensorrt", module)
-        monkeypatch.setattr(this_gpu, "device_here", lambda: device("orin-nano-8gb"))
+        monkeypatch.setattr(this_device, "device_here", lambda: Recognized(device("orin-nano-8gb"), "test"))
 
     def test_engine_for_another_gpu_is_refused(self, gft_edge, made):
         done = gft_edge("build", made["fp32"], "--target", "agx-orin")

@@ -104,8 +104,9 @@ def _plan(args: argparse.Namespace, summary: Any) -> BuildPlan:
     from gft_edge.export.tensorrt.planning import make_plan
     from gft_edge.hardware.devices import device
     from gft_edge.hardware.environment import missing_extra
+    from gft_edge.hardware.jetson import power_mode_mark
     from gft_edge.hardware.tensorrt_versions import RTX
-    from gft_edge.hardware.this_device import device_here, power_mode, same_module
+    from gft_edge.hardware.this_device import device_here, same_module
 
     if args.target == RTX:
         return make_plan(summary, RTX, _options(args, None))
@@ -121,13 +122,13 @@ def _plan(args: argparse.Namespace, summary: Any) -> BuildPlan:
             _require_here(wanted, args.artifact)
         if args.tensorrt is None or not args.plan:
             raise missing_extra("tensorrt", "trt") from None
-    here = device_here()
+    here = device_here().profile
     if wanted is not None and not same_module(wanted, here):
         raise ConfigError(
             f"engines do not move between GPU models: this is {here.title}; build on {wanted.title}, or --plan"
         )
     version = args.tensorrt or ".".join(tensorrt.__version__.split(".")[:3])
-    return make_plan(summary, here, replace(_options(args, version), power_mode=power_mode()))
+    return make_plan(summary, here, replace(_options(args, version), power_mode=power_mode_mark()))
 
 
 def _require_here(wanted: Device, artifact: Path) -> None:
@@ -140,7 +141,7 @@ def _require_here(wanted: Device, artifact: Path) -> None:
     from gft_edge.hardware.this_device import device_here, same_module
 
     try:
-        here = device_here()
+        here = device_here().profile
     except ConfigError:
         here = None
     if here is None or not same_module(wanted, here):
