@@ -185,7 +185,7 @@ def bad_topk(graph: GraphView, platform: Platform) -> Problems:
             yield label(node), f"k ({node.input[1]}) is not a constant: shapes after it depend on the data"
         elif k > MAX_TOPK:
             yield label(node), f"k is {k}, the limit is {MAX_TOPK}"
-        old = platform.generation is not None and platform.generation.name == "8.6"
+        old = platform.generation is not None and not platform.generation.sorts_integers
         if old and graph.dtype(node.input[0]) in ("int32", "int64"):
             yield label(node), f"sorts integers, {platform.title} takes floats only; export with --dialect trt8"
 

@@ -8,8 +8,16 @@ from onnx import NodeProto, TensorProto, ValueInfoProto
 
 from gft_edge.export.graph.structure import STANDARD, node_label
 from gft_edge.export.graph.view import GraphView, attribute
-from gft_edge.export.lint.operators import PLUGIN_DOMAINS, first_version, names, reads, reads_foreign
-from gft_edge.hardware.tensorrt_versions import Platform, parse_version
+from gft_edge.export.lint.operators import (
+    FORM_SINCE,
+    PLUGIN_DOMAINS,
+    first_version,
+    names,
+    reads,
+    reads_foreign,
+    reads_form,
+)
+from gft_edge.hardware.tensorrt_versions import Platform
 
 Problems = Iterator[tuple[str, str]]
 
@@ -46,18 +54,17 @@ def plugin_operator(graph: GraphView, platform: Platform) -> Problems:
 
 def new_operator(graph: GraphView, platform: Platform) -> Problems:
     """Operators, outputs and functions that need a newer parser than the target has."""
-    version = platform.version
-    if version is None or platform.is_rtx:
+    version, known = platform.version, platform.generation
+    if version is None or known is None or platform.is_rtx:
         return
-    old = parse_version(version) < (9, 0)
-    hint = "; export with --dialect trt8" if old else ""
+    hint = "; export with --dialect trt8" if known.dialect == "trt8" else ""
     for node in graph.nodes:
         if node.domain not in STANDARD:
             continue
         since = first_version(node.op_type)
         if since is not None and not reads(node.op_type, version):
             yield node_label(node), f"{platform.title} has no {node.op_type}, which came with TensorRT {since}{hint}"
-    if old and graph.functions:
+    if not known.reads_functions and graph.functions:
         domain, name = graph.functions[0]
         yield f"function {domain}.{name}", f"{platform.title} reads no local functions; inline them, or use 10.x"
 
@@ -157,7 +164,7 @@ def _reduction(graph: GraphView, node: NodeProto, platform: Platform) -> Iterato
 
 
 def _cum_sum(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
-    if platform.version is not None and not platform.is_rtx and parse_version(platform.version) < (10, 8):
+    if platform.version is not None and not reads_form("CumSum", platform.version):
         yield from _constant_input(graph, node, 1, "axis")
 
 
@@ -173,11 +180,11 @@ def _constant(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator
 
 
 def _einsum(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
-    if platform.version is None or platform.is_rtx or parse_version(platform.version) >= (10, 12):
+    if platform.version is None or reads_form("Einsum", platform.version):
         return
     equation = _text(node, "equation", "").replace(" ", "")
     if "..." in equation or any(len(set(term)) < len(term) for term in equation.partition("->")[0].split(",")):
-        yield f"equation {equation} has an ellipsis or a diagonal, which TensorRT reads from 10.12 on"
+        yield f"equation {equation} has an ellipsis or a diagonal, which TensorRT reads from {FORM_SINCE['Einsum']} on"
 
 
 def _recurrent(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:

@@ -9,6 +9,7 @@ from gft_edge.errors import ConfigError
 from gft_edge.export.graph.summary import GraphSummary
 from gft_edge.hardware.devices import Device
 from gft_edge.hardware.tensorrt_versions import (
+    GENERATIONS,
     RTX,
     RTX_CAPABILITIES,
     Generation,
@@ -105,7 +106,7 @@ def require_options(
         ConfigError: with the reason.
     """
     where = "TensorRT-RTX" if known.name == RTX else f"TensorRT {version}"
-    if known.name == "8.6" and graph.rest != "fp32":
+    if known.typing == "weak" and graph.rest != "fp32":
         raise ConfigError(f"{where} takes a graph typed FP32 and a flag: export with --dialect trt8, build with --weak")
     if options.weak and known.typing == "strong":
         raise ConfigError(f"--weak: {where} has no precision flags, the graph decides; export with --precision fp16")
@@ -135,7 +136,8 @@ def require_options(
     if options.hardware_compatibility == "ampere+" and float(profile.compute_capability) < 8:
         raise ConfigError(f"--hardware-compatibility ampere+: {profile.title} is older than Ampere")
     if options.hardware_compatibility == "same-capability" and not known.has_same_capability:
-        raise ConfigError(f"--hardware-compatibility same-capability: needs TensorRT 10.13, this is {version}")
+        first = next(row.name for row in GENERATIONS if row.has_same_capability)
+        raise ConfigError(f"--hardware-compatibility same-capability: needs TensorRT {first}, this is {version}")
 
 
 def _require_dla(graph: GraphSummary, version: str, profile: Device | None, options: BuildOptions) -> None:

@@ -201,7 +201,7 @@ def _notes(
     slow = slow_types(graph, half_allowed="FP16" in flags, has_flag=known.typing != "strong")
     if slow is not None:
         notes.append(slow)
-    if weak and known.typing == "both" and version != RTX and known.name in ("10.13", "10.16"):
+    if weak and known.deprecates_weak:
         notes.append("TensorRT warns that weak typing is deprecated since 10.12; 11 has none")
     if graph.precision == "fp8" and graph.quantized_attention and len(set(options.batch)) > 1:
         notes.append("FP8 attention fuses with static shapes only; build one engine per batch size")

@@ -16,6 +16,7 @@ from gft_edge.errors import ConfigError, MissingExtraError
 from gft_edge.export.tensorrt.build_plan import BuildPlan
 from gft_edge.export.tensorrt.builders import timing_cache_file
 from gft_edge.hardware.environment import has_nvidia_driver
+from gft_edge.hardware.tensorrt_versions import generation
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -28,7 +29,7 @@ def settings(plan: BuildPlan) -> dict[str, Any]:
     """
     if plan.precision not in DTYPES:
         raise ConfigError(f"Torch-TensorRT: {plan.precision.upper()} ranges are in the ONNX graph; use gft-edge build")
-    if plan.rtx or plan.generation == "8.6" or {"FP16", "INT8"} & set(plan.builder_flags):
+    if plan.rtx or generation(plan.generation).typing == "weak" or {"FP16", "INT8"} & set(plan.builder_flags):
         raise ConfigError("Torch-TensorRT: needs a strongly typed plan for TensorRT 10 or 11")
     if plan.dla_core is not None or plan.hardware_compatibility == "SAME_COMPUTE_CAPABILITY":
         raise ConfigError("Torch-TensorRT: DLA and same-capability engines are built with gft-edge build")

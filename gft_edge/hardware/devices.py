@@ -86,8 +86,8 @@ _AGX_ORIN_RAILS = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")  # no total rail;
 _THOR_RAILS = ("VIN",)
 
 _ORIN_TENSORRT = ("8.5", "8.6", "10.3", "10.7", "10.16")
-_AGX_ORIN_TENSORRT = (*_ORIN_TENSORRT, "11.4")  # 11.4.1 names AGX Orin and Thor only
-_THOR_TENSORRT = ("10.13", "10.16", "11.4")
+_AGX_ORIN_TENSORRT = (*_ORIN_TENSORRT, "11.4.1")  # its release notes name AGX Orin and Thor only
+_THOR_TENSORRT = ("10.13", "10.16", "11.4.1")
 
 
 def _orin(
