@@ -9,9 +9,9 @@ from onnx import NodeProto
 
 from gft_edge.constants import MAX_FUSED_INT8_TOKENS, MAX_TOPK
 from gft_edge.export.graph import summary as graph_summary
+from gft_edge.export.graph.dtypes import FLOATS
 from gft_edge.export.graph.view import (
     DEQUANTIZE,
-    FLOATS,
     MOVES,
     PRODUCTS,
     QUANTIZE,
