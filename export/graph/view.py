@@ -252,9 +252,6 @@ def _attribute_type(op_type: str, name: str) -> int | None:
     return None if known is None else int(known.type.value)
 
 
-label = node_label
-
-
 def view(model: onnx.ModelProto) -> GraphView:
     """Prepares a model: functions inlined, constants folded, shapes inferred as far as they can be.
 

@@ -9,7 +9,8 @@ from typing import Any
 import onnx
 
 from gft_edge.export.graph.view import GraphView, view
-from gft_edge.export.lint.rules import PARSER, RULES, Rule, Severity
+from gft_edge.export.lint.rule import Rule, Severity
+from gft_edge.export.lint.rules import PARSER, RULES
 from gft_edge.hardware.tensorrt_versions import Platform
 
 
