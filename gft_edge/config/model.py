@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gft_edge.budget import NO_BUDGET, TokenBudget
+from gft_edge.budget import NO_BUDGET, PREFIX_TOKENS, TokenBudget
 from gft_edge.config.reader import load_dataclass
 from gft_edge.errors import ConfigError, did_you_mean
 
@@ -133,6 +133,11 @@ class GFTConfig:
         return rows * cols
 
     @property
+    def num_prefix_tokens(self) -> int:
+        """Number of tokens before the patches: the class token."""
+        return PREFIX_TOKENS
+
+    @property
     def full_budget(self) -> TokenBudget:
         """The budget at which no stage drops a patch."""
         return TokenBudget.full(len(self.stages), self.num_patches)
@@ -158,6 +163,12 @@ class GFTConfig:
     def from_json(cls, data: Mapping[str, Any]) -> GFTConfig:
         """The inverse of :meth:`to_json`."""
         return load_dataclass(cls, data, "model configuration")
+
+
+def conv_stem_widths(patch_size: int, embed_dim: int) -> tuple[int, ...]:
+    """Returns the channels of a convolutional stem: those of the image, then those after each strided convolution."""
+    num_convs = patch_size.bit_length() - 1
+    return (3, *(max(embed_dim >> (num_convs - 1 - i), 16) for i in range(num_convs)))
 
 
 def _preset(backbone: str, embed_dim: int, num_heads: int) -> GFTConfig:

@@ -102,6 +102,7 @@ def test_logits_do_not_depend_on_the_budget(published, images, output):
         assert torch.equal(other.logits, output.logits)
         assert not torch.equal(other.stages[0].kept[:, :2], other.stages[1].kept[:, :2]) or keep[0] == 196
     assert torch.equal(published(images), output.logits)
+    assert torch.equal(published.forward_head(published.forward_features(images)), output.logits)
 
 
 def test_stages_get_no_gradient_from_the_logits(published):
@@ -163,7 +164,7 @@ class Evil:
         (b"junk", "cannot be read as a file of tensors"),
         (Evil(), "cannot be read as a file of tensors"),
         ([1, 2], "holds a list, not a state dict"),
-        ({"a": torch.zeros(2)}, "no state dict of the published GFT: missing"),
+        ({"a": torch.zeros(2)}, "not a state dict of the published GFT: missing"),
     ],
 )
 def test_import_refuses_what_is_no_published_state_dict(tmp_path, capsys, content, message):
@@ -186,7 +187,7 @@ def test_import_says_what_a_plain_vit_is_and_what_it_reads(tmp_path, capsys):
     assert main(["import-published", str(tmp_path / "x.pth"), "--out", str(tmp_path / "ckpt")]) == 2
     said = capsys.readouterr().err
     assert "it looks like a plain timm ViT (embed dim 64, depth 6, 4 classes)" in said
-    assert "reads the checkpoints of the published GFT code alone" in said
+    assert "reads only checkpoints of the published GFT code" in said
     assert said.count("\n") == 1
 
 
