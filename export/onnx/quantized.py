@@ -89,15 +89,19 @@ class QDQLayer(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in) to (..., out), or (B, in, H, W) to (B, out, H', W')."""
-        if self.input_scale is not None:
-            x = _rounded(x, self.input_scale, self.input_zero)
-        output_axis = 1 if self.conv is None else 0
-        axis = output_axis if self.weight_scale.ndim else None
-        weight = dequantize(self.weight_stored, self.weight_scale, self.weight_zero, axis=axis)
         if self.conv is not None:
-            return F.conv2d(x, weight, self.bias, **self.conv)
-        y = torch.matmul(x, weight)
+            weight = self._weight(axis=0)
+            return F.conv2d(self._input(x), weight, self.bias, **self.conv)
+        y = torch.matmul(self._input(x), self._weight(axis=1))
         return y if self.bias is None else y + self.bias
+
+    def _input(self, x: Tensor) -> Tensor:
+        return x if self.input_scale is None else _rounded(x, self.input_scale, self.input_zero)
+
+    def _weight(self, axis: int) -> Tensor:
+        return dequantize(
+            self.weight_stored, self.weight_scale, self.weight_zero, axis if self.weight_scale.ndim else None
+        )
 
 
 class QDQAttend(nn.Module):

@@ -79,7 +79,7 @@ class WeighingAttention(nn.Module):
         self.qkv, self.proj = layer.qkv, layer.proj
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, C) to (B, T, C) and weights (B, H, T, T)."""
+        """Maps (B, T, C) to (B, T, C) and weights (B, H, T, T)."""
         q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=2))
         weights = (q * self.scale @ k.transpose(2, 3)).softmax(dim=-1)
         return self.proj((weights @ v).transpose(1, 2).flatten(2)), weights

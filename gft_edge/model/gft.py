@@ -77,7 +77,7 @@ class FocalStage(nn.Module):
         self.register_buffer("ema_seen", torch.zeros(num_patches, dtype=torch.bool))
 
     def scores(self, z: Tensor) -> Tensor:
-        """Standardised scores of normalised patch tokens, (B, N, C) to (B, N), float32 even under autocast."""
+        """Returns the standardised scores of normalised patch tokens, (B, N, C) to (B, N), float32 even under autocast."""
         if torch.is_autocast_enabled(z.device.type):
             with torch.autocast(z.device.type, enabled=False):
                 return self.scores(z.float())
@@ -87,7 +87,7 @@ class FocalStage(nn.Module):
 
     @torch.no_grad()
     def _steadied(self, scores: Tensor, positions: Tensor | None) -> Tensor:
-        """Half the scores, half their moving average per position; updates the average. (B, N) to (B, N)."""
+        """Returns half the scores plus half their moving average per position; updates the average. (B, N) to (B, N)."""
         if positions is None:
             positions = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
         flat = positions.reshape(-1)

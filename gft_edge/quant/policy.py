@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gft_edge.config.reader import read_table
+from gft_edge.config.reader import load_dataclass, read_table
 from gft_edge.errors import ConfigError
 
 LayerPrecision = Literal["int8", "int8-weights", "fp8", "high"]
@@ -34,23 +34,17 @@ class QuantRule:
 
     def __post_init__(self) -> None:
         if self.precision not in get_args(LayerPrecision):
-            raise ConfigError(
-                f"quantization policy: precision of {self.pattern!r} must be one of {', '.join(get_args(LayerPrecision))}, "
-                f"found {self.precision!r}"
-            )
+            choices = ", ".join(get_args(LayerPrecision))
+            raise ConfigError(f"rule {self.pattern!r}: precision must be one of {choices}, found {self.precision!r}")
         if not (isinstance(self.pattern, str) and isinstance(self.reason, str) and self.reason.strip()):
-            raise ConfigError(
-                f"quantization policy: the rule for {self.pattern!r} needs a pattern and a reason in words"
-            )
+            raise ConfigError(f"rule {self.pattern!r}: needs a pattern and a reason in words")
         if f"{ATTEND}." in self.pattern:
             raise ConfigError(
-                f"quantization policy: {self.pattern!r} names a part of an attention; TensorRT fuses both products, so both are "
-                f"quantized or neither: the pattern must end in '{ATTEND}'"
+                f"rule {self.pattern!r}: names a part of an attention; TensorRT fuses both products, so both are quantized "
+                f"or neither: the pattern must end in '{ATTEND}'"
             )
         if self.precision == "int8-weights" and is_attend(self.pattern):
-            raise ConfigError(
-                f"quantization policy: the attention of {self.pattern!r} has no weights; it is int8, fp8 or high"
-            )
+            raise ConfigError(f"rule {self.pattern!r}: an attention has no weights; it is int8, fp8 or high")
 
 
 @dataclass(frozen=True)
@@ -76,7 +70,7 @@ class QuantPolicy:
         if alpha is not None and (
             isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1
         ):
-            raise ConfigError(f"quantization policy: smoothquant must be from 0 to 1, found {alpha!r}")
+            raise ConfigError(f"smoothquant must be from 0 to 1, found {alpha!r}")
 
     def rule_for(self, name: str) -> QuantRule | None:
         """Returns the rule that decides on a module of that name."""
@@ -101,17 +95,9 @@ class QuantPolicy:
         """Reads what :meth:`to_json` returns.
 
         Raises:
-            ConfigError: an unknown or missing key, or an unusable value.
+            ConfigError: every unknown key, missing key and unusable value in one message.
         """
-        try:
-            unknown = sorted(set(data) - {"rules", "smoothquant"})
-            if unknown:
-                raise ConfigError(
-                    f"quantization policy: unknown key {unknown[0]!r}; the keys are rules and smoothquant"
-                )
-            return cls(tuple(QuantRule(**rule) for rule in data["rules"]), data.get("smoothquant"))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(f"quantization policy: incomplete or malformed ({error!r})") from None
+        return load_dataclass(cls, data, "quantization policy")
 
 
 def read_policy(path: Path) -> QuantPolicy:
