@@ -24,6 +24,7 @@ from gft_edge.hardware.devices import Device, Precision
 from gft_edge.hardware.jetson import locked_mhz, module, watch_board
 from gft_edge.manifest import MODEL, Artifact
 from gft_edge.progress import Track, silent
+from gft_edge.runtime.backends import BACKENDS
 from gft_edge.runtime.classifier import Classifier
 from gft_edge.runtime.sessions import open_session
 
@@ -35,8 +36,8 @@ PARTS = ("stages", "throughput", "process")
 """What is measured besides the latency of inference; each can be left out."""
 
 STAGE_ROUNDS = 10
-CPU_BACKENDS = ("onnxruntime", "torch")
-CONCURRENT = ("onnxruntime",)
+CPU_BACKENDS = tuple(backend.name for backend in BACKENDS if not backend.on_gpu)
+CONCURRENT = tuple(backend.name for backend in BACKENDS if backend.concurrent)
 """Backends whose sessions may be called by several threads; the others have one request in flight."""
 
 

@@ -8,7 +8,6 @@ real bindings of each generation. Enumeration members are named by the plan.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,10 +21,11 @@ from gft_edge.export.tensorrt.build_plan import BuildPlan, engine_key
 from gft_edge.export.tensorrt.interrupts import Interrupted, interrupts_held
 from gft_edge.export.tensorrt.planning import for_version
 from gft_edge.files import replacing, require_writable, write_json
-from gft_edge.hardware.environment import has_nvidia_driver, missing_extra
-from gft_edge.hardware.tensorrt_versions import RTX, generation
+from gft_edge.hardware.environment import has_nvidia_driver
+from gft_edge.hardware.tensorrt_versions import generation
 from gft_edge.locks import locked
 from gft_edge.manifest import MANIFEST, MODEL, Artifact, FileInfo, register_files
+from gft_edge.runtime.backends import backend_of_module
 from gft_edge.runtime.engine_files import engine_files
 from gft_edge.runtime.trt_messages import error_logger, explain, require
 
@@ -69,10 +69,7 @@ def load_module(plan: BuildPlan) -> ModuleType:
         MissingExtraError: it is not installed, or its libraries are not.
         ConfigError: TensorRT without a driver; only RTX compiles without.
     """
-    try:
-        trt = importlib.import_module(plan.module)
-    except (ImportError, OSError):
-        raise missing_extra(plan.module, generation(RTX if plan.rtx else plan.generation).extra) from None
+    trt = backend_of_module(plan.module).import_module()
     if not plan.rtx and not has_nvidia_driver():
         raise ConfigError(
             f"build --target {plan.target}: TensorRT times its kernels on the GPU, and there is no NVIDIA driver here; "
