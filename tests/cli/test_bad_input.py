@@ -88,7 +88,7 @@ ON_ARTEFACTS = {
 }
 ON_CHECKPOINTS = {
     "missing": (["export", "{tmp}/nothing", "--out", "{tmp}/out"], "no such folder"),
-    "an artefact": (["export", "{fp32}", "--out", "{tmp}/out"], "is an artefact, exported already; give a folder with"),
+    "an artefact": (["export", "{fp32}", "--out", "{tmp}/out"], "is an exported artefact, not a checkpoint"),
     "quantized twice": (["quantize", "{ckpt8}", "--data", "{data}", "--out", "{tmp}/out"], "is quantized already"),
     "too few images": (
         ["quantize", "{ckpt}", "--data", "{data}", "--images", "25", "--out", "{tmp}/out"],
