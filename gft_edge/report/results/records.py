@@ -74,6 +74,16 @@ def clean_bench(data: Mapping[str, Any]) -> dict[str, Any]:
     return {**data, "results": rows, "machine": checked(machine, forms.BENCH_MACHINE, "machine") if machine else {}}
 
 
+def has_energy(row: Mapping[str, Any]) -> bool:
+    """Returns whether a bench result holds a measured energy."""
+    return (row.get("energy") or {}).get("mj_per_image") is not None
+
+
+def refused_energy(row: Mapping[str, Any]) -> str | None:
+    """Returns the reason why a bench result has no energy; None without a reason."""
+    return (row.get("energy") or {}).get("refused")
+
+
 def log_rows(file: Path) -> Sequence[Mapping[str, Any]]:
     """Rows of a training log, one per step, in order; a last line cut off by an interrupt is left out.
 
