@@ -134,8 +134,8 @@ def test_warnings_of_trtexec_are_shown(gft_edge):
         (["bench", "{fp32}", "--backend", "tpu"], "unknown backend 'tpu'"),
         (["bench", "{fp32}", "--warmup", "nan"], "warm-up must not be negative"),
         (["bench", "{fp32}", "--in-flight", "0"], "argument --in-flight: must be at least 1"),
-        (["report", "{tmp}", "{fp32}"], "is a folder; give one run, or bench files only"),
-        (["report", "{tmp}", "--out", "{tmp}/x"], "--out goes with bench files"),
+        (["report", "{tmp}", "{fp32}"], "is a folder; give one run folder, or only bench files"),
+        (["report", "{tmp}", "--out", "{tmp}/x"], "--out is for bench files"),
         (["report", "{tmp}/none.json"], "no such file"),
     ],
 )

@@ -226,7 +226,10 @@ def test_further_training_is_told_from_a_course_from_the_start(samples, laid):
     log = "".join(f'{{"step": {n}, "loss": 0.7, "train_top1": 0.9}}\n' for n in range(1, 5))
     page = write_page(laid({"c/config.json": samples["checkpoint"](LABELS, "builtin", 4), "c/log.jsonl": log})).page
     text = " ".join(read(page).sections["training"].split())
-    assert "c: 4 steps of further training on the training images of parts, starting from the checkpoint that ships" in text
+    assert (
+        "c: 4 steps of further training on the training images of parts, starting from the checkpoint that ships"
+        in text
+    )
     assert "The loss stays level: these steps changed little." in text
     known = samples["checkpoint"](LABELS, "builtin", 4)
     known["provenance"]["recipe"]["data"]["name"] = "typefaces"
