@@ -1,4 +1,4 @@
-"""Every claim of a run's page is tied to the data of its folder: it stands there with the data, and not without."""
+"""Every claim of a run's page depends on data in its folder: it appears with the data, and only then."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from matplotlib.text import Text
 from gft_edge.cli.main import main
 from gft_edge.errors import ArtifactError
 from gft_edge.report.figures import svg
+from gft_edge.report.pages.html import environment
 from gft_edge.report.pages.run import write_page
+from gft_edge.report.pages.tables import table
+from gft_edge.report.pages.view import Figure as PageFigure
+from gft_edge.report.pages.view import Section
 
 LABELS = ["bolt", "gear", "nut", "screw", "washer"]
 HOSTILE = [
@@ -28,7 +32,7 @@ HOSTILE = [
 
 
 class Texts(HTMLParser):
-    """What a reader sees, by the id of the section (empty for what stands before the first)."""
+    """The visible text by the id of its section (empty before the first section)."""
 
     def __init__(self):
         super().__init__()
@@ -76,11 +80,11 @@ def read(page):
 
 
 def claims(texts):
-    """Everything the page says of the run, without the list of what it has no data for."""
+    """Returns all text about the run, without the list of missing parts."""
     return " ".join(" ".join(text for anchor, text in texts.sections.items() if anchor != "left-out").split())
 
 
-# What a page may say, and the kind of file that it has to come from.
+# Texts of a page, and the kind of file that each one needs.
 CLAIMS = {
     r"top-1 on |top-1, per cent|95 % interval": "evaluate",
     r"accuracy of ": "evaluate",
@@ -323,3 +327,11 @@ def test_the_same_files_give_the_same_page(samples, laid):
     run = laid(files(samples, ("evaluate", "bench", "predict")))
     first = write_page(run).page.read_bytes()
     assert write_page(run).page.read_bytes() == first
+
+
+def test_a_section_of_text_figure_and_table_needs_no_template():
+    section = Section("A figure", text="a < b", figures=(PageFigure("<svg></svg>", "c"),), table=table(["d"], [["e"]]))
+    html = environment().get_template("macros.html.j2").module.plain_parts(section)
+    assert section.anchor == "a-figure"
+    assert "<p>a &lt; b</p>" in html and "<figure><svg></svg><figcaption>c</figcaption></figure>" in html
+    assert "<bdi>e</bdi>" in html

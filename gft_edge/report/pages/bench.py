@@ -10,7 +10,6 @@ from gft_edge import __version__
 from gft_edge.benchmarks.measuring.bench_files import machine_label, merge
 from gft_edge.benchmarks.measuring.protocol import UNSTABLE
 from gft_edge.benchmarks.measuring.tables import Row
-from gft_edge.errors import ArtifactError
 from gft_edge.files import replacing
 from gft_edge.report.figures import bench_plots
 from gft_edge.report.figures.svg import COLORS, color_of
@@ -33,21 +32,13 @@ def write_bench_page(paths: Sequence[Path], out: Path) -> tuple[Path, Path]:
         ArtifactError: a bench file is missing, damaged or of another schema.
     """
     for path in paths:
-        _require_usable(path)
+        usable_bench(path, f"bench file {path}: ")
     merged = cleaned(merge(paths))
     html = environment().get_template("bench.html.j2").render(**collect(merged))
     write_sealed(out / MERGED, merged)
     with replacing(out / PAGE) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return out / PAGE, out / MERGED
-
-
-def _require_usable(path: Path) -> None:
-    try:
-        usable_bench(path)
-    except ArtifactError as error:
-        text = str(error)
-        raise ArtifactError(text if str(path) in text else f"bench file {path}: {text}") from None
 
 
 def points(data: Mapping[str, Any], colors: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -178,7 +178,7 @@ def read_object(path: Path) -> dict[str, Any]:
         ArtifactError: the file is unreadable, too large, or not a JSON object.
     """
     if path.is_file() and path.stat().st_size > MOST_BYTES:
-        raise ArtifactError(f"{path.name}: {path.stat().st_size / 1e6:.0f} MB is too large for a result file")
+        raise ArtifactError(f"file {path}: {path.stat().st_size / 1e6:.0f} MB is too large for a result file")
     data = read_json(path, "file")
     if SEAL in data:  # other readers of sealed files check the seal too
         return read_sealed(path, "file", "make it again")

@@ -49,29 +49,37 @@ class Kind:
         return record
 
 
-def usable_bench(path: Path) -> dict[str, Any]:
+def usable_bench(path: Path, prefix: str = "") -> dict[str, Any]:
     """Returns a bench file with every part that a page shows checked.
+
+    Args:
+        path: of the file.
+        prefix: of messages about single entries.
 
     Raises:
         ArtifactError: the file cannot be used.
     """
     machine = read_object(path).get("machine")
     if isinstance(machine, dict):  # read_bench refuses other types
-        checked(machine, forms.BENCH_MACHINE, "machine")
+        checked(machine, forms.BENCH_MACHINE, f"{prefix}machine")
     try:
-        return clean_bench(read_bench(path))
+        return clean_bench(read_bench(path), prefix)
     except OverflowError:
-        raise ArtifactError("holds a number that is too large") from None
+        raise ArtifactError(f"{prefix}holds a number that is too large") from None
 
 
-def clean_bench(data: Mapping[str, Any]) -> dict[str, Any]:
+def clean_bench(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns bench results with every part that a page shows checked against its form."""
     rows = [
-        {**row, **checked(row, forms.BENCH_ROW, f"results[{number}]"), "name": printable(row["name"])}
+        {**row, **checked(row, forms.BENCH_ROW, f"{prefix}results[{number}]"), "name": printable(row["name"])}
         for number, row in enumerate(data["results"])
     ]
     machine = data.get("machine")
-    return {**data, "results": rows, "machine": checked(machine, forms.BENCH_MACHINE, "machine") if machine else {}}
+    return {
+        **data,
+        "results": rows,
+        "machine": checked(machine, forms.BENCH_MACHINE, f"{prefix}machine") if machine else {},
+    }
 
 
 def has_energy(row: Mapping[str, Any]) -> bool:
