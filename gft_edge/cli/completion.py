@@ -41,7 +41,7 @@ def completion_script(
     under = whole.add_subparsers()
     for verb, text in verbs.items():
         parser = make_parser(verb, load(verb))
-        for action in parser._actions:
+        for action in parser.actions:
             if action.type is Path or not (action.option_strings or action.choices):
                 action.complete = shtab.FILE  # type: ignore[attr-defined]  # read by shtab
         under.add_parser(verb, help=text, parents=[parser], add_help=False)

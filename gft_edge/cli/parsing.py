@@ -70,6 +70,11 @@ class Parser(argparse.ArgumentParser):
         else:
             super()._print_message(message, file)
 
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """All arguments."""
+        return list(self._actions)
+
     def flags(self) -> list[str]:
         """Returns all flags, long and short."""
         return [flag for action in self._actions for flag in action.option_strings]
