@@ -48,6 +48,14 @@ def say(text: str) -> None:
         print(visible(text, keep="\n\t"), file=sys.stderr, flush=True)
 
 
+def say_left_out(problems: Sequence[str], shown: int = 20) -> None:
+    """Shows why images were left out, one line for each of the first."""
+    for text in problems[:shown]:
+        say(f"left out: {text}")
+    if len(problems) > shown:
+        say(f"left out: {len(problems) - shown} more")
+
+
 def result(args: argparse.Namespace, data: Mapping[str, Any], text: str, out: Path | None = None) -> None:
     """Prints the result of a verb on stdout, as JSON with ``--json`` and else as text, and writes it to a file if given.
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from gft_edge.errors import ConfigError, MissingExtraError, did_you_mean
-from gft_edge.filekinds import kind_of
+from gft_edge.filekinds import FileKind, kind_of
 from gft_edge.files import decode_text, parse_json
 
 T = TypeVar("T")
@@ -34,7 +34,7 @@ def read_table(path: Path, what: str) -> Any:
         raise ConfigError(f"{what} {path}: cannot be read: it is no text in UTF-8 or UTF-16 ({error.reason})") from None
     except ValueError as error:
         kind = kind_of(path)
-        if kind not in ("a text file", "a JSON file", "a file of an unknown kind"):
+        if kind not in (FileKind.TEXT, FileKind.JSON, FileKind.UNKNOWN):
             raise ConfigError(f"{what} {path}: expected TOML or JSON, it is {kind}") from None
         raise ConfigError(f"{what} {path}: {shortened(str(error))}") from None
 

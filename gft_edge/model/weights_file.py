@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gft_edge.errors import ArtifactError
-from gft_edge.filekinds import kind_of
+from gft_edge.filekinds import FileKind, kind_of
 
 WRAPPERS = (
     "model_state_dict",
@@ -47,8 +47,8 @@ _STATES = ("optim", "sched", "scaler", "config", "cfg", "args", "hparams", "rng"
 _ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """What torch.compile and FSDP put into names, before any module."""
 _HINTS = {
-    "a TorchScript archive": "; save its weights: torch.save(torch.jit.load(FILE).state_dict(), NEW)",
-    "an ONNX graph": "; gft-edge lint reads graphs",
+    FileKind.TORCHSCRIPT: "; save its weights: torch.save(torch.jit.load(FILE).state_dict(), NEW)",
+    FileKind.ONNX: "; gft-edge lint reads graphs",
 }
 
 
@@ -93,12 +93,12 @@ def _load(path: Path) -> object:
         raise ArtifactError(f"{path}: no such file") from None
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if kind == "a safetensors file":
+    if kind is FileKind.SAFETENSORS:
         try:
             return load_file(str(path))
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise ArtifactError(f"{path}: damaged or cut off ({' '.join(str(error).split())})") from None
-    if kind != "a PyTorch file" and not kind.startswith("a pickle"):
+    if kind not in (FileKind.PYTORCH, FileKind.PICKLE):
         raise ArtifactError(f"{path}: cannot be read as a file of tensors: it is {kind}{_HINTS.get(kind, '')}")
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
