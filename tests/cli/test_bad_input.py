@@ -47,11 +47,6 @@ def refused(gft_edge, made, tmp_path):
     return run
 
 
-@pytest.fixture
-def copied(made, tmp_path):
-    return lambda name: Path(shutil.copytree(made[name], tmp_path / name))
-
-
 ON_ARTEFACTS = {
     "missing": (["verify", "{tmp}/nothing"], "no such folder"),
     "a graph as a run": (["report", "{fp32}/model.onnx"], "is a file of an artefact; give its folder"),
