@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gft_edge.constants import VERIFY_REPORT
-from gft_edge.data.datasets import held_out_split, match_labels, open_images
-from gft_edge.data.trained import not_trained_on
+from gft_edge.data.datasets import held_out_split
+from gft_edge.data.for_model import Note, Request, labelled_images, once
 from gft_edge.errors import ArtifactError
 from gft_edge.files import read_json
 from gft_edge.manifest import MODEL, Artifact
@@ -60,7 +60,7 @@ def recorded_accuracy(artifact: Artifact, backend: str) -> AccuracyFigure:
     return unknown
 
 
-def measured_accuracy(data: str, note: Callable[[str], None]) -> AccuracyOf:
+def measured_accuracy(data: str, note: Note) -> AccuracyOf:
     """Returns a function that measures the accuracy on labelled images, once for each artefact and backend.
 
     Args:
@@ -68,27 +68,22 @@ def measured_accuracy(data: str, note: Callable[[str], None]) -> AccuracyOf:
         note: receives remarks on how the images were found, each once.
     """
     known: dict[tuple[str, str], AccuracyFigure] = {}
-    noted: set[str] = set()
+    note = once(note)
 
     def accuracy_of(artifact: Artifact, backend: str) -> AccuracyFigure:
         key = artifact.address, backend
         if key not in known:
-            known[key], notes = _measured(artifact, backend, data)
-            for text in dict.fromkeys(notes):
-                if text not in noted:
-                    note(text)
-            noted.update(notes)
+            known[key] = _measured(artifact, backend, data, note)
         return known[key]
 
     return accuracy_of
 
 
-def _measured(artifact: Artifact, backend: str, data: str) -> tuple[AccuracyFigure, tuple[str, ...]]:
-    """Returns the accuracy, and remarks on the images."""
+def _measured(artifact: Artifact, backend: str, data: str, note: Note) -> AccuracyFigure:
     manifest, session = artifact.manifest, open_session(artifact, backend)
     split = held_out_split(data)
-    found = open_images(data, split, MOST_IMAGES, manifest.model.image_size)
-    images = not_trained_on(match_labels(found, manifest.labels, data), artifact.path, split, data)
+    request = Request(data, split, MOST_IMAGES)
+    images = labelled_images(request, manifest.model.image_size, manifest.labels, artifact.path, note)
     model = (f"artefact {artifact.address}", lambda batch: session(batch)["logits"])
     (accuracy,) = measure_accuracy([model], images, manifest.labels, manifest.preprocess)
-    return AccuracyFigure(accuracy.top1, f"{accuracy.count} {split} images of {data}"), tuple(images.notes)
+    return AccuracyFigure(accuracy.top1, f"{accuracy.count} {split} images of {data}")

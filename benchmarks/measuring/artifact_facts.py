@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from gft_edge.benchmarks.roofline import implausible, roofline
-from gft_edge.hardware.devices import Device, Precision
+from gft_edge.budget import patches_per_block
+from gft_edge.hardware.devices import Device, PeakPrecision
 from gft_edge.manifest import MODEL, Artifact
 
 
@@ -27,12 +28,9 @@ def mean_tokens(artifact: Artifact) -> float | None:
     if model.is_baseline:
         return None
     if model.variant == "published":  # its stages choose patches that the logits do not depend on
-        return model.num_patches + 1.0
-    kept, now, total = dict(zip(model.stages, budget.keep)), model.num_patches, 0
-    for block in range(1, model.depth + 1):
-        total += now + 1
-        now = kept.get(block, now)
-    return total / model.depth
+        return float(model.num_patches + model.num_prefix_tokens)
+    patches = patches_per_block(model.stages, budget.keep, model.num_patches, model.depth)
+    return sum(count + model.num_prefix_tokens for count in patches) / model.depth
 
 
 def bound_of(artifact: Artifact, device: Device, batch: int, measured_ms: float) -> dict[str, Any]:
@@ -40,6 +38,6 @@ def bound_of(artifact: Artifact, device: Device, batch: int, measured_ms: float)
 
     An FP32 graph is compared with the device's FP16: its engine may be built in FP16, and a bound must hold for it too.
     """
-    precision: Precision = "int8" if artifact.manifest.precision == "int8" else "fp16"
+    precision: PeakPrecision = "int8" if artifact.manifest.precision == "int8" else "fp16"
     bound = roofline(artifact.manifest, device, batch, precision)
     return {"roofline": bound.to_json(), "implausible": implausible(measured_ms, bound)}

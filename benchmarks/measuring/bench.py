@@ -21,9 +21,11 @@ from gft_edge.benchmarks.power.meter import Load, PowerMeter, measure_energy, op
 from gft_edge.errors import ConfigError
 from gft_edge.hardware.clocks import locked_clocks
 from gft_edge.hardware.devices import Device
-from gft_edge.hardware.jetson import locked_mhz, module, watch_board
+from gft_edge.hardware.jetson import locked_mhz, watch_board
+from gft_edge.hardware.this_device import module_here
 from gft_edge.manifest import Artifact
 from gft_edge.progress import Track, silent
+from gft_edge.runtime.backends import DEFAULT, find_backend
 from gft_edge.runtime.classifier import Classifier
 from gft_edge.runtime.sessions import open_session
 
@@ -32,9 +34,6 @@ PARTS: tuple[Part, ...] = get_args(Part)
 """Measurements besides the latency of inference and the energy; each can be left out."""
 
 STAGE_ROUNDS = 10
-CPU_BACKENDS = ("onnxruntime", "torch")
-CONCURRENT = ("onnxruntime",)
-"""Backends whose sessions several threads may call at a time; the others have one request in flight."""
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,13 @@ class BenchOptions:
         lock_clocks: hold a Jetson's clocks at their maximum meanwhile.
 
     Raises:
-        ConfigError: no artefact, two of the same folder name, a batch that an artefact does not accept, an unknown part
-            or power source, a target with CPU backends only, or values that the protocol refuses.
+        ConfigError: no artefact, two of the same folder name, a batch that an artefact does not accept, an unknown
+            backend, part or power source, a target with CPU backends only, or values that the protocol refuses.
     """
 
     artifacts: tuple[Artifact, ...]
     protocol: BenchProtocol = field(default_factory=BenchProtocol)
-    backends: tuple[str, ...] = ("onnxruntime",)
+    backends: tuple[str, ...] = (DEFAULT,)
     batches: tuple[int, ...] = (1,)
     threads: tuple[int, ...] = (1,)
     skip: tuple[Part, ...] = ()
@@ -77,10 +76,12 @@ class BenchOptions:
         if unknown := [part for part in self.skip if part not in PARTS]:
             raise ConfigError(f"bench: unknown part {unknown[0]!r} to skip; there are: {', '.join(PARTS)}")
         require_source(self.power)
+        for backend in self.backends:
+            find_backend(backend)
         self.points()
         for artifact in self.artifacts:
             _require_batches(artifact, self.batches)
-        if self.target and set(self.backends) <= set(CPU_BACKENDS):
+        if self.target and not any(find_backend(backend)[0].on_gpu for backend in self.backends):
             raise ConfigError(
                 f"bench: {self.target.title} bounds no figure of {', '.join(self.backends)} on this processor; "
                 "leave --target out"
@@ -117,7 +118,7 @@ def bench(options: BenchOptions, track: Track = silent) -> dict[str, Any]:
         backend, batch and number of threads, each with its protocol, figures and raw samples.
 
     Raises:
-        ConfigError: unknown backend, a power source that does not work here, or clocks that cannot be locked.
+        ConfigError: a power source that does not work here, or clocks that cannot be locked.
         ArtifactError: a graph or engine was changed or cannot be loaded.
     """
     with locked_clocks() if options.lock_clocks else contextlib.nullcontext():
@@ -179,7 +180,7 @@ class _Point:
         return rows
 
     def _throughput(self) -> dict[str, dict[str, Any]]:
-        concurrent = set(self.options.backends) <= set(CONCURRENT)
+        concurrent = all(find_backend(backend)[0].concurrent for backend in self.options.backends)
         in_flight = self.protocol.in_flight if concurrent else 1
         return measure_throughput(self.requests, replace(self.protocol, in_flight=in_flight))
 
@@ -209,9 +210,15 @@ class _Point:
         }
         if protocol.rounds == 1:  # one round has no spread
             row |= {"variation": None, "verdict": ONE_ROUND, "speedup_interval": None}
-        if session.backend not in CPU_BACKENDS and (device := self.options.target or module()):
+        device = self.options.target or _board()
+        if device and find_backend(session.backend)[0].on_gpu:
             row |= bound_of(artifact, device, protocol.batch, figures[name].p50_ms)
         return row
+
+
+def _board() -> Device | None:
+    here = module_here()
+    return here.profile if here else None
 
 
 def random_images(artifact: Artifact, batch: int, generator: np.random.Generator) -> npt.NDArray[Any]:

@@ -11,10 +11,12 @@ import numpy as np
 
 from gft_edge.benchmarks.measuring.protocol import BOOTSTRAP
 from gft_edge.errors import ArtifactError
+from gft_edge.runtime.backends import BACKENDS
 from gft_edge.seals import read_sealed
 
 SCHEMA = 2
 """Schema of bench files. 1 had one batch and number of threads for the whole file, and no schema number."""
+ENGINE_BACKENDS = ("trtexec", *(backend.name for backend in BACKENDS if backend.runs_engines))
 
 
 def read_bench(path: Path) -> dict[str, Any]:
@@ -143,7 +145,7 @@ def _comparisons(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _int8_twins(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Compares INT8 engines with the same budget in higher precision, on one machine and at one batch."""
     found = []
-    engines = [row for row in results if row["backend"] in ("trtexec", "tensorrt")]
+    engines = [row for row in results if row["backend"].partition(":")[0] in ENGINE_BACKENDS]
     for row in engines:
         if row.get("precision") != "int8":
             continue

@@ -168,7 +168,8 @@ def _other_input(log: TrtexecLog, artifact: Artifact) -> str | None:
 def _layers(run: RecordedRun) -> dict[str, Any] | None:
     if not run.layers and not run.profile:
         return None
-    tokens = run.artifact.manifest.model.num_patches + 1 if run.artifact else None
+    model = run.artifact.manifest.model if run.artifact else None
+    tokens = model.num_patches + model.num_prefix_tokens if model else None
     found = parse_layers(_read(run.layers), f"layers {run.layers}") if run.layers else []
     if run.profile:
         found = with_times(found, parse_profile(_read(run.profile), f"profile {run.profile}"))
@@ -215,7 +216,7 @@ def run_engine(run: EngineRun) -> dict[str, Any]:
             so it is then not loaded), or trtexec failed.
     """
     trtexec = find_trtexec(run.binary)
-    device = run.device or device_here()
+    device = run.device or device_here().profile
     # trtexec reports its version only when it runs, and refuses engines of another one itself.
     host = EngineHost("tensorrt", None, device.compute_capability, device.name)
     engine, record = check_engine(run.artifact, run.key, host)

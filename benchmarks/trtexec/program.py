@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gft_edge.benchmarks.trtexec.failure import cause_of_failure
 from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.hardware.tensorrt_versions import row_of
 
 PLACES = (Path("/usr/src/tensorrt/bin"), Path("/opt/tensorrt/bin"), Path("/usr/local/tensorrt/bin"))
 """Folders of trtexec on JetPack and in containers, none of which is on PATH."""
@@ -48,7 +49,7 @@ def timing_arguments(
     TensorRT 11 inverted three defaults: CUDA graph on, spin wait on, transfers off.
     """
     arguments = [f"--loadEngine={engine}"]
-    if version[0] >= 11:
+    if row_of(version).inverted_trtexec:
         arguments += [] if timing.cuda_graph else ["--noCudaGraph"]
         arguments += [] if timing.spin_wait else ["--noSpinWait"]
         arguments += ["--includeDataTransfers"] if timing.transfers else []
@@ -67,7 +68,7 @@ def profile_arguments(engine: Path, version: tuple[int, int], profile: Path, lay
 
     Descriptions need an engine built with ``--profilingVerbosity=detailed``.
     """
-    apart = [] if version[0] >= 11 else ["--separateProfileRun"]
+    apart = [] if row_of(version).inverted_trtexec else ["--separateProfileRun"]
     return [
         f"--loadEngine={engine}",
         "--dumpProfile",

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gft_edge.cli.common import positive
+from gft_edge.runtime.backends import names_text
 
 if TYPE_CHECKING:
     from gft_edge.benchmarks.measuring.accuracy import AccuracyOf
@@ -30,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["onnxruntime"],
         metavar="B",
-        help="one or several of onnxruntime, tensorrt, tensorrt_rtx (onnxruntime)",
+        help=f"one or several of {names_text()}",
     )
     parser.add_argument(
         "--batch",
@@ -200,7 +201,7 @@ def _accuracy(args: argparse.Namespace) -> AccuracyOf:
     from gft_edge.benchmarks.measuring.accuracy import measured_accuracy, recorded_accuracy
     from gft_edge.cli.console import say
 
-    return measured_accuracy(args.data, lambda note: say(f"data: {note}")) if args.data else recorded_accuracy
+    return measured_accuracy(args.data, say) if args.data else recorded_accuracy
 
 
 def text(data: dict[str, Any]) -> str:
