@@ -286,9 +286,10 @@ def write_calibration(folder: Path, card: CalibrationSet | None, ranges: Ranges,
     if card is not None:
         write_sealed(folder / CARD, {**card.to_json(), "id": card.id})
         names.append(CARD)
-    if ranges.convergence is not None and callbacks.draw is not None:
+    curve = ranges.convergence
+    if curve is not None and callbacks.draw is not None:
         with replacing(folder / CONVERGENCE) as temporary:
-            temporary.write_text(callbacks.draw(ranges.convergence), encoding="utf-8")
+            temporary.write_text(callbacks.draw(curve.images, curve.ranges, curve.images_needed), encoding="utf-8")
         names.append(CONVERGENCE)
     return names
 

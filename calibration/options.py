@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import Literal, get_args
 
 from gft_edge.data.splits import Split
 from gft_edge.errors import OutputError
 from gft_edge.progress import Track, silent
-
-if TYPE_CHECKING:
-    from gft_edge.calibration.ranges import Convergence
 
 Choice = Literal["random", "balanced", "coverage"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
@@ -63,13 +60,14 @@ class Callbacks:
         track: shows progress.
         note: receives lines of information: how images were found, which step runs.
         problem: receives images that cannot be read and are left out.
-        draw: returns the figure of ranges against the number of images as SVG text; without it no figure is written.
+        draw: returns a figure as SVG text, from numbers of images, each tensor's range at these, and the number of images that
+            suffices; without it no figure is written.
     """
 
     track: Track = silent
     note: Callable[[str], None] | None = None
     problem: Callable[[str], None] | None = None
-    draw: Callable[[Convergence], str] | None = None
+    draw: Callable[[Sequence[int], Mapping[str, Sequence[float]], int], str] | None = None
 
 
 SILENT = Callbacks()

@@ -260,12 +260,12 @@ def study_sensitivity(
     names = quantized_names(checkpoint.model, options.policy)
     calibration = with_known_data(checkpoint, options.calibration)
     options = dataclasses.replace(options, calibration=calibration, eval_data=options.eval_data or calibration.data)
-    callbacks = dataclasses.replace(callbacks, note=once(callbacks.note))
+    opening = dataclasses.replace(callbacks, note=once(callbacks.note))
     result = None
     try:
         with new_folder(out) as folder:
-            evaluation = _open_evaluation(checkpoint, options, callbacks)
-            card, ranges, overlap = _calibrate(checkpoint, names, options, evaluation, callbacks)
+            evaluation = _open_evaluation(checkpoint, options, opening)
+            card, ranges, overlap = _calibrate(checkpoint, names, options, evaluation, opening)
             times = time_layers(checkpoint.model, names, checkpoint.info.model.image_size)
             mixed = MixedModel(checkpoint.model, ranges.values, names)
             found, search = _measure(mixed, checkpoint, options, evaluation, times, callbacks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from gft_edge.calibration.options import CalibrationOptions, Callbacks
-    from gft_edge.calibration.ranges import Convergence
     from gft_edge.checkpoint import CheckpointInfo
     from gft_edge.config.model import GFTConfig
     from gft_edge.data.sets import ImageSet
@@ -95,10 +94,10 @@ def calibration_callbacks() -> Callbacks:
     from gft_edge.calibration.options import Callbacks
     from gft_edge.cli.console import say, track
 
-    def draw(curve: Convergence) -> str:
-        from gft_edge.report.figures.plots import convergence
+    def draw(images: Sequence[int], ranges: Mapping[str, Sequence[float]], needed: int) -> str:
+        from gft_edge.report.figures.plots import convergence  # matplotlib takes time to import
 
-        return convergence(curve.images, curve.ranges, curve.images_needed)
+        return convergence(images, ranges, needed)
 
     return Callbacks(track, say, lambda text: say(f"left out: {text}"), draw)
 
