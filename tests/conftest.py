@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,8 +83,13 @@ def tiny_checkpoint(tiny_model, tiny_info, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory) -> Path:
-    """The wheel of this working tree."""
+    """The wheel of this working tree, built in a copy: two workers may build at a time, and earlier builds leave files."""
     out = tmp_path_factory.mktemp("wheel")
+    root = Path(__file__).parents[1]
+    for name in ("gft_edge", "export", "calibration", "benchmarks"):
+        shutil.copytree(root / name, out / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(root / name, out / "tree")
     command = [
         sys.executable,
         "-m",
@@ -94,7 +100,7 @@ def wheel(tmp_path_factory) -> Path:
         "--no-build-isolation",
         "-w",
         str(out),
-        str(Path(__file__).parents[1]),
+        str(out / "tree"),
     ]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
