@@ -79,7 +79,7 @@ def publish(source: Path, out: Path, recipes: list[Path]) -> None:
 
 CARD = """# gft_typeface
 
-A focal Gradient Focal Transformer that tells {classes} typefaces apart in {side} x {side} images of words.
+A focal Gradient Focal Transformer that classifies {classes} typefaces in {side} x {side} images of words.
 
 | | |
 |---|---|

@@ -222,7 +222,7 @@ def _board() -> Device | None:
 
 
 def random_images(artifact: Artifact, batch: int, generator: np.random.Generator) -> npt.NDArray[Any]:
-    """Returns random input of an artefact, of its own shape and type."""
+    """Returns random input of an artefact, of its shape and type."""
     tensor = artifact.manifest.inputs[0]
     shape = (batch, *(int(size) for size in tensor.shape[1:]))
     if tensor.dtype == "uint8":

@@ -1,4 +1,4 @@
-"""A power meter over whatever this machine has: INA3221 rails, tegrastats, or NVML.
+"""A power meter that reads the first source of this machine that works: INA3221 rails, tegrastats, or NVML.
 
 with open_meter("auto") as meter:
     energy = measure_energy(run, meter, Load(images_per_run=1))

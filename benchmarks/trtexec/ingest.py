@@ -105,8 +105,8 @@ def _require_log_alone(run: RecordedRun, logs: Sequence[TrtexecLog], where: str)
     if run.artifact or run.times or run.layers or run.profile:
         commands = "; ".join(f"{number}: {log.command or 'no command'}" for number, log in enumerate(logs, 1))
         raise ConfigError(
-            f"{where}: holds {len(logs)} runs ({commands}), and an ARTIFACT or exported file is of one; cut that run "
-            "into a file of its own"
+            f"{where}: holds {len(logs)} runs ({commands}), and an ARTIFACT or exported file is of one; copy that run "
+            "into its own file"
         )
     if run.power_log:
         raise ConfigError("bench: a log given to --power is of one run, the log of trtexec holds several")
@@ -124,9 +124,7 @@ def _several(runs: Sequence[TrtexecLog], name: str, batch: int | None, where: st
     rows: list[dict[str, Any]] = []
     names = sorted({run.device["device"] for run in runs if "device" in run.device})
     if len(names) > 1:
-        raise ArtifactError(
-            f"{where}: holds runs of several GPUs ({', '.join(names)}); cut them into files of their own"
-        )
+        raise ArtifactError(f"{where}: holds runs of several GPUs ({', '.join(names)}); write one log per GPU")
     for number, run in enumerate(runs, start=1):
         images, notes = _batch(run, None, batch, f"{where}: run {number}")
         row = result_row(replace(run, warnings=(*run.warnings, *notes)), f"{name} run {number}", {}, None, images)

@@ -36,7 +36,7 @@ _ITEM = re.compile(rf"""\s*['"]?([^'",]+?)['"]?\s*:\s*(?:{_DIMENSIONS}|scalar)\s
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a run that were in force, whatever was asked for.
+    """Settings of a run that were in force, which may differ from those asked for.
 
     Attributes:
         timing: ``cuda_graph``, ``spin_wait``, ``transfers``; None if neither the log nor the version defines them.
@@ -70,7 +70,7 @@ class Settings:
 
 
 def options_of(command: str) -> dict[str, str]:
-    """Returns the options of a command line by name, without dashes; trtexec obeys a named switch whatever its value."""
+    """Returns the options of a command line by name, without dashes; trtexec ignores the value of a switch."""
     try:
         words = shlex.split(command)
     except ValueError:
@@ -115,8 +115,8 @@ def settings_of(lines: Sequence[str], command: str, version: tuple[int, int] | N
     """Returns the settings in force: those the run reports, corrected by its warnings, else those of its command line."""
     asked = timing_of(command, version) if command else None
     reported = {name: state for name, pattern in _REPORTED.items() if (state := _last(pattern, lines)) is not None}
-    told = {name: state == "Enabled" for name, state in reported.items()}
-    timing = {**(asked or {}), **told}
+    in_force = {name: state == "Enabled" for name, state in reported.items()}
+    timing = {**(asked or {}), **in_force}
     notes = []
     for line in lines:
         if _IGNORED.search(line):

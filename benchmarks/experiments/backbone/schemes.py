@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gft_edge.calibration.thresholds import Method
+from gft_edge.calibration.options import Method
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, QuantRule, uniform_policy
 
 SMOOTHING = 0.5
