@@ -228,7 +228,7 @@ def test_a_hundred_numbered_classes_are_matched_though_they_sort_as_text():
 
 
 @pytest.mark.parametrize(
-    ("own", "model", "said"),
+    ("own", "model", "words"),
     [
         (
             ("a", "b", "c"),
@@ -241,10 +241,10 @@ def test_a_hundred_numbered_classes_are_matched_though_they_sort_as_text():
         (tuple("abcdefgh"), ("x", "y"), "'a', 'b', 'c', 'd', 'e' and 3 more"),
     ],
 )
-def test_classes_unknown_to_the_model_are_refused_by_name_with_the_likely_cause(own, model, said):
+def test_classes_unknown_to_the_model_are_refused_by_name_with_the_likely_cause(own, model, words):
     with pytest.raises(DataError, match="^data here: ") as caught:
         match_labels(Files(own, ()), model, "here")
-    assert said in str(caught.value)
+    assert words in str(caught.value)
 
 
 def test_relabelled_images_keep_everything_but_the_class_number():
