@@ -225,7 +225,7 @@ def test_images_below_a_class_folder_that_holds_images_belong_to_the_class(write
     root = write(*classes("train/"), *classes("test/"), "train/ant/more/0.png", "train/ant/more/deep/1.png")
     train = image_folder(root, "train")
     assert [label for _, label in train.samples].count(0) + len(image_folder(root, "val")) >= 8
-    assert "taken for class 'ant': 2 images in its sub-folders ('more')" in notes(root)
+    assert "counted as class 'ant': 2 images in its sub-folders ('more')" in notes(root)
 
 
 def test_empty_class_folders_are_said(write):
@@ -248,7 +248,7 @@ def test_class_numbers_are_those_of_train(write):
 @pytest.mark.parametrize(("other", "words"), [("cow", "'cow'"), ("Ant", "'Ant' is 'ant'"), ("a_nt", "'a_nt' is 'ant'")])
 def test_a_part_with_classes_that_train_has_not_is_refused_by_name(write, other, words):
     root = write(*classes("train/"), *classes("val/"), *classes("test/", (other, "bee")))
-    with pytest.raises(DataError, match="test has classes that train has not") as caught:
+    with pytest.raises(DataError, match="test has classes that train lacks") as caught:
         image_folder(root, "test")
     assert words in str(caught.value)
     assert words in notes(root, "train")
