@@ -22,20 +22,6 @@ SPEC = PreprocessSpec(32, 32)
 ANIMALS = ("ant", "bee", "cat", "dog")
 
 
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> Path:
-    """Splits train (9, 3, 3 and 3 images of each class), val and test (one image of each class)."""
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for split, counts in {"train": (9, 3, 3, 3), "val": (1, 1, 1, 1), "test": (1, 1, 1, 1)}.items():
-        for label, count in zip(ANIMALS, counts):
-            for number in range(count):
-                file = root / split / label / f"{number}.png"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
-    return root
-
-
 @pytest.fixture
 def leaking(folders, tmp_path) -> Path:
     root = Path(shutil.copytree(folders, tmp_path / "leaking"))
