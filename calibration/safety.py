@@ -21,6 +21,7 @@ from torch import nn
 from gft_edge.constants import TEMPERATURE
 from gft_edge.errors import DataError
 from gft_edge.runtime.finite import require_finite
+from gft_edge.stats.grid import mask_of
 
 LOWEST_JACCARD = 0.90
 """Lowest Jaccard index of the kept sets of compressed and full model, as in verification."""
@@ -215,9 +216,7 @@ def _predict(scores: Floats, k: int, noise: Floats) -> tuple[float, float]:
 
 def _highest(scores: Floats, k: int) -> npt.NDArray[np.bool_]:
     """Which are the k highest of each row, the first of equal ones."""
-    mask = np.zeros(scores.shape, dtype=bool)
-    np.put_along_axis(mask, np.argsort(-scores, axis=1, kind="stable")[:, :k], True, axis=1)
-    return mask
+    return mask_of(np.argsort(-scores, axis=1, kind="stable")[:, :k], scores.shape[1:])
 
 
 def _noise(full: StageOutput, compressed: StageOutput, row: int, distance: Floats) -> Floats:

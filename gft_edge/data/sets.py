@@ -1,4 +1,4 @@
-"""Labelled images that can be indexed: files, parts of a set, sets with other class numbers."""
+"""Image sets: labelled images that can be indexed. Files, parts of a set, sets with other class numbers."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ class ImageSet(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What people should know of how the images were found: the rule of the split, what was left out."""
+        """Sentences on how the images were found: the rule of the split, what was left out."""
 
     @property
     def rendered_split(self) -> Split | None:
         """Split that images were rendered for; None for files."""
 
     def name(self, index: int) -> str:
-        """What an image is called: the path of its file, or for example ``typefaces test 12``."""
+        """Returns the name of an image: the path of its file, or for example ``typefaces test 12``."""
 
     def class_numbers(self) -> list[int]:
         """Returns the class number of each image without decoding one."""
@@ -65,7 +65,7 @@ class Files:
         return None
 
     def name(self, index: int) -> str:
-        """Path of the file."""
+        """Returns the path of the file."""
         return str(self.samples[index][0])
 
     def class_numbers(self) -> list[int]:
@@ -76,7 +76,7 @@ class Files:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
-        """Image (H, W, 3) uint8 RGB and its class; DataError when the file cannot be decoded."""
+        """Returns image (H, W, 3) uint8 RGB and class number; raises DataError if the file cannot be decoded."""
         path, label = self.samples[index]
         if not is_readable_format(path):
             raise DataError(f"image {path}: Pillow does not read {path.suffix} here; convert it to JPEG or PNG")
@@ -106,7 +106,7 @@ class Subset:
         return self.base.rendered_split
 
     def name(self, index: int) -> str:
-        """As in the whole set."""
+        """Returns the name in the whole set."""
         return self.base.name(self.indices[index])
 
     def class_numbers(self) -> list[int]:
@@ -143,7 +143,7 @@ class Relabelled:
         return self.base.rendered_split
 
     def name(self, index: int) -> str:
-        """As in the set below."""
+        """Returns the name in the base set."""
         return self.base.name(index)
 
     def class_numbers(self) -> list[int]:
@@ -159,7 +159,7 @@ class Relabelled:
 
 
 def readable(images: ImageSet) -> ImageSet:
-    """The images without the files whose format Pillow does not read here."""
+    """Returns the images without files of formats that Pillow does not read here."""
     if isinstance(images, Files):
         samples = tuple(sample for sample in images.samples if is_readable_format(sample[0]))
         if images.samples and not samples:
@@ -174,5 +174,5 @@ def readable(images: ImageSet) -> ImageSet:
 
 
 def spread(total: int, count: int) -> tuple[int, ...]:
-    """``count`` indices below ``total``, evenly from the first to the last."""
+    """Returns ``count`` indices below ``total``, evenly spaced from the first to the last."""
     return tuple(int(i) for i in np.linspace(0, total - 1, count).round())

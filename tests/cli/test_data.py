@@ -210,7 +210,7 @@ def test_data_that_a_checkpoint_remembers_and_that_is_not_there_is_named(gft_edg
     ckpt = trained_on(name)
     done = gft_edge("evaluate", ckpt)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert f"data {name}: no such folder here; checkpoint {ckpt} remembers it" in done.err
+    assert f"data {name}: no such folder here; checkpoint {ckpt} was trained on it" in done.err
     assert "give --data" in done.err
 
 
