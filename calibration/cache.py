@@ -218,7 +218,7 @@ def require_fit(cache: CalibrationCache, tensors: Collection[str], tensorrt: str
     """
     if tensorrt and tensorrt.partition(".")[0] != cache.tensorrt.partition(".")[0]:
         raise ArtifactError(
-            f"{where}: line 1: the cache is for TensorRT {cache.tensorrt}, this build for TensorRT {tensorrt}; calibrate for that version"
+            f"{where}: line 1: is for TensorRT {cache.tensorrt}, this build for TensorRT {tensorrt}; calibrate for that version"
         )
     foreign = [(line, name) for line, name in enumerate(cache.scales, 2) if not _known(name, tensors)]
     if foreign:
@@ -233,7 +233,7 @@ def require_fit(cache: CalibrationCache, tensors: Collection[str], tensorrt: str
     missing = len(tensors) - covered
     return (
         (
-            f"the cache has scales for {covered} of {len(tensors)} tensors; layers that read or write the others do not run in INT8",
+            f"the cache has scales for {covered} of {len(tensors)} tensors; layers with any other tensor do not run in INT8",
         )
         if missing
         else ()

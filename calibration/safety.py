@@ -215,7 +215,7 @@ def _predict(scores: Floats, k: int, noise: Floats) -> tuple[float, float]:
 
 
 def _highest(scores: Floats, k: int) -> npt.NDArray[np.bool_]:
-    """Which are the k highest of each row, the first of equal ones."""
+    """Returns a mask of the k highest of each row, the first of equal ones."""
     return mask_of(np.argsort(-scores, axis=1, kind="stable")[:, :k], scores.shape[1:])
 
 

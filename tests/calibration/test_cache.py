@@ -167,7 +167,7 @@ def test_a_cache_of_the_graph_fits_and_says_what_it_leaves_out():
         (
             (DATA / "trt10_for_8.cache").read_bytes(),
             "8.6",
-            "line 1: the cache is for TensorRT 10.3.0, this build for TensorRT 8.6",
+            "line 1: is for TensorRT 10.3.0, this build for TensorRT 8.6",
         ),
     ],
 )

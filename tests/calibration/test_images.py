@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from gft_edge.calibration.images import CalibrationSet, choose_images, cover, hash_images, model_features
 from gft_edge.calibration.options import CalibrationOptions

@@ -45,7 +45,11 @@ def test_quantization_in_one_call_is_that_of_its_steps(checkpoint, calibration, 
     with torch.no_grad():
         x = torch.from_numpy(batches[0])
         assert torch.equal(written.model(x), expected.model(x))
-    assert (result.selection.data, result.selection.split, result.selection.held_out) == (calibration.data, "test", True)
+    assert (result.selection.data, result.selection.split, result.selection.held_out) == (
+        calibration.data,
+        "test",
+        True,
+    )
     assert json.loads((tmp_path / "out/calibration/selection.json").read_text()) == result.selection.to_json()
     assert sorted(path.name for path in (tmp_path / "out/calibration").iterdir()) == [
         "card.json",

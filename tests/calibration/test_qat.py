@@ -378,9 +378,7 @@ class _FixedAnswers(nn.Module):
     ("qat_wrong", "control_wrong", "verdict", "p"),
     [(0, 6, "better", 0.03125), (6, 0, "worse", 0.03125), (0, 5, "inconclusive", 0.0625), (3, 3, "inconclusive", 1.0)],
 )
-def test_verdict_is_the_exact_test_of_qat_against_ptq_of_the_control(
-    done, task, qat_wrong, control_wrong, verdict, p
-):
+def test_verdict_is_the_exact_test_of_qat_against_ptq_of_the_control(done, task, qat_wrong, control_wrong, verdict, p):
     _, outcome = done
     truth = np.arange(24) % 4
 
