@@ -408,5 +408,5 @@ def test_classes_of_such_names_are_no_splits(write):
 
 def test_a_folder_of_no_known_split_is_named_where_a_part_is_missing(write):
     root = write(*classes("Traning/"), *classes("Testing/"))
-    with pytest.raises(DataError, match=r"has no train images, only test; .*, so not read: 'Traning'"):
+    with pytest.raises(DataError, match=r"has no train images, only test; .*belong to no split: 'Traning'"):
         image_folder(root, "train")
