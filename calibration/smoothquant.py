@@ -77,8 +77,8 @@ def smooth(model: nn.Module, batches: Iterable[npt.NDArray[np.float32]], policy:
     largest: dict[str, Tensor] = {}
 
     def watch(name: str, output: Tensor) -> None:
-        seen = output.abs().flatten(0, -2).amax(dim=0)
-        largest[name] = torch.maximum(largest[name], seen) if name in largest else seen
+        magnitudes = output.abs().flatten(0, -2).amax(dim=0)
+        largest[name] = torch.maximum(largest[name], magnitudes) if name in largest else magnitudes
 
     handles = [
         fold.norm.register_forward_hook(lambda _, __, output, name=name: watch(name, output))

@@ -89,7 +89,7 @@ def test_any_bytes_are_read_or_refused(data):
     ("content", "says"),
     [
         (b"", "line 1 is ''"),
-        (b"\xff\xfd", "is no text"),
+        (b"\xff\xfd", "is not a text file"),
         (b"TRT-8601\na: 3c010a14\n", "line 1 is 'TRT-8601'"),
         (b"TRT-8601-Guess\n", "algorithm must be one of"),
         (b"TRT-8601-MinMaxCalibration\na 3c010a14\n", "line 2 is 'a 3c010a14'"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 
 import pytest
 import torch
@@ -76,7 +77,7 @@ def test_callbacks_receive_progress_notes_and_the_curve(checkpoint, calibration,
     assert (tmp_path / "out/convergence.svg").read_text() == f"8 {len(curve.ranges)} {curve.images_needed}"
     assert read_ranges(tmp_path / "out/ranges.json") == result.ranges
     assert read_sealed(tmp_path / "out/card.json", "card", "")["id"] == result.card.id
-    flat = CalibrationOptions(str(folders / "train"), images=8)
+    flat = CalibrationOptions(str(shutil.copytree(folders / "train", tmp_path / "animals")), images=8)
     quantize_checkpoint(checkpoint, QuantizeOptions(flat), tmp_path / "flat", Callbacks(note=notes.append))
     assert len(notes) == len(set(notes)) > 0
     assert all(note.startswith("data: ") for note in notes)
