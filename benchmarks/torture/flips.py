@@ -259,19 +259,19 @@ def state(made: Materials) -> object:
     from gft_edge.config.recipe import load_recipe
     from gft_edge.model.build import build_model
     from gft_edge.train.optim import make_optimizer
-    from gft_edge.train.state import Parts, restore_state
+    from gft_edge.train.state import TrainingState, restore_state
 
     recipe = load_recipe(made.recipe)
     config = recipe.model.resolve(4)
     model = build_model(config)
-    parts = Parts(
+    training = TrainingState(
         model,
         make_optimizer(model, config, recipe.train),
         torch.amp.GradScaler("cpu", enabled=False),
         None,
     )
-    progress = restore_state(made.trained, recipe, parts, torch.device("cpu"))
-    return [vars(progress), _tensors(model.state_dict()), _tensors(parts.optimizer.state_dict())]
+    progress = restore_state(made.trained, recipe, training, torch.device("cpu"))
+    return [vars(progress), _tensors(model.state_dict()), _tensors(training.optimizer.state_dict())]
 
 
 def card(file: Path) -> object:

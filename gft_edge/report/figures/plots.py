@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gft_edge.budget import patches_per_block
 from gft_edge.report.figures.svg import COLORS, INK, WIDE, Draw, is_narrow, responsive, short, svg
 
 SMOOTHED = 0.2
@@ -153,10 +154,7 @@ def staircase(depth: int, stages: Sequence[int], budgets: Mapping[str, Sequence[
 
     def draw(_: Figure, axes: Axes) -> None:
         for (name, keep), color in zip(budgets.items(), itertools.cycle(COLORS)):
-            patches, now, after = [], num_patches, dict(zip(stages, keep))
-            for block in range(1, depth + 1):
-                patches.append(now)
-                now = after.get(block, now)
+            patches = patches_per_block(stages, keep, num_patches, depth)
             edges = np.arange(depth + 1) + 0.5
             axes.stairs(patches, edges, color=color, lw=2.2, label=name, baseline=None)
         ticks = range(1, depth + 1, 1 + depth // 13)
