@@ -19,10 +19,6 @@ GOLDEN_IMAGES = 16
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    from typing import get_args
-
-    from gft_edge.manifest import Dialect, HighPrecision, InputKind, MapsMode
-
     parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint folder (quantized or not), or 'builtin'")
     parser.add_argument("--out", type=Path, required=True, metavar="ARTIFACT", help="folder to write")
     parser.add_argument(
@@ -37,25 +33,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--maps",
-        choices=get_args(MapsMode),
+        choices=("none", "compact", "dense"),
         default="none",
         help="importance outputs: none, per stage with the kept positions, or on the patch grid (none)",
     )
     parser.add_argument(
         "--precision",
-        choices=get_args(HighPrecision),
+        choices=("fp32", "fp16", "bf16"),
         default="fp32",
         help="of everything that is not quantized, but for the importance path, which is float32 always (fp32)",
     )
     parser.add_argument(
         "--input",
-        choices=get_args(InputKind),
+        choices=("float", "uint8"),
         default="float",
         help="normalised (batch, 3, H, W) float32, or RGB pixels (batch, H, W, 3) with normalisation inside (float)",
     )
     parser.add_argument(
         "--dialect",
-        choices=get_args(Dialect),
+        choices=("trt10", "trt8"),
         default="trt10",
         help="trt10: TensorRT 10, 11 and RTX; trt8: opset 17 and FP32 types for TensorRT 8.6; ONNX Runtime runs both (trt10)",
     )
