@@ -1,4 +1,4 @@
-"""Asking the parser that is installed here whether it reads a file."""
+"""Lets the installed parser of TensorRT or TensorRT-RTX read a file."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def ask_parser(path: Path, platform: Platform) -> tuple[str, tuple[Finding, ...]
 
     Args:
         path: the ONNX file, its weights beside it.
-        platform: what the graph is for; decides which of the two is asked. Without a target, whichever is installed.
+        platform: of the graph; decides which of the two reads it. Without a target, the installed one.
 
     Returns:
-        which parser was asked, and what it refused.
+        title of the parser, and its refusals.
 
     Raises:
         MissingExtraError: neither is installed.
-        ConfigError: the one the target needs is not, or is of another version.
+        ConfigError: the one for the target is not installed, or has another version.
     """
     module = _module(platform)
     title = f"the parser of {module} {_version(module)}"
