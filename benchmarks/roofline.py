@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gft_edge.budget import TokenBudget
-from gft_edge.config.model import GFTConfig
+from gft_edge.config.model import GFTConfig, conv_stem_widths
 from gft_edge.errors import ConfigError
 from gft_edge.hardware.devices import Device, PeakPrecision
 from gft_edge.manifest import DeploymentManifest
@@ -168,8 +168,7 @@ def _embedding_weights(config: GFTConfig) -> int:
     width = config.embed_dim
     if config.stem == "linear":
         return 3 * config.patch_size**2 * width
-    num_convs = config.patch_size.bit_length() - 1
-    widths = [3, *(max(width >> (num_convs - 1 - i), 16) for i in range(num_convs))]
+    widths = conv_stem_widths(config.patch_size, width)
     return sum(9 * a * b for a, b in itertools.pairwise(widths)) + width**2
 
 

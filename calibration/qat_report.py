@@ -17,6 +17,7 @@ from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import TrainSection
 from gft_edge.errors import DataError
 from gft_edge.runtime.finite import require_finite
+from gft_edge.stats.grid import mask_of
 from gft_edge.stats.metrics import sqnr_db, wilson_interval
 from gft_edge.stats.paired import PairedTop1, paired_top1
 from gft_edge.train.schedule import step_budgets
@@ -186,7 +187,7 @@ def _run(
         for (name, budget), found in parts.items():
             out = models[name](torch.from_numpy(images), budget, maps=True)
             require_finite(out.logits.numpy(), f"QAT: {name} at {budget.id}")
-            kept = tuple(_mask(stage.kept.numpy(), num_patches) for stage in out.stages)
+            kept = tuple(mask_of(stage.kept.numpy(), (num_patches,)) for stage in out.stages)
             found.append(_Outputs(out.logits.numpy(), kept))
     if not truth:
         raise DataError("QAT: no images to judge it on")
@@ -198,12 +199,6 @@ def _run(
         for key, found in parts.items()
     }
     return joined, np.concatenate(truth)
-
-
-def _mask(kept: npt.NDArray[np.int64], num_patches: int) -> npt.NDArray[np.bool_]:
-    mask = np.zeros((len(kept), num_patches), dtype=bool)
-    np.put_along_axis(mask, kept, True, axis=1)
-    return mask
 
 
 def _figures(

@@ -18,12 +18,14 @@ from gft_edge.benchmarks.measuring.protocol import ONE_ROUND, BenchProtocol, Lat
 from gft_edge.benchmarks.measuring.recorded_accuracy import Accuracy, recorded_accuracy
 from gft_edge.benchmarks.power.meter import PowerMeter, measure_energy, open_meter
 from gft_edge.benchmarks.roofline import implausible, roofline
+from gft_edge.budget import patches_per_block
 from gft_edge.errors import ConfigError
 from gft_edge.hardware.devices import Device, PeakPrecision
 from gft_edge.hardware.jetson import locked_mhz, watch_board
 from gft_edge.hardware.this_device import module_here
 from gft_edge.manifest import MODEL, Artifact
 from gft_edge.progress import Track, silent
+from gft_edge.runtime.backends import BACKENDS
 from gft_edge.runtime.classifier import Classifier
 from gft_edge.runtime.sessions import open_session
 
@@ -35,8 +37,8 @@ PARTS = ("stages", "throughput", "process")
 """What is measured besides the latency of inference; each can be left out."""
 
 STAGE_ROUNDS = 10
-CPU_BACKENDS = ("onnxruntime", "torch")
-CONCURRENT = ("onnxruntime",)
+CPU_BACKENDS = tuple(backend.name for backend in BACKENDS if not backend.on_gpu)
+CONCURRENT = tuple(backend.name for backend in BACKENDS if backend.concurrent)
 """Backends whose sessions may be called by several threads; the others have one request in flight."""
 
 
@@ -305,12 +307,9 @@ def mean_tokens(artifact: Artifact) -> float | None:
     if model.is_baseline:
         return None
     if model.variant == "published":  # its stages choose patches but the logits do not read them
-        return model.num_patches + 1.0
-    kept, now, total = dict(zip(model.stages, budget.keep)), model.num_patches, 0
-    for block in range(1, model.depth + 1):
-        total += now + 1
-        now = kept.get(block, now)
-    return total / model.depth
+        return float(model.num_patches + model.num_prefix_tokens)
+    patches = patches_per_block(model.stages, budget.keep, model.num_patches, model.depth)
+    return sum(count + model.num_prefix_tokens for count in patches) / model.depth
 
 
 def measure_energies(

@@ -282,7 +282,8 @@ def ingest(
     parsed = replace(parsed, warnings=(*parsed.warnings, *notes))
     queries = parse_times(_read(times), f"times {times}") if times else None
     known: dict[str, Any] = identity(artifact) if artifact else {}
-    tokens = artifact.manifest.model.num_patches + 1 if artifact else None
+    model = artifact.manifest.model if artifact else None
+    tokens = model.num_patches + model.num_prefix_tokens if model else None
     data = bench_file(parsed, known.get("name", log.stem), known, queries, _layers(layers, profile, tokens), images)
     if target and artifact and not other:
         row = data["results"][0]

@@ -8,7 +8,6 @@ bindings of each generation. The plan also names the members of enumerations.
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,8 +19,8 @@ from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.tensorrt.build_plan import BuildPlan
 from gft_edge.export.tensorrt.interrupts import Interrupted, interrupts_held
 from gft_edge.files import replacing
-from gft_edge.hardware.environment import has_nvidia_driver, missing_extra
-from gft_edge.hardware.tensorrt_versions import RTX, generation
+from gft_edge.hardware.environment import has_nvidia_driver
+from gft_edge.runtime.backends import backend_of_module
 from gft_edge.runtime.trt_messages import error_logger, explain, require
 
 if TYPE_CHECKING:
@@ -38,10 +37,7 @@ def load_module(plan: BuildPlan) -> ModuleType:
         MissingExtraError: it is not installed, or its libraries are not.
         ConfigError: TensorRT without a driver, which only RTX can compile without.
     """
-    try:
-        trt = importlib.import_module(plan.module)
-    except (ImportError, OSError):
-        raise missing_extra(plan.module, generation(RTX if plan.rtx else plan.generation).extra) from None
+    trt = backend_of_module(plan.module).import_module()
     if not plan.rtx and not has_nvidia_driver():
         raise ConfigError(
             f"build --target {plan.target}: TensorRT times its kernels on the GPU, and there is no NVIDIA driver here; "

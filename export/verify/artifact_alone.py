@@ -10,11 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.errors import ArtifactError, DataError
-from gft_edge.export.verify.compared_model import ONNXRUNTIME, Side
+from gft_edge.export.verify.compared_model import Side
 from gft_edge.export.verify.golden import QUANTIZED_LOGITS, read_golden, stage_place
 from gft_edge.export.verify.places import Place
 from gft_edge.export.verify.verdict import Judgement, Limits, judge
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
+from gft_edge.runtime.sessions import ONNXRUNTIME
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind, compare
 
 TORCH = "torch"

@@ -10,11 +10,9 @@ import numpy.typing as npt
 from gft_edge.constants import TEMPERATURE
 from gft_edge.errors import ArtifactError
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
-from gft_edge.runtime.sessions import Session, fitted, onnxruntime_session, open_session
+from gft_edge.runtime.sessions import ONNXRUNTIME, Session, fitted, onnxruntime_session, open_session
 from gft_edge.stats.agreement import Arrays, Computation
 from gft_edge.stats.metrics import softmax
-
-ONNXRUNTIME = "onnxruntime"
 
 
 class Side:

@@ -27,13 +27,13 @@ from gft_edge.export.verify.artifact_alone import (
 )
 from gft_edge.export.verify.causes import golden_places, manifest_places
 from gft_edge.export.verify.claims import budget_claim, claim_places, corrected, read_graph
-from gft_edge.export.verify.compared_model import ONNXRUNTIME, Side, graph_input
+from gft_edge.export.verify.compared_model import Side, graph_input
 from gft_edge.export.verify.places import Place
 from gft_edge.export.verify.trace import IMAGES, plain_error, trace
 from gft_edge.export.verify.verdict import Limits
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.quant.modules import without_quantizers
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.sessions import ONNXRUNTIME, onnxruntime_session
 from gft_edge.stats.agreement import Arrays, Computation, Kind
 
 Runner = Callable[[npt.NDArray[np.float32]], Arrays]

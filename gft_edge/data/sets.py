@@ -1,4 +1,4 @@
-"""Labelled images that can be indexed: files, parts of a set, sets with other class numbers."""
+"""Image sets: labelled images that can be indexed. Files, parts of a set, sets with other class numbers."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class ImageSet(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What people should know of how the images were found: the rule of the split, what was left out."""
+        """Sentences on how the images were found: the rule of the split, what was left out."""
 
     def name(self, index: int) -> str:
-        """What an image is called: the path of its file, or for example ``typefaces test 12``."""
+        """Returns the name of an image: the path of its file, or for example ``typefaces test 12``."""
 
     def __len__(self) -> int: ...
 
@@ -52,14 +52,14 @@ class Files:
     notes: tuple[str, ...] = ()
 
     def name(self, index: int) -> str:
-        """Path of the file."""
+        """Returns the path of the file."""
         return str(self.samples[index][0])
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
-        """Image (H, W, 3) uint8 RGB and its class; DataError when the file cannot be decoded."""
+        """Returns image (H, W, 3) uint8 RGB and class number; raises DataError if the file cannot be decoded."""
         path, label = self.samples[index]
         if not is_readable_format(path):
             raise DataError(f"image {path}: Pillow does not read {path.suffix} here; convert it to JPEG or PNG")
@@ -84,7 +84,7 @@ class Subset:
         return self.base.notes
 
     def name(self, index: int) -> str:
-        """As in the whole set."""
+        """Returns the name in the whole set."""
         return self.base.name(self.indices[index])
 
     def __len__(self) -> int:
@@ -111,7 +111,7 @@ class Relabelled:
     notes: tuple[str, ...]
 
     def name(self, index: int) -> str:
-        """As in the set below."""
+        """Returns the name in the base set."""
         return self.base.name(index)
 
     def __len__(self) -> int:
@@ -123,7 +123,7 @@ class Relabelled:
 
 
 def readable(images: ImageSet) -> ImageSet:
-    """The images without the files whose format Pillow does not read here."""
+    """Returns the images without files of formats that Pillow does not read here."""
     if isinstance(images, Files):
         samples = tuple(sample for sample in images.samples if is_readable_format(sample[0]))
         if images.samples and not samples:
@@ -138,5 +138,5 @@ def readable(images: ImageSet) -> ImageSet:
 
 
 def spread(total: int, count: int) -> tuple[int, ...]:
-    """``count`` indices below ``total``, evenly from the first to the last."""
+    """Returns ``count`` indices below ``total``, evenly spaced from the first to the last."""
     return tuple(int(i) for i in np.linspace(0, total - 1, count).round())

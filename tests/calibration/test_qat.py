@@ -23,10 +23,8 @@ from gft_edge.preprocess import PreprocessSpec
 from gft_edge.quant.levels import SMALLEST_RANGE
 from gft_edge.quant.modules import (
     QUANTIZED,
-    FP8Linear,
     QuantConv2d,
     QuantLinear,
-    WeightOnlyLinear,
     channel_ranges,
     follow_weights,
     insert_quantizers,
@@ -76,8 +74,8 @@ def clamped(model, calibration, precision="int8"):
     """A quantized model with ranges so narrow that clamping hurts."""
     quantized = quantize_int8(model, calibration, uniform_policy(precision))
     for module in quantized.model.modules():
-        if isinstance(module, (QuantLinear, FP8Linear)):
-            module.input_scale /= 3
+        if isinstance(module, QuantLinear) and module.precision != "int8-weights":
+            module.input_quantizer.scale /= 3
     return quantized
 
 
@@ -113,7 +111,7 @@ def _gradients(output, *leaves):
 def test_gradients_of_a_linear_layer_are_those_of_the_straight_through_estimator():
     torch.manual_seed(0)
     linear, x = nn.Linear(6, 5), torch.randn(7, 6, requires_grad=True)
-    layer = QuantLinear(linear, 1.0)
+    layer = QuantLinear(linear, "int8", 1.0)
     assert (x.abs() > 1.01).any(), "some inputs are clamped"
     found = _gradients(layer(x), x, layer.weight, layer.bias)
     weight_scale = linear.weight.detach().abs().amax(dim=1, keepdim=True) / 127
@@ -141,9 +139,9 @@ def test_gradients_of_weight_only_and_fp8_layers():
     torch.manual_seed(0)
     linear, x = nn.Linear(6, 5, bias=False), torch.randn(7, 6, requires_grad=True)
     weights = torch.linspace(-1, 1, 35).reshape(7, 5)
-    (found,) = _gradients(WeightOnlyLinear(linear)(x), linear.weight)
+    (found,) = _gradients(QuantLinear(linear, "int8-weights")(x), linear.weight)
     torch.testing.assert_close(found, weights.T @ x.detach())
-    layer = FP8Linear(linear, 1.0)
+    layer = QuantLinear(linear, "fp8", 1.0)
     to_x, to_weight = _gradients(layer(x), x, linear.weight)
     within = x.detach().abs() < 464 / 448
     rounded = (x.detach() * 448).clamp(-448, 448).to(torch.float8_e4m3fn).float() / 448
@@ -180,9 +178,9 @@ def test_ranges_follow_the_weights_as_they_do_when_a_checkpoint_is_read():
     again.load_state_dict(model.state_dict())
     insert_quantizers(again, {"0": 1.0, "1": 1.0, "3": 1.0}, kinds)
     for index in (0, 2, 3):
-        assert torch.equal(model[index].weight_range, again[index].weight_range)
-    assert model[1].weight_scale == again[1].weight_scale
-    assert model[0].weight_range[0] == np.float32(SMALLEST_RANGE)
+        assert torch.equal(model[index].weight_quantizer.ranges, again[index].weight_quantizer.ranges)
+    assert model[1].weight_quantizer.scale == again[1].weight_quantizer.scale
+    assert model[0].weight_quantizer.ranges[0] == np.float32(SMALLEST_RANGE)
     assert torch.equal(channel_ranges(model[3].weight), model[3].weight.detach().abs().amax(dim=(1, 2, 3)))
 
 
@@ -220,17 +218,17 @@ def test_training_brings_the_model_nearer_to_its_teacher(
     budgets = step_budgets(tiny_config, settings.schedule(elastic=True), 0)
     assert len(budgets) == 2, "the full and the smallest"
     before = [loss(budget) for budget in budgets]
-    before_scales = [m.input_scale for m in quantized.model.modules() if isinstance(m, (QuantLinear, FP8Linear))]
+    before_scales = [m.input_quantizer.scale for m in quantized.model.modules() if isinstance(m, QuantLinear)]
     (course,) = fine_tune([quantized.model], tiny_model, tiny_config, images, tiny_info.preprocess, settings)
     after = [loss(budget) for budget in budgets]
     assert all(b < 0.75 * a for a, b in zip(before, after, strict=True)), (before, after)
     said = course.to_json()
     assert said["distillation_last"] < said["distillation_first"]
-    scales = [m.input_scale for m in quantized.model.modules() if isinstance(m, (QuantLinear, FP8Linear))]
+    scales = [m.input_quantizer.scale for m in quantized.model.modules() if isinstance(m, QuantLinear)]
     assert scales == before_scales, "activation ranges stay those of the calibration"
     for module in quantized.model.modules():
         if isinstance(module, QuantLinear):
-            assert torch.equal(module.weight_range, channel_ranges(module.weight))
+            assert torch.equal(module.weight_quantizer.ranges, channel_ranges(module.weight))
 
 
 def test_what_runs_is_what_is_trained(tiny_model, tiny_config, tiny_info, images):

@@ -95,7 +95,7 @@ def test_the_policy_is_what_was_run(chosen, gft_edge, tmp_path):
     shutil.copytree(out, tmp_path / "sensitivity")
     done = gft_edge("report", tmp_path)
     assert done.code == 0, done.err
-    assert "Sensitivity: what INT8 does to each layer" in (tmp_path / "report.html").read_text()
+    assert "Sensitivity of each layer to INT8" in (tmp_path / "report.html").read_text()
 
 
 def test_the_same_input_gives_the_same_files(gft_edge, tiny_checkpoint, animals, tmp_path):

@@ -25,6 +25,7 @@ from gft_edge.export.tensorrt.planning import make_plan
 from gft_edge.files import sha256
 from gft_edge.hardware import tensorrt_versions as generations
 from gft_edge.manifest import MODEL, Artifact, load_artifact
+from gft_edge.runtime import backends
 
 
 def plan_for(artifact: Artifact, target: str = "rtx", **options) -> BuildPlan:
@@ -281,7 +282,7 @@ def test_refusal_of_the_compiler_names_the_node(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("messages", "said"),
     [
-        ([], "no message was given"),
+        ([], "TensorRT gave no message"),
         (
             [
                 "IBuilder::buildSerializedNetwork: Error Code 10: Internal Error (Could not find any implementation for "
@@ -324,7 +325,7 @@ def test_missing_tensorrt_is_named_with_the_extra_that_brings_it(exported, monke
 
 
 def test_tensorrt_without_a_driver_is_refused_before_anything_is_made(exported, monkeypatch):
-    monkeypatch.setattr(builders.importlib, "import_module", lambda name: sys.modules["json"])
+    monkeypatch.setattr(backends.importlib, "import_module", lambda name: sys.modules["json"])
     monkeypatch.setattr(builders, "has_nvidia_driver", lambda: False)
     with pytest.raises(ConfigError, match="no NVIDIA driver here.*--plan"):
         build_engine(exported("fp32-none"), plan_for(exported("fp32-none"), "orin-nano"))
