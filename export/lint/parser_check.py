@@ -13,6 +13,7 @@ from gft_edge.export.lint.linter import Finding
 from gft_edge.export.lint.rules import PARSER
 from gft_edge.hardware.environment import missing_extra
 from gft_edge.hardware.tensorrt_versions import Platform
+from gft_edge.runtime.backends import backend_of_module
 
 SECONDS = 300.0
 
@@ -65,7 +66,7 @@ def _module(platform: Platform) -> str:
             return module
     if len(wanted) == 1 and wanted[0] == "tensorrt" and importlib.util.find_spec("tensorrt_rtx") is not None:
         raise ConfigError("--parser: TensorRT is not installed here, TensorRT-RTX is; give --target rtx")
-    raise missing_extra(wanted[0], "rtx" if platform.is_rtx else "trt")
+    raise missing_extra(wanted[0], backend_of_module(wanted[0]).extra)
 
 
 def _version(module: str) -> str:
