@@ -227,7 +227,7 @@ def test_training_brings_the_model_nearer_to_its_teacher(
     scales = [m.input_quantizer.scale for m in quantized.model.modules() if isinstance(m, QuantLinear)]
     assert scales == before_scales, "activation ranges stay those of the calibration"
     for module in quantized.model.modules():
-        if isinstance(module, QuantLinear):
+        if isinstance(module, QuantLinear) and module.precision == "int8":
             assert torch.equal(module.weight_quantizer.ranges, channel_ranges(module.weight))
 
 
