@@ -189,10 +189,10 @@ def test_import_says_what_a_plain_vit_is_and_what_it_reads(tmp_path, capsys):
     plain = {name.removeprefix("network."): t for name, t in build_model(VIT).state_dict().items()}
     torch.save({"model": plain}, tmp_path / "x.pth")
     assert main(["import-published", str(tmp_path / "x.pth"), "--out", str(tmp_path / "ckpt")]) == 2
-    said = capsys.readouterr().err
-    assert "it looks like a plain timm ViT (embed dim 64, depth 6, 4 classes)" in said
-    assert "reads only checkpoints of the published GFT code" in said
-    assert said.count("\n") == 1
+    message = capsys.readouterr().err
+    assert "it looks like a plain timm ViT (embed dim 64, depth 6, 4 classes)" in message
+    assert "reads only checkpoints of the published GFT code" in message
+    assert message.count("\n") == 1
 
 
 def test_import_refuses_weights_that_are_no_numbers(small_state, tmp_path, capsys):
