@@ -20,8 +20,9 @@ from gft_edge.benchmarks.power.meter import PowerMeter, measure_energy, open_met
 from gft_edge.benchmarks.roofline import implausible, roofline
 from gft_edge.budget import patches_per_block
 from gft_edge.errors import ConfigError
-from gft_edge.hardware.devices import Device, Precision
-from gft_edge.hardware.jetson import locked_mhz, module, watch_board
+from gft_edge.hardware.devices import Device, PeakPrecision
+from gft_edge.hardware.jetson import locked_mhz, watch_board
+from gft_edge.hardware.this_device import module_here
 from gft_edge.manifest import MODEL, Artifact
 from gft_edge.progress import Track, silent
 from gft_edge.runtime.backends import BACKENDS
@@ -271,7 +272,7 @@ def _bench_point(
         }
         if protocol.rounds == 1:  # nothing to take a spread of
             row |= {"variation": None, "verdict": ONE_ROUND, "speedup_interval": None}
-        if session.backend not in CPU_BACKENDS and (device := target or module()):
+        if session.backend not in CPU_BACKENDS and (device := target or _module()):
             row |= bound_of(artifact, device, protocol.batch, figures[name].p50_ms)
         if name in throughput:
             row["throughput"] = throughput[name]
@@ -281,6 +282,11 @@ def _bench_point(
             row["process"] = fresh_processes(artifact.address, session.backend, protocol)
         rows.append(row)
     return rows
+
+
+def _module() -> Device | None:
+    here = module_here()
+    return here.profile if here else None
 
 
 def identity(artifact: Artifact) -> dict[str, Any]:
@@ -330,7 +336,7 @@ def bound_of(artifact: Artifact, device: Device, batch: int, measured_ms: float)
 
     An FP32 graph is held against the device's FP16: engines may be built so, and a bound must hold for them too.
     """
-    precision: Precision = "int8" if artifact.manifest.precision == "int8" else "fp16"
+    precision: PeakPrecision = "int8" if artifact.manifest.precision == "int8" else "fp16"
     bound = roofline(artifact.manifest, device, batch, precision)
     return {"roofline": bound.to_json(), "implausible": implausible(measured_ms, bound)}
 

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from gft_edge.data.images import read_image
 from gft_edge.data.scan import is_readable_format
+from gft_edge.data.splits import Split
 from gft_edge.errors import DataError
 
 NO_CLASSES = ("",)
@@ -29,8 +30,15 @@ class ImageSet(Protocol):
     def notes(self) -> tuple[str, ...]:
         """Sentences on how the images were found: the rule of the split, what was left out."""
 
+    @property
+    def rendered_split(self) -> Split | None:
+        """Split that images were rendered for; None for files."""
+
     def name(self, index: int) -> str:
         """Returns the name of an image: the path of its file, or for example ``typefaces test 12``."""
+
+    def class_numbers(self) -> list[int]:
+        """Returns the class number of each image without decoding one."""
 
     def __len__(self) -> int: ...
 
@@ -51,9 +59,18 @@ class Files:
     samples: tuple[tuple[Path, int], ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def rendered_split(self) -> Split | None:
+        """None: the images are files."""
+        return None
+
     def name(self, index: int) -> str:
         """Returns the path of the file."""
         return str(self.samples[index][0])
+
+    def class_numbers(self) -> list[int]:
+        """Returns the class number of each image."""
+        return [label for _, label in self.samples]
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -83,9 +100,19 @@ class Subset:
         """Notes of the whole set."""
         return self.base.notes
 
+    @property
+    def rendered_split(self) -> Split | None:
+        """As of the whole set."""
+        return self.base.rendered_split
+
     def name(self, index: int) -> str:
         """Returns the name in the whole set."""
         return self.base.name(self.indices[index])
+
+    def class_numbers(self) -> list[int]:
+        """Returns the class number of each image."""
+        whole = self.base.class_numbers()
+        return [whole[index] for index in self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -110,9 +137,18 @@ class Relabelled:
     numbers: tuple[int, ...]
     notes: tuple[str, ...]
 
+    @property
+    def rendered_split(self) -> Split | None:
+        """As of the set below."""
+        return self.base.rendered_split
+
     def name(self, index: int) -> str:
         """Returns the name in the base set."""
         return self.base.name(index)
+
+    def class_numbers(self) -> list[int]:
+        """Returns the class number of each image."""
+        return [self.numbers[label] for label in self.base.class_numbers()]
 
     def __len__(self) -> int:
         return len(self.base)

@@ -221,9 +221,18 @@ class Typefaces:
         """Empty: nothing is left out."""
         return ()
 
+    @property
+    def rendered_split(self) -> Split | None:
+        """The split whose words are rendered."""
+        return self.split
+
     def name(self, index: int) -> str:
         """Returns for example ``typefaces test 12``."""
         return f"typefaces {self.split} {index}"
+
+    def class_numbers(self) -> list[int]:
+        """Returns the class number of each image."""
+        return [index % len(self.labels) for index in range(len(self))]
 
     def __len__(self) -> int:
         return self.num_images

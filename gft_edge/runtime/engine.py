@@ -98,7 +98,7 @@ def engine_host(trt: ModuleType) -> EngineHost:
     from gft_edge.hardware.this_device import device_here
     from gft_edge.runtime.engine_files import EngineHost
 
-    device = device_here()
+    device = device_here().profile
     name = None if trt.__name__ == "tensorrt_rtx" else device.name
     return EngineHost(trt.__name__, trt.__version__, device.compute_capability, name)
 
