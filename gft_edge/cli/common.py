@@ -32,7 +32,7 @@ DATA_HELP = (
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, images: int, split: Split | None = None) -> None:
-    """``--data``, ``--images``, ``--split``; :func:`settle_data` fills what is not given."""
+    """``--data``, ``--images``, ``--split``; :func:`settle_data` fills missing ones."""
     parser.add_argument("--data", metavar="D", help=DATA_HELP)
     parser.add_argument("--images", type=positive, default=images, metavar="N", help=f"how many images ({images})")
     default = split or "test, or val where there are no test images"

@@ -149,7 +149,16 @@ def _text(args: argparse.Namespace, calibration_data: str | None, data: dict[str
         )
         for number, one in enumerate(search["tries"])
     ]
-    columns = ("try", "INT8", "dB predicted", "seen", "top-1 predicted", "seen (95 %)", "saved, ms", "within the limit")
+    columns = (
+        "set",
+        "INT8",
+        "dB predicted",
+        "observed",
+        "top-1 predicted",
+        "observed (95 %)",
+        "saved, ms",
+        "within the limit",
+    )
     text += f"\n\nmixed precision, {search['limit']['text']}\n" + table(columns, tries)
     if search["best"] is None:
         return text
