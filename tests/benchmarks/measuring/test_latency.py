@@ -21,6 +21,7 @@ from gft_edge.benchmarks.measuring.latency import (
 )
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol
 from gft_edge.checkpoint import load_checkpoint
+from gft_edge.config.model import preset
 from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.hardware.devices import device
@@ -265,8 +266,8 @@ def test_stages_are_those_of_a_prediction(artifacts):
 
 
 def test_the_published_variant_works_on_every_patch(artifacts):
-    published = SimpleNamespace(variant="published", is_baseline=False, num_patches=196, depth=12, stages=(8, 9, 10))
-    manifest = SimpleNamespace(model=published, budget=SimpleNamespace(keep=(147, 98, 49)))
+    published = preset("gft_base_published")
+    manifest = SimpleNamespace(model=published, budget=published.budget)
     assert mean_tokens(SimpleNamespace(manifest=manifest)) == 197
     assert mean_tokens(artifacts[0]) == pytest.approx((17 + 13 + 7) / 3)
 
