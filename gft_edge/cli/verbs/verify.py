@@ -119,6 +119,7 @@ def _with_checkpoint(
 ) -> VerifyReport:
     from gft_edge.cli.common import labelled_batches, settle_data
     from gft_edge.cli.console import say, track
+    from gft_edge.data.batches import batch_count
     from gft_edge.export.verify.claims import corrected, read_graph
     from gft_edge.export.verify.trace import fresh_graph
     from gft_edge.export.verify.with_checkpoint import require_parent, verify_checkpoint
@@ -132,7 +133,7 @@ def _with_checkpoint(
     source = f"{count} {args.split} images of {args.data}"
     say("verify: exporting the checkpoint again")
     fresh = fresh_graph(checkpoint, corrected(artifact, read_graph(artifact)))
-    tracked = track(batches, "verify", -(-count // 64))
+    tracked = track(batches, "verify", batch_count(count))
     return verify_checkpoint(artifact, checkpoint, tracked, source, backends, fresh=fresh)
 
 
