@@ -132,7 +132,7 @@ class TestTorchTensorRT:
 
     @pytest.mark.parametrize(
         ("name", "options", "word"),
-        [("fp32", ["--target", "torch-tensorrt"], "is an artefact"), ("ckpt8", ["--target", "torch-tensorrt"], "INT8"),
+        [("fp32", ["--target", "torch-tensorrt"], "artefact, not a checkpoint"), ("ckpt8", ["--target", "torch-tensorrt"], "INT8"),
          ("fp32", ["--target", "rtx", "--precision", "fp16"], "--precision")],
     )  # fmt: skip
     def test_other_inputs_are_refused_in_one_line(self, gft_edge, made, name, options, word):
