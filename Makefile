@@ -45,6 +45,7 @@ bench: .venv/installed ## peers side by side and the speed targets, into benchma
 	.venv/bin/python -m gft_edge.benchmarks.experiments.elastic builtin runs/bench
 	.venv/bin/python -m gft_edge.benchmarks.experiments.training_speed runs/bench/training.json
 	.venv/bin/python -m gft_edge.benchmarks.experiments.calibration_speed runs/bench/calibration.json
+	OMP_NUM_THREADS=1 .venv/bin/python -m gft_edge.benchmarks.experiments.preprocessing_speed runs/bench/preprocessing.json
 
 # Damage, kills, hostile input and long use, measured into docs/promises.md; TORTURE_FLAGS="--seconds 600" for a shorter run.
 torture: .venv/installed ## what damaged files, kills and hostile input lead to, measured into docs/promises.md
