@@ -159,8 +159,8 @@ class DeploymentManifest:
 
     @property
     def static_batch(self) -> int | None:
-        """Images the graph takes, where its batch axis is static."""
-        return self.batch[0] if self.batch[0] == self.batch[2] else None
+        """Images that the graph takes if its batch axis is static, else None."""
+        return static_batch(self.batch)
 
     def to_json(self) -> dict[str, Any]:
         """The manifest as plain JSON values."""
@@ -247,11 +247,16 @@ class DeploymentManifest:
             raise ArtifactError(f"{where}: {error}") from None
 
 
+def static_batch(batch: Batch) -> int | None:
+    """Returns the only batch size of a range, None for a range of several sizes."""
+    return batch[0] if batch[0] == batch[2] else None
+
+
 def batch_problems(batch: Batch) -> list[str]:
-    """What is wrong with a range of batch sizes."""
+    """Returns the problems of a range of batch sizes."""
     whole = len(batch) == 3 and all(isinstance(size, int) and not isinstance(size, bool) for size in batch)
     if not whole or not 1 <= batch[0] <= batch[1] <= batch[2]:
-        return [f"batch must be smallest <= usual <= largest, each at least 1, found {tuple(batch)!r}"]
+        return [f"batch {':'.join(map(str, batch))}: expected 1 <= smallest <= usual <= largest"]
     return []
 
 

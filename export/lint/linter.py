@@ -8,12 +8,9 @@ from typing import Any
 
 import onnx
 
-from gft_edge.export.graph.loading import load_graph
 from gft_edge.export.graph.view import view
 from gft_edge.export.lint.rules import PARSER, RULES, Rule, Severity
 from gft_edge.hardware.tensorrt_versions import Platform
-
-__all__ = ["Finding", "LintReport", "lint", "load_graph", "ordered"]
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,8 @@ def _store(artifact: Artifact, plan: BuildPlan, key: str, version: str, blob: by
 
 
 def _require_clean(model: Path, plan: BuildPlan) -> None:
-    from gft_edge.export.lint.linter import lint, load_graph
+    from gft_edge.export.graph.loading import load_graph
+    from gft_edge.export.lint.linter import lint
 
     errors = lint(load_graph(model), plan.platform).errors
     if errors:

@@ -16,6 +16,7 @@ from gft_edge.hardware.tensorrt_versions import (
     dtype_refusal,
     generation,
 )
+from gft_edge.manifest import batch_problems
 
 MIB = 1 << 20
 HARDWARE_COMPATIBILITY = {"ampere+": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILITY"}
@@ -65,9 +66,8 @@ class BuildOptions:
     power_mode: str | None = None
 
     def __post_init__(self) -> None:
-        low, usual, high = self.batch
-        if not 1 <= low <= usual <= high:
-            raise ConfigError(f"batch {low}:{usual}:{high}: expected 1 <= smallest <= usual <= largest")
+        if problems := batch_problems(self.batch):
+            raise ConfigError(problems[0])
         if not self.compute_capabilities:
             raise ConfigError("build: needs at least one compute capability, for example 8.6")
         for capability in self.compute_capabilities:

@@ -11,12 +11,13 @@ from gft_edge.data.sets import ImageSet
 from gft_edge.errors import DataError
 from gft_edge.preprocess import PreprocessSpec
 
+BATCH_SIZE = 64
 Problem = Callable[[str], None]
 """Receives what is wrong with an image that is left out."""
 
 
 def indexed_batches(
-    images: ImageSet, spec: PreprocessSpec, batch_size: int = 64, problem: Problem | None = None
+    images: ImageSet, spec: PreprocessSpec, batch_size: int = BATCH_SIZE, problem: Problem | None = None
 ) -> Iterator[tuple[list[int], npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """Yields indices, preprocessed images (B, 3, H, W) float32 and labels (B,) of all images that can be read, in order.
 
@@ -41,8 +42,13 @@ def indexed_batches(
             yield indices, spec.normalize(np.stack(pixels)), np.array(labels, dtype=np.int64)
 
 
+def batch_count(images: int, batch_size: int = BATCH_SIZE) -> int:
+    """Returns the number of batches of so many images; the last one may be smaller."""
+    return -(-images // batch_size)
+
+
 def evaluation_batches(
-    images: ImageSet, spec: PreprocessSpec, batch_size: int = 64, problem: Problem | None = None
+    images: ImageSet, spec: PreprocessSpec, batch_size: int = BATCH_SIZE, problem: Problem | None = None
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
     """All images in order, preprocessed: (B, 3, H, W) float32 and labels (B,).
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from gft_edge.errors import ArtifactError
+from gft_edge.export.graph.loading import load_graph
 from gft_edge.export.graph.summary import summarize
-from gft_edge.export.lint.linter import load_graph
 from gft_edge.export.tensorrt.build_plan import engine_key
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan

@@ -39,7 +39,8 @@ from gft_edge.checkpoint import load_checkpoint
 from gft_edge.cli.console import say, track
 from gft_edge.config.model import GFTConfig, preset
 from gft_edge.errors import exit_code
-from gft_edge.export.onnx.artifact import GraphOptions, export_artifact, export_graph, tool_versions
+from gft_edge.export.onnx.artifact import export_artifact, tool_versions
+from gft_edge.export.onnx.tracing import GraphOptions, export_graph
 from gft_edge.files import replacing, require_writable, write_json
 from gft_edge.manifest import MapsMode
 from gft_edge.model.build import build_model

@@ -55,8 +55,9 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result, say
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
+    from gft_edge.export.graph.loading import load_graph
     from gft_edge.export.graph.summary import summarize
-    from gft_edge.export.lint.linter import lint, load_graph
+    from gft_edge.export.lint.linter import lint
     from gft_edge.export.tensorrt.builders import build_engine, require_dialect
     from gft_edge.manifest import MODEL, load_artifact
 

@@ -18,7 +18,7 @@ from gft_edge.benchmarks.experiments.peers.operators import profile
 from gft_edge.benchmarks.experiments.peers.results import markdown
 from gft_edge.benchmarks.measuring.protocol import Latency
 from gft_edge.calibration.ptq import quantize_int8
-from gft_edge.export.onnx.artifact import export_graph
+from gft_edge.export.onnx.tracing import export_graph
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.runtime.sessions import onnxruntime_session
 

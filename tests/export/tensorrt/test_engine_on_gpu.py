@@ -9,8 +9,8 @@ import torch
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
+from gft_edge.export.graph.loading import load_graph
 from gft_edge.export.graph.summary import summarize
-from gft_edge.export.lint.linter import load_graph
 from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.export.tensorrt.builders import build_engine
 from gft_edge.export.tensorrt.options import BuildOptions
