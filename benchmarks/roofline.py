@@ -11,9 +11,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from gft_edge.budget import TokenBudget
-from gft_edge.config.model import GFTConfig
+from gft_edge.config.model import GFTConfig, conv_stem_widths
 from gft_edge.errors import ConfigError
-from gft_edge.hardware.devices import Device, Precision
+from gft_edge.hardware.devices import Device, PeakPrecision
 from gft_edge.manifest import DeploymentManifest
 from gft_edge.model.macs import count_macs
 
@@ -51,7 +51,7 @@ class Roofline:
     """
 
     device: str
-    precision: Precision
+    precision: PeakPrecision
     batch: int
     macs: int
     weight_bytes: int
@@ -88,7 +88,7 @@ class Roofline:
 
 
 def roofline(
-    manifest: DeploymentManifest, device: Device, batch: int = 1, precision: Precision | None = None
+    manifest: DeploymentManifest, device: Device, batch: int = 1, precision: PeakPrecision | None = None
 ) -> Roofline:
     """Bound of an artefact.
 
@@ -106,14 +106,14 @@ def roofline(
         for tensor in (*manifest.inputs, *manifest.outputs)
     )
     # INT8 weights alone are computed with in high precision; the bound of INT8 throughout holds for them too.
-    own: Precision = "int8" if manifest.precision == "int8-weights" else manifest.precision
+    own: PeakPrecision = "int8" if manifest.precision == "int8-weights" else manifest.precision
     return model_roofline(manifest.model, manifest.budget, precision or own, device, batch, io_bytes=batch * per_image)
 
 
 def model_roofline(
     config: GFTConfig,
     budget: TokenBudget,
-    precision: Precision,
+    precision: PeakPrecision,
     device: Device,
     batch: int = 1,
     io_bytes: int | None = None,
@@ -168,8 +168,7 @@ def _embedding_weights(config: GFTConfig) -> int:
     width = config.embed_dim
     if config.stem == "linear":
         return 3 * config.patch_size**2 * width
-    num_convs = config.patch_size.bit_length() - 1
-    widths = [3, *(max(width >> (num_convs - 1 - i), 16) for i in range(num_convs))]
+    widths = conv_stem_widths(config.patch_size, width)
     return sum(9 * a * b for a, b in itertools.pairwise(widths)) + width**2
 
 

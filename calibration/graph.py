@@ -14,15 +14,14 @@ from gft_edge.calibration.observe import Collector, require_images
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import ImageSet
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.manifest import MODEL, Artifact
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.runtime.sessions import Session, onnxruntime_session
 
 
 def linear_tensors(model: onnx.ModelProto) -> list[str]:
-    """Inputs and outputs of the linear layers: products of an activation and a constant matrix, and their bias's sum.
+    """Returns inputs and outputs of the linear layers: products of an activation and a constant matrix, and their bias's sum.
 
-    Those are the tensors that need a scale for the linears to run in INT8 and nothing else: TensorRT keeps a layer out
+    These are the tensors that need a scale for the linears to run in INT8 and nothing else: TensorRT keeps a layer out
     of INT8 when a tensor it reads or writes has none. Products of two activations, the importance path and the
     classifier (a Gemm) are not among them.
 
@@ -53,13 +52,8 @@ def linear_tensors(model: onnx.ModelProto) -> list[str]:
     return list(names)
 
 
-def load_graph(artifact: Artifact) -> onnx.ModelProto:
-    """An artefact's graph, after its hash was checked."""
-    return onnx.load(str(artifact.file(MODEL)))
-
-
 def _session(model: onnx.ModelProto, outputs: list[str]) -> Session:
-    """Runs a graph for some of its inner tensors."""
+    """Returns a session that computes some of the graph's inner tensors."""
     model = onnx.ModelProto.FromString(model.SerializeToString())
     del model.graph.output[:]
     model.graph.output.extend(
@@ -71,7 +65,7 @@ def _session(model: onnx.ModelProto, outputs: list[str]) -> Session:
 def observe_graph(
     model: onnx.ModelProto, size: int, collector: Collector, batches: Iterable[npt.NDArray[np.float32]]
 ) -> Iterator[int]:
-    """Runs images through a graph, one batch for each step of the iteration; yields the number of images seen so far.
+    """Runs images through a graph, one batch for each step of the iteration; yields the number of images so far.
 
     Args:
         model: FP32 graph with one input.
@@ -86,13 +80,13 @@ def observe_graph(
     for images in batches:
         require_images(images, size)
         for name, values in session(images).items():
-            collector.take(name, torch.from_numpy(values))
+            collector.add(name, torch.from_numpy(values))
         collector.end_batch(len(images))
         yield collector.images
 
 
 def graph_features(model: onnx.ModelProto, spec: PreprocessSpec) -> Features:
-    """What the classifier reads, as a function of images.
+    """Returns a function that computes the inputs of the classifier for images.
 
     Raises:
         ArtifactError: the graph's logits are not those of a linear layer.

@@ -1,9 +1,9 @@
-"""What streaming calibration remembers of a tensor: a histogram of magnitudes whose bins are fixed before the first image.
+"""Statistics of a tensor for streaming calibration: a histogram of magnitudes with bins that are fixed in advance.
 
 There is one bin for each magnitude a float16 can have: 1024 to an octave from 2**-14 to 65504, equal ones below. Fixed bins
-need no range to begin with and no rebinning, so the result does not depend on the order or batching of the images,
-histograms of two runs add up, and an outlier does not cost the rest its resolution (of bins of equal width it leaves a
-handful). Rounding to float16 and taking its bits for the bin is also about the least work a histogram can be.
+need no initial range and no rebinning, so the result does not depend on the order or batching of the images, histograms of
+two runs add up, and an outlier does not cost the other values their resolution (bins of equal width leave them a handful).
+Rounding to float16 and using its bits as the bin number is also fast.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _CHUNK = 1 << 19  # values binned at a time: temporaries stay small, and adding 
 
 @functools.cache
 def bin_edges() -> npt.NDArray[np.float64]:
-    """Lower edges of the bins and the upper edge of the last, (BINS + 1,): halfway between float16 values, and infinity."""
+    """Returns the edges of the bins, (BINS + 1,): halfway between float16 values, the last one infinity."""
     values = np.arange(BINS, dtype=np.uint16).view(np.float16).astype(np.float64)
     values[-1] = 65536  # what infinity stands for when a float16 is rounded to
     edges = np.concatenate(([0.0], (values[:-1] + values[1:]) / 2, [math.inf]))
@@ -38,7 +38,7 @@ def bin_edges() -> npt.NDArray[np.float64]:
 
 
 def count_magnitudes(x: Tensor) -> Tensor:
-    """How many values of a tensor fall into each bin, int64, up to the last bin that is not empty.
+    """Counts the values of a tensor in each bin, int64, up to the last bin that is not empty.
 
     Raises:
         ValueError: a value is NaN.
@@ -54,8 +54,8 @@ def count_magnitudes(x: Tensor) -> Tensor:
     return total
 
 
-class Seen:
-    """One activation, summarised for the layers that read it.
+class Activation:
+    """An activation, summarised for the layers that read it.
 
     Args:
         x: the activation.
@@ -88,7 +88,7 @@ class Seen:
 
 
 class TensorStats:
-    """Largest magnitude and histogram of everything a tensor was; a fixed size, whatever it has seen.
+    """Largest magnitude and histogram of all values of a tensor; its size is fixed.
 
     Attributes:
         counts: values per bin of :func:`bin_edges`, (BINS,) int64; all zero where none are counted.
@@ -105,21 +105,21 @@ class TensorStats:
         """The histogram as a numpy array."""
         return self.counts.numpy()
 
-    def add(self, seen: Seen) -> None:
-        """Takes in an activation."""
-        if seen.counts is not None:
-            self.counts[: len(seen.counts)] += seen.counts
-        if seen.last >= self.last:  # else it cannot hold the largest
-            self.largest, self.last = max(self.largest, seen.largest()), min(seen.last, BINS - 1)
+    def add(self, activation: Activation) -> None:
+        """Adds an activation."""
+        if activation.counts is not None:
+            self.counts[: len(activation.counts)] += activation.counts
+        if activation.last >= self.last:  # else it cannot hold the largest
+            self.largest, self.last = max(self.largest, activation.largest()), min(activation.last, BINS - 1)
 
     def restore(self, counts: Tensor, largest: float) -> None:
-        """Goes on from values saved before."""
+        """Replaces the statistics by saved ones."""
         filled = torch.nonzero(counts)
         self.counts, self.largest = counts, largest
         self.last = int(filled[-1]) if len(filled) else -1
 
     def to_json(self) -> dict[str, Any]:
-        """Figures for people: largest magnitude and, where counted, number of values, share of zeros and percentiles."""
+        """Returns figures for people: largest magnitude and, where counted, number of values, share of zeros and percentiles."""
         total = int(self.counts.sum())
         data: dict[str, Any] = {"largest": self.largest}
         if total:
@@ -130,7 +130,7 @@ class TensorStats:
 
 
 def percentile(counts: Counts, largest: float, share: float) -> float:
-    """The magnitude that ``share`` per cent of the values do not exceed, to the width of a bin (1/1024).
+    """Returns the magnitude that ``share`` per cent of the values do not exceed, to the width of a bin (1/1024).
 
     Raises:
         ConfigError: the share is not above 0 and at most 100.

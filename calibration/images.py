@@ -1,4 +1,4 @@
-"""Calibration sets: which images ranges are found on, chosen the same way every time, and not those of the evaluation."""
+"""Calibration sets: images that ranges are found on, chosen reproducibly and compared with those of the evaluation."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from gft_edge.calibration.options import CHOICES, CalibrationOptions, Choice
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import held_out_split, is_folder, match_labels, open_images, split_names, unlabelled_folder
-from gft_edge.data.sets import NO_CLASSES, Files, ImageSet, Relabelled, Subset, readable, spread
+from gft_edge.data.sets import NO_CLASSES, ImageSet, Subset, readable, spread
 from gft_edge.data.splits import Split, file_size
 from gft_edge.data.trained import not_trained_on, paths_of
-from gft_edge.data.typefaces import Typefaces
 from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.files import canonical_json, sha256
 from gft_edge.preprocess import PreprocessSpec
@@ -31,15 +31,13 @@ RENDERED_COMPARED = 256
 """Images of an endless evaluation split that are compared with."""
 EVERYTHING = 1 << 30
 
-Choice = Literal["random", "balanced", "coverage"]
-CHOICES: tuple[Choice, ...] = get_args(Choice)
 Features = Callable[[ImageSet], npt.NDArray[np.floating[Any]]]
 """(M, C) features of M images."""
 
 
 @dataclass(frozen=True)
 class Disjointness:
-    """What calibration images were compared with.
+    """The comparison of calibration images with evaluation images.
 
     Attributes:
         data, split: the evaluation images.
@@ -62,7 +60,7 @@ class CalibrationSet:
         choice: how they were chosen out of the pool: ``"random"``, ``"balanced"`` or ``"coverage"``.
         seed: of the choice.
         pool: how many there were to choose from.
-        hashed: what the hashes are of, ``"file bytes"`` or ``"decoded pixels"`` (of images that are no files).
+        hashed: the hashed content, ``"file bytes"`` or ``"decoded pixels"`` (of images that are not files).
         hashes: sha256 of each image, in the order they are run.
         class_counts: images per class.
         preprocess: id of the preprocessing.
@@ -82,17 +80,17 @@ class CalibrationSet:
 
     @property
     def id(self) -> str:
-        """The sha256 of the card as canonical JSON; goes into everything that is made with the images."""
+        """The sha256 of the card as canonical JSON; recorded in everything that is made with the images."""
         return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """The card as plain JSON values."""
+        """Returns the card as plain JSON values."""
         data = {**asdict(self), "hashes": list(self.hashes), "class_counts": dict(self.class_counts)}
         return {"schema": SCHEMA, "images": len(self.hashes), **data}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "calibration card") -> CalibrationSet:
-        """The inverse of :meth:`to_json`.
+        """Reads what :meth:`to_json` returns.
 
         Raises:
             ArtifactError: another schema, a missing or malformed entry.
@@ -113,7 +111,7 @@ class CalibrationSet:
             raise ArtifactError(f"{where}: incomplete or malformed ({error!r})") from None
 
     def describe(self) -> str:
-        """One line for people."""
+        """Returns one line for people."""
         line = (
             f"{len(self.hashes)} {self.split} images of {self.data}, {self.choice}, seed {self.seed}, chosen from {self.pool} "
             f"({POOL_FACTOR} for each, where there are as many)"
@@ -125,69 +123,66 @@ class CalibrationSet:
 
 
 def choose_images(
-    data: str,
-    split: Split,
-    count: int,
-    spec: PreprocessSpec,
-    labels: Sequence[str],
-    choice: Choice = "balanced",
-    seed: int = 0,
-    against: str | None = None,
-    features: Features | None = None,
-    force: bool = False,
+    options: CalibrationOptions, spec: PreprocessSpec, labels: Sequence[str], features: Features | None = None
 ) -> tuple[CalibrationSet, ImageSet]:
     """Chooses calibration images and compares them with those of the evaluation.
 
     Args:
-        data: as for :func:`~gft_edge.data.datasets.open_images`, or a folder of image files without classes.
-        split: which part of it.
-        count: how many images.
+        options: which images, and how they are chosen; ``data`` must be given.
         spec: the model's preprocessing.
-        labels: the model's classes, which those of the data must be where it has some.
-        choice: ``"balanced"`` over the classes, ``"random"``, or ``"coverage"`` (see :func:`cover`).
-        seed: of random and balanced choices.
-        against: evaluation data, whose test images (val where it has no test images) are compared with; ``data`` itself by
-            default.
+        labels: the model's classes; the data must have the same, unless it has none.
         features: of images, for ``"coverage"``.
-        force: go on although images overlap.
 
     Returns:
         the card, and the images in the order of its hashes.
 
     Raises:
+        ConfigError: no data, an unknown choice, or coverage without features.
         DataError: fewer images than asked for, other classes, an unreadable image, or images of the evaluation.
     """
-    pool = _open_pool(data, split, POOL_FACTOR * count, spec.height)
+    data, count, choice = options.data, options.images, options.choice
+    if data is None:
+        raise ConfigError("calibration: no data is given")
+    pool = _open_pool(data, options.split, POOL_FACTOR * count, spec.height)
     if pool.labels != NO_CLASSES:
         pool = match_labels(pool, labels, data)
     if len(pool) < count:
         raise DataError(f"data {data}: {len(pool)} images, {count} asked for; lower --images")
-    classes = class_numbers(pool)
+    classes = pool.class_numbers()
     if choice == "coverage":
         if features is None:
             raise ConfigError("calibration: a choice by coverage needs the model's features; use a checkpoint")
         indices = cover(features(pool), count)
     elif choice in CHOICES:
-        indices = _drawn(classes, count, seed, balanced=choice == "balanced")
+        indices = _drawn(classes, count, options.seed, balanced=choice == "balanced")
     else:
         raise ConfigError(f"calibration: choice must be one of {', '.join(CHOICES)}, found {choice!r}")
     chosen = Subset(pool, indices)
     counts = Counter(pool.labels[classes[index]] for index in indices)
     hashed, hashes = hash_images(chosen)
-    evaluation = _compare(set(hashes), hashed, data, against, spec.height)
-    if evaluation is not None and evaluation.overlap and not force:
+    evaluation = _compare(set(hashes), hashed, data, options.against, spec.height)
+    if evaluation is not None and evaluation.overlap and not options.force:
         raise DataError(
             f"data {data}: {evaluation.overlap} calibration images are also among the {evaluation.split} images of "
             f"{evaluation.data}; choose another --split, or --force"
         )
     card = CalibrationSet(
-        data, split, choice, seed, len(pool), hashed, hashes, dict(sorted(counts.items())), spec.id, evaluation
+        data=data,
+        split=options.split,
+        choice=choice,
+        seed=options.seed,
+        pool=len(pool),
+        hashed=hashed,
+        hashes=hashes,
+        class_counts=dict(sorted(counts.items())),
+        preprocess=spec.id,
+        evaluation=evaluation,
     )
     return card, chosen
 
 
 def _open_pool(data: str, split: Split, count: int, size: int) -> ImageSet:
-    """A data set's images (rendered ones up to ``count``), or the image files of a folder without classes."""
+    """Opens a data set (rendered images up to ``count``), or the image files of a folder without classes."""
     loose = unlabelled_folder(Path(data)) if is_folder(data) else None
     if loose is not None:
         return readable(loose)
@@ -195,22 +190,8 @@ def _open_pool(data: str, split: Split, count: int, size: int) -> ImageSet:
     return readable(open_images(data, split, count if rendered else EVERYTHING, size))
 
 
-def class_numbers(images: ImageSet) -> list[int]:
-    """Class of each image, without decoding any where that can be known."""
-    if isinstance(images, Files):
-        return [label for _, label in images.samples]
-    if isinstance(images, Subset):
-        below = class_numbers(images.base)
-        return [below[index] for index in images.indices]
-    if isinstance(images, Relabelled):
-        return [images.numbers[label] for label in class_numbers(images.base)]
-    if isinstance(images, Typefaces):
-        return [index % len(images.labels) for index in range(len(images))]
-    return [images[index][1] for index in range(len(images))]
-
-
 def _drawn(classes: Sequence[int], count: int, seed: int, balanced: bool) -> tuple[int, ...]:
-    """Indices drawn at random; balanced: the classes take turns until each has given what it has."""
+    """Draws indices at random; balanced: the classes take turns while they have images left."""
     order = np.random.default_rng(seed).permutation(len(classes))
     if balanced:
         turn: Counter[int] = Counter()
@@ -223,9 +204,9 @@ def _drawn(classes: Sequence[int], count: int, seed: int, balanced: bool) -> tup
 
 
 def cover(features: npt.NDArray[np.floating[Any]], count: int) -> tuple[int, ...]:
-    """Greedy k-centre: begins nearest to the mean, then always takes what is farthest from all taken so far.
+    """Chooses by greedy k-centre: starts nearest to the mean, then adds the point farthest from all chosen ones.
 
-    At most twice the radius of the best possible choice (Gonzalez, 1985). Among equals the first is taken.
+    The radius is at most twice the best possible one (Gonzalez, 1985). Of equal distances the first is chosen.
 
     Args:
         features: (M, C).
@@ -236,13 +217,13 @@ def cover(features: npt.NDArray[np.floating[Any]], count: int) -> tuple[int, ...
     distance = np.full(len(points), np.inf)
     while len(chosen) < count:
         distance = np.minimum(distance, np.square(points - points[chosen[-1]]).sum(axis=1))
-        distance[chosen[-1]] = -1.0  # duplicates have distance 0 and still come before one that is taken
+        distance[chosen[-1]] = -1.0  # duplicates have distance 0 and still come before a chosen one
         chosen.append(int(distance.argmax()))
     return tuple(chosen)
 
 
 def hash_images(images: ImageSet) -> tuple[str, tuple[str, ...]]:
-    """What is hashed, and the sha256 of each image: of the file where there is one, else of shape and RGB pixels."""
+    """Returns the hashed content, and the sha256 of each image: of the file where there is one, else of shape and RGB pixels."""
     paths = paths_of(images)
     if paths is not None:
         try:
@@ -257,7 +238,7 @@ def _pixel_hash(pixels: npt.NDArray[np.uint8]) -> str:
 
 
 def _compare(hashes: set[str], hashed: str, data: str, against: str | None, size: int) -> Disjointness | None:
-    """The comparison with the images that the model is judged by, of ``against`` or of the data itself."""
+    """Compares with the evaluation images of ``against`` or of the data itself; None where none are known."""
     where = evaluation_data(data, against)
     if where is None:
         return None
@@ -265,13 +246,13 @@ def _compare(hashes: set[str], hashed: str, data: str, against: str | None, size
     kind, found = hash_images(others)
     if kind != hashed:
         raise DataError(
-            f"data {where}: images of {kind} cannot be compared with those of {hashed}; leave out --against"
+            f"data {where}: images hashed by {kind} cannot be compared with those hashed by {hashed}; leave out --against"
         )
     return Disjointness(where, split, len(found), sum(one in hashes for one in set(found)))
 
 
 def evaluation_data(data: str, against: str | None) -> str | None:
-    """Whose test (or val) images judge the model: ``against``, or the data itself where it has such; else None."""
+    """Returns the data whose test (or val) images evaluate the model: ``against``, or ``data`` if it has any; else None."""
     if against is not None:
         return against
     if is_folder(data) and unlabelled_folder(Path(data)) is not None:
@@ -280,7 +261,7 @@ def evaluation_data(data: str, against: str | None) -> str | None:
 
 
 def _held_out(where: str, count: int, size: int) -> tuple[Split, ImageSet]:
-    """Test images, or val images where there are none; a folder of images without classes is all test images."""
+    """Opens the test images, or val images where there are none; a folder of images without classes is all test images."""
     loose = unlabelled_folder(Path(where)) if is_folder(where) else None
     split = held_out_split(where) if loose is None else "test"
     return split, _open_pool(where, split, count, size)
@@ -288,7 +269,7 @@ def _held_out(where: str, count: int, size: int) -> tuple[Split, ImageSet]:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """Images that judge a model.
+    """Images that evaluate a model.
 
     Attributes:
         data, split: where they are from.
@@ -301,9 +282,9 @@ class HeldOut:
 
 
 def held_out_images(data: str, against: str | None, count: int, size: int, model: Path) -> HeldOut | None:
-    """The images of the evaluation (at most ``count``, spread over all there are), or None when none are known.
+    """Opens the evaluation images (at most ``count``, evenly spread), or returns None when none are known.
 
-    Those that the checkpoint in the folder ``model`` was trained on are left out.
+    Images that the checkpoint in the folder ``model`` was trained on are left out.
     """
     where = evaluation_data(data, against)
     if where is None:
@@ -315,11 +296,10 @@ def held_out_images(data: str, against: str | None, count: int, size: int, model
 
 
 def shared_images(images: ImageSet, others: ImageSet) -> int:
-    """How many images are also among the others: files of equal bytes, or rendered from the same split."""
+    """Counts the images that are also among the others: files of equal bytes, or rendered from the same split."""
     paths, other_paths = paths_of(images), paths_of(others)
     if paths is None or other_paths is None:
-        images, others = (each.base if isinstance(each, Relabelled) else each for each in (images, others))
-        same = isinstance(images, Typefaces) and isinstance(others, Typefaces) and images.split == others.split
+        same = images.rendered_split is not None and images.rendered_split == others.rendered_split
         return len(images) if same else 0
     sizes = {file_size(path) for path in other_paths} - {-1}
     alike = [path for path in paths if file_size(path) in sizes]  # only these need reading
@@ -329,7 +309,7 @@ def shared_images(images: ImageSet, others: ImageSet) -> int:
 
 
 def model_features(model: nn.Module, spec: PreprocessSpec) -> Features:
-    """What the classifier reads (the class token after all blocks), as a function of images."""
+    """Returns a function that computes the classifier's inputs (the class token after all blocks) for images."""
     import torch
     from torch import nn
 

@@ -1,8 +1,8 @@
-"""Mixed precision: the layers in INT8 that save most time while the model stays within a limit.
+"""Mixed precision: chooses the INT8 layers that save most time while the model stays within an accuracy limit.
 
-Noise and time are both taken to add: errors of different layers are independent, so the powers of what they add to the logits
-sum up (as in Lin et al., ICML 2016, arXiv 1511.06393), and so do the times they save. Then the best choice is a knapsack, which
-is solved exactly. Neither is quite true; the chosen model is run, and predicted and observed stand beside each other.
+Noise and time are both assumed to add: errors of different layers are independent, so the noise powers they add to the logits
+sum up (as in Lin et al., ICML 2016, arXiv 1511.06393), and so do the times they save. The best choice is then a knapsack, which
+is solved exactly. Both assumptions are approximate, so the chosen model is run, and predicted and observed figures are reported.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from gft_edge.errors import ConfigError
 from gft_edge.quant.policy import QuantPolicy, QuantRule
 
 DRAWS = 20
-TRIES = 8
-"""Sets that are run at most, unless none of them is within the limit yet."""
+ATTEMPTS = 8
+"""Most sets that are run, unless none of them is within the limit yet."""
 CLOSE = 1.05
-"""Noise limits this close to each other (0.2 dB) are not searched between."""
+"""The search ends when its noise limits are this close to each other (0.2 dB)."""
 HIGHEST_SQNR_DB = 200.0
 
 Floats = npt.NDArray[np.float64]
@@ -31,7 +31,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class AccuracyLimit:
-    """What mixed precision may cost against full precision, on the images it is chosen on.
+    """Largest loss of mixed precision against full precision, on the images it is chosen on.
 
     Args:
         max_loss: points of top-1, or None.
@@ -55,29 +55,29 @@ class AccuracyLimit:
             )
 
     def holds(self, effect: Effect) -> bool:
-        """Whether what was observed is within the limit."""
+        """Returns whether an observed effect is within the limit."""
         sqnr = math.inf if effect.sqnr_db is None else effect.sqnr_db
         return (self.max_loss is None or effect.lost_points <= self.max_loss + 1e-9) and (
             self.min_sqnr_db is None or sqnr >= self.min_sqnr_db
         )
 
     def __str__(self) -> str:
-        """For people."""
+        """Returns the limit in words."""
         loss = None if self.max_loss is None else f"at most {self.max_loss:g} points of top-1 lost"
         sqnr = None if self.min_sqnr_db is None else f"logit SQNR of at least {self.min_sqnr_db:g} dB"
         return " and ".join(text for text in (loss, sqnr) if text)
 
 
 @dataclass(frozen=True)
-class Try:
+class Attempt:
     """One set of layers in INT8, predicted and run.
 
     Attributes:
         int8: names, in the order of the model.
-        noise: predicted, mean square of what is added to the logits.
+        noise: predicted mean square error of the logits.
         sqnr_db, lost_points, saved_ms: predicted; ``sqnr_db`` None when no noise is.
-        observed: what running it gave.
-        holds: whether that is within the limit.
+        observed: effect when it was run.
+        holds: whether the observed effect is within the limit.
     """
 
     int8: tuple[str, ...]
@@ -89,44 +89,44 @@ class Try:
     holds: bool
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns plain JSON values."""
         return {**asdict(self), "int8": list(self.int8), "observed": self.observed.to_json()}
 
 
 @dataclass(frozen=True)
 class MixedPrecision:
-    """What a search found.
+    """Result of a search.
 
     Attributes:
-        limit: that was to be kept.
-        tries: in the order they were run.
-        best: the one that saves most of those within the limit; None when there is none.
+        limit: of the search.
+        attempts: in the order they were run.
+        best: the attempt within the limit that saves most time; None when there is none.
     """
 
     limit: AccuracyLimit
-    tries: tuple[Try, ...]
-    best: Try | None
+    attempts: tuple[Attempt, ...]
+    best: Attempt | None
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns plain JSON values."""
         return {
             "limit": asdict(self.limit),
-            "tries": [one.to_json() for one in self.tries],
-            "best": None if self.best is None else self.tries.index(self.best),
+            "tries": [one.to_json() for one in self.attempts],
+            "best": None if self.best is None else self.attempts.index(self.best),
         }
 
 
 def knapsack(noise: Sequence[float], saved: Sequence[float], limit: float) -> tuple[int, ...]:
-    """The items of largest sum of ``saved`` whose ``noise`` sums to at most ``limit``; exact.
+    """Returns the items with the largest sum of ``saved`` whose ``noise`` sums to at most ``limit``; exact.
 
-    Dynamic programming over the sets that no other beats in both sums (Nemhauser and Ullmann, 1969), without those that
-    even with a share of an item (Dantzig's bound) cannot reach what filling up greedily gives. Of equally good sets it is
-    one of least noise. Items that save nothing stay out.
+    Dynamic programming over the sets that no other set beats in both sums (Nemhauser and Ullmann, 1969), without those
+    whose upper bound (Dantzig: with a share of one item) is below the greedy solution. Of equally good sets it returns one of
+    least noise. Items that save nothing are left out.
 
     Args:
         noise: of each item, at least 0.
         saved: of each item.
-        limit: infinite takes all that save something.
+        limit: of the noise; infinite takes all items that save something.
 
     Returns:
         indices, ascending.
@@ -165,7 +165,7 @@ def knapsack(noise: Sequence[float], saved: Sequence[float], limit: float) -> tu
 
 
 def _completions(room: Floats, weights: Floats, values: Floats) -> tuple[Floats, Floats]:
-    """What taking the following items in order gains in the room left (S,): whole items only, and with a share of the next."""
+    """Returns gains of adding the following items in order to the room left (S,): whole items, and with a share of the next."""
     filled, gained = np.concatenate(([0.0], np.cumsum(weights))), np.concatenate(([0.0], np.cumsum(values)))
     count = np.searchsorted(filled, room, side="right") - 1
     whole = gained[count]
@@ -177,9 +177,9 @@ def _completions(room: Floats, weights: Floats, values: Floats) -> tuple[Floats,
 
 
 class LossModel:
-    """Top-1 lost at a noise of the logits: that of the model with every layer in INT8, scaled and dealt out anew.
+    """Predicts the top-1 loss at a noise of the logits: the noise of the model with every layer in INT8, scaled and shuffled.
 
-    Each image gets the noise of another one, so that a prediction rests on ``DRAWS`` times as many cases as there are images.
+    Each image gets the noise of another one, so a prediction rests on ``DRAWS`` times as many cases as there are images.
 
     Args:
         found: measured.
@@ -201,11 +201,11 @@ class LossModel:
         return float(np.mean([(one.argmax(axis=1) == self._labels).mean() for one in draws]))
 
     def lost_points(self, noise: float) -> float:
-        """Points of top-1 lost at a mean square noise."""
+        """Returns the points of top-1 lost at a mean square noise."""
         return 100 * (self._right - self._share(math.sqrt(noise / self._power) if self._power else 0.0))
 
     def noise_limit(self, max_loss: float, most: float) -> float:
-        """The largest noise up to ``most`` that loses at most so many points, to one part in a thousand."""
+        """Returns the largest noise up to ``most`` that loses at most so many points, to one part in a thousand."""
         if self.lost_points(most) <= max_loss:
             return most
         low, high = most * 1e-6, most
@@ -218,40 +218,40 @@ class LossModel:
 def search_mixed(
     found: Sensitivity, saved_ms: Mapping[str, float], limit: AccuracyLimit, run: Callable[[Sequence[str]], Effect]
 ) -> MixedPrecision:
-    """Finds the layers to put into INT8.
+    """Finds the layers to run in INT8.
 
-    All layers that save time come first. If that is too much, the best set by the sums is run, and the noise that the sums
-    may reach is halved (in dB) between what is known to hold and to miss, until the two are close or enough was tried; it
-    goes on until something holds. Where no layer alone is within the limit, nothing is run.
+    The first attempt is all layers that save time. If it misses the limit, the best set by the sums is run, and the allowed noise
+    is bisected (in dB) between values that hold and miss, until the two are close or enough sets were run and one holds. Where
+    no layer alone is within the limit, nothing is run.
 
     Args:
         found: measured, layer by layer.
         saved_ms: of each layer.
-        limit: to be kept.
+        limit: of the loss.
         run: runs the model with these layers in INT8.
     """
     names = [layer.name for layer in found.layers]
     noise = [layer.only.noise for layer in found.layers]
     saved = [saved_ms[name] for name in names]
     losses = LossModel(found)
-    tries: dict[tuple[str, ...], Try] = {}
+    attempts: dict[tuple[str, ...], Attempt] = {}
 
-    def attempt(allowed: float) -> Try | None:
-        """The best set within a noise; None when it is empty."""
+    def attempt(allowed: float) -> Attempt | None:
+        """Runs the best set within a noise; None when it is empty."""
         chosen = knapsack(noise, saved, allowed)
         int8 = tuple(names[i] for i in chosen)
-        if chosen and int8 not in tries:
+        if chosen and int8 not in attempts:
             power = math.fsum(noise[i] for i in chosen)
             sqnr = 10 * math.log10(found.signal / power) if power else None
             gain = math.fsum(saved[i] for i in chosen)
             effect = found.everything if len(int8) == len(names) else run(int8)
-            tries[int8] = Try(int8, power, sqnr, losses.lost_points(power), gain, effect, limit.holds(effect))
-        return tries.get(int8)
+            attempts[int8] = Attempt(int8, power, sqnr, losses.lost_points(power), gain, effect, limit.holds(effect))
+        return attempts.get(int8)
 
     def finish() -> MixedPrecision:
-        holding = [one for one in tries.values() if one.holds]
+        holding = [one for one in attempts.values() if one.holds]
         best = max(holding, key=lambda one: (one.saved_ms, -one.noise), default=None)
-        return MixedPrecision(limit, tuple(tries.values()), best)
+        return MixedPrecision(limit, tuple(attempts.values()), best)
 
     if not any(limit.holds(layer.only) and saved_ms[layer.name] > 0 for layer in found.layers):
         return finish()
@@ -269,8 +269,8 @@ def search_mixed(
             low = allowed
         else:
             high = one.noise
-        settled = any(t.holds for t in tries.values())
-        if high <= least or (settled and (high < low * CLOSE or len(tries) >= TRIES)):
+        settled = any(one.holds for one in attempts.values())
+        if high <= least or (settled and (high < low * CLOSE or len(attempts) >= ATTEMPTS)):
             return finish()
         allowed = max(math.sqrt(low * high), least)
         if allowed >= high:
@@ -278,7 +278,7 @@ def search_mixed(
 
 
 def _noise_limit(found: Sensitivity, limit: AccuracyLimit, losses: LossModel, most: float) -> float:
-    """The noise that both limits allow by the models."""
+    """Returns the noise that both limits allow by the models."""
     allowed = most
     if limit.min_sqnr_db is not None:
         allowed = min(allowed, found.signal / 10 ** (limit.min_sqnr_db / 10))
@@ -288,7 +288,7 @@ def _noise_limit(found: Sensitivity, limit: AccuracyLimit, losses: LossModel, mo
 
 
 def mixed_policy(found: Sensitivity, saved_ms: Mapping[str, float], int8: Sequence[str]) -> QuantPolicy:
-    """One rule for each layer, with what was measured as its reason."""
+    """Returns a policy with one rule for each layer; its reason holds the measured figures."""
     rules = []
     for layer in found.layers:
         alone = "no error" if layer.only.sqnr_db is None else f"{layer.only.sqnr_db:.1f} dB"

@@ -15,8 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gft_edge.calibration.histogram import Seen, TensorStats
-from gft_edge.calibration.thresholds import DEFAULT_PERCENTILE, Method, threshold
+from gft_edge.calibration.histogram import Activation, TensorStats
+from gft_edge.calibration.options import DEFAULT_PERCENTILE, Method
+from gft_edge.calibration.thresholds import threshold
 from gft_edge.errors import ArtifactError, DataError
 from gft_edge.files import replacing
 from gft_edge.quant.attention import watch_operand
@@ -37,9 +38,9 @@ class Collector:
         share: of the values in per cent, for ``"percentile"``.
 
     Attributes:
-        stats: what each tensor was.
-        images: seen so far.
-        history: after how many images each range was what, at growing distances.
+        stats: statistics of each tensor.
+        images: how many were added so far.
+        history: numbers of images, at growing distances, and the ranges at each.
     """
 
     def __init__(self, names: Sequence[str], method: Method = "max", share: float = DEFAULT_PERCENTILE) -> None:
@@ -48,21 +49,21 @@ class Collector:
         self.stats = {name: TensorStats() for name in names}
         self.images = 0
         self.history: list[tuple[int, dict[str, float]]] = []
-        self._seen: Seen | None = None
+        self._last: Activation | None = None
 
-    def take(self, name: str, x: Tensor) -> None:
-        """Takes in one activation; a tensor that several layers read one after another is summarised once.
+    def add(self, name: str, x: Tensor) -> None:
+        """Adds one activation; a tensor that several layers read one after another is summarised once.
 
         Raises:
             DataError: a value is NaN or infinite.
         """
-        if self._seen is None or self._seen.x is not x:
-            self._seen = Seen(x, name, histogram=self.method != "max")
-        self.stats[name].add(self._seen)
+        if self._last is None or self._last.x is not x:
+            self._last = Activation(x, name, histogram=self.method != "max")
+        self.stats[name].add(self._last)
 
     def end_batch(self, images: int) -> None:
-        """Counts the images of a batch whose activations were taken in."""
-        self._seen = None
+        """Counts the images of a batch whose activations were added."""
+        self._last = None
         self.images += images
         if not self.history or self.images >= self.history[-1][0] * GROWTH:
             self._note()
@@ -71,7 +72,7 @@ class Collector:
         """Range of each tensor by the method; 0 for one that was always zero.
 
         Raises:
-            DataError: no images, or a tensor that never came by.
+            DataError: no images, or a tensor that was never computed.
         """
         if self.images == 0:
             raise DataError("calibration: no images")
@@ -94,7 +95,7 @@ class Collector:
         return threshold(stats.magnitudes, stats.largest, self.method, self.share)
 
     def save(self, path: Path, identity: Mapping[str, str]) -> None:
-        """Writes everything as one safetensors file, whole or not at all; ``identity`` says what it belongs to."""
+        """Writes everything as one safetensors file, whole or not at all, with the ``identity`` of model and images."""
         head = {
             "schema": STATE_SCHEMA,
             "identity": dict(identity),
@@ -109,7 +110,7 @@ class Collector:
             save_file(counts, str(temporary), {"calibration": json.dumps(head, sort_keys=True)})
 
     def restore(self, path: Path, identity: Mapping[str, str]) -> None:
-        """Goes on from a saved state.
+        """Resumes from a saved state.
 
         Raises:
             ArtifactError: damaged, or of another model, set of images or method.
@@ -124,7 +125,7 @@ class Collector:
             if head["schema"] != STATE_SCHEMA or counts.keys() != self.stats.keys():
                 differing.append("tensors")
             if differing:
-                raise ArtifactError(f"calibration state {path}: is of another {', '.join(differing)}; remove it")
+                raise ArtifactError(f"calibration state {path}: belongs to another {', '.join(differing)}; remove it")
             for name, stats in self.stats.items():
                 stats.restore(counts[name], float(head["largest"][name]))
             self.images = int(head["images"])
@@ -135,11 +136,11 @@ class Collector:
 
 @contextlib.contextmanager
 def observing(model: nn.Module, collector: Collector) -> Iterator[None]:
-    """While the block runs, the collector sees the input of every module, and every operand of an attention, it has a name of."""
+    """Adds the inputs of modules and the operands of attentions that the collector names, while the block runs."""
 
     def watch(name: str) -> Any:
         def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            collector.take(name, inputs[0])
+            collector.add(name, inputs[0])
 
         return hook
 
@@ -147,7 +148,7 @@ def observing(model: nn.Module, collector: Collector) -> Iterator[None]:
     try:
         for name in collector.stats:
             if (operand := attention_operand(name)) is not None:
-                handles.append(watch_operand(model, *operand, collector.take))
+                handles.append(watch_operand(model, *operand, collector.add))
             else:
                 handles.append(model.get_submodule(name).register_forward_pre_hook(watch(name)))
         yield
@@ -158,7 +159,7 @@ def observing(model: nn.Module, collector: Collector) -> Iterator[None]:
 
 @torch.no_grad()
 def observe(model: nn.Module, collector: Collector, batches: Iterable[npt.NDArray[np.float32]]) -> Iterator[int]:
-    """Runs images through a model, one batch for each step of the iteration; yields the number of images seen so far.
+    """Runs images through a model, one batch for each step of the iteration; yields the number of images so far.
 
     Args:
         model: in eval mode, at its default token budget.

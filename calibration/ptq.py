@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,8 +12,9 @@ import numpy.typing as npt
 from torch import nn
 
 from gft_edge.calibration.observe import Collector, collect, observe
+from gft_edge.calibration.options import DEFAULT_PERCENTILE, Method
 from gft_edge.calibration.ranges import Ranges
-from gft_edge.calibration.thresholds import DEFAULT_PERCENTILE, Method
+from gft_edge.calibration.smoothquant import smooth
 from gft_edge.errors import ConfigError
 from gft_edge.quant.attention import PROBS_RANGE, attention_tensors, quantized_attention
 from gft_edge.quant.levels import SMALLEST_RANGE
@@ -21,12 +22,14 @@ from gft_edge.quant.modules import insert_quantizers, quantized_names
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy
 
 NO_METHOD = "none"
-"""In place of how ranges were found, where none are needed."""
+"""Recorded as the method where no ranges are needed."""
+
+Batches = Callable[[], Iterable[npt.NDArray[np.float32]]]
 
 
 @dataclass(frozen=True)
 class QuantizedModel:
-    """A model with INT8 linears and what was done to get it (plain JSON values)."""
+    """A model with quantized layers and the record of its quantization (plain JSON values)."""
 
     model: nn.Module
     summary: dict[str, Any]
@@ -37,7 +40,7 @@ class PostTrained:
     """A model quantized without training.
 
     Attributes:
-        full: what was quantized: the model given, or the same with its channels evened out.
+        full: the full-precision model that was quantized: the one given, or the same with its channels evened out.
         ranges: of its inputs; None where weights alone are quantized.
         quantized: the result.
     """
@@ -47,36 +50,59 @@ class PostTrained:
     quantized: QuantizedModel
 
 
+def post_train(
+    model: nn.Module, policy: QuantPolicy, batches: Batches, find_ranges: Callable[[nn.Module, list[str]], Ranges]
+) -> PostTrained:
+    """Evens out channels if the policy asks for it, finds ranges if it needs any, and quantizes.
+
+    Args:
+        model: in eval mode, float32; left untouched.
+        policy: precision of each layer, and the strength of SmoothQuant.
+        batches: returns preprocessed calibration images, (B, 3, H, W) each, for SmoothQuant.
+        find_ranges: returns the ranges of the named inputs of a model.
+
+    Raises:
+        DataError, ConfigError: no calibration images, or nothing to quantize.
+    """
+    if policy.smoothquant is not None:
+        model = smooth(model, batches(), policy)
+    names = observed_names(model, policy)
+    if not names:
+        return PostTrained(model, None, quantize_with(model, {}, policy, NO_METHOD, 0))
+    ranges = find_ranges(model, names)
+    return PostTrained(model, ranges, quantize_with(model, ranges.values, policy, ranges.method, ranges.images))
+
+
 def quantize_int8(
     model: nn.Module,
-    batches: Iterable[npt.NDArray[np.float32]],
+    batches: Sequence[npt.NDArray[np.float32]],
     policy: QuantPolicy = DEFAULT_POLICY,
     method: Method = "max",
-    share: float = DEFAULT_PERCENTILE,
+    percentile: float = DEFAULT_PERCENTILE,
 ) -> QuantizedModel:
-    """Calibrates a model at its default token budget and returns a quantized copy.
+    """Calls :func:`post_train` for a model and images in memory.
 
     Args:
         model: in eval mode, float32; left untouched.
         batches: preprocessed calibration images, (B, 3, H, W) each.
-        policy: which linears become INT8.
+        policy: precision of each layer.
         method: how ranges are found.
-        share: of the values in per cent, for ``"percentile"``.
+        percentile: share of the values in per cent, for ``"percentile"``.
 
     Raises:
-        DataError, ConfigError: nothing to calibrate on, or nothing to quantize.
+        DataError, ConfigError: as :func:`post_train`.
     """
-    names = observed_names(model, policy)
-    if not names:
-        return quantize_with(model, {}, policy, NO_METHOD, 0)
-    collector = Collector(names, method, share)
-    collect(collector, observe(model, collector, batches))
-    return quantize_with(model, collector.ranges(), policy, method, collector.images)
+
+    def find_ranges(model: nn.Module, names: list[str]) -> Ranges:
+        collector = Collector(names, method, percentile)
+        collect(collector, observe(model, collector, batches))
+        return Ranges.of(collector, "module inputs", "", None, None)
+
+    return post_train(model, policy, lambda: batches, find_ranges).quantized
 
 
 def observed_names(model: nn.Module, policy: QuantPolicy) -> list[str]:
-    """Names of everything whose range the policy needs: inputs of layers, but for those whose weights alone are
-    quantized, and operands of attention.
+    """Names all inputs whose range the policy needs: of layers, unless their weights alone are quantized, and of attention.
 
     Raises:
         ConfigError: nothing to quantize, or an attention that TensorRT would not fuse.
@@ -88,12 +114,12 @@ def observed_names(model: nn.Module, policy: QuantPolicy) -> list[str]:
 def quantize_with(
     model: nn.Module, ranges: Mapping[str, float], policy: QuantPolicy, method: str, images: int
 ) -> QuantizedModel:
-    """A quantized copy of a model from ranges that are known.
+    """Returns a quantized copy of a model from known ranges.
 
     Args:
         model: in eval mode, float32; left untouched.
         ranges: of at least everything in :func:`observed_names`; dead inputs get the smallest usable one.
-        policy: which linears become INT8.
+        policy: precision of each layer.
         method, images: how and on how many images the ranges were found, for the record.
 
     Raises:

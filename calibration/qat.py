@@ -1,11 +1,11 @@
-"""Quantization-aware training: weights learn to live with their rounding, taught by the full-precision model.
+"""Quantization-aware training: the quantized model is distilled from the full-precision one.
 
-Forward passes round as the quantized layers do; backward passes take rounding for the identity within the range (straight-
-through estimator; Bengio et al., 2013, arXiv 1308.3432). Activation ranges stay those of the calibration, which is where
-training starts from; weight ranges follow the largest weight of each channel, as they do when a checkpoint is read, so no
-weight is ever clipped and every one has a gradient. Importance reads the full-precision weights and stays full precision.
+Forward passes round as the quantized layers do; backward passes treat rounding as the identity within the range (straight-
+through estimator; Bengio et al., 2013, arXiv 1308.3432). Activation ranges stay those of the calibration. Weight ranges
+follow the largest weight of each channel, as they do when a checkpoint is read, so no weight is ever clipped and every weight
+has a gradient. Importance reads the full-precision weights and stays in full precision.
 
-Some steps more would do a full-precision model good too. So a control is trained beside: the unquantized model, on the same
+Further steps may improve a full-precision model too. So a control is trained as well: the unquantized model, on the same
 batches with the same loss, rate and number of steps, and quantized afterwards.
 """
 
@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gft_edge.calibration.ptq import QuantizedModel
+from gft_edge.calibration.ptq import PostTrained, QuantizedModel
 from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import Augment, TrainSection
 from gft_edge.data.batches import Problem
@@ -42,14 +42,14 @@ LAST_RATE = 0.01
 
 @dataclass(frozen=True)
 class QatSettings:
-    """How a quantized model is trained, and its control with it.
+    """Settings of the training of a quantized model and its control.
 
     Args:
         steps, batch_size: optimiser steps and images in each.
         lr: highest rate of AdamW: linear warm-up over a tenth of the steps, then a cosine to a hundredth.
-        temperature: that teacher's and student's logits are divided by.
-        label_weight: of the cross-entropy with the labels, beside the distillation; at 0 the control has nothing to learn,
-            its teacher being what it starts as.
+        temperature: divides the logits of teacher and student.
+        label_weight: of the cross-entropy with the labels, added to the distillation; at 0 the control has nothing to learn,
+            because it equals its teacher.
         grad_clip: largest gradient norm; 0 is off.
         seed: of data order and budgets.
         train_images: how many to draw from (files on disk give at most what they have).
@@ -88,7 +88,7 @@ class QatSettings:
             raise ConfigError("; ".join(problems))
 
     def schedule(self, elastic: bool) -> TrainSection:
-        """The same as a recipe's section: what optimiser, rate and budgets are made from. Weights do not decay."""
+        """Returns the settings as a recipe's section, for optimiser, rate and budgets. Weights do not decay."""
         return TrainSection(
             steps=self.steps,
             batch_size=self.batch_size,
@@ -103,12 +103,12 @@ class QatSettings:
 
 
 @dataclass
-class Course:
-    """What one model went through.
+class TrainingRecord:
+    """The training of one model.
 
     Attributes:
-        steps, images: optimiser steps taken and images seen.
-        data_sha256: of all images and labels, in the order they came; None before the end.
+        steps, images: optimiser steps taken and images used.
+        data_sha256: of all images and labels, in their order; None before the end.
         distillation: loss at each step, mean over its budgets.
     """
 
@@ -118,7 +118,7 @@ class Course:
     distillation: list[float] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; of the loss, means over the first and the last tenth of the steps."""
+        """Returns plain JSON values; of the loss, means over the first and the last tenth of the steps."""
         data = asdict(self)
         losses = data.pop("distillation")
         tenth = max(1, len(losses) // 10)
@@ -127,90 +127,93 @@ class Course:
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """A teacher and what its students are trained on.
+
+    Attributes:
+        teacher: the full-precision model, in eval mode.
+        config: of the model.
+        images: to train on.
+        spec: preprocessing.
+        settings: of the training.
+    """
+
+    teacher: nn.Module
+    config: GFTConfig
+    images: ImageSet
+    spec: PreprocessSpec
+    settings: QatSettings
+
+
+@dataclass(frozen=True)
 class QatOutcome:
-    """A model trained quantized, its control in full precision, and that one quantized without training."""
+    """A model trained quantized, its full-precision control, the control after quantization, and the record of each training."""
 
     quantized: QuantizedModel
     control: nn.Module
     quantized_control: QuantizedModel
-    course: Course
-    control_course: Course
+    training: TrainingRecord
+    control_training: TrainingRecord
 
 
 def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """T^2 KL(teacher || student) of logits (B, classes) divided by T, mean over images (Hinton et al., 2015)."""
+    """Returns T^2 KL(teacher || student) of logits (B, classes) divided by T, mean over images (Hinton et al., 2015)."""
     log_p, log_q = (F.log_softmax(logits / temperature, dim=1) for logits in (teacher, student))
     return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
 
 
 def quantization_aware(
-    teacher: nn.Module,
-    full: nn.Module,
-    quantized: QuantizedModel,
+    task: Distillation,
+    start: PostTrained,
     post_training: Callable[[nn.Module], QuantizedModel],
-    config: GFTConfig,
-    images: ImageSet,
-    spec: PreprocessSpec,
-    settings: QatSettings,
     track: Track = silent,
     problem: Problem | None = None,
 ) -> QatOutcome:
     """Trains a quantized model and its control side by side.
 
     Args:
-        teacher: the full-precision model, in eval mode.
-        full: what was quantized: the teacher, or the same with its channels evened out.
-        quantized: where training starts from; left untouched, as are teacher and full.
-        post_training: quantizes the control as ``full`` was quantized.
-        config: of the model.
-        images: to train on.
-        spec: preprocessing.
-        settings: how.
+        task: teacher, images and settings.
+        start: models that the training starts from; left untouched.
+        post_training: quantizes the control as ``start.full`` was quantized.
         track: progress display.
-        problem: told of images that cannot be read.
+        problem: receives images that cannot be read.
 
     Raises:
-        CheckFailed: the loss is no number any more.
-        DataError: an image cannot be read and there is nobody to be told.
+        CheckFailed: the loss is NaN or infinite.
+        DataError: an image cannot be read and no ``problem`` callback is given.
     """
-    student, control = copy.deepcopy(quantized.model), copy.deepcopy(full)
-    courses = fine_tune((student, control), teacher, config, images, spec, settings, track, problem)
-    trained = QuantizedModel(student, {**quantized.summary, "qat": asdict(settings)})
-    return QatOutcome(trained, control, post_training(control), *courses)
+    student, control = copy.deepcopy(start.quantized.model), copy.deepcopy(start.full)
+    records = fine_tune(task, (student, control), track, problem)
+    trained = QuantizedModel(student, {**start.quantized.summary, "qat": asdict(task.settings)})
+    return QatOutcome(trained, control, post_training(control), *records)
 
 
 def fine_tune(
-    students: Sequence[nn.Module],
-    teacher: nn.Module,
-    config: GFTConfig,
-    images: ImageSet,
-    spec: PreprocessSpec,
-    settings: QatSettings,
-    track: Track = silent,
-    problem: Problem | None = None,
-) -> list[Course]:
-    """Trains models in place, each with an optimiser of its own, on the same batches at the same budgets.
+    task: Distillation, students: Sequence[nn.Module], track: Track = silent, problem: Problem | None = None
+) -> list[TrainingRecord]:
+    """Trains models in place, each with its own optimiser, on the same batches at the same budgets.
 
-    A focal model is trained at its full budget and a smaller one in each step, as in elastic training, but each budget
-    learns from the teacher at that budget. All stay in eval mode, so that what is trained is what will run: patches are
+    Each step trains a focal model at its full budget and at a smaller one, as in elastic training, but each budget learns from
+    the teacher at that budget. All models stay in eval mode, so that the trained computation is the deployed one: patches are
     chosen by their scores alone, and batch norms keep their statistics, which export folds away.
 
     Args: as for :func:`quantization_aware`.
 
     Raises:
-        CheckFailed: the loss is no number any more.
+        CheckFailed: the loss is NaN or infinite.
     """
+    teacher, config, settings = task.teacher, task.config, task.settings
     schedule = settings.schedule(elastic=config.variant == "focal")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for model in (teacher, *students):
         model.to(device).eval()
     optimizers = [make_optimizer(student, config, schedule) for student in students]
-    courses = [Course() for _ in students]
+    records = [TrainingRecord() for _ in students]
     digest = hashlib.sha256()
     numbers = range(settings.steps)
     batches = training_batches(
-        images,
-        spec,
+        task.images,
+        task.spec,
         settings.batch_size,
         numbers,
         settings.seed,
@@ -224,7 +227,7 @@ def fine_tune(
         budgets = step_budgets(config, schedule, step)
         with torch.no_grad():
             targets = [teacher(batch, budget) for budget in budgets]
-        for student, optimizer, course in zip(students, optimizers, courses):
+        for student, optimizer, record in zip(students, optimizers, records):
             optimizer.zero_grad(set_to_none=True)
             total = 0.0
             for budget, target in zip(budgets, targets):
@@ -240,12 +243,12 @@ def fine_tune(
             set_rate(optimizer, learning_rate(schedule, step))
             optimizer.step()
             follow_weights(student)
-            course.steps += 1
-            course.images += len(labels)
-            course.distillation.append(total / len(budgets))
-    for student, course in zip(students, courses):
+            record.steps += 1
+            record.images += len(labels)
+            record.distillation.append(total / len(budgets))
+    for student, record in zip(students, records):
         student.zero_grad(set_to_none=True)
-        course.data_sha256 = digest.hexdigest()
+        record.data_sha256 = digest.hexdigest()
     for model in (teacher, *students):
         model.cpu()
-    return courses
+    return records

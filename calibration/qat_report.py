@@ -1,4 +1,4 @@
-"""What quantization-aware training brought: five models on the same held-out images, and a verdict."""
+"""Evaluation of quantization-aware training: five models on the same held-out images, and a verdict."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ import torch
 from torch import nn
 
 from gft_edge.budget import TokenBudget
-from gft_edge.calibration.qat import Course, QatOutcome
+from gft_edge.calibration.qat import Distillation, QatOutcome, TrainingRecord
 from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import TrainSection
 from gft_edge.errors import DataError
 from gft_edge.runtime.finite import require_finite
+from gft_edge.stats.grid import mask_of
 from gft_edge.stats.metrics import sqnr_db, wilson_interval
 from gft_edge.stats.paired import PairedTop1, paired_top1
 from gft_edge.train.schedule import step_budgets
@@ -31,9 +32,9 @@ class Figures:
     """One model at one budget.
 
     Attributes:
-        model: which of the five.
+        model: name of one of the five.
         budget: id of the token budget.
-        right: images it has right.
+        right: images it classifies correctly.
         top1, interval: their share, with its 95 % interval (Wilson).
         logit_sqnr_db: against the full-precision teacher at that budget; None when bit-identical.
         jaccard: |both| / |either| of the kept sets and the teacher's, mean over images, for each stage that drops patches.
@@ -53,19 +54,19 @@ class QatReport:
     """Five models side by side.
 
     Attributes:
-        source: what the images are.
+        source: describes the images.
         images: how many.
         figures: of every model, at its own budget first.
         top1: paired statistics of QAT (candidate) against PTQ of the control (reference), at the own budget.
-        course, control_course: what both went through.
+        training, control_training: records of both trainings.
     """
 
     source: str
     images: int
     figures: tuple[Figures, ...]
     top1: PairedTop1
-    course: Course
-    control_course: Course
+    training: TrainingRecord
+    control_training: TrainingRecord
 
     @property
     def verdict(self) -> str:
@@ -76,19 +77,19 @@ class QatReport:
 
     @property
     def sentence(self) -> str:
-        """The verdict in words."""
+        """The verdict in words, with its evidence."""
         low, high = self.top1.interval
         evidence = (
-            f"top-1 {self.top1.difference:+.2%} ({low:+.2%} to {high:+.2%}), right alone on {self.top1.only_candidate} "
+            f"top-1 {self.top1.difference:+.2%} ({low:+.2%} to {high:+.2%}), alone correct on {self.top1.only_candidate} "
             f"against {self.top1.only_reference} of {self.images} images, exact McNemar p = {self.top1.mcnemar_p:.2g}"
         )
-        after = f"PTQ after as many FP32 steps ({self.control_course.steps})"
+        after = f"PTQ after as many FP32 steps ({self.control_training.steps})"
         if self.verdict == "inconclusive":
-            return f"inconclusive: QAT and {after} are not told apart: {evidence}"
+            return f"inconclusive: QAT and {after} do not differ significantly: {evidence}"
         return f"QAT is {self.verdict} than {after}: {evidence}"
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON values."""
+        """Returns the report as plain JSON values."""
         return {
             "source": self.source,
             "images": self.images,
@@ -96,12 +97,12 @@ class QatReport:
             "sentence": self.sentence,
             "figures": [{**asdict(f), "interval": list(f.interval), "jaccard": list(f.jaccard)} for f in self.figures],
             "top1": {**asdict(self.top1), "interval": list(self.top1.interval)},
-            "course": self.course.to_json(),
-            "control_course": self.control_course.to_json(),
+            "course": self.training.to_json(),
+            "control_course": self.control_training.to_json(),
         }
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Cells of a table under :data:`HEADER`."""
+        """Returns the cells of a table under :data:`HEADER`."""
         return [
             (
                 f.budget,
@@ -115,7 +116,7 @@ class QatReport:
         ]
 
 
-HEADER = ("budget", "model", "top-1", "95 % interval", "logit SQNR", "kept sets alike, per stage")
+HEADER = ("budget", "model", "top-1", "95 % interval", "logit SQNR", "kept-set Jaccard, per stage")
 
 
 @dataclass(frozen=True)
@@ -127,10 +128,9 @@ class _Outputs:
 
 
 def report_qat(
-    teacher: nn.Module,
+    task: Distillation,
     ptq: nn.Module,
     outcome: QatOutcome,
-    config: GFTConfig,
     batches: Batches,
     source: str,
     labels: tuple[str, ...] = (),
@@ -138,26 +138,25 @@ def report_qat(
     """Runs all five models on the same images: at the own budget and, where there are stages, the full and a small one.
 
     Args:
-        teacher: full precision, before.
-        ptq: it after quantization.
+        task: teacher and configuration.
+        ptq: the teacher after quantization.
         outcome: of the training.
-        config: of the model.
         batches: preprocessed images and labels that were not trained on.
-        source: what these images are, for the record.
+        source: describes these images, for the record.
         labels: class names.
 
     Raises:
         DataError: no images.
     """
     models = {
-        FULL: teacher,
+        FULL: task.teacher,
         PTQ: ptq,
         CONTROL: outcome.control,
         PTQ_CONTROL: outcome.quantized_control.model,
         QAT: outcome.quantized.model,
     }
-    budgets = reported_budgets(config)
-    outputs, truth = _run(models, batches, budgets, config.num_patches)
+    budgets = reported_budgets(task.config)
+    outputs, truth = _run(models, batches, budgets, task.config.num_patches)
     figures = [
         _figures(name, budget, outputs[name, budget], outputs[FULL, budget], truth)
         for budget in budgets
@@ -165,11 +164,11 @@ def report_qat(
     ]
     classes = {name: outputs[name, budgets[0]].logits.argmax(axis=1) for name in (PTQ_CONTROL, QAT)}
     top1 = paired_top1(classes[PTQ_CONTROL], classes[QAT], truth, labels)
-    return QatReport(source, len(truth), tuple(figures), top1, outcome.course, outcome.control_course)
+    return QatReport(source, len(truth), tuple(figures), top1, outcome.training, outcome.control_training)
 
 
 def reported_budgets(config: GFTConfig) -> tuple[TokenBudget, ...]:
-    """The own budget; of a focal model also the full one and the smallest that elastic training knows by default."""
+    """Returns the own budget; of a focal model also the full one and the smallest that elastic training knows by default."""
     if config.variant != "focal":
         return (config.budget,)
     return tuple(dict.fromkeys((config.budget, *step_budgets(config, TrainSection(), 0))))
@@ -186,10 +185,10 @@ def _run(
         for (name, budget), found in parts.items():
             out = models[name](torch.from_numpy(images), budget, maps=True)
             require_finite(out.logits.numpy(), f"QAT: {name} at {budget.id}")
-            kept = tuple(_mask(stage.kept.numpy(), num_patches) for stage in out.stages)
+            kept = tuple(mask_of(stage.kept.numpy(), (num_patches,)) for stage in out.stages)
             found.append(_Outputs(out.logits.numpy(), kept))
     if not truth:
-        raise DataError("QAT: no images to judge it on")
+        raise DataError("QAT: no images to evaluate it on")
     joined = {
         key: _Outputs(
             np.concatenate([part.logits for part in found]),
@@ -198,12 +197,6 @@ def _run(
         for key, found in parts.items()
     }
     return joined, np.concatenate(truth)
-
-
-def _mask(kept: npt.NDArray[np.int64], num_patches: int) -> npt.NDArray[np.bool_]:
-    mask = np.zeros((len(kept), num_patches), dtype=bool)
-    np.put_along_axis(mask, kept, True, axis=1)
-    return mask
 
 
 def _figures(

@@ -1,4 +1,4 @@
-"""Ranges as a file: what was found, how, on which images, for which model."""
+"""Ranges of activations as a file, with their method, images and model."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ Subject = Literal["module inputs", "graph tensors"]
 
 @dataclass(frozen=True)
 class Convergence:
-    """Each tensor's range against the number of images.
+    """Ranges of tensors against the number of images.
 
     Attributes:
-        images: numbers of images at which ranges were noted.
+        images: numbers of images at which ranges were recorded.
         ranges: per tensor, one for each of those numbers.
         settled_after: per tensor, the number of images from which on its range stayed within 1 % of the last.
     """
@@ -45,7 +45,7 @@ class Convergence:
 
     @property
     def settled(self) -> bool:
-        """Whether half of the images would have done; else more of them may still change ranges."""
+        """Whether half of the images would have sufficed; if not, more images may still change ranges."""
         return bool(self.images) and 2 * self.images_needed <= self.images[-1]
 
 
@@ -62,9 +62,9 @@ class Ranges:
 
     Args:
         values: range per tensor, as found; 0 for one that was always zero.
-        subject: whether names are of modules (their input) or of tensors of an ONNX graph.
+        subject: names are those of modules (their input) or of tensors of an ONNX graph.
         method: ``"max"``, ``"percentile"``, ``"entropy"`` or ``"mse"``; ``"cache"`` for those read from a TensorRT cache.
-        images: how many were seen.
+        images: how many the ranges rest on.
         model_sha256: of the full-precision checkpoint, or of the ONNX file.
         card_id: identity of the calibration set, or None when there is none.
         preprocess: id of the preprocessing.
@@ -93,7 +93,7 @@ class Ranges:
     def of(
         cls, collector: Collector, subject: Subject, model_sha256: str, card_id: str | None, preprocess: str | None
     ) -> Ranges:
-        """What a collector has found."""
+        """Returns the ranges that a collector found."""
         return cls(
             collector.ranges(),
             subject,
@@ -114,8 +114,26 @@ class Ranges:
 
     @property
     def constant(self) -> tuple[str, ...]:
-        """Tensors that only ever had one magnitude."""
+        """Tensors that had a single magnitude."""
         return tuple(name for name, data in self.statistics.items() if data.get("constant"))
+
+    def describe(self) -> str:
+        """Returns lines for people: how many images suffice, and tensors that are always zero or constant."""
+        lines = []
+        curve = self.convergence
+        if curve is not None and curve.settled:
+            lines.append(f"ranges change by less than 1 % after {curve.images_needed} of {self.images} images")
+        elif curve is not None:
+            late = max(curve.settled_after, key=lambda name: curve.settled_after[name])
+            lines.append(
+                f"ranges still changed by more than 1 % after half of the {self.images} images, last that of {late}; "
+                f"more images may change them"
+            )
+        if self.dead:
+            lines.append(f"always zero: {', '.join(self.dead)}")
+        elif self.constant:
+            lines.append(f"always of one magnitude: {', '.join(self.constant)}")
+        return "\n".join(lines)
 
     def require_model(self, model_sha256: str, what: str) -> None:
         """Refuses ranges of another model.
@@ -129,7 +147,7 @@ class Ranges:
             )
 
     def to_json(self) -> dict[str, Any]:
-        """The ranges as plain JSON values."""
+        """Returns the ranges as plain JSON values."""
         curve = self.convergence
         return {
             "schema": SCHEMA,
@@ -154,7 +172,7 @@ class Ranges:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str = "ranges") -> Ranges:
-        """The inverse of :meth:`to_json`.
+        """Reads what :meth:`to_json` returns.
 
         Raises:
             ArtifactError: another schema, a missing or malformed entry.

@@ -1,4 +1,4 @@
-"""Runs a model again from the first part that changed: what comes before gives what it gave."""
+"""Re-runs a model from the first changed module; outputs of earlier modules are replayed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Recording:
-    """What the parts of a model gave in one run, in the order they ran."""
+    """Outputs of the parts of a model in one run, in the order they ran."""
 
     outputs: dict[str, Any]
 
 
 class Replay:
-    """Parts are a model's children, or the children of those that are lists (the blocks of a transformer).
+    """Records the outputs of a model's parts and replays those before a change.
 
-    A run depends on nothing but its input and its layers, so up to the first part whose layers changed every part gives
-    bit for bit what it gave before. A model that calls a part twice is run from the start always.
+    Parts are the model's children, or the children of those that are lists (the blocks of a transformer). A run depends on
+    its input and its layers only, so all parts before the first changed layer give the same outputs, to the bit. A model that
+    calls a part twice always runs from the start.
 
     Args:
-        model: its parts' ``forward`` is wrapped in place.
+        model: the ``forward`` of its parts is wrapped in place.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -46,7 +47,7 @@ class Replay:
         return output
 
     def record(self, run: Callable[[], T]) -> tuple[T, Recording]:
-        """Runs and keeps what every part gives."""
+        """Runs and records the output of every part."""
         self._log = {}
         try:
             return run(), Recording({} if self._repeats else self._log)
@@ -57,9 +58,9 @@ class Replay:
         """Runs the recorded input again.
 
         Args:
-            run: as it was recorded.
+            run: the same call as recorded.
             recording: of the same input.
-            changed: names of the layers that are not what they were.
+            changed: names of the layers that changed.
         """
         parts = list(recording.outputs)
         places = [_place(name, parts) for name in changed]
@@ -71,7 +72,7 @@ class Replay:
 
 
 def _place(name: str, parts: list[str]) -> int:
-    """Which part holds a layer; the first where that is not known, as for a layer that is a part and was exchanged."""
+    """Returns the index of the part that holds a layer; 0 if unknown, as for a layer that is itself a part."""
     return next((place for place, part in enumerate(parts) if f"{name}.".startswith(f"{part}.")), 0)
 
 

@@ -21,6 +21,7 @@ from torch import nn
 from gft_edge.constants import TEMPERATURE
 from gft_edge.errors import DataError
 from gft_edge.runtime.finite import require_finite
+from gft_edge.stats.grid import mask_of
 
 LOWEST_JACCARD = 0.90
 """As in verification: what kept sets of a compressed model must have in common with those of the full one."""
@@ -215,9 +216,7 @@ def _predict(scores: Floats, k: int, noise: Floats) -> tuple[float, float]:
 
 def _highest(scores: Floats, k: int) -> npt.NDArray[np.bool_]:
     """Which are the k highest of each row, the first of equal ones."""
-    mask = np.zeros(scores.shape, dtype=bool)
-    np.put_along_axis(mask, np.argsort(-scores, axis=1, kind="stable")[:, :k], True, axis=1)
-    return mask
+    return mask_of(np.argsort(-scores, axis=1, kind="stable")[:, :k], scores.shape[1:])
 
 
 def _noise(full: _Side, compressed: _Side, row: int, distance: Floats) -> Floats:

@@ -1,6 +1,6 @@
-"""What each layer in INT8 does to a model: alone, and as the only one left out.
+"""Measures the effect of INT8 layer by layer: one layer alone, and all layers but one.
 
-Ranges are calibrated once: they are those of the full-precision model whatever the policy. Layers are exchanged in place.
+Ranges are calibrated once, on the full-precision model: they do not depend on the policy. Layers are exchanged in place.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from gft_edge.stats.agreement import Arrays, Computation, compare
 from gft_edge.stats.paired import PairedTop1
 
 Batches = Callable[[], Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]]
-"""Preprocessed images (B, 3, H, W) with labels (B,), from the first one each time it is called."""
+"""Returns preprocessed images (B, 3, H, W) with labels (B,); each call starts at the first image."""
 
 
 _SIDES = (Computation("torch", "fp32", "full"), Computation("torch", "int8", "mixed"))
@@ -35,13 +35,13 @@ _SIDES = (Computation("torch", "fp32", "full"), Computation("torch", "int8", "mi
 
 @dataclass(frozen=True)
 class Effect:
-    """Some layers in INT8 against none, on the same images.
+    """Some layers in INT8 compared with none, on the same images.
 
     Attributes:
         noise: mean square of what is added to the logits.
         sqnr_db: of the logits; None when they are bit-identical.
         top1: accuracy, as a share.
-        paired: it against full precision.
+        paired: comparison with full precision.
         jaccard: kept sets in common, |both| / |either|, mean over images, per stage.
     """
 
@@ -53,17 +53,17 @@ class Effect:
 
     @property
     def lost_points(self) -> float:
-        """Points of top-1 lost against full precision; negative where some were won."""
+        """Points of top-1 lost against full precision; negative where some were gained."""
         return -100 * self.paired.difference
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns plain JSON values."""
         return {**asdict(self), "jaccard": list(self.jaccard), "lost_points": self.lost_points}
 
 
 @dataclass(frozen=True)
 class LayerEffect:
-    """One layer: it alone in INT8, and every other one."""
+    """Effects of one layer alone in INT8, and of all others without it."""
 
     name: str
     only: Effect
@@ -102,7 +102,7 @@ class Sensitivity:
 
 
 class MixedModel:
-    """A copy of a model whose layers are put into INT8 and back in place.
+    """A copy of a model whose layers can be switched between INT8 and full precision in place.
 
     Args:
         model: full precision, in eval mode; left untouched.
@@ -127,19 +127,19 @@ class MixedModel:
         self.set(())
 
     def set(self, int8: Collection[str]) -> None:
-        """These layers in INT8, the others in full precision."""
+        """Switches these layers to INT8 and the others to full precision."""
         for name in self.names:
             parent, _, child = name.rpartition(".")
             setattr(self.model.get_submodule(parent), child, (self._int8 if name in int8 else self._high)[name])
 
     @torch.no_grad()
     def outputs(self, images: npt.NDArray[np.float32]) -> Arrays:
-        """Logits (B, classes), ``importance_i`` (B, N_i) and ``kept_i`` (B, k_i) at the model's own token budget."""
+        """Returns logits (B, classes), ``importance_i`` (B, N_i) and ``kept_i`` (B, k_i) at the model's own token budget."""
         return named_outputs(self.model(torch.from_numpy(images), maps=True))
 
 
-class Judge:
-    """Holds configurations of a model against full precision, on the same images.
+class Evaluator:
+    """Compares configurations of a model with full precision, on the same images.
 
     Args:
         reference: outputs of the full-precision model on all images.
@@ -151,7 +151,7 @@ class Judge:
         self._reference, self._labels, self._num_patches = reference, labels, num_patches
 
     def effect(self, outputs: Arrays) -> Effect:
-        """What changed."""
+        """Returns the effect of a configuration from its outputs."""
         found = compare(_SIDES, self._reference, outputs, self._labels, self._num_patches)
         if found.not_finite or found.top1 is None or found.top1_candidate is None:
             raise DataError(f"sensitivity: logits of {found.not_finite} images are not finite in INT8")
@@ -167,10 +167,10 @@ class Judge:
 
 def measure_sensitivity(
     mixed: MixedModel, batches: Batches, count: int, num_patches: int, track: Track = silent
-) -> tuple[Sensitivity, Judge]:
+) -> tuple[Sensitivity, Evaluator]:
     """Runs the model with each layer alone in INT8, with all but each, with all and with none.
 
-    Each batch goes through all of them before the next is read, and of each only logits and kept patches stay.
+    Each batch runs through all of them before the next is read; only logits and kept patches are stored.
 
     Args:
         mixed: the model.
@@ -180,7 +180,7 @@ def measure_sensitivity(
         track: progress display.
 
     Returns:
-        the effects, and what judges further configurations on the same images.
+        the effects, and an evaluator of further configurations on the same images.
 
     Raises:
         DataError: no images, or logits of an INT8 variant that are not finite.
@@ -205,21 +205,21 @@ def measure_sensitivity(
     joined = {key: _join(found) for key, found in parts.items()}
     reference, truth = joined["none", ""], np.concatenate(labels)
     require_finite(reference["logits"], "sensitivity, in full precision")
-    judge = Judge(reference, truth, num_patches)
+    evaluator = Evaluator(reference, truth, num_patches)
     layers = [
-        LayerEffect(name, judge.effect(joined["only", name]), judge.effect(joined["all but", name]))
+        LayerEffect(name, evaluator.effect(joined["only", name]), evaluator.effect(joined["all but", name]))
         for name in mixed.names
     ]
     everything = joined["all", ""]
     return Sensitivity(
-        len(truth), tuple(layers), judge.effect(everything), reference["logits"], everything["logits"], truth
-    ), judge
+        len(truth), tuple(layers), evaluator.effect(everything), reference["logits"], everything["logits"], truth
+    ), evaluator
 
 
 def _configurations(
     mixed: MixedModel, replay: Replay, images: npt.NDArray[np.float32]
 ) -> Iterator[tuple[tuple[str, str], Arrays]]:
-    """Outputs of one batch by configuration; those of single layers go on from where they differ."""
+    """Yields the outputs of one batch by configuration; those of single layers resume at the first layer that differs."""
 
     def run() -> Arrays:
         return mixed.outputs(images)
@@ -236,7 +236,7 @@ def _configurations(
 
 
 def run_mixed(mixed: MixedModel, int8: Collection[str], batches: Batches) -> Arrays:
-    """Outputs over all images with these layers in INT8, without importance."""
+    """Returns outputs over all images with these layers in INT8, without importance."""
     mixed.set(int8)
     return _join([_without_importance(mixed.outputs(images)) for images, _ in batches()])
 

@@ -1,19 +1,16 @@
-"""From a histogram of magnitudes to the range that INT8 shall cover: max, percentile, entropy, mean squared error."""
+"""Computes the clipping range from a histogram of magnitudes: by maximum, percentile, entropy or mean squared error."""
 
 from __future__ import annotations
 
 import functools
-from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from gft_edge.calibration.histogram import BINS, Counts, bin_edges, percentile
+from gft_edge.calibration.options import DEFAULT_PERCENTILE, METHODS, Method
 from gft_edge.errors import ConfigError
 
-Method = Literal["max", "percentile", "entropy", "mse"]
-METHODS: tuple[Method, ...] = get_args(Method)
-DEFAULT_PERCENTILE = 99.99
 LEVELS = 128
 """Magnitudes INT8 can express, zero among them."""
 LINEAR_BINS = 2048

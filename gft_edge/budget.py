@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,24 @@ from gft_edge.errors import ConfigError
 
 MIN_TOKENS = 2
 """The spatial gradient of GALA needs two neighbouring patches."""
+PREFIX_TOKENS = 1
+"""Tokens before the patches in every supported model: the class token."""
+
+
+def patches_per_block(stages: Sequence[int], keep: Sequence[int], num_patches: int, depth: int) -> tuple[int, ...]:
+    """Returns the number of patches that enter each of ``depth`` blocks.
+
+    Args:
+        stages: after how many blocks each stage stands.
+        keep: patches kept by each stage.
+        num_patches: patches of the whole image.
+        depth: number of blocks.
+    """
+    kept = dict(zip(stages, keep))
+    counts = [num_patches]
+    for block in range(1, depth):
+        counts.append(kept.get(block, counts[-1]))
+    return tuple(counts)
 
 
 def _is_int(value: object) -> bool:
@@ -25,7 +44,7 @@ class TokenBudget:
         num_patches: patches of the whole image, at most 3840. A model without stages has the budget ``NO_BUDGET``.
 
     Raises:
-        ConfigError: a count is no integer, grows, or is out of range.
+        ConfigError: a count is not an integer, grows, or is out of range.
     """
 
     keep: tuple[int, ...]
@@ -80,7 +99,7 @@ class TokenBudget:
 
     @classmethod
     def full(cls, num_stages: int, num_patches: int) -> TokenBudget:
-        """The budget that keeps every patch in each of ``num_stages`` stages."""
+        """Returns the budget that keeps every patch in each of ``num_stages`` stages."""
         return cls((num_patches,) * num_stages, num_patches)
 
     @property
@@ -89,20 +108,15 @@ class TokenBudget:
         return "-".join(str(k) for k in self.keep) or "all"
 
     @property
-    def is_full(self) -> bool:
-        """True when no stage drops a patch."""
-        return all(k == self.num_patches for k in self.keep)
-
-    @property
     def stage_inputs(self) -> tuple[int, ...]:
-        """Patches entering each stage."""
+        """Number of patches that enter each stage."""
         return (self.num_patches, *self.keep[:-1])
 
     def align(self, multiple: int) -> TokenBudget:
-        """Rounds each ``keep + 1`` (class token included) to the nearest multiple, up on a tie.
+        """Rounds each stage's tokens (patches and class token) to the nearest multiple, up on a tie.
 
         Token counts that are multiples of 8 or 16 fill the tiles of INT8 and FP16 matrix kernels. A stage that keeps
-        every patch is left alone; the result is still a valid budget.
+        every patch does not change; the result is a valid budget.
         """
         if not _is_int(multiple) or multiple < 1:
             raise ConfigError(f"token budget: align needs a positive integer, found {multiple!r}")
@@ -110,21 +124,21 @@ class TokenBudget:
         available = self.num_patches
         for k in self.keep:
             if k < self.num_patches:
-                tokens = (k + 1 + multiple // 2) // multiple * multiple
-                while tokens - 1 > available:
-                    tokens -= multiple
-                k = tokens - 1 if tokens - 1 >= MIN_TOKENS else min(k, available)
+                aligned = (k + PREFIX_TOKENS + multiple // 2) // multiple * multiple - PREFIX_TOKENS
+                while aligned > available:
+                    aligned -= multiple
+                k = aligned if aligned >= MIN_TOKENS else min(k, available)
             keep.append(k)
             available = k
         return TokenBudget(tuple(keep), self.num_patches)
 
     def to_json(self) -> dict[str, Any]:
-        """The budget as plain JSON values."""
+        """Returns the budget as plain JSON values."""
         return {"keep": list(self.keep), "num_patches": self.num_patches}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> TokenBudget:
-        """The inverse of :meth:`to_json`."""
+        """Reads what :meth:`to_json` returns."""
         try:
             return cls(tuple(data["keep"]), data["num_patches"])
         except (KeyError, TypeError) as error:
@@ -132,4 +146,4 @@ class TokenBudget:
 
 
 NO_BUDGET = TokenBudget((), 0)
-"""That of a model without stages: there is nothing to keep or drop."""
+"""Budget of a model without stages."""

@@ -31,23 +31,23 @@ CONFIG = "config.json"
 SEALED_WEIGHTS = "weights_sha256"
 BUILTIN = "builtin"
 SMALL = 64_000_000
-"""Bytes of weights that any machine can build a model of, right or wrong."""
+"""Bytes of weights up to which any machine can build the model, even a wrong one."""
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What config.json says.
+    """The contents of config.json.
 
     Args:
         model: configuration of the model.
         labels: class names, one per output.
-        preprocess: what the pixels went through.
+        preprocess: preprocessing of the pixels.
         metrics: measured figures, free form.
         provenance: recipe, seeds, versions.
         quantization: summary of the quantization, or None for a full-precision model.
 
     Raises:
-        ConfigError: labels do not fit the model, or one is no name.
+        ConfigError: the labels do not fit the model, or one is not a name.
     """
 
     model: GFTConfig
@@ -64,14 +64,14 @@ class CheckpointInfo:
 
     @property
     def data(self) -> str:
-        """Name of the data set the model was trained on, empty when it is not known."""
+        """Name of the data set the model was trained on, empty when unknown."""
         recipe = self.provenance.get("recipe")
         data = recipe.get("data") if isinstance(recipe, dict) else None
         name = data.get("name") if isinstance(data, dict) else None
         return name if isinstance(name, str) else ""
 
     def to_json(self) -> dict[str, Any]:
-        """The information as plain JSON values."""
+        """Returns the information as plain JSON values."""
         return {
             "schema": SCHEMA,
             "gft_edge": __version__,
@@ -85,7 +85,7 @@ class CheckpointInfo:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any], where: str) -> CheckpointInfo:
-        """The inverse of :meth:`to_json`."""
+        """Reads what :meth:`to_json` returns."""
         if data.get("schema") != SCHEMA:
             raise ArtifactError(f"{where}: schema {data.get('schema')!r}, this version reads {SCHEMA}")
         try:
@@ -114,15 +114,15 @@ class Checkpoint:
 
 
 def builtin_path() -> Path:
-    """Folder of the trained checkpoint of the built-in task."""
+    """Returns the folder of the trained checkpoint of the built-in task."""
     return Path(__file__).parent / "builtin"
 
 
 def resolve_checkpoint(name: str | Path) -> Path:
-    """A checkpoint folder from a path or the word ``builtin``.
+    """Returns a checkpoint folder for a path or the word ``builtin``.
 
     Raises:
-        ArtifactError: no such folder.
+        ArtifactError: there is no such folder.
     """
     path = builtin_path() if str(name) == BUILTIN else Path(name)
     takes = f"give a folder with {WEIGHTS} and {CONFIG}, or '{BUILTIN}'"
@@ -132,7 +132,7 @@ def resolve_checkpoint(name: str | Path) -> Path:
         raise ArtifactError(f"checkpoint {path}: no such folder; {takes}")
     if not (path / CONFIG).is_file():
         if (path / MANIFEST).is_file():
-            raise ArtifactError(f"checkpoint {path}: is an artefact, exported already; {takes}")
+            raise ArtifactError(f"checkpoint {path}: is an exported artefact, not a checkpoint; {takes}")
         raise ArtifactError(f"checkpoint {path / CONFIG}: no such file; {takes}")
     return path
 
@@ -151,7 +151,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     """Reads model.safetensors; half-precision storage comes back as float32.
 
     Raises:
-        ArtifactError: missing or damaged file, another file than the one config.json seals, or values that are not finite.
+        ArtifactError: the file is missing, damaged or not the one that config.json seals, or a value is not finite.
     """
     file = path / WEIGHTS
     if not file.is_file():
@@ -162,8 +162,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise ArtifactError(f"checkpoint {file}: damaged or not a safetensors file ({error})") from None
     if sha256(file) != _read_config(path).get(SEALED_WEIGHTS):
         raise ArtifactError(
-            f"checkpoint {file}: is not the file that {CONFIG} was written with (its hash differs); the weights were changed, "
-            "or writing the two was interrupted: train or import the checkpoint again"
+            f"checkpoint {file}: is not the file that {CONFIG} was written with (its hash differs); the weights changed, or "
+            "writing was interrupted: train or import the checkpoint again"
         )
     for name, tensor in weights.items():
         if tensor.is_floating_point():
@@ -190,11 +190,11 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], where: str) ->
 
 
 def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module, half: bool = False) -> None:
-    """Writes a checkpoint folder, each file whole or not at all; config.json seals the weights and itself.
+    """Writes a checkpoint folder, each file atomically; config.json seals the weights and itself.
 
     Args:
-        path: folder, made when missing.
-        info: what config.json will say.
+        path: folder, created if missing.
+        info: contents of config.json.
         model: weights are copied to the CPU.
         half: store floating-point tensors as float16.
     """
@@ -210,7 +210,7 @@ def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module, half: bo
 
 
 def checkpoint_hash(path: Path, info: CheckpointInfo) -> str:
-    """Identity of what a checkpoint computes: the sha256 of its weights, joined with its quantization if it has one.
+    """Returns the identity of a checkpoint's function: the sha256 of its weights, joined with its quantization if any.
 
     The hash of the weights is the sealed one, which :func:`read_weights` compares with the file.
     """
@@ -221,7 +221,7 @@ def checkpoint_hash(path: Path, info: CheckpointInfo) -> str:
 
 
 def num_parameters(model: nn.Module) -> int:
-    """Number of trainable values."""
+    """Returns the number of trainable values."""
     return int(np.sum([p.numel() for p in model.parameters()], dtype=np.int64))
 
 
@@ -229,13 +229,13 @@ def _require_size(config: GFTConfig, path: Path) -> None:
     """Refuses a configuration far larger than the weights, before a model of that size is built.
 
     Raises:
-        ArtifactError: with both sizes.
+        ArtifactError: the configuration is too large.
     """
     file = path / WEIGHTS
     least = 2 * 4 * config.embed_dim**2 * config.depth  # products of the attention alone, in half precision
     if file.is_file() and least > max(file.stat().st_size, SMALL):
         raise ArtifactError(
-            f"checkpoint {path}: {CONFIG} tells of {config.depth} blocks of width {config.embed_dim}, at least "
+            f"checkpoint {path}: {CONFIG} declares {config.depth} blocks of width {config.embed_dim}, at least "
             f"{least / 1e6:.0f} MB, {WEIGHTS} has {file.stat().st_size / 1e6:.1f} MB; they do not belong together"
         )
 
@@ -244,7 +244,7 @@ def load_checkpoint(name: str | Path) -> Checkpoint:
     """Reads a checkpoint folder (or ``"builtin"``), quantized or not, into a model in eval mode.
 
     Raises:
-        ArtifactError: missing, damaged or of another schema.
+        ArtifactError: the checkpoint is missing, damaged or of another schema.
     """
     from gft_edge.model.build import build_model
 

@@ -1,4 +1,4 @@
-"""Numbers that several packages need, each with its source."""
+"""Constants that several packages need, each with its source."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Errors a user can meet, and the exit code each one ends the command line with."""
+"""Errors for users, each with the exit code of the command line."""
 
 from __future__ import annotations
 
@@ -10,34 +10,32 @@ EXIT_OK = 0
 EXIT_CHECK_FAILED = 1
 EXIT_USER_ERROR = 2
 EXIT_MISSING_EXTRA = 3
-EXIT_INTERRUPTED = 130
-EXIT_TERMINATED = 143
 
 
 class GFTEdgeError(Exception):
-    """A problem the user can mend; its text says what is wrong, where, and what to do."""
+    """A problem that the user can solve; the text names the problem, the place and the remedy."""
 
     exit_code = EXIT_USER_ERROR
 
 
 class ConfigError(GFTEdgeError, ValueError):
-    """A configuration, recipe, preset or token budget that cannot be used."""
+    """An unusable configuration, recipe, preset or token budget."""
 
 
 class ArtifactError(GFTEdgeError):
-    """A checkpoint, artefact or engine on disk that is missing, damaged or of another kind."""
+    """A missing or damaged checkpoint, artefact or engine, or a file of another kind."""
 
 
 class DataError(GFTEdgeError):
-    """Input data (an image, a data set folder) that cannot be read."""
+    """Unreadable input data: an image or a data set folder."""
 
 
 class OutputError(GFTEdgeError):
-    """A result that could not be written; nothing half-written is left.
+    """A result that cannot be written; no partial file is left.
 
     Args:
-        path: what should have been written, or words such as "standard output".
-        reason: the system's answer.
+        path: of the output, or words such as "standard output".
+        reason: error message of the system.
     """
 
     def __init__(self, path: object, reason: str) -> None:
@@ -47,7 +45,7 @@ class OutputError(GFTEdgeError):
 
 
 class CheckFailed(GFTEdgeError):
-    """A comparison ran to its end and did not pass."""
+    """A comparison that was completed and did not pass."""
 
     exit_code = EXIT_CHECK_FAILED
 
@@ -56,10 +54,10 @@ class MissingExtraError(GFTEdgeError, ImportError):
     """An optional dependency is not installed.
 
     Args:
-        package: what could not be imported.
-        extra: the extra of gft-edge that brings it.
-        purpose: what it is needed for, for example "which reads image files".
-        remedy: how to get it where that is not by the extra.
+        package: that could not be imported.
+        extra: of gft-edge that installs it.
+        purpose: its use, for example "which reads image files".
+        remedy: how to install it where the extra does not.
     """
 
     exit_code = EXIT_MISSING_EXTRA
@@ -73,7 +71,7 @@ class MissingExtraError(GFTEdgeError, ImportError):
 
 
 def exit_code(main: Callable[[], int]) -> int:
-    """Runs the ``main`` of a module started by ``python -m``; an error of the user's is one line on stderr and its code."""
+    """Runs the ``main`` of a module started by ``python -m``; prints an error for users as one line and returns its exit code."""
     try:
         return main()
     except GFTEdgeError as error:

@@ -1,8 +1,8 @@
-"""Reads from an ONNX file, without the onnx package, which other files its tensors lie in.
+"""Finds the files with external tensors of an ONNX file, without the onnx package.
 
-A session that opens a graph reads those files too, so their hashes must be checked before. On a board there is no onnx
-package, so this walks the protobuf encoding (https://protobuf.dev/programming-guides/encoding) along the few fields that lead
-to tensors; field numbers are those of onnx.proto3.
+A session that opens a graph reads those files too, so their hashes must be checked before. A board has no onnx package, so this
+module reads the protobuf encoding (https://protobuf.dev/programming-guides/encoding) and follows the few fields that lead to
+tensors; field numbers are those of onnx.proto3.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PATHS = {
     "sparse": {1: "tensor", 2: "tensor"},
     "tensor": {13: "entry"},
 }
-"""Kind of message: its fields that lead to tensors, and the kind of message in each."""
+"""For each kind of message: fields that lead to tensors, and the kind of message in each."""
 
 
 @dataclass(frozen=True)

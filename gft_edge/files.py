@@ -1,4 +1,4 @@
-"""Files written whole or not at all, hashes, and canonical JSON."""
+"""Atomic writing of files, hashes, and canonical JSON."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
+    """Returns the hexadecimal sha256 of a file."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(1 << 20):
@@ -31,9 +31,9 @@ def sha256(path: Path) -> str:
 
 
 def canonical_json(data: Any) -> str:
-    """Sorted keys, two-space indent, shortest exact floats, one final newline; NaN is refused.
+    """Returns JSON with sorted keys, two-space indent, shortest exact floats and one final newline; refuses NaN.
 
-    Lone surrogates, as in file names that are no UTF-8, become JSON escapes: UTF-8 cannot hold them, readers get them back.
+    Lone surrogates, as in file names that are no UTF-8, become JSON escapes: UTF-8 cannot encode them, readers restore them.
     """
     text = json.dumps(data, sort_keys=True, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     return _LONE_SURROGATE.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
@@ -41,7 +41,7 @@ def canonical_json(data: Any) -> str:
 
 _MARKS = (
     (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16, whose mark it begins with
+    (codecs.BOM_UTF32_LE, "utf-32-le"),  # before UTF-16: its mark begins with that of UTF-16
     (codecs.BOM_UTF32_BE, "utf-32-be"),
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
@@ -50,17 +50,17 @@ _SAMPLE = 1024
 
 
 def decode_text(data: bytes, errors: str = "strict") -> str:
-    """The text of a file by its byte order mark, which is left out; UTF-8 where it has none.
+    """Decodes a file by its byte order mark, which is removed; UTF-8 without one.
 
     Windows PowerShell 5.1 redirects output as UTF-16, and editors of Windows mark UTF-8. Text of Latin letters in UTF-16
     without a mark is recognised by every second byte being zero.
 
     Args:
         data: the whole file.
-        errors: ``"strict"`` or ``"replace"``, as :meth:`bytes.decode` takes it.
+        errors: ``"strict"`` or ``"replace"``, as for :meth:`bytes.decode`.
 
     Raises:
-        UnicodeDecodeError: the bytes are no such text and ``errors`` is ``"strict"``.
+        UnicodeDecodeError: the bytes are not decodable and ``errors`` is ``"strict"``.
     """
     for mark, encoding in _MARKS:
         if data.startswith(mark):
@@ -80,10 +80,10 @@ def _unmarked(sample: bytes) -> str:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """A JSON document from bytes of any encoding that :func:`decode_text` knows, or from text.
+    """Parses JSON from text, or from bytes of an encoding that :func:`decode_text` knows.
 
     Raises:
-        ValueError: no JSON, no text, or nested more deeply than Python reads.
+        ValueError: no JSON, no text, or nested too deeply.
     """
     try:
         return json.loads(decode_text(data) if isinstance(data, bytes) else data)
@@ -121,11 +121,11 @@ def write_json(path: Path, data: Any) -> None:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary sibling to write to; takes the place of ``path`` when the block ends without an exception.
+    """Yields a temporary sibling to write to; it replaces ``path`` when the block ends without an exception.
 
     Raises:
-        ConfigError: ``path`` is a folder, or lies where nothing can be written.
-        OutputError: writing failed; what stood at ``path`` is untouched.
+        ConfigError: ``path`` is a folder, or lies in a place that is not writable.
+        OutputError: writing failed; the old content of ``path`` is unchanged.
     """
     require_writable(path)
     with writing(path):
@@ -144,11 +144,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A temporary sibling folder; becomes ``folder`` when the block ends without an exception.
+    """Yields a temporary sibling folder; it becomes ``folder`` when the block ends without an exception.
 
     Raises:
-        ConfigError: ``folder`` is not empty, or was filled by another process meanwhile.
-        OutputError: writing failed; nothing is left.
+        ConfigError: ``folder`` is not empty, or another process has filled it in the meantime.
+        OutputError: writing failed; no partial folder is left.
     """
     require_free(folder)
     with writing(folder):
@@ -173,25 +173,27 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def writing(path: Path, temporary: Path | None = None, whole: bool = False) -> Iterator[None]:
-    """Turns a failure of writing inside the block into an :class:`OutputError` that names ``path``.
+    """Converts a failure of writing inside the block to an :class:`OutputError` that names ``path``.
 
-    Libraries hide the system's answer behind errors of their own (safetensors, torch.save); it is then looked for in the chain
-    of causes, and last by writing to the same place.
+    Libraries (safetensors, torch.save) hide the system error behind errors of their own; this function searches the chain of
+    causes, and then tries to write to the same place.
 
     Args:
-        path: what the user asked for.
-        temporary: what is written in its place. With one, a system error that names another file passes through, and one without
-            a name that reading has too, unless ``whole`` says that the block does nothing but write.
-        whole: every system error without another file's name is one of writing.
+        path: output that the user requested.
+        temporary: file or folder that is written instead. With one, system errors that name another file pass through, and so do
+            errors without a file name that reading can raise too, unless ``whole`` is set.
+        whole: the block only writes: every system error without another file's name is a failure of writing.
 
     Raises:
-        OutputError: with the system's reason.
+        OutputError: with the message of the system.
     """
     try:
         yield
     except OutputError as error:
         if temporary is not None and isinstance(error.path, Path) and temporary in error.path.parents:
-            raise OutputError(path, error.reason) from error  # a file of the folder: its temporary name tells nobody
+            raise OutputError(
+                path, error.reason
+            ) from error  # a file of the folder: its temporary name means nothing to users
         raise
     except (GFTEdgeError, BrokenPipeError):
         raise
@@ -207,7 +209,7 @@ _PROBE_BYTES = 1 << 16
 
 
 def _write_failure(error: Exception, temporary: Path | None, whole: bool) -> str | None:
-    """The reason in words if the error is one of writing, else None."""
+    """Returns the reason if the error is a failure of writing, else None."""
     for cause in chain(error):
         if isinstance(cause, OSError) and cause.errno is not None and _is_of_writing(cause, temporary, whole):
             return os.strerror(cause.errno)
@@ -232,7 +234,7 @@ def _is_of_writing(error: OSError, temporary: Path | None, whole: bool) -> bool:
 
 
 def chain(error: BaseException) -> Iterator[BaseException]:
-    """The error and everything that led to it, nearest first."""
+    """Yields the error and its causes, nearest first."""
     seen: set[int] = set()
     waiting = [error]
     while waiting:
@@ -253,7 +255,7 @@ _cleaned: set[Path] = set()
 
 
 def _remove_leftovers_once(folder: Path) -> None:
-    """Once per process and folder: many files may be written to one."""
+    """Removes leftovers once per process and folder: many files may be written to one."""
     folder = folder.absolute()
     if folder not in _cleaned:
         _cleaned.add(folder)
@@ -261,10 +263,10 @@ def _remove_leftovers_once(folder: Path) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Refuses an output file that is a folder, lies below a file, or in a folder that cannot be written to.
+    """Refuses an output file that is a folder, lies below a file, or in a folder that is not writable.
 
     Raises:
-        ConfigError: naming what is in the way.
+        ConfigError: with the path that is in the way.
     """
     if path.is_dir():
         raise ConfigError(f"output {path}: is a folder; give the name of a file")
@@ -272,10 +274,10 @@ def require_writable(path: Path) -> None:
 
 
 def require_writable_folder(folder: Path) -> None:
-    """Refuses an output folder that is a file, lies below one, or cannot be written to; it may hold files.
+    """Refuses an output folder that is a file, lies below one, or is not writable; it may hold files.
 
     Raises:
-        ConfigError: naming what is in the way.
+        ConfigError: with the path that is in the way.
     """
     _require_folder(folder, folder)
 
@@ -284,16 +286,19 @@ def _require_folder(folder: Path, path: Path) -> None:
     existing = next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
     if not existing.is_dir():
         raise ConfigError(f"output {path}: {existing} is a file, not a folder")
-    try:  # what the permissions say is not enough: a medium may be read-only, and /proc takes no files from anyone
+    try:  # permissions are not enough: a medium may be read-only, and /proc accepts no files
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):  # said by what is written; a small file may still fit
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+        ):  # reported when the file is written; a small file may still fit
             raise ConfigError(f"output {path}: {existing} cannot be written to ({error.strerror})") from None
 
 
 def require_free(folder: Path) -> None:
-    """Refuses an output folder that holds something already, other than what a killed process left.
+    """Refuses an output folder that is not empty, apart from leftovers of a killed process.
 
     Raises:
         ConfigError: the path is a file or a folder that is not empty.

@@ -1,4 +1,4 @@
-"""Class names from a file, and what a class name may be."""
+"""Reads class names from a file and checks them."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from gft_edge.errors import ConfigError
 from gft_edge.files import decode_text, parse_json
 
 BACKGROUND = ("background", "__background__", "_background_", "???", "unlabeled", "unlabelled", "void", "none", "n/a")
-"""First lines of lists made for detectors and segmentation, which count what is no class."""
+"""First lines of lists for detection and segmentation, which count the background as a class."""
 _DIRECTIONS = frozenset("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 _BLANKS = " \t\r\ufeff\u00a0\u3000\u200b\u2060"
-"""Also those that show nothing: byte order marks, and spaces that do not break or have no width."""
+"""Includes invisible characters: byte order marks, non-breaking spaces and spaces without width."""
 _JSON_KEYS = ("id2label", "labels", "label_names", "classes", "names", "class_to_idx", "label2id")
 
 Place = tuple[str, str]
-"""A name, and where it stands."""
+"""A name, and its place in the file."""
 
 
 def read_labels(path: Path, count: int | None = None) -> tuple[str, ...]:
-    """Class names in the order of a model's outputs.
+    """Reads class names in the order of a model's outputs.
 
-    Takes one name per line, ``.csv`` and ``.tsv`` with a name or an index and a name per row, and ``.json`` with a list, or
-    an object of names by index or of indices by name. Byte order marks, blanks around names and blank lines at the end are
-    taken off.
+    Accepts one name per line, ``.csv`` and ``.tsv`` with a name or an index and a name per row, and ``.json`` with a list, or
+    an object of names by index or of indices by name. Removes byte order marks, blanks around names and blank lines at the
+    end.
 
     Args:
-        path: UTF-8, or what :func:`gft_edge.files.decode_text` knows.
-        count: outputs of the model, None where any number will do.
+        path: a file in UTF-8, or in an encoding that :func:`gft_edge.files.decode_text` knows.
+        count: outputs of the model, None for any number.
 
     Raises:
-        ConfigError: cannot be read, a line that is no name, a name twice, or another number of names than ``count``.
+        ConfigError: unreadable, a line that is no name, a repeated name, or a number of names other than ``count``.
     """
     where = f"labels {path}"
     try:
@@ -71,10 +71,10 @@ def read_labels(path: Path, count: int | None = None) -> tuple[str, ...]:
 
 
 def require_names(labels: Sequence[object], where: str) -> tuple[str, ...]:
-    """Class names as they stand, checked.
+    """Checks class names and returns them unchanged.
 
     Raises:
-        ConfigError: one is no text, empty, there twice, or would steer a terminal.
+        ConfigError: one is no text, empty, repeated, or has a control character.
     """
     places = []
     for index, name in enumerate(labels):
@@ -91,16 +91,16 @@ def _problem(places: Sequence[Place]) -> str | None:
     for name, place in places:
         if not name:
             return f"{place} is blank, expected a class name"
-        if steering := next((character for character in name if _steers(character)), None):
-            return f"{place} holds the control character U+{ord(steering):04X}"
+        if control := next((character for character in name if _is_control(character)), None):
+            return f"{place} holds the control character U+{ord(control):04X}"
         if name in seen:
-            return f"{place} is {name!r} again, {seen[name]} has it"
+            return f"{place} repeats {name!r} of {seen[name]}"
         seen[name] = place
     return None
 
 
-def _steers(character: str) -> bool:
-    """Whether a character acts on a terminal or breaks a line rather than being shown."""
+def _is_control(character: str) -> bool:
+    """Returns whether a character controls a terminal or breaks a line."""
     return unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") or character in _DIRECTIONS
 
 

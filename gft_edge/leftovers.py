@@ -1,8 +1,8 @@
-"""Temporary siblings that a killed process leaves behind: made under a lock, and removed once nobody holds it.
+"""Temporary files and folders: created under a lock, and removed after their process was killed.
 
-A temporary file or folder is named ``.NAME.xxxxxxxx.gft-tmp`` and locked (``flock``) for as long as its process writes it. The
-kernel drops the lock when the process ends, however it ends, so a temporary whose lock is free belongs to nobody. Where the file
-system has no locks, nothing is removed.
+A temporary is named ``.NAME.xxxxxxxx.gft-tmp`` and locked (``flock``) while its process writes it. The kernel releases the lock
+when the process ends for any reason, so a temporary without a lock is a leftover. On file systems without locks nothing is
+removed.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ def make_temporary(path: Path, folder: bool) -> tuple[Path, int]:
     """Makes and locks a temporary sibling of ``path``.
 
     Args:
-        path: what the temporary will become; its parent exists.
-        folder: make a folder, not a file.
+        path: final path; its parent exists.
+        folder: make a folder instead of a file.
 
     Returns:
-        the temporary and an open descriptor that holds its lock until it is closed.
+        the temporary, and a descriptor that holds its lock until it is closed.
 
     Raises:
-        OSError: the parent cannot be written to.
+        OSError: the parent is not writable.
     """
     prefix = f".{_shortened(path.name)}."
     while True:
@@ -42,24 +42,24 @@ def make_temporary(path: Path, folder: bool) -> tuple[Path, int]:
             temporary = Path(name)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # no locks here, so nobody will remove it either
+        except OSError:  # a file system without locks, where nothing is removed
             return temporary, lock
-        # Between making and locking, another process may have taken it for a leftover.
+        # Before the lock, another process may have removed it as a leftover.
         if _is_same(temporary, lock):
             return temporary, lock
         os.close(lock)
 
 
 def is_temporary(name: str) -> bool:
-    """Whether a file name is one of those that :func:`make_temporary` gives."""
+    """Returns whether a file name has the form that :func:`make_temporary` uses."""
     return _NAME.fullmatch(name) is not None
 
 
 def remove_leftovers(folder: Path) -> list[Path]:
-    """Removes temporaries of processes that are gone; returns what was removed.
+    """Removes temporaries of processes that have ended; returns their paths.
 
     Args:
-        folder: looked at alone, not its sub-folders; one that is missing or cannot be read has none.
+        folder: searched without its sub-folders; a missing or unreadable one has none.
     """
     try:
         with os.scandir(folder) as entries:
@@ -83,14 +83,14 @@ def _remove_if_free(path: Path) -> bool:
         else:
             path.unlink()
         return not path.exists()
-    except OSError:  # locked by its writer, or not ours to remove
+    except OSError:  # locked by its writer, or not removable
         return False
     finally:
         os.close(lock)
 
 
 def _is_same(path: Path, descriptor: int) -> bool:
-    """Whether the path still leads to what the descriptor holds."""
+    """Returns whether the path still leads to the open file."""
     try:
         return os.path.samestat(os.stat(path, follow_symlinks=False), os.fstat(descriptor))
     except OSError:

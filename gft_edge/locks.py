@@ -1,6 +1,6 @@
-"""Locks of folders that several processes may write to: an artefact, the folder of a training.
+"""Locks for folders that several processes may write to: an artefact, the folder of a training.
 
-The lock is taken on the folder itself (flock), so no file is left behind and the kernel frees it when a process dies.
+The lock is on the folder itself (flock): it leaves no file, and the kernel releases it when the process ends.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from gft_edge.errors import ConfigError
 
 try:
     import fcntl
-except ImportError:  # no flock outside POSIX; a single writer is then up to the user
+except ImportError:  # no flock outside POSIX: the user must ensure a single writer
     fcntl = None  # type: ignore[assignment]
 
 POLL_SECONDS = 0.05
@@ -26,14 +26,14 @@ _here = threading.local()
 
 @contextlib.contextmanager
 def locked(folder: Path, wait: float = 60.0) -> Iterator[None]:
-    """Holds the only lock of a folder; a thread that holds it already may take it again.
+    """Holds the exclusive lock of a folder; a thread that holds it may take it again.
 
     Args:
         folder: an existing folder.
         wait: seconds to wait for another process that holds it; 0 does not wait.
 
     Raises:
-        ConfigError: another process holds it, and did so for all of ``wait``.
+        ConfigError: another process holds it for all of ``wait``.
     """
     if fcntl is None:
         yield
@@ -66,6 +66,6 @@ def _acquire(handle: int, folder: Path, until: float) -> None:
                 raise
             if time.monotonic() >= until:
                 raise ConfigError(
-                    f"{folder}: another process is writing to it; wait until it has ended, or give another folder"
+                    f"{folder}: another process is writing to it; wait for its end, or give another folder"
                 ) from None
         time.sleep(POLL_SECONDS)

@@ -1,7 +1,7 @@
-"""Preprocessing, defined once and executed in numpy: what training, calibration and the board all see.
+"""The only definition of preprocessing, executed in numpy by training, calibration and the board.
 
 The resampling (:mod:`gft_edge.resample`) reproduces Pillow's 8-bit filters bit for bit, so pixels do not depend on which
-library happens to be installed on the device.
+library is installed on the device.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from gft_edge.config.reader import load_dataclass
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.resample import FILTERS, Interpolation, UInt8Image, interleaved, resampled_planes
 
@@ -25,7 +26,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 @dataclass(frozen=True)
 class PreprocessSpec:
-    """From an RGB image of any size to the network's input.
+    """Preprocessing from an RGB image of any size to the network's input.
 
     Args:
         height, width: size of the network's input in pixels.
@@ -53,7 +54,7 @@ class PreprocessSpec:
 
     def __post_init__(self) -> None:
         problems = []
-        try:  # 1 and 1.0 are the same value and must give the same id
+        try:  # 1 and 1.0 must give the same id
             for name in ("mean", "std"):
                 object.__setattr__(self, name, tuple(float(value) for value in getattr(self, name)))
             object.__setattr__(self, "crop_ratio", float(self.crop_ratio))
@@ -79,22 +80,23 @@ class PreprocessSpec:
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits of the sha256 of the canonical JSON; travels with everything the pixels touch."""
+        """Twelve hexadecimal digits of the sha256 of the canonical JSON; recorded in every file that depends on the pixels."""
         text = json.dumps(self.to_json(), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def to_json(self) -> dict[str, Any]:
-        """The specification as plain JSON values."""
+        """Returns the specification as plain JSON values."""
         data = asdict(self)
         return {**data, "mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> PreprocessSpec:
-        """The inverse of :meth:`to_json`."""
-        try:
-            return cls(**data)
-        except TypeError as error:
-            raise ConfigError(f"preprocessing: {error}") from None
+        """Reads what :meth:`to_json` returns.
+
+        Raises:
+            ConfigError: unknown keys, missing keys and wrong types, all in one message.
+        """
+        return load_dataclass(cls, data, "preprocessing")
 
     def geometry(self, image: UInt8Image) -> UInt8Image:
         """Resizes and crops an RGB image (H, W, 3) uint8 to (height, width, 3) uint8.
@@ -105,7 +107,7 @@ class PreprocessSpec:
         return interleaved(self._planes(image))
 
     def resized(self, image: UInt8Image) -> tuple[int, int]:
-        """Rows and columns an image is resized to before the centre is cut out."""
+        """Returns the rows and columns of the resized image, before the centre is cut out."""
         if self.resize == "stretch":
             return self.height, self.width
         rows, cols = image.shape[:2]
@@ -122,18 +124,18 @@ class PreprocessSpec:
         return resampled_planes(image, rows, cols, *kept, self.interpolation)
 
     def scale_and_shift(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """What normalisation multiplies pixels by and then adds, per channel of the network's input, (3,) each."""
+        """Returns the factors and offsets of normalisation, per channel of the network's input, (3,) each."""
         mean, std = np.asarray(self.mean), np.asarray(self.std)
         return (1.0 / (255.0 * std)).astype(np.float32), (-mean / std).astype(np.float32)
 
     def normalize(self, images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-        """(..., height, width, 3) uint8 RGB to (..., 3, height, width) float32 normalised."""
+        """Normalises (..., height, width, 3) uint8 RGB to (..., 3, height, width) float32."""
         return self._normalized(np.moveaxis(images, -1, -3))
 
     def _normalized(
         self, planes: npt.NDArray[Any], out: npt.NDArray[np.float32] | None = None
     ) -> npt.NDArray[np.float32]:
-        """(..., 3, height, width) whole numbers to float32; their products are exact before they are rounded, in any type."""
+        """Normalises (..., 3, height, width) whole numbers to float32; their products are exact before rounding, in any type."""
         scale, shift = (values[:, None, None] for values in self.scale_and_shift())
         result = np.empty(planes.shape, np.float32) if out is None else out
         np.multiply(
@@ -143,7 +145,7 @@ class PreprocessSpec:
         return result
 
     def pixels(self, images: npt.NDArray[np.float32]) -> npt.NDArray[np.uint8]:
-        """The inverse of :meth:`normalize`, exact for what came from uint8: (..., 3, height, width) to (..., height, width, 3)."""
+        """Inverts :meth:`normalize`, exactly for values from uint8: (..., 3, height, width) to (..., height, width, 3)."""
         scale, shift = (255.0 * np.asarray(values)[:, None, None] for values in (self.std, self.mean))
         levels = images * scale
         levels += shift
@@ -152,11 +154,11 @@ class PreprocessSpec:
         return np.moveaxis(planes, -3, -1).astype(np.uint8, order="C")
 
     def __call__(self, image: UInt8Image) -> npt.NDArray[np.float32]:
-        """One RGB image (H, W, 3) uint8 to (3, height, width) float32, ready for the network."""
+        """Converts one RGB image (H, W, 3) uint8 to the network's input, (3, height, width) float32."""
         return self._normalized(self._planes(image))
 
     def batch(self, images: Sequence[UInt8Image]) -> npt.NDArray[np.float32]:
-        """RGB images of any sizes to (B, 3, height, width) float32, each written straight into its place.
+        """Converts RGB images of any sizes to (B, 3, height, width) float32, without a copy of the result.
 
         Raises:
             DataError: one of them is no (H, W, 3) uint8 image.

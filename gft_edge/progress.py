@@ -1,4 +1,4 @@
-"""How long work tells how far it is: library functions take a ``Track`` and stay silent by default."""
+"""Progress reporting for long-running functions: they take a ``Track``, which is silent by default."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ class Track(Protocol):
 
 
 def silent(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-    """Shows nothing."""
+    """Returns the items; shows nothing."""
     return iter(items)
 
 
 def duration(seconds: float) -> str:
-    """A time in the unit that suits it: ``"40 s"``, ``"12 min"``, ``"57 h"``."""
+    """Returns a time in a suitable unit: ``"40 s"``, ``"12 min"``, ``"57 h"``."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     if seconds < 2 * 3600:

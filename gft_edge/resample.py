@@ -1,8 +1,8 @@
 """Pillow's 8-bit resampling bit for bit (separable, antialiased, 22-bit fixed point), in numpy.
 
 Each axis is a few narrow matrix products: neighbouring outputs read neighbouring inputs, so a block of outputs needs a
-short run of them. The products are float64 and yet exact: weights are multiples of 2**-22 and pixels are whole, so every
-partial sum fits its 53 bits and comes out the same in any order, on any BLAS.
+short range of inputs. The float64 products are exact: weights are multiples of 2**-22 and pixels are whole numbers, so every
+partial sum fits into 53 bits and is the same in any order, on any BLAS.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ UInt8Image = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
 
 _PRECISION_BITS = 22  # Pillow: 32 bits, less 8 for the pixel and 2 for the overshoot of negative lobes
-_BLOCK = 8  # outputs of one product: fewer spend more on calls, more multiply more zeros
-_STRIP_BYTES = 1 << 20  # of float64 pixels that the first axis works on at a time, so that they stay in cache
+_BLOCK = 8  # outputs of one product: fewer cost more calls, more multiply more zeros
+_STRIP_BYTES = 1 << 20  # of float64 pixels that the first axis processes at a time: they stay in cache
 
 
 def _bilinear(x: Floats) -> Floats:
@@ -40,12 +40,12 @@ FILTERS: dict[str, tuple[Callable[[Floats], Floats], float]] = {
     "bilinear": (_bilinear, 1.0),
     "bicubic": (_bicubic, 2.0),
 }
-"""Kernel and its support by name."""
+"""Kernel and support by name."""
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Neighbouring outputs of one axis: which, the inputs they read, and the weights (inputs, outputs)."""
+    """Neighbouring outputs of one axis, the inputs that they read, and the weights (inputs, outputs)."""
 
     outputs: slice
     inputs: slice
@@ -54,9 +54,9 @@ class _Block:
 
 @functools.lru_cache(maxsize=64)
 def _blocks(size_in: int, size_out: int, start: int, stop: int, interpolation: str) -> tuple[_Block, ...]:
-    """The outputs ``start`` to ``stop`` of an axis resampled from ``size_in`` to ``size_out``; counted from ``start``.
+    """Returns the blocks of outputs ``start`` to ``stop`` of an axis resampled from ``size_in`` to ``size_out``.
 
-    Every operation is Pillow's, in its order: the last bit of a weight depends on it.
+    Outputs are counted from ``start``. Every operation is Pillow's, in the same order: the last bit of a weight depends on it.
     """
     kernel, support = FILTERS[interpolation]
     scale = size_in / size_out
@@ -82,14 +82,14 @@ def _blocks(size_in: int, size_out: int, start: int, stop: int, interpolation: s
 
 
 def _rounded(levels: Floats) -> None:
-    """Half up, as a shift of integers does, and clipped to 0 ... 255; in place."""
+    """Rounds half up, as a shift of integers does, and clips to 0 ... 255; in place."""
     levels += 0.5
     np.clip(levels, 0.0, 255.0, out=levels)
     np.floor(levels, out=levels)
 
 
 def _columns(image: UInt8Image, size_out: int, span: slice, interpolation: str) -> Floats:
-    """(H, W, 3) pixels to the ``span`` of ``size_out`` columns, (H, 3, columns)."""
+    """Resamples (H, W, 3) pixels to the ``span`` of ``size_out`` columns, (H, 3, columns)."""
     height, width, channels = image.shape
     if width == size_out:
         return image[:, span].transpose(0, 2, 1).astype(np.float64, order="C")
@@ -108,7 +108,7 @@ def _columns(image: UInt8Image, size_out: int, span: slice, interpolation: str) 
 
 
 def _rows(levels: Floats, blocks: tuple[_Block, ...], first: int) -> Floats:
-    """(H, 3, W) whole levels, of which row 0 is row ``first`` of the image, to (rows, 3, W)."""
+    """Resamples (H, 3, W) whole levels, whose row 0 is row ``first`` of the image, to (rows, 3, W)."""
     result = np.empty((blocks[-1].outputs.stop, *levels.shape[1:]))
     source, target = levels.reshape(len(levels), -1), result.reshape(len(result), -1)
     for block in blocks:
@@ -121,12 +121,12 @@ def _rows(levels: Floats, blocks: tuple[_Block, ...], first: int) -> Floats:
 def resampled_planes(
     image: UInt8Image, height: int, width: int, rows: slice, columns: slice, interpolation: Interpolation
 ) -> npt.NDArray[Any]:
-    """A part of a resized image, without computing the rest of it.
+    """Computes a part of a resized image without the rest.
 
     Args:
         image: (H, W, 3).
         height, width: of the resized image.
-        rows, columns: which part of it.
+        rows, columns: the part.
         interpolation: kernel.
 
     Returns:
@@ -142,14 +142,14 @@ def resampled_planes(
 
 
 def interleaved(planes: npt.NDArray[Any]) -> UInt8Image:
-    """(3, H, W) whole numbers 0 ... 255 to an (H, W, 3) image."""
+    """Converts (3, H, W) whole numbers 0 ... 255 to an (H, W, 3) image."""
     return planes.transpose(1, 2, 0).astype(np.uint8, order="C", copy=False)
 
 
 def resize(image: UInt8Image, height: int, width: int, interpolation: Interpolation = "bicubic") -> UInt8Image:
-    """Resamples an (H, W, 3) uint8 image to (height, width, 3): the columns first, then the rows, each rounded to uint8.
+    """Resamples an (H, W, 3) uint8 image to (height, width, 3): first the columns, then the rows, each rounded to uint8.
 
-    Bit-identical to ``PIL.Image.resize`` of Pillow up to 12. Pillow 13 begins with the rows when the height shrinks much
-    more than the width (python-pillow/Pillow#9549), and then differs by a level here and there; this order is fixed.
+    Bit-identical to ``PIL.Image.resize`` of Pillow up to 12. Pillow 13 starts with the rows if the height shrinks much
+    more than the width (python-pillow/Pillow#9549), and then differs by a level in places; here the order is fixed.
     """
     return interleaved(resampled_planes(image, height, width, slice(0, height), slice(0, width), interpolation))

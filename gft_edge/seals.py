@@ -1,6 +1,6 @@
-"""Seals of JSON records: a record carries the sha256 of its own canonical text, so a changed byte is noticed.
+"""Seals of JSON records: a record holds the sha256 of its own canonical text, which detects a changed byte.
 
-A seal finds damage and careless edits. It is no signature: whoever can write the file can seal it again.
+A seal detects damage and careless edits. It is no signature: anyone who can write the file can seal it again.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ def write_sealed(path: Path, data: Mapping[str, Any]) -> None:
 def read_sealed(path: Path, what: str, remedy: str) -> dict[str, Any]:
     """Reads a record written by :func:`write_sealed`.
 
-    The text itself must be canonical: values that two texts share (``1.0`` and ``1.00``) leave no room for a change.
+    The text must be canonical, so that no other spelling of a value (``1.0`` and ``1.00``) passes.
 
     Args:
         path: the file.
         what: kind of record, for messages.
-        remedy: what to do when the seal is broken.
+        remedy: for a broken seal, for messages.
 
     Raises:
         ArtifactError: missing, no JSON object, without a seal, or changed since it was written.
@@ -50,7 +50,7 @@ def read_sealed(path: Path, what: str, remedy: str) -> dict[str, Any]:
         raise ArtifactError(f"{what} {path}: has no seal (written by an older version, or by hand); {remedy}")
     try:
         whole = seal == seal_of(data) and path.read_bytes() == canonical_json(data).encode()
-    except (OSError, ValueError):  # changed under our hands; NaN or a lone surrogate, which no writer leaves
+    except (OSError, ValueError):  # changed while it is read; NaN or a lone surrogate, which no writer leaves
         whole = False
     if not whole:
         raise ArtifactError(f"{what} {path}: was changed since it was written (its seal does not match); {remedy}")

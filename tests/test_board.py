@@ -17,7 +17,7 @@ from PIL import Image
 
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.cli.abilities import USES
-from gft_edge.cli.main import _verb_module
+from gft_edge.cli.main import verb_module
 from gft_edge.cli.parsing import verb_parser
 from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.hardware.environment import PACKAGES
@@ -192,4 +192,4 @@ def test_commands_of_the_board_page_parse():
     assert len(lines) > 10
     for line in lines:
         verb, *arguments = shlex.split(line.partition("gft-edge ")[2])
-        verb_parser(verb, _verb_module(verb)).parse_args(arguments)
+        verb_parser(verb, verb_module(verb)).parse_args(arguments)

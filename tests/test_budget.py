@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.budget import MIN_TOKENS, NO_BUDGET, TokenBudget
+from gft_edge.budget import MIN_TOKENS, NO_BUDGET, TokenBudget, patches_per_block
 from gft_edge.constants import MAX_TOPK
 from gft_edge.errors import ConfigError
 
@@ -28,10 +28,21 @@ def test_parsing_the_id_gives_the_budget_back(budget, separator):
     assert TokenBudget.parse(budget.id.replace("-", separator), budget.num_patches) == budget
 
 
+@pytest.mark.parametrize(
+    ("stages", "keep", "expected"),
+    [
+        ((2, 4, 6), (12, 8, 4), (16, 16, 12, 12, 8, 8, 4, 4)),
+        ((1, 8), (12, 8), (16, 12, 12, 12, 12, 12, 12, 12)),
+        ((), (), (16,) * 8),
+    ],
+)
+def test_blocks_get_what_the_stages_before_them_kept(stages, keep, expected):
+    assert patches_per_block(stages, keep, 16, 8) == expected
+
+
 @given(budgets())
 def test_stage_inputs_are_what_the_stage_before_kept(budget):
     assert budget.stage_inputs == (budget.num_patches, *budget.keep)[: len(budget.keep)]
-    assert budget.is_full == (set(budget.keep) == {budget.num_patches})
 
 
 @pytest.mark.parametrize(
@@ -50,7 +61,7 @@ def test_shares_and_points_and_ids_are_all_read():
 
 @given(st.integers(1, 5), st.integers(MIN_TOKENS, MAX_TOPK))
 def test_full_keeps_everything(num_stages, num_patches):
-    assert TokenBudget.full(num_stages, num_patches).is_full
+    assert TokenBudget.full(num_stages, num_patches).keep == (num_patches,) * num_stages
 
 
 @given(budgets(), st.integers(1, 64))
@@ -135,5 +146,5 @@ def test_malformed_json_is_refused(data):
 
 
 def test_a_model_without_stages_has_a_budget_of_nothing():
-    assert (NO_BUDGET.id, NO_BUDGET.is_full, NO_BUDGET.stage_inputs) == ("all", True, (0,))
+    assert (NO_BUDGET.id, NO_BUDGET.stage_inputs) == ("all", (0,))
     assert TokenBudget.from_json(NO_BUDGET.to_json()) == NO_BUDGET == TokenBudget.full(0, 0)

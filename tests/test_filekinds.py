@@ -78,7 +78,7 @@ def test_a_checkpoint_is_no_artefact_and_the_other_way_round(tiny_checkpoint, tm
     ):
         load_artifact(tiny_checkpoint)
     (tmp_path / "manifest.json").write_text("{}")
-    with pytest.raises(ArtifactError, match="is an artefact, exported already; give a folder with"):
+    with pytest.raises(ArtifactError, match="is an exported artefact, not a checkpoint"):
         resolve_checkpoint(tmp_path)
     with pytest.raises(ArtifactError, match=r"has no manifest\.json; make one with gft-edge export"):
         load_artifact(tmp_path.parent)

@@ -31,7 +31,7 @@ def test_a_line_too_many_is_named_as_the_background():
 
 
 def test_a_name_twice_is_refused_with_both_lines():
-    with pytest.raises(ConfigError, match=r"line 3 is 'bee' again, line 2 has it"):
+    with pytest.raises(ConfigError, match=r"line 3 repeats 'bee' of line 2"):
         read_labels(DATA / "labels_dup.txt", 4)
 
 
@@ -91,7 +91,7 @@ def test_a_comma_in_a_line_belongs_to_the_name(tmp_path):
         ("a.txt", "ant\nb\u202eee".encode(), "line 2 holds the control character U+202E"),
         ("a.txt", "ant\nb\u2028ee".encode(), "line 2 holds the control character U+2028"),
         ("a.txt", b"\xff\x00\x81", "cannot be read"),
-        ("a.txt", b"ant\nbee \nbee\ndog", "line 3 is 'bee' again, line 2 has it"),
+        ("a.txt", b"ant\nbee \nbee\ndog", "line 3 repeats 'bee' of line 2"),
         ("a.csv", b"0,ant\n2,bee\n", "line 2: index 2, expected 1"),
         ("a.csv", b"7,ant\n8,bee\n", "index 7, expected 0"),
         ("a.csv", b"ant,red\nbee,blue\n", "expected one name per row, or an index and a name"),
@@ -101,7 +101,7 @@ def test_a_comma_in_a_line_belongs_to_the_name(tmp_path):
         ("a.json", b"[1, 2]", "expected a list of names"),
         ("a.json", b"{", "cannot be read"),
         ("a.json", b"[" * 100_000, "cannot be read (nested too deeply)"),
-        ("a.json", b'["ant", "ant"]', "entry 1 is 'ant' again, entry 0 has it"),
+        ("a.json", b'["ant", "ant"]', "entry 1 repeats 'ant' of entry 0"),
         (".", None, "cannot be read (Is a directory)"),
         ("none.txt", None, "cannot be read (No such file or directory)"),
     ],

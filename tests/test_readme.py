@@ -1,25 +1,15 @@
-"""Every command block of the README runs as it stands."""
+"""The command blocks and links of the README."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from gft_edge.cli.main import VERBS
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
-
-
-def run(command: list[str] | str, folder: Path, shell: bool = False) -> str:
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command, cwd=folder, shell=shell, capture_output=True, text=True, env={**os.environ, "PATH": path}
-    )
-    assert done.returncode == 0, f"{command}\n{done.stderr}"
-    return done.stdout
 
 
 def test_the_first_block_names_targets_of_the_makefile():
@@ -30,16 +20,11 @@ def test_the_first_block_names_targets_of_the_makefile():
     assert all(f"\n{target}: " in makefile for target in targets)
 
 
-def test_all_other_blocks_run_in_order(tmp_path):
-    languages = [language for language, _ in BLOCKS[1:]]
-    assert languages == ["sh", "python"]
-    for language, text in BLOCKS[1:]:
-        if language == "sh":
-            for line in text.strip().splitlines():
-                run(line, tmp_path, shell=True)
-        else:
-            assert "patches kept" in run([sys.executable, "-c", text], tmp_path)
-    assert (tmp_path / "runs/readme/report.html").stat().st_size > 10_000
+def test_the_other_blocks_are_commands_and_a_program():
+    """``tests/cli/test_demo.py`` runs them."""
+    assert [language for language, _ in BLOCKS[1:]] == ["sh", "python"]
+    lines = BLOCKS[1][1].strip().splitlines()
+    assert all(line.split()[0] == "gft-edge" and line.split()[1] in VERBS for line in lines)
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", README))

@@ -17,7 +17,7 @@ import torch
 from gft_edge.benchmarks.measuring.latency import measure
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol, conditions, ratio_interval
 from gft_edge.calibration.observe import Collector, observing
-from gft_edge.calibration.thresholds import METHODS
+from gft_edge.calibration.options import METHODS
 from gft_edge.config.model import preset
 from gft_edge.errors import exit_code
 from gft_edge.files import require_writable, write_json

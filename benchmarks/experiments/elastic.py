@@ -6,8 +6,7 @@ python -m gft_edge.benchmarks.experiments.elastic builtin runs/bench/elastic
 from __future__ import annotations
 
 import argparse
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,15 @@ import torch
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.cli.console import table
-from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
 from gft_edge.errors import exit_code
 from gft_edge.files import replacing, require_writable_folder, write_json
+from gft_edge.model.build import logits_function
 from gft_edge.model.gft import Choice
 from gft_edge.model.macs import count_macs
 from gft_edge.model.selection import select_patches
 from gft_edge.report.figures import plots
-from gft_edge.stats.metrics import wilson_interval
-from gft_edge.train.loop import count_right
+from gft_edge.runtime.accuracy import measure_accuracy
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15)
 """Share of the patches that every stage keeps: what the first one drops is gone for all blocks after it."""
@@ -42,18 +40,19 @@ def run(name: str, data: str = "typefaces", num_images: int = 1600) -> dict[str,
     info = checkpoint.info
     tried = budgets(len(info.model.stages), info.model.num_patches)
     images = open_images(data, "test", num_images, info.model.image_size)
-    right, count = count_right(checkpoint.model, evaluation_batches(images, info.preprocess), tried)
+    models = [(budget.id, logits_function(checkpoint.model, budget)) for budget in tried]
+    found = measure_accuracy(models, images, info.labels, info.preprocess)
     rows = [
         {
             "budget": budget.id,
             "macs": count_macs(info.model, budget),
-            "right": r,
-            "top1": r / count,
-            "interval": list(wilson_interval(r, count)),
+            "right": accuracy.right,
+            "top1": accuracy.top1,
+            "interval": list(accuracy.interval),
         }
-        for budget, r in zip(tried, right)
+        for budget, accuracy in zip(tried, found)
     ]
-    return {"checkpoint": str(name), "sha256": checkpoint.sha256, "data": data, "images": count, "rows": rows}
+    return {"checkpoint": str(name), "sha256": checkpoint.sha256, "data": data, "images": found[0].count, "rows": rows}
 
 
 def control(name: str, data: str = "typefaces", num_images: int = 800) -> dict[str, Any]:
@@ -62,7 +61,6 @@ def control(name: str, data: str = "typefaces", num_images: int = 800) -> dict[s
     info = checkpoint.info
     tried = [TokenBudget.from_ratios((s,) * len(info.model.stages), info.model.num_patches) for s in (0.5, 0.3, 0.15)]
     images = open_images(data, "test", num_images, info.model.image_size)
-    batches = list(evaluation_batches(images, info.preprocess))
     generator = torch.Generator().manual_seed(0)
     choices: dict[str, Choice] = {
         "most important": select_patches,
@@ -71,22 +69,10 @@ def control(name: str, data: str = "typefaces", num_images: int = 800) -> dict[s
     }
     right = {}
     for kept, choice in choices.items():
-        with choosing(checkpoint.model, choice):
-            right[kept], count = count_right(checkpoint.model, batches, tried)
-    return {"budgets": [budget.id for budget in tried], "images": count, "right": right}
-
-
-@contextlib.contextmanager
-def choosing(model: Any, choice: Choice) -> Iterator[None]:
-    """Lets every stage of a focal model keep other patches, within the block."""
-    usual = [stage.choose for stage in model.stages]
-    for stage in model.stages:
-        stage.choose = choice
-    try:
-        yield
-    finally:
-        for stage, choose in zip(model.stages, usual):
-            stage.choose = choose
+        models = [(budget.id, logits_function(checkpoint.model, budget, choose=choice)) for budget in tried]
+        found = measure_accuracy(models, images, info.labels, info.preprocess)
+        right[kept] = [accuracy.right for accuracy in found]
+    return {"budgets": [budget.id for budget in tried], "images": found[0].count, "right": right}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

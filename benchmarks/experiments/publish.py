@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gft_edge.checkpoint import load_checkpoint, num_parameters, save_checkpoint
-from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
 from gft_edge.errors import exit_code
 from gft_edge.files import new_folder
-from gft_edge.train.loop import evaluate_torch
+from gft_edge.model.build import logits_function
+from gft_edge.runtime.accuracy import measure_accuracy
 
 TEST_IMAGES = 3200
 
@@ -39,11 +39,13 @@ def publish(source: Path, out: Path, recipes: list[Path]) -> None:
         save_checkpoint(folder, checkpoint.info, checkpoint.model, half=True)
         stored = load_checkpoint(folder)
         images = open_images("typefaces", "test", TEST_IMAGES, config.image_size)
-        batches = list(evaluation_batches(images, checkpoint.info.preprocess))
+        budgets = (config.full_budget, config.budget)
+        models = [(budget.id, logits_function(stored.model, budget)) for budget in budgets]
+        full, pruned = measure_accuracy(models, images, stored.info.labels, checkpoint.info.preprocess)
         metrics = {
             "test_images": TEST_IMAGES,
-            "test_top1_full": evaluate_torch(stored.model, batches, config.full_budget),
-            "test_top1_budget": evaluate_torch(stored.model, batches, config.budget),
+            "test_top1_full": full.top1,
+            "test_top1_budget": pruned.top1,
             "budget": config.budget.id,
         }
         info = dataclasses.replace(checkpoint.info, metrics=metrics)

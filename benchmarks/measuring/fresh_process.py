@@ -6,7 +6,6 @@ python -m gft_edge.benchmarks.measuring.fresh_process ARTIFACT BACKEND BATCH THR
 from __future__ import annotations
 
 import contextlib
-import importlib
 import json
 import subprocess
 import sys
@@ -70,10 +69,11 @@ def first_prediction(artifact: str, backend: str, batch: int, threads: int, rows
     entered, marks = time.monotonic(), [time.perf_counter()]
     import numpy as np
 
+    from gft_edge.runtime.backends import find_backend
     from gft_edge.runtime.classifier import Classifier
 
-    with contextlib.suppress(ImportError):  # backends carry their module's name; loading tells what is missing
-        importlib.import_module(backend.partition(":")[0])
+    with contextlib.suppress(ImportError):  # loading names the extra that is missing
+        find_backend(backend)[0].import_module()
     marks.append(time.perf_counter())
     classifier = Classifier.load(artifact, backend, threads)
     marks.append(time.perf_counter())

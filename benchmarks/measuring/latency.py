@@ -18,11 +18,14 @@ from gft_edge.benchmarks.measuring.protocol import ONE_ROUND, BenchProtocol, Lat
 from gft_edge.benchmarks.measuring.recorded_accuracy import Accuracy, recorded_accuracy
 from gft_edge.benchmarks.power.meter import PowerMeter, measure_energy, open_meter
 from gft_edge.benchmarks.roofline import implausible, roofline
+from gft_edge.budget import patches_per_block
 from gft_edge.errors import ConfigError
-from gft_edge.hardware.devices import Device, Precision
-from gft_edge.hardware.jetson import locked_mhz, module, watch_board
+from gft_edge.hardware.devices import Device, PeakPrecision
+from gft_edge.hardware.jetson import locked_mhz, watch_board
+from gft_edge.hardware.this_device import module_here
 from gft_edge.manifest import MODEL, Artifact
 from gft_edge.progress import Track, silent
+from gft_edge.runtime.backends import BACKENDS
 from gft_edge.runtime.classifier import Classifier
 from gft_edge.runtime.sessions import open_session
 
@@ -34,8 +37,8 @@ PARTS = ("stages", "throughput", "process")
 """What is measured besides the latency of inference; each can be left out."""
 
 STAGE_ROUNDS = 10
-CPU_BACKENDS = ("onnxruntime", "torch")
-CONCURRENT = ("onnxruntime",)
+CPU_BACKENDS = tuple(backend.name for backend in BACKENDS if not backend.on_gpu)
+CONCURRENT = tuple(backend.name for backend in BACKENDS if backend.concurrent)
 """Backends whose sessions may be called by several threads; the others have one request in flight."""
 
 
@@ -269,7 +272,7 @@ def _bench_point(
         }
         if protocol.rounds == 1:  # nothing to take a spread of
             row |= {"variation": None, "verdict": ONE_ROUND, "speedup_interval": None}
-        if session.backend not in CPU_BACKENDS and (device := target or module()):
+        if session.backend not in CPU_BACKENDS and (device := target or _module()):
             row |= bound_of(artifact, device, protocol.batch, figures[name].p50_ms)
         if name in throughput:
             row["throughput"] = throughput[name]
@@ -279,6 +282,11 @@ def _bench_point(
             row["process"] = fresh_processes(artifact.address, session.backend, protocol)
         rows.append(row)
     return rows
+
+
+def _module() -> Device | None:
+    here = module_here()
+    return here.profile if here else None
 
 
 def identity(artifact: Artifact) -> dict[str, Any]:
@@ -299,12 +307,9 @@ def mean_tokens(artifact: Artifact) -> float | None:
     if model.is_baseline:
         return None
     if model.variant == "published":  # its stages choose patches but the logits do not read them
-        return model.num_patches + 1.0
-    kept, now, total = dict(zip(model.stages, budget.keep)), model.num_patches, 0
-    for block in range(1, model.depth + 1):
-        total += now + 1
-        now = kept.get(block, now)
-    return total / model.depth
+        return float(model.num_patches + model.num_prefix_tokens)
+    patches = patches_per_block(model.stages, budget.keep, model.num_patches, model.depth)
+    return sum(count + model.num_prefix_tokens for count in patches) / model.depth
 
 
 def measure_energies(
@@ -331,7 +336,7 @@ def bound_of(artifact: Artifact, device: Device, batch: int, measured_ms: float)
 
     An FP32 graph is held against the device's FP16: engines may be built so, and a bound must hold for them too.
     """
-    precision: Precision = "int8" if artifact.manifest.precision == "int8" else "fp16"
+    precision: PeakPrecision = "int8" if artifact.manifest.precision == "int8" else "fp16"
     bound = roofline(artifact.manifest, device, batch, precision)
     return {"roofline": bound.to_json(), "implausible": implausible(measured_ms, bound)}
 

@@ -22,7 +22,7 @@ from gft_edge.benchmarks.measuring.protocol import BenchProtocol
 from gft_edge.benchmarks.roofline import BYTES, LAUNCH_MS
 from gft_edge.constants import GRAPH_IR_VERSION, OPSET
 from gft_edge.errors import ConfigError
-from gft_edge.hardware.devices import Device, Precision
+from gft_edge.hardware.devices import Device, PeakPrecision
 from gft_edge.progress import Track, silent
 from gft_edge.quant.levels import QMAX
 from gft_edge.runtime.sessions import onnxruntime_session
@@ -207,7 +207,7 @@ def bound_times(shapes: Mapping[str, LayerShape], device: Device) -> dict[str, L
     }
 
 
-def _bound(shape: LayerShape, shapes: Collection[LayerShape], device: Device, precision: Precision) -> float:
+def _bound(shape: LayerShape, shapes: Collection[LayerShape], device: Device, precision: PeakPrecision) -> float:
     peak = device.peak(precision)
     if peak is None:
         raise ConfigError(

@@ -13,8 +13,9 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Column:
-    """A title and one text per row."""
+    """A key that names the figure, a title and one text per row."""
 
+    key: str
     title: str
     is_number: bool
     cells: tuple[str, ...]
@@ -26,10 +27,12 @@ def columns(rows: Sequence[Row]) -> list[Column]:
     Args:
         rows: at least one, of a bench file that was checked.
     """
-    found = [Column(title, number, tuple(cell(row) for row in rows)) for title, number, cell in _COLUMNS]
-    found.append(Column(f"against {rows[0].get('baseline') or rows[0]['name']}", False, tuple(map(_speedup, rows))))
+    found = [Column(key, title, number, tuple(cell(row) for row in rows)) for key, title, number, cell in _COLUMNS]
+    found.append(
+        Column("speedup", f"against {rows[0].get('baseline') or rows[0]['name']}", False, tuple(map(_speedup, rows)))
+    )
     several = len({row["backend"] for row in rows}) > 1
-    return [column for column in found if any(column.cells) and (several or column.title != "backend")]
+    return [column for column in found if any(column.cells) and (several or column.key != "backend")]
 
 
 def _of(part: str, key: str, digits: int, scale: float = 1.0) -> Callable[[Row], str]:
@@ -66,21 +69,21 @@ def _speedup(row: Row) -> str:
     return f"{row['speedup']:.2f}x" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
 
 
-_COLUMNS: tuple[tuple[str, bool, Callable[[Row], str]], ...] = (
-    ("artefact", False, _name),
-    ("backend", False, lambda row: row["backend"]),
-    ("precision", False, lambda row: row.get("precision") or ""),
-    ("budget", False, lambda row: str(row.get("budget") or "")),
-    ("p50 ms", True, _at("p50_ms")),
-    ("p90 ms", True, _at("p90_ms")),
-    ("p95 ms", True, _at("p95_ms")),
-    ("p99 ms", True, _at("p99_ms")),
-    ("variation", True, _variation),
-    ("end to end ms", True, _end_to_end),
-    ("images/s", True, _of("throughput", "images_per_s", 1)),
-    ("mJ/image", True, _of("energy", "mj_per_image", 2)),
-    ("mJ/correct image", True, _of("energy", "mj_per_correct_image", 2)),
-    ("load ms", True, _of("process", "load_ms", 0)),
-    ("cold start ms", True, _of("process", "cold_start_ms", 0)),
-    ("peak MB", True, _of("process", "peak_rss_bytes", 0, 1e-6)),
+_COLUMNS: tuple[tuple[str, str, bool, Callable[[Row], str]], ...] = (
+    ("artefact", "artefact", False, _name),
+    ("backend", "backend", False, lambda row: row["backend"]),
+    ("precision", "precision", False, lambda row: row.get("precision") or ""),
+    ("budget", "budget", False, lambda row: str(row.get("budget") or "")),
+    ("p50_ms", "p50 ms", True, _at("p50_ms")),
+    ("p90_ms", "p90 ms", True, _at("p90_ms")),
+    ("p95_ms", "p95 ms", True, _at("p95_ms")),
+    ("p99_ms", "p99 ms", True, _at("p99_ms")),
+    ("variation", "variation", True, _variation),
+    ("end_to_end_ms", "end to end ms", True, _end_to_end),
+    ("images_per_s", "images/s", True, _of("throughput", "images_per_s", 1)),
+    ("mj_per_image", "mJ/image", True, _of("energy", "mj_per_image", 2)),
+    ("mj_per_correct_image", "mJ/correct image", True, _of("energy", "mj_per_correct_image", 2)),
+    ("load_ms", "load ms", True, _of("process", "load_ms", 0)),
+    ("cold_start_ms", "cold start ms", True, _of("process", "cold_start_ms", 0)),
+    ("peak_mb", "peak MB", True, _of("process", "peak_rss_bytes", 0, 1e-6)),
 )

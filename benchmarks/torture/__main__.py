@@ -6,12 +6,16 @@ Example: python -m gft_edge.benchmarks.torture runs/torture/torture.json docs/pr
 from __future__ import annotations
 
 import argparse
+import contextlib
+import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,63 +23,146 @@ from typing import Any
 import torch
 
 from gft_edge.benchmarks.measuring.protocol import commit
-from gft_edge.benchmarks.torture import flips, forks, kills, mutants, repeat, soak
+from gft_edge.benchmarks.torture import flips, forks, full, kills, mutants, repeat, soak, writers
 from gft_edge.benchmarks.torture.materials import Materials, make_apart
 from gft_edge.benchmarks.torture.page import markdown
 from gft_edge.benchmarks.torture.readers import readers
 from gft_edge.files import replacing, write_json
 from gft_edge.hardware.environment import machine, versions
 
-PARTS = {"flips": 0.12, "kills": 0.3, "signals": 0.13, "mutants": 0.25, "soak": 0.1, "repeat": 0.1}
-"""Parts and their share of the time."""
+PARTS = {
+    "flips": 300.0,
+    "kills": 900.0,
+    "signals": 350.0,
+    "writers": 350.0,
+    "full": 350.0,
+    "mutants": 750.0,
+    "soak": 250.0,
+    "repeat": 150.0,
+}
+"""Parts and the seconds that each takes on one core with the default counts; a shorter time is shared in proportion."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures; 1 when something failed that must not."""
+    """Measures; 1 when something failed that must not, or a part could not be measured."""
     args = _parser().parse_args(argv)
     torch.set_num_threads(1)  # threads do not survive a fork
     began = time.monotonic()
     folder = args.materials or Path(tempfile.mkdtemp(prefix="gft-torture-"))
-    data: dict[str, Any] = {"seed": args.seed, "machine": _machine(), "versions": versions(), "commit": commit()}
+    about: dict[str, Any] = {"seed": args.seed, "machine": _machine(), "versions": versions(), "commit": commit()}
     try:
         made = Materials(folder / "made")
         if not made.root.exists():
             say("making the files to attack")
             make_apart(made.root, args.seed)
         forks.warm_up()
-        shares = {name: PARTS[name] for name in PARTS if name in args.part}
-        end = time.monotonic() + args.seconds  # making the files does not count
-        for name, share in shares.items():
-            left = sum(shares[later] for later in list(shares)[list(shares).index(name) :])
-            seconds = (end - time.monotonic()) * share / left
-            say(f"{name}, at most {seconds:.0f} s")
-            found = _measure(name, made, folder, args, max(seconds, 1.0))
-            data[name] = [{**asdict(one), "failed": one.failed} for one in found]
-            say(f"{name}: {sum(one.failed for one in found)} failed")
-            data["seconds"] = time.monotonic() - began
-            write_json(args.out, data)
+        found: dict[str, Any] = {}
+        for found in _in_lanes(lanes(args.part, args.jobs), made, folder, args):
+            write_json(args.out, {**about, **found, "seconds": time.monotonic() - began})
     finally:
         if args.materials is None:
             shutil.rmtree(folder, ignore_errors=True)
+    data = {**about, **found, "seconds": time.monotonic() - began}
     with replacing(args.page) as temporary:
         temporary.write_text(markdown(data), encoding="utf-8")
-    return 1 if any(one["failed"] for name in PARTS for one in data.get(name, ())) else 0
+    failed = any(one["failed"] for name in PARTS for one in data.get(name, ()))
+    return 1 if failed or data["broken"] else 0
+
+
+def lanes(parts: Sequence[str], count: int) -> list[list[str]]:
+    """Spreads parts over at most so many processes that run at the same time.
+
+    In each the shortest comes first: what it does not use of its time goes to the longer ones.
+    """
+    found: list[list[str]] = [[] for _ in range(count)]
+    for name in sorted((name for name in PARTS if name in parts), key=lambda name: -PARTS[name]):
+        min(found, key=lambda lane: sum(PARTS[one] for one in lane)).append(name)
+    return [sorted(lane, key=lambda name: PARTS[name]) for lane in found if lane]
+
+
+def _in_lanes(every: Sequence[Sequence[str]], made: Materials, folder: Path, args: argparse.Namespace) -> Any:
+    """Runs each lane in a process of its own; yields all results so far, again whenever a part has ended."""
+    results = folder / "results"
+    shutil.rmtree(results, ignore_errors=True)
+    results.mkdir()
+    running: set[int] = set()
+    try:
+        for lane in every:
+            child = os.fork()
+            if child == 0:
+                _run_lane(lane, made, folder, args)
+            running.add(child)
+        known = -1
+        while running or known < len(list(results.iterdir())):
+            ended = {child for child in running if os.waitpid(child, os.WNOHANG)[0]}
+            running -= ended
+            files = sorted(results.glob("*.json"))
+            if len(files) > known or not running:
+                known = len(files)
+                yield _collected(files, [name for lane in every for name in lane], not running)
+            time.sleep(0.2)
+    finally:
+        for child in running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
+
+
+def _collected(files: Sequence[Path], wanted: Sequence[str], ended: bool) -> dict[str, Any]:
+    """Results by part, and under ``broken`` the parts that were not measured with the reason."""
+    read = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
+    found: dict[str, Any] = {name: one["found"] for name, one in read.items() if "found" in one}
+    broken = {name: one["error"] for name, one in read.items() if "error" in one}
+    broken |= {name: "its process died" for name in wanted if ended and name not in read}
+    return {**found, "broken": broken}
+
+
+def _run_lane(lane: Sequence[str], made: Materials, folder: Path, args: argparse.Namespace) -> None:
+    """The child: measures its parts one after the other; never returns."""
+    end = time.monotonic() + args.seconds
+    try:
+        for number, name in enumerate(lane):
+            left = sum(PARTS[later] for later in lane[number:])
+            seconds = max((end - time.monotonic()) * PARTS[name] / left, 1.0)
+            say(f"{name}, at most {seconds:.0f} s")
+            began = time.monotonic()
+            one = _measured(name, made, folder / f"scratch-{name}", args, seconds)
+            write_json(folder / "results" / f"{name}.json", one)
+            say(f"{name}: {_failures(one)} after {time.monotonic() - began:.0f} s")
+    finally:
+        os._exit(0)
+
+
+def _failures(one: Mapping[str, Any]) -> str:
+    return f"{sum(result['failed'] for result in one['found'])} failed" if "found" in one else "not measured"
+
+
+def _measured(name: str, made: Materials, scratch: Path, args: argparse.Namespace, seconds: float) -> dict[str, Any]:
+    """Results of one part; where it breaks off, the reason, so that the other parts go on."""
+    try:
+        found = _measure(name, made, scratch, args, seconds)
+        return {"found": [{**asdict(one), "failed": one.failed} for one in found]}
+    except Exception as error:
+        traceback.print_exc()
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, metavar="OUT.json", help="figures")
     parser.add_argument("page", type=Path, metavar="PAGE.md", help="the page for people")
-    parser.add_argument("--seconds", type=float, default=7200.0, help="end after about so long (7200)")
+    parser.add_argument("--seconds", type=float, default=1980.0, help="end after about so long (1980)")
     parser.add_argument("--seed", type=int, default=0, help="of everything random (0)")
     parser.add_argument("--part", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="what to measure (all)")
     parser.add_argument("--flips", type=int, default=1000, metavar="N", help="changes of each kind of file (1000)")
     parser.add_argument("--mutants", type=int, default=50_000, metavar="N", help="inputs over all readers (50000)")
-    parser.add_argument(
-        "--events", type=int, default=60, metavar="N", help="at most so many file events of each verb (60)"
-    )
+    parser.add_argument("--events", type=int, default=40, metavar="N", help="kills of each verb at file events (40)")
     parser.add_argument(
         "--moments", type=int, default=12, metavar="N", help="kills and interrupts of each verb at moments (12)"
+    )
+    parser.add_argument("--writers", type=int, default=8, metavar="N", help="starts of each pair of writers (8)")
+    parser.add_argument("--sizes", type=int, default=6, metavar="N", help="sizes of free space for each verb (6)")
+    parser.add_argument(
+        "--jobs", type=int, default=min(2, os.cpu_count() or 1), metavar="N", help="parts at the same time (2)"
     )
     parser.add_argument(
         "--finds", type=Path, default=Path("runs/torture/finds"), metavar="DIR", help="where finds are written"
@@ -86,16 +173,22 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measure(name: str, made: Materials, folder: Path, args: argparse.Namespace, seconds: float) -> list[Any]:
-    scratch = folder / "scratch"
+def _measure(name: str, made: Materials, scratch: Path, args: argparse.Namespace, seconds: float) -> list[Any]:
+    def damaged() -> list[Any]:
+        copy = Materials(scratch / "made")  # other parts read the files at the same time
+        shutil.copytree(made.root, copy.root)
+        return flips.measure(copy, args.flips, args.seed, seconds)
+
     parts: dict[str, Callable[[], list[Any]]] = {
-        "flips": lambda: flips.measure(made, args.flips, args.seed, seconds),
+        "flips": damaged,
         "kills": lambda: kills.measure(made, scratch, args.seed, args.events, args.moments, seconds),
         "signals": lambda: kills.interrupt(made, scratch, args.seed, args.moments, seconds),
+        "writers": lambda: writers.measure(made, scratch, args.seed, args.writers, seconds),
+        "full": lambda: full.measure(made, scratch, args.seed, args.sizes, seconds),
         "mutants": lambda: mutants.measure(
             readers(made, scratch), args.mutants, args.seed, scratch, args.finds, seconds
         ),
-        "soak": lambda: soak.measure(made.artifact, 8, 10_000, 100_000, 500),
+        "soak": lambda: soak.measure(made.artifact, 8, 10_000, 100_000, 500, seconds),
         "repeat": lambda: repeat.measure(made, scratch, seconds=seconds),
     }
     scratch.mkdir(parents=True, exist_ok=True)

@@ -135,15 +135,15 @@ def measure(made: Materials, count: int, seed: int, seconds: float = float("inf"
         made: what is changed, and restored after every change.
         count: changes per kind.
         seed: of the changes.
-        seconds: for all kinds together; each gets an equal part of what is left.
+        seconds: for all kinds together; each gets an equal part of what is left, large files, which take longest, last.
     """
-    results = []
+    results = {}
     every = targets(made)
     end = time.monotonic() + seconds
-    for number, target in enumerate(every):
+    for number, target in enumerate(sorted(every, key=lambda target: target.file.stat().st_size)):
         until = time.monotonic() + (end - time.monotonic()) / (len(every) - number)
-        results.append(flip(target, count, seed, until))
-    return results
+        results[target.kind] = flip(target, count, seed, until)
+    return [results[target.kind] for target in every]
 
 
 def flip(target: Target, count: int, seed: int, until: float = float("inf")) -> FlipResult:
@@ -259,19 +259,19 @@ def state(made: Materials) -> object:
     from gft_edge.config.recipe import load_recipe
     from gft_edge.model.build import build_model
     from gft_edge.train.optim import make_optimizer
-    from gft_edge.train.state import Parts, restore_state
+    from gft_edge.train.state import TrainingState, restore_state
 
     recipe = load_recipe(made.recipe)
     config = recipe.model.resolve(4)
     model = build_model(config)
-    parts = Parts(
+    training = TrainingState(
         model,
         make_optimizer(model, config, recipe.train),
         torch.amp.GradScaler("cpu", enabled=False),
         None,
     )
-    progress = restore_state(made.trained, recipe, parts, torch.device("cpu"))
-    return [vars(progress), _tensors(model.state_dict()), _tensors(parts.optimizer.state_dict())]
+    progress = restore_state(made.trained, recipe, training, torch.device("cpu"))
+    return [vars(progress), _tensors(model.state_dict()), _tensors(training.optimizer.state_dict())]
 
 
 def card(file: Path) -> object:

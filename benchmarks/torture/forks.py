@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import json
 import os
 import select
 import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 HEAVY = (
+    "tomllib",
     "torch._dynamo",
     "torch.export",
     "torch.onnx",
@@ -57,6 +59,22 @@ class Ended:
     signalled: bool = False
 
 
+@dataclass(frozen=True)
+class Surroundings:
+    """What a verb finds.
+
+    Args:
+        stdout: file that standard output goes to; None keeps what is printed.
+        user: number of the user and group it runs as; None for those of this process.
+    """
+
+    stdout: Path | None = None
+    user: int | None = None
+
+
+USUAL = Surroundings()
+
+
 def warm_up() -> None:
     """Imports what verbs need, so that forked processes have it."""
     for name in HEAVY:
@@ -70,6 +88,7 @@ def run_verb(
     kill_at: int = 0,
     send: tuple[signal.Signals, float] | None = None,
     limit: float = 120.0,
+    around: Surroundings = USUAL,
 ) -> Ended:
     """Runs a verb in a forked process of its own group.
 
@@ -79,13 +98,14 @@ def run_verb(
         kill_at: number of the event before which the process kills itself; 0 for none.
         send: a signal, and after how many seconds it comes. SIGINT goes to the group, as a terminal sends it.
         limit: seconds after which the group is killed; the code is then that of SIGKILL.
+        around: what it finds.
     """
     reader, writer = os.pipe()
     words = [str(word) for word in argv]
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _be_verb(words, folder, kill_at, writer)
+        _be_verb(words, folder, kill_at, writer, around)
     os.close(writer)
     with contextlib.suppress(OSError):
         os.setpgid(child, child)
@@ -117,6 +137,48 @@ def run_verb(
     return Ended(ended, text, seconds, int(count.split()[0]), signalled)
 
 
+def run_together(
+    commands: Sequence[Sequence[object]], folder: Path, delays: Sequence[float], limit: float
+) -> list[Ended]:
+    """Runs verbs at the same time in one folder.
+
+    Args:
+        commands: argv of each verb.
+        folder: working folder of all.
+        delays: seconds before each of them starts.
+        limit: seconds after which each is killed.
+
+    Raises:
+        RuntimeError: a process that waits for a verb died.
+    """
+    pipes = []
+    for argv, delay in zip(commands, delays):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if child == 0:
+            try:
+                time.sleep(delay)
+                os.write(writer, json.dumps(asdict(run_verb(argv, folder, limit=limit))).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        pipes.append((child, reader))
+    texts = []
+    for child, reader in pipes:
+        with os.fdopen(reader, "rb") as pipe:
+            texts.append(pipe.read())
+        os.waitpid(child, 0)
+    if not all(texts):
+        raise RuntimeError("a process that waits for a verb died")
+    return [Ended(**json.loads(text)) for text in texts]
+
+
+def said_so(verb: str, ended: Ended) -> bool:
+    """Whether the last line is the verb's own and no traceback came before it."""
+    lines = [line for line in ended.said.splitlines() if line.strip()]
+    return bool(lines) and lines[-1].startswith(f"gft-edge {verb}: ") and "Traceback" not in ended.said
+
+
 _COUNT = "\n#events "
 
 
@@ -125,7 +187,7 @@ def _end(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def _be_verb(words: Sequence[str], folder: Path, kill_at: int, writer: int) -> None:
+def _be_verb(words: Sequence[str], folder: Path, kill_at: int, writer: int, around: Surroundings) -> None:
     """The child: never returns."""
     code = 1
     try:
@@ -133,6 +195,7 @@ def _be_verb(words: Sequence[str], folder: Path, kill_at: int, writer: int) -> N
         nowhere = os.open(os.devnull, os.O_RDONLY)
         for number, stream in ((0, nowhere), (1, writer), (2, writer)):
             os.dup2(stream, number)
+        _enter(around)
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -154,6 +217,15 @@ def _be_verb(words: Sequence[str], folder: Path, kill_at: int, writer: int) -> N
         os.write(writer, f"{_COUNT}{seen[0]}\n".encode())
     finally:
         os._exit(code)
+
+
+def _enter(around: Surroundings) -> None:
+    if around.stdout is not None:
+        os.dup2(os.open(around.stdout, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 1)
+    if around.user is not None:
+        os.setgroups([])
+        os.setgid(around.user)
+        os.setuid(around.user)
 
 
 def _count_events(folder: Path, kill_at: int) -> list[int]:

@@ -14,6 +14,9 @@ from gft_edge.benchmarks.torture.contained import DEFAULT, GOOD, Kind, Limits, O
 from gft_edge.benchmarks.torture.mutate import MUTATORS
 from gft_edge.benchmarks.torture.readers import Reader
 
+LEAST = 100
+"""Inputs of each reader, however slow it is."""
+
 
 @dataclass(frozen=True)
 class Find:
@@ -60,7 +63,7 @@ def mutant(reader: Reader, seed: int, number: int) -> bytes:
 def measure(
     every: Sequence[Reader], count: int, seed: int, scratch: Path, finds: Path, seconds: float = float("inf")
 ) -> list[MutantResult]:
-    """Runs ``count`` inputs over all readers, by their shares.
+    """Runs about ``count`` inputs over all readers, by their shares, but :data:`LEAST` of each where so many are wanted.
 
     Args:
         every: readers.
@@ -68,15 +71,16 @@ def measure(
         seed: of the inputs.
         scratch: folder for the input being read.
         finds: folder that inputs which must not do what they did are written to.
-        seconds: for all; each reader gets its share of what is left.
+        seconds: for all; each reader gets an equal part of what is left, the readers of small shares, which are slow, last.
     """
-    end, left = time.monotonic() + seconds, sum(reader.share for reader in every)
-    whole, results = left, []
-    for reader in every:
-        until = time.monotonic() + (end - time.monotonic()) * reader.share / left
-        results.append(read_mutants(reader, round(count * reader.share / whole), seed, scratch, finds, until))
-        left -= reader.share
-    return results
+    end, whole = time.monotonic() + seconds, sum(reader.share for reader in every)
+    least = min(LEAST, count // len(every))
+    results = {}
+    for number, reader in enumerate(sorted(every, key=lambda reader: -reader.share)):
+        wanted = max(least, round(count * reader.share / whole))
+        until = time.monotonic() + (end - time.monotonic()) / (len(every) - number)
+        results[reader.name] = read_mutants(reader, wanted, seed, scratch, finds, until)
+    return [results[reader.name] for reader in every]
 
 
 def read_mutants(

@@ -25,14 +25,19 @@ Made by `make torture`; edit `benchmarks/torture/page.py`, not this page. The sa
 7. `verify --checkpoint` finds a graph that is not the export of its checkpoint; a checkpoint that was itself trained to
    misbehave is found by no tool here.
 8. Writers work on temporary copies and rename: a kill leaves the old file, the new one, or nothing. Power loss is not tested.
-9. Not promised: the safety of Pillow, ONNX Runtime, PyTorch and TensorRT themselves.
-10. Not promised: several users of one folder with different rights, and files that change while they are read.
+9. A verb that finds no room or no permission says so in one line with exit code 2 and leaves nothing half-written.
+10. Two processes that write to one artefact wait for each other, and both results are kept; of two that make the same new
+    folder, the second is refused in one line.
+11. Not promised: the safety of Pillow, ONNX Runtime, PyTorch and TensorRT themselves.
+12. Not promised: several users of one folder with different rights, and files that change while they are read.
 """
 
 ROWS = {
     "flips": "Damaged files",
     "kills": "Kills",
     "signals": "Ctrl-C and SIGTERM",
+    "writers": "Two writers",
+    "full": "No room, no permission",
     "mutants": "Hostile input",
     "soak": "Long use",
     "repeat": "Repeatability",
@@ -50,6 +55,8 @@ def markdown(data: Mapping[str, Any]) -> str:
         "flips": _flips,
         "kills": _kills,
         "signals": _signals,
+        "writers": _writers,
+        "full": _full,
         "mutants": _mutants,
         "soak": _soak,
         "repeat": _repeat,
@@ -74,7 +81,9 @@ def _summary(data: Mapping[str, Any]) -> str:
         if results:
             tried = sum(result.get("tried", result.get("files", 0)) for result in results)
             rows.append((title, f"{tried:,}", f"{sum(result['failed'] for result in results):,}"))
-    return "## Summary\n\n" + table(("attack", "tried", "failed"), rows)
+    broken = [f"- {ROWS[name]}: not measured ({why})" for name, why in data.get("broken", {}).items()]
+    more = "\n" + "\n".join(broken) + "\n" if broken else ""
+    return "## Summary\n\n" + table(("attack", "tried", "failed"), rows) + more
 
 
 def _flips(results: Sequence[Mapping[str, Any]]) -> str:
@@ -130,6 +139,29 @@ def _signals(results: Sequence[Mapping[str, Any]]) -> str:
     return "## Ctrl-C and SIGTERM\n\nAt random moments.\n\n" + table(head, rows) + examples(results)
 
 
+def _writers(results: Sequence[Mapping[str, Any]]) -> str:
+    rows = [(r["pair"], r["tried"], r["both"], r["one"], r["failed"]) for r in results]
+    text = (
+        "## Two writers\n\nTwo commands in the same folder, the second started a random time after or before the first. "
+        "What stands afterwards is compared with what both give one after the other.\n\n"
+    )
+    head = ("writers", "tried", "both results kept", "one refused in one line", "otherwise")
+    return text + table(head, rows) + examples(results)
+
+
+def _full(results: Sequence[Mapping[str, Any]]) -> str:
+    rows = [(r["verb"], r["trouble"], r["tried"], r["whole"], r["refused"], r["failed"]) for r in results if r["tried"]]
+    text = (
+        "## No room, no permission\n\nFull disk: a small file system in memory with 0, 4096 and random numbers of bytes free, "
+        "fewer than the verb writes; afterwards the same command with room must give the whole result. Full standard output: "
+        "`/dev/full`. No permission: files and folders that may not be read or written, as a user who is not root. Refused: exit "
+        "code 2, one line, nothing half-written, no other file left.\n\n"
+    )
+    head = ("verb", "trouble", "tried", "whole", "refused in one line", "otherwise")
+    notes = "".join(f"\n{r['note']}\n" for r in results if r["note"])
+    return text + table(head, rows) + notes + examples(results)
+
+
 def _mutants(results: Sequence[Mapping[str, Any]]) -> str:
     rows = []
     for one in results:
@@ -164,7 +196,7 @@ def _soak(results: Sequence[Mapping[str, Any]]) -> str:
     rows = [
         (
             r["what"],
-            f"{r['tried']:,}",
+            f"{r['tried']:,} of {r['target']:,}",
             r["wrong"],
             f"{r['grown_mb']:+.1f} MB",
             f"{r['descriptors']:+d}",
@@ -173,7 +205,7 @@ def _soak(results: Sequence[Mapping[str, Any]]) -> str:
         for r in results
     ]
     text = "## Long use\n\nOne `Classifier` on ONNX Runtime; answers compared to the bit with those of one thread.\n\n"
-    return text + table(("use", "requests", "wrong", "memory", "file descriptors", "took"), rows)
+    return text + table(("use", "requests done", "wrong", "memory", "file descriptors", "took"), rows)
 
 
 def _repeat(results: Sequence[Mapping[str, Any]]) -> str:
@@ -194,7 +226,7 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def examples(results: Sequence[Mapping[str, Any]]) -> str:
     """What went wrong, a few of each kind."""
     lines = [
-        f"- {one.get('kind') or one.get('verb')}: `{' '.join(text.replace('`', ' ').split())[:300]}`"
+        f"- {one.get('kind') or one.get('verb') or one.get('pair')}: `{' '.join(text.replace('`', ' ').split())[:300]}`"
         for one in results
         for text in one.get("examples", ())[:3]
     ]

@@ -97,7 +97,12 @@ def _artifact_readers(made: Materials, scratch: Path) -> list[Reader]:
     found = [
         Reader("graph", "onnx", ".onnx", _graphs(made), lambda path: command("lint", path), 2.5),
         Reader(
-            "manifest", "sealed", ".json", (whole.read_bytes(),), _placed(changed / MANIFEST, use_manifest(changed)), 2
+            "manifest",
+            "sealed",
+            ".json",
+            (whole.read_bytes(),),
+            _placed(changed / MANIFEST, use_manifest(changed)),
+            0.6,
         ),
         Reader(
             "family",
@@ -105,9 +110,10 @@ def _artifact_readers(made: Materials, scratch: Path) -> list[Reader]:
             ".json",
             ((made.family / MANIFEST).read_bytes(),),
             _placed(family / MANIFEST, use_manifest(family)),
+            0.4,
         ),
         Reader(
-            "golden", "npz", ".npz", ((made.artifact / GOLDEN).read_bytes(),), _placed(golden / GOLDEN, use_golden), 0.7
+            "golden", "npz", ".npz", ((made.artifact / GOLDEN).read_bytes(),), _placed(golden / GOLDEN, use_golden), 0.4
         ),
         Reader(
             "pixels",

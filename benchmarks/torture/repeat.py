@@ -88,7 +88,7 @@ def measure(
     first: dict[str, dict[str, str]] = {}
     out = root / "repeat"
     for where in surroundings:
-        if first and time.monotonic() > end:
+        if results and time.monotonic() > end:
             break
         shutil.rmtree(out, ignore_errors=True)  # always the same path, which a result may name
         out.mkdir(parents=True)

@@ -7,6 +7,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -19,6 +20,10 @@ from gft_edge.benchmarks.torture.materials import SIDE
 Pixels = npt.NDArray[np.uint8]
 LOST_MB = 8.0
 """Growth of memory above which something is lost."""
+SHARES = (0.4, 0.45, 0.15)
+"""Of the time, for the three uses."""
+SETTLING = 0.1
+"""Part of a use after which memory is first measured: until then caches and the allocator's arenas fill."""
 
 
 @dataclass(frozen=True)
@@ -28,14 +33,16 @@ class SoakResult:
     Attributes:
         what: which use.
         tried: requests, or loads.
+        target: how many there would have been with enough time.
         wrong: answers that differ from those of one thread, to the bit.
-        grown_mb: memory at the end less that after the first tenth.
-        descriptors: files open at the end less those after the first tenth.
+        grown_mb: memory at the end less that after the first part (:data:`SETTLING`).
+        descriptors: files open at the end less those after the first part.
         seconds: it took.
     """
 
     what: str
     tried: int
+    target: int
     wrong: int
     grown_mb: float
     descriptors: int
@@ -47,7 +54,9 @@ class SoakResult:
         return self.wrong + (self.grown_mb > LOST_MB) + (self.descriptors > 0)
 
 
-def measure(artifact: Path, threads: int, requests: int, predictions: int, loads: int) -> list[SoakResult]:
+def measure(
+    artifact: Path, threads: int, requests: int, predictions: int, loads: int, seconds: float = float("inf")
+) -> list[SoakResult]:
     """Runs all three uses in a forked process, whose threads are then gone.
 
     Args:
@@ -55,6 +64,7 @@ def measure(artifact: Path, threads: int, requests: int, predictions: int, loads
         threads, requests: of the first use; requests are of each thread.
         predictions: of the second, one after the other.
         loads: of the third: open, ask once, let go.
+        seconds: for all three, which are shortened to fit.
 
     Raises:
         RuntimeError: the process failed.
@@ -65,11 +75,12 @@ def measure(artifact: Path, threads: int, requests: int, predictions: int, loads
         code = 1
         try:
             os.close(reader)
-            found = [
-                _threads(artifact, threads, requests),
-                _predictions(artifact, predictions),
-                _loads(artifact, loads),
-            ]
+            uses = (
+                lambda until: _threads(artifact, threads, requests, until),
+                lambda until: _predictions(artifact, predictions, until),
+                lambda until: _loads(artifact, loads, until),
+            )
+            found = _in_time(uses, seconds)
             os.write(writer, json.dumps([asdict(one) for one in found]).encode())
             code = 0
         except BaseException:
@@ -86,6 +97,15 @@ def measure(artifact: Path, threads: int, requests: int, predictions: int, loads
     return [SoakResult(**one) for one in json.loads(text)]
 
 
+def _in_time(uses: Sequence[Callable[[float], SoakResult]], seconds: float) -> list[SoakResult]:
+    """Runs the uses one after the other; each gets its share of the time that is left."""
+    found, end = [], time.monotonic() + seconds
+    for number, use in enumerate(uses):
+        now = time.monotonic()
+        found.append(use(now + max(0.0, end - now) * SHARES[number] / sum(SHARES[number:])))
+    return found
+
+
 class _Watch:
     """Memory and descriptors since the mark."""
 
@@ -98,11 +118,23 @@ class _Watch:
         gc.collect()
         self.megabytes, self.files = resident_megabytes(), _open_files()
 
-    def result(self, what: str, tried: int, wrong: int) -> SoakResult:
+    def steps(self, count: int, until: float, settling: float) -> Iterator[int]:
+        """Numbers from 0 until the count or the time is reached; marks after the first part of either."""
+        marked, settled = False, self.began + (until - self.began) * settling
+        for number in range(count):
+            now = time.monotonic()
+            if number and now >= until:
+                return
+            if not marked and (number >= count * settling or now >= settled):
+                marked = True
+                self.mark()
+            yield number
+
+    def result(self, what: str, tried: int, target: int, wrong: int) -> SoakResult:
         """What grew."""
         gc.collect()
         grown, files = resident_megabytes() - self.megabytes, _open_files() - self.files
-        return SoakResult(what, tried, wrong, grown, files, time.monotonic() - self.began)
+        return SoakResult(what, tried, target, wrong, grown, files, time.monotonic() - self.began)
 
 
 def _open_files() -> int:
@@ -133,56 +165,55 @@ def _answers(classifier: object, images: list[Pixels]) -> bytes:
     return b"|".join(parts)
 
 
-def _threads(artifact: Path, threads: int, requests: int) -> SoakResult:
+def _threads(artifact: Path, threads: int, requests: int, until: float) -> SoakResult:
     from gft_edge.runtime.classifier import Classifier
 
     classifier = Classifier.load(artifact, threads=1, huge_pages=False)
     pictures = _pictures()
     expected = [_answers(classifier, images) for images in pictures]
-    wrong, watch = [0] * threads, _Watch()
+    done, wrong, watch = [0] * threads, [0] * threads, _Watch()
+    orders = [np.random.default_rng(thread).integers(0, len(pictures), requests) for thread in range(threads)]
 
-    def ask(thread: int, count: int) -> None:
-        order = np.random.default_rng(thread).integers(0, len(pictures), count)
-        for number in order:
-            wrong[thread] += _answers(classifier, pictures[number]) != expected[number]
+    def ask(thread: int, count: int, end: float) -> None:
+        while done[thread] < count and (not done[thread] or time.monotonic() < end):
+            which = orders[thread][done[thread]]
+            wrong[thread] += _answers(classifier, pictures[which]) != expected[which]
+            done[thread] += 1
 
-    def all_at_once(count: int) -> None:
-        started = [threading.Thread(target=ask, args=(thread, count)) for thread in range(threads)]
+    def all_at_once(count: int, end: float) -> None:
+        started = [threading.Thread(target=ask, args=(thread, count, end)) for thread in range(threads)]
         for one in started:
             one.start()
         for one in started:
             one.join()
 
-    first = max(1, requests // 10)
-    all_at_once(first)
+    all_at_once(max(1, int(requests * SETTLING)), watch.began + (until - watch.began) * SETTLING)
     watch.mark()
-    all_at_once(requests - first)
-    return watch.result(f"{threads} threads at once", threads * requests, sum(wrong))
+    all_at_once(requests, until)
+    return watch.result(f"{threads} threads at once", sum(done), threads * requests, sum(wrong))
 
 
-def _predictions(artifact: Path, count: int) -> SoakResult:
+def _predictions(artifact: Path, count: int, until: float) -> SoakResult:
     from gft_edge.runtime.classifier import Classifier
 
     classifier = Classifier.load(artifact, threads=1, huge_pages=False)
     pictures = _pictures()
     expected = [_answers(classifier, images) for images in pictures]
-    wrong, watch = 0, _Watch()
-    for number in range(count):
+    done, wrong, watch = 0, 0, _Watch()
+    for number in watch.steps(count, until, SETTLING):
         which = number % len(pictures)
         wrong += _answers(classifier, pictures[which]) != expected[which]
-        if number == count // 10:
-            watch.mark()
-    return watch.result("one after the other", count, wrong)
+        done += 1
+    return watch.result("one after the other", done, count, wrong)
 
 
-def _loads(artifact: Path, count: int) -> SoakResult:
+def _loads(artifact: Path, count: int, until: float) -> SoakResult:
     from gft_edge.runtime.classifier import Classifier
 
     images = _pictures()[0]
     expected = _answers(Classifier.load(artifact, threads=1, huge_pages=False), images)
-    wrong, watch = 0, _Watch()
-    for number in range(count):
+    done, wrong, watch = 0, 0, _Watch()
+    for _ in watch.steps(count, until, 0.25):  # the allocator's arenas fill more slowly than with requests
         wrong += _answers(Classifier.load(artifact, threads=1, huge_pages=False), images) != expected
-        if number == count // 4:  # the allocator's arenas fill more slowly than requests
-            watch.mark()
-    return watch.result("open, ask once, let go", count, wrong)
+        done += 1
+    return watch.result("open, ask once, let go", done, count, wrong)

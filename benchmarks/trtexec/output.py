@@ -11,6 +11,7 @@ from gft_edge.benchmarks.logs import clean
 from gft_edge.benchmarks.trtexec.failure import cause_of_failure, is_failure
 from gft_edge.benchmarks.trtexec.settings import Settings, sections, settings_of
 from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.hardware.tensorrt_versions import MAJOR_NUMBERS
 
 METRICS = ("Latency", "Enqueue Time", "H2D Latency", "GPU Compute Time", "D2H Latency")
 FEW_QUERIES = 10
@@ -57,8 +58,8 @@ def parse_version(text: str) -> tuple[int, int]:
         major, minor = int(text[:2]), int(text[2:4])
     else:
         raise ConfigError(f"TensorRT version {text!r}: expected a text like 10.3.0 or 8601")
-    if not 8 <= major <= 11:
-        raise ConfigError(f"TensorRT version {text!r}: generations 8, 10 and 11 are known")
+    if not MAJOR_NUMBERS[0] <= major <= MAJOR_NUMBERS[-1]:
+        raise ConfigError(f"TensorRT version {text!r}: major numbers {', '.join(map(str, MAJOR_NUMBERS))} are known")
     return major, minor
 
 

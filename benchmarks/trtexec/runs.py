@@ -23,6 +23,7 @@ from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import parse_json
 from gft_edge.hardware.devices import Device
 from gft_edge.hardware.gpu_names import other_gpu
+from gft_edge.hardware.tensorrt_versions import row_of
 from gft_edge.hardware.this_device import device_here
 from gft_edge.manifest import Artifact
 from gft_edge.runtime.engine_files import EngineHost, check_engine
@@ -64,7 +65,7 @@ def timing_arguments(
     TensorRT 11 turned three defaults round: CUDA graph on, spin wait on, transfers off.
     """
     arguments = [f"--loadEngine={engine}"]
-    if version[0] >= 11:
+    if row_of(version).inverted_trtexec:
         arguments += [] if timing.cuda_graph else ["--noCudaGraph"]
         arguments += [] if timing.spin_wait else ["--noSpinWait"]
         arguments += ["--includeDataTransfers"] if timing.transfers else []
@@ -83,7 +84,7 @@ def profile_arguments(engine: Path, version: tuple[int, int], profile: Path, lay
 
     Descriptions need an engine built with ``--profilingVerbosity=detailed``.
     """
-    apart = [] if version[0] >= 11 else ["--separateProfileRun"]
+    apart = [] if row_of(version).inverted_trtexec else ["--separateProfileRun"]
     return [
         f"--loadEngine={engine}",
         "--dumpProfile",
@@ -281,7 +282,8 @@ def ingest(
     parsed = replace(parsed, warnings=(*parsed.warnings, *notes))
     queries = parse_times(_read(times), f"times {times}") if times else None
     known: dict[str, Any] = identity(artifact) if artifact else {}
-    tokens = artifact.manifest.model.num_patches + 1 if artifact else None
+    model = artifact.manifest.model if artifact else None
+    tokens = model.num_patches + model.num_prefix_tokens if model else None
     data = bench_file(parsed, known.get("name", log.stem), known, queries, _layers(layers, profile, tokens), images)
     if target and artifact and not other:
         row = data["results"][0]
@@ -378,7 +380,7 @@ def run_engine(
             not loaded), or trtexec failed.
     """
     trtexec = find_trtexec(binary)
-    device = device or device_here()
+    device = device or device_here().profile
     # trtexec tells its version only when it runs, and refuses engines of another one itself.
     host = EngineHost("tensorrt", None, device.compute_capability, device.name)
     engine, record = check_engine(artifact, key, host)

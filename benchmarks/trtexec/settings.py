@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
+from gft_edge.hardware.tensorrt_versions import row_of
+
 Shape = tuple[int, ...]
 
 _REPORTED = {
@@ -84,7 +86,7 @@ def timing_of(command: str, version: tuple[int, int] | None) -> dict[str, bool] 
     if version is None:
         return None
     given = options_of(command)
-    new = version[0] >= 11
+    new = row_of(version).inverted_trtexec
     return {
         "cuda_graph": "noCudaGraph" not in given if new else "useCudaGraph" in given,
         "spin_wait": "noSpinWait" not in given if new else "useSpinWait" in given,

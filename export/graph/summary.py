@@ -1,18 +1,14 @@
-"""What a build needs to know of a graph, in a few figures."""
+"""Summarises a graph for a build, in a few figures."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import onnx
 
 from gft_edge.errors import ArtifactError
 from gft_edge.export.graph.view import PRODUCTS, QUANTIZE, GraphView, view
-
-TYPES = {"float32": "fp32", "float16": "fp16", "bfloat16": "bf16"}
 
 
 @dataclass(frozen=True)
@@ -31,10 +27,10 @@ class Arithmetic:
     Args:
         precision: of the quantized products (``"int8"``, ``"fp8"``), else of all (``"fp32"``, ``"fp16"``, ``"bf16"``).
         rest: type of everything that is not quantized.
-        products: types that matrix products and convolutions come out as, sorted.
+        products: output types of matrix products and convolutions, sorted.
         tokens: longest sequence of any attention, None without attention.
-        quantized_attention: whether queries and keys are quantized, in any attention.
-        quantized_tokens: longest sequence of those.
+        quantized_attention: queries and keys are quantized, in any attention.
+        quantized_tokens: longest sequence of quantized attention.
     """
 
     precision: str
@@ -47,18 +43,18 @@ class Arithmetic:
 
 @dataclass(frozen=True)
 class GraphSummary:
-    """A graph as a build sees it.
+    """The figures of a graph that a build depends on.
 
     Args:
         opset: ONNX operator set.
         precision: of the quantized products (``"int8"``, ``"fp8"``), else of all (``"fp32"``, ``"fp16"``, ``"bf16"``).
         rest: type of everything that is not quantized.
-        products: types that matrix products and convolutions come out as, sorted.
+        products: output types of matrix products and convolutions, sorted.
         inputs: name, type and shape of each.
-        operators: how often each operator occurs; products of two computed tensors count as ``MatMul(computed)``.
+        operators: count of each operator; products of two computed tensors count as ``MatMul(computed)``.
         tokens: longest sequence of any attention, None without attention.
-        quantized_attention: whether queries and keys are quantized, in any attention.
-        quantized_tokens: longest sequence of those.
+        quantized_attention: queries and keys are quantized, in any attention.
+        quantized_tokens: longest sequence of quantized attention.
     """
 
     opset: int
@@ -71,35 +67,18 @@ class GraphSummary:
     quantized_attention: bool
     quantized_tokens: int | None = None
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**asdict(self), "products": list(self.products), "inputs": [_json(i) for i in self.inputs]}
-
-    @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> GraphSummary:
-        """The inverse of :meth:`to_json`.
-
-        Raises:
-            ArtifactError: a missing or malformed entry.
-        """
-        try:
-            inputs = tuple(GraphInput(i["name"], i["dtype"], tuple(i["shape"])) for i in data["inputs"])
-            return cls(**{**data, "products": tuple(data["products"]), "inputs": inputs})
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f"graph summary: incomplete or malformed ({error!r})") from None
-
-
-def _json(value: GraphInput) -> dict[str, Any]:
-    return {**asdict(value), "shape": list(value.shape)}
-
 
 def summarize(model: onnx.ModelProto) -> GraphSummary:
-    """Reads a graph.
+    """Summarises a graph.
 
     Raises:
         ArtifactError: not a graph, or an input with a dynamic axis other than the first.
     """
-    graph = view(model)
+    return summary_of(view(model))
+
+
+def summary_of(graph: GraphView) -> GraphSummary:
+    """Summarises a graph that is viewed already; raises as :func:`summarize`."""
     computed = arithmetic(graph)
     return GraphSummary(
         opset=graph.opset,
@@ -115,7 +94,7 @@ def summarize(model: onnx.ModelProto) -> GraphSummary:
 
 
 def arithmetic(graph: GraphView) -> Arithmetic:
-    """Which types a graph computes in."""
+    """Returns the types that a graph computes in."""
     types = Counter(graph.dtype(node.output[0]) or "unknown" for node in graph.of_type(*PRODUCTS))
     quantized = {graph.dtype(node.output[0]) for node in graph.of_type(QUANTIZE)}
     floats = [name for name in ("fp16", "bf16", "fp32") if name in types]
@@ -133,12 +112,12 @@ def arithmetic(graph: GraphView) -> Arithmetic:
 
 
 def slow_types(computed: Arithmetic | GraphSummary, *, half_allowed: bool, has_flag: bool) -> str | None:
-    """What an FP32 graph, or the FP32 rest of a quantized one, costs on a GPU; None where there is none.
+    """Returns a sentence on the cost of an FP32 graph, or of the FP32 rest of a quantized one; None without either.
 
     Args:
         computed: the types of the graph.
-        half_allowed: whether a builder flag lets TensorRT compute FP32 layers in FP16.
-        has_flag: whether such a flag exists there.
+        half_allowed: a builder flag lets TensorRT compute FP32 layers in FP16.
+        has_flag: such a flag exists there.
     """
     if half_allowed or computed.rest != "fp32" or "fp32" not in computed.products:
         return None

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
+from gft_edge.export.graph.dtypes import ONNX_NAMES
 from gft_edge.export.graph.preparation import PreparedGraph, constant_tensor, prepare, type_shape
 from gft_edge.export.graph.structure import STANDARD, attribute_bodies, captured, node_label, sort_nodes
 
@@ -25,20 +26,6 @@ MOVES = ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Slice", "Sp
 
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 
-DTYPES = {
-    TensorProto.FLOAT: "fp32",
-    TensorProto.FLOAT16: "fp16",
-    TensorProto.BFLOAT16: "bf16",
-    TensorProto.DOUBLE: "fp64",
-    TensorProto.INT8: "int8",
-    TensorProto.UINT8: "uint8",
-    TensorProto.INT32: "int32",
-    TensorProto.INT64: "int64",
-    TensorProto.BOOL: "bool",
-    TensorProto.FLOAT8E4M3FN: "fp8",
-    TensorProto.INT4: "int4",
-}
-FLOATS = ("fp32", "fp16", "bf16", "fp64")
 _NO_NUMBERS = (TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128)
 
 
@@ -104,8 +91,8 @@ class GraphView:
     def dtype(self, tensor: str) -> str | None:
         """``"fp32"``, ``"fp16"``, ``"int8"``, ...; None where inference did not tell."""
         if tensor in self.initializers:
-            return DTYPES.get(self.initializers[tensor].data_type)
-        return DTYPES.get(self.types[tensor].tensor_type.elem_type) if tensor in self.types else None
+            return ONNX_NAMES.get(self.initializers[tensor].data_type)
+        return ONNX_NAMES.get(self.types[tensor].tensor_type.elem_type) if tensor in self.types else None
 
     def shape(self, tensor: str) -> tuple[int | str | None, ...] | None:
         """Text for named dynamic axes, None for unknown ones; None where not even the rank is known."""
@@ -263,9 +250,6 @@ def _attribute_type(op_type: str, name: str) -> int | None:
     except onnx.defs.SchemaError:
         return None
     return None if known is None else int(known.type.value)
-
-
-label = node_label
 
 
 def view(model: onnx.ModelProto) -> GraphView:

@@ -1,4 +1,4 @@
-"""Graph hazards found before anything is built."""
+"""Checks a graph against the rules of lint."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from typing import Any
 
 import onnx
 
-from gft_edge.export.graph.view import view
-from gft_edge.export.lint.rules import PARSER, RULES, Rule, Severity
+from gft_edge.export.graph.view import GraphView, view
+from gft_edge.export.lint.rule import Rule, Severity
+from gft_edge.export.lint.rules import PARSER, RULES
 from gft_edge.hardware.tensorrt_versions import Platform
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One place where a rule does not hold."""
+    """A place that breaks a rule."""
 
     rule: str
     severity: Severity
@@ -25,12 +26,12 @@ class Finding:
 
 @dataclass(frozen=True)
 class LintReport:
-    """What lint found in a graph for a target.
+    """The findings of lint in a graph for a target.
 
     Args:
-        target: what it was judged for.
+        target: title of the platform.
         findings: errors first.
-        notes: what was assumed, and what could not be read and was judged without.
+        notes: assumptions, and weights that could not be read.
     """
 
     target: str
@@ -39,14 +40,14 @@ class LintReport:
 
     @property
     def errors(self) -> tuple[Finding, ...]:
-        """Findings that must be mended before a build."""
+        """Findings that prevent a build."""
         return tuple(finding for finding in self.findings if finding.severity == "error")
 
     def _rules(self) -> tuple[Rule, ...]:
         return (PARSER, *RULES) if any(finding.rule == PARSER.id for finding in self.findings) else RULES
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns plain JSON values."""
         return {
             "target": self.target,
             "ok": not self.errors,
@@ -61,25 +62,29 @@ def lint(model: onnx.ModelProto, platform: Platform | None = None, rules: Sequen
 
     Args:
         model: any ONNX graph; nothing in it is executed but arithmetic on small constants.
-        platform: what it is to run on; TensorRT 10.3 to 11 on any GPU by default.
+        platform: TensorRT 10.3 to 11 on any GPU by default.
         rules: all by default.
 
     Raises:
         ArtifactError: not a valid graph.
     """
+    return lint_view(view(model), platform, rules)
+
+
+def lint_view(graph: GraphView, platform: Platform | None = None, rules: Sequence[Rule] = RULES) -> LintReport:
+    """Checks a graph that is viewed already, and every body in it."""
     platform = platform or Platform()
-    main = view(model)
     findings = [
-        Finding(rule.id, rule.severity(platform), graph.place + node, message)
+        Finding(rule.id, rule.severity(platform), part.place + node, message)
         for rule in rules
-        for graph in main.everywhere
-        for node, message in rule.check(graph, platform)
+        for part in graph.everywhere
+        for node, message in rule.check(part, platform)
     ]
     notes = (platform.note,) if platform.note else ()
     return LintReport(platform.title, ordered(findings), notes)
 
 
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Errors before warnings, then by rule."""
+    """Sorts findings: errors before warnings, then by rule."""
     order = {"error": 0, "warning": 1}
     return tuple(sorted(findings, key=lambda finding: (order[finding.severity], finding.rule)))

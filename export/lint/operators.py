@@ -1,20 +1,20 @@
-"""Which operators the importers of TensorRT and TensorRT-RTX read, as data.
+"""Operators that the importers of TensorRT and TensorRT-RTX read, as data.
 
 Sources:
 
-- TensorRT 8.6: docs/operators.md of onnx/onnx-tensorrt for 8.5 (commit 6d0ab7be), and what its changelog adds for 8.6
-- what came later, and with which version: docs/Changelog.md of onnx/onnx-tensorrt up to 10.15, docs/operators.md for 9.2 and
+- TensorRT 8.6: docs/operators.md of onnx/onnx-tensorrt for 8.5 (commit 6d0ab7be), and the additions of its changelog for 8.6
+- later operators and their versions: docs/Changelog.md of onnx/onnx-tensorrt up to 10.15, docs/operators.md for 9.2 and
   10.15, and the release notes of NVIDIA/TensorRT for 11.0 (Swish) and 11.2 (DFT)
 - TensorRT-RTX: ``OnnxParser.supports_operator`` of 1.7.1, which a test asks again
 
 An importer goes by the operator's name and does not look at the domain (measured on TensorRT-RTX 1.7.1), so it takes an
-operator of another domain for ONNX's if the names are equal, and looks for a plugin otherwise.
+operator of another domain for ONNX's if the names are equal, and searches a plugin otherwise.
 """
 
 from __future__ import annotations
 
 from gft_edge.export.graph.structure import STANDARD
-from gft_edge.hardware.tensorrt_versions import RTX, parse_version
+from gft_edge.hardware.tensorrt_versions import DEFAULT_SPAN, GENERATIONS, RTX, parse_version
 
 
 def names(text: str) -> frozenset[str]:
@@ -75,35 +75,40 @@ QUANTIZERS = names(
     TRT_MXFP8DequantizeLinear TRT_MXFP8DynamicQuantize TRT_MXFP8QuantizeLinear
     """
 )
-"""What NVIDIA/Model-Optimizer writes into domain trt for types that ONNX's own Q/DQ did not have; read from 10.0 on."""
+"""Operators that NVIDIA/Model-Optimizer writes into domain trt for types that ONNX's Q/DQ did not have; read from 10.0 on."""
 
 PLUGIN_DOMAINS = ("trt.plugins", "trt")
-"""Domains of TensorRT plugins: what is in them is read where the plugin's library is loaded."""
+"""Domains of TensorRT plugins; their operators are read where the plugin's library is loaded."""
 
-DEFAULT_VERSIONS = ("10.3", "11.5")
-"""Oldest and newest of what a graph is judged for when no TensorRT is named."""
+FORM_SINCE = {"CumSum": "10.8", "Einsum": "10.12"}
+"""The first TensorRT that reads a computed axis of CumSum, and an ellipsis or diagonal of Einsum; RTX reads both."""
 
 
 def reads(operator: str, version: str | None) -> bool:
-    """Whether a TensorRT reads an operator of ONNX's own domain.
+    """Returns True if a TensorRT reads an operator of ONNX's own domain.
 
     Args:
         operator: its name.
-        version: of TensorRT, ``"rtx"``, or None: any of :data:`DEFAULT_VERSIONS`.
+        version: of TensorRT, ``"rtx"``, or None: any of :data:`gft_edge.hardware.tensorrt_versions.DEFAULT_SPAN`.
     """
     if version == RTX:
         return operator in RTX_OPERATORS
     since = first_version(operator)
-    return since is not None and parse_version(since) <= parse_version(version or DEFAULT_VERSIONS[1])
+    return since is not None and parse_version(since) <= parse_version(version or DEFAULT_SPAN[1])
 
 
 def first_version(operator: str) -> str | None:
-    """The oldest TensorRT from 8.6 on that reads an operator of ONNX's own domain; None where none does."""
-    return "8.6" if operator in FIRST else SINCE.get(operator)
+    """Returns the oldest TensorRT from 8.6 on that reads an operator of ONNX's own domain; None where none does."""
+    return GENERATIONS[0].name if operator in FIRST else SINCE.get(operator)
+
+
+def reads_form(operator: str, version: str) -> bool:
+    """Returns True if a TensorRT reads the form of an operator that :data:`FORM_SINCE` dates."""
+    return version == RTX or parse_version(version) >= parse_version(FORM_SINCE[operator])
 
 
 def reads_foreign(domain: str, operator: str, version: str | None) -> bool:
-    """Whether a TensorRT has an importer for an operator of another domain than ONNX's own, without a plugin."""
+    """Returns True if a TensorRT has an importer for an operator of a domain, without a plugin."""
     if domain in STANDARD:
         return reads(operator, version)
     if operator in QUANTIZERS and domain in ("trt", "trt.plugins"):

@@ -1,4 +1,4 @@
-"""Modules in the form the exported graph has them: the same arithmetic, fewer and plainer operators.
+"""Modules in their exported form: the same arithmetic, fewer and plainer operators.
 
 Quantized layers become those of quantized.py. Attention becomes MatMul, Softmax, MatMul with the scale on the queries and no
 other reader of scores or probabilities, the form that TensorRT fuses.
@@ -20,25 +20,25 @@ from gft_edge.quant.modules import QUANTIZED
 
 
 class PlainAttend(nn.Module):
-    """:class:`Attend` as two products and a softmax; the scale stands right at the product, which takes it in."""
+    """:class:`Attend` as two products and a softmax; the scale is next to the product, so that TensorRT fuses it."""
 
     def __init__(self, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries (B, R, C) over keys and values (B, T, C): (B, R, C)."""
+        """Attends with queries (B, R, C) over keys and values (B, T, C): (B, R, C)."""
         q, k, v = (t.unflatten(2, (self.num_heads, -1)) for t in (q, k, v))
         scores = (q.transpose(1, 2) * q.shape[-1] ** -0.5) @ k.permute(0, 2, 3, 1)
         return (scores.softmax(dim=-1) @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
 
 
 def exportable(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
-    """A copy of a model in eval mode whose modules have the form of this file.
+    """Returns a copy of a model in eval mode with its modules in exported form.
 
     Args:
         model: quantized or not.
-        dtype: of everything that is not quantized, the model's own by default; images must come in it. The importance is
+        dtype: of everything that is not quantized and of the images; the model's own by default. The importance is
             computed in float32 at least.
     """
     shared = {id(p): nn.Parameter(p.data, requires_grad=False) for p in model.parameters()}  # on the same memory
@@ -58,15 +58,15 @@ def exportable(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
         if isinstance(child, QUANTIZED)
     ]
     if dtype is not None:
-        model.to(dtype)  # before they are put in: it would take FP8 weights for floating-point values to convert
+        model.to(dtype)  # before the folded layers are inserted: it would convert their FP8 weights
     for parent, name, layer in folded:
         setattr(parent, name, layer)
     return model
 
 
 def _fold_norms(model: nn.Module) -> None:
-    """Batch norms right after a convolution go into its weights, in float32: the ONNX exporter, which would do it too,
-    leaves float32 weights in a bfloat16 graph."""
+    """Folds batch norms into the convolution before them, in float32: the ONNX exporter, which folds them too, leaves float32
+    weights in a bfloat16 graph."""
     for chain in (module for module in model.modules() if isinstance(module, nn.Sequential)):
         for (name, conv), (after, norm) in itertools.pairwise(list(chain.named_children())):
             if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):

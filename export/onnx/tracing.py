@@ -17,6 +17,7 @@ from gft_edge import __version__
 from gft_edge.budget import TokenBudget
 from gft_edge.constants import OPSET
 from gft_edge.errors import ConfigError
+from gft_edge.export.graph.dtypes import torch_dtype
 from gft_edge.export.onnx.dialects import TRACED_OPSET, TRT8_OPSET, require_trt8, to_trt8
 from gft_edge.export.onnx.interface import graph_outputs
 from gft_edge.export.onnx.plain_modules import exportable
@@ -37,7 +38,6 @@ from gft_edge.preprocess import PreprocessSpec
 
 BF16_OPSET = 22
 """First opset whose convolutions take bfloat16."""
-DTYPES: dict[HighPrecision, torch.dtype] = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 MAX_BATCH = 1024
 """Upper end of the batch axis that the exported graph is checked for; engines set their own."""
 
@@ -100,7 +100,7 @@ class _Graph(nn.Module):
 
     def __init__(self, model: nn.Module, budget: TokenBudget, options: GraphOptions, spec: PreprocessSpec) -> None:
         super().__init__()
-        self.dtype = DTYPES[options.rest]
+        self.dtype = torch_dtype(options.rest)
         self.model, self.budget, self.options = exportable(model, self.dtype), budget, options
         self.channels = [2, 1, 0] if spec.color_order == "bgr" else [0, 1, 2]
         scale, shift = spec.scale_and_shift()

@@ -1,4 +1,4 @@
-"""A build plan as data, the file name of its engine, and the trtexec (or tensorrt_rtx) command that does the same."""
+"""A build plan as data, the file name of its engine, and the equivalent trtexec (or tensorrt_rtx) command."""
 
 from __future__ import annotations
 
@@ -7,24 +7,26 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from gft_edge.errors import ArtifactError
-from gft_edge.hardware.tensorrt_versions import RTX, Platform
+from gft_edge.hardware.tensorrt_versions import RTX, Dialect, Platform, generation
 
+TORCH_TENSORRT = "torch_tensorrt"
+"""Module of plans that compile a PyTorch model without ONNX."""
 _COMPATIBILITY = {"AMPERE_PLUS": "ampere+", "SAME_COMPUTE_CAPABILITY": "sameComputeCapability"}
 
 
 @dataclass(frozen=True)
 class BuildPlan:
-    """A build, decided.
+    """Everything that a build does.
 
     Args:
         target: ``"rtx"`` or the device's name.
-        generation: row of the generation table.
+        generation: row of the table of TensorRT versions.
         tensorrt: version planned for; None for RTX, where the installed one builds.
-        module: what Python imports.
-        compute_capabilities: of the GPUs the engine will run on.
-        precision, rest, opset: what the graph is.
-        dialect: the graph this generation wants.
-        meaning: what the graph's precision comes to there.
+        module: Python module.
+        compute_capabilities: of the GPUs that run the engine.
+        precision, rest, opset: of the graph.
+        dialect: form of the graph that this generation reads.
+        meaning: the arithmetic of the engine, in a sentence.
         network_flags: members of NetworkDefinitionCreationFlag.
         builder_flags, cleared_flags: members of BuilderFlag set and cleared.
         profile: for each dynamic input its smallest, usual and largest shape.
@@ -32,12 +34,12 @@ class BuildPlan:
         workspace_bytes: limit of the workspace pool.
         optimization_level, max_aux_streams, profiling_verbosity: of the builder configuration.
         hardware_compatibility: member of HardwareCompatibilityLevel, None for this GPU model alone.
-        timing_cache: file name that holds everything measured timings depend on; None for RTX, which measures nothing.
+        timing_cache: file name with everything that timings depend on; None for RTX, which measures nothing.
         dla_core: DLA core, None for the GPU.
-        dla_fallback: operators that run on the GPU nevertheless, and how many of each.
+        dla_fallback: number of each operator that runs on the GPU nevertheless.
         calibrator: class that reads ``calibration_cache``; None where the graph holds the ranges.
-        progress: whether the build can be watched.
-        notes: what else to know.
+        progress: the build reports its progress.
+        notes: consequences of these choices, one sentence each.
     """
 
     target: str
@@ -48,7 +50,7 @@ class BuildPlan:
     precision: str
     rest: str
     opset: int
-    dialect: str
+    dialect: Dialect
     meaning: str
     network_flags: tuple[str, ...]
     builder_flags: tuple[str, ...]
@@ -70,12 +72,29 @@ class BuildPlan:
 
     @property
     def rtx(self) -> bool:
-        """Whether compute capabilities are named to the builder."""
+        """True for TensorRT-RTX, whose builder takes compute capabilities."""
         return self.module == "tensorrt_rtx"
 
     @property
+    def is_weak(self) -> bool:
+        """True if builder flags decide the types of layers."""
+        typing = generation(self.generation).typing
+        return typing == "weak" or (typing == "both" and "STRONGLY_TYPED" not in self.network_flags)
+
+    @property
+    def graph_form(self) -> str:
+        """The graph that this plan wants, for people: the dialect, its opsets, types and Q/DQ."""
+        low, high = generation(self.generation).opsets
+        start = f"{self.dialect}: {'FP32 types' if self.is_weak else 'types as they are to be computed'}, opset {low} to {high}"
+        if self.dialect == "trt8":
+            return f"{start}, Q/DQ with FP32 scales and INT8 zero points of 0, Gelu as Erf"
+        if self.is_weak:
+            return f"{start}, Q/DQ with FP32 scales; flags choose the types"
+        return f"{start}, Q/DQ with scales of the type of the rest, no Cast behind them"
+
+    @property
     def platform(self) -> Platform:
-        """Where the engine will run, for lint: the oldest GPU asked for."""
+        """The platform for lint: the oldest GPU of the plan."""
         lowest = min(self.compute_capabilities, key=float)
         if self.rtx:
             return Platform(RTX, lowest, "TensorRT-RTX", RTX)
@@ -83,12 +102,12 @@ class BuildPlan:
         return Platform(self.tensorrt, lowest, title, self.target, weak="FP16" in self.builder_flags)
 
     def command(self, model: str = "model.onnx", engine: str = "model.engine") -> str | None:
-        """The equivalent command line of this generation, None where there is none."""
+        """Returns the equivalent command line of this generation, None where there is none."""
         words = build_command(self, model, engine)
         return None if words is None else " ".join(words)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, with the command beside them."""
+        """Returns plain JSON values, with the command beside them."""
         return {
             **{name: _plain(value) for name, value in asdict(self).items()},
             "trtexec": self.command(),
@@ -96,7 +115,7 @@ class BuildPlan:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> BuildPlan:
-        """The inverse of :meth:`to_json`.
+        """Reads the values of :meth:`to_json`.
 
         Raises:
             ArtifactError: entries missing, unknown or malformed.
@@ -121,13 +140,15 @@ def _plain(value: Any) -> Any:
 
 
 def build_command(plan: BuildPlan, model: str, engine: str) -> tuple[str, ...] | None:
-    """The command's words; None where trtexec would build something else.
+    """Returns the words of the command; None where trtexec would build something else.
 
-    trtexec reads a calibration cache as one of entropy calibration whatever its header says, and ignores it silently.
+    trtexec reads any calibration cache as one of entropy calibration and ignores its header silently.
     """
+    if plan.module == TORCH_TENSORRT:
+        return None
     if plan.calibrator is not None and plan.calibrator != "IInt8EntropyCalibrator2":
         return None
-    rtx = plan.module == "tensorrt_rtx"
+    rtx = plan.rtx
     words = ["tensorrt_rtx" if rtx else "trtexec", f"--onnx={model}", f"--saveEngine={engine}"]
     if rtx:
         words.append("--computeCapabilities=" + ",".join(c.replace(".", "") for c in plan.compute_capabilities))
@@ -160,7 +181,7 @@ def build_command(plan: BuildPlan, model: str, engine: str) -> tuple[str, ...] |
 
 
 def engine_key(plan: BuildPlan, version: str) -> str:
-    """File name of an engine, naming everything that it depends on."""
+    """Returns the file name of an engine: everything that it depends on."""
     capabilities = "-".join(f"sm{c.replace('.', '')}" for c in plan.compute_capabilities)
     flavour = "rtx" if plan.rtx else "trt"
     device = "" if plan.rtx else f"_{plan.target}"

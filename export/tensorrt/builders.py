@@ -1,65 +1,33 @@
-"""Executes a build plan: one path for ``tensorrt`` and ``tensorrt_rtx``, the module being an argument.
+"""Compiles a build plan: one code path for ``tensorrt`` and ``tensorrt_rtx``, the module is an argument.
 
-Which attribute of the bindings a generation has is decided by the plan: code that touches one that not all have stands under
-``if plan.FIELD``, and TensorRT objects are annotated with their class, so that a test can hold every attribute against the
-real bindings of each generation. Enumeration members are named by the plan.
+The plan decides which attributes of the bindings are used: code for an attribute that some generations lack stands under
+``if plan.FIELD``, and TensorRT objects are annotated with their class, so that a test can compare every attribute with the real
+bindings of each generation. The plan also names the members of enumerations.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from gft_edge.calibration.cache import load_cache
-from gft_edge.errors import ArtifactError, CheckFailed, ConfigError
-from gft_edge.export.onnx.dialects import TRT8_OPSET, export_command
-from gft_edge.export.tensorrt.build_plan import BuildPlan, engine_key
+from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.export.tensorrt.build_plan import BuildPlan
 from gft_edge.export.tensorrt.interrupts import Interrupted, interrupts_held
-from gft_edge.export.tensorrt.planning import for_version
-from gft_edge.files import replacing, require_writable, write_json
-from gft_edge.hardware.environment import has_nvidia_driver, missing_extra
-from gft_edge.hardware.tensorrt_versions import RTX, generation
-from gft_edge.locks import locked
-from gft_edge.manifest import MANIFEST, MODEL, Artifact, FileInfo, register_files
-from gft_edge.runtime.engine_files import engine_files
+from gft_edge.files import replacing
+from gft_edge.hardware.environment import has_nvidia_driver
+from gft_edge.runtime.backends import backend_of_module
 from gft_edge.runtime.trt_messages import error_logger, explain, require
 
 if TYPE_CHECKING:
     import tensorrt
 
-
-class Watch(Protocol):
-    """Receives the progress of a build."""
-
-    def start(self, phase: str, parent: str | None, steps: int) -> None:
-        """A phase begins, inside another one or not."""
-        ...
-
-    def step(self, phase: str, step: int) -> None:
-        """A step of a phase is done."""
-        ...
-
-    def finish(self, phase: str) -> None:
-        """A phase ends."""
-        ...
-
-
-class Unwatched:
-    """Ignores progress."""
-
-    def start(self, phase: str, parent: str | None, steps: int) -> None:
-        """Nothing."""
-
-    def step(self, phase: str, step: int) -> None:
-        """Nothing."""
-
-    def finish(self, phase: str) -> None:
-        """Nothing."""
+BuildProgress = Callable[[str, int, int], None]
+"""Called with the name of a step of the compiler, how much of it is done, and its total; steps may nest."""
 
 
 def load_module(plan: BuildPlan) -> ModuleType:
@@ -67,109 +35,38 @@ def load_module(plan: BuildPlan) -> ModuleType:
 
     Raises:
         MissingExtraError: it is not installed, or its libraries are not.
-        ConfigError: TensorRT without a driver; only RTX compiles without.
+        ConfigError: TensorRT without a driver, which only RTX can compile without.
     """
-    try:
-        trt = importlib.import_module(plan.module)
-    except (ImportError, OSError):
-        raise missing_extra(plan.module, generation(RTX if plan.rtx else plan.generation).extra) from None
+    trt = backend_of_module(plan.module).import_module()
     if not plan.rtx and not has_nvidia_driver():
         raise ConfigError(
             f"build --target {plan.target}: TensorRT times its kernels on the GPU, and there is no NVIDIA driver here; "
-            "build on the device, or look at the plan with --plan"
+            "build on the device, or print the plan with --plan"
         )
     return trt
 
 
-def build_engine(artifact: Artifact, plan: BuildPlan, watch: Watch | None = None) -> dict[str, Any]:
-    """Builds an engine into the artefact's ``engines`` folder and enters it in the manifest.
-
-    Args:
-        artifact: its model.onnx is what gets compiled.
-        plan: how.
-        watch: receives the build's progress.
-
-    Returns:
-        what KEY.json says: key, versions, plan, sizes, hashes.
-
-    Raises:
-        MissingExtraError: TensorRT is not installed.
-        ConfigError: the installed TensorRT is not of the plan's generation, needs another dialect of the graph, there is
-            no driver, or the artefact cannot be written to (found before anything is compiled).
-        KeyboardInterrupt: Ctrl-C; nothing is written then.
-        CheckFailed: lint finds errors in the graph for this target.
-        ArtifactError: the compiler refused the graph (with its messages).
-    """
-    trt = load_module(plan)
-    plan = for_version(plan, trt.__version__)
-    require_dialect(artifact, plan)
-    model = artifact.file(MODEL)
-    _require_clean(model, plan)
-    key = engine_key(plan, trt.__version__)
-    if artifact.member:
-        key = f"{key}_{artifact.member}"
-    engine, sidecar = engine_files(key)
-    for name in (engine, sidecar, MANIFEST):
-        require_writable(artifact.path / name)
-    blob, layers = compile_plan(trt, model, plan, watch or Unwatched())
-    with locked(
-        artifact.path
-    ):  # another build of the same engine must not change the file between its hash and its record
-        return _store(artifact, plan, key, trt.__version__, blob, layers)
-
-
-def _store(artifact: Artifact, plan: BuildPlan, key: str, version: str, blob: bytes, layers: Any) -> dict[str, Any]:
-    engine, sidecar = engine_files(key)
-    with replacing(artifact.path / engine) as temporary:
-        temporary.write_bytes(blob)
-    written = FileInfo.of(artifact.path / engine)
-    record = {
-        "key": key,
-        "module": plan.module,
-        "version": version,
-        "device": None if plan.rtx else plan.target,
-        "compute_capabilities": list(plan.compute_capabilities),
-        "batch": list(plan.batch),
-        "precision": plan.precision,
-        "plan": plan.to_json(),
-        "model_sha256": artifact.manifest.files[MODEL].sha256,
-        "engine_sha256": written.sha256,
-        "engine_bytes": written.size,
-        "layers": layers,
-        "evidence": "compiled; not yet run on a GPU",
-    }
-    write_json(artifact.path / sidecar, record)
-    register_files(artifact, [engine, sidecar])
-    return record
-
-
-def _require_clean(model: Path, plan: BuildPlan) -> None:
-    from gft_edge.export.graph.loading import load_graph
-    from gft_edge.export.lint.linter import lint
-
-    errors = lint(load_graph(model), plan.platform).errors
-    if errors:
-        more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
-        raise CheckFailed(
-            f"build {model}: {errors[0].rule} {errors[0].node}: {errors[0].message}{more}; gft-edge lint {model} tells why"
-        )
-
-
-def compile_plan(trt: ModuleType, model: Path, plan: BuildPlan, watch: Watch) -> tuple[bytes, int]:
+def compile_plan(
+    trt: ModuleType, model: Path, plan: BuildPlan, progress: BuildProgress | None = None
+) -> tuple[bytes, int]:
     """Parses and compiles; returns the serialized engine and the number of network layers.
 
     Raises:
-        ArtifactError: parse or build failed, with what the compiler said and the node it named.
-        ConfigError: a compute capability the compiler does not know.
-        KeyboardInterrupt: Ctrl-C. TensorRT swallows what is raised in its callbacks, so the signal is held back meanwhile,
-            and generations that tell their progress are asked to stop.
+        ArtifactError: parse or build failed, with the messages of the compiler and the node it named.
+        ConfigError: a compute capability that the compiler does not know.
+        KeyboardInterrupt: Ctrl-C. TensorRT swallows exceptions of its callbacks, so the signal is held back meanwhile; a
+            generation that reports progress is asked to stop.
     """
     with interrupts_held() as interrupted:
-        return _compile(trt, model, plan, watch, interrupted)
+        return _compile(trt, model, plan, progress or _ignore, interrupted)
+
+
+def _ignore(step: str, done: int, total: int) -> None:
+    pass
 
 
 def _compile(
-    trt: ModuleType, model: Path, plan: BuildPlan, watch: Watch, interrupted: Interrupted
+    trt: ModuleType, model: Path, plan: BuildPlan, progress: BuildProgress, interrupted: Interrupted
 ) -> tuple[bytes, int]:
     messages: list[str] = []
     logger = error_logger(trt, messages)
@@ -193,7 +90,7 @@ def _compile(
         if plan.calibrator:
             config.set_calibration_profile(profile)
     if plan.progress:
-        config.progress_monitor = _monitor(trt, watch, interrupted)
+        config.progress_monitor = _monitor(trt, progress, interrupted)
     if plan.timing_cache:
         _use_timing_cache(config, plan.timing_cache)
     blob: Any = None if interrupted else builder.build_serialized_network(network, config)
@@ -246,7 +143,7 @@ def _set_compute_capabilities(trt: ModuleType, config: tensorrt.IBuilderConfig, 
 
 
 def _calibrator(trt: ModuleType, plan: BuildPlan) -> Any:
-    """Gives TensorRT the ranges of a calibration cache, and no data: a missing tensor is an error, not a guess."""
+    """Returns a calibrator with the ranges of a cache and without data: a missing tensor is an error, not a guess."""
     cache = load_cache(Path(plan.calibration_cache or "")).dumps()  # without what an editor added
 
     class Cached(getattr(trt, plan.calibrator or "")):  # type: ignore[misc]
@@ -265,30 +162,35 @@ def _calibrator(trt: ModuleType, plan: BuildPlan) -> Any:
     return Cached()
 
 
-def _monitor(trt: ModuleType, watch: Watch, interrupted: Interrupted) -> tensorrt.IProgressMonitor:
+def _monitor(trt: ModuleType, progress: BuildProgress, interrupted: Interrupted) -> tensorrt.IProgressMonitor:
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
+            self.totals: dict[str, int] = {}
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self.totals[phase_name] = num_steps
             with _noting(interrupted):
-                watch.start(phase_name, parent_phase, num_steps)
+                progress(phase_name, 0, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            with _noting(interrupted):
-                watch.step(phase_name, step)
+            total = self.totals.get(phase_name, 0)
+            if step + 1 < total:
+                with _noting(interrupted):
+                    progress(phase_name, step + 1, total)
             return not interrupted
 
         def phase_finish(self, phase_name: str) -> None:
+            total = self.totals.pop(phase_name, 0)
             with _noting(interrupted):
-                watch.finish(phase_name)
+                progress(phase_name, total, total)
 
     return Monitor()
 
 
 @contextlib.contextmanager
 def _noting(interrupted: Interrupted) -> Iterator[None]:
-    """Keeps a Ctrl-C from crossing the compiler as an exception, which loses it."""
+    """Notes a Ctrl-C instead of raising it through the compiler, which loses it."""
     try:
         yield
     except KeyboardInterrupt:
@@ -296,7 +198,7 @@ def _noting(interrupted: Interrupted) -> Iterator[None]:
 
 
 def timing_cache_file(name: str) -> Path:
-    """Where timings are kept from build to build: in the user's cache folder."""
+    """Returns the place of a timing cache: in the user's cache folder, kept from build to build."""
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(root) / "gft-edge" / name
 
@@ -305,7 +207,7 @@ def _use_timing_cache(config: tensorrt.IBuilderConfig, name: str) -> None:
     file = timing_cache_file(name)
     cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
-        empty = config.create_timing_cache(b"")  # of another driver or damaged: measured anew
+        empty = config.create_timing_cache(b"")  # of another driver or damaged: measured again
         config.set_timing_cache(empty, ignore_mismatch=False)
 
 
@@ -317,21 +219,6 @@ def _keep_timing_cache(config: tensorrt.IBuilderConfig, name: str) -> None:
 
 
 def _parser_error(error: tensorrt.ParserError) -> str:
-    """Node and words of a parser error; 8.6 knows the node's number only."""
+    """Returns node and message of a parser error; 8.6 has the node's number only."""
     name = getattr(error, "node_name", None)
     return f"node {(name() if name is not None else '') or error.node()}: {error.desc()}"
-
-
-def require_dialect(artifact: Artifact, plan: BuildPlan) -> None:
-    """Refuses to build for TensorRT 8.6 what its parser does not read; newer ones read both dialects.
-
-    Raises:
-        ConfigError: with the command that exports the checkpoint in the dialect needed.
-    """
-    low, high = generation(plan.generation).opsets
-    if high > TRT8_OPSET or (artifact.manifest.dialect == "trt8" and plan.opset <= high):
-        return
-    raise ConfigError(
-        f"build {artifact.path}: TensorRT {plan.tensorrt} needs dialect trt8 (opset {low} to {high}), this graph is of "
-        f"{artifact.manifest.dialect} (opset {plan.opset}); export it again: {export_command(artifact, 'trt8')}"
-    )

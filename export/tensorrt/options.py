@@ -1,4 +1,4 @@
-"""What a user may choose for a build, and which choices are impossible where."""
+"""Options of a build, and the checks that refuse impossible ones."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from gft_edge.errors import ConfigError
 from gft_edge.export.graph.summary import GraphSummary
 from gft_edge.hardware.devices import Device
 from gft_edge.hardware.tensorrt_versions import (
+    GENERATIONS,
     RTX,
-    RTX_CAPABILITIES,
     Generation,
     dla_refusal,
     dtype_refusal,
@@ -26,11 +26,11 @@ CALIBRATORS = {"EntropyCalibration2": "IInt8EntropyCalibrator2", "MinMaxCalibrat
 
 @dataclass(frozen=True)
 class BuildOptions:
-    """What a user may choose.
+    """Choices of the user.
 
     Args:
         batch: smallest, usual and largest batch size.
-        compute_capabilities: of the GPUs an RTX engine must run on.
+        compute_capabilities: of the GPUs that run an RTX engine, its default where None; a device has its own.
         tensorrt: version to plan for; the device's newest by default.
         workspace_mib: scratch memory of the build; by the device's memory by default.
         weak: let TensorRT run layers of an FP32 graph in FP16 (8.6 and 10.x).
@@ -43,14 +43,14 @@ class BuildOptions:
         calibration_cache: file with ranges for a graph without Q/DQ (8.6 and 10.x), and ``calibration_header``: its
             first line.
         optimization_level: 0 to 5; 5 takes longest to build.
-        power_mode: of the board, for the timing cache's name.
+        power_mode: mark of the board's mode in the name of the timing cache.
 
     Raises:
         ConfigError: batch sizes out of order, a malformed capability, a level out of range.
     """
 
     batch: tuple[int, int, int] = (1, 1, 8)
-    compute_capabilities: tuple[str, ...] = RTX_CAPABILITIES
+    compute_capabilities: tuple[str, ...] | None = None
     tensorrt: str | None = None
     workspace_mib: int | None = None
     weak: bool = False
@@ -68,9 +68,9 @@ class BuildOptions:
     def __post_init__(self) -> None:
         if problems := batch_problems(self.batch):
             raise ConfigError(problems[0])
-        if not self.compute_capabilities:
+        if self.compute_capabilities == ():
             raise ConfigError("build: needs at least one compute capability, for example 8.6")
-        for capability in self.compute_capabilities:
+        for capability in self.compute_capabilities or ():
             major, dot, minor = capability.partition(".")
             if not (major.isdigit() and dot and minor.isdigit()):
                 raise ConfigError(f"compute capability {capability!r}: expected two numbers, for example 8.6")
@@ -99,13 +99,13 @@ def require_types(graph: GraphSummary, version: str, capabilities: tuple[str, ..
 def require_options(
     graph: GraphSummary, known: Generation, version: str, profile: Device | None, options: BuildOptions
 ) -> None:
-    """Refuses options that do not go with the graph, the generation or the device.
+    """Refuses options that do not fit the graph, the generation or the device.
 
     Raises:
         ConfigError: with the reason.
     """
     where = "TensorRT-RTX" if known.name == RTX else f"TensorRT {version}"
-    if known.name == "8.6" and graph.rest != "fp32":
+    if known.typing == "weak" and graph.rest != "fp32":
         raise ConfigError(f"{where} takes a graph typed FP32 and a flag: export with --dialect trt8, build with --weak")
     if options.weak and known.typing == "strong":
         raise ConfigError(f"--weak: {where} has no precision flags, the graph decides; export with --precision fp16")
@@ -135,7 +135,8 @@ def require_options(
     if options.hardware_compatibility == "ampere+" and float(profile.compute_capability) < 8:
         raise ConfigError(f"--hardware-compatibility ampere+: {profile.title} is older than Ampere")
     if options.hardware_compatibility == "same-capability" and not known.has_same_capability:
-        raise ConfigError(f"--hardware-compatibility same-capability: needs TensorRT 10.13, this is {version}")
+        first = next(row.name for row in GENERATIONS if row.has_same_capability)
+        raise ConfigError(f"--hardware-compatibility same-capability: needs TensorRT {first}, this is {version}")
 
 
 def _require_dla(graph: GraphSummary, version: str, profile: Device | None, options: BuildOptions) -> None:
@@ -153,10 +154,10 @@ def _require_dla(graph: GraphSummary, version: str, profile: Device | None, opti
 
 
 def calibrator_class(graph: GraphSummary, known: Generation, version: str, options: BuildOptions) -> str | None:
-    """The class that reads the calibration cache, None without one.
+    """Returns the class that reads the calibration cache, None without one.
 
     Raises:
-        ConfigError: the generation has no calibrators, or the graph has no use for one.
+        ConfigError: the generation has no calibrators, or the graph needs none.
     """
     if options.calibration_cache is None:
         return None
@@ -180,7 +181,7 @@ def calibrator_class(graph: GraphSummary, known: Generation, version: str, optio
 
 
 def workspace_bytes(profile: Device | None, options: BuildOptions) -> int:
-    """An eighth of the memory, 512 MiB to 4 GiB: on a Jetson it is the CPU's memory too; RTX compiles within 1 GiB.
+    """Returns the workspace: an eighth of the memory, 512 MiB to 4 GiB (a Jetson shares it with the CPU); 1 GiB for RTX.
 
     Raises:
         ConfigError: more than half of the memory.

@@ -18,6 +18,7 @@ from gft_edge.export.tensorrt.options import (
 from gft_edge.hardware.devices import Device, device
 from gft_edge.hardware.tensorrt_versions import (
     RTX,
+    RTX_CAPABILITIES,
     Generation,
     assumed_version,
     default_version,
@@ -55,16 +56,16 @@ DLA_OPERATORS = frozenset(
         "DequantizeLinear",
     ]
 )
-"""What NVIDIA's table of Deep-Learning-Accelerator-SW names; MatMul with a constant second operand only."""
+"""Operators of NVIDIA's table in Deep-Learning-Accelerator-SW; MatMul with a constant second operand only."""
 
 
 def make_plan(graph: GraphSummary, target: str | Device, options: BuildOptions | None = None) -> BuildPlan:
-    """Decides a build.
+    """Plans a build.
 
     Args:
         graph: of the artefact.
         target: ``"rtx"``, the name of a device, or a device found here.
-        options: what the user chose.
+        options: of the user.
 
     Raises:
         ConfigError: the combination is impossible, with the reason.
@@ -72,10 +73,12 @@ def make_plan(graph: GraphSummary, target: str | Device, options: BuildOptions |
     options = options or BuildOptions()
     if target == RTX:
         profile, version = None, RTX
-        capabilities = options.compute_capabilities
+        capabilities = options.compute_capabilities or RTX_CAPABILITIES
         if options.tensorrt is not None:
             raise ConfigError("--tensorrt: an RTX engine is built by the installed TensorRT-RTX")
     else:
+        if options.compute_capabilities is not None:
+            raise ConfigError("--compute-capability: for --target rtx only; a device has its own")
         profile = device(target) if isinstance(target, str) else target
         version = options.tensorrt or default_version(profile)
         require_together(version, profile)
@@ -96,7 +99,7 @@ def make_plan(graph: GraphSummary, target: str | Device, options: BuildOptions |
         precision=graph.precision,
         rest=graph.rest,
         opset=graph.opset,
-        dialect=_dialect(known, weak),
+        dialect=known.dialect,
         meaning=_meaning(graph, known, weak, calibrator is not None, options.weak),
         network_flags=known.network_flags[0 if weak else 1],
         builder_flags=tuple(sorted(flags)),
@@ -157,16 +160,6 @@ def _dla_fallback(graph: GraphSummary) -> dict[str, int]:
     return {name: count for name, count in graph.operators.items() if name not in DLA_OPERATORS}
 
 
-def _dialect(known: Generation, weak: bool) -> str:
-    low, high = known.opsets
-    opsets = f"opset {low} to {high}"
-    if known.name == "8.6":
-        return f"trt8: FP32 types, {opsets}, Q/DQ with FP32 scales and INT8 zero points of 0, Gelu as Erf"
-    if weak:
-        return f"trt10: FP32 types, {opsets}, Q/DQ with FP32 scales; flags choose the types"
-    return f"trt10: types as they are to be computed, {opsets}, Q/DQ with scales of the type of the rest, no Cast behind them"
-
-
 def _meaning(graph: GraphSummary, known: Generation, weak: bool, calibrated: bool, allow_fp16: bool) -> str:
     rest = graph.rest.upper()
     linears = "linears and attention products" if graph.quantized_attention else "linears"
@@ -201,7 +194,7 @@ def _notes(
     slow = slow_types(graph, half_allowed="FP16" in flags, has_flag=known.typing != "strong")
     if slow is not None:
         notes.append(slow)
-    if weak and known.typing == "both" and version != RTX and known.name in ("10.13", "10.16"):
+    if weak and known.deprecates_weak:
         notes.append("TensorRT warns that weak typing is deprecated since 10.12; 11 has none")
     if graph.precision == "fp8" and graph.quantized_attention and len(set(options.batch)) > 1:
         notes.append("FP8 attention fuses with static shapes only; build one engine per batch size")
@@ -223,7 +216,7 @@ def _notes(
 
 
 def for_version(plan: BuildPlan, version: str) -> BuildPlan:
-    """The plan with the version that is installed, which must be of the generation planned for.
+    """Returns the plan with the installed version, which must be of the planned generation.
 
     Raises:
         ConfigError: another generation.
@@ -231,5 +224,7 @@ def for_version(plan: BuildPlan, version: str) -> BuildPlan:
     if plan.rtx:
         return replace(plan, tensorrt=version)
     if plan.tensorrt is None or generation(".".join(version.split(".")[:3])).name != plan.generation:
-        raise ConfigError(f"planned for TensorRT {plan.tensorrt}, here is {version}; give --tensorrt {version}")
+        raise ConfigError(
+            f"planned for TensorRT {plan.tensorrt}, but {version} is installed; give --tensorrt {version}"
+        )
     return replace(plan, tensorrt=version)

@@ -1,37 +1,122 @@
-"""The same build plan through Torch-TensorRT: a PyTorch model compiled without ONNX.
+"""Compiles a checkpoint for this machine's GPU with Torch-TensorRT: the same build plan, without ONNX.
 
-``import torch_tensorrt`` asks the GPU for its compute capability and fails without a driver, so nothing of this was run.
+``import torch_tensorrt`` asks the GPU for its compute capability and fails without a driver. Only the plan, its settings and
+the traced program are tested; the compilation itself is not verified on hardware.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import nn
-from torch.export import Dim
+from torch.export import Dim, ExportedProgram
 
+from gft_edge.checkpoint import Checkpoint, load_checkpoint
 from gft_edge.errors import ConfigError, MissingExtraError
-from gft_edge.export.tensorrt.build_plan import BuildPlan
+from gft_edge.export.graph.dtypes import torch_dtype
+from gft_edge.export.graph.summary import GraphInput, GraphSummary
+from gft_edge.export.onnx.plain_modules import exportable
+from gft_edge.export.tensorrt.build import installed_tensorrt
+from gft_edge.export.tensorrt.build_plan import TORCH_TENSORRT, BuildPlan, engine_key
 from gft_edge.export.tensorrt.builders import timing_cache_file
+from gft_edge.export.tensorrt.options import BuildOptions
+from gft_edge.export.tensorrt.planning import make_plan
+from gft_edge.files import replacing
+from gft_edge.hardware.devices import Device, device
 from gft_edge.hardware.environment import has_nvidia_driver
+from gft_edge.hardware.tensorrt_versions import assumed_version, generation
+from gft_edge.hardware.this_device import device_here
+from gft_edge.manifest import HighPrecision
 
-DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+ASSUMED_DEVICE = "h100"
+"""Device of plans that are printed on a machine without a GPU."""
+UNVERIFIED = "Torch-TensorRT builds are not verified on hardware"
+
+
+def plan_torch(checkpoint: Checkpoint, precision: HighPrecision, options: BuildOptions) -> BuildPlan:
+    """Plans a Torch-TensorRT build for this machine's GPU; without one, for an H100.
+
+    Args:
+        checkpoint: to compile.
+        precision: type of the whole model but the importance.
+        options: as for an engine.
+
+    Raises:
+        ConfigError: an impossible combination, or one that Torch-TensorRT cannot follow.
+    """
+    config, quantization = checkpoint.info.model, checkpoint.info.quantization
+    low, _, high = options.batch
+    side = config.image_size
+    image = GraphInput("image", precision, (None if high > low else low, 3, side, side))
+    quantized = precision if quantization is None else str(quantization["precision"])
+    summary = GraphSummary(0, quantized, precision, (precision,), (image,), {}, None, False)
+    target, notes = _this_gpu()
+    if options.tensorrt is None and (here := installed_tensorrt()) is not None:
+        options = replace(options, tensorrt=here)
+    elif options.tensorrt is None:
+        notes += (assumed_version(target),)
+    plan = replace(make_plan(summary, target, options), module=TORCH_TENSORRT, notes=(*notes, UNVERIFIED))
+    settings(plan)
+    return plan
+
+
+def _this_gpu() -> tuple[Device, tuple[str, ...]]:
+    try:
+        return device_here().profile, ()
+    except ConfigError:
+        assumed = device(ASSUMED_DEVICE)
+        return assumed, (f"this machine has no NVIDIA GPU; the plan is for {assumed.title}",)
+
+
+def build_torch(
+    checkpoint: str | Path, precision: HighPrecision, options: BuildOptions, out: Path | None = None
+) -> dict[str, Any]:
+    """Compiles a checkpoint and writes the program, which ``torch.export.load`` reads after ``import torch_tensorrt``.
+
+    Args:
+        checkpoint: folder, or ``"builtin"``.
+        precision: type of the whole model but the importance.
+        options: as for an engine.
+        out: file; by default one in the current folder, named by checkpoint and plan.
+
+    Returns:
+        the file, the plan and the evidence.
+
+    Raises:
+        ConfigError: no driver, or a plan that Torch-TensorRT cannot follow.
+        MissingExtraError: torch-tensorrt is not installed.
+    """
+    loaded = load_checkpoint(checkpoint)
+    plan = plan_torch(loaded, precision, options)
+    library = _library()
+    compiled, inputs = compile_torch(library, loaded.model, plan)
+    key = engine_key(plan, str(plan.tensorrt))
+    out = out or Path(f"{loaded.path.name}-torch-{key}.ep")
+    with replacing(out) as temporary:
+        library.save(compiled, str(temporary), output_format="exported_program", arg_inputs=inputs)
+    return {"file": str(out), "plan": plan.to_json(), "torch_tensorrt": settings(plan), "evidence": UNVERIFIED}
 
 
 def settings(plan: BuildPlan) -> dict[str, Any]:
-    """A plan as arguments of ``torch_tensorrt.dynamo.compile`` (2.14: precision is the model's own).
+    """Returns a plan as arguments of ``torch_tensorrt.dynamo.compile`` (2.14: the model decides the precision).
 
     Raises:
-        ConfigError: the plan has what Torch-TensorRT cannot do.
+        ConfigError: the plan has something that Torch-TensorRT lacks.
     """
-    if plan.precision not in DTYPES:
-        raise ConfigError(f"Torch-TensorRT: {plan.precision.upper()} ranges are in the ONNX graph; use gft-edge build")
-    if plan.rtx or plan.generation == "8.6" or {"FP16", "INT8"} & set(plan.builder_flags):
+    if plan.precision not in ("fp32", "fp16", "bf16"):
+        raise ConfigError(
+            f"Torch-TensorRT: {plan.precision.upper()} ranges are in the ONNX graph; export, then gft-edge build"
+        )
+    if plan.rtx or generation(plan.generation).typing == "weak" or {"FP16", "INT8"} & set(plan.builder_flags):
         raise ConfigError("Torch-TensorRT: needs a strongly typed plan for TensorRT 10 or 11")
     if plan.dla_core is not None or plan.hardware_compatibility == "SAME_COMPUTE_CAPABILITY":
-        raise ConfigError("Torch-TensorRT: DLA and same-capability engines are built with gft-edge build")
+        raise ConfigError(
+            "Torch-TensorRT: DLA and same-capability engines need an artefact; export, then gft-edge build"
+        )
     return {
         "disable_tf32": "TF32" in plan.cleared_flags,
         "workspace_size": plan.workspace_bytes,
@@ -46,36 +131,53 @@ def settings(plan: BuildPlan) -> dict[str, Any]:
     }
 
 
-def compile_torch(model: nn.Module, plan: BuildPlan, image_size: int) -> Any:
-    """Compiles a model for this machine's GPU; the result is called like the model.
-
-    Args:
-        model: in eval mode; converted to the plan's type and moved to the GPU.
-        plan: strongly typed, FP32, FP16 or BF16.
-        image_size: side of the input.
-
-    Raises:
-        ConfigError: no driver, or a plan Torch-TensorRT cannot follow.
-        MissingExtraError: torch-tensorrt is not installed.
-    """
-    arguments = settings(plan)
+def _library() -> ModuleType:
     if not has_nvidia_driver():
-        raise ConfigError("Torch-TensorRT: importing it asks the GPU for its compute capability; no NVIDIA driver here")
+        raise ConfigError(
+            "build --target torch-tensorrt: importing torch-tensorrt asks the GPU for its compute capability, and there is no "
+            "NVIDIA driver here; --plan prints the build"
+        )
     try:
         import torch_tensorrt
     except ImportError:
         raise MissingExtraError("torch-tensorrt", "torch-trt") from None
-    Path(arguments["timing_cache_path"]).parent.mkdir(parents=True, exist_ok=True)
-    dtype = DTYPES[plan.precision]
+    module: ModuleType = torch_tensorrt
+    return module
+
+
+def traced(model: nn.Module, plan: BuildPlan, device: str = "cuda") -> ExportedProgram:
+    """Traces a model in the plan's type and batch sizes.
+
+    Args:
+        model: in eval mode, full precision; it is copied, its importance stays FP32.
+        plan: strongly typed, FP32, FP16 or BF16.
+        device: of PyTorch.
+    """
+    dtype = torch_dtype(plan.precision)
     low, usual, high = plan.batch
-    sides = (3, image_size, image_size)
-    example = torch.zeros(max(usual, 2), *sides, dtype=dtype, device="cuda")
-    dynamic = {"image": {0: Dim("batch", min=low, max=high)}} if high > low else None
-    example = example if high > low else example[:usual]
-    program = torch.export.export(
-        model.to("cuda", dtype).eval(), (example,), dynamic_shapes=dynamic and (dynamic["image"],)
-    )
-    image = torch_tensorrt.Input(
-        min_shape=(low, *sides), opt_shape=(usual, *sides), max_shape=(high, *sides), dtype=dtype
-    )
-    return torch_tensorrt.dynamo.compile(program, inputs=[image], **arguments)
+    config: Any = model.config
+    side = config.image_size
+    # A dynamic axis is traced with two images: one would be taken for a constant.
+    example = torch.zeros(max(usual, 2) if high > low else usual, 3, side, side, dtype=dtype, device=device)
+    shapes = ({0: Dim("batch", min=low, max=high)},) if high > low else None
+    return torch.export.export(exportable(model, dtype).to(device).eval(), (example,), dynamic_shapes=shapes)
+
+
+def compile_torch(library: ModuleType, model: nn.Module, plan: BuildPlan) -> tuple[Any, list[Any]]:
+    """Compiles a model for this machine's GPU; not verified on hardware.
+
+    Args:
+        library: ``torch_tensorrt``.
+        model: in eval mode, full precision.
+        plan: strongly typed, FP32, FP16 or BF16.
+
+    Returns:
+        the compiled module, which is called like the model, and its inputs.
+    """
+    arguments = settings(plan)
+    Path(arguments["timing_cache_path"]).parent.mkdir(parents=True, exist_ok=True)
+    program = traced(model, plan)
+    sides = tuple(program.example_inputs[0][0].shape[1:])
+    low, usual, high = ((size, *sides) for size in plan.batch)
+    image = library.Input(min_shape=low, opt_shape=usual, max_shape=high, dtype=torch_dtype(plan.precision))
+    return library.dynamo.compile(program, inputs=[image], **arguments), [image]

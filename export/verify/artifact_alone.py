@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.errors import ArtifactError, DataError
-from gft_edge.export.verify.compared_model import ONNXRUNTIME, ComparedModel
+from gft_edge.export.verify.compared_model import ComparedModel
 from gft_edge.export.verify.golden import QUANTIZED_LOGITS, read_golden, stage_place
 from gft_edge.export.verify.places import Place
 from gft_edge.export.verify.verdict import DEFAULT_LIMITS, Assessment, Limits, Verdict, assess
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.sessions import ONNXRUNTIME
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind, compare
 
 TORCH = "torch"

@@ -11,11 +11,9 @@ from gft_edge.constants import TEMPERATURE
 from gft_edge.errors import ArtifactError
 from gft_edge.manifest import Artifact, DeploymentManifest
 from gft_edge.runtime.artifact_graph import load_artifact_graph
-from gft_edge.runtime.sessions import Session, fitted, onnxruntime_session, open_session
+from gft_edge.runtime.sessions import ONNXRUNTIME, Session, fitted, onnxruntime_session, open_session
 from gft_edge.stats.agreement import Arrays, Computation
 from gft_edge.stats.metrics import softmax
-
-ONNXRUNTIME = "onnxruntime"
 
 
 class ComparedModel:

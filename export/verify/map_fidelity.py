@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.runtime.maps import scatter
+from gft_edge.stats.grid import scatter
 from gft_edge.stats.metrics import softmax, spearman
 
 Outputs = dict[str, npt.NDArray[Any]]
@@ -153,7 +153,7 @@ def map_agreement(reference: Outputs, candidate: Outputs, num_patches: int) -> l
     stage = 0
     while f"importance_{stage}" in reference and f"importance_{stage}" in candidate:
         sides = tuple(side[f"importance_{stage}"] for side in (reference, candidate))
-        maps = [scatter(values, positions, (1, num_patches))[:, 0] for values, positions in zip(sides, inputs)]
+        maps = [scatter(values, positions, (num_patches,)) for values, positions in zip(sides, inputs)]
         correlations = []
         for row in range(len(maps[0])):
             common = np.intersect1d(inputs[0][row], inputs[1][row])

@@ -135,7 +135,7 @@ def _require_layout(name: str, tensor: npt.NDArray[Any], shape: tuple[int, int, 
     elif tensor.shape == (3, shape[2], shape[1]):
         hint = ": rows and columns are swapped"
     elif tensor.size == math.prod(shape):
-        hint = ": it has as many values, so only the order of the axes can be wrong"
+        hint = ": it has as many values, so only its shape is wrong"
     raise DataError(f"pixels: {name} has shape {tensor.shape}, the network takes {shape}{hint}")
 
 

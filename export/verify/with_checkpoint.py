@@ -28,7 +28,7 @@ from gft_edge.export.verify.artifact_alone import (
 )
 from gft_edge.export.verify.causes import golden_places, manifest_places
 from gft_edge.export.verify.claims import corrected, wrong_claims
-from gft_edge.export.verify.compared_model import ONNXRUNTIME, ComparedModel, to_graph_input
+from gft_edge.export.verify.compared_model import ComparedModel, to_graph_input
 from gft_edge.export.verify.options import DEFAULT_OPTIONS, VerifyOptions
 from gft_edge.export.verify.places import Place
 from gft_edge.export.verify.trace import IMAGES, plain_error, trace
@@ -36,7 +36,7 @@ from gft_edge.export.verify.verdict import Limits
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.quant.modules import without_quantizers
 from gft_edge.runtime.artifact_graph import load_artifact_graph
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.sessions import ONNXRUNTIME, onnxruntime_session
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind
 
 Runner = Callable[[npt.NDArray[np.float32]], Arrays]

@@ -43,6 +43,7 @@ USES = (
     Use("build ARTIFACT --target DEVICE --plan", ("onnx",)),
     Use("build ARTIFACT --target this-gpu", ("onnx", "tensorrt"), driver=True),
     Use("build ARTIFACT --target rtx", ("onnx", "tensorrt_rtx")),
+    Use("build CKPT --target torch-tensorrt", (*_CHECKPOINT, "onnx", "torch_tensorrt"), driver=True),
     Use("bench ARTIFACT --backend tensorrt", ("tensorrt", _ENGINE_MEMORY), driver=True),
     Use("bench ARTIFACT --backend tensorrt_rtx", ("tensorrt_rtx", _ENGINE_MEMORY), driver=True),
     Use("predict ARTIFACT IMAGE --backend tensorrt", ("tensorrt", _ENGINE_MEMORY, "PIL"), driver=True),

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+    from gft_edge.calibration.options import CalibrationOptions, Callbacks
     from gft_edge.checkpoint import CheckpointInfo
     from gft_edge.config.model import GFTConfig
     from gft_edge.data.sets import ImageSet
@@ -38,68 +40,112 @@ def add_data_arguments(parser: argparse.ArgumentParser, images: int, split: Spli
     )
 
 
-def data_of(data: str | None, source: CheckpointInfo | DeploymentManifest, where: object) -> str:
-    """The data set asked for, or that which the model was trained on.
+def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
+    """``--data``, ``--images``, ``--split`` and how images and ranges are chosen; :func:`calibration_options` reads them."""
+    from gft_edge.calibration.options import CHOICES, METHODS, CalibrationOptions
 
-    Args:
-        data: ``--data``.
-        source: of the model.
-        where: its name, for messages.
+    default = CalibrationOptions()
+    add_data_arguments(parser, images=default.images, split=default.split)
+    parser.add_argument(
+        "--method", choices=METHODS, default=default.method, help=f"how ranges are found ({default.method})"
+    )
+    parser.add_argument(
+        "--percentile",
+        type=float,
+        default=default.percentile,
+        metavar="P",
+        help=f"for --method percentile, in per cent ({default.percentile:g})",
+    )
+    parser.add_argument(
+        "--choose",
+        choices=CHOICES,
+        default=default.choice,
+        help="images: balanced over classes, random, or so that no image is far from a chosen one (balanced)",
+    )
+    parser.add_argument("--seed", type=int, default=default.seed, help=f"of the choice ({default.seed})")
+    parser.add_argument(
+        "--against",
+        metavar="D",
+        help="evaluation data whose test images (val where there are none) these must not be (--data)",
+    )
+    parser.add_argument("--force", action="store_true", help="continue although images are evaluation images")
 
-    Raises:
-        ConfigError: none is given and none is known.
-        DataError: the one that is known is a folder that is not there.
-    """
-    from pathlib import Path
 
-    from gft_edge.data.datasets import is_folder
-    from gft_edge.errors import DataError
+def calibration_options(args: argparse.Namespace) -> CalibrationOptions:
+    """Returns the options that :func:`add_calibration_arguments` and ``--state``, where a verb has it, ask for."""
+    from gft_edge.calibration.options import CalibrationOptions
 
-    if data is not None:
-        return data
-    known = source.data
-    if not known:
-        raise ConfigError(f"{where}: does not say which data it was trained on; give --data")
-    root = Path(known.partition(":")[2] if not is_folder(known) else known)
-    if known != "typefaces" and not root.is_dir():
-        raise DataError(
-            f"data {known}: no such folder here; {where} remembers it as the data it was trained on, give --data"
-        )
-    return known
+    return CalibrationOptions(
+        data=args.data,
+        split=args.split,
+        images=args.images,
+        method=args.method,
+        percentile=args.percentile,
+        choice=args.choose,
+        seed=args.seed,
+        against=args.against,
+        force=args.force,
+        state=getattr(args, "state", None),
+    )
+
+
+def calibration_callbacks() -> Callbacks:
+    """Returns callbacks that show progress, notes and unreadable images on stderr and draw the figure of the ranges."""
+    from gft_edge.calibration.options import Callbacks
+    from gft_edge.cli.console import say, track
+
+    def draw(images: Sequence[int], ranges: Mapping[str, Sequence[float]], needed: int) -> str:
+        from gft_edge.report.figures.plots import convergence  # matplotlib takes time to import
+
+        return convergence(images, ranges, needed)
+
+    return Callbacks(track, say, lambda text: say(f"left out: {text}"), draw)
+
+
+@contextlib.contextmanager
+def result_kept(show: Callable[[Any], None]) -> Iterator[None]:
+    """Shows the result of a pipeline, which took long to compute, when it cannot be written; then raises the error again."""
+    from gft_edge.calibration.options import ResultNotWrittenError
+
+    try:
+        yield
+    except ResultNotWrittenError as error:
+        show(error.result)
+        raise
 
 
 def settle_data(args: argparse.Namespace, source: CheckpointInfo | DeploymentManifest, where: object) -> None:
-    """Fills ``args.data``, and ``args.split`` where it has no value, as :func:`data_of` and the data decide.
+    """Fills ``args.data``, and ``args.split`` where it has no value, from the model and the data.
 
-    Every verb that takes ``--data`` calls this before it reads images.
+    Verbs that open images by :func:`labelled_images` call this first.
 
     Raises:
-        ConfigError, DataError: as :func:`data_of`; or data without images to judge by.
+        ConfigError, DataError: as :func:`~gft_edge.data.for_model.known_data`; or data without evaluation images.
     """
     from gft_edge.data.datasets import held_out_split
+    from gft_edge.data.for_model import known_data
 
-    _said.clear()
-    args.data = data_of(args.data, source, where)
+    _shown.clear()
+    args.data = known_data(args.data, source.data, where)
     if "split" in args and args.split is None:
         args.split = held_out_split(args.data)
 
 
-def say_notes(images: ImageSet) -> None:
-    """Tells people, once in each run of a verb, how images were found and what was left out."""
+def say_note(text: str) -> None:
+    """Shows a note on images, once in each run of a verb."""
     from gft_edge.cli.console import say
 
-    for note in images.notes:
-        if note not in _said:
-            _said.add(note)
-            say(f"data: {note}")
+    if text not in _shown:
+        _shown.add(text)
+        say(text)
 
 
-_said: set[str] = set()
-"""Notes that this run of a verb has told."""
+_shown: set[str] = set()
+"""Notes that this run of a verb has shown."""
 
 
 def positive(text: str) -> int:
-    """An integer of at least 1, for argparse."""
+    """Parses an integer of at least 1, for argparse."""
     try:
         value = int(text)
     except ValueError:
@@ -119,10 +165,10 @@ def labelled_batches(
     problem: Callable[[str], None] | None = None,
     model: Path | None = None,
 ) -> tuple[int, Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]]:
-    """Number of images, and preprocessed batches with the model's class numbers, matched by name.
+    """Returns the number of images, and preprocessed batches with the model's class numbers, matched by name.
 
-    An image that cannot be read is an error, unless ``problem`` is there to be told; it is then left out. So are images
-    that ``model`` was trained on, see :func:`labelled_images`.
+    An image that cannot be read is an error, unless a ``problem`` callback is given; the image is then left out. So are
+    images that ``model`` was trained on, see :func:`labelled_images`.
     """
     from gft_edge.data.batches import evaluation_batches
 
@@ -139,25 +185,20 @@ def labelled_images(
     seed: int = 0,
     model: Path | None = None,
 ) -> ImageSet:
-    """A data set with the model's class numbers, matched by name; says how its images were found.
+    """Opens a data set with the model's class numbers, matched by name, and shows how its images were found.
 
     Val and test images that the checkpoint or artefact in the folder ``model`` was trained on are left out.
 
     Raises:
         DataError: nothing usable there, or classes that the model does not know.
     """
-    from gft_edge.data.datasets import match_labels, open_images
-    from gft_edge.data.trained import not_trained_on
+    from gft_edge.data import for_model
 
-    found = match_labels(open_images(data, split, images, size, seed), labels, data)
-    if model is not None:
-        found = not_trained_on(found, model, split, data)
-    say_notes(found)
-    return found
+    return for_model.labelled_images(for_model.Request(data, split, images, seed), size, labels, model, say_note)
 
 
 def is_artifact(path: str) -> bool:
-    """Whether a path is an artefact rather than a checkpoint.
+    """Returns whether a path is an artefact; otherwise it should be a checkpoint.
 
     Raises:
         ArtifactError: it is a file.
@@ -173,15 +214,20 @@ def is_artifact(path: str) -> bool:
 
 
 def parse_compute_capabilities(text: str) -> tuple[str, ...]:
-    """``"8.6,8.9"`` to a tuple."""
+    """Returns the parts of a text such as ``"8.6,8.9"``."""
+    return comma_separated(text)
+
+
+def comma_separated(text: str) -> tuple[str, ...]:
+    """Returns the parts of a text between commas, without spaces and empty parts."""
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
 def parse_batch_range(text: str) -> tuple[int, int, int]:
-    """``"4"`` or ``"1:4:8"`` (smallest, usual, largest).
+    """Parses ``"4"`` or ``"1:4:8"`` (smallest, usual, largest).
 
     Raises:
-        ConfigError: something else.
+        ConfigError: the text is neither.
     """
     try:
         sizes = [int(part) for part in text.split(":")]

@@ -1,4 +1,4 @@
-"""Completion of verbs, flags and file names in a shell, by shtab."""
+"""Shell completion of verbs, flags and file names, made by shtab."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ from gft_edge.errors import ConfigError, MissingExtraError
 
 
 def completion_script(
-    shell: str, verbs: dict[str, str], load: Callable[[str], ModuleType], fill: Callable[[str, ModuleType], Parser]
+    shell: str,
+    verbs: dict[str, str],
+    load: Callable[[str], ModuleType],
+    make_parser: Callable[[str, ModuleType], Parser],
 ) -> str:
-    """A script that the shell reads once; it needs neither shtab nor gft-edge when it completes.
+    """Returns a completion script; completion itself needs neither shtab nor gft-edge.
 
     Args:
-        shell: one that shtab knows: bash, fish, tcsh or zsh.
+        shell: bash, fish, tcsh or zsh.
         verbs: names with one line of help each.
-        load: the module of a verb.
-        fill: the parser of a verb.
+        load: returns the module of a verb.
+        make_parser: returns the parser of a verb.
 
     Raises:
-        ConfigError: another shell.
+        ConfigError: unknown shell.
         MissingExtraError: shtab is not installed.
     """
     try:
@@ -37,9 +40,9 @@ def completion_script(
     whole.add_argument("--version", action="store_true", help="print the version")
     under = whole.add_subparsers()
     for verb, text in verbs.items():
-        parser = fill(verb, load(verb))
-        for action in parser._actions:
+        parser = make_parser(verb, load(verb))
+        for action in parser.actions:
             if action.type is Path or not (action.option_strings or action.choices):
-                action.complete = shtab.FILE  # type: ignore[attr-defined]  # how shtab is told
+                action.complete = shtab.FILE  # type: ignore[attr-defined]  # read by shtab
         under.add_parser(verb, help=text, parents=[parser], add_help=False)
     return str(shtab.complete(whole, shell))

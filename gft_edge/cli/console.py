@@ -1,4 +1,4 @@
-"""What all verbs print with: results on stdout, progress on stderr, rich where it is installed."""
+"""Output of all verbs: results on stdout, progress on stderr, with rich if it is installed."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 
 def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
-    """A progress bar on stderr; without rich or a terminal, a line every ten seconds."""
+    """Shows a progress bar on stderr; without rich or a terminal, prints a line every ten seconds."""
     if sys.stderr.isatty():
         try:
             from rich.console import Console
@@ -32,35 +32,43 @@ def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
             return
         except ImportError:
             pass
-    started = told = time.monotonic()
+    started = printed = time.monotonic()
     for number, item in enumerate(items, start=1):
         yield item
         now = time.monotonic()
-        if now - told >= 10:
-            told = now
+        if now - printed >= 10:
+            printed = now
             left = (now - started) / number * (total - number)
             say(f"{title}: {number} of {total}, about {duration(left)} left")
 
 
 def say(text: str) -> None:
-    """A line of progress on stderr; where nobody can read it any more, the work goes on without."""
+    """Prints a line of progress on stderr; a closed stderr does not stop the work."""
     with contextlib.suppress(OSError):
         print(visible(text, keep="\n\t"), file=sys.stderr, flush=True)
 
 
-def result(args: argparse.Namespace, data: Mapping[str, Any], text: str, out: Path | None = None) -> None:
-    """The result of a verb: on stdout as JSON with ``--json``, else as the text, and in a file where one is asked for.
+def say_left_out(problems: Sequence[str], shown: int = 20) -> None:
+    """Shows why images were left out, one line for each of the first."""
+    for text in problems[:shown]:
+        say(f"left out: {text}")
+    if len(problems) > shown:
+        say(f"left out: {len(problems) - shown} more")
 
-    Both are tried, the terminal first, so that what took long to measure is not lost where one of them cannot be written.
+
+def result(args: argparse.Namespace, data: Mapping[str, Any], text: str, out: Path | None = None) -> None:
+    """Prints the result of a verb on stdout, as JSON with ``--json`` and else as text, and writes it to a file if given.
+
+    It tries both, stdout first, so that a failure of one does not lose a long measurement.
 
     Args:
         args: of the verb.
-        data: what ``--json`` prints and the file gets.
-        text: for people.
+        data: content of the JSON output and of the file.
+        text: output without ``--json``.
         out: file to write, if any.
 
     Raises:
-        OutputError: one of them cannot be written; the other is there.
+        OutputError: one of them cannot be written; the other one is complete.
     """
     problem: OutputError | None = None
     try:
@@ -75,11 +83,11 @@ def result(args: argparse.Namespace, data: Mapping[str, Any], text: str, out: Pa
 
 @contextlib.contextmanager
 def standard_output() -> Iterator[None]:
-    """Turns a failure of printing in the block into one error.
+    """Turns a printing failure in the block into one error.
 
     Raises:
         OutputError: standard output is full or closed.
-        BrokenPipeError: its reader has gone.
+        BrokenPipeError: the reader of the pipe has ended.
     """
     if sys.stdout is None:
         raise OutputError("standard output", "it is closed")
@@ -92,15 +100,15 @@ def standard_output() -> Iterator[None]:
 
 
 def print_out(text: str) -> None:
-    """A text on standard output, written to its end; raises as :func:`standard_output` does."""
+    """Prints a text on standard output and flushes it; raises like :func:`standard_output`."""
     with standard_output():
         print(text, flush=True)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """Columns padded to equal width, numbers as given; on a terminal that is narrower, cells are wrapped.
+    """Returns rows as text with aligned columns; wraps cells to the width of the terminal.
 
-    A cell is one line: newlines and other control characters of names become escapes.
+    A cell is one line: newlines and other control characters become escapes.
     """
     cells = [[visible(str(cell)) for cell in row] for row in (header, *rows)]
     return columns(cells, terminal_width())

@@ -1,4 +1,4 @@
-"""``gft-edge VERB``: parses, runs one verb, and turns errors into one line and an exit code."""
+"""``gft-edge VERB``: parses the arguments, runs one verb, and turns errors into one line and an exit code."""
 
 from __future__ import annotations
 
@@ -18,32 +18,33 @@ from gft_edge.errors import EXIT_OK, EXIT_USER_ERROR, GFTEdgeError, MissingExtra
 from gft_edge.files import chain
 
 VERBS = {
-    "doctor": "what is installed, what will and will not work here, and why",
-    "demo": "the whole chain on the built-in task, ending in a report page",
-    "train": "train a model by a recipe",
-    "import-published": "turn a .pth file of the published code into a checkpoint",
-    "evaluate": "accuracy of a checkpoint or artefact",
-    "calibrate": "find the ranges of activations, and how many images they need",
-    "sensitivity": "what INT8 does to each layer, and the layers to choose for mixed precision",
-    "quantize": "calibrate and quantize a checkpoint to INT8",
+    "doctor": "show what is installed and what works on this machine, with reasons",
+    "demo": "run the whole chain on the built-in task and write a report page",
+    "train": "train a model from a recipe",
+    "import-published": "convert a .pth file of the published code to a checkpoint",
+    "evaluate": "measure the accuracy of a checkpoint or artefact",
+    "calibrate": "find activation ranges and the number of images they need",
+    "sensitivity": "measure the effect of INT8 on each layer; choose layers for mixed precision",
+    "quantize": "calibrate and quantize a checkpoint",
     "export": "export a checkpoint to an ONNX artefact",
-    "lint": "find what makes a graph wrong, slow or impossible to build on a target",
+    "lint": "find problems of a graph: errors, slow parts, parts that a target cannot build",
     "build": "compile an artefact into a TensorRT engine",
-    "verify": "prove that an artefact still computes what the model computes",
-    "bench": "measure artefacts against each other, or take in what trtexec measured",
-    "predict": "classify images and draw what the model kept",
-    "report": "make the HTML page of a run, or of bench files of several machines",
+    "verify": "check that an artefact computes the same as its model",
+    "bench": "measure and compare the latency of artefacts, or import trtexec results",
+    "predict": "classify images and draw the patches that the model kept",
+    "report": "write the HTML page of a run, or of bench files of several machines",
 }
-"""Verbs and their one-line help, in the order a user meets them."""
+"""Verbs and their one-line help, in the order of a typical workflow."""
 
 
-def _verb_module(verb: str) -> ModuleType:
+def verb_module(verb: str) -> ModuleType:
+    """Imports the module of a verb."""
     return importlib.import_module(f"gft_edge.cli.verbs.{verb.replace('-', '_')}")
 
 
 def run_verb(verb: str, arguments: Sequence[str]) -> int:
-    """Parses one verb's arguments and runs it; errors pass through."""
-    module = _verb_module(verb)
+    """Parses the arguments of a verb and runs it; errors propagate."""
+    module = verb_module(verb)
     code: int = module.run(verb_parser(verb, module).parse_args(arguments))
     return code
 
@@ -51,7 +52,7 @@ def run_verb(verb: str, arguments: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code.
 
-    The codes: 0 ok, 1 a check failed, 2 user error or a result that cannot be written, 3 missing extra, 130 interrupted,
+    Exit codes: 0 ok, 1 a check failed, 2 user error or a result that cannot be written, 3 missing extra, 130 interrupted,
     143 terminated.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
@@ -64,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             with standard_output():
                 sys.stdout.flush()
             return code
-        except SystemExit:  # help, the version, or an error of parsing
+        except SystemExit:  # from help, version, or a parsing error
             raise
         except BaseException as error:
             if isinstance(error, BrokenPipeError):
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stop = _interrupt(error, received)
             if stop is not None:
                 word, code = how_ended(received)
-                _tell(f"{prog}: {word}" + (f"; {stop}" if str(stop) else ""))
+                _print_error(f"{prog}: {word}" + (f"; {stop}" if str(stop) else ""))
                 return code
             problem = _user_problem(error)
             if problem is None:
@@ -82,12 +83,12 @@ def main(argv: Sequence[str] | None = None) -> int:
                 abandon_stdout()
             if "-v" in arguments or "--verbose" in arguments:
                 logging.getLogger("gft_edge").error("details", exc_info=error)
-            _tell(f"{prog}: {_without_verb(str(problem), verb)}")
+            _print_error(f"{prog}: {_without_verb(str(problem), verb)}")
             return problem.exit_code
 
 
 def _run(arguments: Sequence[str]) -> int:
-    """Parses and runs; errors pass through."""
+    """Parses the arguments and runs the verb; errors propagate."""
     top = top_parser(VERBS)
     if not arguments:
         print_out(top.format_help().rstrip())
@@ -98,13 +99,13 @@ def _run(arguments: Sequence[str]) -> int:
     if options.print_completion is not None:
         from gft_edge.cli.completion import completion_script
 
-        print_out(completion_script(options.print_completion, VERBS, _verb_module, verb_parser))
+        print_out(completion_script(options.print_completion, VERBS, verb_module, verb_parser))
         return EXIT_OK
     verb = options.verb
     if verb not in VERBS:
         near = nearest(verb or "", VERBS) or f"; there are: {', '.join(VERBS)}"
         top.error("no VERB given" if verb is None else f"unknown verb {verb!r}{near}")
-    module = _verb_module(verb)
+    module = verb_module(verb)
     parser = verb_parser(verb, module)
     parser.refuse_unknown_flags(arguments[place + 1 :])
     args = parser.parse_args(arguments[place + 1 :])
@@ -125,13 +126,13 @@ def _log(level: int) -> None:
 
 
 def _interrupt(error: BaseException, received: list[signal.Signals]) -> KeyboardInterrupt | None:
-    """The interrupt behind an error: libraries (torch.export, TensorRT) turn one into errors of their own."""
+    """Returns the interrupt that caused an error; libraries (torch.export, TensorRT) wrap it in their own errors."""
     found = next((one for one in chain(error) if isinstance(one, KeyboardInterrupt)), None)
     return KeyboardInterrupt() if found is None and received else found
 
 
 def _user_problem(error: BaseException) -> GFTEdgeError | None:
-    """What to tell the user in one line; None for a bug, which keeps its traceback."""
+    """Returns the error to show in one line; None for a bug, which keeps its traceback."""
     if isinstance(error, GFTEdgeError):
         return error
     if isinstance(error, ModuleNotFoundError):
@@ -143,7 +144,7 @@ def _user_problem(error: BaseException) -> GFTEdgeError | None:
         reason = error.strerror or str(error)
         return GFTEdgeError(f"{error.filename}: {reason}" if error.filename else reason)
     if isinstance(error, MemoryError):
-        return GFTEdgeError("out of memory; give smaller batches or images, or a machine with more of it")
+        return GFTEdgeError("out of memory; use smaller batches or images, or a machine with more memory")
     return None
 
 
@@ -153,7 +154,7 @@ def _without_verb(text: str, verb: str) -> str:
     return shorter.removeprefix(f"{verb} ") if shorter.startswith(f"{verb} --") else shorter
 
 
-def _tell(text: str) -> None:
+def _print_error(text: str) -> None:
     with contextlib.suppress(OSError):
         print(error_line(text), file=sys.stderr)
 

@@ -1,4 +1,4 @@
-"""Parsers of the command line: help wrapped to the terminal, errors in one line, the nearest name for a mistyped one."""
+"""Parsers of the command line: wrapped help, errors in one line, suggestions for mistyped names."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from gft_edge.errors import EXIT_USER_ERROR
 EXIT_CODES = """exit codes:
   0    done
   1    a check failed
-  2    an error of the user's, or a result that cannot be written: one line says which
-  3    an extra is missing: the line names it
+  2    a user error, or a result that cannot be written; one line describes it
+  3    an extra is missing; the line names it
   130  interrupted (Ctrl-C)
   143  terminated (SIGTERM); 129 when the terminal closes (SIGHUP)"""
 
@@ -28,7 +28,7 @@ _LISTED = re.compile(r"(  +\S+  +)(.*)")
 
 
 class _Help(argparse.HelpFormatter):
-    """Wraps paragraphs and lists to the terminal; a command line in the text stays one line, so that it can be copied."""
+    """Wraps paragraphs and lists to the terminal; an example command stays on one line, so that users can copy it."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         blocks = re.split(r"\n\s*\n", text.strip("\n"))
@@ -56,26 +56,31 @@ def _wrapped(block: str, width: int) -> Iterable[str]:
 
 
 class Parser(argparse.ArgumentParser):
-    """Reports errors in one line with code 2, an unknown flag before a missing argument."""
+    """Parser that reports errors in one line with code 2, and unknown flags before missing arguments."""
 
     def error(self, message: str) -> NoReturn:
-        """Prints the line and ends the process."""
+        """Prints the message in one line and ends the process."""
         print(f"{self.prog}: {error_line(message)}; see {self.prog} --help", file=sys.stderr)
         raise SystemExit(EXIT_USER_ERROR)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Help and version count as results: standard output that is full or closed is an error."""
+        """Prints help and version as results: a full or closed standard output is an error."""
         if file is sys.stdout:
             print_out(message.rstrip("\n"))
         else:
             super()._print_message(message, file)
 
+    @property
+    def actions(self) -> list[argparse.Action]:
+        """All arguments."""
+        return list(self._actions)
+
     def flags(self) -> list[str]:
-        """All flags, long and short."""
+        """Returns all flags, long and short."""
         return [flag for action in self._actions for flag in action.option_strings]
 
     def refuse_unknown_flags(self, arguments: Iterable[str]) -> None:
-        """Ends the process with one line, and the nearest flag, when an argument is a flag that is not there."""
+        """Ends the process with one line and the nearest flag if an argument is an unknown flag."""
         flags = self.flags()
         for argument in arguments:
             if argument == "--":
@@ -90,13 +95,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'train'?"``, or nothing where no known name is like it."""
+    """Returns ``"; did you mean 'train'?"`` for the nearest known name, or ``""`` if none is near."""
     found = difflib.get_close_matches(name, list(known), 1)
     return f"; did you mean {found[0]!r}?" if found else ""
 
 
 def top_parser(verbs: dict[str, str]) -> Parser:
-    """The parser of everything before a verb's own arguments.
+    """Returns the parser of the arguments before the verb's own.
 
     Args:
         verbs: names with one line of help each.
@@ -104,7 +109,7 @@ def top_parser(verbs: dict[str, str]) -> Parser:
     listing = "\n".join(f"  {verb:<17} {text}" for verb, text in verbs.items())
     parser = Parser(
         prog="gft-edge",
-        description="Gradient Focal Transformers from training to a board on a robot.",
+        description="Gradient Focal Transformers: from training to deployment on edge devices.",
         epilog=f"verbs:\n{listing}\n\n{EXIT_CODES}\n\nexample: gft-edge demo --out runs/demo",
         formatter_class=_Help,
     )
@@ -112,13 +117,13 @@ def top_parser(verbs: dict[str, str]) -> Parser:
     parser.add_argument(
         "--print-completion", metavar="SHELL", help="print a completion script for bash, fish, tcsh or zsh (extra: cli)"
     )
-    parser.add_argument("verb", metavar="VERB", nargs="?", help="what to do; VERB --help tells more")
+    parser.add_argument("verb", metavar="VERB", nargs="?", help="see below; VERB --help lists its arguments")
     parser.add_argument("arguments", nargs="*", metavar="...", help="arguments of the verb")
     return parser
 
 
 def verb_parser(verb: str, module: ModuleType) -> Parser:
-    """The parser of one verb's arguments, those that all verbs have among them."""
+    """Returns the parser of a verb: its own arguments and those of all verbs."""
     parser = Parser(
         prog=f"gft-edge {verb}",
         description=module.__doc__,
@@ -128,15 +133,15 @@ def verb_parser(verb: str, module: ModuleType) -> Parser:
     module.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print the result as JSON")
     parser.add_argument(
-        "-v", "--verbose", action="store_true", help="more on standard error; tracebacks of user errors"
+        "-v", "--verbose", action="store_true", help="more messages on standard error, with tracebacks of user errors"
     )
     return parser
 
 
 def split_verb(arguments: Sequence[str]) -> int:
-    """Where the verb stands among the arguments: the first that is no flag, or behind all of them.
+    """Returns the position of the verb: the first argument that is not a flag, or the number of arguments without one.
 
-    The value of ``--print-completion`` is none.
+    The value of ``--print-completion`` is not a verb.
     """
     for number, argument in enumerate(arguments):
         if not argument.startswith("-") and (number == 0 or arguments[number - 1] != "--print-completion"):

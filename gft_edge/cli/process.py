@@ -1,4 +1,4 @@
-"""What surrounds a verb in its process: signals that end it in good order, and standard streams that may be closed."""
+"""Process of a verb: signals that end it cleanly, and standard streams that may be closed."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated", signal.SIG
 
 @contextlib.contextmanager
 def ended_by_signals() -> Iterator[list[signal.Signals]]:
-    """SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the block, so that everything cleans up on the way out.
+    """Makes SIGINT, SIGTERM and SIGHUP raise KeyboardInterrupt in the block, so that all code cleans up.
 
-    Yields what has arrived: a library may turn the exception into one of its own. A signal that somebody ignores (nohup) or
-    handles already is left alone, and so are all outside the main thread, where Python takes none.
+    Yields the received signals, since a library may replace the exception. Signals that are already ignored (nohup) or handled
+    stay unchanged, and so do all signals outside the main thread, where Python cannot handle them.
     """
     received: list[signal.Signals] = []
     owner = os.getpid()
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if os.getpid() != owner and number != signal.SIGINT:  # a forked worker has nothing to clean up
+        if os.getpid() != owner and number != signal.SIGINT:  # a forked worker must not clean up
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
             return
@@ -44,27 +44,27 @@ def ended_by_signals() -> Iterator[list[signal.Signals]]:
 
 
 def how_ended(received: list[signal.Signals]) -> tuple[str, int]:
-    """Word and exit code (128 + the signal's number) of the first signal, that of Ctrl-C where none was seen."""
+    """Returns word and exit code (128 + signal number) of the first signal; those of Ctrl-C without a signal."""
     number = received[0] if received else signal.SIGINT
     return _WORDS[number], 128 + number
 
 
 def prepare_streams() -> None:
-    """Makes printing safe: no closed descriptor is left for a file to take its number, no character is unprintable."""
+    """Makes printing safe: opens closed standard descriptors, so that no file gets their numbers, and escapes unprintable text."""
     for number in (0, 1, 2):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number, which is this one
-    if sys.stderr is None:  # print would fall back to standard output
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (as long as the process)
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+    if sys.stderr is None:  # else print writes to standard output
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115  (stays open until the process ends)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
 
 def abandon_stdout() -> None:
-    """Where standard output cannot take what waits for it, leads it nowhere, so that the end of the process does not fail too."""
+    """Redirects a broken standard output to the null device, so that the flush at exit does not fail too."""
     if sys.stdout is None:
         return
     try:
@@ -73,6 +73,6 @@ def abandon_stdout() -> None:
     except (OSError, ValueError):
         pass
     with contextlib.suppress(OSError, ValueError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)

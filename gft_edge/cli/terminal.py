@@ -1,4 +1,4 @@
-"""Text that is safe on a terminal and lines up there: control characters made visible, widths in columns, wrapped tables."""
+"""Text for terminals: visible control characters, widths in columns, wrapped tables."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 
 LONGEST_WORD = 200
-"""Characters of one word of an error line; a longer one is cut in its middle."""
+"""Largest length of a word in an error line; longer words are cut in the middle."""
 LONGEST_LINE = 1200
-"""Characters of an error line."""
+"""Largest length of an error line."""
 NARROWEST = 8
-"""Columns below which a column of a table is not squeezed."""
+"""Smallest width of a table column that wraps."""
 
 _JOINERS = "\u200c\u200d"  # needed to spell Persian, Hindi and some emoji
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 
 
 def visible(text: str, keep: str = "") -> str:
-    """The text with every character that a terminal would obey, or not show, as an escape such as ``\\x1b``.
+    """Returns the text with control and invisible characters as escapes such as ``\\x1b``.
 
-    These are the control characters (C0, C1), marks that turn the direction of writing, other characters of no width but joiners,
-    line and paragraph separators, and lone surrogates (bytes of file names that are no UTF-8).
+    These are control characters (C0, C1), marks of writing direction, other characters without width except joiners,
+    line and paragraph separators, and lone surrogates (bytes of file names that are not UTF-8).
 
     Args:
-        text: anything, for example a class name or a file name.
-        keep: characters left as they are, for example a newline.
+        text: for example a class name or a file name.
+        keep: characters that stay unchanged, for example a newline.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -39,7 +39,7 @@ def _is_hidden(character: str) -> bool:
 
 
 def error_line(text: str) -> str:
-    """A message as one line of bounded length, safe on a terminal: whitespace joined, long values cut in their middle."""
+    """Returns a message as one line of bounded length, safe on a terminal; cuts long words in the middle."""
     words = (_cut(word, LONGEST_WORD) for word in text.split())
     return visible(_cut(" ".join(words), LONGEST_LINE))
 
@@ -52,7 +52,7 @@ def _cut(text: str, limit: int) -> str:
 
 
 def width(text: str) -> int:
-    """Columns of a terminal that the text takes: two for wide characters (East Asian), none for combining marks."""
+    """Returns the width of a text in terminal columns: two for wide characters (East Asian), none for combining marks."""
     if text.isascii():
         return len(text)
     return sum(_columns(character) for character in text)
@@ -65,7 +65,7 @@ def _columns(character: str) -> int:
 
 
 def terminal_width() -> int | None:
-    """Columns of the terminal that standard output is, by COLUMNS where that is set; None where it is no terminal."""
+    """Returns the columns of the terminal (or COLUMNS if set); None if standard output is not a terminal."""
     try:
         shown = sys.stdout is not None and sys.stdout.isatty()
     except ValueError:  # closed
@@ -74,11 +74,11 @@ def terminal_width() -> int | None:
 
 
 def columns(rows: Sequence[Sequence[str]], limit: int | None) -> str:
-    """Rows as lines with columns of equal width, the first row underlined.
+    """Returns rows as lines with aligned columns, the first row underlined.
 
     Args:
         rows: cells of one line each; the first row is the header.
-        limit: columns of the terminal: cells of the widest columns are wrapped until the table fits. None wraps nothing.
+        limit: columns of the terminal; cells of the widest columns wrap until the table fits. None wraps nothing.
     """
     widths = [max(width(row[i]) for row in rows) for i in range(len(rows[0]))]
     if limit is not None:
@@ -90,7 +90,7 @@ def columns(rows: Sequence[Sequence[str]], limit: int | None) -> str:
 
 
 def _squeezed(widths: list[int], limit: int) -> list[int]:
-    """Takes columns from the widest ones until the row fits, or none is wider than the least width."""
+    """Narrows the widest columns until the row fits, or until none is wider than :data:`NARROWEST`."""
     widths = list(widths)
     excess = sum(widths) + 2 * (len(widths) - 1) - limit
     while excess > 0 and max(widths) > NARROWEST:
@@ -107,7 +107,7 @@ def _wrapped_row(row: Sequence[str], widths: Sequence[int]) -> Iterator[str]:
 
 
 def _wrapped(text: str, size: int) -> Iterator[str]:
-    """Lines of at most ``size`` columns, broken at spaces where there are some; nothing is lost but the broken spaces."""
+    """Yields lines of at most ``size`` columns, broken at spaces if possible; drops only spaces at line breaks."""
     line = ""
     for word in re.split(r"(?<= )(?=\S)", text):
         if line and width(line) + width(word.rstrip()) > size:
@@ -122,7 +122,7 @@ def _wrapped(text: str, size: int) -> Iterator[str]:
 
 
 def _fitting(text: str, size: int) -> int:
-    """How many characters fit into so many columns; at least one."""
+    """Returns the number of characters that fit into ``size`` columns; at least one."""
     used = 0
     for number, character in enumerate(text):
         used += _columns(character)

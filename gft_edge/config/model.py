@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from gft_edge.budget import NO_BUDGET, TokenBudget
+from gft_edge.budget import NO_BUDGET, PREFIX_TOKENS, TokenBudget
 from gft_edge.config.reader import load_dataclass
 from gft_edge.errors import ConfigError, did_you_mean
 
@@ -20,11 +20,11 @@ BASELINES: tuple[Variant, ...] = ("timm", "transfg")
 
 @dataclass(frozen=True)
 class GFTConfig:
-    """What a model is: its backbone, where its stages stand, and the budget it runs at by default.
+    """Configuration of a model: its backbone, the place of its stages, and its default token budget.
 
     Args:
         backbone: timm name of a Vision Transformer; the sizes below override the named model's own. For the baselines,
-            of any classifier (``"timm"``) or of a Vision Transformer (``"transfg"``), taken as it is: the sizes are 0.
+            of any classifier (``"timm"``) or of a Vision Transformer (``"transfg"``), unchanged: the sizes are 0.
         image_size, patch_size: pixels; the image must hold a whole number of patches.
         num_classes: outputs of the classifier.
         embed_dim, depth, num_heads: width, number of blocks, heads.
@@ -77,18 +77,18 @@ class GFTConfig:
         if self.stem != "linear":
             set_names.append("stem")
         return [
-            f"variant {self.variant!r} is its backbone as it is and has no stages: leave out {', '.join(set_names)}"
+            f"variant {self.variant!r} is the unchanged backbone and has no stages: leave out {', '.join(set_names)}"
         ] * bool(set_names)
 
     def _gft_problems(self, wrong_sizes: bool) -> list[str]:
         problems = []
         if not wrong_sizes:
             if self.image_size % self.patch_size:
-                problems.append(f"image_size {self.image_size} is no multiple of patch_size {self.patch_size}")
+                problems.append(f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}")
             elif self.budget.num_patches != self.num_patches:
                 problems.append(f"budget is for {self.budget.num_patches} patches, the image has {self.num_patches}")
             if self.embed_dim % self.num_heads:
-                problems.append(f"embed_dim {self.embed_dim} is no multiple of num_heads {self.num_heads}")
+                problems.append(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
             if any(not 1 <= after <= self.depth for after in self.stages):
                 problems.append(f"stages must stand after blocks 1 to {self.depth}, found {list(self.stages)}")
         if not self.stages:
@@ -117,7 +117,7 @@ class GFTConfig:
 
     @property
     def is_baseline(self) -> bool:
-        """Whether this is a model for comparison, without stages and without a token budget."""
+        """True for a model for comparison, without stages and without a token budget."""
         return self.variant in BASELINES
 
     @property
@@ -133,15 +133,20 @@ class GFTConfig:
         return rows * cols
 
     @property
+    def num_prefix_tokens(self) -> int:
+        """Number of tokens before the patches: the class token."""
+        return PREFIX_TOKENS
+
+    @property
     def full_budget(self) -> TokenBudget:
         """The budget at which no stage drops a patch."""
         return TokenBudget.full(len(self.stages), self.num_patches)
 
     def parse_budget(self, text: str) -> TokenBudget:
-        """``"full"``, or what :meth:`TokenBudget.parse` reads.
+        """Reads ``"full"`` or a text for :meth:`TokenBudget.parse`.
 
         Raises:
-            ConfigError: no budget, or one for a model without stages.
+            ConfigError: the text is not a budget, or the model has no stages.
         """
         if text in ("full", self.budget.id):
             return self.full_budget if text == "full" else self.budget
@@ -150,14 +155,20 @@ class GFTConfig:
         return TokenBudget.parse(text, self.num_patches)
 
     def to_json(self) -> dict[str, Any]:
-        """The configuration as plain JSON values."""
+        """Returns the configuration as plain JSON values."""
         data = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {**data, "stages": list(self.stages), "budget": self.budget.to_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> GFTConfig:
-        """The inverse of :meth:`to_json`."""
+        """Reads what :meth:`to_json` returns."""
         return load_dataclass(cls, data, "model configuration")
+
+
+def conv_stem_widths(patch_size: int, embed_dim: int) -> tuple[int, ...]:
+    """Returns the channels of a convolutional stem: those of the image, then those after each strided convolution."""
+    num_convs = patch_size.bit_length() - 1
+    return (3, *(max(embed_dim >> (num_convs - 1 - i), 16) for i in range(num_convs)))
 
 
 def _preset(backbone: str, embed_dim: int, num_heads: int) -> GFTConfig:
@@ -203,16 +214,16 @@ PRESETS: Mapping[str, GFTConfig] = types.MappingProxyType(
         "transfg_base": GFTConfig("vit_base_patch16_224", 224, 1000, variant="transfg"),
     }
 )
-"""Named configurations; ``gft_typeface`` is the built-in task's, those not called gft are baselines."""
+"""Configurations by name; ``gft_typeface`` is that of the built-in task, names without gft are baselines."""
 
 
 def preset(name: str, **overrides: Any) -> GFTConfig:
-    """The preset of that name with some fields replaced.
+    """Returns the preset of that name with some fields replaced.
 
     A changed image size, patch size or stages list keeps the preset's shares of patches unless ``budget`` is given.
 
     Raises:
-        ConfigError: no such preset (with the nearest name), or the overrides do not fit.
+        ConfigError: there is no such preset (the message has the nearest name), or the overrides do not fit.
     """
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}{did_you_mean(name, PRESETS)}; there are: {', '.join(PRESETS)}")

@@ -12,17 +12,17 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from gft_edge.errors import ConfigError, MissingExtraError, did_you_mean
-from gft_edge.filekinds import kind_of
+from gft_edge.filekinds import FileKind, kind_of
 from gft_edge.files import decode_text, parse_json
 
 T = TypeVar("T")
 
 
 def read_table(path: Path, what: str) -> Any:
-    """Reads a TOML file, or a JSON file where the name ends so; a byte order mark is passed over.
+    """Reads a TOML file, or a JSON file if the name ends in .json; skips a byte order mark.
 
     Raises:
-        ConfigError: unreadable, no text, or not of that language.
+        ConfigError: the file cannot be read, is not text, or is not in that language.
         MissingExtraError: TOML on Python 3.10 without tomli.
     """
     try:
@@ -31,10 +31,12 @@ def read_table(path: Path, what: str) -> Any:
     except OSError as error:
         raise ConfigError(f"{what} {path}: cannot be read ({error.strerror or error})") from None
     except UnicodeDecodeError as error:
-        raise ConfigError(f"{what} {path}: cannot be read: it is no text in UTF-8 or UTF-16 ({error.reason})") from None
+        raise ConfigError(
+            f"{what} {path}: cannot be read: it is not text in UTF-8 or UTF-16 ({error.reason})"
+        ) from None
     except ValueError as error:
         kind = kind_of(path)
-        if kind not in ("a text file", "a JSON file", "a file of an unknown kind"):
+        if kind not in (FileKind.TEXT, FileKind.JSON, FileKind.UNKNOWN):
             raise ConfigError(f"{what} {path}: expected TOML or JSON, it is {kind}") from None
         raise ConfigError(f"{what} {path}: {shortened(str(error))}") from None
 
@@ -47,7 +49,7 @@ def loads_toml(text: str) -> dict[str, Any]:
     """Parses TOML, with the standard library or tomli.
 
     Raises:
-        ValueError: it is none, or is nested too deeply; keys of very many parts take the library quadratic time.
+        ValueError: the text is not TOML, is nested too deeply, or has a key of very many parts, which takes quadratic time.
         MissingExtraError: Python 3.10 without tomli.
     """
     if sys.version_info >= (3, 11):
@@ -67,7 +69,7 @@ def loads_toml(text: str) -> dict[str, Any]:
 
 
 def shortened(text: str, length: int = 120) -> str:
-    """A text for a message, its middle left out where it is long."""
+    """Shortens a text for a message by cutting out its middle."""
     return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 4 :]}"
 
 
@@ -79,7 +81,7 @@ def _shown(value: object) -> str:
 
 
 def parse_scalar(text: str) -> Any:
-    """A JSON value, or the text itself where it is none."""
+    """Parses a JSON value; returns the text itself if it is not one."""
     try:
         return parse_json(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Recipes: what to train, on which data and how, as dataclasses filled from TOML or JSON."""
+"""Recipes: model, data and settings of a training, as dataclasses filled from TOML or JSON."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Augment = Literal["none", "light", "published", "published-food", "modern"]
 
 @dataclass(frozen=True)
 class ModelSection:
-    """``[model]`` of a recipe: a preset and what to change in it.
+    """``[model]`` of a recipe: a preset and changes to it.
 
     Args:
         preset: name of the configuration to start from.
         backbone: timm name of another Vision Transformer of the preset's width, depth and heads; for the preset of a
             baseline such as ``resnet50``, of any classifier.
         patch_size, image_size: pixels.
-        num_classes: that of the data; needed nowhere, checked where given.
+        num_classes: optional; if given it must equal the data set's number of classes.
         stages: after how many blocks each stage stands.
         budget: counts or shares of patches kept.
         pretrained: start from timm's pretrained weights of the backbone (needs network or timm's cache).
@@ -43,7 +43,7 @@ class ModelSection:
     pretrained: bool = False
 
     def resolve(self, num_classes: int) -> GFTConfig:
-        """The configuration for a data set of ``num_classes`` classes."""
+        """Returns the configuration for a data set of ``num_classes`` classes."""
         if self.num_classes not in (None, num_classes):
             raise ConfigError(
                 f"model.num_classes is {self.num_classes}, the data has {num_classes} classes; leave it out"
@@ -63,7 +63,7 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """``[data]`` of a recipe: ``name`` as :func:`gft_edge.data.datasets.open_images` takes it."""
+    """``[data]`` of a recipe: ``name`` is an argument of :func:`gft_edge.data.datasets.open_images`."""
 
     name: str = "typefaces"
     train_images: int = 100_000
@@ -95,12 +95,12 @@ class TrainSection:
         grad_clip: largest gradient norm; 0 is off.
         drop_path: stochastic depth at the last block, rising linearly from 0 at the first.
         mixup, cutmix: alphas of their beta distributions (timm); 0 is off.
-        ema: decay of a moving average of the weights, which is then what is evaluated and saved; 0 is off.
-        early_stop: stop after so many evaluations without improvement; 0 is off.
+        ema: decay of a moving average of the weights, which is then evaluated and saved; 0 is off.
+        early_stop: stop after this many evaluations without improvement; 0 is off.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` with a loss scaler (autocast; importance stays float32).
         tensorboard: also write the log for TensorBoard.
-        recompute: compute each block's activations anew in the backward pass instead of keeping them.
-        step_in_backward: update each weight as soon as its gradient is there and free the gradient; the same result, for
+        recompute: recompute each block's activations in the backward pass instead of keeping them.
+        step_in_backward: update each weight as soon as its gradient exists and free the gradient; the same result, for
             one backward pass per step without clipping.
         elastic: train at full and sampled token budgets, so that one checkpoint serves every budget; without it, at the
             model's own budget alone.
@@ -185,16 +185,22 @@ class TrainSection:
 
 @dataclass(frozen=True)
 class Recipe:
-    """A whole training: what, on which data, how."""
+    """A whole training: model, data and settings."""
 
     model: ModelSection = field(default_factory=ModelSection)
     data: DataSection = field(default_factory=DataSection)
     train: TrainSection = field(default_factory=TrainSection)
 
     def to_json(self) -> dict[str, Any]:
-        """The recipe as plain JSON values."""
+        """Returns the recipe as plain JSON values."""
         data: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         return data
+
+
+def shipped_recipe(path: Path) -> Path | None:
+    """Returns the package's recipe for a path that does not exist but names one, such as ``recipes/image-folder.toml``."""
+    shipped = Path(__file__).parents[1] / "builtin" / "recipes" / f"{path.name.removesuffix('.toml')}.toml"
+    return shipped if not path.exists() and path.parent.name in ("", "recipes") and shipped.is_file() else None
 
 
 def load_recipe(path: Path, overrides: Iterable[str] = ()) -> Recipe:

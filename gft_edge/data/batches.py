@@ -13,7 +13,7 @@ from gft_edge.preprocess import PreprocessSpec
 
 BATCH_SIZE = 64
 Problem = Callable[[str], None]
-"""Receives what is wrong with an image that is left out."""
+"""Receives the reason why an image is left out."""
 
 
 def indexed_batches(
@@ -50,10 +50,10 @@ def batch_count(images: int, batch_size: int = BATCH_SIZE) -> int:
 def evaluation_batches(
     images: ImageSet, spec: PreprocessSpec, batch_size: int = BATCH_SIZE, problem: Problem | None = None
 ) -> Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]:
-    """All images in order, preprocessed: (B, 3, H, W) float32 and labels (B,).
+    """Yields all images in order, preprocessed: (B, 3, H, W) float32 and labels (B,).
 
     Raises:
-        DataError: an image cannot be read, unless ``problem`` is there to be told; it is then left out.
+        DataError: an image cannot be read, unless a ``problem`` callback is given; the image is then left out.
     """
     for _, batch, labels in indexed_batches(images, spec, batch_size, problem):
         yield batch, labels

@@ -33,19 +33,19 @@ SHOWN = 5
 
 
 def open_images(name: str, split: Split, num_images: int, size: int, seed: int = 0) -> ImageSet:
-    """A data set by name.
+    """Opens a data set by name.
 
     Args:
         name: ``"typefaces"``; ``"typefaces:FOLDER"`` of .ttf and .otf files, one class each; ``"fgvc-aircraft:ROOT"``,
-            ``"food101:ROOT"``, ``"coco:ROOT"`` in the layouts they are distributed in; else the path of an image folder,
+            ``"food101:ROOT"``, ``"coco:ROOT"`` in their published layouts; else the path of an image folder,
             see :mod:`gft_edge.data.folders`.
-        split: which part.
-        num_images: how many (files on disk give at most what they have, evenly spread over their list).
+        split: part of the data.
+        num_images: number of images; of files on disk at most all, evenly spread over their list.
         size: pixels of rendered images.
         seed: of rendered images.
 
     Raises:
-        DataError: nothing usable there, or no such part.
+        DataError: nothing usable is there, or no such part.
     """
     kind, colon, root = name.partition(":")
     if kind == "typefaces":
@@ -56,16 +56,16 @@ def open_images(name: str, split: Split, num_images: int, size: int, seed: int =
 
 
 def is_folder(name: str) -> bool:
-    """Whether a data set of this name is an image folder."""
+    """Returns whether a data set of this name is an image folder."""
     kind, colon, _ = name.partition(":")
     return kind != "typefaces" and not (colon and kind in PUBLISHED)
 
 
 def split_names(name: str) -> tuple[Split, ...]:
-    """The parts that a data set has.
+    """Returns the parts of a data set.
 
     Raises:
-        DataError: no such folder, or one that cannot be used.
+        DataError: no such folder, or an unusable one.
     """
     if is_folder(name):
         return read_folder(Path(name)).names
@@ -74,10 +74,10 @@ def split_names(name: str) -> tuple[Split, ...]:
 
 
 def held_out_split(name: str) -> Split:
-    """The part to judge a model by that it was not trained on: test, or val where there are no test images.
+    """Returns the part for the evaluation of a model: test, or val where there are no test images.
 
     Raises:
-        DataError: there is neither, or the folder cannot be used.
+        DataError: there is neither, or the folder is unusable.
     """
     names = split_names(name)
     held_out: tuple[Split, ...] = ("test", "val")
@@ -88,17 +88,17 @@ def held_out_split(name: str) -> Split:
 
 
 def image_folder(root: Path, split: Split) -> Files:
-    """One part of an image folder, see :meth:`gft_edge.data.folders.ImageFolder.part`.
+    """Opens one part of an image folder, see :meth:`gft_edge.data.folders.ImageFolder.part`.
 
     Raises:
-        DataError: the folder cannot be used, or has no such part.
+        DataError: the folder is unusable, or has no such part.
     """
     part = read_folder(root).part(split)
     return Files(part.labels, part.samples, part.notes)
 
 
 def unlabelled_folder(root: Path) -> Files | None:
-    """The images directly in a folder without folders of images, as one class without a name; None for other folders."""
+    """Opens the images directly in a folder without image folders, as one class without a name; None for other folders."""
     if not root.is_dir():
         return None
     try:
@@ -114,10 +114,10 @@ def unlabelled_folder(root: Path) -> Files | None:
 
 
 def match_labels(images: ImageSet, labels: Sequence[str], where: str) -> ImageSet:
-    """The images with the class numbers of a model, matched by name.
+    """Returns the images with the class numbers of a model, matched by name.
 
     Args:
-        images: whose classes may be in another order, or fewer.
+        images: their classes may be in another order, or fewer.
         labels: of the model, by class number.
         where: name of the data, for messages.
 
@@ -146,7 +146,7 @@ def match_labels(images: ImageSet, labels: Sequence[str], where: str) -> ImageSe
 
 
 def _cause(unknown: Sequence[str], known: Sequence[str]) -> str:
-    """The likely reason why names differ, where one can be told."""
+    """Returns the likely reason why names differ, or an empty text."""
     found = spelling(unknown, known)
     if found:
         return found

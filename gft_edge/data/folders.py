@@ -1,4 +1,4 @@
-"""Image folders as people have them: with or without splits, wrapped, with other files between the images."""
+"""Reads image folders of many layouts: with or without splits, wrapped, with other files between the images."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Part:
     Attributes:
         labels: class names.
         samples: path and class number of each image, by class and name.
-        notes: what was done, a sentence each.
+        notes: one sentence for each decision.
     """
 
     labels: tuple[str, ...]
@@ -46,15 +46,15 @@ class Part:
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """A folder whose layout is known.
+    """A folder with a recognised layout.
 
     Attributes:
         root: as given.
         labels: class names, of train where there is such a split.
         own: samples of the folder of each split, or of ``"all"`` where there are no such folders.
-        wrong: of splits that cannot be used, the reason.
-        beside: names of folders of class folders that are of no known split.
-        notes: what was found, a sentence each.
+        wrong: the reason, for splits that are unusable.
+        beside: names of folders of class folders that belong to no known split.
+        notes: one sentence for each finding.
     """
 
     root: Path
@@ -66,22 +66,22 @@ class ImageFolder:
 
     @property
     def names(self) -> tuple[Split, ...]:
-        """The parts there are, those that cannot be used too."""
+        """The parts of the folder, including unusable ones."""
         if "all" in self.own:
             return tuple(self._parts(SPLITS))
         there = {*self.own, *self.wrong}
         return tuple(part for part in SPLITS if part in there or (part == "val" and there == {"train", "test"}))
 
     def part(self, split: Split) -> Part:
-        """The images of one part.
+        """Returns the images of one part.
 
-        * Folders of splits are taken as they are, except that images of train that are also in val or test (by the sha256
-          of their files) are left out of train.
-        * train and test without val: a hash of each file takes 10 % of train for val.
-        * Without folders of splits a hash of each file splits the images: 80 % train, 10 % val, 10 % test.
+        * Split folders stay unchanged, except that train loses images that are also in val or test (by the sha256 of their
+          files).
+        * train and test without val: a hash of each file selects 10 % of train for val.
+        * Without split folders, a hash of each file splits the images: 80 % train, 10 % val, 10 % test.
 
         Raises:
-            DataError: there is no such part, or its classes are not those of train.
+            DataError: there is no such part, or its classes differ from those of train.
         """
         if split in self.wrong:
             raise DataError(f"data {self.root}: {self.wrong[split]}")
@@ -99,7 +99,7 @@ class ImageFolder:
         return parts[split]
 
     def _parts(self, wanted: Sequence[Split]) -> dict[Split, Part]:
-        """Those parts that are wanted and have images; more where they cost nothing."""
+        """Returns the wanted parts that have images, and further parts that cost nothing."""
         notes = list(self.notes)
         if "all" in self.own:
             split = _by_hash(self.own["all"], ("test", "val"))
@@ -128,7 +128,7 @@ class ImageFolder:
 
 
 def _by_hash(samples: Sequence[Sample], held_out: Sequence[Split]) -> dict[Split, tuple[Sample, ...]]:
-    """Samples of train and of each held-out part, in their order."""
+    """Returns the samples of train and of each held-out part, in their order."""
     keys = [content_key(path) for path, _ in samples]
     classes: dict[int, list[bytes]] = {}
     for key, (_, label) in zip(keys, samples):
@@ -141,7 +141,7 @@ def _by_hash(samples: Sequence[Sample], held_out: Sequence[Split]) -> dict[Split
 
 
 def _unshared(samples: tuple[Sample, ...], others: Sequence[Sample]) -> tuple[tuple[Sample, ...], int]:
-    """Samples whose file is not also among the others, and how many are; only files of equal size are read."""
+    """Returns the samples without files that are also among the others, and the number of those; reads only files of equal size."""
     by_size: dict[int, list[Path]] = {}
     for path, _ in others:
         by_size.setdefault(file_size(path), []).append(path)
@@ -162,7 +162,7 @@ def _unshared(samples: tuple[Sample, ...], others: Sequence[Sample]) -> tuple[tu
 
 
 def _equal(path: Path, others: Sequence[Path]) -> bool:
-    """Whether a file has the content of one of the others."""
+    """Returns whether a file has the content of one of the others."""
     try:
         return bool(others) and sha256(path) in map(sha256, others)
     except OSError:
@@ -170,13 +170,13 @@ def _equal(path: Path, others: Sequence[Path]) -> bool:
 
 
 def read_folder(root: Path) -> ImageFolder:
-    """Finds out how a folder is laid out.
+    """Recognises the layout of a folder.
 
-    A folder that holds nothing but one folder of folders is passed through. Images in sub-folders of a class folder belong
-    to the class where the class folder holds images itself.
+    A folder whose only content is one folder of folders is skipped. Images in sub-folders of a class folder belong to the
+    class if the class folder itself holds images.
 
     Raises:
-        DataError: no such folder, no layout this package reads, or fewer than two classes.
+        DataError: no such folder, an unknown layout, or fewer than two classes.
     """
     if not root.is_dir():
         what = "is a file" if root.is_file() else "no such folder"
@@ -204,14 +204,14 @@ def read_folder(root: Path) -> ImageFolder:
 
 
 def split_of_name(name: str) -> Split | None:
-    """The split a folder's name stands for, if any: ``Training``, ``test_set``, ``valid`` ..."""
+    """Returns the split that the name of a folder means, or None: ``Training``, ``test_set``, ``valid`` ..."""
     core = re.sub(r"[\s_.-]+", "", name.casefold())
     short = re.sub(r"(set|data|images|imgs|split)$", "", core)
     return next((split for split in SPLITS if SPLIT_NAMES[split] & {core, short}), None)
 
 
 def _part_of_siblings(root: Path) -> Split | None:
-    """The split of a folder that is named after one and lies beside that of another: ROOT/test beside ROOT/train."""
+    """Returns the split of a folder that is named after one and lies beside the folder of another: ROOT/test beside ROOT/train."""
     absolute = root.absolute()
     split = split_of_name(absolute.name)
     if split is None:
@@ -224,7 +224,7 @@ def _part_of_siblings(root: Path) -> Split | None:
 
 
 def _unwrap(folder: Found, notes: list[str]) -> Found:
-    """Passes through folders that only wrap another; one that is named val or test says what the images are."""
+    """Skips folders that only wrap another; a wrapper named val or test is kept, because it names the split."""
     while len(folder.folders) == 1 and folder.folders[0].folders and not folder.folders[0].images:
         if split_of_name(folder.folders[0].name) in ("val", "test"):
             break
@@ -234,9 +234,9 @@ def _unwrap(folder: Found, notes: list[str]) -> Found:
 
 
 def _split_folders(top: Found, notes: list[str]) -> dict[Split, Found]:
-    """The folder of each split; empty where the sub-folders are classes.
+    """Returns the folder of each split; empty where the sub-folders are classes.
 
-    A folder named after a split is one when it holds class folders: "train" may also be a class of vehicles.
+    A folder named after a split counts as one if it holds class folders: "train" may also be a class of vehicles.
     """
     named = [(folder, split) for folder in top.folders if (split := split_of_name(folder.name)) is not None]
     named += _loosely_named(top, {split for folder, split in named if folder.folders})
@@ -260,14 +260,14 @@ def _split_folders(top: Found, notes: list[str]) -> dict[Split, Found]:
 
 
 def _loosely_named(top: Found, known: set[Split]) -> list[tuple[Found, Split]]:
-    """Folders that can only be splits and whose names say which among other words: ``seg_train`` and ``seg_test``.
+    """Returns folders that can only be splits and whose names hold a split among other words: ``seg_train`` and ``seg_test``.
 
     Args:
-        top: whose sub-folders they are.
-        known: splits whose folders are named after them alone.
+        top: parent of the folders.
+        known: splits whose folders have exactly the split's name.
 
     Returns:
-        one folder for each further split, or nothing where not even two splits are found in all.
+        one folder for each further split; nothing if fewer than two splits are found in all.
     """
     found: dict[Split, list[Found]] = {}
     for folder in top.folders:
@@ -280,7 +280,7 @@ def _loosely_named(top: Found, known: set[Split]) -> list[tuple[Found, Split]]:
 
 
 def _of_splits(root: Path, splits: dict[Split, Found], notes: list[str]) -> ImageFolder:
-    """Class numbers are those of train, or of the first split there is."""
+    """Builds a folder with splits; class numbers are those of train, or of the first split."""
     first = next(split for split in SPLITS if split in splits)
     labels, samples = _of_classes(root, splits[first], notes)
     if first == "train" and len(labels) < 2:
@@ -304,7 +304,7 @@ def _of_splits(root: Path, splits: dict[Split, Found], notes: list[str]) -> Imag
 
 
 def _of_classes(root: Path, folder: Found, notes: list[str]) -> tuple[tuple[str, ...], tuple[Sample, ...]]:
-    """Class names and samples of a folder of class folders."""
+    """Returns class names and samples of a folder of class folders."""
     if not folder.folders:
         if folder.images:
             raise DataError(
@@ -338,7 +338,7 @@ def _of_classes(root: Path, folder: Found, notes: list[str]) -> tuple[tuple[str,
 
 
 def _note_beside(folder: Found, notes: list[str]) -> None:
-    """What lies beside the folders that are read."""
+    """Notes images and empty folders beside the folders that are read."""
     if folder.images:
         notes.append(f"left out: {_count(len(folder.images))} beside the folders in {folder.path}")
     if folder.empty:
@@ -346,7 +346,7 @@ def _note_beside(folder: Found, notes: list[str]) -> None:
 
 
 def _left_out(found: Scan, folder: ImageFolder) -> list[str]:
-    """What was not read at all."""
+    """Returns notes on everything that was not read."""
     notes = []
     if found.hidden_folders:
         notes.append(f"left out: hidden and system folders {_names(sorted(found.hidden_folders))}")
@@ -370,7 +370,7 @@ def _left_out(found: Scan, folder: ImageFolder) -> list[str]:
 
 
 def spelling(unknown: Iterable[str], known: Iterable[str]) -> str:
-    """Says which unknown names differ from known ones in case, spaces, hyphens or underscores only."""
+    """Lists unknown names that differ from known ones only in case, spaces, hyphens or underscores; empty without one."""
     plain = {_plain(name): name for name in known}
     pairs = [f"{name!r} is {plain[_plain(name)]!r}" for name in unknown if _plain(name) in plain]
     return f" (in another spelling: {', '.join(pairs[:SHOWN])}; rename the folders)" if pairs else ""

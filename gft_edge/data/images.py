@@ -1,4 +1,4 @@
-"""Reads image files through Pillow: whatever a file holds, the result is right RGB pixels or a DataError."""
+"""Reads image files with Pillow: the result is correct RGB pixels or a DataError, for any content."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 MAX_PIXELS = 100_000_000
 PILLOW_MAX_PIXELS = 178_956_970
-"""Pillow itself refuses larger images."""
+"""Limit of Pillow itself."""
 MAX_PIXELS_VARIABLE = "GFT_EDGE_MAX_PIXELS"
 
 _BLOCK = 1 << 20  # pixels converted at a time, so that no copy of a large image is made
@@ -31,26 +31,26 @@ Pixels = npt.NDArray[np.uint8]
 
 
 class _Refused(Exception):
-    """An image that Pillow decodes but whose values have no certain meaning."""
+    """Raised for an image that Pillow decodes but whose values have no certain meaning."""
 
 
 def read_image(path: str | Path) -> Pixels:
-    """Decodes a file to (H, W, 3) uint8 RGB, EXIF orientation applied, transparency laid on white.
+    """Decodes a file to (H, W, 3) uint8 RGB; applies the EXIF orientation and puts transparency on white.
 
-    Of an animation or a file of several pages it is the first. Grey images of 9 to 16 bits are scaled to 8 bits by their full
-    range; of colours with 16 bits Pillow gives the upper 8. Floating-point images must lie between 0 (black) and 1 (white).
-    32-bit integers have no certain range and are refused. Colour profiles are not applied.
+    Reads the first image of an animation or a file of several pages. Scales grey images of 9 to 16 bits to 8 bits by their full
+    range; takes the upper 8 of 16-bit colours, as Pillow does. Floating-point images must lie between 0 (black) and 1 (white).
+    Refuses 32-bit integers, which have no certain range. Ignores colour profiles.
 
     Memory: about 7 bytes per pixel, 11 where Pillow's decoder needs a buffer of its own; see :func:`max_pixels`.
 
     Raises:
-        DataError: no such file, too large, or nothing that can be decoded as an image.
-        ConfigError: the limit of pixels is set to no usable number.
+        DataError: no such file, too large, or not decodable as an image.
+        ConfigError: the limit of pixels is not a usable number.
         MissingExtraError: Pillow is not installed.
     """
     pillow, limit, path = _pillow(), max_pixels(), Path(path)
     try:
-        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe would wait for its writer
+        if path.exists() and not (path.is_file() or path.is_dir()):  # reading a pipe would block
             raise _Refused("not a regular file")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -58,20 +58,20 @@ def read_image(path: str | Path) -> Pixels:
                 return _pixels(file, limit)
     except FileNotFoundError:
         raise DataError(f"image {path}: no such file") from None
-    except Exception as error:  # decoders of damaged files raise whatever they stumble over
+    except Exception as error:  # decoders raise many classes for damaged files
         raise DataError(f"image {path}: cannot be decoded as an image ({_reason(error, path)})") from None
 
 
 def rgb_pixels(image: Image.Image, where: str) -> Pixels:
-    """The pixels of a Pillow image by the rules of :func:`read_image`, (H, W, 3) uint8 RGB.
+    """Converts a Pillow image to (H, W, 3) uint8 RGB by the rules of :func:`read_image`.
 
     Args:
-        image: opened or made with Pillow; it is loaded, but not changed.
+        image: opened or made with Pillow; it is loaded, but not modified.
         where: names it in messages.
 
     Raises:
         DataError: too large, closed, damaged, or of values without a certain meaning.
-        ConfigError: the limit of pixels is set to no usable number.
+        ConfigError: the limit of pixels is not a usable number.
     """
     limit = max_pixels()
     try:
@@ -83,10 +83,10 @@ def rgb_pixels(image: Image.Image, where: str) -> Pixels:
 
 
 def max_pixels() -> int:
-    """The most pixels an image may have: 100 million, or the value of the environment variable GFT_EDGE_MAX_PIXELS.
+    """Returns the limit of pixels of an image: 100 million, or the environment variable GFT_EDGE_MAX_PIXELS.
 
     Raises:
-        ConfigError: the variable holds no whole number between 1 and what Pillow accepts.
+        ConfigError: the variable is no whole number from 1 to the limit of Pillow.
     """
     text = os.environ.get(MAX_PIXELS_VARIABLE, "")
     if not text.strip():
@@ -103,9 +103,9 @@ def max_pixels() -> int:
 
 
 def image_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Files as given, and below each folder every file named like an image, sorted by path, see :func:`~gft_edge.data.scan.scan`.
+    """Yields files as given, and all files named like images below folders, sorted by path, see :func:`~gft_edge.data.scan.scan`.
 
-    A folder without such a file is given itself: reading it then says that it is none.
+    Yields a folder without such files itself: reading it then raises an error that names it.
 
     Raises:
         DataError: a folder cannot be read.
@@ -124,7 +124,7 @@ def _pillow() -> ModuleType:
 
 
 def _reason(error: Exception, path: Path | None = None) -> str:
-    """One short line for any exception, without the path that Pillow repeats."""
+    """Returns one short line for any exception, without the path that Pillow repeats."""
     if type(error).__name__ == "UnidentifiedImageError":
         if path is not None and looks_like_image(path.name):
             return (
@@ -145,7 +145,7 @@ def _pixels(image: Image.Image, limit: int) -> Pixels:
         raise _Refused(f"{image.format} files are not read; convert it to PNG or JPEG")
     raw = _raw_mode(image)
     image.load()
-    _require_size(image, limit)  # files of several sizes choose one while loading
+    _require_size(image, limit)  # formats with several sizes choose one while loading
     to_rgb = _conversion(image, raw)
     width, height = image.size
     orientation = _orientation(image)
@@ -175,15 +175,15 @@ _STORED: dict[int, Callable[[Pixels], Pixels]] = {
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF orientation, 1 to 8; 1 where there is none, or where any part of the EXIF data is malformed."""
+    """Returns the EXIF orientation, 1 to 8; 1 without one, or if any part of the EXIF data is malformed."""
     try:
         exif = image.getexif()
         value = exif.get(0x0112, 1)
         if value not in _STORED or value == 1:
             return 1
-        exif.tobytes()  # fails for values that do not fit their tags: nothing in such a record is to be trusted
+        exif.tobytes()  # fails for values that do not fit their tags; such a record is not trusted
         return int(value)
-    except Exception:  # EXIF data is as often damaged as pixels are, and the pixels are good
+    except Exception:  # damaged EXIF data does not make the pixels unusable
         return 1
 
 
@@ -199,7 +199,7 @@ def _require_size(image: Image.Image, limit: int) -> None:
 
 
 def _raw_mode(image: Image.Image) -> str:
-    """How pixels lie in the file, in Pillow's words; empty where it does not say."""
+    """Returns Pillow's name of the pixel format in the file; empty where Pillow has none."""
     tile = getattr(image, "tile", None)
     if not tile or len(tile[0]) < 4:
         return ""
@@ -209,7 +209,7 @@ def _raw_mode(image: Image.Image) -> str:
 
 
 def _conversion(image: Image.Image, raw: str) -> Callable[[Image.Image], Pixels]:
-    """What turns a block of this image into (rows, cols, 3) uint8."""
+    """Returns a function that converts a block of this image to (rows, cols, 3) uint8."""
     mode, key = image.mode, image.info.get("transparency")
     if mode.startswith("I;16") or (
         mode == "I" and image.format in ("PNG", "PPM")
@@ -217,12 +217,10 @@ def _conversion(image: Image.Image, raw: str) -> Callable[[Image.Image], Pixels]
         white, inverted = _grey_range(image)
         return lambda block: _from_grey16(block, white, inverted, key)
     if mode == "I":
-        raise _Refused("32-bit or signed integers, whose range nothing tells; store 8 or 16 unsigned bits")
+        raise _Refused("32-bit or signed integers, whose range is unknown; store 8 or 16 unsigned bits")
     if mode == "F":
         if _tags(image).get(262) == 0:  # PhotometricInterpretation
-            raise _Refused(
-                "floating-point values where white is 0, but nothing tells what black is; store 8 or 16 bits"
-            )
+            raise _Refused("floating-point values where white is 0 and black is unknown; store 8 or 16 bits")
         return _from_float
     if key is not None and raw == "RGB;16B":
         raise _Refused("16-bit colours with a transparent one, which Pillow reads with 8 bits; store an alpha channel")
@@ -236,7 +234,7 @@ def _conversion(image: Image.Image, raw: str) -> Callable[[Image.Image], Pixels]
 
 
 def _grey_range(image: Image.Image) -> tuple[int, bool]:
-    """The value of white, and whether black is that and white is 0: what TIFF says and Pillow leaves to the reader."""
+    """Returns the largest value, and whether it is black and 0 white: TIFF records both and Pillow does not apply them."""
     tags = _tags(image)
     bits = tags.get(258, (16,))  # BitsPerSample
     first = bits[0] if isinstance(bits, tuple) and bits else bits
@@ -246,7 +244,7 @@ def _grey_range(image: Image.Image) -> tuple[int, bool]:
 
 
 def _tags(image: Image.Image) -> Any:
-    """Tags of a TIFF file by number, as Pillow read them; an empty mapping for other files."""
+    """Returns the tags of a TIFF file by number, as Pillow read them; empty for other files."""
     return getattr(image, "tag_v2", None) or {}
 
 

@@ -1,4 +1,4 @@
-"""Published data sets in the layouts they are distributed in."""
+"""Published data sets in their published layouts."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ PUBLISHED: dict[str, Callable[[Path, Split], Files]] = {
 
 
 def open_published(kind: str, root: Path, split: Split) -> Files:
-    """One part of a published data set.
+    """Opens one part of a published data set.
 
     Raises:
         DataError: not found, damaged, or without such a part.
@@ -90,5 +90,5 @@ def open_published(kind: str, root: Path, split: Split) -> Files:
 
 
 def published_splits(kind: str) -> tuple[Split, ...]:
-    """The parts of a published data set whose labels are public."""
+    """Returns the parts of a published data set whose labels are public."""
     return ("train", "val") if kind == "coco" else SPLITS

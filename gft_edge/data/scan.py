@@ -1,4 +1,4 @@
-"""Finds the image files below a folder: in a fixed order, without hidden and system folders, without endless loops."""
+"""Finds the image files below a folder in a fixed order; skips hidden and system folders, and links that form loops."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PICTURES = (
 )
 _OF_CAMERAS = "raw cr2 cr3 crw nef nrw arw srf sr2 dng orf rw2 raf pef srw x3f"
 IMAGE_SUFFIXES = frozenset(f".{suffix}" for suffix in f"{_PICTURES} {_OF_CAMERAS}".split())
-"""Suffixes, in lower case, of files that are taken for images, whether Pillow can read them or not."""
+"""Suffixes, in lower case, of files that count as images, even if Pillow cannot read them."""
 
 SYSTEM_FOLDERS = frozenset(
     {"__macosx", "__pycache__", "lost+found", "$recycle.bin", "system volume information"}
@@ -31,14 +31,14 @@ DEEPEST = 64
 
 @dataclass
 class Found:
-    """What one folder holds.
+    """The content of one folder.
 
     Attributes:
         path: of the folder.
-        images: files directly in it that look like images, by name.
+        images: files directly in it with the suffix of an image, by name.
         others: suffixes of the other files directly in it, with their number.
         folders: sub-folders that hold images at some depth, by name.
-        empty: names of sub-folders without any image.
+        empty: names of sub-folders without images.
     """
 
     path: Path
@@ -53,13 +53,13 @@ class Found:
         return unicodedata.normalize("NFC", self.path.name)
 
     def below(self) -> Iterator[Path]:
-        """Every image, at any depth."""
+        """Yields every image, at any depth."""
         yield from self.images
         for folder in self.folders:
             yield from folder.below()
 
     def others_below(self) -> Counter[str]:
-        """Suffixes of the other files at any depth."""
+        """Counts the suffixes of the other files at any depth."""
         return sum((folder.others_below() for folder in self.folders), Counter(self.others))
 
 
@@ -69,9 +69,9 @@ class Scan:
 
     Attributes:
         top: the folder.
-        hidden_folders: names of hidden and system folders, which were not entered.
-        hidden_images: number of hidden files that look like images.
-        repeated: folders that lead, through a link, to a folder that was read before.
+        hidden_folders: names of hidden and system folders, which are skipped.
+        hidden_images: number of hidden files with the suffix of an image.
+        repeated: links to folders that were read before.
     """
 
     top: Found
@@ -81,12 +81,12 @@ class Scan:
 
 
 def looks_like_image(name: str) -> bool:
-    """Whether a file of this name is taken for an image."""
+    """Returns whether a file of this name counts as an image."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
 
 
 def is_hidden_folder(name: str) -> bool:
-    """Whether a folder of this name belongs to a tool or the system (``.git``, ``@eaDir``, ``__MACOSX``)."""
+    """Returns whether a folder of this name belongs to a tool or the system (``.git``, ``@eaDir``, ``__MACOSX``)."""
     return name.startswith(".") or name.lower() in SYSTEM_FOLDERS
 
 
@@ -126,10 +126,10 @@ def _read(folder: Found, whole: Scan, seen: set[tuple[int, int]], depth: int) ->
                 else:
                     folder.empty.append(below.name)
         elif entry.name.startswith(".") or entry.name.lower() in SYSTEM_FILES:
-            # "._a.jpg" is what macOS keeps beside a.jpg on foreign disks; it is no image.
+            # macOS writes "._a.jpg" beside a.jpg on foreign disks; it is no image.
             whole.hidden_images += looks_like_image(entry.name) and not entry.name.startswith("._")
         elif looks_like_image(entry.name):
-            # A link that leads nowhere is kept: it is counted as an image that cannot be read.
+            # A broken link stays: it counts as an image that cannot be read.
             if _is(entry, "file") or entry.is_symlink():
                 folder.images.append(path)
         elif _is(entry, "file"):
@@ -137,7 +137,7 @@ def _read(folder: Found, whole: Scan, seen: set[tuple[int, int]], depth: int) ->
 
 
 def _is(entry: os.DirEntry[str], kind: str) -> bool:
-    """Whether an entry, links followed, is a folder or a regular file; a link to itself is neither."""
+    """Returns whether an entry, links followed, is a folder or a regular file; a link to itself is neither."""
     try:
         return entry.is_dir() if kind == "folder" else entry.is_file()
     except OSError:
@@ -153,7 +153,7 @@ def _identity(path: Path) -> tuple[int, int] | None:
 
 
 def is_readable_format(path: Path) -> bool:
-    """Whether Pillow, as installed here, reads files of this suffix; True for all where Pillow is not installed."""
+    """Returns whether the installed Pillow reads files of this suffix; True for all without Pillow."""
     suffixes = _readable_suffixes()
     return not suffixes or path.suffix.lower() in suffixes
 
@@ -165,4 +165,4 @@ def _readable_suffixes() -> frozenset[str]:
     except ImportError:
         return frozenset()
     known = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
-    return frozenset(known | {".jif", ".pjpeg"})  # further names of JPEG, which Pillow knows by their content
+    return frozenset(known | {".jif", ".pjpeg"})  # further suffixes of JPEG; Pillow recognises the content

@@ -1,4 +1,4 @@
-"""Images made from a seed, for where no data set is at hand: smooth at all scales, with edges, no two alike."""
+"""Images from a seed, for use without a data set: detail at all scales, with edges, all different."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import numpy as np
 import numpy.typing as npt
 
 FRACTION = 12
-"""Bits behind the point of the integer arithmetic."""
+"""Fractional bits of the integer arithmetic."""
 
 
 def seeded_images(count: int, height: int, width: int, seed: int = 0) -> npt.NDArray[np.uint8]:
-    """Images of the same bytes on every machine, as (count, height, width, 3) uint8 RGB.
+    """Returns images of the same bytes on every machine, as (count, height, width, 3) uint8 RGB.
 
     As in photographs, an octave of detail has about half the contrast of the next coarser one, and the three colours are
-    alike. A few flat rectangles give edges. All arithmetic is in integers, all randomness the raw output of PCG64, which
-    NumPy keeps fixed across versions; so nothing depends on rounding or on a library of mathematics.
+    similar. A few flat rectangles add edges. All arithmetic is in integers, and all randomness is the raw output of PCG64,
+    which NumPy keeps fixed across versions; so nothing depends on rounding or on a mathematics library.
 
     Args:
         count: number of images.
         height, width: in pixels.
-        seed: another one gives other images.
+        seed: different seeds give different images.
     """
     return np.stack([_image(np.random.PCG64([seed, number]), height, width) for number in range(count)])
 
@@ -41,13 +41,13 @@ def _image(bits: np.random.PCG64, height: int, width: int) -> npt.NDArray[np.uin
 
 
 def _draw(bits: np.random.PCG64, shape: tuple[int, ...]) -> npt.NDArray[np.int64]:
-    """Integers from -128 to 127."""
+    """Draws integers from -128 to 127."""
     count = int(np.prod(shape))
     return (np.asarray(bits.random_raw(count)) >> np.uint64(56)).astype(np.int64).reshape(shape) - 128
 
 
 def _enlarged(grid: npt.NDArray[np.int64], height: int, width: int) -> npt.NDArray[np.int64]:
-    """Bilinear interpolation of (n + 1, n + 1, 3) values between -512 and 511 to (height, width, 3), times 2**FRACTION."""
+    """Interpolates bilinearly (n + 1, n + 1, 3) values between -512 and 511 to (height, width, 3), times 2**FRACTION."""
     one = 1 << (FRACTION // 2)
 
     def along(size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -1,4 +1,4 @@
-"""Labelled images that can be indexed: files, parts of a set, sets with other class numbers."""
+"""Image sets: labelled images that can be indexed. Files, parts of a set, sets with other class numbers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from gft_edge.data.images import read_image
 from gft_edge.data.scan import is_readable_format
+from gft_edge.data.splits import Split
 from gft_edge.errors import DataError
 
 NO_CLASSES = ("",)
@@ -27,10 +28,17 @@ class ImageSet(Protocol):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What people should know of how the images were found: the rule of the split, what was left out."""
+        """Sentences on how the images were found: the rule of the split, what was left out."""
+
+    @property
+    def rendered_split(self) -> Split | None:
+        """Split that images were rendered for; None for files."""
 
     def name(self, index: int) -> str:
-        """What an image is called: the path of its file, or for example ``typefaces test 12``."""
+        """Returns the name of an image: the path of its file, or for example ``typefaces test 12``."""
+
+    def class_numbers(self) -> list[int]:
+        """Returns the class number of each image without decoding one."""
 
     def __len__(self) -> int: ...
 
@@ -51,15 +59,24 @@ class Files:
     samples: tuple[tuple[Path, int], ...]
     notes: tuple[str, ...] = ()
 
+    @property
+    def rendered_split(self) -> Split | None:
+        """None: the images are files."""
+        return None
+
     def name(self, index: int) -> str:
-        """Path of the file."""
+        """Returns the path of the file."""
         return str(self.samples[index][0])
+
+    def class_numbers(self) -> list[int]:
+        """Returns the class number of each image."""
+        return [label for _, label in self.samples]
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
-        """Image (H, W, 3) uint8 RGB and its class; DataError when the file cannot be decoded."""
+        """Returns image (H, W, 3) uint8 RGB and class number; raises DataError if the file cannot be decoded."""
         path, label = self.samples[index]
         if not is_readable_format(path):
             raise DataError(f"image {path}: Pillow does not read {path.suffix} here; convert it to JPEG or PNG")
@@ -83,9 +100,19 @@ class Subset:
         """Notes of the whole set."""
         return self.base.notes
 
+    @property
+    def rendered_split(self) -> Split | None:
+        """As of the whole set."""
+        return self.base.rendered_split
+
     def name(self, index: int) -> str:
-        """As in the whole set."""
+        """Returns the name in the whole set."""
         return self.base.name(self.indices[index])
+
+    def class_numbers(self) -> list[int]:
+        """Returns the class number of each image."""
+        whole = self.base.class_numbers()
+        return [whole[index] for index in self.indices]
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -110,9 +137,18 @@ class Relabelled:
     numbers: tuple[int, ...]
     notes: tuple[str, ...]
 
+    @property
+    def rendered_split(self) -> Split | None:
+        """As of the set below."""
+        return self.base.rendered_split
+
     def name(self, index: int) -> str:
-        """As in the set below."""
+        """Returns the name in the base set."""
         return self.base.name(index)
+
+    def class_numbers(self) -> list[int]:
+        """Returns the class number of each image."""
+        return [self.numbers[label] for label in self.base.class_numbers()]
 
     def __len__(self) -> int:
         return len(self.base)
@@ -123,7 +159,7 @@ class Relabelled:
 
 
 def readable(images: ImageSet) -> ImageSet:
-    """The images without the files whose format Pillow does not read here."""
+    """Returns the images without files of formats that Pillow does not read here."""
     if isinstance(images, Files):
         samples = tuple(sample for sample in images.samples if is_readable_format(sample[0]))
         if images.samples and not samples:
@@ -138,5 +174,5 @@ def readable(images: ImageSet) -> ImageSet:
 
 
 def spread(total: int, count: int) -> tuple[int, ...]:
-    """``count`` indices below ``total``, evenly from the first to the last."""
+    """Returns ``count`` indices below ``total``, evenly spaced from the first to the last."""
     return tuple(int(i) for i in np.linspace(0, total - 1, count).round())

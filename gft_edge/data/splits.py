@@ -17,12 +17,12 @@ PIECE, PIECES = 1 << 14, 4
 
 
 def content_key(path: Path) -> bytes:
-    """A sha256 (32 bytes) that is the same for files of the same content, wherever they lie and whatever their names.
+    """Returns a sha256 (32 bytes) that is equal for files of equal content, independent of their names and places.
 
-    It is of the size and at most 64 KiB of a file: all of a small one, else four pieces evenly from its first byte to its
-    last. A data set of 100,000 photographs is then read in seconds instead of minutes. Copies always have the same key.
+    It covers the size and at most 64 KiB of a file: all of a small file, else four pieces evenly spaced from its first byte to
+    its last. A data set of 100,000 photographs is then read in seconds instead of minutes. Copies always have the same key.
     Different files may share one (large uncompressed images that differ in few places); they then go to the same part,
-    which does no harm. A file that cannot be read is known by its name.
+    which does no harm. The key of an unreadable file is the hash of its name.
     """
     try:
         status = path.stat()
@@ -48,7 +48,7 @@ def _content_key(path: Path, size: int, _changed: int) -> bytes:
 
 
 def part_of(key: bytes, held_out: Sequence[Split] = ("test", "val")) -> Split:
-    """The part of a file by its key alone: a tenth of all keys for each of ``held_out``, train for the rest."""
+    """Returns the part of a file from its key alone: a tenth of all keys for each of ``held_out``, train for the rest."""
     tenth = int.from_bytes(key[:8], "big") * 10 >> 64
     return held_out[tenth] if tenth < len(held_out) else "train"
 
@@ -56,21 +56,21 @@ def part_of(key: bytes, held_out: Sequence[Split] = ("test", "val")) -> Split:
 def split_by_hash(
     classes: Iterable[Sequence[bytes]], held_out: Sequence[Split] = ("test", "val")
 ) -> dict[bytes, Split]:
-    """The part of each key.
+    """Returns the part of each key.
 
-    Each key goes where :func:`part_of` sends it, so that further images do not move those that were there. A class that
-    would lack a part is then mended: with three different images or more it has at least one in train, val and test,
-    with two it has one in train and one in val, with one it has that in train. Only classes of a few dozen images need
-    this, and only they can change parts when images are added. A key has one part even where several classes hold it.
+    Each key goes where :func:`part_of` sends it, so that new images do not move existing ones. Then classes without images in
+    some part are repaired: a class of three or more different images has at least one in train, val and test; a class of
+    two has one in train and one in val; a class of one has it in train. Only classes of a few dozen images need this, and
+    only these can change parts when images are added. A key has one part even if several classes hold it.
 
     Args:
         classes: keys of the images of each class.
-        held_out: the parts beside train.
+        held_out: the parts besides train.
     """
     parts: dict[bytes, Split] = {}
     for keys in classes:
         own = sorted(set(keys))
-        free = [key for key in own if key not in parts]  # of a former class: stay where they are
+        free = [key for key in own if key not in parts]  # keys of an earlier class stay in their parts
         parts.update((key, part_of(key, held_out)) for key in free)
         wanted = [part for part in SPLITS if part == "train" or part in held_out][: len(own)]
         for part in wanted:
@@ -81,7 +81,7 @@ def split_by_hash(
 def _fill(
     part: Split, wanted: Sequence[Split], own: Sequence[bytes], free: Sequence[bytes], parts: dict[bytes, Split]
 ) -> None:
-    """Moves one key into a part that has none, from the part that can spare most."""
+    """Moves one key into a part that has none, from the part with the most keys."""
     have = Counter(parts[key] for key in own)
     if have[part]:
         return
@@ -89,11 +89,11 @@ def _fill(
     if spare:
         most = max(have[parts[key]] for key in spare)
         able = [key for key in spare if have[parts[key]] == most]
-        parts[able[-1 if part == "train" else 0]] = part  # the key nearest to those that belong there
+        parts[able[-1 if part == "train" else 0]] = part  # the key nearest to the keys of that part
 
 
 def file_size(path: Path) -> int:
-    """Size in bytes, -1 where there is no such file."""
+    """Returns the size in bytes, -1 if there is no such file."""
     try:
         return path.stat().st_size
     except OSError:

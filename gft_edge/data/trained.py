@@ -1,4 +1,4 @@
-"""The images that a model was trained on, known again by their content, wherever their files lie."""
+"""Records the images that a model was trained on and recognises them by their content, independent of their paths."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from gft_edge.files import replacing
 
 TRAINED = "train_images.npz"
 """File of a checkpoint or an artefact: ``keys`` (N,) uint64, the first 8 bytes of each image's
-:func:`~gft_edge.data.splits.content_key`, sorted. There is none where no image was a file."""
+:func:`~gft_edge.data.splits.content_key`, sorted. The file is missing if no image was a file."""
 
 Keys = npt.NDArray[np.uint64]
 
 
 def samples_of(images: ImageSet) -> list[tuple[Path, int]] | None:
-    """File and class number of each image; None where images are no files."""
+    """Returns file and class number of each image; None if images are no files."""
     if isinstance(images, Files):
         return list(images.samples)
     if isinstance(images, Subset):
@@ -35,18 +35,18 @@ def samples_of(images: ImageSet) -> list[tuple[Path, int]] | None:
 
 
 def paths_of(images: ImageSet) -> list[Path] | None:
-    """The file of each image; None where images are no files."""
+    """Returns the file of each image; None if images are no files."""
     samples = samples_of(images)
     return None if samples is None else [path for path, _ in samples]
 
 
 def write_trained(folder: Path, images: ImageSet | None, *earlier: Path) -> None:
-    """Writes the keys of training images and of those that were trained on before; nothing where there are none.
+    """Writes the keys of training images and of earlier ones; writes no file if there are none.
 
     Args:
         folder: of the checkpoint or artefact.
-        images: that it is trained on, None for no further ones.
-        earlier: folders of the checkpoints it comes from.
+        images: its training images, None for no further ones.
+        earlier: folders of the checkpoints that it is derived from.
     """
     paths = None if images is None else paths_of(images)
     keys = np.unique(np.concatenate([_keys(paths or ()), *(read_trained(each) for each in earlier)]))
@@ -56,7 +56,7 @@ def write_trained(folder: Path, images: ImageSet | None, *earlier: Path) -> None
 
 
 def read_trained(folder: Path) -> Keys:
-    """Keys of the images that a checkpoint or an artefact was trained on, as far as they are known.
+    """Reads the known keys of the images that a checkpoint or an artefact was trained on.
 
     Raises:
         ArtifactError: the file is damaged.
@@ -68,21 +68,21 @@ def read_trained(folder: Path) -> Keys:
         with np.load(file, allow_pickle=False) as arrays:
             keys = arrays["keys"]
     except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise ArtifactError(f"{file}: damaged ({error}); remove it to go on without it") from None
+        raise ArtifactError(f"{file}: damaged ({error}); remove it to continue without it") from None
     if keys.dtype != np.uint64 or keys.ndim != 1:
-        raise ArtifactError(f"{file}: damaged (keys of {keys.dtype}); remove it to go on without it")
+        raise ArtifactError(f"{file}: damaged (keys of {keys.dtype}); remove it to continue without it")
     return keys
 
 
 def not_trained_on(images: ImageSet, folder: Path, split: Split, where: str) -> ImageSet:
-    """The images without those that the model was trained on, and how many these were among the notes.
+    """Returns the images without those that the model was trained on; a note has their number.
 
-    Training images are given back as they are.
+    Returns images of train unchanged.
 
     Args:
         images: of ``split``.
         folder: of the checkpoint or artefact.
-        split: what the images are called.
+        split: part of the data.
         where: name of the data, for messages.
 
     Raises:

@@ -19,17 +19,17 @@ from gft_edge.errors import DataError, GFTEdgeError
 from gft_edge.preprocess import PreprocessSpec
 
 Item = tuple[Tensor, int, str]
-"""Image (height, width, 3) uint8, class number, and what is wrong with the image whose place it takes ("" if nothing)."""
+"""Image (height, width, 3) uint8, class number, and the problem of the image that it replaces ("" without one)."""
 Batch = tuple[Tensor, Tensor, list[str]]
 
 NEIGHBOURS = 8
 
 
 def _augmentation(kind: Augment, size: tuple[int, int]) -> v2.Transform | None:
-    """From a (3, H, W) uint8 image to one of the same type.
+    """Returns a transform of (3, H, W) uint8 images, or None.
 
-    ``"published"`` and ``"published-food"`` are those of the published GFT (arXiv 2504.09852), after the resizing of the
-    preprocessing; ``"modern"`` crops the original image at random and is the usual choice for photographs.
+    ``"published"`` and ``"published-food"`` are those of the published GFT (arXiv 2504.09852), applied after the resizing of
+    the preprocessing; ``"modern"`` crops the original image at random and is the usual choice for photographs.
     """
     bicubic = v2.InterpolationMode.BICUBIC
     if kind == "light":
@@ -46,10 +46,10 @@ def _augmentation(kind: Augment, size: tuple[int, int]) -> v2.Transform | None:
 
 
 class _Prepared(Dataset[Item | GFTEdgeError]):
-    """Geometry and augmentation, item by item, in a worker; randomness depends on seed and draw alone.
+    """Geometry and augmentation of one item at a time, in a worker; randomness depends only on seed and draw.
 
-    The neighbour of an image that cannot be read takes its place. An error is returned, not raised: torch would hand the
-    text of the worker's traceback on in place of the error.
+    An image that cannot be read is replaced by its neighbour. Errors are returned, not raised: torch would replace the error
+    by the text of the worker's traceback.
     """
 
     def __init__(self, images: ImageSet, spec: PreprocessSpec, augment: Augment, seed: int) -> None:
@@ -75,7 +75,7 @@ class _Prepared(Dataset[Item | GFTEdgeError]):
         raise DataError(f"{problem}; nor can the {tried - 1} images after it" if tried > 1 else problem)
 
     def _prepare(self, pixels: npt.NDArray[np.uint8], draw: int) -> Tensor:
-        """(H, W, 3) uint8 to (height, width, 3) uint8."""
+        """Converts (H, W, 3) uint8 to (height, width, 3) uint8."""
         if self.augment != "modern":
             pixels = self.spec.geometry(pixels)
         image = torch.from_numpy(np.array(pixels))  # a copy: decoded files are read-only
@@ -96,17 +96,17 @@ def training_batches(
     num_workers: int = 1,
     problem: Problem | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Batches by number: each epoch is a permutation fixed by seed and epoch, so any batch can be gone on from.
+    """Yields batches by number: each epoch is a permutation fixed by seed and epoch, so training can resume at any batch.
 
     Args:
         images: to draw from.
         spec: preprocessing.
         batch_size: images in a batch.
-        numbers: which batches.
-        seed: of order and augmentation.
+        numbers: numbers of the batches.
+        seed: for order and augmentation.
         augment: kind of augmentation.
-        num_workers: processes that prepare images; 0 is this one.
-        problem: told of each image that cannot be read, whose neighbour takes its place; without it, such an image is an
+        num_workers: processes that prepare images; 0 uses this process.
+        problem: receives why an image cannot be read; its neighbour replaces the image. Without it, such an image is an
             error.
 
     Yields:
@@ -127,7 +127,7 @@ def training_batches(
                 batch.append((draw, int(order[draw % len(images)])))
             yield batch
 
-    num_workers = min(num_workers, _processors())  # more only make torch warn
+    num_workers = min(num_workers, _processors())  # torch warns about more
     loader: DataLoader[Item | GFTEdgeError] = DataLoader(
         _Prepared(images, spec, augment, seed),
         batch_sampler=keys(),
@@ -148,7 +148,7 @@ def training_batches(
 
 
 def _collate(items: list[Item | GFTEdgeError]) -> Batch | GFTEdgeError:
-    """(B, height, width, 3) uint8, (B,) int64 and the problems; or the first error."""
+    """Returns (B, height, width, 3) uint8, (B,) int64 and the problems; or the first error."""
     good = []
     for item in items:
         if isinstance(item, GFTEdgeError):
@@ -159,7 +159,7 @@ def _collate(items: list[Item | GFTEdgeError]) -> Batch | GFTEdgeError:
 
 
 def _processors() -> int:
-    """Processors that this process may use."""
+    """Returns the number of processors that this process may use."""
     usable = getattr(os, "sched_getaffinity", None)  # Linux only
     return len(usable(0)) if usable else os.cpu_count() or 1
 

@@ -1,7 +1,7 @@
-"""The built-in task: which typeface is a word set in? Rendered on the fly, no download, deterministic by seed.
+"""The built-in task: classify the typeface of a word. Images are rendered on the fly from a seed, without a download.
 
-Telling typefaces apart is fine-grained classification: classes differ in serifs, stroke contrast, terminals and slant
-while the words, sizes, colours and places say nothing. The vocabularies of the splits are disjoint.
+The task is fine-grained classification: classes differ in serifs, stroke contrast, terminals and slant, while words, sizes,
+colours and places carry no information. The vocabularies of the splits are disjoint.
 """
 
 from __future__ import annotations
@@ -74,14 +74,14 @@ _CODAS = ["", "", "n", "r", "s", "t", "l", "m", "g", "x", "nd", "k"]
 
 
 def font_folder() -> Path:
-    """Where the fonts of matplotlib are.
+    """Returns the folder of the fonts of matplotlib.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
     """
-    spec = importlib.util.find_spec("matplotlib")  # the package itself is not imported: it takes half a second
+    spec = importlib.util.find_spec("matplotlib")  # importing the package takes half a second
     if spec is None or spec.origin is None:
-        raise MissingExtraError("matplotlib, which brings the fonts of the typefaces,", "report")
+        raise MissingExtraError("matplotlib", "report", "which contains the fonts of the typefaces")
     return Path(spec.origin).parent / "mpl-data" / "fonts" / "ttf"
 
 
@@ -100,13 +100,13 @@ def _font(file: str, size: float) -> ImageFont.FreeTypeFont:
 
 @functools.lru_cache(maxsize=64)
 def _points_per_x_height(file: str) -> float:
-    """Font size in points per pixel of x-height, so that all faces appear equally large."""
+    """Returns the font size in points per pixel of x-height; with it all faces look equally large."""
     _, top, _, bottom = _font(file, 200.0).getbbox("x")
     return 200.0 / (bottom - top)
 
 
 def font_folder_faces(folder: Path) -> tuple[tuple[str, str], ...]:
-    """One class per .ttf or .otf file below a folder, named after the file.
+    """Returns one class per .ttf or .otf file below a folder, named after the file.
 
     Raises:
         DataError: fewer than two fonts, two of one name, or a font without Latin letters.
@@ -124,13 +124,13 @@ def font_folder_faces(folder: Path) -> tuple[tuple[str, str], ...]:
 
 
 def split_of(word: str) -> Split:
-    """The split a word belongs to, by its checksum: 10 % test, 10 % val, 80 % train."""
+    """Returns the split of a word by its checksum: 10 % test, 10 % val, 80 % train."""
     bucket = zlib.crc32(word.lower().encode()) % 10
     return "test" if bucket == 0 else "val" if bucket == 1 else "train"
 
 
 def random_word(rng: np.random.Generator, split: Split) -> str:
-    """A pronounceable pseudo-word of two syllables from the split's vocabulary."""
+    """Returns a pronounceable pseudo-word of two syllables from the split's vocabulary."""
     while True:
         word = ""
         for _ in range(2):
@@ -140,10 +140,10 @@ def random_word(rng: np.random.Generator, split: Split) -> str:
 
 
 def render(file: str, word: str, size: int, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
-    """Sets a word in a font: random size, place, slope, colours, blur and noise. Returns (size, size, 3) uint8."""
+    """Renders a word in a font with random size, place, slope, colours, blur and noise. Returns (size, size, 3) uint8."""
     x_height = rng.uniform(0.17, 0.24) * size
     points = round(x_height * _points_per_x_height(file) * 4) / 4
-    from PIL import Image, ImageDraw, ImageFilter  # after the font, whose opening says when Pillow is missing
+    from PIL import Image, ImageDraw, ImageFilter  # after the font: opening it raises the error about Pillow
 
     # Two rows of the same word broken in half fill the square with large letters.
     half = (len(word) + 1) // 2
@@ -174,7 +174,7 @@ def render(file: str, word: str, size: int, rng: np.random.Generator) -> npt.NDA
 
 
 def _colors(rng: np.random.Generator) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-    """Paper and ink with at least 80 levels of brightness between them; one of three prints light on dark."""
+    """Draws paper and ink with a difference of brightness of at least 80 levels; one of three prints light on dark."""
     while True:
         paper, ink = rng.uniform(130, 255, 3), rng.uniform(0, 130, 3)
         if paper.mean() - ink.mean() >= 80:
@@ -190,9 +190,9 @@ class Typefaces:
 
     Args:
         split: ``"train"``, ``"val"`` or ``"test"``; vocabularies are disjoint.
-        num_images: length; classes take turns, so any multiple of 16 is balanced.
+        num_images: length; classes alternate, so any multiple of 16 is balanced.
         size: pixels of the square images.
-        seed: another seed gives other words, sizes, places and colours.
+        seed: for words, sizes, places and colours.
         faces: label and font file of each class; the sixteen of matplotlib by default.
 
     Raises:
@@ -218,18 +218,27 @@ class Typefaces:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Nothing is left out."""
+        """Empty: nothing is left out."""
         return ()
 
+    @property
+    def rendered_split(self) -> Split | None:
+        """The split whose words are rendered."""
+        return self.split
+
     def name(self, index: int) -> str:
-        """For example ``typefaces test 12``."""
+        """Returns for example ``typefaces test 12``."""
         return f"typefaces {self.split} {index}"
+
+    def class_numbers(self) -> list[int]:
+        """Returns the class number of each image."""
+        return [index % len(self.labels) for index in range(len(self))]
 
     def __len__(self) -> int:
         return self.num_images
 
     def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
-        """Image (size, size, 3) uint8 RGB and its class."""
+        """Returns image (size, size, 3) uint8 RGB and class number."""
         if not 0 <= index < self.num_images:
             raise IndexError(index)
         faces = FACES if self.faces is None else self.faces

@@ -1,4 +1,4 @@
-"""Device profiles: what a GPU or a Jetson module can do at most, as data with sources.
+"""Device profiles: the limits of each GPU and Jetson module, as data with sources, and the marks that identify a module.
 
 Peaks are dense (without 2:4 sparsity) and of the GPU alone. NVIDIA's headline TOPS of Jetson modules are sparse and include
 the DLA, so they are two to six times higher. A "super" profile is the same module at the clocks JetPack 6.2 and newer allow.
@@ -13,7 +13,8 @@ from typing import Literal
 
 from gft_edge.errors import ConfigError, did_you_mean
 
-Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+PeakPrecision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+"""Precisions that have a peak."""
 
 
 @dataclass(frozen=True)
@@ -21,19 +22,19 @@ class Device:
     """A GPU or module, at the highest clocks its profile allows.
 
     Attributes:
-        name: as typed on the command line.
+        name: on the command line.
         title: for tables.
         compute_capability: for example ``"8.7"``.
         fp16_tflops, int8_tops, fp8_tflops: dense peaks; None where the hardware lacks it or no figure is known.
         bandwidth_gb_s: of the memory, 1e9 bytes per second.
         memory_gb: nominal; on a Jetson shared by CPU and GPU.
-        l2_mb: last-level cache of the GPU; weights that fit in it need not be read from memory again.
+        l2_mb: last-level cache of the GPU; weights that fit in it are read from memory once.
         num_dla_cores: DLA cores TensorRT can target.
-        is_jetson: whether it is a Jetson module.
-        total_rails: power rails whose sum is the power of the whole module; empty where NVML reports it or nothing is known.
+        is_jetson: True for a Jetson module.
+        total_rails: power rails whose sum is the power of the whole module; empty where NVML reports it or it is unknown.
         gpu_mhz: highest GPU clock, None where unknown.
-        tensorrt: TensorRT generations its JetPack releases bring; empty where the sources do not say.
-        source: where the figures are from.
+        tensorrt: TensorRT versions in its JetPack releases, oldest first; empty where unknown.
+        source: document of the figures.
     """
 
     name: str
@@ -52,10 +53,10 @@ class Device:
     tensorrt: tuple[str, ...]
     source: str
 
-    def peak(self, precision: Precision) -> float | None:
-        """Dense peak in 1e12 operations per second; a multiply-accumulate counts as two.
+    def peak(self, precision: PeakPrecision) -> float | None:
+        """Returns the dense peak in 1e12 operations per second; a multiply-accumulate counts as two.
 
-        FP32 is taken at the rate of TF32 tensor cores, half of FP16: no GPU here is faster, some are slower.
+        FP32 has the rate of TF32 tensor cores, half of FP16: no GPU here is faster, some are slower.
         """
         if precision == "int8":
             return self.int8_tops
@@ -69,7 +70,7 @@ class Device:
 
     @property
     def has_bf16(self) -> bool:
-        """BF16 tensor cores: Ampere (8.0) and newer."""
+        """True with BF16 tensor cores: Ampere (8.0) and newer."""
         return float(self.compute_capability) >= 8
 
 
@@ -85,8 +86,8 @@ _AGX_ORIN_RAILS = ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")  # no total rail;
 _THOR_RAILS = ("VIN",)
 
 _ORIN_TENSORRT = ("8.5", "8.6", "10.3", "10.7", "10.16")
-_AGX_ORIN_TENSORRT = (*_ORIN_TENSORRT, "11.4")  # 11.4.1 names AGX Orin and Thor only
-_THOR_TENSORRT = ("10.13", "10.16", "11.4")
+_AGX_ORIN_TENSORRT = (*_ORIN_TENSORRT, "11.4.1")  # its release notes name AGX Orin and Thor only
+_THOR_TENSORRT = ("10.13", "10.16", "11.4.1")
 
 
 def _orin(
@@ -180,8 +181,41 @@ ALIASES: Mapping[str, str] = MappingProxyType(
 """Short names: the common module at its highest clocks, so that a bound holds in every power mode."""
 
 
+PARTS: Mapping[str, str] = MappingProxyType(
+    {
+        "p3767-0000": "orin-nx-16gb",
+        "p3767-0001": "orin-nx-8gb",
+        "p3767-0003": "orin-nano-8gb",
+        "p3767-0004": "orin-nano-4gb",
+        "p3767-0005": "orin-nano-8gb",
+        "p3701-0000": "agx-orin-64gb",  # first developer kit: the larger GPU, with 32 GB
+        "p3701-0004": "agx-orin-32gb",
+        "p3701-0005": "agx-orin-64gb",
+        "p3834-0008": "thor",  # T4000 and T5000; the memory decides
+        "p3668": "xavier-nx",
+        "p2888": "agx-xavier",
+    }
+)
+"""Part number in the device tree's ``compatible``, and the start of the names of the profiles it can be."""
+
+MODEL_WORDS: Mapping[str, str] = MappingProxyType(
+    {
+        "agx orin": "agx-orin",
+        "orin nano": "orin-nano",
+        "orin nx": "orin-nx",
+        "thor": "thor",
+        "xavier nx": "xavier-nx",
+        "agx xavier": "agx-xavier",
+    }
+)
+"""Words of the device tree's model name, for boards without a known part number, and the start of the profiles' names."""
+
+FAMILIES = ("orin", "xavier", "thor")
+"""Words that programs print for the GPU of any module of a family."""
+
+
 def device(name: str) -> Device:
-    """The profile of that name or short name.
+    """Returns the profile of that name or short name.
 
     Raises:
         ConfigError: no such device, with the nearest name.

@@ -25,6 +25,7 @@ PACKAGES = {
     "tensorrt_rtx": ("tensorrt-rtx-cu13", "rtx"),
     "tensorrt": ("tensorrt", "trt"),
     "cuda": ("cuda-python", "trt"),
+    "torch_tensorrt": ("torch-tensorrt", "torch-trt"),
     "matplotlib": ("matplotlib", "report"),
     "jinja2": ("jinja2", "report"),
     "PIL": ("pillow", "report"),

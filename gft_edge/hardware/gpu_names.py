@@ -1,21 +1,20 @@
-"""Whether a GPU as a program prints its name is the one of a device profile."""
+"""Compares a GPU name that a program printed with a device profile."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 
-from gft_edge.hardware.devices import Device
+from gft_edge.hardware.devices import FAMILIES, Device
 
-_FAMILIES = ("orin", "xavier", "thor")
 _MODULES = {"nano", "nx", "agx"}
 
 
 def other_gpu(found: Mapping[str, str], wanted: Device) -> str | None:
-    """One sentence if a log is of another GPU than a profile's; None if it is that one, or tells too little.
+    """Returns a sentence if a log is of another GPU than the profile; None if it is the same, or the log has too little.
 
     Args:
-        found: ``device`` (``"NVIDIA A100-SXM4-40GB"``, ``"Orin"``) and ``compute_capability``, as far as they are known.
+        found: ``device`` (``"NVIDIA A100-SXM4-40GB"``, ``"Orin"``) and ``compute_capability``, where they are known.
         wanted: the profile.
     """
     name, capability = found.get("device", ""), found.get("compute_capability", "")
@@ -38,8 +37,8 @@ def _is_name_of(name: str, wanted: Device) -> bool:
         return True
     parts = wanted.name.split("-")
     if wanted.is_jetson:
-        family = next(part for part in parts if part in _FAMILIES)
-        told = words & _MODULES  # most programs print the family alone
-        return family in words and (not told or told <= set(parts))
+        family = next(part for part in parts if part in FAMILIES)
+        module = words & _MODULES  # most programs print the family alone
+        return family in words and module <= set(parts)
     sizes = {word for word in words if re.fullmatch(r"\d+gb", word)}
     return parts[0] in words and (len(parts) == 1 or not sizes or parts[1] in sizes)

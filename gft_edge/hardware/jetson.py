@@ -1,7 +1,7 @@
-"""What a Jetson says about itself: module, software, power mode, clocks, temperatures, throttling.
+"""Reads the state of a Jetson: software, power mode, clocks, temperatures, throttling.
 
-Everything is read from files below a root folder, without root rights where the kernel allows it; what cannot be read is None
-or left out.
+Everything is read from files below a root folder, without root rights where the kernel allows it; values that cannot be read
+are None or left out.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gft_edge.errors import ConfigError, did_you_mean
-from gft_edge.hardware.devices import DEVICES, Device
 from gft_edge.hardware.environment import board
 from gft_edge.hardware.sysfs import read_int, read_text
+from gft_edge.hardware.this_device import memory_total_kb, module_here
 
 RELEASE = re.compile(r"# R(\d+) \(release\), REVISION: ([\d.]+)")
 POWER_MODE = re.compile(r"NV Power Mode: (\S+)\s+(\d{1,6})")
@@ -52,21 +51,6 @@ JETPACKS = {
 }
 """JetPack by L4T release, final zeros left out."""
 
-PARTS = {
-    "p3767-0000": "orin-nx-16gb",
-    "p3767-0001": "orin-nx-8gb",
-    "p3767-0003": "orin-nano-8gb",
-    "p3767-0004": "orin-nano-4gb",
-    "p3767-0005": "orin-nano-8gb",
-    "p3701-0000": "agx-orin-64gb",  # first developer kit: the larger GPU, with 32 GB
-    "p3701-0004": "agx-orin-32gb",
-    "p3701-0005": "agx-orin-64gb",
-    "p3834-0008": "thor-t5000",
-    "p3668": "xavier-nx",
-    "p2888": "agx-xavier",
-}
-"""Profile by part number in the device tree's ``compatible``."""
-
 GPU_DEVFREQ = ("17000000.gpu", "17000000.ga10b", "17000000.gv11b", "gpu-gpc-0")
 GPU_LOAD = ("sys/devices/platform/gpu.0/load", "sys/devices/platform/bus@0/17000000.gpu/load")
 OVER_CURRENT = {
@@ -87,7 +71,7 @@ class Clock:
 
 @dataclass(frozen=True)
 class PowerMode:
-    """A mode of nvpmodel; numbers are not the same from board to board, names are what to go by."""
+    """A mode of nvpmodel; its number differs from board to board, its name does not."""
 
     name: str | None
     number: int | None
@@ -96,11 +80,11 @@ class PowerMode:
 
 @dataclass(frozen=True)
 class ThrottleCounts:
-    """Counters since boot, and cooling devices at work now.
+    """Counters since boot, and throttle alerts now.
 
     Attributes:
         events: over-current and under-voltage events by counter, ``oc1`` to ``oc3``.
-        alerts: state of each throttle alert, by type; above 0 it is raised.
+        alerts: state of each throttle alert, by type; it is raised above 0.
     """
 
     events: Mapping[str, int]
@@ -108,44 +92,21 @@ class ThrottleCounts:
 
 
 def l4t(root: Path = Path("/")) -> str | None:
-    """Release of Jetson Linux, for example ``"36.4.3"``; in a container without the file, what L4T_VERSION says."""
+    """Returns the release of Jetson Linux, for example ``"36.4.3"``; in a container without the file, L4T_VERSION."""
     match = RELEASE.search(read_text(root / "etc/nv_tegra_release") or "")
     return f"{match[1]}.{match[2].rstrip('.')}" if match else os.environ.get("L4T_VERSION")
 
 
 def jetpack(release: str | None) -> str | None:
-    """JetPack of an L4T release, None when the release is not known."""
+    """Returns the JetPack of an L4T release, None for an unknown one."""
     parts = (release or "").split(".")
     while len(parts) > 1 and parts[-1] == "0":
         parts.pop()
     return JETPACKS.get(".".join(parts))
 
 
-def module(root: Path = Path("/")) -> Device | None:
-    """The profile of this module, from the device tree and memory; None on other machines.
-
-    The "super" profile where the system allows its clocks, whatever the power mode: a bound must hold in all of them.
-    """
-    tree = root / "proc/device-tree"
-    compatible = (read_text(tree / "compatible") or "").lower()
-    name = next((name for part, name in PARTS.items() if part in compatible), None)
-    if name is None:
-        return None
-    memory_kb = _memory_total_kb(root)
-    if name == "thor-t5000" and memory_kb and memory_kb <= 64 * 2**20:
-        name = "thor-t4000"
-    if "super" in compatible or "super" in (read_text(tree / "model") or "").lower():
-        name = f"{name}-super" if f"{name}-super" in DEVICES else name
-    return DEVICES[name]
-
-
-def _memory_total_kb(root: Path) -> int | None:
-    match = re.search(r"^MemTotal:\s+(\d{1,15}) kB", read_text(root / "proc/meminfo") or "", re.MULTILINE)
-    return int(match[1]) if match else None
-
-
 def gpu_clock(root: Path = Path("/")) -> Clock:
-    """Clock of the GPU and the limits of the power mode."""
+    """Returns the clock of the GPU and the limits of the power mode."""
     for name in GPU_DEVFREQ:
         folder = root / "sys/class/devfreq" / name
         if (now := read_int(folder / "cur_freq")) is not None:
@@ -154,19 +115,19 @@ def gpu_clock(root: Path = Path("/")) -> Clock:
 
 
 def locked_mhz(root: Path = Path("/")) -> float | None:
-    """What the clock of the GPU is locked to, by ``jetson_clocks`` or by hand; None where it may vary."""
+    """Returns the clock that the GPU is locked to, by ``jetson_clocks`` or by hand; None where it may vary."""
     clock = gpu_clock(root)
     return clock.min if clock.min == clock.max else None
 
 
 def gpu_load(root: Path = Path("/")) -> float | None:
-    """Busy share of the GPU, per cent; the kernel counts per mille."""
+    """Returns the busy share of the GPU in per cent; the kernel counts per mille."""
     values = (_scaled(root / name, 10) for name in GPU_LOAD)
     return next((value for value in values if value is not None), None)
 
 
 def cpu_clocks(root: Path = Path("/")) -> dict[str, Clock]:
-    """Clock of each group of cores, by the kernel's name."""
+    """Returns the clock of each group of cores, by the kernel's name."""
     return {
         folder.name: Clock(*(_scaled(folder / f"scaling_{which}_freq", 1e3) for which in ("cur", "min", "max")))
         for folder in sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*"))
@@ -174,7 +135,7 @@ def cpu_clocks(root: Path = Path("/")) -> dict[str, Clock]:
 
 
 def temperatures_c(root: Path = Path("/")) -> dict[str, float]:
-    """Thermal zones by type, degrees Celsius; zones of power-gated units answer EAGAIN and are left out."""
+    """Returns the temperatures by type of thermal zone, degrees Celsius; power-gated units answer EAGAIN and are left out."""
     found = {}
     for zone in sorted((root / "sys/class/thermal").glob("thermal_zone*")):
         name, value = read_text(zone / "type"), _scaled(zone / "temp", 1e3)
@@ -184,7 +145,7 @@ def temperatures_c(root: Path = Path("/")) -> dict[str, float]:
 
 
 def throttle_counts(root: Path = Path("/")) -> ThrottleCounts:
-    """Over-current counters and throttle alerts."""
+    """Reads the over-current counters and throttle alerts."""
     events = {}
     for folder in (root / "sys/class/hwmon").glob("hwmon*"):
         if read_text(folder / "name") == "soctherm_oc":
@@ -200,7 +161,7 @@ def throttle_counts(root: Path = Path("/")) -> ThrottleCounts:
 
 
 def throttling(before: ThrottleCounts, after: ThrottleCounts) -> list[str]:
-    """What throttled between two readings, one sentence each; counters reset in between count from zero."""
+    """Returns a sentence for everything that throttled between two readings; counters reset in between count from zero."""
     found = []
     for name, count in after.events.items():
         start = before.events.get(name, 0)
@@ -212,8 +173,8 @@ def throttling(before: ThrottleCounts, after: ThrottleCounts) -> list[str]:
 
 
 def power_mode(root: Path = Path("/"), timeout_s: float = 10) -> PowerMode:
-    """The power mode, by ``nvpmodel -q``, else from the files it keeps."""
-    status = STATUS.search(read_text(root / "var/lib/nvpmodel/status") or "")
+    """Returns the power mode, by ``nvpmodel -q``, else from the files it keeps."""
+    status = _stored_mode(root)
     fan = status[2] if status else None
     program = shutil.which("nvpmodel")
     if program:
@@ -235,28 +196,24 @@ def power_mode(root: Path = Path("/"), timeout_s: float = 10) -> PowerMode:
     return PowerMode(name, number, fan)
 
 
+def power_mode_mark(root: Path = Path("/")) -> str | None:
+    """Returns ``"mode2"`` for power mode 2, which the timing of kernels depends on; None where nvpmodel stores none."""
+    status = _stored_mode(root)
+    return f"mode{int(status[1])}" if status else None
+
+
+def _stored_mode(root: Path) -> re.Match[str] | None:
+    return STATUS.search(read_text(root / "var/lib/nvpmodel/status") or "")
+
+
 def power_modes(root: Path = Path("/")) -> dict[str, int]:
-    """Modes of this board by name, from nvpmodel.conf."""
+    """Returns the numbers of the modes of this board by name, from nvpmodel.conf."""
     return {name: int(number) for number, name in POWER_MODEL.findall(read_text(root / "etc/nvpmodel.conf") or "")}
-
-
-def power_mode_number(name: str, root: Path = Path("/")) -> int:
-    """Number of a mode on this board.
-
-    Raises:
-        ConfigError: no such mode, with those there are.
-    """
-    modes = power_modes(root)
-    for known, number in modes.items():
-        if known.lower() == name.lower():
-            return number
-    there = f"; there are: {', '.join(modes)}" if modes else f"; {root / 'etc/nvpmodel.conf'} names none"
-    raise ConfigError(f"power mode {name!r}: this board has no such mode{did_you_mean(name, modes)}{there}")
 
 
 @contextlib.contextmanager
 def watch_board(root: Path = Path("/")) -> Iterator[dict[str, Any]]:
-    """State of the board before and after the block, and what throttled meanwhile, for a benchmark record.
+    """Records the state of the board before and after the block, and its throttling, for a benchmark record.
 
     Yields:
         a dictionary filled when the block ends: ``before``, ``after`` (:func:`board_conditions`) and ``throttled``, a list of
@@ -273,16 +230,16 @@ def watch_board(root: Path = Path("/")) -> Iterator[dict[str, Any]]:
 
 
 def board_conditions(root: Path = Path("/")) -> dict[str, Any]:
-    """State of the board now, as plain JSON values; empty on other machines."""
+    """Returns the state of the board now, as plain JSON values; empty on other machines."""
     title = board(root)
     if title is None:
         return {}
-    profile = module(root)
+    here = module_here(root)
     release = l4t(root)
-    memory_kb = _memory_total_kb(root)
+    memory_kb = memory_total_kb(root)
     return {
         "board": title,
-        "device": profile.name if profile else None,
+        "device": here.profile.name if here else None,
         "l4t": release,
         "jetpack": jetpack(release),
         "memory_mb": memory_kb // 1024 if memory_kb else None,

@@ -1,69 +1,87 @@
-"""The device of this machine, as a profile that a build can be planned for."""
+"""Recognises this machine: its device profile, with the evidence. One answer for builds, engine checks and benchmarks."""
 
 from __future__ import annotations
 
 import re
 import shutil
 import subprocess
+from dataclasses import dataclass
 from pathlib import Path
 
 from gft_edge.errors import ConfigError
-from gft_edge.hardware.devices import DEVICES, Device
+from gft_edge.hardware.devices import DEVICES, MODEL_WORDS, PARTS, Device
 from gft_edge.hardware.environment import board
-
-_MODULES = (
-    ("agx orin", "agx-orin"),
-    ("orin nano", "orin-nano"),
-    ("orin nx", "orin-nx"),
-    ("thor", "thor"),
-    ("xavier nx", "xavier-nx"),
-    ("agx xavier", "agx-xavier"),
-)
-"""Words of the device tree's model name, and how the names of that module's profiles begin."""
+from gft_edge.hardware.sysfs import read_text
 
 
-def device_here(root: Path = Path("/")) -> Device:
-    """The Jetson module by its device tree and memory, else the first GPU nvidia-smi lists.
+@dataclass(frozen=True)
+class Recognized:
+    """A device profile and what it was recognised by.
+
+    Args:
+        profile: of this machine.
+        evidence: for people, for example ``"part number p3767-0005 in the device tree, 7.8 GB of memory"``.
+    """
+
+    profile: Device
+    evidence: str
+
+
+def device_here(root: Path = Path("/")) -> Recognized:
+    """Returns the Jetson module by its device tree and memory, else the first GPU that nvidia-smi lists.
 
     Raises:
-        ConfigError: no NVIDIA GPU is found.
+        ConfigError: no NVIDIA GPU is found, or the board is unknown.
     """
+    found = module_here(root)
+    if found is not None:
+        return found
     name = board(root)
-    return _discrete() if name is None else _jetson(name, _memory_gb(root))
+    if name is not None:
+        raise ConfigError(f"board {name!r} is not one of the known Jetson modules; give --target DEVICE")
+    return _first_gpu()
+
+
+def module_here(root: Path = Path("/")) -> Recognized | None:
+    """Returns the Jetson module by its part number, else by the words of its name; None on other machines.
+
+    Where several profiles have that part number or name, the nearest memory decides, and the largest where the memory is
+    unknown. It is the "super" profile where the system allows its clocks, whatever the power mode: a bound must hold in all of
+    them.
+    """
+    tree = root / "proc/device-tree"
+    compatible, name = (read_text(tree / "compatible") or "").lower(), (board(root) or "").lower()
+    part = next((part for part in PARTS if part in compatible), None)
+    words = next((words for words in MODEL_WORDS if words in name), None)
+    if part is not None:
+        start, evidence = PARTS[part], f"part number {part} in the device tree"
+    elif words is not None:
+        start, evidence = MODEL_WORDS[words], f"{words!r} in the name of the board"
+    else:
+        return None
+    found = [profile for profile in DEVICES.values() if profile.is_jetson and profile.name.startswith(start)]
+    is_super = "super" in compatible or "super" in (read_text(tree / "model") or "").lower()
+    found = [p for p in found if p.name.endswith("-super") == is_super] or found
+    memory_kb = memory_total_kb(root)
+    if memory_kb is None:
+        return Recognized(max(found, key=lambda p: p.memory_gb), evidence)
+    memory_gb = memory_kb / 1e6
+    nearest = min(found, key=lambda p: abs(p.memory_gb - memory_gb))
+    return Recognized(nearest, f"{evidence}, {memory_gb:.1f} GB of memory")
+
+
+def memory_total_kb(root: Path = Path("/")) -> int | None:
+    """Returns the memory that the kernel manages; None where it is unknown."""
+    match = re.search(r"^MemTotal:\s+(\d{1,15}) kB", read_text(root / "proc/meminfo") or "", re.MULTILINE)
+    return int(match[1]) if match else None
 
 
 def same_module(first: Device, second: Device) -> bool:
-    """Whether two profiles are one piece of hardware, whatever its clocks."""
+    """Returns True if two profiles are one piece of hardware, whatever its clocks."""
     return first.name.removesuffix("-super") == second.name.removesuffix("-super")
 
 
-def power_mode(root: Path = Path("/")) -> str | None:
-    """Number of a Jetson's power mode, which the timing of kernels depends on; None elsewhere."""
-    try:
-        status = (root / "var/lib/nvpmodel/status").read_text(encoding="utf-8")
-    except OSError:
-        return None
-    match = re.search(r"pmode:(\d+)", status)
-    return f"mode{int(match.group(1))}" if match else None
-
-
-def _jetson(name: str, memory_gb: float) -> Device:
-    words = name.lower()
-    prefix = next((prefix for part, prefix in _MODULES if part in words), None)
-    if prefix is None:
-        raise ConfigError(f"board {name!r} is not one of the known Jetson modules; give --target DEVICE")
-    found = [d for d in DEVICES.values() if d.name.startswith(prefix) and d.is_jetson]
-    wants_super = "super" in words and any(d.name.endswith("-super") for d in found)
-    found = [d for d in found if d.name.endswith("-super") == wants_super]
-    return min(found, key=lambda d: abs(d.memory_gb - memory_gb))
-
-
-def _memory_gb(root: Path) -> float:
-    match = re.search(r"MemTotal:\s*(\d+) kB", (root / "proc/meminfo").read_text(encoding="utf-8"))
-    return int(match.group(1)) / 1e6 if match else 0.0
-
-
-def _discrete() -> Device:
+def _first_gpu() -> Recognized:
     smi = shutil.which("nvidia-smi")
     if smi is None:
         raise ConfigError(
@@ -74,14 +92,14 @@ def _discrete() -> Device:
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         raise ConfigError(f"nvidia-smi finds no GPU: {(done.stderr or done.stdout).strip() or 'no output'}")
-    return parse_gpu(lines[0])
+    return Recognized(parse_gpu(lines[0]), "first GPU of nvidia-smi")
 
 
 def parse_gpu(line: str) -> Device:
-    """A profile from nvidia-smi's ``name, compute_cap, memory.total`` (MiB); its peaks are not known.
+    """Returns a profile from nvidia-smi's ``name, compute_cap, memory.total`` (MiB); its peaks are unknown.
 
     Raises:
-        ConfigError: another form.
+        ConfigError: another format.
     """
     match = re.fullmatch(r"\s*(.+?),\s*(\d+\.\d+),\s*(\d+)\s*", line)
     if match is None:

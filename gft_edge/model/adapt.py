@@ -1,4 +1,4 @@
-"""Weights of one model as a start for another: other image size, classes or budget."""
+"""Adapts the weights of one model to another image size, number of classes or budget."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor
 
+from gft_edge.budget import PREFIX_TOKENS
 from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ConfigError
 
@@ -17,10 +18,10 @@ AVERAGES = (".ema", ".ema_seen")
 
 
 def adapt_weights(weights: Mapping[str, Tensor], old: GFTConfig, new: GFTConfig) -> dict[str, Tensor]:
-    """The weights of a model of configuration ``old`` that fit one of configuration ``new``.
+    """Returns the weights of a model of configuration ``old`` that fit one of configuration ``new``.
 
-    The position embedding is resampled to another grid (bicubic, antialiased); moving averages per position are left out
-    then, and the classifier when the number of classes differs.
+    Another grid resamples the position embedding (bicubic, antialiased) and drops the moving averages per position;
+    another number of classes drops the classifier.
 
     Raises:
         ConfigError: the models differ in more than image size, classes and budget.
@@ -36,13 +37,15 @@ def adapt_weights(weights: Mapping[str, Tensor], old: GFTConfig, new: GFTConfig)
         fitting = {name: tensor for name, tensor in fitting.items() if not name.endswith(AVERAGES)}
         for name in POSITIONS:
             if name in fitting:
-                fitting[name] = resample_abs_pos_embed(fitting[name], _grid(new, old, fitting[name]))
+                fitting[name] = resample_abs_pos_embed(
+                    fitting[name], _grid(new, old, fitting[name]), num_prefix_tokens=PREFIX_TOKENS
+                )
     return fitting
 
 
 def _grid(new: GFTConfig, old: GFTConfig, positions: Tensor) -> list[int]:
-    """Rows and columns of the new grid; a baseline's old one is known by the number of its positions."""
+    """Returns rows and columns of the new grid; a baseline's old grid follows from its number of positions."""
     if not new.is_baseline:
         return list(new.grid)
-    side = round((positions.shape[1] - 1) ** 0.5)
+    side = round((positions.shape[1] - PREFIX_TOKENS) ** 0.5)
     return [side * new.image_size // old.image_size] * 2

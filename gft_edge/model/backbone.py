@@ -1,4 +1,4 @@
-"""Networks of timm by name."""
+"""Creates networks of timm by name."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from gft_edge.errors import ConfigError
 
 
 def create_network(name: str, pretrained: bool, **options: Any) -> nn.Module:
-    """A network of timm.
+    """Creates a network of timm.
 
-    A name with a source (``hf-hub:``, ``local-dir:``) makes timm ask the network or read a folder, so it is taken for
-    pretrained weights alone: a checkpoint's config.json must not open connections.
+    A name with a source (``hf-hub:``, ``local-dir:``) makes timm download files or read a folder, so it is accepted only with
+    pretrained weights: a checkpoint's config.json must not open connections.
 
     Raises:
-        ConfigError: timm cannot build it, its pretrained weights cannot be had, or a source without them.
+        ConfigError: timm cannot build it, its pretrained weights are not available, or a source without them.
     """
     if not pretrained and (":" in name or "/" in name):
         raise ConfigError(
-            f"backbone {name!r} names a source, which is read for a training with model.pretrained=true alone; give the name "
+            f"backbone {name!r} names a source, which is read only with model.pretrained=true; give the name "
             "of timm's architecture"
         )
     try:
         return timm.create_model(name, pretrained=pretrained, **options)
-    except Exception as error:  # timm and its hub raise whatever an option or the network leads them to
+    except Exception as error:  # timm and its hub raise exceptions of any type
         hint = "; without network, set model.pretrained=false or start from a checkpoint (train.init)" * pretrained
         raise ConfigError(f"backbone {name!r}: timm cannot build it ({error}){hint}") from None
 
 
 def architecture_of(model: nn.Module, backbone: str) -> str:
-    """timm's own name of the backbone in a model, for one that was named by its source; any other name as it is."""
+    """Returns timm's name of a model's backbone if ``backbone`` names a source, else ``backbone``."""
     if ":" not in backbone:
         return backbone
     configs = (getattr(module, "pretrained_cfg", None) for module in model.modules())
@@ -43,10 +43,10 @@ def architecture_of(model: nn.Module, backbone: str) -> str:
 
 
 def timm_vit(config: GFTConfig, pretrained: bool, drop_path: float, **options: Any) -> VisionTransformer:
-    """The configuration's Vision Transformer, in its sizes.
+    """Creates the configuration's Vision Transformer in its sizes.
 
     Raises:
-        ConfigError: timm cannot build it, or it is no VisionTransformer.
+        ConfigError: timm cannot build it, or it is not a VisionTransformer.
     """
     vit = create_network(
         config.backbone,

@@ -1,6 +1,6 @@
 """Models to compare a GFT with: any classifier of timm, and a Vision Transformer with TransFG's part selection.
 
-They take the arguments of a GFT (``budget``, ``maps``) and have no stages, so every verb treats them alike.
+They take the arguments of a GFT (``budget``, ``maps``) and have no stages, so every verb can use them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from timm.models.vision_transformer import Attention, Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gft_edge.budget import TokenBudget
+from gft_edge.budget import PREFIX_TOKENS, TokenBudget
 from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ConfigError
 from gft_edge.model.backbone import create_network
@@ -22,7 +22,7 @@ from gft_edge.model.selection import gather_tokens
 
 
 class TimmClassifier(nn.Module):
-    """A classifier of timm as it is.
+    """An unchanged classifier of timm.
 
     Args:
         config: variant ``"timm"``.
@@ -39,12 +39,20 @@ class TimmClassifier(nn.Module):
         self.network = _network(config, pretrained, drop_path)
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether activations are computed anew in the backward pass."""
+        """Recomputes activations in the backward pass instead of keeping them."""
         self.network.set_grad_checkpointing(enable)
 
     def logits(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, classes)."""
+        """Returns the logits, (B, 3, H, W) to (B, classes)."""
         return self.network(images)
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Returns timm's features of (B, 3, H, W); their shape is the network's."""
+        return self.network.forward_features(images)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Returns the logits (B, classes) of features; with ``pre_logits`` the classifier's input, (B, C)."""
+        return self.network.forward_head(x, pre_logits=pre_logits)
 
     def forward(self, images: Tensor, budget: TokenBudget | None = None, maps: bool = False) -> Tensor | GFTOutput:
         """Classifies images.
@@ -63,7 +71,7 @@ class TimmClassifier(nn.Module):
 
 
 class WeighingAttention(nn.Module):
-    """timm's self-attention that also returns its weights, which have to be made as a matrix for that."""
+    """timm's self-attention that also returns its weights, which therefore exist as a matrix."""
 
     def __init__(self, layer: Attention) -> None:
         super().__init__()
@@ -71,7 +79,7 @@ class WeighingAttention(nn.Module):
         self.qkv, self.proj = layer.qkv, layer.proj
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, T, C) to (B, T, C) and weights (B, H, T, T)."""
+        """Maps (B, T, C) to (B, T, C) and weights (B, H, T, T)."""
         q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in self.qkv(x).chunk(3, dim=2))
         weights = (q * self.scale @ k.transpose(2, 3)).softmax(dim=-1)
         return self.proj((weights @ v).transpose(1, 2).flatten(2)), weights
@@ -85,7 +93,7 @@ class TransFG(TimmClassifier):
     patches and its contrastive loss.
 
     Raises:
-        ConfigError: the backbone is no plain timm Vision Transformer with one class token.
+        ConfigError: the backbone is not a plain timm Vision Transformer with one class token.
     """
 
     network: VisionTransformer
@@ -97,18 +105,29 @@ class TransFG(TimmClassifier):
             type(block) is Block and type(block.attn) is Attention and isinstance(block.attn.q_norm, nn.Identity)
             for block in vit.blocks
         )
-        if not plain or vit.num_prefix_tokens != 1 or vit.cls_token is None or vit.global_pool != "token":
-            raise ConfigError(f"backbone {config.backbone!r} is no plain timm Vision Transformer with one class token")
+        if (
+            not plain
+            or vit.num_prefix_tokens != config.num_prefix_tokens
+            or vit.cls_token is None
+            or vit.global_pool != "token"
+        ):
+            raise ConfigError(
+                f"backbone {config.backbone!r} is not a plain timm Vision Transformer with one class token"
+            )
         for block in vit.blocks:
             block.attn = WeighingAttention(block.attn)
         self.recompute = False
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether blocks are computed anew in the backward pass."""
+        """Recomputes the blocks in the backward pass instead of keeping their activations."""
         self.recompute = enable
 
     def logits(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, classes)."""
+        """Returns the logits, (B, 3, H, W) to (B, classes)."""
+        return self.forward_head(self.forward_features(images))
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Returns the normalised class token and chosen patches after the last block, (B, 1 + H, C)."""
         vit = self.network
         x = vit.norm_pre(vit.patch_drop(vit._pos_embed(vit.patch_embed(images))))
         *earlier, last = vit.blocks
@@ -118,7 +137,7 @@ class TransFG(TimmClassifier):
             matrices.append(weights)
         x = gather_tokens(x, self.parts(matrices))
         x, _ = self._block(last, x)
-        return vit.forward_head(vit.norm(x))
+        return vit.norm(x)
 
     def _block(self, block: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.recompute and self.training:
@@ -127,7 +146,7 @@ class TransFG(TimmClassifier):
 
     @staticmethod
     def parts(matrices: list[Tensor]) -> Tensor:
-        """The class token and the patch each head chooses, (B, 1 + H) token indices; chosen twice is there twice.
+        """Returns token indices of the class token and of the patch each head chooses, (B, 1 + H); a patch may occur twice.
 
         Args:
             matrices: attention weights of the blocks, first to last, (B, H, T, T) each.
@@ -136,12 +155,12 @@ class TransFG(TimmClassifier):
         row = matrices[-1][:, :, :1]
         for weights in reversed(matrices[:-1]):
             row = row @ weights
-        chosen = row[:, :, 0, 1:].argmax(dim=2) + 1
+        chosen = row[:, :, 0, PREFIX_TOKENS:].argmax(dim=2) + PREFIX_TOKENS
         return torch.cat((torch.zeros_like(chosen[:, :1]), chosen), dim=1)
 
 
 def _weighing_block(block: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """A timm block whose attention is a :class:`WeighingAttention`."""
+    """Runs a timm block whose attention is a :class:`WeighingAttention`."""
     y, weights = block.attn(block.norm1(x))
     x = x + block.drop_path1(block.ls1(y))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x)))), weights

@@ -17,7 +17,7 @@ LOW_PRECISION = (torch.float16, torch.bfloat16)
 
 
 def mean_scores(x: Tensor, q_weight: Tensor, k_weight: Tensor, num_heads: int) -> Tensor:
-    """Mean over all keys of the pre-softmax attention scores, without the attention matrix (step 1).
+    """Returns the mean over all keys of the pre-softmax attention scores, without the attention matrix (step 1).
 
     mean_j (q_i . k_j) = q_i . (mean_j k_j), and by linearity q_i . kbar = x_i . (Wq^T kbar) with kbar = Wk xbar: two
     matrix-vector products and N H C multiplications in place of N^2 C, exactly.
@@ -27,7 +27,7 @@ def mean_scores(x: Tensor, q_weight: Tensor, k_weight: Tensor, num_heads: int) -
         q_weight, k_weight: projections without bias, (C, C), output features grouped by head.
 
     Returns:
-        (B, N, H); float32 from half-precision inputs: what decides which patches stay is not computed in 8 or 11 bits.
+        (B, N, H); float32 from half-precision inputs: the selection of patches is not computed with 8 or 11 bits.
     """
     if x.dtype in LOW_PRECISION:
         x, q_weight, k_weight = x.float(), q_weight.float(), k_weight.float()
@@ -39,7 +39,7 @@ def mean_scores(x: Tensor, q_weight: Tensor, k_weight: Tensor, num_heads: int) -
 
 
 def spatial_gradient(m: Tensor) -> Tensor:
-    """Derivative along dim 1: central differences, one-sided at both ends (step 2). (B, N, H) to (B, N, H), N >= 2."""
+    """Returns the derivative along dim 1: central differences, one-sided at both ends (step 2). (B, N, H) to (B, N, H), N >= 2."""
     first = m[:, 1:2] - m[:, 0:1]
     last = m[:, -1:] - m[:, -2:-1]
     inner = (m[:, 2:] - m[:, :-2]) * 0.5
@@ -47,7 +47,7 @@ def spatial_gradient(m: Tensor) -> Tensor:
 
 
 def standardized_scores(m: Tensor, kernel: Tensor) -> Tensor:
-    """Steps 2 to 5: gradient, absolute value, mean over heads, smoothing of width 3, standardisation over N.
+    """Computes steps 2 to 5: gradient, absolute value, mean over heads, smoothing of width 3, standardisation over N.
 
     Args:
         m: mean scores, (B, N, H).
@@ -60,10 +60,10 @@ def standardized_scores(m: Tensor, kernel: Tensor) -> Tensor:
     s = F.conv1d(g.unsqueeze(1), kernel.to(g.dtype), padding=1).squeeze(1)
     centered = s - s.mean(dim=1, keepdim=True)
     variance = centered.square().sum(dim=1, keepdim=True) / (s.shape[1] - 1)
-    # The floor only keeps the gradient of the root finite on constant images.
+    # The floor keeps the gradient of the root finite on constant images.
     return centered / (variance.clamp_min(VARIANCE_FLOOR).sqrt() + STD_EPSILON)
 
 
 def importance(scores: Tensor) -> Tensor:
-    """Step 7: softmax over the patches at temperature 0.1. (B, N) to (B, N), each row summing to 1."""
+    """Computes step 7: softmax over the patches at temperature 0.1. (B, N) to (B, N), each row summing to 1."""
     return torch.softmax(scores / TEMPERATURE, dim=1)

@@ -16,20 +16,20 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from gft_edge.budget import TokenBudget
+from gft_edge.budget import PREFIX_TOKENS, TokenBudget
 from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ConfigError
 from gft_edge.model import gala
 from gft_edge.model.backbone import timm_vit
 from gft_edge.model.layers import ClassRowBlock, ConvStem, RowAttention
-from gft_edge.model.selection import gather_tokens, select_patches
+from gft_edge.model.selection import gather_tokens, select_patches, token_indices
 
 EMA_MOMENTUM = 0.9
 EMA_MIX = 0.5
 
 
 class StageMaps(NamedTuple):
-    """What one stage saw and kept.
+    """Importance and kept patches of one stage.
 
     Attributes:
         importance: of the stage's input patches, (B, N), rows summing to 1.
@@ -48,7 +48,7 @@ class GFTOutput(NamedTuple):
 
 
 Choice = Callable[[Tensor, int], Tensor]
-"""Scores (B, N) and k to the indices of the patches that stay (B, k), in raster order."""
+"""Maps scores (B, N) and k to the indices of the patches that stay (B, k), in raster order."""
 
 
 class FocalStage(nn.Module):
@@ -60,16 +60,15 @@ class FocalStage(nn.Module):
     one on average, so the loss teaches the score path and the smoothing kernel which patches to listen to.
 
     In training a moving average of the scores per position (over the batch of all processes, hence of any batch size)
-    steadies which patches are kept; it plays no part in the gate nor in evaluation.
+    steadies which patches are kept; the gate and evaluation do not use it.
     """
 
     ema: Tensor
     ema_seen: Tensor
-    choose: Choice = staticmethod(select_patches)
-    """Which patches stay; a study sets another rule on a stage."""
 
-    def __init__(self, dim: int, num_heads: int, num_patches: int) -> None:
+    def __init__(self, dim: int, num_heads: int, num_patches: int, num_prefix_tokens: int = PREFIX_TOKENS) -> None:
         super().__init__()
+        self.num_prefix_tokens = num_prefix_tokens
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.attn = RowAttention(dim, num_heads, qkv_bias=False)
         self.smooth = nn.Conv1d(1, 1, 3, padding=1, bias=False)
@@ -78,7 +77,7 @@ class FocalStage(nn.Module):
         self.register_buffer("ema_seen", torch.zeros(num_patches, dtype=torch.bool))
 
     def scores(self, z: Tensor) -> Tensor:
-        """Standardised scores of normalised patch tokens, (B, N, C) to (B, N), float32 even under autocast."""
+        """Returns the standardised scores of normalised patch tokens, (B, N, C) to (B, N), float32 even under autocast."""
         if torch.is_autocast_enabled(z.device.type):
             with torch.autocast(z.device.type, enabled=False):
                 return self.scores(z.float())
@@ -88,7 +87,7 @@ class FocalStage(nn.Module):
 
     @torch.no_grad()
     def _steadied(self, scores: Tensor, positions: Tensor | None) -> Tensor:
-        """Half the scores, half their moving average per position; updates the average. (B, N) to (B, N)."""
+        """Returns half the scores plus half their moving average per position; updates the average. (B, N) to (B, N)."""
         if positions is None:
             positions = torch.arange(scores.shape[1], device=scores.device).expand_as(scores)
         flat = positions.reshape(-1)
@@ -104,31 +103,33 @@ class FocalStage(nn.Module):
         return EMA_MIX * scores + (1 - EMA_MIX) * self.ema[positions]
 
     def forward(
-        self, x: Tensor, k: int, positions: Tensor | None, class_row_only: bool
+        self, x: Tensor, k: int, positions: Tensor | None, class_row_only: bool, choose: Choice = select_patches
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        """One stage.
+        """Scores the patches, selects k of them and attends for these.
 
         Args:
             x: class token and patches, (B, 1 + N, C).
             k: patches to keep, 2 to N.
             positions: of the patches on the original grid, (B, N); None when all are there. Needed in training only.
-            class_row_only: nothing reads the patches afterwards, so compute the class token alone.
+            class_row_only: compute the class token alone, since nothing reads the patches afterwards.
+            choose: selects the patches from their scores.
 
         Returns:
             tokens (B, 1 + K, C), or (B, 1, C) with ``class_row_only``; the scores used for ranking (B, N); the kept
             indices into the N inputs (B, K), or None when all are kept.
         """
         z = self.norm(x)
-        scores = self.scores(z[:, 1:])
+        prefix = self.num_prefix_tokens
+        scores = self.scores(z[:, prefix:])
         ranking = self._steadied(scores, positions) if self.training else scores
-        kept = self.choose(ranking, k) if k < scores.shape[1] else None
-        gate = F.pad(2 * torch.sigmoid(scores), (1, 0), value=1.0)
+        kept = choose(ranking, k) if k < scores.shape[1] else None
+        gate = F.pad(2 * torch.sigmoid(scores), (prefix, 0), value=1.0)
         if class_row_only:
             rows, z_rows = x[:, :1], z[:, :1]
         elif kept is None:
             rows, z_rows = x, z
         else:
-            tokens = F.pad(kept + 1, (1, 0))  # the class token is token 0 and always stays
+            tokens = token_indices(kept, prefix)
             rows, z_rows = gather_tokens(x, tokens), gather_tokens(z, tokens)
         return rows + self.attn(z_rows, z, gate), ranking, kept
 
@@ -142,13 +143,14 @@ class FocalGFT(nn.Module):
         drop_path: stochastic depth of the last block, in training.
 
     Raises:
-        ConfigError: the timm model is no Vision Transformer of the kind supported (class token, learned position
-            embedding, no register tokens, no norm before the blocks).
+        ConfigError: the timm model is not a supported Vision Transformer (class token, learned position embedding, no
+            register tokens, no norm before the blocks).
     """
 
     def __init__(self, config: GFTConfig, pretrained: bool = False, drop_path: float = 0.0) -> None:
         super().__init__()
         self.config = config
+        self.num_prefix_tokens = config.num_prefix_tokens
         vit = _backbone(config, pretrained, drop_path)
         conv_stem = config.stem == "conv"
         self.patch_embed = ConvStem(config.patch_size, config.embed_dim) if conv_stem else vit.patch_embed
@@ -158,7 +160,10 @@ class FocalGFT(nn.Module):
         if config.stages[-1] < config.depth:
             blocks[-1] = ClassRowBlock(blocks[-1])
         self.blocks = nn.ModuleList(blocks)
-        stages = [FocalStage(config.embed_dim, config.num_heads, config.num_patches) for _ in config.stages]
+        stages = [
+            FocalStage(config.embed_dim, config.num_heads, config.num_patches, config.num_prefix_tokens)
+            for _ in config.stages
+        ]
         self.stages = nn.ModuleList(stages)
         self.norm = vit.norm
         self.head = nn.Linear(config.embed_dim, config.num_classes)
@@ -171,26 +176,55 @@ class FocalGFT(nn.Module):
         self.recompute = False
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether blocks are computed anew in the backward pass, which saves keeping their activations."""
+        """Recomputes the blocks in the backward pass instead of keeping their activations."""
         self.recompute = enable
 
     def embed(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to class token and patches with positions, (B, 1 + P, C)."""
+        """Returns class token and patches with positions: (B, 3, H, W) to (B, 1 + P, C)."""
         patches = self.patch_embed(images)
         tokens = torch.cat((self.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1)
         return tokens + self.pos_embed
 
-    def forward(self, images: Tensor, budget: TokenBudget | None = None, maps: bool = False) -> Tensor | GFTOutput:
+    def forward(
+        self,
+        images: Tensor,
+        budget: TokenBudget | None = None,
+        maps: bool = False,
+        choose: Choice = select_patches,
+    ) -> Tensor | GFTOutput:
         """Classifies images.
 
         Args:
             images: normalised, (B, 3, H, W).
             budget: patches kept after each stage; the configuration's own by default.
             maps: also return importance and kept patches of every stage.
+            choose: selects the patches from their scores; another rule is for controls and studies.
 
         Returns:
             logits (B, classes), or :class:`GFTOutput` with ``maps``.
         """
+        x, trace = self._run_blocks(images, budget, maps, choose)
+        logits = self.forward_head(x)
+        return GFTOutput(logits, trace) if maps else logits
+
+    def forward_features(
+        self, images: Tensor, budget: TokenBudget | None = None, choose: Choice = select_patches
+    ) -> Tensor:
+        """Returns the tokens after the last block, class token first, (B, T, C); :meth:`forward_head` reads them.
+
+        They are not normalised: the final norm is computed for the class token alone. T is 1 when the last block computes
+        only the class token.
+        """
+        return self._run_blocks(images, budget, False, choose)[0]
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Returns the logits (B, classes) of tokens (B, T, C); with ``pre_logits`` the classifier's input, (B, C)."""
+        features = self.norm(x[:, 0])
+        return features if pre_logits else self.head(features)
+
+    def _run_blocks(
+        self, images: Tensor, budget: TokenBudget | None, maps: bool, choose: Choice
+    ) -> tuple[Tensor, list[StageMaps]]:
         budget = budget or self.config.budget
         check_budget(budget, self.config)
         x = self.embed(images)
@@ -203,23 +237,22 @@ class FocalGFT(nn.Module):
                 continue
             index = stage_after[number]
             x, ranking, kept = self.stages[index](
-                x, budget.keep[index], positions, class_row_only=number == self.config.depth
+                x, budget.keep[index], positions, class_row_only=number == self.config.depth, choose=choose
             )
             if maps or self.training:
                 positions = _compose(positions, kept)
             if maps:
                 trace.append(StageMaps(gala.importance(ranking), _all_if_none(positions, ranking)))
-        logits = self.head(self.norm(x[:, 0]))
-        return GFTOutput(logits, trace) if maps else logits
+        return x, trace
 
 
 def run_block(block: nn.Module, x: Tensor, recompute: bool) -> Tensor:
-    """One block, its activations kept for the backward pass or computed anew there."""
+    """Runs one block; keeps its activations for the backward pass or recomputes them there."""
     return checkpoint(block, x, use_reentrant=False) if recompute else block(x)
 
 
 def check_budget(budget: TokenBudget, config: GFTConfig) -> None:
-    """Raises ConfigError when a budget is for another number of patches or stages than a model has."""
+    """Raises ConfigError when a budget does not have the model's number of patches and stages."""
     if len(budget.keep) != len(config.stages) and budget.num_patches == config.num_patches and config.stages:
         given = f"{len(budget.keep)} number{'s' * (len(budget.keep) != 1)}"
         raise ConfigError(
@@ -234,7 +267,7 @@ def check_budget(budget: TokenBudget, config: GFTConfig) -> None:
 
 
 def _compose(positions: Tensor | None, kept: Tensor | None) -> Tensor | None:
-    """Original-grid positions after keeping ``kept`` of the patches now at ``positions``."""
+    """Returns original-grid positions after keeping ``kept`` of the patches at ``positions``."""
     if positions is None or kept is None:
         return kept if positions is None else positions
     return positions.gather(1, kept)
@@ -251,10 +284,15 @@ def _backbone(config: GFTConfig, pretrained: bool, drop_path: float) -> VisionTr
         raise ConfigError(f"FocalGFT builds variant 'focal', the configuration says {config.variant!r}")
     vit = timm_vit(config, pretrained, drop_path, num_classes=0)
     if not all(type(block) is Block for block in vit.blocks):
-        raise ConfigError(f"backbone {config.backbone!r} has blocks of another kind than timm's Block")
+        raise ConfigError(f"backbone {config.backbone!r} has blocks that are not timm's Block")
     if not isinstance(vit.patch_embed, PatchEmbed) or not vit.patch_embed.flatten or vit.pos_embed is None:
         raise ConfigError(f"backbone {config.backbone!r} needs a flat patch embedding with a position embedding")
-    if vit.num_prefix_tokens != 1 or vit.cls_token is None or vit.pos_embed.shape[1] != config.num_patches + 1:
+    prefix = config.num_prefix_tokens
+    if (
+        vit.num_prefix_tokens != prefix
+        or vit.cls_token is None
+        or vit.pos_embed.shape[1] != config.num_patches + prefix
+    ):
         raise ConfigError(
             f"backbone {config.backbone!r} needs one class token with a position embedding and no register tokens; "
             f"it has {vit.num_prefix_tokens} prefix tokens"

@@ -1,4 +1,4 @@
-"""Layers of the focal model that timm does not have."""
+"""Layers of the focal model that timm does not provide."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Attention, Block
 from torch import Tensor, nn
 
+from gft_edge.config.model import conv_stem_widths
+
 
 class Attend(nn.Module):
-    """Softmax attention between projected tokens, fused; a module of its own so that export can write it out.
+    """Softmax attention between projected tokens, fused; a separate module so that export can replace it.
 
     Args:
         num_heads: heads H, dividing the width.
@@ -22,17 +24,17 @@ class Attend(nn.Module):
         self.num_heads = num_heads
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """Queries (B, R, C) over keys and values (B, T, C): (B, R, C)."""
+        """Attends with queries (B, R, C) over keys and values (B, T, C): (B, R, C)."""
         q, k, v = (t.unflatten(2, (self.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):
-    """timm's self-attention with its two products in a module of their own.
+    """timm's self-attention with its two products in a separate module.
 
     Args:
-        layer: a plain one (:func:`is_plain`), whose projections are shared.
-        attend: computes what :class:`Attend` does.
+        layer: plain (:func:`is_plain`); shares its projections.
+        attend: computes the attention, as :class:`Attend`.
     """
 
     def __init__(self, layer: Attention, attend: nn.Module) -> None:
@@ -40,13 +42,13 @@ class SelfAttention(nn.Module):
         self.qkv, self.attend, self.proj = layer.qkv, attend, layer.proj
 
     def forward(self, x: Tensor, attn_mask: None = None, is_causal: bool = False) -> Tensor:
-        """(B, T, C) to (B, T, C); never masked."""
+        """Maps (B, T, C) to (B, T, C), never masked."""
         q, k, v = self.qkv(x).chunk(3, dim=2)
         return self.proj(self.attend(q, k, v))
 
 
 def is_plain(layer: Attention) -> bool:
-    """Whether nothing is done to queries, keys or the result but what :class:`SelfAttention` does."""
+    """Returns True when a layer computes no more than :class:`SelfAttention` does."""
     extras = (layer.q_norm, layer.k_norm, layer.norm)
     return layer.gate is None and all(isinstance(extra, nn.Identity) for extra in extras)
 
@@ -69,7 +71,7 @@ class RowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
 
     def forward(self, rows: Tensor, context: Tensor, gate: Tensor | None = None) -> Tensor:
-        """(B, R, C) queries over (B, T, C) keys and values; ``gate`` (B, T) scales the values. Returns (B, R, C)."""
+        """Attends with (B, R, C) queries over (B, T, C) keys and values; ``gate`` (B, T) scales the values. Returns (B, R, C)."""
         k, v = self.kv(context).chunk(2, dim=2)
         if gate is not None:
             v = v * gate.unsqueeze(2).to(v.dtype)
@@ -79,7 +81,7 @@ class RowAttention(nn.Module):
 class ClassRowBlock(nn.Module):
     """The last transformer block when only the class token is read after it: one row of attention and of the MLP.
 
-    Gives exactly the class token of the timm block it is made from; saves the work of every other row.
+    Computes exactly the class token of the timm block it is made from, and no other row.
     """
 
     def __init__(self, block: Block) -> None:
@@ -100,14 +102,14 @@ class ClassRowBlock(nn.Module):
         self.attn.proj = block.attn.proj
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, T, C) to (B, 1, C)."""
+        """Maps (B, T, C) to (B, 1, C)."""
         z = self.norm1(x)
         x = x[:, :1] + self.drop_path1(self.ls1(self.attn(z[:, :1], z)))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
 
 
 class ConvStem(nn.Module):
-    """Patch embedding by strided 3x3 convolutions: learns from few images much sooner than one large convolution.
+    """Patch embedding by strided 3x3 convolutions: needs far fewer images to learn than one large convolution.
 
     Args:
         patch_size: a power of two, at least 4; halved by each convolution.
@@ -118,10 +120,8 @@ class ConvStem(nn.Module):
 
     def __init__(self, patch_size: int, embed_dim: int) -> None:
         super().__init__()
-        num_convs = patch_size.bit_length() - 1
-        widths = [3] + [max(embed_dim >> (num_convs - 1 - i), 16) for i in range(num_convs)]
         layers: list[nn.Module] = []
-        for width_in, width_out in itertools.pairwise(widths):
+        for width_in, width_out in itertools.pairwise(conv_stem_widths(patch_size, embed_dim)):
             layers += [
                 nn.Conv2d(width_in, width_out, 3, stride=2, padding=1, bias=False),
                 nn.BatchNorm2d(width_out),
@@ -131,5 +131,5 @@ class ConvStem(nn.Module):
         self.proj = nn.Conv2d(embed_dim, embed_dim, 1)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to (B, N, C)."""
+        """Maps (B, 3, H, W) to (B, N, C)."""
         return self.proj(self.convs(images)).flatten(2).transpose(1, 2)

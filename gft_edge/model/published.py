@@ -1,4 +1,4 @@
-"""The variant of the published code (arXiv 2504.09852): loads its checkpoints and gives its outputs.
+"""The variant of the published code (arXiv 2504.09852): loads its checkpoints and reproduces its outputs.
 
 **Its logits do not depend on the token budget.** They are a linear layer on the class token after block 8, and the class
 token never meets the stages: GALA and PPS cannot change them, get no gradient from the loss and keep their initial
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from gft_edge.budget import TokenBudget
+from gft_edge.budget import PREFIX_TOKENS, TokenBudget
 from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.model import gala
@@ -30,8 +30,8 @@ STALE = "ema_grad"
 class PublishedStage(nn.Module):
     """Attention over patch tokens, and their importance. Parameters carry the published names.
 
-    The moving average of training is kept per place in the batch and starts anew when the batch's shape changes, as
-    published; it mixes unrelated images, plays no part in eval mode and is not saved.
+    The moving average of training is kept per place in the batch and restarts when the batch's shape changes, as
+    published; it mixes unrelated images, is not used in eval mode and is not saved.
     """
 
     def __init__(self, dim: int, num_heads: int) -> None:
@@ -45,7 +45,7 @@ class PublishedStage(nn.Module):
         self._average: Tensor | None = None
 
     def importance(self, x: Tensor) -> Tensor:
-        """(B, N, C) to (B, N), rows summing to 1; in training mixed with the moving average."""
+        """Returns the importance, (B, N, C) to (B, N), rows summing to 1; in training mixed with the moving average."""
         q_weight, k_weight, _ = self.qkv.weight.chunk(3)
         scores = gala.standardized_scores(gala.mean_scores(x, q_weight, k_weight, self.num_heads), self.smooth.weight)
         if self.training:
@@ -58,7 +58,7 @@ class PublishedStage(nn.Module):
         return gala.importance(scores)
 
     def forward(self, x: Tensor, kept: Tensor | None = None) -> Tensor:
-        """Output tokens of all inputs (B, N, C), or of those at ``kept`` (B, K) only: (B, K, C)."""
+        """Returns the output tokens of all inputs (B, N, C), or of those at ``kept`` (B, K) only: (B, K, C)."""
         q, k, v = self.qkv(x).chunk(3, dim=2)
         if kept is not None:
             q = gather_tokens(q, kept)
@@ -68,8 +68,8 @@ class PublishedStage(nn.Module):
 class PublishedGFT(nn.Module):
     """The published model; its state dict has the published names. **Its logits do not depend on the budget.**
 
-    All blocks, the norm and the head of the backbone are there because published checkpoints have them; what stands
-    after the stages' place is never run.
+    It has all blocks, the norm and the head of the backbone because published checkpoints have them; those after the
+    stages never run.
 
     Args:
         config: variant ``"published"``.
@@ -77,14 +77,15 @@ class PublishedGFT(nn.Module):
         drop_path: stochastic depth of the last block, in training.
 
     Raises:
-        ConfigError: the backbone is no timm Vision Transformer with a class token.
+        ConfigError: the backbone is not a timm Vision Transformer with a class token.
     """
 
     def __init__(self, config: GFTConfig, pretrained: bool = False, drop_path: float = 0.0) -> None:
         super().__init__()
         self.config = config
+        self.num_prefix_tokens = config.num_prefix_tokens
         vit = timm_vit(config, pretrained, drop_path)
-        if vit.num_prefix_tokens != 1 or vit.cls_token is None:
+        if vit.num_prefix_tokens != config.num_prefix_tokens or vit.cls_token is None:
             raise ConfigError(f"backbone {config.backbone!r} needs one class token and no register tokens")
         self.base_model = vit
         self.hierarchical_blocks = nn.ModuleList(
@@ -94,7 +95,7 @@ class PublishedGFT(nn.Module):
         self.recompute = False
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Whether blocks are computed anew in the backward pass, which saves keeping their activations."""
+        """Recomputes the blocks in the backward pass instead of keeping their activations."""
         self.recompute = enable
 
     def forward(self, images: Tensor, budget: TokenBudget | None = None, maps: bool = False) -> Tensor | GFTOutput:
@@ -110,20 +111,29 @@ class PublishedGFT(nn.Module):
         """
         budget = budget or self.config.budget
         check_budget(budget, self.config)
+        x = self.forward_features(images)
+        logits = self.forward_head(x)
+        if not maps and not self.training:
+            return logits
+        trace = self._stages(x[:, self.num_prefix_tokens :], budget)
+        return GFTOutput(logits, trace) if maps else logits
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Returns the tokens after the last block before the stages, class token first, (B, 1 + P, C)."""
         vit = self.base_model
         patches = vit.patch_embed(images)
         tokens = torch.cat((vit.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1)
         x = vit.pos_drop(tokens + vit.pos_embed)
         for block in vit.blocks[: self.config.stages[0]]:
             x = run_block(block, x, self.recompute and self.training)
-        logits = self.classifier(x[:, 0])
-        if not maps and not self.training:
-            return logits
-        trace = self._stages(x[:, 1:], budget)
-        return GFTOutput(logits, trace) if maps else logits
+        return x
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        """Returns the logits (B, classes) of tokens (B, T, C); with ``pre_logits`` the classifier's input, (B, C)."""
+        return x[:, 0] if pre_logits else self.classifier(x[:, 0])
 
     def _stages(self, x: Tensor, budget: TokenBudget) -> list[StageMaps]:
-        """Importance and kept positions on the original grid; (B, P, C) patch tokens in."""
+        """Returns importance and kept positions on the original grid of patch tokens (B, P, C)."""
         positions: Tensor | None = None
         trace = []
         for stage, k in zip(self.hierarchical_blocks, budget.keep):
@@ -137,17 +147,17 @@ class PublishedGFT(nn.Module):
 
 
 ANCHOR = "base_model.pos_embed"
-"""A tensor every published state dict has; what stands before its name is a prefix."""
+"""A tensor that every published state dict has; any text before its name is a prefix."""
 
 
 def published_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a published state dict without the stale ``ema_grad`` buffers of trained models.
+    """Returns the weights of a published state dict without the stale ``ema_grad`` buffers of trained models.
 
     Args:
         weights: as :func:`gft_edge.model.weights_file.read_weights_file` gives them for ``ANCHOR``.
 
     Raises:
-        ArtifactError: it is none; names the model it looks like, if that is a known one.
+        ArtifactError: it is not one; names the model it looks like, if that is a known one.
     """
     needed = (ANCHOR, "hierarchical_blocks.0.qkv.weight", "classifier.weight")
     missing = [name for name in needed if name not in weights]
@@ -156,20 +166,20 @@ def published_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         names = "base_model.*, hierarchical_blocks.*, classifier.*"
         hint = f"it looks like {other}" if other else f"its tensors are {', '.join(sorted(weights)[:3])} ..."
         raise ArtifactError(
-            f"no state dict of the published GFT: missing {missing[:3]}; {hint}; this verb reads the checkpoints of the "
-            f"published GFT code alone ({names})"
+            f"not a state dict of the published GFT: missing {missing[:3]}; {hint}; this verb reads only checkpoints of the "
+            f"published GFT code ({names})"
         )
     return {name: tensor for name, tensor in weights.items() if not name.endswith(f".{STALE}")}
 
 
 def published_config(weights: Mapping[str, Tensor]) -> GFTConfig:
-    """The configuration that fits published weights; 64 channels per head, budget 75, 50, 25 per cent.
+    """Returns the configuration that fits published weights; 64 channels per head, budget 75, 50, 25 per cent.
 
     Raises:
-        ArtifactError: sizes that belong to no such model.
+        ArtifactError: the sizes fit no such model.
     """
     try:
-        patches = weights["base_model.pos_embed"].shape[1] - 1
+        patches = weights[ANCHOR].shape[1] - PREFIX_TOKENS
         dim, _, patch_size, _ = weights["base_model.patch_embed.proj.weight"].shape
         depth = 1 + max(int(name.split(".")[2]) for name in weights if name.startswith("base_model.blocks."))
         stages = 1 + max(int(name.split(".")[1]) for name in weights if name.startswith("hierarchical_blocks."))
@@ -187,4 +197,4 @@ def published_config(weights: Mapping[str, Tensor]) -> GFTConfig:
             variant="published",
         )
     except (KeyError, ValueError, IndexError) as error:
-        raise ArtifactError(f"published weights: their sizes fit no GFT ({error})") from None
+        raise ArtifactError(f"published weights: the sizes fit no GFT ({error})") from None

@@ -1,4 +1,4 @@
-"""Weights that other programs saved: read as data, never as code, and taken out of their wrappers and prefixes."""
+"""Reads weights that other programs saved, as data and never as code, and removes their wrappers and prefixes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gft_edge.errors import ArtifactError
-from gft_edge.filekinds import kind_of
+from gft_edge.filekinds import FileKind, kind_of
 
 WRAPPERS = (
     "model_state_dict",
@@ -41,14 +41,14 @@ WRAPPERS = (
     "ema",
     "ema_model",
 )
-"""Keys under which training programs keep a state dict, those taken first before others; averages come last."""
+"""Keys under which training programs keep a state dict, preferred ones first; averages come last."""
 _STATES = ("optim", "sched", "scaler", "config", "cfg", "args", "hparams", "rng", "callbacks", "loops", "criterion")
-"""How keys begin of what is no model."""
+"""Prefixes of keys that do not hold a model."""
 _ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
-"""What torch.compile and FSDP put into names, before any module."""
+"""Parts that torch.compile and FSDP insert into names, before any module."""
 _HINTS = {
-    "a TorchScript archive": "; save its weights: torch.save(torch.jit.load(FILE).state_dict(), NEW)",
-    "an ONNX graph": "; gft-edge lint reads graphs",
+    FileKind.TORCHSCRIPT: "; save its weights: torch.save(torch.jit.load(FILE).state_dict(), NEW)",
+    FileKind.ONNX: "; gft-edge lint reads graphs",
 }
 
 
@@ -58,7 +58,7 @@ class StateDict:
 
     Attributes:
         weights: tensors by name, without wrappers and prefixes.
-        notes: what was chosen and left out, one sentence each.
+        notes: the choices made and the tensors left out, one sentence each.
     """
 
     weights: Mapping[str, Tensor]
@@ -66,23 +66,23 @@ class StateDict:
 
 
 def read_weights_file(path: Path, anchors: Sequence[str] = ()) -> StateDict:
-    """Reads a state dict from a PyTorch or safetensors file, whatever its name ends with.
+    """Reads a state dict from a PyTorch or safetensors file, independent of its file name extension.
 
     Args:
         path: of the file.
-        anchors: names the model's state dict holds; what stands before them is a prefix. Without them, only prefixes that
-            all names share are taken off.
+        anchors: names in the model's state dict; any text before them is a prefix. Without them, only prefixes that
+            all names share are removed.
 
     Raises:
-        ArtifactError: no such file, another kind of file, a damaged one, objects beside the tensors that are code, no
-            tensors, or NaN or infinity in one.
+        ArtifactError: the file is missing, of another kind or damaged, contains objects that are code, or has no tensors
+            or a tensor with NaN or infinity.
     """
     found = state_dict_of(_load(path), str(path), anchors)
     for name, tensor in found.weights.items():
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.device.type == "meta":
-            raise ArtifactError(f"{path}: {name} is no plain tensor (sparse, quantized or without values)")
+            raise ArtifactError(f"{path}: {name} is not a plain tensor (sparse, quantized or without values)")
         if (tensor.is_floating_point() or tensor.is_complex()) and not bool(torch.isfinite(tensor.float()).all()):
-            raise ArtifactError(f"{path}: {name} holds NaN or infinity; the training that saved it had failed")
+            raise ArtifactError(f"{path}: {name} holds NaN or infinity; the training that saved it failed")
     return found
 
 
@@ -93,18 +93,18 @@ def _load(path: Path) -> object:
         raise ArtifactError(f"{path}: no such file") from None
     except OSError as error:
         raise ArtifactError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if kind == "a safetensors file":
+    if kind is FileKind.SAFETENSORS:
         try:
             return load_file(str(path))
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise ArtifactError(f"{path}: damaged or cut off ({' '.join(str(error).split())})") from None
-    if kind != "a PyTorch file" and not kind.startswith("a pickle"):
+    if kind not in (FileKind.PYTORCH, FileKind.PICKLE):
         raise ArtifactError(f"{path}: cannot be read as a file of tensors: it is {kind}{_HINTS.get(kind, '')}")
     try:
         with torch.serialization.safe_globals(_harmless()), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises whatever the bytes lead it to, and advises to run them
+    except Exception as error:  # torch.load raises any exception, and its message advises to run the bytes
         foreign = _foreign(path)
         if foreign:
             raise ArtifactError(
@@ -117,7 +117,7 @@ def _load(path: Path) -> object:
 
 
 def _harmless() -> list[Any]:
-    """What training programs keep beside weights and reading which runs nothing: numbers of NumPy, arguments, dates, paths."""
+    """Returns types that training programs save beside weights and that are safe to read: NumPy numbers, arguments, dates."""
     scalar = np.float64(0).__reduce__()[0]
     rebuild = np.zeros(0).__reduce__()[0]
     found: list[Any] = [argparse.Namespace, types.SimpleNamespace, np.dtype, np.ndarray, _codecs.encode]
@@ -131,7 +131,7 @@ def _harmless() -> list[Any]:
 
 
 def _foreign(path: Path) -> str | None:
-    """The first class or function in a file that reading it would have to run."""
+    """Returns the first class or function that reading the file would run."""
     plain = ("torch.", "collections.OrderedDict", "collections.Counter")
     known = {f"{module}.{kind}" for module in ("__builtin__", "builtins") for kind in ("set", "bytearray", "complex")}
     known |= {_name_of(entry) for entry in _harmless()}
@@ -151,7 +151,7 @@ def _name_of(entry: Any) -> str:
 
 
 def _globals_of(path: Path) -> Iterator[str]:
-    """Names of the classes and functions of the pickles in a file, in their order; nothing is run."""
+    """Yields the names of the classes and functions in a file's pickles, in order; runs nothing."""
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             parts = [archive.read(name) for name in archive.namelist() if name.endswith("data.pkl")]
@@ -174,15 +174,15 @@ def _globals_of(path: Path) -> Iterator[str]:
 
 
 def state_dict_of(tree: object, where: str, anchors: Sequence[str] = ()) -> StateDict:
-    """The weights in what a file held: out of wrappers and prefixes, in whatever order they lie around each other.
+    """Returns the weights in the contents of a file, without wrappers and prefixes in any nesting.
 
     Args:
         tree: of mappings and tensors.
         where: for messages.
-        anchors: as :func:`read_weights_file` takes them.
+        anchors: as in :func:`read_weights_file`.
 
     Raises:
-        ArtifactError: no tensors with names.
+        ArtifactError: there are no tensors with names.
     """
     if not isinstance(tree, Mapping):
         raise ArtifactError(f"{where}: holds a {type(tree).__name__}, not a state dict")
@@ -196,18 +196,18 @@ def state_dict_of(tree: object, where: str, anchors: Sequence[str] = ()) -> Stat
     unnamed = [key for key in state if not isinstance(key, str)]
     if unnamed:
         raise ArtifactError(
-            f"{where}: no state dict: its keys are numbers such as {unnamed[0]!r}, not names of tensors"
+            f"{where}: not a state dict: its keys are numbers such as {unnamed[0]!r}, not names of tensors"
         )
     weights = {name: value for name, value in state.items() if isinstance(value, Tensor)}
     if not weights:
         keys = ", ".join(repr(key) for key in list(state)[:3]) or "nothing"
-        raise ArtifactError(f"{where}: no state dict: it has no tensors, it holds {keys}")
+        raise ArtifactError(f"{where}: not a state dict: it has no tensors, it holds {keys}")
     weights, more = strip_prefixes(weights, anchors)
     return StateDict(weights, (*notes, *more))
 
 
 def _is_state(key: object, value: object) -> bool:
-    """Whether a value is, or wraps, a state dict."""
+    """Returns True when a value is, or wraps, a state dict."""
     if not isinstance(key, str) or not isinstance(value, Mapping) or key.lower().startswith(_STATES):
         return False
     named = [inner for name, inner in value.items() if isinstance(name, str)]
@@ -217,10 +217,10 @@ def _is_state(key: object, value: object) -> bool:
 
 
 def strip_prefixes(weights: Mapping[str, Tensor], anchors: Sequence[str] = ()) -> tuple[dict[str, Tensor], list[str]]:
-    """Names without what DataParallel, torch.compile, Lightning and the like put before them.
+    """Removes the prefixes that DataParallel, torch.compile, Lightning and similar programs add to names.
 
     Returns:
-        the renamed weights, and what was chosen and left out, one sentence each.
+        the renamed weights, and the choices made and the tensors left out, one sentence each.
     """
     named = {}
     for name, tensor in weights.items():
@@ -269,7 +269,7 @@ def _shared_prefix(names: Mapping[str, object]) -> str | None:
 
 
 def _before(name: str, anchor: str) -> str | None:
-    """What stands before an anchor in a name; None where it does not end in it as a whole."""
+    """Returns the text before an anchor in a name; None when the name does not end in the whole anchor."""
     prefix = name.removesuffix(anchor)
     return prefix if prefix != name and (not prefix or prefix.endswith(".")) else None
 
@@ -279,7 +279,7 @@ def _rank(prefix: str) -> tuple[bool, int, str]:
 
 
 def looks_like(weights: Mapping[str, Tensor]) -> str | None:
-    """What other model a state dict is of, in words that follow "it looks like"; None for none that is known here."""
+    """Describes the known model that a state dict belongs to, in words that follow "it looks like"; None for an unknown one."""
 
     def size(name: str, axis: int = 0) -> int | None:
         tensor = weights.get(name)

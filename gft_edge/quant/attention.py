@@ -1,4 +1,4 @@
-"""Which attentions a policy quantizes, whether TensorRT fuses them so, and how their operands are observed."""
+"""Finds the attentions a policy quantizes, checks that TensorRT can fuse them, and observes their operands."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from gft_edge.constants import MAX_FUSED_INT8_TOKENS
 from gft_edge.errors import ConfigError
 from gft_edge.model.layers import Attend
 from gft_edge.quant.modules import find_attention, require_attention
-from gft_edge.quant.policy import ATTEND, Precision, QuantPolicy, is_attend
+from gft_edge.quant.policy import ATTEND, LayerPrecision, QuantPolicy, is_attend
 
 MEASURED_PARTS = ("q", "k", "v")
-"""Operands whose range has to be found; probabilities have one by definition."""
+"""Operands whose range must be measured; that of the probabilities is fixed by definition."""
 PROBS_RANGE = 1.0
 FP8_HEAD_STEP, MAX_FP8_HEAD = 16, 256
 
-Take = Callable[[str, Tensor], None]
+Observer = Callable[[str, Tensor], None]
+"""Receives the name of an operand and its values."""
 
 
 def attention_names(model: nn.Module) -> list[str]:
-    """Names of all attentions whose products can be quantized, in the order of the modules."""
+    """Returns the names of all attentions whose products can be quantized, in the order of the modules."""
     candidates = (
         f"{name}.{ATTEND}" if isinstance(module, Attention) else name
         for name, module in model.named_modules()
@@ -34,16 +35,16 @@ def attention_names(model: nn.Module) -> list[str]:
     return [name for name in candidates if find_attention(model, name) is not None]
 
 
-def quantized_attention(model: nn.Module, policy: QuantPolicy) -> dict[str, Precision]:
-    """Precision of the attentions the policy quantizes, by name.
+def quantized_attention(model: nn.Module, policy: QuantPolicy) -> dict[str, LayerPrecision]:
+    """Returns the precision of the attentions the policy quantizes, by name.
 
     Args:
         model: in eval mode, full precision, with its configuration; run once at its default token budget.
         policy: with rules for attention or not.
 
     Raises:
-        ConfigError: the policy quantizes attention and this model has none that it means, or one that TensorRT would not
-            fuse: INT8 over more than 512 tokens, FP8 with heads of another size than 16, 32, ... 256.
+        ConfigError: the policy quantizes attention and the model has none that matches, or one that TensorRT does not
+            fuse: INT8 over more than 512 tokens, FP8 with a head size other than 16, 32, ... 256.
     """
     chosen = {name: policy.precision_of(name) for name in attention_names(model) if policy.is_quantized(name)}
     if chosen:
@@ -54,12 +55,12 @@ def quantized_attention(model: nn.Module, policy: QuantPolicy) -> dict[str, Prec
 
 
 def attention_tensors(model: nn.Module, policy: QuantPolicy) -> list[str]:
-    """Names of the operands to observe for the attentions the policy quantizes; raises as :func:`quantized_attention`."""
+    """Returns the operands to observe for the attentions the policy quantizes; raises as :func:`quantized_attention`."""
     return [f"{name}.{part}" for name in quantized_attention(model, policy) for part in MEASURED_PARTS]
 
 
 @torch.no_grad()
-def _require_fused(model: nn.Module, chosen: dict[str, Precision]) -> None:
+def _require_fused(model: nn.Module, chosen: dict[str, LayerPrecision]) -> None:
     shapes: dict[str, tuple[int, ...]] = {}
     handles = [watch_operand(model, name, "k", lambda name, k: shapes.update({name: k.shape})) for name in chosen]
     config: Any = model.config
@@ -75,7 +76,7 @@ def _require_fused(model: nn.Module, chosen: dict[str, Precision]) -> None:
             raise ConfigError(
                 f"quantization: {name} attends to {tokens} tokens, class token included; TensorRT fuses INT8 attention up to "
                 f"{MAX_FUSED_INT8_TOKENS} (NVIDIA/TensorRT issue 3724) and longer ones are slower than FP16: leave it high, "
-                f"take fp8, or keep fewer patches before it"
+                f"use fp8, or keep fewer patches before it"
             )
         if precision == "fp8" and (head % FP8_HEAD_STEP or head > MAX_FP8_HEAD):
             raise ConfigError(
@@ -84,17 +85,15 @@ def _require_fused(model: nn.Module, chosen: dict[str, Precision]) -> None:
             )
 
 
-def watch_operand(model: nn.Module, name: str, part: str, take: Take) -> RemovableHandle:
-    """From now on hands an operand, (B, T, C), to ``take`` under ``name.part``; queries scaled by 1 / sqrt(d)."""
+def watch_operand(model: nn.Module, name: str, part: str, observe: Observer) -> RemovableHandle:
+    """Registers a hook that passes an operand, (B, T, C), to ``observe`` as ``name.part``; queries scaled by 1 / sqrt(d)."""
     attention = require_attention(model, name)
     index = MEASURED_PARTS.index(part)
     heads = attention.num_heads
 
     def hand(operand: Tensor) -> None:
-        take(f"{name}.{part}", operand * (operand.shape[-1] // heads) ** -0.5 if part == "q" else operand)
+        observe(f"{name}.{part}", operand * (operand.shape[-1] // heads) ** -0.5 if part == "q" else operand)
 
-    if isinstance(
-        attention, Attention
-    ):  # its products are not a module: what the projection gives goes into them as it is
+    if isinstance(attention, Attention):  # its products are not a module; they read the projection's output
         return attention.qkv.register_forward_hook(lambda _, __, output: hand(output.chunk(3, dim=-1)[index]))
     return attention.register_forward_pre_hook(lambda _, inputs: hand(inputs[index]))

@@ -1,4 +1,4 @@
-"""Which parts of a model are quantized, and why: ordered rules, as data."""
+"""Quantization policies: ordered rules, as data, that say which parts of a model are quantized and why."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from gft_edge.config.reader import read_table
+from gft_edge.config.reader import load_dataclass, read_table
 from gft_edge.errors import ConfigError
 
-Precision = Literal["int8", "int8-weights", "fp8", "high"]
+LayerPrecision = Literal["int8", "int8-weights", "fp8", "high"]
 """INT8 (both inputs), INT8 weights with activations in high precision, FP8 E4M3 (both inputs), or high precision."""
 AttentionPrecision = Literal["int8", "fp8", "high"]
 
 ATTEND = "attend"
-"""Last part of the name of an attention's two products: ``blocks.0.attn.attend``, ``stages.1.attn.attend``."""
+"""Last part of the name of an attention's products: ``blocks.0.attn.attend``, ``stages.1.attn.attend``."""
 
 
 def is_attend(name: str) -> bool:
-    """Whether a name, or the pattern of a rule, is of an attention's products."""
+    """Returns True for a name, or the pattern of a rule, of an attention's products."""
     return name.rpartition(".")[2].endswith(ATTEND)
 
 
@@ -29,33 +29,27 @@ class QuantRule:
     """Module names that match ``pattern`` (shell style) get ``precision``; ``reason`` is printed to users."""
 
     pattern: str
-    precision: Precision
+    precision: LayerPrecision
     reason: str
 
     def __post_init__(self) -> None:
-        if self.precision not in get_args(Precision):
-            raise ConfigError(
-                f"quantization policy: precision of {self.pattern!r} must be one of {', '.join(get_args(Precision))}, "
-                f"found {self.precision!r}"
-            )
+        if self.precision not in get_args(LayerPrecision):
+            choices = ", ".join(get_args(LayerPrecision))
+            raise ConfigError(f"rule {self.pattern!r}: precision must be one of {choices}, found {self.precision!r}")
         if not (isinstance(self.pattern, str) and isinstance(self.reason, str) and self.reason.strip()):
-            raise ConfigError(
-                f"quantization policy: the rule for {self.pattern!r} needs a pattern and a reason in words"
-            )
+            raise ConfigError(f"rule {self.pattern!r}: needs a pattern and a reason in words")
         if f"{ATTEND}." in self.pattern:
             raise ConfigError(
-                f"quantization policy: {self.pattern!r} is of a part of an attention; its products are quantized both or not "
-                f"at all, as TensorRT fuses them, so let the pattern end in '{ATTEND}'"
+                f"rule {self.pattern!r}: names a part of an attention; TensorRT fuses both products, so both are quantized "
+                f"or neither: the pattern must end in '{ATTEND}'"
             )
         if self.precision == "int8-weights" and is_attend(self.pattern):
-            raise ConfigError(
-                f"quantization policy: the attention of {self.pattern!r} has no weights; it is int8, fp8 or high"
-            )
+            raise ConfigError(f"rule {self.pattern!r}: an attention has no weights; it is int8, fp8 or high")
 
 
 @dataclass(frozen=True)
 class QuantPolicy:
-    """The first rule that matches the name of a linear layer or convolution decides; what no rule matches stays high precision.
+    """Rules for linear layers and convolutions: the first one that matches a name decides; without a match it stays high precision.
 
     INT8 is symmetric, with weights per output channel, activations per tensor and the bias in high precision; FP8 is
     E4M3, both per tensor. The two products of an attention go by its name, ``blocks.0.attn.attend``, which only patterns
@@ -76,55 +70,49 @@ class QuantPolicy:
         if alpha is not None and (
             isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not 0 <= alpha <= 1
         ):
-            raise ConfigError(f"quantization policy: smoothquant must be from 0 to 1, found {alpha!r}")
+            raise ConfigError(f"smoothquant must be from 0 to 1, found {alpha!r}")
 
     def rule_for(self, name: str) -> QuantRule | None:
-        """The rule that decides on a module of that name."""
+        """Returns the rule that decides on a module of that name."""
         rules = (rule for rule in self.rules if is_attend(rule.pattern)) if is_attend(name) else self.rules
         return next((rule for rule in rules if fnmatch.fnmatchcase(name, rule.pattern)), None)
 
-    def precision_of(self, name: str) -> Precision:
-        """What the module of that name computes in."""
+    def precision_of(self, name: str) -> LayerPrecision:
+        """Returns the precision of the module of that name."""
         rule = self.rule_for(name)
         return "high" if rule is None else rule.precision
 
     def is_quantized(self, name: str) -> bool:
-        """Whether the module of that name leaves high precision."""
+        """Returns True when the module of that name is quantized."""
         return self.precision_of(name) != "high"
 
     def to_json(self) -> dict[str, Any]:
-        """The policy as plain JSON values."""
+        """Returns the policy as plain JSON values."""
         return {"rules": [asdict(rule) for rule in self.rules], "smoothquant": self.smoothquant}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> QuantPolicy:
-        """The inverse of :meth:`to_json`.
+        """Reads what :meth:`to_json` returns.
 
         Raises:
-            ConfigError: an unknown or missing key, or a value that cannot be used.
+            ConfigError: every unknown key, missing key and unusable value in one message.
         """
-        try:
-            unknown = sorted(set(data) - {"rules", "smoothquant"})
-            if unknown:
-                raise ConfigError(f"quantization policy: unknown key {unknown[0]!r}; there are rules and smoothquant")
-            return cls(tuple(QuantRule(**rule) for rule in data["rules"]), data.get("smoothquant"))
-        except (TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(f"quantization policy: incomplete or malformed ({error!r})") from None
+        return load_dataclass(cls, data, "quantization policy")
 
 
 def read_policy(path: Path) -> QuantPolicy:
     """Reads a policy from TOML (an array of tables ``[[rules]]``) or JSON.
 
     Raises:
-        ConfigError: cannot be read, or is no policy.
+        ConfigError: the file cannot be read or is not a policy.
     """
     return QuantPolicy.from_json(read_table(path, "quantization policy"))
 
 
 def uniform_policy(
-    precision: Precision, smoothquant: float | None = None, attention: AttentionPrecision = "high"
+    precision: LayerPrecision, smoothquant: float | None = None, attention: AttentionPrecision = "high"
 ) -> QuantPolicy:
-    """The default policy with other precisions in place of INT8 layers and of high-precision attention."""
+    """Returns the default policy with other precisions for its INT8 layers and its attention."""
     rules = [QuantRule(r.pattern, precision if r.precision == "int8" else r.precision, r.reason) for r in _RULES]
     if attention != "high":
         reason = f"both products of the attention in {attention.upper()}, asked for"

@@ -1,4 +1,4 @@
-"""Writes the result of an evaluation: a JSON file, and beside it a folder with pictures of wrong predictions."""
+"""Writes the result of an evaluation: a JSON file, and next to it a folder with pictures of wrong predictions."""
 
 from __future__ import annotations
 
@@ -23,25 +23,27 @@ _PICTURE = re.compile(r"\d{3,}\.png")
 
 
 def pictures_folder(out: Path) -> Path:
-    """Where pictures of wrong predictions lie: ``NAME-wrong`` beside ``NAME.json``."""
+    """Returns the folder of pictures of wrong predictions: ``NAME-wrong`` next to ``NAME.json``."""
     return out.with_name(f"{out.stem}-wrong")
 
 
 def require_evaluation_writable(out: Path) -> None:
-    """Refuses an output that cannot be written, or whose folder of pictures holds anything else.
+    """Raises if the output cannot be written, or if its folder of pictures holds other files.
 
     Raises:
-        ConfigError: naming what is in the way.
+        ConfigError: names the path in the way.
     """
     require_writable(out)
     folder = pictures_folder(out)
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise ConfigError(f"output {folder}: in the way of the folder of pictures; give another --out or remove it")
+        raise ConfigError(
+            f"output {folder}: is in the way of the folder of pictures; remove it or choose another --out"
+        )
     if folder.is_dir():
         others = sorted(path.name for path in folder.iterdir() if not _PICTURE.fullmatch(path.name))
         if others:
             raise ConfigError(
-                f"output {folder}: holds {others[0]!r}, which is no picture of an evaluation; give another --out or remove it"
+                f"output {folder}: holds {others[0]!r}, which is not a picture of an evaluation; remove it or choose another --out"
             )
 
 
@@ -52,17 +54,17 @@ def write_evaluation(
 
     Args:
         out: JSON file.
-        data: whose ``results`` are those of ``results``, in JSON form and in order.
-        results: the wrong predictions of which are drawn.
-        images: that were judged.
-        spec: preprocessing; pictures show what the network sees.
+        data: the evaluation as JSON values; its ``results`` match ``results`` in order.
+        results: their wrong predictions are drawn.
+        images: of the evaluation.
+        spec: preprocessing; pictures show the input of the network.
 
     Returns:
         ``data`` with the path of each picture relative to the folder of ``out``.
 
     Raises:
-        ConfigError: something is in the way.
-        OutputError: it cannot be written.
+        ConfigError: another file is in the way.
+        OutputError: the files cannot be written.
     """
     require_evaluation_writable(out)
     folder = pictures_folder(out)
@@ -98,7 +100,7 @@ def write_evaluation(
 
 
 def _draw(folder: Path, indices: Iterable[int], images: ImageSet, spec: PreprocessSpec) -> dict[int, str]:
-    """Writes one picture per image and returns their file names by index; an image that has become unreadable has none."""
+    """Writes one picture per readable image and returns the file names by index."""
     names: dict[int, str] = {}
     for index in indices:
         try:

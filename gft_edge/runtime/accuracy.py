@@ -1,4 +1,4 @@
-"""What a model gets right and wrong on labelled images: accuracy, by class, confusions, and the images it fails on."""
+"""The accuracy loop: right and wrong answers of models on labelled images, by class and by image."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.data.batches import indexed_batches
+from gft_edge.data.batches import batch_count, indexed_batches
 from gft_edge.errors import DataError
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
@@ -20,19 +20,18 @@ if TYPE_CHECKING:
     from gft_edge.data.datasets import ImageSet
 
 Forward = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
-"""From preprocessed images (B, 3, H, W) float32 to logits (B, classes)."""
+"""Computes logits (B, classes) of preprocessed images (B, 3, H, W) float32."""
 
-BATCH = 64
 TOP5_CLASSES = 6
-"""With fewer classes every answer is among the five best, or all but one."""
+"""With fewer classes, all answers or all but one are among the five best."""
 CONFUSION_CLASSES = 200
-"""The confusion matrix of more classes is left out of the JSON form."""
+"""With more classes the JSON form has no confusion matrix."""
 WRONG_KEPT = 24
 
 
 @dataclass(frozen=True)
 class Wrong:
-    """An image that the model gets wrong.
+    """An image that the model classifies wrongly.
 
     Attributes:
         index: in the image set.
@@ -50,13 +49,13 @@ class Wrong:
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Answers of one model on labelled images.
+    """Accuracy of one model on labelled images.
 
     Attributes:
         labels: class names.
         confusion: images by true class (row) and predicted class (column), (C, C) int64.
         top5_right: images whose class is among the five most probable.
-        wrong: the images that the model was surest of and wrong about, at most ``WRONG_KEPT``, the surest first.
+        wrong: the wrong predictions of the highest probability, at most ``WRONG_KEPT``, the highest first.
     """
 
     labels: tuple[str, ...]
@@ -66,12 +65,12 @@ class Accuracy:
 
     @property
     def count(self) -> int:
-        """Images judged."""
+        """Number of images."""
         return int(self.confusion.sum())
 
     @property
     def right(self) -> int:
-        """Images whose most probable class is the true one."""
+        """Number of images whose most probable class is the true one."""
         return int(np.trace(self.confusion))
 
     @property
@@ -90,12 +89,12 @@ class Accuracy:
         return wilson_interval(self.right, self.count)
 
     def per_class(self) -> list[tuple[str, int, int]]:
-        """Label, right answers and images of every class, in the order of the labels."""
+        """Returns label, number of right answers and number of images of every class, in the order of the labels."""
         right, count = np.diagonal(self.confusion), self.confusion.sum(axis=1)
         return [(label, int(r), int(c)) for label, r, c in zip(self.labels, right, count)]
 
     def confused(self, at_most: int) -> list[tuple[str, str, int]]:
-        """True class, predicted class and number of images of the most frequent mistakes, the most frequent first."""
+        """Returns true class, predicted class and number of images of the most frequent mistakes, in that order."""
         mistakes = self.confusion - np.diag(np.diagonal(self.confusion))
         order = np.argsort(-mistakes, axis=None, kind="stable")[:at_most]
         rows, cols = np.unravel_index(order, mistakes.shape)
@@ -103,7 +102,7 @@ class Accuracy:
         return [mistake for mistake in found if mistake[2]]
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; ``picture`` of wrong predictions is empty."""
+        """Returns plain JSON values; ``picture`` of wrong predictions is empty."""
         data = {
             "right": self.right,
             "top1": self.top1,
@@ -143,7 +142,7 @@ class _Answers:
         indices: Sequence[int],
         names: Callable[[int], str],
     ) -> None:
-        """Judges logits (B, classes) of the images of these indices and true classes (B,)."""
+        """Counts logits (B, classes) of images with these indices and true classes (B,)."""
         require_finite(logits, self.where)
         predicted = logits.argmax(axis=1)
         np.add.at(self.confusion, (truth, predicted), 1)
@@ -161,7 +160,7 @@ class _Answers:
         self.wrong = sorted(self.wrong, key=lambda wrong: (-wrong.probability, wrong.index))[:WRONG_KEPT]
 
     def result(self) -> Accuracy:
-        """Everything so far."""
+        """Returns the accuracy on all images that were added."""
         return Accuracy(self.labels, self.confusion, self.top5_right, tuple(self.wrong))
 
 
@@ -173,14 +172,14 @@ def measure_accuracy(
     problem: Callable[[str], None] | None = None,
     track: Track = silent,
 ) -> tuple[Accuracy, ...]:
-    """Runs several models on the same images, each of which is read once.
+    """Measures several models on the same images; each image is read once.
 
     Args:
-        models: name for messages, and function, of each.
-        images: whose class numbers are those of ``labels``.
+        models: a name for messages and a function each.
+        images: with the class numbers of ``labels``.
         labels: class names of the models.
         spec: preprocessing.
-        problem: told of each image that cannot be read, which is then left out; without it, such an image is an error.
+        problem: receives why an image cannot be read; the image is then left out. Without it, such an image is an error.
         track: shows progress, batch by batch.
 
     Returns:
@@ -192,9 +191,8 @@ def measure_accuracy(
     """
     answers = [_Answers(name, tuple(labels)) for name, _ in models]
     seen = 0
-    for indices, pixels, truth in track(
-        indexed_batches(images, spec, BATCH, problem), "evaluate", -(-len(images) // BATCH)
-    ):
+    batches = indexed_batches(images, spec, problem=problem)
+    for indices, pixels, truth in track(batches, "evaluate", batch_count(len(images))):
         seen += len(indices)
         for (_, forward), collected in zip(models, answers):
             collected.add(forward(pixels), truth, indices, images.name)

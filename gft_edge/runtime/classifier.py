@@ -1,4 +1,4 @@
-"""From an artefact and an image to a class, with what the model looked at."""
+"""Classifies images with an artefact; returns class, probability and importance maps."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ from gft_edge.stats.metrics import softmax
 if TYPE_CHECKING:
     from PIL import Image
 
-    # What predict takes; for type checkers only, since the edge runtime may lack Pillow.
+    # For type checkers only: the edge runtime may lack Pillow.
     ImageLike = npt.NDArray[np.uint8] | Image.Image | str | Path
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """The prediction for one image.
 
     Attributes:
         label: most probable class.
         probability: softmax of its logit.
         logits: (classes,) float32.
-        importance: one (rows, cols) map per stage, zero where dropped before; empty without map outputs.
-        kept: one (rows, cols) mask per stage of the patches kept; empty without compact map outputs.
+        importance: one (rows, cols) map per stage, zero for patches dropped before it; empty without map outputs.
+        kept: one (rows, cols) mask of the kept patches per stage; empty without compact map outputs.
     """
 
     label: str
@@ -45,7 +45,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Classifier:
-    """Preprocessing and model of an artefact in one."""
+    """An opened artefact with its preprocessing."""
 
     artifact: Artifact
     session: Session
@@ -58,9 +58,9 @@ class Classifier:
 
         Args:
             path: of the artefact.
-            backend: see :data:`gft_edge.runtime.sessions.BACKENDS`.
+            backend: see :data:`gft_edge.runtime.backends.BACKENDS`.
             threads: 0 takes one per core.
-            huge_pages: faster requests for a slower start, for large models where the kernel gives them on request.
+            huge_pages: slower start, faster requests; for large models where the kernel gives huge pages on request.
 
         Raises:
             ArtifactError: missing, damaged or changed.
@@ -69,17 +69,17 @@ class Classifier:
         return cls(artifact, open_session(artifact, backend, threads, huge_pages))
 
     def predict(self, images: Iterable[ImageLike]) -> list[Prediction]:
-        """Classifies images of any size, as many at a time as the artefact's largest batch.
+        """Classifies images of any size, in batches of the artefact's largest size.
 
         Args:
-            images: RGB arrays (H, W, 3) uint8, Pillow images, or paths of image files, in any mixture. The latter two are
-                converted by the rules of :func:`gft_edge.data.images.read_image`.
+            images: RGB arrays (H, W, 3) uint8, Pillow images or paths of image files, also mixed. Pillow images and files
+                are converted by the rules of :func:`gft_edge.data.images.read_image`.
 
         Returns:
             One prediction per image, in order.
 
         Raises:
-            DataError: one image instead of several, something that is no image, or a file that cannot be read.
+            DataError: a single image instead of a list, a value that is no image, or a file that cannot be read.
             CheckFailed: logits that are NaN or infinite.
             MissingExtraError: a file, but Pillow is not installed.
         """
@@ -90,14 +90,14 @@ class Classifier:
         return predictions
 
     def prepare(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[Any]:
-        """RGB images of any size to the session's input: (B, 3, H, W) float32, or pixels for a graph that normalises."""
+        """Converts RGB images of any size to the session's input: (B, 3, H, W) float32, or pixels for a graph that normalises."""
         spec = self.artifact.manifest.preprocess
         if self.artifact.manifest.inputs[0].dtype == "uint8":
             return np.stack([spec.geometry(image) for image in images])
         return spec.batch(images)
 
     def decode(self, outputs: Mapping[str, npt.NDArray[Any]]) -> list[Prediction]:
-        """The session's outputs to one prediction per image.
+        """Converts the session's outputs to one prediction per image.
 
         Raises:
             CheckFailed: logits that are NaN or infinite.
@@ -123,14 +123,14 @@ class Classifier:
         ]
 
     def top(self, prediction: Prediction, count: int) -> list[tuple[str, float]]:
-        """The most probable classes of a prediction with their probabilities, at most ``count``, the best one first."""
+        """Returns the ``count`` most probable classes of a prediction with their probabilities, the most probable first."""
         probabilities = softmax(prediction.logits[None])[0]
         best = np.argsort(-prediction.logits, kind="stable")[:count]
         return [(self.artifact.manifest.labels[index], float(probabilities[index])) for index in best]
 
 
 def grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Lists of ``size`` items, in order; the last may be shorter. Draws no more items than it yields."""
+    """Yields lists of ``size`` items, in order; the last may be shorter. Reads no item ahead."""
     group: list[Any] = []
     for item in items:
         group.append(item)
@@ -142,10 +142,10 @@ def grouped(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
 
 
 def _several(images: Any) -> Iterable[Any]:
-    """The images themselves, if they are several rather than one.
+    """Returns the images if they are a collection.
 
     Raises:
-        DataError: one image, or nothing that can be iterated over.
+        DataError: a single image, or a value that cannot be iterated over.
     """
     one = isinstance(images, (str, bytes, Path)) or _is_pillow(images)
     one = one or (isinstance(images, np.ndarray) and images.ndim < 4)
@@ -155,9 +155,9 @@ def _several(images: Any) -> Iterable[Any]:
 
 
 def _rgb(image: Any, where: str) -> npt.NDArray[np.uint8]:
-    """One image of any accepted kind as (H, W, 3) uint8 RGB."""
+    """Converts one image of any accepted kind to (H, W, 3) uint8 RGB."""
     if isinstance(image, np.ndarray):
-        return image  # preprocessing refuses what is no (H, W, 3) uint8 array
+        return image  # preprocessing refuses other shapes and types
     if isinstance(image, (str, Path)):
         from gft_edge.data.images import read_image
 
@@ -170,7 +170,7 @@ def _rgb(image: Any, where: str) -> npt.NDArray[np.uint8]:
 
 
 def _is_pillow(image: Any) -> bool:
-    """Whether it is a Pillow image; does not import Pillow, which the edge runtime may lack."""
+    """Returns whether it is a Pillow image, without importing Pillow, which the edge runtime may lack."""
     return any(f"{kind.__module__}.{kind.__qualname__}" == "PIL.Image.Image" for kind in type(image).__mro__)
 
 

@@ -1,7 +1,7 @@
 """Memory and a stream of an NVIDIA GPU, as raw pointers for TensorRT.
 
-By cuda-python, NVIDIA's own bindings: a few megabytes from PyPI, for x86-64 and for a Jetson. PyTorch does as well and is taken
-where cuda-python is not installed; a board that only runs engines need not have it. Not verified on hardware.
+Uses cuda-python, NVIDIA's bindings: a few megabytes from PyPI, for x86-64 and for a Jetson; else PyTorch. A board that only runs
+engines needs no PyTorch. Not verified on hardware.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ RUNTIMES = ("cuda.bindings.runtime", "cuda.cudart")
 
 
 class CudaPython:
-    """By cuda-python.
+    """GPU memory and a stream from cuda-python.
 
     Args:
         runtime: one of ``RUNTIMES``.
 
     Raises:
-        ConfigError: no GPU, or it fails; with CUDA's name of the error.
+        ConfigError: no GPU, or a call fails; with CUDA's name of the error.
     """
 
     name = "cuda-python"
@@ -37,7 +37,7 @@ class CudaPython:
         self.stream = int(self._call("cudaStreamCreate"))
 
     def allocate(self, size: int) -> int:
-        """Pointer to so many bytes, which stay until the process ends."""
+        """Allocates bytes that stay until the process ends; returns their pointer."""
         return int(self._call("cudaMalloc", max(size, 1)))
 
     def upload(self, pointer: int, array: npt.NDArray[Any]) -> None:
@@ -58,14 +58,12 @@ class CudaPython:
     def _call(self, function: str, *arguments: Any) -> Any:
         error, *values = getattr(self.runtime, function)(*arguments)
         if int(error):
-            raise ConfigError(
-                f"CUDA: {function} failed with {error.name}; nvidia-smi tells whether GPU and driver work"
-            )
+            raise ConfigError(f"CUDA: {function} failed with {error.name}; check GPU and driver with nvidia-smi")
         return values[0] if values else None
 
 
 class TorchCuda:
-    """By PyTorch.
+    """GPU memory and a stream from PyTorch.
 
     Raises:
         ConfigError: this PyTorch sees no GPU.
@@ -75,14 +73,14 @@ class TorchCuda:
 
     def __init__(self, torch: ModuleType) -> None:
         if not torch.cuda.is_available():
-            raise ConfigError("CUDA: PyTorch sees no GPU here; nvidia-smi tells whether GPU and driver work")
+            raise ConfigError("CUDA: PyTorch sees no GPU here; check GPU and driver with nvidia-smi")
         self.torch = torch
         self._stream = torch.cuda.Stream()
         self.stream = int(self._stream.cuda_stream)
         self._buffers: dict[int, Any] = {}
 
     def allocate(self, size: int) -> int:
-        """Pointer to so many bytes, which stay as long as this object."""
+        """Allocates bytes that stay as long as this object; returns their pointer."""
         buffer = self.torch.empty(max(size, 1), dtype=self.torch.uint8, device="cuda")
         self._buffers[buffer.data_ptr()] = buffer
         return int(buffer.data_ptr())
@@ -109,7 +107,7 @@ Cuda = CudaPython | TorchCuda
 
 
 def open_cuda() -> Cuda:
-    """The GPU by cuda-python, else by PyTorch.
+    """Opens the GPU with cuda-python, else with PyTorch.
 
     Raises:
         MissingExtraError: neither is installed.

@@ -1,12 +1,12 @@
-"""Runs an engine of an artefact: one path for ``tensorrt`` and ``tensorrt_rtx``, from 8.6 to 11.
+"""Runs an engine of an artefact: one code path for ``tensorrt`` and ``tensorrt_rtx``, from 8.6 to 11.
 
-Calls of the name-based interface alone, which every generation has; a test holds them against the real bindings. Not verified on
-hardware.
+Calls only the name-based interface, which every generation has; a test compares the calls with the real bindings. Not verified
+on hardware.
 """
 
 from __future__ import annotations
 
-import importlib
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,18 +17,18 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.errors import ArtifactError, ConfigError, DataError
-from gft_edge.hardware.environment import has_nvidia_driver, missing_extra
+from gft_edge.hardware.environment import has_nvidia_driver
 from gft_edge.manifest import Artifact
+from gft_edge.runtime.backends import backend_of_module
+from gft_edge.runtime.batching import run_in_batches
 from gft_edge.runtime.cuda import Cuda, open_cuda
+from gft_edge.runtime.sessions import Session, SessionOptions
 from gft_edge.runtime.trt_messages import error_logger, explain, require
 
 if TYPE_CHECKING:
     import tensorrt
 
     from gft_edge.runtime.engine_files import EngineHost
-
-EXTRAS = {"tensorrt": "trt", "tensorrt_rtx": "rtx"}
-"""Module that runs engines, and the extra of gft-edge that brings it."""
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Engine:
     """A loaded engine with its memory.
 
     Attributes:
-        batch: smallest and largest number of images it takes.
+        batch: smallest and largest number of images that it takes.
         input, outputs: its tensors.
-        objects: that must outlive the context: logger, runtime and engine.
+        objects: objects that must outlive the context: logger, runtime and engine.
     """
 
     context: tensorrt.IExecutionContext
@@ -59,38 +59,28 @@ class Engine:
     messages: list[str]
 
     def run(self, names: None, feed: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
-        """All outputs, called as ONNX Runtime's sessions are; more images than it takes are run in parts.
+        """Returns all outputs; has the signature of ONNX Runtime's sessions. Runs images in batches that the engine takes.
 
         Raises:
             DataError: the array does not fit the engine.
-            ArtifactError: execution failed, with what TensorRT said.
+            ArtifactError: execution failed, with TensorRT's message.
         """
         images = np.ascontiguousarray(feed[self.input.name])
         if images.dtype != self.input.dtype:
             raise DataError(
                 f"input {images.shape} {images.dtype} does not fit the engine, which takes {self.input.dtype}"
             )
-        low, high = self.batch
-        parts = []
-        for start in range(0, len(images), high):
-            part = images[start : start + high]
-            missing = max(low - len(part), 0)
-            padded = np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
-            parts.append([value[: len(part)] for value in run_once(self.context, self, padded)])
-        return [np.concatenate(values) for values in zip(*parts)]
+        return run_in_batches(functools.partial(run_once, self.context, self), images, *self.batch)
 
 
 def load_module(name: str) -> ModuleType:
-    """Imports what runs engines.
+    """Imports TensorRT or TensorRT-RTX to run engines.
 
     Raises:
         MissingExtraError: it is not installed, or its libraries are not.
         ConfigError: there is no driver.
     """
-    try:
-        module = importlib.import_module(name)
-    except (ImportError, OSError):
-        raise missing_extra(name, EXTRAS[name]) from None
+    module = backend_of_module(name).import_module()
     if not has_nvidia_driver():
         raise ConfigError(
             f"backend {name}: engines run on an NVIDIA GPU, and there is no NVIDIA driver here; run it on the device, or "
@@ -100,7 +90,7 @@ def load_module(name: str) -> ModuleType:
 
 
 def engine_host(trt: ModuleType) -> EngineHost:
-    """What an engine would be loaded by here.
+    """Returns the software and hardware that would load an engine here.
 
     Raises:
         ConfigError: no GPU is found.
@@ -108,17 +98,17 @@ def engine_host(trt: ModuleType) -> EngineHost:
     from gft_edge.hardware.this_device import device_here
     from gft_edge.runtime.engine_files import EngineHost
 
-    device = device_here()
+    device = device_here().profile
     name = None if trt.__name__ == "tensorrt_rtx" else device.name
     return EngineHost(trt.__name__, trt.__version__, device.compute_capability, name)
 
 
 def fitting_engine(artifact: Artifact, host: EngineHost, key: str = "") -> tuple[Path, dict[str, Any]]:
-    """The artefact's own engine that fits: the one named, else the only one.
+    """Returns the named engine of the artefact, or the only one that fits.
 
     Args:
         artifact: with engines in its manifest.
-        host: what will load it.
+        host: the software and hardware that will load it.
         key: of the engine, empty for any.
 
     Returns:
@@ -131,8 +121,8 @@ def fitting_engine(artifact: Artifact, host: EngineHost, key: str = "") -> tuple
     from gft_edge.runtime.engine_files import check_engine
 
     flavour = "rtx" if host.module == "tensorrt_rtx" else "trt"
-    there = [Path(name).stem for name in artifact.manifest.files if name.endswith(".engine")]
-    keys = [key] if key else sorted(name for name in there if name.startswith(flavour))
+    built = [Path(name).stem for name in artifact.manifest.files if name.endswith(".engine")]
+    keys = [key] if key else sorted(name for name in built if name.startswith(flavour))
     found, refusals = {}, []
     for each in keys:
         try:
@@ -154,11 +144,22 @@ def fitting_engine(artifact: Artifact, host: EngineHost, key: str = "") -> tuple
     )
 
 
+def open_tensorrt(artifact: Artifact, options: SessionOptions, module: str) -> Session:
+    """Opens an engine of an artefact; the opener of the backends that run engines.
+
+    Raises:
+        MissingExtraError, ConfigError, ArtifactError: as :func:`open_engine`.
+    """
+    engine, record = open_engine(artifact, module, options.key)
+    outputs = tuple(output.name for output in engine.outputs)
+    return Session(module, record, outputs, engine, engine.input.name)
+
+
 def open_engine(artifact: Artifact, module: str, key: str = "") -> tuple[Engine, dict[str, Any]]:
     """Loads an engine after every check on it; returns it with the options for the record.
 
     Raises:
-        MissingExtraError: ``module``, or what allocates memory, is not installed.
+        MissingExtraError: ``module``, or a library for GPU memory, is not installed.
         ConfigError: no driver or GPU, or several engines fit.
         ArtifactError: no engine fits, or TensorRT refuses it.
     """
@@ -181,17 +182,17 @@ def open_engine(artifact: Artifact, module: str, key: str = "") -> tuple[Engine,
 
 
 def load_engine(trt: ModuleType, blob: bytes, where: str, batch: tuple[int, int], cuda: Cuda | None = None) -> Engine:
-    """Deserialises an engine, which executes code of it: only after :func:`gft_edge.runtime.engine_files.check_engine`.
+    """Deserialises an engine, which executes its code: call :func:`gft_edge.runtime.engine_files.check_engine` before.
 
     Args:
         trt: TensorRT or TensorRT-RTX.
         blob: the engine.
-        where: it comes from, for messages.
-        batch: smallest and largest number of images it takes.
-        cuda: its memory; by default opened after the engine was accepted.
+        where: its origin, for messages.
+        batch: smallest and largest number of images that it takes.
+        cuda: its memory; by default opened after TensorRT has accepted the engine.
 
     Raises:
-        ArtifactError: TensorRT refuses it, with what it said.
+        ArtifactError: TensorRT refuses it, with TensorRT's message.
     """
     messages: list[str] = []
     logger = error_logger(trt, messages)
@@ -218,11 +219,11 @@ def load_engine(trt: ModuleType, blob: bytes, where: str, batch: tuple[int, int]
 
 
 def run_once(context: tensorrt.IExecutionContext, engine: Engine, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
-    """Outputs of one execution.
+    """Returns the outputs of one execution.
 
     Raises:
         DataError: the engine does not take such a shape.
-        ArtifactError: execution failed, with what TensorRT said.
+        ArtifactError: execution failed, with TensorRT's message.
     """
     engine.messages.clear()
     if not context.set_input_shape(engine.input.name, images.shape):

@@ -1,31 +1,28 @@
 """Engine files of an artefact: their names, and the checks before one is loaded.
 
-An engine is native code: whoever deserialises it executes it. Nothing here imports TensorRT.
+An engine is native code: deserialising it executes it. Nothing here imports TensorRT.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gft_edge.errors import ArtifactError
 from gft_edge.files import read_json
 from gft_edge.manifest import MODEL, Artifact, FileInfo
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True)
 class EngineHost:
-    """What an engine is to be loaded by.
+    """The software and hardware that will load an engine.
 
     Args:
         module: ``"tensorrt"`` or ``"tensorrt_rtx"``.
-        version: of that module, None where it checks that itself.
+        version: of that module, None where the module itself checks it.
         compute_capability: of the GPU, for example ``"8.7"``.
-        device: name of the device, None where only the compute capability is known.
+        device: its name, None where only the compute capability is known.
     """
 
     module: str
@@ -35,24 +32,24 @@ class EngineHost:
 
 
 def engine_files(key: str) -> tuple[str, str]:
-    """Names of an engine and its record inside an artefact."""
+    """Returns the names of an engine and its record inside an artefact."""
     return f"engines/{key}.engine", f"engines/{key}.json"
 
 
 def check_engine(artifact: Artifact, key: str, host: EngineHost) -> tuple[Path, dict[str, Any]]:
-    """Makes sure that an engine is the artefact's own and fits, before it is deserialised.
+    """Checks, before it is deserialised, that an engine belongs to the artefact and fits this machine.
 
     Args:
         artifact: with the engine in its manifest.
         key: of the engine.
-        host: what will load it.
+        host: the software and hardware that will load it.
 
     Returns:
         path of the engine, and its record.
 
     Raises:
         ArtifactError: not in the manifest, changed, made from another graph, or for another machine; with the command
-            that builds it anew.
+            that builds it again.
     """
     engine, sidecar = engine_files(key)
     target = "rtx" if host.module == "tensorrt_rtx" else host.device or "this-gpu"
@@ -61,7 +58,7 @@ def check_engine(artifact: Artifact, key: str, host: EngineHost) -> tuple[Path, 
         command += f" --compute-capability {host.compute_capability}"
 
     def refuse(reason: str) -> ArtifactError:
-        return ArtifactError(f"engine {key}: {reason}; not loaded. Build it anew: {command}")
+        return ArtifactError(f"engine {key}: {reason}; not loaded. Build it again: {command}")
 
     for name in (engine, sidecar):
         if name not in artifact.manifest.files:
@@ -95,5 +92,5 @@ def check_engine(artifact: Artifact, key: str, host: EngineHost) -> tuple[Path, 
 
 
 def _hardware(device: str) -> str:
-    """A "super" profile is the same module at higher clocks."""
+    """Returns the name of the module; a "super" profile is the same module at higher clocks."""
     return device.removesuffix("-super")

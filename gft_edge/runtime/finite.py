@@ -1,4 +1,4 @@
-"""Refuses logits that are not finite: the class of the largest of them would mean nothing."""
+"""Refuses non-finite logits, whose largest value has no meaning."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def require_finite(logits: npt.NDArray[Any], where: str) -> None:
     """Refuses NaN and infinity in logits (B, classes) of any floating-point type.
 
     Args:
-        logits: of any shape whose first axis counts images.
-        where: what computed them, for the message.
+        logits: of any shape; the first axis counts images.
+        where: the model that computed them, for the message.
 
     Raises:
-        CheckFailed: naming how many images are affected, and the first.
+        CheckFailed: with the number of affected images, and the first.
     """
     finite = np.isfinite(logits)
     if bool(finite.all()):

@@ -1,7 +1,7 @@
 """Huge pages for the memory of a loaded model: fewer address translations while its weights are read.
 
-A kernel that gives huge pages only to those who ask (``madvise``, the default of Debian and Ubuntu) gives none to ONNX Runtime,
-which does not ask. For a model of a hundred megabytes that costs one to seven per cent of its latency, by how memory lies.
+Some kernels give huge pages only on request (``madvise``, the default of Debian and Ubuntu), and ONNX Runtime requests none. For
+a model of a hundred megabytes this costs one to seven per cent of latency, depending on the memory layout.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 
 PAGE = 2 << 20
 WORTHWHILE = 16 << 20
-"""Bytes; below that a processor's second-level TLB covers the model with small pages."""
+"""Bytes; the second-level TLB of a processor covers smaller models with small pages."""
 MADV_HUGEPAGE, MADV_COLLAPSE = 14, 25  # linux/mman.h; the second since Linux 6.1
 ENABLED, MAPS = Path("/sys/kernel/mm/transparent_hugepage/enabled"), Path("/proc/self/maps")
 
@@ -22,7 +22,7 @@ Region = tuple[int, int]
 
 
 def on_request(enabled: Path = ENABLED) -> bool:
-    """Whether this kernel gives huge pages to those who ask, and to no one else."""
+    """Returns whether this kernel gives huge pages on request, and only then."""
     try:
         return sys.platform == "linux" and "[madvise]" in enabled.read_text()
     except OSError:
@@ -30,7 +30,7 @@ def on_request(enabled: Path = ENABLED) -> bool:
 
 
 def anonymous_regions(maps: Path = MAPS) -> list[Region]:
-    """Private writable memory without a file, but for stacks; empty where the system does not tell."""
+    """Returns private writable memory without a file, except stacks; empty where the system does not list it."""
     try:
         lines = maps.read_text().splitlines()
     except OSError:
@@ -45,7 +45,7 @@ def anonymous_regions(maps: Path = MAPS) -> list[Region]:
 
 
 def added(before: Iterable[Region], after: Iterable[Region]) -> list[Region]:
-    """What of the regions ``after`` was not there ``before``; regions of each do not overlap."""
+    """Returns the parts of ``after`` that are not in ``before``; regions of each list do not overlap."""
     old = sorted(before)
     found = []
     for start, end in sorted(after):
@@ -61,15 +61,15 @@ def added(before: Iterable[Region], after: Iterable[Region]) -> list[Region]:
 
 
 def size(regions: Iterable[Region]) -> int:
-    """Bytes of regions that do not overlap."""
+    """Returns the bytes of regions that do not overlap."""
     return sum(end - start for start, end in regions)
 
 
 def request(regions: Iterable[Region]) -> int:
-    """Asks the kernel to hold regions in huge pages, at once where it can.
+    """Requests huge pages for regions.
 
     Returns:
-        bytes it agreed to; what is in use already moves now on Linux 6.1 and later, in time on older ones.
+        bytes that the kernel agreed to. Memory in use moves at once on Linux 6.1 and later, over time on older kernels.
     """
     libc = ctypes.CDLL(None, use_errno=True)
     agreed = 0

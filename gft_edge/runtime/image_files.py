@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +12,21 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.data.images import read_image
-from gft_edge.errors import DataError
+from gft_edge.errors import DataError, OutputError
 from gft_edge.files import replacing
+from gft_edge.progress import Track, silent
 from gft_edge.runtime.classifier import Classifier, Prediction, grouped
 
 
 @dataclass(frozen=True)
 class ClassifiedFile:
-    """What became of one file.
+    """Result for one file.
 
     Attributes:
         path: of the file.
         prediction: None where the file cannot be read.
-        problem: why not; else empty.
-        seen: the image as the network sees it, (height, width, 3) uint8, if it was asked for.
+        problem: why it cannot be read; else empty.
+        seen: the network's input, (height, width, 3) uint8, where requested.
     """
 
     path: Path
@@ -35,12 +36,12 @@ class ClassifiedFile:
 
 
 def classify_files(classifier: Classifier, paths: Iterable[Path], keep_seen: bool = False) -> Iterator[ClassifiedFile]:
-    """One result per file, in order. At any time one decoded file and one batch of preprocessed images are in memory.
+    """Yields one result per file, in order; holds one decoded file and one batch of preprocessed images in memory.
 
     Args:
         classifier: an opened artefact; batches are as large as it takes.
         paths: of image files.
-        keep_seen: whether results hold the image as the network sees it.
+        keep_seen: results hold the network's input.
 
     Raises:
         CheckFailed: logits that are NaN or infinite.
@@ -69,17 +70,72 @@ def classify_files(classifier: Classifier, paths: Iterable[Path], keep_seen: boo
             yield ClassifiedFile(path, predictions.get(number), problems.get(number, ""), seen.get(number))
 
 
-def row_of(classifier: Classifier, done: ClassifiedFile, top: int, drawn: str = "") -> dict[str, Any]:
-    """A classified file as plain JSON values: image, label, probability, the ``top`` best classes, file of its map."""
-    assert done.prediction is not None
-    best = classifier.top(done.prediction, top)
-    return {
-        "image": str(done.path),
-        "label": done.prediction.label,
-        "probability": done.prediction.probability,
-        "top": [{"label": label, "probability": probability} for label, probability in best],
-        "map": drawn,
-    }
+Draw = Callable[[int, ClassifiedFile], str]
+"""Draws the map of the file of a number, and returns the path of the drawing."""
+
+
+@dataclass
+class FilePredictions:
+    """Predictions of image files as plain JSON values.
+
+    Attributes:
+        rows: of each classified file: image, label, probability, the most probable classes, file of its map.
+        unreadable: of each other file: image and problem.
+        not_drawn: why maps could not be written; the first such map ends the drawing.
+    """
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    unreadable: list[dict[str, str]] = field(default_factory=list)
+    not_drawn: OutputError | None = None
+
+    def require_any(self) -> None:
+        """Raises DataError if no file was classified."""
+        if self.rows:
+            return
+        if len(self.unreadable) == 1:
+            raise DataError(self.unreadable[0]["problem"])
+        raise DataError(f"none of the {len(self.unreadable)} images can be read")
+
+
+def predict_files(
+    classifier: Classifier, paths: Sequence[Path], top: int = 1, draw: Draw | None = None, track: Track = silent
+) -> FilePredictions:
+    """Classifies image files and draws their maps.
+
+    Args:
+        classifier: an opened artefact.
+        paths: of image files.
+        top: number of most probable classes in a row.
+        draw: draws the map of one file; None draws none.
+        track: shows progress, file by file.
+
+    Raises:
+        CheckFailed: logits that are NaN or infinite.
+        MissingExtraError: Pillow is not installed.
+    """
+    found = FilePredictions()
+    files = classify_files(classifier, paths, keep_seen=draw is not None)
+    for number, done in enumerate(track(files, "predict", len(paths))):
+        if done.prediction is None:
+            found.unreadable.append({"image": str(done.path), "problem": done.problem})
+            continue
+        drawn = ""
+        if draw is not None and found.not_drawn is None:
+            try:
+                drawn = draw(number, done)
+            except OutputError as error:  # the predictions are known all the same
+                found.not_drawn = error
+        best = classifier.top(done.prediction, top)
+        found.rows.append(
+            {
+                "image": str(done.path),
+                "label": done.prediction.label,
+                "probability": done.prediction.probability,
+                "top": [{"label": label, "probability": probability} for label, probability in best],
+                "map": drawn,
+            }
+        )
+    return found
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], unreadable: Sequence[dict[str, str]]) -> None:
@@ -87,8 +143,7 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], unreadable: Sequence[d
 
     Args:
         path: written whole or not at all.
-        rows: of :func:`row_of`, at least one.
-        unreadable: image and problem of each.
+        rows, unreadable: see :class:`FilePredictions`; at least one row.
     """
     ranks = range(2, len(rows[0]["top"]) + 1)
     more = [name for rank in ranks for name in (f"label_{rank}", f"probability_{rank}")]
@@ -103,5 +158,5 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], unreadable: Sequence[d
 
 
 def _utf8(text: str) -> str:
-    """A text that UTF-8 can hold: lone surrogates, as in file names that are no UTF-8, become U+FFFD."""
+    """Returns a text that UTF-8 can encode: lone surrogates, as in file names that are no UTF-8, become U+FFFD."""
     return "".join("\ufffd" if 0xD800 <= ord(character) <= 0xDFFF else character for character in text)

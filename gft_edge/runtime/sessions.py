@@ -1,4 +1,4 @@
-"""Sessions: one call from images to named outputs, on ONNX Runtime or TensorRT."""
+"""Sessions: one call from images to named outputs, on any backend; and the opener of ONNX Runtime."""
 
 from __future__ import annotations
 
@@ -10,13 +10,30 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.errors import ArtifactError, ConfigError, DataError, MissingExtraError
+from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.runtime import huge_pages as pages
+from gft_edge.runtime.backends import DEFAULT, find_backend
+from gft_edge.runtime.batching import run_in_batches
 
-ENGINE_BACKENDS = ("tensorrt", "tensorrt_rtx")
-"""Run an engine of the artefact; ``tensorrt:KEY`` names one of several."""
-BACKENDS = ("onnxruntime", *ENGINE_BACKENDS)
+ONNXRUNTIME = "onnxruntime"
+
+
+@dataclass(frozen=True)
+class SessionOptions:
+    """Options of :func:`open_session`; a backend ignores those that it does not have.
+
+    Attributes:
+        key: of the engine to run, empty for the only one that fits.
+        threads: of a CPU backend; 0 takes one per core.
+        huge_pages: see :func:`onnxruntime_session`.
+        as_described: refuse a graph whose inputs and outputs differ from the manifest's.
+    """
+
+    key: str = ""
+    threads: int = 0
+    huge_pages: bool = False
+    as_described: bool = True
 
 
 @dataclass(frozen=True)
@@ -24,11 +41,11 @@ class Session:
     """A loaded model: ``session(images)`` gives its outputs by name.
 
     Attributes:
-        backend: as it was asked for.
-        options: everything that was set, for the record.
+        backend: as requested, with the key of an engine where one is named.
+        options: every setting, for the record.
         outputs: names, in order.
-        batch: images the graph takes at a time, where its batch axis is static.
-        pixels: from normalised images to pixels, for a graph that normalises.
+        batch: number of images that a graph with a static batch axis takes; else None.
+        pixels: converts normalised images to pixels, for a graph that normalises; else None.
     """
 
     backend: str
@@ -44,7 +61,7 @@ class Session:
 
         Args:
             images: (B, 3, H, W) float32 normalised; or RGB pixels (B, H, W, 3) uint8 for a graph that normalises, which
-                takes both. A graph of a static batch is run as often as it takes.
+                takes both. A graph with a static batch runs once for each batch; the last one is padded.
 
         Raises:
             DataError: the array does not fit the graph.
@@ -53,26 +70,18 @@ class Session:
         if self.pixels is not None and images.dtype != np.uint8:
             images = self.pixels(images)
         size = self.batch
-        if size is None or len(images) == size:
-            return self._run(images)
-        parts = []
-        for start in range(0, len(images), size):
-            part = images[start : start + size]
-            missing = size - len(part)
-            outputs = self._run(np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part)
-            parts.append({name: value[: len(part)] for name, value in outputs.items()})
-        return {name: np.concatenate([part[name] for part in parts]) for name in self.outputs}
+        values = self._run(images) if size is None else run_in_batches(self._run, images, size, size)
+        return dict(zip(self.outputs, values))
 
-    def _run(self, images: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+    def _run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         try:
-            values = self._session.run(None, {self._input: images})
+            return list(self._session.run(None, {self._input: images}))
         except Exception as error:  # ONNX Runtime's own classes have no public names
             if type(error).__name__ == "InvalidArgument":
                 raise DataError(f"input {images.shape} {images.dtype} does not fit the graph: {error}") from None
             if type(error).__module__.startswith("onnxruntime"):
                 raise ArtifactError(f"the graph cannot be run: {error}") from None
             raise
-        return dict(zip(self.outputs, values))
 
 
 def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, huge_pages: bool = False) -> Session:
@@ -84,8 +93,8 @@ def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, 
             then switched off: it would turn MatMul and Add into a float Gemm and leave no INT8 product, which makes the
             INT8 model slower than the FP32 one.
         threads: intra-op threads; 0 takes one per core.
-        huge_pages: hold a large model in huge pages where the kernel gives them on request. It is run once for that and
-            its memory moved, up to three seconds per gigabyte: for sessions that stay.
+        huge_pages: hold a large model in huge pages where the kernel gives them on request. This runs the model once and
+            moves its memory, which takes up to three seconds per gigabyte: for long-lived sessions.
 
     Raises:
         ArtifactError: ONNX Runtime does not accept the file.
@@ -94,10 +103,7 @@ def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, 
     """
     if threads < 0:
         raise ConfigError(f"threads must be 0 (one per core) or more, found {threads}")
-    try:
-        import onnxruntime as ort
-    except ImportError:
-        raise MissingExtraError("onnxruntime", "onnx") from None
+    ort = find_backend(ONNXRUNTIME)[0].import_module()
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -121,11 +127,11 @@ def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, 
         "huge_pages_bytes": 0 if before is None else _hold_in_huge_pages(session, before),
     }
     outputs = tuple(output.name for output in session.get_outputs())
-    return Session("onnxruntime", record, outputs, session, session.get_inputs()[0].name)
+    return Session(ONNXRUNTIME, record, outputs, session, session.get_inputs()[0].name)
 
 
 def _hold_in_huge_pages(session: Any, before: list[pages.Region]) -> int:
-    """Asks for huge pages for what a session has allocated since; bytes that the kernel agreed to."""
+    """Requests huge pages for the memory that a session allocated; returns the bytes that the kernel agreed to."""
     if pages.size(pages.added(before, pages.anonymous_regions())) < pages.WORTHWHILE:
         return 0
     zeros = {
@@ -141,7 +147,7 @@ def _hold_in_huge_pages(session: Any, before: list[pages.Region]) -> int:
 
 def open_session(
     artifact: Artifact,
-    backend: str = "onnxruntime",
+    backend: str = DEFAULT,
     threads: int = 0,
     huge_pages: bool = False,
     as_described: bool = True,
@@ -150,28 +156,32 @@ def open_session(
 
     Args:
         artifact: with the file in its manifest.
-        backend: one of ``BACKENDS``; ``"tensorrt:KEY"`` names an engine where several fit this machine.
-        threads, huge_pages: of ONNX Runtime, see :func:`onnxruntime_session`; a GPU has none.
-        as_described: refuse a graph whose inputs and outputs are not those of the manifest; verify names all differences itself.
+        backend: a name of :data:`gft_edge.runtime.backends.BACKENDS`; ``"tensorrt:KEY"`` names one of several engines.
+        threads, huge_pages, as_described: see :class:`SessionOptions`.
 
     Raises:
         ConfigError: unknown backend, or an engine without a GPU.
         ArtifactError: missing or changed file, or an engine that does not fit this machine.
         MissingExtraError: the backend is not installed.
     """
-    name, _, key = backend.partition(":")
-    if name not in BACKENDS or (key and name not in ENGINE_BACKENDS):
-        raise ConfigError(f"unknown backend {backend!r}; there are: {', '.join(BACKENDS)}")
-    if name in ENGINE_BACKENDS:
-        from gft_edge.runtime.engine import open_engine
+    chosen, key = find_backend(backend)
+    session: Session = chosen.open(artifact, SessionOptions(key, threads, huge_pages, as_described))
+    return fitted(replace(session, backend=backend), artifact.manifest)
 
-        engine, options = open_engine(artifact, name, key)
-        outputs = tuple(output.name for output in engine.outputs)
-        return fitted(Session(backend, options, outputs, engine, engine.input.name), artifact.manifest)
+
+def open_onnxruntime(artifact: Artifact, options: SessionOptions, module: str = ONNXRUNTIME) -> Session:
+    """Opens the model of an artefact in ONNX Runtime; the opener of that backend.
+
+    Raises:
+        ConfigError: the model computes in BF16, or a negative number of threads.
+        ArtifactError: missing, changed or contradictory file.
+        MissingExtraError: onnxruntime is not installed.
+    """
     manifest = artifact.manifest
     try:
-        session = onnxruntime_session(artifact.file(MODEL), manifest.is_quantized, threads, huge_pages)
-        if as_described:
+        model = artifact.file(MODEL)
+        session = onnxruntime_session(model, manifest.is_quantized, options.threads, options.huge_pages)
+        if options.as_described:
             _require_interface(session, artifact)
     except ArtifactError:
         if manifest.rest != "bf16":
@@ -180,11 +190,11 @@ def open_session(
             f"artefact {artifact.path}: ONNX Runtime computes no BF16 on a CPU; run it with --backend tensorrt on a GPU, or "
             "export with --precision fp16"
         ) from None
-    return fitted(session, manifest)
+    return session
 
 
 def _require_interface(session: Session, artifact: Artifact) -> None:
-    """Refuses a graph whose inputs and outputs are not those that the manifest describes.
+    """Refuses a graph whose inputs or outputs differ from those of the manifest.
 
     Raises:
         ArtifactError: naming the first difference.
@@ -193,25 +203,26 @@ def _require_interface(session: Session, artifact: Artifact) -> None:
         ("inputs", artifact.manifest.inputs, session._session.get_inputs()),
         ("outputs", artifact.manifest.outputs, session._session.get_outputs()),
     )
-    for kind, described, found in tables:
+    for kind, described, opened in tables:
         wanted = [
             (t.name, t.dtype, *(axis if isinstance(axis, int) else "batch" for axis in t.shape)) for t in described
         ]
-        there = [
+        found = [
             (t.name, _DTYPES.get(t.type, t.type), *(axis if isinstance(axis, int) else "batch" for axis in t.shape))
-            for t in found
+            for t in opened
         ]
-        if wanted != there:
+        if wanted != found:
             raise ArtifactError(
-                f"artefact {artifact.path}: {kind} of the graph are {there}, its manifest says {wanted}; export it again"
+                f"artefact {artifact.path}: {kind} of the graph differ from its manifest: found {found}, expected {wanted}; "
+                "export it again"
             )
 
 
 _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int32)": "int32"}
-"""What ONNX Runtime calls the types of our graphs, and what a manifest does."""
+"""ONNX Runtime's name of each type in our graphs, and the manifest's name."""
 
 
 def fitted(session: Session, manifest: DeploymentManifest) -> Session:
-    """A session that takes what every caller has: normalised images, in any number."""
+    """Wraps a session so that it accepts normalised float images and any batch size."""
     takes_pixels = manifest.inputs[0].dtype == "uint8"
     return replace(session, batch=manifest.static_batch, pixels=manifest.preprocess.pixels if takes_pixels else None)

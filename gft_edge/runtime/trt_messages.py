@@ -1,9 +1,9 @@
-"""What TensorRT says when it fails, as one readable line.
+"""Converts the error messages of TensorRT to one readable line.
 
-Errors are taken from the logger and not by an ``IErrorRecorder``: the bindings of every generation let Python subclass one, but on
-TensorRT-RTX 1.7 the process crashes when a builder that was given one is destroyed, even after it was unset, and what the
-recorder got was the logger's line word for word with the code UNSPECIFIED_ERROR. The parser has no recorder; it tells its errors
-itself, with the node.
+Errors come from the logger and not from an ``IErrorRecorder``. The bindings of every generation let Python subclass one, but on
+TensorRT-RTX 1.7 the process crashes when a builder with a recorder is destroyed, even after the recorder was unset; and the
+recorder receives the logger's line word for word with the code UNSPECIFIED_ERROR. The parser has no recorder; it lists its errors
+with their nodes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def error_logger(trt: ModuleType, messages: list[str]) -> tensorrt.ILogger:
-    """A logger that appends errors to ``messages`` and prints nothing."""
+    """Returns a logger that appends errors to ``messages`` and prints nothing."""
 
     class Collector(trt.ILogger):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -34,7 +34,7 @@ def error_logger(trt: ModuleType, messages: list[str]) -> tensorrt.ILogger:
 
 
 def require(value: object, problem: str, messages: Sequence[str]) -> None:
-    """Raises ArtifactError for None, which TensorRT returns where others raise."""
+    """Raises ArtifactError for None, which TensorRT returns instead of raising."""
     if value is None:
         raise ArtifactError(f"{problem}: {explain(messages)}")
 
@@ -50,10 +50,10 @@ _HINTS = (
 
 
 def explain(messages: Sequence[str]) -> str:
-    """The compiler's errors as one line: the node first, then what was said without its source positions, then what helps."""
+    """Returns the compiler's errors as one line: the node, the messages without source positions, and a hint."""
     text = "; ".join(dict.fromkeys(_NOISE.sub("", message).strip() for message in messages[-3:]))
     if not text:
-        return "no message was given"
+        return "TensorRT gave no message"
     match = _NODE.search(text)
     node = next((group for group in match.groups() if group), None) if match else None
     hint = next((hint for words, hint in _HINTS if words in text.lower()), None)

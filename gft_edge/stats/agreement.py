@@ -1,4 +1,4 @@
-"""How far two sides agree on the same images: logits, classes, kept patches, importance maps."""
+"""Agreement of two models on the same images: logits, classes, kept patches, importance maps."""
 
 from __future__ import annotations
 
@@ -9,14 +9,15 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.constants import TEMPERATURE
+from gft_edge.stats.grid import scatter
 from gft_edge.stats.metrics import accuracy, spearman, sqnr_db
 from gft_edge.stats.paired import PairedTop1, paired_top1
 
 Arrays = dict[str, npt.NDArray[Any]]
 Kind = Literal["exact", "same_arithmetic", "compression"]
-"""What two sides may differ in: float rounding; rounding ties of the same quantized arithmetic; what compression costs."""
+"""The difference that is allowed: float rounding; rounding ties of the same quantized arithmetic; the cost of compression."""
 LEAST_DB = -300.0
-"""Reported for a ratio of zero signal to noise, which JSON has no number for."""
+"""Reported for a signal of zero, whose ratio JSON cannot express."""
 TIE = 1e-4
 """Scores have unit standard deviation per image; closer than this at the boundary is float noise, not a preference."""
 NAMED_TIES = 20
@@ -25,10 +26,10 @@ NAMED_TIES = 20
 
 @dataclass(frozen=True)
 class Computation:
-    """What computes one side of a comparison.
+    """The computation of one side of a comparison.
 
     Attributes:
-        backend: ``"torch"``, or one of :data:`gft_edge.runtime.sessions.BACKENDS`, with the engine's key where one is named.
+        backend: ``"torch"``, or one of :data:`gft_edge.runtime.backends.NAMES`, with the engine's key where one is named.
         arithmetic: of the linear layers, ``"fp32"`` or another precision of a manifest.
         name: for tables.
     """
@@ -39,7 +40,7 @@ class Computation:
 
     @classmethod
     def of(cls, backend: str, arithmetic: str) -> Computation:
-        """Named by backend and arithmetic."""
+        """Returns a computation that is named by backend and arithmetic."""
         return cls(backend, arithmetic, f"{backend} {arithmetic}")
 
 
@@ -62,9 +63,9 @@ class StageAgreement:
         images: compared.
         tied: the first of those ties, with the patches that differ (positions on the original grid).
         reordered: images with the same set in another order; the order is part of the contract.
-        importance_sqnr_db: of the importance maps on the grid; None when bit-identical or not told by both sides.
+        importance_sqnr_db: of the importance maps on the grid; None when bit-identical or missing on one side.
         rank_correlation: Spearman's, over the patches that enter the stage on both sides, mean over images; None when
-            not told by both sides.
+            missing on one side.
         not_finite: images whose importance is not finite on the candidate's side; such values count as zeros above.
     """
 
@@ -170,13 +171,13 @@ def compare(
 
 
 def _without_broken_rows(logits: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], int]:
-    """Logits (B, classes) with zeros in the rows that are not finite throughout, and the number of those rows."""
+    """Returns logits (B, classes) with zeros in rows that hold a non-finite value, and the number of those rows."""
     broken: npt.NDArray[np.bool_] = np.asarray(~np.isfinite(logits).all(axis=1))
     return np.where(broken[:, None], 0, logits), int(broken.sum())
 
 
 def _decibels(reference: npt.NDArray[Any], value: npt.NDArray[Any]) -> float | None:
-    """SQNR in dB; None when the two are equal."""
+    """Returns the SQNR in dB; None when the two are equal."""
     with np.errstate(divide="ignore"):
         sqnr = sqnr_db(reference, value)
     return None if np.isposinf(sqnr) else max(sqnr, LEAST_DB)
@@ -194,7 +195,7 @@ def stage_agreement(
     Args:
         reference: with ``importance_i`` and ``kept_i``.
         candidate: with ``kept_i``, and ``importance_i`` where it has them.
-        stage: which.
+        stage: its number.
         inputs: positions on the grid of the patches entering the stage on the reference side, (B, N).
         found_inputs: the same of the candidate's side; ``inputs`` by default.
     """
@@ -232,11 +233,11 @@ def stage_agreement(
 def _is_tie(
     importance: npt.NDArray[Any], inputs: npt.NDArray[Any], expected: npt.NDArray[Any], found: npt.NDArray[Any]
 ) -> bool:
-    """Whether two sets of one image differ only in patches whose scores equal the boundary's up to float noise."""
+    """Returns whether two sets of one image differ only in patches whose scores equal the boundary's up to float noise."""
     with np.errstate(divide="ignore"):
         scores = TEMPERATURE * np.log(importance.astype(np.float64))
     kept = np.isin(inputs, expected)
-    if not kept.any():  # positions of a damaged record, of which none was among the stage's inputs
+    if not kept.any():  # a damaged record: no position is among the stage's inputs
         return False
     boundary = scores[kept].min()
     differing = np.setxor1d(expected, found)
@@ -250,17 +251,16 @@ def _importance_agreement(
     inputs: npt.NDArray[Any],
     found_inputs: npt.NDArray[Any],
 ) -> tuple[float | None, float | None]:
-    """SQNR on the grid and mean rank correlation of two importances (B, N) at their positions (B, N)."""
+    """Returns SQNR on the grid and mean rank correlation of two importances (B, N) at their positions (B, N)."""
     if expected is None or found is None or found.shape != found_inputs.shape or expected.shape != inputs.shape:
         return None, None
     if inputs.min() < 0 or found_inputs.min() < 0:  # no positions on a grid
         return None, None
     size = int(max(inputs.max(), found_inputs.max())) + 1
-    grids = []
-    for values, positions in ((expected, inputs), (found, found_inputs)):
-        grid = np.zeros((len(values), size))
-        np.put_along_axis(grid, positions.astype(np.int64), np.nan_to_num(values.astype(np.float64)), axis=1)
-        grids.append(grid)
+    grids = [
+        scatter(np.nan_to_num(values.astype(np.float64)), positions, (size,))
+        for values, positions in ((expected, inputs), (found, found_inputs))
+    ]
     correlations = []
     for row in range(len(expected)):
         common = np.intersect1d(inputs[row], found_inputs[row])

@@ -10,19 +10,19 @@ import numpy.typing as npt
 
 
 def accuracy(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
-    """Share of rows of (B, classes) whose largest value is at the label (B,)."""
+    """Returns the share of rows of (B, classes) whose largest value is at the label (B,)."""
     return float((logits.argmax(axis=1) == labels).mean())
 
 
 def sqnr_db(reference: npt.NDArray[Any], value: npt.NDArray[Any]) -> float:
-    """Signal to quantization noise, 10 log10(sum reference^2 / sum (reference - value)^2) in dB; inf when equal."""
+    """Returns signal to quantization noise, 10 log10(sum reference^2 / sum (reference - value)^2) in dB; inf when equal."""
     reference = np.asarray(reference, dtype=np.float64)
     noise = float(np.square(reference - np.asarray(value, dtype=np.float64)).sum())
     return float("inf") if noise == 0 else float(10 * np.log10(np.square(reference).sum() / noise))
 
 
 def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
-    """95 % confidence interval of a share of right answers (E. B. Wilson, 1927)."""
+    """Returns the 95 % confidence interval of a share of right answers (E. B. Wilson, 1927)."""
     share, scale = right / total, 1 + z * z / total
     center = (share + z * z / (2 * total)) / scale
     half = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / scale
@@ -30,9 +30,9 @@ def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float,
 
 
 def mcnemar(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
-    """p value of the exact McNemar test: are two models right equally often on the same images?
+    """Returns the p value of the exact McNemar test of "both models are right equally often on the same images".
 
-    Under that hypothesis the images that only one of them gets right fall to either with probability 1/2, so the smaller of
+    Under that hypothesis an image that only one model gets right belongs to either with probability 1/2, so the smaller of
     the two counts is binomial; two-sided.
 
     Args:
@@ -44,14 +44,14 @@ def mcnemar(a: npt.NDArray[np.bool_], b: npt.NDArray[np.bool_]) -> float:
 
 
 def softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """Probabilities (B, classes) of finite logits (B, classes) of any size, in float64, where float32 differences fit."""
+    """Returns probabilities (B, classes) of finite logits (B, classes), in float64, which holds all float32 differences."""
     wide = np.asarray(logits, np.float64)
     powers: npt.NDArray[np.float64] = np.exp(wide - wide.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 
 
 def spearman(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> float:
-    """Rank correlation of two vectors (C. Spearman, 1904), equal values sharing their mean rank; 0 if one is constant.
+    """Returns the rank correlation of two vectors (C. Spearman, 1904); equal values share their mean rank. 0 if one is constant.
 
     Two constant vectors agree: 1.
     """

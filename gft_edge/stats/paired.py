@@ -18,7 +18,7 @@ Z_INTERVAL, Z_POWER = 1.959964, 0.841621
 
 @dataclass(frozen=True)
 class WorstClass:
-    """The class that lost most: images of it, and how many of them each side has right."""
+    """The class with the largest loss: its images, and the right answers of each side."""
 
     label: str
     images: int
@@ -33,9 +33,9 @@ class PairedTop1:
     Attributes:
         difference: candidate less reference, as a share.
         interval: 95 % paired bootstrap interval of it.
-        only_reference, only_candidate: images that one side alone has right.
+        only_reference, only_candidate: images that only one side has right.
         mcnemar_p: exact p value of "both are right equally often".
-        worst_class: None when no class lost anything.
+        worst_class: None when no class loses accuracy.
     """
 
     images: int
@@ -50,7 +50,7 @@ class PairedTop1:
 def paired_top1(
     reference: npt.NDArray[Any], candidate: npt.NDArray[Any], labels: npt.NDArray[Any], names: tuple[str, ...] = ()
 ) -> PairedTop1:
-    """Paired statistics of two sides' classes (B,) against the true ones (B,)."""
+    """Returns paired statistics of two sides' classes (B,) with respect to the true ones (B,)."""
     a, b = reference == labels, candidate == labels
     only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
     return PairedTop1(
@@ -80,11 +80,11 @@ def _worst_class(
 
 
 def difference_interval(only_reference: int, only_candidate: int, images: int, seed: int = 0) -> tuple[float, float]:
-    """95 % interval of the difference of two accuracies by paired bootstrap (percentiles).
+    """Returns the 95 % interval of the difference of two accuracies by paired bootstrap (percentiles).
 
     Drawing images with replacement makes the three counts (only one side right, only the other, neither) multinomial, so
-    they are drawn directly. Where the sides differ on no image the bootstrap knows no spread; then the interval is
-    what no case in that many images allows (at 95 %: the "rule of three").
+    they are drawn directly. Where the sides differ on no image the bootstrap interval is degenerate; the bound of the
+    rule of three is returned instead.
     """
     if only_reference == only_candidate == 0:
         unseen = 1 - 0.05 ** (1 / images)
@@ -96,11 +96,11 @@ def difference_interval(only_reference: int, only_candidate: int, images: int, s
 
 
 def images_needed(only_reference: int, only_candidate: int, images: int, margin: float) -> int | None:
-    """Images after which a drop in accuracy is told from ``margin`` with 80 % power at 95 % confidence.
+    """Returns the number of images that distinguishes a drop in accuracy from ``margin`` with 80 % power at 95 % confidence.
 
     The variance of a paired difference is (discordance - difference^2) / n (e.g. Liu et al., Statistics in Medicine 2002), so n =
-    (z_975 + z_80)^2 (discordance - difference^2) / (difference + margin)^2 with what was observed; None when the
-    observed drop equals the margin, which no number of images can decide.
+    (z_975 + z_80)^2 (discordance - difference^2) / (difference + margin)^2 with the observed values; None when
+    the observed drop equals the margin, which no number of images can decide.
     """
     difference = (only_candidate - only_reference) / images
     discordance = (only_candidate + only_reference) / images

@@ -1,4 +1,4 @@
-"""One process or several: what torchrun set up, and sums over all of them."""
+"""Training in one process or in those of torchrun, and sums over all of them."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ class Workers:
 
     Args:
         rank: of this process; 0 writes.
-        count: of all processes.
-        device: where this one computes.
+        count: number of processes.
+        device: on which this process computes.
     """
 
     rank: int = 0
@@ -28,13 +28,13 @@ class Workers:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes files and shows progress."""
+        """True for the process that writes files and shows progress."""
         return self.rank == 0
 
 
 @contextlib.contextmanager
 def workers() -> Iterator[Workers]:
-    """The processes that torchrun started (gloo on CPUs, nccl on GPUs), or this one alone."""
+    """Joins the processes that torchrun started (gloo on CPUs, nccl on GPUs), or yields this one alone."""
     use_cuda = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if use_cuda else torch.device("cpu")
@@ -49,7 +49,7 @@ def workers() -> Iterator[Workers]:
 
 
 def parallel(model: nn.Module, group: Workers, unused: bool) -> nn.Module:
-    """The model, its gradients averaged over all processes; ``unused`` when some parameters get none."""
+    """Returns the model with gradients averaged over all processes; ``unused`` when some parameters get none."""
     if group.count == 1:
         return model
     if group.device.type == "cuda":
@@ -59,7 +59,7 @@ def parallel(model: nn.Module, group: Workers, unused: bool) -> nn.Module:
 
 
 def total(values: Tensor) -> Tensor:
-    """Sum over all processes."""
+    """Returns the sum over all processes."""
     if dist.is_available() and dist.is_initialized():
         values = values.clone()
         dist.all_reduce(values)

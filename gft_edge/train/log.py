@@ -1,4 +1,4 @@
-"""What a training tells while it runs: log.jsonl, TensorBoard, and how long it will take."""
+"""Logs of a running training: log.jsonl, TensorBoard, and an estimate of its duration."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from gft_edge.progress import duration
 LOG = "log.jsonl"
 TENSORBOARD = "tensorboard"
 LONG_TRAINING = 12 * 3600.0
-"""Seconds from which a training is worth a warning before it has taken them."""
+"""Seconds above which the estimate comes with advice."""
 
 
 def cut_log(out: Path, step: int) -> None:
-    """Drops the rows of log.jsonl behind a step, which are written again when it is resumed from, and a torn last row.
+    """Drops the rows of log.jsonl after a step, since the resumed training writes them again, and an incomplete last row.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: the log cannot be written.
     """
     file = out / LOG
     if not file.exists():
@@ -41,13 +41,13 @@ def cut_log(out: Path, step: int) -> None:
 
 
 class Pace:
-    """Says once, as soon as it can be known, how long a training will take.
+    """Estimates once, as early as possible, how long a training will take.
 
-    The first step is left out: it waits for the first images and compiles or allocates what the others find ready.
+    The first step does not count: it waits for the first images and compiles or allocates for all others.
 
     Args:
-        steps: how many there are.
-        clock: seconds.
+        steps: number of steps.
+        clock: returns seconds.
     """
 
     def __init__(self, steps: int, clock: Callable[[], float] = time.monotonic) -> None:
@@ -55,18 +55,18 @@ class Pace:
         self.clock = clock
         self.done = 0
         self.began = 0.0
-        self.told = False
+        self.reported = False
 
     def step(self) -> str | None:
-        """Called after each step; a line when there is enough behind it (half a minute, or two steps that took longer)."""
+        """Counts a step; returns the estimate once half a minute, or two longer steps, were measured."""
         self.done += 1
         now = self.clock()
         if self.done == 1:
             self.began = now
         measured, left = self.done - 1, self.steps - self.done
-        if self.told or not left or measured < 2 or now - self.began < 30:
+        if self.reported or not left or measured < 2 or now - self.began < 30:
             return None
-        self.told = True
+        self.reported = True
         each = (now - self.began) / measured
         line = f"{each:.2g} s a step: about {duration(each * left)} left for {left} steps"
         if each * left > LONG_TRAINING:
@@ -82,8 +82,8 @@ def training_log(out: Path, is_first: bool, tensorboard: bool) -> Iterator[Calla
 
     Args:
         out: folder of the training.
-        is_first: this process writes; the function that the others get does nothing.
-        tensorboard: whether TensorBoard gets the rows too.
+        is_first: True in the process that writes; other processes get a function that does nothing.
+        tensorboard: also write the rows for TensorBoard.
 
     Raises:
         OutputError: the log cannot be written.

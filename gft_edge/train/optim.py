@@ -1,4 +1,4 @@
-"""Optimiser and its parameter groups."""
+"""Creates the optimiser and its parameter groups."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from gft_edge.model.baselines import TimmClassifier
 
 
 def parameter_groups(model: nn.Module, config: GFTConfig, train: TrainSection) -> list[dict[str, Any]]:
-    """Groups with ``weight_decay`` and ``lr_scale``.
+    """Returns groups with ``weight_decay`` and ``lr_scale``.
 
-    Weight decay is for matrices and kernels only, not for norms, biases, position embedding, class token and smoothing.
-    Layer-wise decay: the rate of a layer is ``layer_decay`` to the power of its distance from the classifier. A baseline's
-    layers are those timm divides it into.
+    Only matrices and kernels decay, not norms, biases, position embedding, class token and smoothing.
+    Layer-wise decay: the rate of a layer is ``layer_decay`` to the power of its distance from the classifier. timm
+    defines the layers of a baseline.
     """
     if isinstance(model, TimmClassifier):
         plain = model.network.no_weight_decay() if hasattr(model.network, "no_weight_decay") else ()
@@ -36,7 +36,7 @@ def parameter_groups(model: nn.Module, config: GFTConfig, train: TrainSection) -
 
 
 def _layer(name: str, config: GFTConfig) -> int:
-    """0 for the embedding, n for block n and the stage after it, depth + 1 for norm and classifier."""
+    """Returns 0 for the embedding, n for block n and the stage after it, depth + 1 for norm and classifier."""
     parts = name.removeprefix("base_model.").split(".")
     if parts[0] == "blocks":
         return int(parts[1]) + 1
@@ -46,7 +46,7 @@ def _layer(name: str, config: GFTConfig) -> int:
 
 
 def make_optimizer(model: nn.Module, config: GFTConfig, train: TrainSection) -> torch.optim.Optimizer:
-    """AdamW with betas 0.9 and 0.98, fused."""
+    """Returns AdamW with betas 0.9 and 0.98, fused."""
     return torch.optim.AdamW(parameter_groups(model, config, train), lr=train.lr, betas=(0.9, 0.98), fused=True)
 
 
@@ -59,8 +59,8 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
 def step_in_backward(optimizer: torch.optim.Optimizer) -> None:
     """Makes every backward pass update each weight as its gradient arrives and free that gradient.
 
-    The optimiser passes over weights without a gradient, so one step of it updates just the weight whose turn it is. What
-    comes out is the same; the gradients are never there all at once.
+    The optimiser skips weights without a gradient, so each of its steps updates one weight. The result is the same; the
+    full set of gradients is never held in memory.
     """
 
     def update(parameter: Tensor) -> None:

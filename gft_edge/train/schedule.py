@@ -1,4 +1,4 @@
-"""What changes from step to step: learning rate, token budgets, random seeds. Each depends on seed and step alone."""
+"""Learning rate, token budgets and random seeds of each step; they depend on seed and step alone."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gft_edge.config.recipe import TrainSection
 
 
 def learning_rate(train: TrainSection, step: int) -> float:
-    """Linear warm-up over ``warmup_steps``, then a cosine from ``lr`` to ``min_lr`` at the last step."""
+    """Returns the rate: linear warm-up over ``warmup_steps``, then a cosine from ``lr`` to ``min_lr`` at the last step."""
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps
     done = (step - train.warmup_steps) / max(1, train.steps - 1 - train.warmup_steps)
@@ -21,7 +21,7 @@ def learning_rate(train: TrainSection, step: int) -> float:
 
 
 def step_budgets(config: GFTConfig, train: TrainSection, step: int) -> list[TokenBudget]:
-    """Budgets of one step, fixed by seed and step: the model's own, or with elastic training the full one first.
+    """Returns the budgets of one step, fixed by seed and step: the model's own, or with elastic training the full one first.
 
     Elastic training: the full budget learns from the labels; after ``elastic_start`` the smallest one, one drawn between,
     or both learn from its logits.
@@ -34,15 +34,15 @@ def step_budgets(config: GFTConfig, train: TrainSection, step: int) -> list[Toke
     smallest = [max(MIN_TOKENS, int(k * train.smallest_ratio)) for k in config.budget.keep]
     rng = np.random.default_rng([train.seed, 7, step])
     low = np.array(smallest) / num_patches
-    # One share of the way from smallest to full, jittered per stage, then made non-increasing.
-    way = np.clip(rng.random() + rng.uniform(-0.15, 0.15, len(low)), 0, 1)
-    drawn = np.minimum.accumulate(np.maximum(((low + way * (1 - low)) * num_patches).astype(int), smallest))
+    # One share between smallest and full, jittered per stage, then made non-increasing.
+    share = np.clip(rng.random() + rng.uniform(-0.15, 0.15, len(low)), 0, 1)
+    drawn = np.minimum.accumulate(np.maximum(((low + share * (1 - low)) * num_patches).astype(int), smallest))
     both = [TokenBudget(tuple(smallest), num_patches), TokenBudget(tuple(int(k) for k in drawn), num_patches)]
     return [config.full_budget, *(both if train.elastic_samples == 2 else [both[step % 2]])]
 
 
 def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seeds torch (drop path, dropout) and numpy (mixup) for one step, so that resuming needs no generator's state."""
+    """Seeds torch (drop path, dropout) and numpy (mixup) for one step, so that resuming does not need the state of a generator."""
     state = np.random.SeedSequence([seed, step, rank]).generate_state(2)
     torch.manual_seed(int(state[0]))
     np.random.seed(int(state[1]))  # noqa: NPY002 - timm's Mixup draws from it

@@ -11,8 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from gft_edge.calibration.images import CalibrationSet, choose_images, class_numbers, cover, hash_images, model_features
-from gft_edge.data.datasets import Files, Subset, open_images
+from gft_edge.calibration.images import CalibrationSet, choose_images, cover, hash_images, model_features
+from gft_edge.calibration.options import CalibrationOptions
+from gft_edge.data.datasets import Files, Relabelled, Subset, open_images
 from gft_edge.data.typefaces import LABELS, Typefaces
 from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.preprocess import PreprocessSpec
@@ -42,8 +43,8 @@ def leaking(folders, tmp_path) -> Path:
     return root
 
 
-def _choose(data, count=8, **options):
-    return choose_images(str(data), options.pop("split", "train"), count, SPEC, ANIMALS, **options)
+def _choose(data, count=8, features=None, **options):
+    return choose_images(CalibrationOptions(str(data), images=count, **options), SPEC, ANIMALS, features)
 
 
 def test_balanced_choice_takes_turns_and_then_what_is_left(folders):
@@ -110,7 +111,7 @@ def test_a_folder_without_splits_is_compared_with_its_own_test_images(folders, t
 
 def test_classes_in_another_order_are_matched_by_name(folders):
     other = tuple(reversed(ANIMALS))
-    card, images = choose_images(str(folders), "train", 8, SPEC, other)
+    card, images = choose_images(CalibrationOptions(str(folders), images=8), SPEC, other)
     assert card.class_counts == dict.fromkeys(ANIMALS, 2)
     assert all(other[images[i][1]] == Path(images.name(i)).parent.name for i in range(8))
 
@@ -147,7 +148,7 @@ def test_other_classes_are_refused():
 
 
 def test_rendered_images_are_hashed_by_their_pixels():
-    card, images = choose_images("typefaces", "train", 16, SPEC, LABELS)
+    card, images = choose_images(CalibrationOptions("typefaces", images=16), SPEC, LABELS)
     assert card.hashed == "decoded pixels"
     assert card.pool == 64
     assert set(card.class_counts.values()) == {1}
@@ -157,15 +158,16 @@ def test_rendered_images_are_hashed_by_their_pixels():
 
 
 def test_files_cannot_be_compared_with_rendered_images(folders):
-    with pytest.raises(DataError, match="cannot be compared with those of file bytes"):
+    with pytest.raises(DataError, match="cannot be compared with those hashed by file bytes"):
         _choose(folders, against="typefaces")
 
 
 def test_classes_are_known_without_decoding():
     images = Subset(Files(("a", "b"), ((Path("none"), 1), (Path("none"), 0))), (1, 0, 1))
-    assert class_numbers(images) == [0, 1, 0]
+    assert images.class_numbers() == [0, 1, 0]
+    assert Relabelled(images, ("x", "b", "a"), (2, 1), ()).class_numbers() == [2, 1, 2]
     faces = Typefaces("train", 20, 32)
-    assert class_numbers(faces) == [faces[index][1] for index in range(20)]
+    assert faces.class_numbers() == [faces[index][1] for index in range(20)]
 
 
 def test_cover_takes_the_farthest_each_time():

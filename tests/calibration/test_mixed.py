@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gft_edge.calibration.mixed import (
-    TRIES,
+    ATTEMPTS,
     AccuracyLimit,
     LossModel,
     knapsack,
@@ -139,13 +139,13 @@ def limit_at(share, found):
 def test_all_layers_when_that_is_within_the_limit():
     result, _, ran = searched(AccuracyLimit(min_sqnr_db=1), 1.0)
     assert result.best.int8 == tuple(SAVED)
-    assert (len(result.tries), ran) == (1, []), "all in INT8 was measured already"
+    assert (len(result.attempts), ran) == (1, []), "all in INT8 was measured already"
 
 
 def test_where_noise_adds_the_first_choice_is_the_best_there_is():
     limit = limit_at(0.4, sensitivity(NOISE))
     result, _, ran = searched(limit, 1.0)
-    assert [one.holds for one in result.tries[:2]] == [False, True]
+    assert [one.holds for one in result.attempts[:2]] == [False, True]
     assert result.best.saved_ms == brute_force(NOISE, list(SAVED.values()), 0.4 * sum(NOISE))[0]
     assert result.best.sqnr_db == pytest.approx(result.best.observed.sqnr_db)
     assert len(ran) == len({tuple(int8) for int8 in ran}), "nothing is run twice"
@@ -159,23 +159,23 @@ def test_where_noise_does_not_add_it_backs_off_or_goes_on_until_the_limit(factor
     assert limit.holds(result.best.observed)
     possible = brute_force(NOISE, list(SAVED.values()), 0.4 * sum(NOISE) / factor)[0]
     assert 0.9 * possible <= result.best.saved_ms <= possible
-    assert result.tries[1].holds == (factor < 1), "the first set by the sums"
+    assert result.attempts[1].holds == (factor < 1), "the first set by the sums"
     assert result.best.sqnr_db != pytest.approx(result.best.observed.sqnr_db, abs=1)
-    assert len(result.tries) <= TRIES
+    assert len(result.attempts) <= ATTEMPTS
 
 
 def test_points_of_top1_are_a_limit_of_their_own():
     limit = AccuracyLimit(max_loss=1.0)
     result, _, _ = searched(limit, 1.0, lost=lambda share: int(20 * share))
     assert result.best.observed.lost_points <= 1.0
-    assert any(not one.holds for one in result.tries)
+    assert any(not one.holds for one in result.attempts)
     both = AccuracyLimit(max_loss=1.0, min_sqnr_db=limit_at(0.05, sensitivity(NOISE)).min_sqnr_db)
     assert searched(both, 1.0, lost=lambda share: int(20 * share))[0].best.saved_ms < result.best.saved_ms
 
 
 def test_a_limit_that_no_layer_meets_alone_is_not_tried():
     result, _, ran = searched(AccuracyLimit(min_sqnr_db=199), 1.0)
-    assert (result.best, result.tries, ran) == (None, (), [])
+    assert (result.best, result.attempts, ran) == (None, (), [])
 
 
 def test_when_only_one_layer_holds_that_one_is_found():

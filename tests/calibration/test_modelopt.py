@@ -41,7 +41,9 @@ def test_ranges_are_the_same(both):
         layer = ours.model.get_submodule(name)
         assert isinstance(layer, QuantLinear)
         np.testing.assert_allclose(
-            theirs.get_submodule(name).weight_quantizer.amax.flatten().numpy(), layer.weight_range.numpy(), rtol=1e-6
+            theirs.get_submodule(name).weight_quantizer.amax.flatten().numpy(),
+            layer.weight_quantizer.ranges.numpy(),
+            rtol=1e-6,
         )
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from gft_edge.calibration.observe import Collector, collect, observe
+from gft_edge.calibration.options import METHODS
 from gft_edge.calibration.ranges import Convergence, Ranges, read_ranges
-from gft_edge.calibration.thresholds import METHODS
 from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.quant.modules import quantized_names
 from gft_edge.quant.policy import DEFAULT_POLICY
@@ -62,7 +62,7 @@ def test_interrupted_and_resumed_is_the_same_to_the_last_bit(tiny_model, names, 
 def test_state_of_something_else_is_refused(tiny_model, names, images, tmp_path, names_of, method, identity, differs):
     file = tmp_path / "state.safetensors"
     _found(tiny_model, names, [images[:2]]).save(file, IDENTITY)
-    with pytest.raises(ArtifactError, match=f"is of another {differs}; remove it"):
+    with pytest.raises(ArtifactError, match=f"belongs to another {differs}; remove it"):
         Collector(names[names_of], method).restore(file, identity)
 
 
@@ -79,12 +79,12 @@ def test_a_tensor_read_by_two_layers_is_summarised_once(monkeypatch):
     calls, count = [], module.count_magnitudes
     monkeypatch.setattr(module, "count_magnitudes", lambda x: calls.append(1) or count(x))
     collector, x = Collector(["q", "kv"], "mse"), torch.tensor([-1.0, 2.0])
-    collector.take("q", x)
-    collector.take("kv", x)
+    collector.add("q", x)
+    collector.add("kv", x)
     collector.end_batch(1)
     assert len(calls) == 1
     assert collector.ranges() == {"q": 2.0, "kv": 2.0}
-    collector.take("q", x)
+    collector.add("q", x)
     assert len(calls) == 2, "another batch may reuse the memory"
 
 
@@ -101,7 +101,7 @@ def test_images_of_another_type_are_refused(tiny_model, names):
 
 def test_a_module_that_is_never_run_is_named(tiny_model, names, images):
     collector = Collector(names)
-    collector.take(names[0], torch.zeros(1))
+    collector.add(names[0], torch.zeros(1))
     with pytest.raises(DataError, match=f"{names[1]} was never computed"):
         collector.end_batch(1)
 

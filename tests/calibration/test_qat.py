@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gft_edge.calibration.ptq import quantize_int8
-from gft_edge.calibration.qat import QatSettings, distillation_loss, fine_tune, quantization_aware
+from gft_edge.calibration.ptq import PostTrained, quantize_int8
+from gft_edge.calibration.qat import Distillation, QatSettings, distillation_loss, fine_tune, quantization_aware
 from gft_edge.calibration.qat_report import FULL, PTQ, PTQ_CONTROL, QAT, report_qat, reported_budgets
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.config.model import GFTConfig
@@ -23,10 +23,8 @@ from gft_edge.preprocess import PreprocessSpec
 from gft_edge.quant.levels import SMALLEST_RANGE
 from gft_edge.quant.modules import (
     QUANTIZED,
-    FP8Linear,
     QuantConv2d,
     QuantLinear,
-    WeightOnlyLinear,
     channel_ranges,
     follow_weights,
     insert_quantizers,
@@ -72,12 +70,17 @@ def held_out(tiny_info):
 SETTINGS = QatSettings(steps=4, batch_size=4, lr=1e-3, label_weight=0.5, num_workers=0)
 
 
+@pytest.fixture(scope="module")
+def task(tiny_model, tiny_config, tiny_info, images):
+    return Distillation(tiny_model, tiny_config, images, tiny_info.preprocess, SETTINGS)
+
+
 def clamped(model, calibration, precision="int8"):
     """A quantized model with ranges so narrow that clamping hurts."""
     quantized = quantize_int8(model, calibration, uniform_policy(precision))
     for module in quantized.model.modules():
-        if isinstance(module, (QuantLinear, FP8Linear)):
-            module.input_scale /= 3
+        if isinstance(module, QuantLinear) and module.precision != "int8-weights":
+            module.input_quantizer.scale /= 3
     return quantized
 
 
@@ -113,7 +116,7 @@ def _gradients(output, *leaves):
 def test_gradients_of_a_linear_layer_are_those_of_the_straight_through_estimator():
     torch.manual_seed(0)
     linear, x = nn.Linear(6, 5), torch.randn(7, 6, requires_grad=True)
-    layer = QuantLinear(linear, 1.0)
+    layer = QuantLinear(linear, "int8", 1.0)
     assert (x.abs() > 1.01).any(), "some inputs are clamped"
     found = _gradients(layer(x), x, layer.weight, layer.bias)
     weight_scale = linear.weight.detach().abs().amax(dim=1, keepdim=True) / 127
@@ -141,9 +144,9 @@ def test_gradients_of_weight_only_and_fp8_layers():
     torch.manual_seed(0)
     linear, x = nn.Linear(6, 5, bias=False), torch.randn(7, 6, requires_grad=True)
     weights = torch.linspace(-1, 1, 35).reshape(7, 5)
-    (found,) = _gradients(WeightOnlyLinear(linear)(x), linear.weight)
+    (found,) = _gradients(QuantLinear(linear, "int8-weights")(x), linear.weight)
     torch.testing.assert_close(found, weights.T @ x.detach())
-    layer = FP8Linear(linear, 1.0)
+    layer = QuantLinear(linear, "fp8", 1.0)
     to_x, to_weight = _gradients(layer(x), x, linear.weight)
     within = x.detach().abs() < 464 / 448
     rounded = (x.detach() * 448).clamp(-448, 448).to(torch.float8_e4m3fn).float() / 448
@@ -180,9 +183,9 @@ def test_ranges_follow_the_weights_as_they_do_when_a_checkpoint_is_read():
     again.load_state_dict(model.state_dict())
     insert_quantizers(again, {"0": 1.0, "1": 1.0, "3": 1.0}, kinds)
     for index in (0, 2, 3):
-        assert torch.equal(model[index].weight_range, again[index].weight_range)
-    assert model[1].weight_scale == again[1].weight_scale
-    assert model[0].weight_range[0] == np.float32(SMALLEST_RANGE)
+        assert torch.equal(model[index].weight_quantizer.ranges, again[index].weight_quantizer.ranges)
+    assert model[1].weight_quantizer.scale == again[1].weight_quantizer.scale
+    assert model[0].weight_quantizer.ranges[0] == np.float32(SMALLEST_RANGE)
     assert torch.equal(channel_ranges(model[3].weight), model[3].weight.detach().abs().amax(dim=(1, 2, 3)))
 
 
@@ -206,7 +209,7 @@ def test_distillation_loss_is_the_scaled_divergence():
 
 @pytest.mark.parametrize("precision", ["int8", "fp8"])
 def test_training_brings_the_model_nearer_to_its_teacher(
-    tiny_model, tiny_config, tiny_info, images, calibration, precision
+    task, tiny_model, tiny_config, tiny_info, images, calibration, precision
 ):
     quantized = clamped(tiny_model, calibration, precision)
     settings = dataclasses.replace(SETTINGS, steps=25, label_weight=0.0, batch_size=8, lr=5e-4)
@@ -220,32 +223,30 @@ def test_training_brings_the_model_nearer_to_its_teacher(
     budgets = step_budgets(tiny_config, settings.schedule(elastic=True), 0)
     assert len(budgets) == 2, "the full and the smallest"
     before = [loss(budget) for budget in budgets]
-    before_scales = [m.input_scale for m in quantized.model.modules() if isinstance(m, (QuantLinear, FP8Linear))]
-    (course,) = fine_tune([quantized.model], tiny_model, tiny_config, images, tiny_info.preprocess, settings)
+    before_scales = [m.input_quantizer.scale for m in quantized.model.modules() if isinstance(m, QuantLinear)]
+    (record,) = fine_tune(dataclasses.replace(task, settings=settings), [quantized.model])
     after = [loss(budget) for budget in budgets]
     assert all(b < 0.75 * a for a, b in zip(before, after, strict=True)), (before, after)
-    said = course.to_json()
-    assert said["distillation_last"] < said["distillation_first"]
-    scales = [m.input_scale for m in quantized.model.modules() if isinstance(m, (QuantLinear, FP8Linear))]
+    losses = record.to_json()
+    assert losses["distillation_last"] < losses["distillation_first"]
+    scales = [m.input_quantizer.scale for m in quantized.model.modules() if isinstance(m, QuantLinear)]
     assert scales == before_scales, "activation ranges stay those of the calibration"
     for module in quantized.model.modules():
-        if isinstance(module, QuantLinear):
-            assert torch.equal(module.weight_range, channel_ranges(module.weight))
+        if isinstance(module, QuantLinear) and module.precision == "int8":
+            assert torch.equal(module.weight_quantizer.ranges, channel_ranges(module.weight))
 
 
-def test_what_runs_is_what_is_trained(tiny_model, tiny_config, tiny_info, images):
+def test_what_runs_is_what_is_trained(task, tiny_model):
     """Batch norms keep their statistics and stages their averages; every model ends as it came, in eval mode."""
     student = copy.deepcopy(tiny_model)
-    fine_tune([student], tiny_model, tiny_config, images, tiny_info.preprocess, SETTINGS)
+    fine_tune(task, [student])
     assert not any(module.training for module in student.modules())
     before, after = dict(tiny_model.named_buffers()), dict(student.named_buffers())
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
     assert all(p.grad is None for p in student.parameters())
 
 
-def test_each_model_sees_the_same_batches_and_trains_as_if_alone(
-    tiny_model, tiny_config, tiny_info, images, calibration
-):
+def test_each_model_sees_the_same_batches_and_trains_as_if_alone(task, tiny_model, tiny_config, calibration):
     def models():
         return [quantize_int8(tiny_model, calibration).model, copy.deepcopy(tiny_model)]
 
@@ -255,50 +256,50 @@ def test_each_model_sees_the_same_batches_and_trains_as_if_alone(
             student.register_forward_pre_hook(lambda _, inputs, s=s: s.append((inputs[0].clone(), inputs[1])))
             for student, s in zip(students, seen, strict=True)
         ]
-        courses = fine_tune(students, tiny_model, tiny_config, images, tiny_info.preprocess, SETTINGS)
+        records = fine_tune(task, students)
         for handle in handles:
             handle.remove()
-        return courses, seen
+        return records, seen
 
     together, alone = models(), models()
-    courses, (seen, control_seen) = run(together)
+    records, (seen, control_seen) = run(together)
     assert len(seen) == len(control_seen) == 2 * SETTINGS.steps
     for (pixels, budget), (others, other_budget) in zip(seen, control_seen, strict=True):
         assert torch.equal(pixels, others)
         assert budget == other_budget
     assert {budget for _, budget in seen} > {tiny_config.full_budget}
-    assert [(c.steps, c.images) for c in courses] == [(4, 16)] * 2
-    assert courses[0].data_sha256 == courses[1].data_sha256
+    assert [(one.steps, one.images) for one in records] == [(4, 16)] * 2
+    assert records[0].data_sha256 == records[1].data_sha256
     for a, b in zip(together, alone, strict=True):
-        (course,), _ = run([b])
-        assert course.data_sha256 == courses[0].data_sha256
+        (record,), _ = run([b])
+        assert record.data_sha256 == records[0].data_sha256
         assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
         assert any(not torch.equal(x, y) for x, y in zip(a.parameters(), tiny_model.parameters(), strict=True))
 
 
-def test_another_seed_is_another_order(tiny_model, tiny_config, tiny_info, images):
+def test_another_seed_is_another_order(task, tiny_model):
     hashes = set()
     for seed in (0, 0, 1):
         settings = dataclasses.replace(SETTINGS, seed=seed, steps=1)
-        arguments = (tiny_model, tiny_config, images, tiny_info.preprocess, settings)
-        hashes.add(fine_tune([copy.deepcopy(tiny_model)], *arguments)[0].data_sha256)
+        seeded = dataclasses.replace(task, settings=settings)
+        hashes.add(fine_tune(seeded, [copy.deepcopy(tiny_model)])[0].data_sha256)
     assert len(hashes) == 2
 
 
-def test_without_labels_the_control_stays_what_it_is(tiny_model, tiny_config, tiny_info, images):
+def test_without_labels_the_control_stays_what_it_is(task, tiny_model):
     control = copy.deepcopy(tiny_model)
     settings = dataclasses.replace(SETTINGS, label_weight=0.0, lr=1e-4)
-    (course,) = fine_tune([control], tiny_model, tiny_config, images, tiny_info.preprocess, settings)
-    assert course.distillation[0] == 0
+    (record,) = fine_tune(dataclasses.replace(task, settings=settings), [control])
+    assert record.distillation[0] == 0
     for before, after in zip(tiny_model.parameters(), control.parameters(), strict=True):
         torch.testing.assert_close(after, before, rtol=0, atol=settings.steps * settings.lr)
 
 
-def test_a_loss_that_is_no_number_ends_it(tiny_model, tiny_config, tiny_info, images):
+def test_a_loss_that_is_not_finite_ends_it(task, tiny_model):
     student = copy.deepcopy(tiny_model)
     nn.init.constant_(student.head.bias, float("inf"))
     with pytest.raises(CheckFailed, match=r"QAT: loss is nan at step 0; lower lr"):
-        fine_tune([student], tiny_model, tiny_config, images, tiny_info.preprocess, SETTINGS)
+        fine_tune(task, [student])
 
 
 def test_settings_are_checked_all_at_once():
@@ -311,20 +312,15 @@ def test_settings_are_checked_all_at_once():
 # The whole of it
 
 
+def trained(task, quantized, calibration):
+    start = PostTrained(task.teacher, None, quantized)
+    return quantization_aware(task, start, lambda control: quantize_int8(control, calibration))
+
+
 @pytest.fixture(scope="module")
-def done(tiny_model, tiny_config, tiny_info, images, calibration):
-    quantized = quantize_int8(tiny_model, calibration)
-    outcome = quantization_aware(
-        tiny_model,
-        tiny_model,
-        quantized,
-        lambda control: quantize_int8(control, calibration),
-        tiny_config,
-        images,
-        tiny_info.preprocess,
-        SETTINGS,
-    )
-    return quantized, outcome
+def done(task, calibration):
+    quantized = quantize_int8(task.teacher, calibration)
+    return quantized, trained(task, quantized, calibration)
 
 
 def test_policy_and_ranges_are_kept_and_the_record_says_how(done):
@@ -336,9 +332,9 @@ def test_policy_and_ranges_are_kept_and_the_record_says_how(done):
     assert json.loads(json.dumps(summary)) == summary
 
 
-def test_report_figures(done, tiny_model, tiny_config, tiny_info, held_out):
+def test_report_figures(done, task, tiny_model, tiny_config, tiny_info, held_out):
     quantized, outcome = done
-    report = report_qat(tiny_model, quantized.model, outcome, tiny_config, held_out, "noise", tiny_info.labels)
+    report = report_qat(task, quantized.model, outcome, held_out, "noise", tiny_info.labels)
     pixels, truth = torch.from_numpy(held_out[0][0]), held_out[0][1]
     models = {FULL: tiny_model, PTQ: quantized.model, QAT: outcome.quantized.model}
     assert len(report.figures) == 5 * len(reported_budgets(tiny_config)) == 15
@@ -364,10 +360,10 @@ def test_report_figures(done, tiny_model, tiny_config, tiny_info, held_out):
             ]
             assert row.jaccard == pytest.approx(kept)
     assert json.loads(json.dumps(report.to_json())) == report.to_json()
-    assert report.course.data_sha256 == report.control_course.data_sha256
+    assert report.training.data_sha256 == report.control_training.data_sha256
 
 
-class _Says(nn.Module):
+class _FixedAnswers(nn.Module):
     """A model that gives fixed answers."""
 
     def __init__(self, answers, classes=4):
@@ -382,27 +378,26 @@ class _Says(nn.Module):
     ("qat_wrong", "control_wrong", "verdict", "p"),
     [(0, 6, "better", 0.03125), (6, 0, "worse", 0.03125), (0, 5, "inconclusive", 0.0625), (3, 3, "inconclusive", 1.0)],
 )
-def test_verdict_is_the_exact_test_of_qat_against_ptq_of_the_control(
-    done, tiny_config, qat_wrong, control_wrong, verdict, p
-):
+def test_verdict_is_the_exact_test_of_qat_against_ptq_of_the_control(done, task, qat_wrong, control_wrong, verdict, p):
     _, outcome = done
     truth = np.arange(24) % 4
 
     def wrong(first, count):
         answers = truth.copy()
         answers[first : first + count] = (answers[first : first + count] + 1) % 4
-        return _Says(answers.tolist())
+        return _FixedAnswers(answers.tolist())
 
     outcome = dataclasses.replace(
         outcome,
         quantized=dataclasses.replace(outcome.quantized, model=wrong(0, qat_wrong)),
-        control=_Says(truth.tolist()),
+        control=_FixedAnswers(truth.tolist()),
         quantized_control=dataclasses.replace(outcome.quantized_control, model=wrong(12, control_wrong)),
     )
     batches = [(np.zeros((24, 3, 32, 32), np.float32), truth)]
-    report = report_qat(_Says(truth.tolist()), _Says(truth.tolist()), outcome, tiny_config, batches, "made up")
+    exact = _FixedAnswers(truth.tolist())
+    report = report_qat(dataclasses.replace(task, teacher=exact), exact, outcome, batches, "made up")
     assert (report.verdict, report.top1.mcnemar_p) == (verdict, p)
-    expected = {"inconclusive": "inconclusive: QAT and PTQ after as many FP32 steps (4) are not told apart"}
+    expected = {"inconclusive": "inconclusive: QAT and PTQ after as many FP32 steps (4) "}
     assert report.sentence.startswith(
         expected.get(verdict, f"QAT is {verdict} than PTQ after as many FP32 steps (4): top-1")
     )
@@ -428,18 +423,9 @@ def test_the_trained_checkpoint_is_read_exported_and_runs(done, tiny_model, tiny
     assert artifact.manifest.quantization["qat"] == dataclasses.asdict(SETTINGS)
 
 
-def test_same_seed_same_file(done, tiny_model, tiny_config, tiny_info, images, calibration, tmp_path):
+def test_same_seed_same_file(done, task, tiny_info, calibration, tmp_path):
     quantized, outcome = done
-    again = quantization_aware(
-        tiny_model,
-        tiny_model,
-        quantized,
-        lambda control: quantize_int8(control, calibration),
-        tiny_config,
-        images,
-        tiny_info.preprocess,
-        SETTINGS,
-    )
+    again = trained(task, quantized, calibration)
     for name, one in (("a", outcome), ("b", again)):
         info = dataclasses.replace(tiny_info, quantization=one.quantized.summary)
         save_checkpoint(tmp_path / name, info, one.quantized.model)
@@ -454,6 +440,6 @@ def test_networks_without_stages_are_trained_too(make_model, images, calibration
     model = make_model(config)
     quantized = quantize_int8(model, [spec.normalize(np.stack([spec.geometry(image) for image in images.images[:2]]))])
     settings = dataclasses.replace(SETTINGS, steps=1, batch_size=2)
-    (course,) = fine_tune([quantized.model], model, config, images, spec, settings)
-    assert (course.steps, course.images) == (1, 2)
+    (record,) = fine_tune(Distillation(model, config, images, spec, settings), [quantized.model])
+    assert (record.steps, record.images) == (1, 2)
     assert reported_budgets(config) == (config.budget,)

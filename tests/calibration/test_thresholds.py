@@ -8,15 +8,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.calibration.histogram import BINS, Seen, TensorStats, bin_edges, count_magnitudes
-from gft_edge.calibration.thresholds import LINEAR_BINS, METHODS, linear_histogram, threshold
+from gft_edge.calibration.histogram import BINS, Activation, TensorStats, bin_edges, count_magnitudes
+from gft_edge.calibration.options import METHODS
+from gft_edge.calibration.thresholds import LINEAR_BINS, linear_histogram, threshold
 from gft_edge.errors import ConfigError, DataError
 
 
 def _stats(values, parts=1):
     stats = TensorStats()
     for part in np.array_split(np.asarray(values, dtype=np.float32).ravel(), parts):
-        stats.add(Seen(torch.from_numpy(part), "x", True))
+        stats.add(Activation(torch.from_numpy(part), "x", True))
     return stats
 
 
@@ -93,7 +94,7 @@ def test_statistics_do_not_depend_on_order_or_batches(parts):
 def test_memory_does_not_grow():
     stats = _stats(_data("normal"))
     before = stats.counts.numel()
-    stats.add(Seen(torch.full((10,), 1e30), "x", True))
+    stats.add(Activation(torch.full((10,), 1e30), "x", True))
     assert stats.counts.numel() == before == BINS
 
 
@@ -170,13 +171,13 @@ def test_dead_constant_and_tiny_tensors_have_sensible_ranges(method):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_values_that_are_not_finite_are_refused(value, histogram):
     with pytest.raises(DataError, match="calibration: input of blocks.0 is not finite"):
-        TensorStats().add(Seen(torch.tensor([1.0, value]), "blocks.0", histogram))
+        TensorStats().add(Activation(torch.tensor([1.0, value]), "blocks.0", histogram))
 
 
 def test_tensors_that_are_not_contiguous_count_all_their_values():
     x = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)).t()[::2]
     assert torch.equal(count_magnitudes(x), count_magnitudes(x.contiguous()))
-    assert Seen(x, "x", True).largest() == float(x.abs().max())
+    assert Activation(x, "x", True).largest() == float(x.abs().max())
 
 
 @pytest.mark.parametrize(("method", "share"), [("best", 99.0), ("percentile", 0.0), ("percentile", 101.0)])

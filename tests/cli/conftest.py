@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ from gft_edge.data.splits import content_key, part_of
 
 @dataclass(frozen=True)
 class Done:
-    """What a command left behind; ``notes`` are the lines on stderr that say how images were found."""
+    """Exit code and output of a command; ``notes`` are the lines on stderr that describe how images were found."""
 
     code: int
     out: str
@@ -117,3 +118,9 @@ def made(gft_edge, tiny_checkpoint, animals, tmp_path_factory) -> dict[str, Path
         done = gft_edge(*command, "--out", root / name)
         assert done.code == 0, done.err
     return {"ckpt": tiny_checkpoint, **{name: root / name for name in commands}}
+
+
+@pytest.fixture
+def copied(made, tmp_path) -> Callable[[str], Path]:
+    """Copies a checkpoint or artefact of ``made``, so that a test may change it."""
+    return lambda name: Path(shutil.copytree(made[name], tmp_path / name))

@@ -47,11 +47,6 @@ def refused(gft_edge, made, tmp_path):
     return run
 
 
-@pytest.fixture
-def copied(made, tmp_path):
-    return lambda name: Path(shutil.copytree(made[name], tmp_path / name))
-
-
 ON_ARTEFACTS = {
     "missing": (["verify", "{tmp}/nothing"], "no such folder"),
     "a graph as a run": (["report", "{fp32}/model.onnx"], "is a file of an artefact; give its folder"),
@@ -88,7 +83,7 @@ ON_ARTEFACTS = {
 }
 ON_CHECKPOINTS = {
     "missing": (["export", "{tmp}/nothing", "--out", "{tmp}/out"], "no such folder"),
-    "an artefact": (["export", "{fp32}", "--out", "{tmp}/out"], "is an artefact, exported already; give a folder with"),
+    "an artefact": (["export", "{fp32}", "--out", "{tmp}/out"], "is an exported artefact, not a checkpoint"),
     "quantized twice": (["quantize", "{ckpt8}", "--data", "{data}", "--out", "{tmp}/out"], "is quantized already"),
     "too few images": (
         ["quantize", "{ckpt}", "--data", "{data}", "--images", "25", "--out", "{tmp}/out"],
@@ -101,7 +96,7 @@ ON_CHECKPOINTS = {
     "other classes": (["quantize", "{ckpt}", "--data", "typefaces", "--out", "{tmp}/out"], "are not the model's 4"),
     "unknown data": (
         ["quantize", "{ckpt}", "--out", "{tmp}/out"],
-        "does not say which data it was trained on; give --data",
+        "does not record the data it was trained on; give --data",
     ),
     "no classes": (["evaluate", "{ckpt}", "--data", "{data}/ant"], "images but no class folders; expected ROOT/CLASS"),
     "precision": (["quantize", "{ckpt}", "--precision", "int4", "--out", "{tmp}/out"], "invalid choice: 'int4'"),

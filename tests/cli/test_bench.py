@@ -134,8 +134,8 @@ def test_warnings_of_trtexec_are_shown(gft_edge):
         (["bench", "{fp32}", "--backend", "tpu"], "unknown backend 'tpu'"),
         (["bench", "{fp32}", "--warmup", "nan"], "warm-up must not be negative"),
         (["bench", "{fp32}", "--in-flight", "0"], "argument --in-flight: must be at least 1"),
-        (["report", "{tmp}", "{fp32}"], "is a folder; give one run, or bench files only"),
-        (["report", "{tmp}", "--out", "{tmp}/x"], "--out goes with bench files"),
+        (["report", "{tmp}", "{fp32}"], "is a folder; give one run folder, or only bench files"),
+        (["report", "{tmp}", "--out", "{tmp}/x"], "--out is for bench files"),
         (["report", "{tmp}/none.json"], "no such file"),
     ],
 )
@@ -181,7 +181,7 @@ def test_host_and_board_on_one_page(gft_edge, made, host, tmp_path):
     assert f"{pair['speedup']:.2f}x" in page
     assert "hide host work" in page
     assert merged["results"][-1]["layers"]["int8"] in page
-    for title in ("Side by side", "Latency over tokens", "Where a request spends its time", "Energy", "Layers of int8"):
+    for title in ("Side by side", "Latency over tokens", "Stages of a request", "Energy", "Layers of int8"):
         assert (title in page) == (title != "Latency over tokens")  # one budget
     assert page.count('<div class="wide"><svg') == page.count('<div class="narrow"><svg') == 3
     refused(gft_edge("report", done.json["merged"]), "holds merged figures")
@@ -197,7 +197,7 @@ def test_a_boards_file_laid_into_a_run_appears_beside_the_hosts(gft_edge, made, 
     assert gft_edge("report", run).code == 0
     page = (run / "report.html").read_text()
     assert "30.76" in page
-    assert "As trtexec measured it" in page
+    assert "Measured by trtexec" in page
     for row in json.loads(host[0].read_text())["results"]:
         assert f"{row['p50_ms']:.2f}" in page
 

@@ -9,8 +9,11 @@ import pytest
 
 from gft_edge.calibration.cache import CalibrationCache, write_cache
 from gft_edge.calibration.ranges import Ranges
-from gft_edge.hardware import this_device as this_gpu
+from gft_edge.export.tensorrt import build as building
+from gft_edge.export.tensorrt import torch_tensorrt
+from gft_edge.hardware import this_device
 from gft_edge.hardware.devices import device
+from gft_edge.hardware.this_device import Recognized
 
 CACHES = Path(__file__).parents[1] / "calibration/data"
 
@@ -76,13 +79,13 @@ def test_plan_for_a_graph_that_does_not_fit_fails(gft_edge, made):
             2,
             "is built on it, by its own TensorRT, and this machine has no NVIDIA GPU: copy the",
         ),
-        (["--target", "h100"], 2, "here --plan prints what that will do"),
+        (["--target", "h100"], 2, "here --plan prints the build"),
     ],
 )
-def test_what_cannot_be_is_one_line(gft_edge, made, monkeypatch, options, code, words):
+def test_an_impossible_build_is_one_line(gft_edge, made, monkeypatch, options, code, words):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setattr(this_gpu, "board", lambda root: None)
-    monkeypatch.setattr(this_gpu.shutil, "which", lambda name: None)
+    monkeypatch.setattr(this_device, "board", lambda root: None)
+    monkeypatch.setattr(this_device.shutil, "which", lambda name: None)
     done = gft_edge("build", made["fp32"], *options)
     assert (done.code, done.out) == (code, "")
     assert words in done.err
@@ -91,14 +94,51 @@ def test_what_cannot_be_is_one_line(gft_edge, made, monkeypatch, options, code, 
 
 @pytest.mark.parametrize(
     ("here", "code", "words"),
-    [("orin-nano-8gb", 3, "tensorrt is not installed"), ("agx-orin-64gb", 2, "this machine has Jetson AGX Orin 64GB")],
+    [
+        ("orin-nano-8gb", 3, "tensorrt is not installed"),
+        ("agx-orin-64gb", 2, "this machine has Jetson AGX Orin 64GB (test)"),
+    ],
 )
 def test_tensorrt_is_asked_for_on_the_device_itself_only(gft_edge, made, monkeypatch, here, code, words):
     monkeypatch.setitem(sys.modules, "tensorrt", None)
-    monkeypatch.setattr(this_gpu, "device_here", lambda: device(here))
+    monkeypatch.setattr(building, "device_here", lambda: Recognized(device(here), "test"))
     done = gft_edge("build", made["fp32"], "--target", "orin-nano")
     assert (done.code, done.out, done.err.count("\n")) == (code, "", 1)
     assert words in done.err
+
+
+class TestTorchTensorRT:
+    @pytest.fixture(autouse=True)
+    def elsewhere(self, monkeypatch):
+        monkeypatch.setattr(this_device, "board", lambda root: None)
+        monkeypatch.setattr(this_device.shutil, "which", lambda name: None)
+        monkeypatch.setitem(sys.modules, "tensorrt", None)
+
+    def test_plan_needs_no_gpu(self, gft_edge, made):
+        done = gft_edge("build", made["ckpt"], "--target", "torch-tensorrt", "--precision", "fp16", "--plan")
+        assert (done.code, done.err) == (0, "")
+        assert "PyTorch program, FP16" in done.out and "not verified on hardware" in done.out
+        found = gft_edge("build", made["ckpt"], "--target", "torch-tensorrt", "--plan", "--json").json
+        assert found["plan"]["module"] == "torch_tensorrt"
+        assert found["torch_tensorrt"]["disable_tf32"] is True
+
+    @pytest.mark.parametrize(("driver", "code", "word"), [(False, 2, "no NVIDIA driver"), (True, 3, "[torch-trt]")])
+    def test_missing_driver_or_package_is_one_line(self, gft_edge, made, monkeypatch, driver, code, word):
+        monkeypatch.setattr(torch_tensorrt, "has_nvidia_driver", lambda: driver)
+        monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
+        done = gft_edge("build", made["ckpt"], "--target", "torch-tensorrt")
+        assert (done.code, done.out, done.err.count("\n")) == (code, "", 1)
+        assert word in done.err
+
+    @pytest.mark.parametrize(
+        ("name", "options", "word"),
+        [("fp32", ["--target", "torch-tensorrt"], "is an artefact"), ("ckpt8", ["--target", "torch-tensorrt"], "INT8"),
+         ("fp32", ["--target", "rtx", "--precision", "fp16"], "--precision")],
+    )  # fmt: skip
+    def test_other_inputs_are_refused_in_one_line(self, gft_edge, made, name, options, word):
+        done = gft_edge("build", made[name], *options)
+        assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert word in done.err
 
 
 def test_calibration_cache_is_read_by_its_first_line(gft_edge, made, tmp_path):
@@ -138,12 +178,12 @@ class TestOnAMachineWithTensorRT:
         module = type(sys)("tensorrt")
         module.__version__ = "10.3.0"
         monkeypatch.setitem(sys.modules, "tensorrt", module)
-        monkeypatch.setattr(this_gpu, "device_here", lambda: device("orin-nano-8gb"))
+        monkeypatch.setattr(building, "device_here", lambda: Recognized(device("orin-nano-8gb"), "test"))
 
     def test_engine_for_another_gpu_is_refused(self, gft_edge, made):
         done = gft_edge("build", made["fp32"], "--target", "agx-orin")
         assert done.code == 2
-        assert "this is Jetson Orin Nano 8GB; build on Jetson AGX Orin 64GB, or --plan" in done.err
+        assert "this is Jetson Orin Nano 8GB (test); build on Jetson AGX Orin 64GB, or --plan" in done.err
 
     @pytest.mark.parametrize("target", ["this-gpu", "orin-nano"])
     def test_the_installed_version_is_planned_for(self, gft_edge, made, target):

@@ -153,7 +153,7 @@ def test_interrupted_calibration_goes_on(gft_edge, made, data, calibrated, tmp_p
     assert gft_edge(*command, "--out", tmp_path / "b", "--json").json["ranges"] == calibrated[1]["ranges"]
     other = gft_edge(*command, "--seed", 1, "--out", tmp_path / "c")
     assert other.code == 2
-    assert "is of another calibration set; remove it" in other.err
+    assert "belongs to another calibration set; remove it" in other.err
 
 
 @pytest.fixture

@@ -225,7 +225,7 @@ def test_a_checkpoint_without_a_data_set_asks_for_one(gft_edge, tiny_info, tiny_
     for verb in (["evaluate"], ["quantize", "--out", tmp_path / "out"], ["sensitivity", "--out", tmp_path / "out"]):
         done = gft_edge(verb[0], tmp_path / "ckpt", *verb[1:])
         assert (done.code, done.err.count("\n")) == (2, 1)
-        assert "does not say which data it was trained on; give --data" in done.err
+        assert "does not record the data it was trained on; give --data" in done.err
 
 
 def test_export_needs_no_data(gft_edge, trained_on, tmp_path):
@@ -238,7 +238,7 @@ def test_export_needs_no_data(gft_edge, trained_on, tmp_path):
     done = gft_edge("verify", tmp_path / "art", "--json")
     assert (done.code, done.json["verdict"]) == (0, "pass")
     done = gft_edge("evaluate", tmp_path / "art")
-    assert done.err.endswith(f"artefact {tmp_path / 'art'} remembers it as the data it was trained on, give --data\n")
+    assert done.err.endswith(f"artefact {tmp_path / 'art'} was trained on it, give --data\n")
 
 
 def test_golden_images_are_of_any_classes_or_none(tiny_info, animals, tmp_path):

@@ -1,13 +1,22 @@
-"""The whole chain with small settings, and the page it ends in."""
+"""The whole chain with small settings, its report page, and the commands of the README on its outputs."""
 
 import json
+import os
 import re
+import shlex
+import shutil
+import subprocess
+import sys
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 
-from gft_edge.cli.main import main
+from gft_edge.cli.main import main, verb_module
+from gft_edge.cli.parsing import verb_parser
 from gft_edge.manifest import load_artifact
+
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +99,55 @@ def test_report_leaves_out_what_is_missing(demo, tmp_path, capsys):
     assert ". Files and engines</h2>" in page
 
 
-def test_an_interrupted_demo_is_not_told_to_resume(tmp_path, monkeypatch, capsys):
+def _flags(command: list[str]) -> set[str]:
+    return {part for part in command if part.startswith("--")}
+
+
+def _is_covered(command: list[str], steps: list[list[str]]) -> bool:
+    """Returns whether the demo ran this verb with at least these flags."""
+    return any(step[1] == command[1] and _flags(command) <= _flags(step) for step in steps)
+
+
+def _process(command: list[str]) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PATH": path})
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return done.stdout
+
+
+def test_the_commands_of_the_readme_run(demo, tmp_path, monkeypatch):
+    """Every command is parsed. The demo ran those of its verbs and flags; its outputs stand in for theirs."""
+    monkeypatch.chdir(tmp_path)
+    outputs = {"checkpoint-int8": "checkpoint-int8", "fp32-full": "fp32-full", "int8": "int8-maps"}
+    for name, source in outputs.items():
+        shutil.copytree(demo / source, tmp_path / "runs/readme" / name)
+    shutil.copy(demo / "bench.json", tmp_path / "runs/readme")
+    steps = [shlex.split(step["command"]) for step in json.loads((demo / "run.json").read_text())["steps"]]
+    (shell,) = [text for language, text in BLOCKS[1:] if language == "sh"]
+    (python,) = [text for language, text in BLOCKS[1:] if language == "python"]
+    ran = []
+    for line in shell.strip().splitlines():
+        command = shlex.split(line)
+        verb_parser(command[1], verb_module(command[1])).parse_args(command[2:])
+        if _is_covered(command, steps):
+            continue
+        ran.append(command[1])
+        if command[1] == "doctor":
+            _process(command)
+        else:
+            assert main(command[1:]) == 0, line
+    assert ran == ["doctor", "evaluate", "build", "report"]
+    assert "patches kept" in _process([sys.executable, "-c", python])
+    assert (tmp_path / "runs/readme/report.html").stat().st_size > 10_000
+
+
+def test_an_interrupted_demo_gives_no_advice_to_resume(tmp_path, monkeypatch, capsys):
     def stop(command):
         raise KeyboardInterrupt("--resume goes on")
 
     monkeypatch.setattr("gft_edge.cli.verbs.demo._call", stop)
     out = tmp_path / "two words"
     assert main(["demo", "--small", "--out", str(out)]) == 130
-    said = capsys.readouterr().err
-    assert f"--out '{out}/checkpoint'" in said
-    assert said.splitlines()[-1] == f"gft-edge demo: interrupted; in the step train; remove {out} before another try"
+    err = capsys.readouterr().err
+    assert f"--out '{out}/checkpoint'" in err
+    assert err.splitlines()[-1] == f"gft-edge demo: interrupted; in the step train; remove {out} before another try"

@@ -11,8 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from gft_edge.checkpoint import save_checkpoint
+from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.data.images import read_image
+from gft_edge.errors import ConfigError
+from gft_edge.evaluation import EvaluationOptions, evaluate
+from gft_edge.manifest import load_artifact
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +70,22 @@ def test_result_agrees_with_a_count_image_by_image(gft_edge, made, photos, truth
         np.testing.assert_array_equal(shown, tiny_info.preprocess.geometry(read_image(files[index])))
     values = [entry["probability"] for entry in row["wrong"]]
     assert values == sorted(values, reverse=True)
+
+
+def test_the_library_returns_what_the_verb_prints(gft_edge, made, photos):
+    threads = torch.get_num_threads()
+    options = EvaluationOptions(data=str(photos), budgets=("full", "12,6"), threads=1)
+    notes = []
+    found = evaluate(load_checkpoint(made["ckpt"]), options, notes.append)
+    assert torch.get_num_threads() == threads
+    assert [result.budget for result in found.results] == ["16-16", "12-6"]
+    printed = gft_edge("evaluate", made["ckpt"], "--data", photos, "--budget", "full", "--budget", "12,6", "--json")
+    assert {"model": str(made["ckpt"]), **found.to_json()} == printed.json
+    assert printed.err.splitlines()[: len(notes)] == notes
+    exported = evaluate(load_artifact(made["fp32"]), EvaluationOptions(data=str(photos)))
+    assert (exported.backend, exported.results[0].budget) == ("onnxruntime", "12-6")
+    with pytest.raises(ConfigError):
+        evaluate(load_artifact(made["fp32"]), options)
 
 
 def test_without_out_there_are_no_pictures(gft_edge, made, photos):

@@ -19,7 +19,7 @@ import pytest
 
 from gft_edge import __version__
 from gft_edge.cli.console import result
-from gft_edge.cli.main import VERBS, _verb_module, main, run_verb
+from gft_edge.cli.main import VERBS, main, run_verb, verb_module
 from gft_edge.cli.verbs import doctor
 from gft_edge.errors import (
     ArtifactError,
@@ -46,7 +46,7 @@ def _failing(error):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_what_the_command_line_needs(verb):
-    module = _verb_module(verb)
+    module = verb_module(verb)
     assert module.EXAMPLE.startswith(f"gft-edge {verb}")
     assert module.__doc__
     assert list(inspect.signature(module.add_arguments).parameters) == ["parser"]
@@ -55,7 +55,7 @@ def test_every_verb_has_what_the_command_line_needs(verb):
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_examples_can_be_parsed(verb, monkeypatch):
-    module = _verb_module(verb)
+    module = verb_module(verb)
     seen = []
     monkeypatch.setattr(module, "run", lambda args: seen.append(args) or 0)
     assert main(module.EXAMPLE.split()[1:]) == 0
@@ -122,7 +122,7 @@ def test_the_nearest_name_is_offered(gft_edge, command, said):
 
 def test_abbreviations_and_negative_numbers_are_no_unknown_options(gft_edge, monkeypatch):
     seen = []
-    monkeypatch.setattr(_verb_module("bench"), "run", lambda args: seen.append(args) or 0)
+    monkeypatch.setattr(verb_module("bench"), "run", lambda args: seen.append(args) or 0)
     assert gft_edge("bench", "x", "--thr", "-2", "--warmup=-1").code == 0
     assert (seen[0].threads, seen[0].warmup) == ([-2], -1)
 

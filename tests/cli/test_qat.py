@@ -114,7 +114,7 @@ def test_weights_alone_need_no_calibration(gft_edge, tiny_checkpoint, split, tmp
     def never(*_):
         raise AssertionError("ranges were gathered")
 
-    monkeypatch.setattr("gft_edge.calibration.observe.observe", never)
+    monkeypatch.setattr("gft_edge.calibration.quantize.module_ranges", never)
     command = ["quantize", tiny_checkpoint, "--data", split, "--images", 8, "--precision", "int8-weights"]
     done = gft_edge(*command, "--out", tmp_path / "q")
     assert done.code == 0, done.err
@@ -152,7 +152,7 @@ REFUSALS = {
     ),
     "no evaluation": (
         ["--qat-steps", "1", "--data", "{root}/train", "--qat-set", "batch_size=4"],
-        "QAT needs images it is not trained on to be judged by; give the data train and test folders",
+        "QAT needs evaluation images that it is not trained on; give the data train and test folders",
     ),
     "no data": (["--qat-steps", "1", "--data", "{root}/none"], "no such folder"),
     "the same images elsewhere": (

@@ -95,7 +95,7 @@ def test_the_policy_is_what_was_run(chosen, gft_edge, tmp_path):
     shutil.copytree(out, tmp_path / "sensitivity")
     done = gft_edge("report", tmp_path)
     assert done.code == 0, done.err
-    assert "Sensitivity: what INT8 does to each layer" in (tmp_path / "report.html").read_text()
+    assert "Sensitivity of each layer to INT8" in (tmp_path / "report.html").read_text()
 
 
 def test_the_same_input_gives_the_same_files(gft_edge, tiny_checkpoint, animals, tmp_path):
@@ -166,8 +166,8 @@ def test_a_limit_that_cannot_be_met_keeps_what_was_measured(gft_edge, tiny_check
         (["{ckpt}", "--eval-data", "{tmp}/broken"], "zz.png: cannot be decoded as an image"),
         (["{ckpt}", "--ranges", "{tmp}/none.json"], "no such file"),
         (["builtin", "--data", "typefaces", "--ranges", "{ckpt8}/calibration/ranges.json"], "were found on the model"),
-        (["{ckpt}", "--policy", "{tmp}/fp8.toml"], "measures INT8 against full precision only; take '*' in fp8 out"),
-        (["{ckpt}", "--policy", "{tmp}/smooth.toml"], "take SmoothQuant out of"),
+        (["{ckpt}", "--policy", "{tmp}/fp8.toml"], "compares INT8 with full precision only; remove '*' in fp8"),
+        (["{ckpt}", "--policy", "{tmp}/smooth.toml"], "remove SmoothQuant from the policy"),
         (["{ckpt}", "--policy", "{tmp}/nothing.toml"], "no linear layer or convolution of this model matches"),
         (["{ckpt}", "--eval-images", "0"], "must be at least 1"),
         (["{ckpt}", "--eval-split", "all"], "invalid choice: 'all'"),

@@ -22,12 +22,6 @@ from gft_edge.report.figures.overlays import HEADING, LEGEND, TITLE
 COMMAND = Path(sysconfig.get_path("scripts")) / "gft-edge"
 
 
-@pytest.fixture
-def copied(made, tmp_path):
-    """A copy of an artefact that a test may change."""
-    return lambda name: Path(shutil.copytree(made[name], tmp_path / name))
-
-
 @pytest.fixture(scope="module")
 def trained(gft_edge, tmp_path_factory):
     folder = tmp_path_factory.mktemp("train")

@@ -10,8 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.errors import ConfigError
-from gft_edge.hardware import jetson
 from gft_edge.hardware.jetson import (
     Clock,
     PowerMode,
@@ -23,35 +21,18 @@ from gft_edge.hardware.jetson import (
     jetpack,
     l4t,
     locked_mhz,
-    module,
     power_mode,
-    power_mode_number,
+    power_mode_mark,
     power_modes,
     temperatures_c,
     throttle_counts,
     throttling,
     watch_board,
 )
+from gft_edge.hardware.this_device import device_here
 
 BOARDS = Path(__file__).parents[1] / "recorded/boards"
 NAMES = sorted(path.stem for path in BOARDS.glob("*.json"))
-
-
-@pytest.fixture
-def plant(tmp_path):
-    """Writes a board's files below a folder; a value of null becomes a folder, which cannot be read."""
-
-    def make(name, **changes):
-        for path, text in {**json.loads((BOARDS / f"{name}.json").read_text()), **changes}.items():
-            file = tmp_path / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if text is None:
-                file.mkdir(exist_ok=True)
-            else:
-                file.write_text(text)
-        return tmp_path
-
-    return make
 
 
 @pytest.fixture
@@ -77,26 +58,11 @@ def program(tmp_path, monkeypatch):
         ("xavier-nx-jp4", "xavier-nx", "32.7.1", None),
     ],
 )
-def test_module_and_software(plant, board, device, release, version):
+def test_device_and_software(plant, board, device, release, version):
     root = plant(board)
-    assert module(root).name == device
+    assert device_here(root).profile.name == device
     assert l4t(root) == release
     assert jetpack(l4t(root)) == version
-
-
-def test_variants_of_a_module(plant):
-    compatible, model = "proc/device-tree/compatible", "proc/device-tree/model"
-    old = {
-        compatible: "nvidia,p3768-0000+p3767-0005\0nvidia,tegra234\0",
-        model: "NVIDIA Jetson Orin Nano Developer Kit\0",
-    }
-    assert module(plant("orin-nano-super", **old)).name == "orin-nano-8gb"
-    nx = {**old, compatible: "nvidia,p3768-0000+p3767-0000\0nvidia,tegra234\0"}
-    assert module(plant("orin-nano-super", **nx)).name == "orin-nx-16gb"
-    half = {"proc/meminfo": "MemTotal:       64395264 kB\n"}
-    assert module(plant("thor-t5000", **half)).name == "thor-t4000"
-    other = {compatible: "raspberrypi,5-model-b\0brcm,bcm2712\0"}
-    assert module(plant("orin-nano-super", **other)) is None
 
 
 @pytest.mark.parametrize(
@@ -167,20 +133,22 @@ def test_power_mode_by_the_files_when_the_program_fails(plant, program, script):
     assert power_mode(plant("thor-t5000"), timeout_s=0.3) == PowerMode("120W", 1, "cool")
 
 
+@pytest.mark.parametrize(
+    ("text", "mark"), [("pmode:0002 fmode:quiet\n", "mode2"), ("pmode:0", "mode0"), ("?", None), (None, None)]
+)
+def test_mark_of_the_power_mode(tmp_path, text, mark):
+    if text is not None:
+        (tmp_path / "var/lib/nvpmodel").mkdir(parents=True)
+        (tmp_path / "var/lib/nvpmodel/status").write_text(text)
+    assert power_mode_mark(tmp_path) == mark
+
+
 def test_power_mode_unknown(tmp_path):
     assert power_mode(tmp_path) == PowerMode(None, None, None)
 
 
-def test_modes_are_looked_up_by_name(plant):
-    root = plant("orin-nano-super")
-    assert power_modes(root) == {"15W": 0, "25W": 1, "MAXN_SUPER": 2, "7W": 3}
-    assert power_mode_number("maxn_super", root) == 2
-    with pytest.raises(
-        ConfigError, match=r"power mode 'MAXN_SUPR': this board has no such mode \(did you mean 'MAXN_SUPER'\?\)"
-    ):
-        power_mode_number("MAXN_SUPR", root)
-    with pytest.raises(ConfigError, match=r"nvpmodel.conf names none"):
-        power_mode_number("MAXN", root / "nowhere")
+def test_modes_of_a_board_by_name(plant):
+    assert power_modes(plant("orin-nano-super")) == {"15W": 0, "25W": 1, "MAXN_SUPER": 2, "7W": 3}
 
 
 @pytest.mark.parametrize("board", NAMES)
@@ -237,7 +205,3 @@ def test_any_content_of_the_files_is_survived(tmp_path_factory, contents):
         file.write_bytes(contents.get(path, (text or "").encode()))
     json.dumps(board_conditions(root), allow_nan=False)
     assert throttling(throttle_counts(root), throttle_counts(root)) is not None
-
-
-def test_every_part_has_a_profile():
-    assert set(jetson.PARTS.values()) <= set(jetson.DEVICES)

@@ -1,13 +1,13 @@
-"""Recorded device trees and lines of nvidia-smi."""
+"""Device trees by part number and by name, and lines of nvidia-smi."""
 
 from __future__ import annotations
 
 import pytest
 
 from gft_edge.errors import ConfigError
-from gft_edge.hardware import this_device as this_gpu
-from gft_edge.hardware.devices import device
-from gft_edge.hardware.this_device import device_here, parse_gpu, power_mode, same_module
+from gft_edge.hardware import this_device
+from gft_edge.hardware.devices import DEVICES, MODEL_WORDS, PARTS, device
+from gft_edge.hardware.this_device import device_here, module_here, parse_gpu, same_module
 
 
 @pytest.mark.parametrize(
@@ -23,11 +23,49 @@ from gft_edge.hardware.this_device import device_here, parse_gpu, power_mode, sa
         ("NVIDIA Jetson Xavier NX Developer Kit", 7900000, "xavier-nx"),
     ],
 )
-def test_board_is_told_by_its_name_and_memory(tmp_path, model, kilobytes, name):
+def test_board_without_a_known_part_is_recognised_by_name_and_memory(tmp_path, model, kilobytes, name):
     (tmp_path / "proc/device-tree").mkdir(parents=True)
     (tmp_path / "proc/device-tree/model").write_bytes(model.encode() + b"\0")
     (tmp_path / "proc/meminfo").write_text(f"MemTotal:       {kilobytes} kB\nMemFree: 1 kB\n")
-    assert device_here(tmp_path).name == name
+    found = device_here(tmp_path)
+    assert found.profile.name == name
+    assert "in the name of the board" in found.evidence and f"{kilobytes / 1e6:.1f} GB" in found.evidence
+
+
+@pytest.mark.parametrize(
+    ("part", "model", "kilobytes", "name"),
+    [
+        ("p3767-0005", "NVIDIA Jetson Orin Nano Developer Kit", 7802000, "orin-nano-8gb"),
+        ("p3767-0000", "NVIDIA Jetson Orin Nano Developer Kit", 7802000, "orin-nx-16gb"),
+        ("p3701-0000", "NVIDIA Jetson AGX Orin Developer Kit", 31433000, "agx-orin-64gb"),
+        ("p3701-0004", "NVIDIA Jetson AGX Orin Developer Kit Super", 31433000, "agx-orin-32gb"),
+        ("p3834-0008", "NVIDIA Jetson AGX Thor Developer Kit", 64395264, "thor-t4000"),
+        ("p3834-0008", "NVIDIA Jetson AGX Thor Developer Kit", None, "thor-t5000"),
+        ("p3767-0003", "a carrier board of another company", None, "orin-nano-8gb"),
+    ],
+)
+def test_part_number_decides_before_the_name(tmp_path, part, model, kilobytes, name):
+    (tmp_path / "proc/device-tree").mkdir(parents=True)
+    (tmp_path / "proc/device-tree/compatible").write_text(f"nvidia,p3737-0000+{part}\0nvidia,tegra\0")
+    (tmp_path / "proc/device-tree/model").write_text(model + "\0")
+    if kilobytes is not None:
+        (tmp_path / "proc/meminfo").write_text(f"MemTotal:       {kilobytes} kB\n")
+    found = module_here(tmp_path)
+    assert found == device_here(tmp_path)
+    assert found.profile.name == name
+    assert part in found.evidence
+
+
+@pytest.mark.parametrize("start", sorted({*PARTS.values(), *MODEL_WORDS.values()}))
+def test_every_mark_of_a_board_leads_to_a_profile(start):
+    assert any(profile.is_jetson and profile.name.startswith(start) for profile in DEVICES.values())
+
+
+def test_other_machine_has_no_module(tmp_path):
+    (tmp_path / "proc/device-tree").mkdir(parents=True)
+    (tmp_path / "proc/device-tree/compatible").write_text("raspberrypi,5-model-b\0brcm,bcm2712\0")
+    (tmp_path / "proc/device-tree/model").write_text("Raspberry Pi 5 Model B\0")
+    assert module_here(tmp_path) is None
 
 
 def test_unknown_board_is_refused(tmp_path):
@@ -47,7 +85,7 @@ def test_card_is_read_from_nvidia_smi():
 
 
 def test_machine_without_a_gpu_says_so(tmp_path, monkeypatch):
-    monkeypatch.setattr(this_gpu.shutil, "which", lambda name: None)
+    monkeypatch.setattr(this_device.shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match="no NVIDIA GPU found here"):
         device_here(tmp_path)
 
@@ -55,13 +93,3 @@ def test_machine_without_a_gpu_says_so(tmp_path, monkeypatch):
 def test_clocks_do_not_make_another_module():
     assert same_module(device("orin-nano-8gb"), device("orin-nano-8gb-super"))
     assert not same_module(device("orin-nano-8gb"), device("orin-nano-4gb"))
-
-
-@pytest.mark.parametrize(
-    ("text", "mode"), [("pmode:0002 fmode:quiet\n", "mode2"), ("pmode:0", "mode0"), ("?", None), (None, None)]
-)
-def test_power_mode_is_nvpmodels(tmp_path, text, mode):
-    if text is not None:
-        (tmp_path / "var/lib/nvpmodel").mkdir(parents=True)
-        (tmp_path / "var/lib/nvpmodel/status").write_text(text)
-    assert power_mode(tmp_path) == mode

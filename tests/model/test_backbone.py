@@ -33,9 +33,7 @@ def no_network(monkeypatch):
 @pytest.mark.parametrize("variant", ["timm", "transfg"])
 def test_a_name_with_a_source_is_refused_before_timm_sees_it(name, variant, monkeypatch):
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: pytest.fail("reached timm"))
-    with pytest.raises(
-        ConfigError, match=r"names a source, which is read for a training with model\.pretrained=true alone"
-    ):
+    with pytest.raises(ConfigError, match=r"names a source, which is read only with model\.pretrained=true"):
         build_model(GFTConfig(name, 224, 3, variant=variant))
 
 

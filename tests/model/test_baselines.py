@@ -68,6 +68,20 @@ def test_transfg_is_the_vision_transformer_up_to_its_last_block(make_model):
         assert torch.allclose(model(images), expected, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("backbone", "variant"), [("test_vit", "timm"), ("test_resnet", "timm"), ("test_vit", "transfg")]
+)
+@torch.no_grad()
+def test_features_and_head_make_the_logits(make_model, backbone, variant):
+    model = make_model(config_of(backbone, variant))
+    images = torch.randn(2, 3, 160, 160, generator=torch.Generator().manual_seed(0))
+    x = model.forward_features(images)
+    features = model.forward_head(x, pre_logits=True)
+    assert features.shape == (2, model.network.num_features)
+    assert torch.equal(model.forward_head(x), model(images))
+    assert torch.equal(model.network.get_classifier()(features), model(images))
+
+
 @pytest.mark.parametrize("variant", ["timm", "transfg"])
 def test_every_parameter_of_a_baseline_learns_and_recomputing_changes_nothing(variant):
     torch.manual_seed(0)
@@ -102,8 +116,8 @@ def test_layers_of_a_baseline_learn_at_their_own_rates():
     ("backbone", "variant", "message"),
     [
         ("no_such_net", "timm", "timm cannot build it"),
-        ("test_resnet", "transfg", "no plain timm Vision Transformer"),
-        ("test_vit2", "transfg", "no plain timm Vision Transformer"),
+        ("test_resnet", "transfg", "not a plain timm Vision Transformer"),
+        ("test_vit2", "transfg", "not a plain timm Vision Transformer"),
     ],
 )
 def test_a_backbone_that_cannot_be_used_is_named(backbone, variant, message):

@@ -13,6 +13,7 @@ from gft_edge.config.model import preset
 from gft_edge.errors import ConfigError
 from gft_edge.model import gala
 from gft_edge.model.build import build_model
+from gft_edge.model.selection import select_patches
 
 VARIATIONS = {
     "conv": {},
@@ -352,6 +353,33 @@ def test_maps_are_the_importance_of_the_scores(tiny_model, images):
     _, _, scores = _stage_and_scores(tiny_model, images.float())
     out = tiny_model(images.float(), maps=True)
     assert torch.equal(out.stages[0].importance, gala.importance(scores))
+
+
+@torch.no_grad()
+def test_another_rule_chooses_other_patches(tiny_model, images):
+    images = images.float()
+    usual, least = (
+        [stage.kept for stage in tiny_model(images, maps=True, choose=rule).stages]
+        for rule in (select_patches, lambda scores, k: select_patches(-scores, k))
+    )
+    assert not torch.equal(usual[0], least[0])
+    assert all(set(a.tolist()) | set(b.tolist()) == set(range(16)) for a, b in zip(usual[0], least[0]))
+    assert all(torch.equal(a, stage.kept) for a, stage in zip(usual, tiny_model(images, maps=True).stages))
+    features = tiny_model.forward_features(images, choose=lambda scores, k: select_patches(-scores, k))
+    assert not torch.equal(features, tiny_model.forward_features(images))
+
+
+@pytest.mark.parametrize("stages", [(1, 2), (1, 3)])
+@torch.no_grad()
+def test_features_and_head_make_the_logits(tiny_config, make_model, images, stages):
+    model, images = make_model(dataclasses.replace(tiny_config, stages=stages)), images.float()
+    budget = TokenBudget((9, 4), 16)
+    tokens = model.forward_features(images, budget)
+    assert tokens.shape == (3, 1, 32)
+    features = model.forward_head(tokens, pre_logits=True)
+    assert torch.equal(features, model.norm(tokens[:, 0]))
+    assert torch.equal(model.head(features), model(images, budget))
+    assert torch.equal(model.forward_head(tokens), model(images, budget))
 
 
 @pytest.mark.parametrize(

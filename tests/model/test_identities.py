@@ -13,14 +13,14 @@ EXACT = {"rtol": 1e-10, "atol": 1e-10}
 
 @st.composite
 def stages(draw):
-    """A stage with random weights, its input (B, 1 + N, C) and a number of patches to keep."""
+    """A stage with random weights, its input (B, prefix + N, C) and a number of patches to keep."""
     heads, head_dim = draw(st.integers(1, 4)), draw(st.integers(1, 6))
-    patches = draw(st.integers(2, 30))
+    patches, prefix = draw(st.integers(2, 30)), draw(st.integers(1, 3))
     torch.manual_seed(draw(st.integers(0, 10_000)))
-    stage = FocalStage(heads * head_dim, heads, patches).double().eval()
+    stage = FocalStage(heads * head_dim, heads, patches, prefix).double().eval()
     for parameter in stage.parameters():
         torch.nn.init.normal_(parameter, std=0.7)
-    x = torch.randn(draw(st.integers(1, 3)), 1 + patches, heads * head_dim, dtype=torch.float64)
+    x = torch.randn(draw(st.integers(1, 3)), prefix + patches, heads * head_dim, dtype=torch.float64)
     return stage, x, draw(st.integers(2, patches))
 
 
@@ -38,9 +38,10 @@ def slow_scores(stage, z):
 def slow_stage(stage, x):
     """Every token attends to every token; values gated."""
     z = stage.norm(x)
-    scores = slow_scores(stage, z[:, 1:])
+    prefix = stage.num_prefix_tokens
+    scores = slow_scores(stage, z[:, prefix:])
     heads, dim = stage.attn.num_heads, x.shape[-1]
-    gate = torch.cat((torch.ones_like(scores[:, :1]), 2 * scores.sigmoid()), dim=1)
+    gate = torch.cat((scores.new_ones(len(scores), prefix), 2 * scores.sigmoid()), dim=1)
     q = z @ stage.attn.q.weight.T
     k, v = (z @ stage.attn.kv.weight.T).split(dim, dim=2)
     v = v * gate[..., None]
@@ -53,7 +54,7 @@ def slow_stage(stage, x):
 @torch.no_grad()
 def test_mean_key_importance_equals_the_attention_matrix(case):
     stage, x, _ = case
-    z = stage.norm(x)[:, 1:]
+    z = stage.norm(x)[:, stage.num_prefix_tokens :]
     torch.testing.assert_close(stage.scores(z), slow_scores(stage, z), **EXACT)
     q_weight, k_weight = stage.attn.q.weight, stage.attn.kv.weight[: z.shape[-1]]
     heads = stage.attn.num_heads
@@ -68,8 +69,9 @@ def test_select_then_attend_equals_attend_then_select(case):
     stage, x, k = case
     y, scores, kept = stage(x, k, None, class_row_only=False)
     slow, _ = slow_stage(stage, x)
-    chosen = torch.arange(x.shape[1] - 1).expand(len(x), -1) if kept is None else kept
-    rows = torch.cat((torch.zeros_like(chosen[:, :1]), chosen + 1), dim=1)
+    prefix = stage.num_prefix_tokens
+    chosen = torch.arange(x.shape[1] - prefix).expand(len(x), -1) if kept is None else kept
+    rows = torch.cat((torch.arange(prefix).expand(len(x), -1), chosen + prefix), dim=1)
     expected = torch.stack([image[index] for image, index in zip(slow, rows)])
     torch.testing.assert_close(y, expected, **EXACT)
     assert torch.equal(chosen, select_patches(scores, k))

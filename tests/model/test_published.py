@@ -109,9 +109,12 @@ def test_stages_get_no_gradient_from_the_logits(published):
         preset("gft_base_published", image_size=32, embed_dim=64, num_heads=1, depth=3, stages=(2, 2), patch_size=16,
                budget=TokenBudget((3, 2), 4), num_classes=3)
     )  # fmt: skip
-    model(torch.randn(2, 3, 32, 32)).sum().backward()
+    images = torch.randn(2, 3, 32, 32)
+    model(images).sum().backward()
     assert all(p.grad is None for p in model.hierarchical_blocks.parameters())
     assert model.classifier.weight.grad is not None
+    features = model.forward_head(model.forward_features(images), pre_logits=True)
+    torch.testing.assert_close(model.classifier(features), model(images))
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +166,7 @@ class Evil:
         (b"junk", "cannot be read as a file of tensors"),
         (Evil(), "cannot be read as a file of tensors"),
         ([1, 2], "holds a list, not a state dict"),
-        ({"a": torch.zeros(2)}, "no state dict of the published GFT: missing"),
+        ({"a": torch.zeros(2)}, "not a state dict of the published GFT: missing"),
     ],
 )
 def test_import_refuses_what_is_no_published_state_dict(tmp_path, capsys, content, message):
@@ -186,7 +189,7 @@ def test_import_says_what_a_plain_vit_is_and_what_it_reads(tmp_path, capsys):
     assert main(["import-published", str(tmp_path / "x.pth"), "--out", str(tmp_path / "ckpt")]) == 2
     said = capsys.readouterr().err
     assert "it looks like a plain timm ViT (embed dim 64, depth 6, 4 classes)" in said
-    assert "reads the checkpoints of the published GFT code alone" in said
+    assert "reads only checkpoints of the published GFT code" in said
     assert said.count("\n") == 1
 
 

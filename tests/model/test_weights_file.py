@@ -224,7 +224,7 @@ def test_weights_that_are_no_numbers_are_refused_by_name(tmp_path, value):
         ({"state_dict": {0: torch.ones(1)}, 1: 2}, "numbers such as 1"),
         ({"epoch": 3}, "it has no tensors, it holds 'epoch'"),
         ({}, "it holds nothing"),
-        ({"w": torch.ones(2).to_sparse()}, "w is no plain tensor"),
+        ({"w": torch.ones(2).to_sparse()}, "w is not a plain tensor"),
     ],
 )
 def test_what_is_no_state_dict_is_one_line(tmp_path, content, says):

@@ -64,11 +64,11 @@ def test_energy_is_drawn_or_the_reason_given(tmp_path):
     file = tmp_path / "b.json"
     write_sealed(file, _bench({"energy": {"refused": "no power source"}}))
     page, _ = write_bench_page([file], tmp_path)
-    assert "No figure. no power source." in page.read_text()
+    assert "Not measured. no power source." in page.read_text()
     write_sealed(file, _bench({"energy": {"mj_per_image": 42.5, "net_mj_per_image": 21.0, "refused": None}}))
     page, _ = write_bench_page([file], tmp_path)
     assert "42.5" in page.read_text()
-    assert "No figure" not in page.read_text()
+    assert "Not measured" not in page.read_text()
 
 
 def test_text_of_a_file_is_text_on_the_page(tmp_path):
@@ -103,8 +103,9 @@ def test_what_matters_most_stands_in_the_first_columns():
     fast = {"name": "b", "speedup": 2.0, "speedup_interval": [1.5, 2.5], "baseline": "a", "verdict": "unstable"}
     full = {"p90_ms": 3.0, "variation": 0.05, "throughput": {"images_per_s": 300.0, "in_flight": 4}}
     found = bench_table(rows({"baseline": "a", **full}, {**fast, **full}))
-    assert found.heads[:4] == ("artefact", "precision", "p50 ms", "against a")
-    assert "images/s, 4 in flight" in found.heads
+    titles = [head.title for head in found.heads]
+    assert titles[:4] == ["artefact", "precision", "p50 ms", "against a"]
+    assert "images/s, 4 in flight" in titles
     cells = [cell.text for cell in found.rows[1]]
     assert cells[2:4] == ["2.00 unstable", "2.00x [1.50, 2.50] unstable"]
     assert {cell.tone for cell in found.rows[1] if "unstable" in cell.text} == {"warn"}
@@ -119,4 +120,4 @@ def test_a_row_of_a_log_has_few_entries(tmp_path):
     text = write_bench_page([file], tmp_path)[0].read_text()
     assert "trtexec 10.3." in text
     assert "Each dot is a request" not in text
-    assert "Inference alone" not in text
+    assert "Inference only" not in text

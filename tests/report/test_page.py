@@ -1,4 +1,4 @@
-"""Every claim of a run's page is tied to the data of its folder: it stands there with the data, and not without."""
+"""Every claim of a run's page depends on data in its folder: it appears with the data, and only then."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from matplotlib.text import Text
 from gft_edge.cli.main import main
 from gft_edge.errors import ArtifactError
 from gft_edge.report.figures import svg
+from gft_edge.report.pages.html import environment
 from gft_edge.report.pages.run import write_page
+from gft_edge.report.pages.tables import table
+from gft_edge.report.pages.view import Figure as PageFigure
+from gft_edge.report.pages.view import Section
 
 LABELS = ["bolt", "gear", "nut", "screw", "washer"]
 HOSTILE = [
@@ -28,7 +32,7 @@ HOSTILE = [
 
 
 class Texts(HTMLParser):
-    """What a reader sees, by the id of the section (empty for what stands before the first)."""
+    """The visible text by the id of its section (empty before the first section)."""
 
     def __init__(self):
         super().__init__()
@@ -76,23 +80,23 @@ def read(page):
 
 
 def claims(texts):
-    """Everything the page says of the run, without the list of what it has no data for."""
+    """Returns all text about the run, without the list of missing parts."""
     return " ".join(" ".join(text for anchor, text in texts.sections.items() if anchor != "left-out").split())
 
 
-# What a page may say, and the kind of file that it has to come from.
+# Texts of a page, and the kind of file that each one needs.
 CLAIMS = {
     r"top-1 on |top-1, per cent|95 % interval": "evaluate",
     r"accuracy of ": "evaluate",
     r"Wilson": "evaluate",
-    r"Which classes go wrong": "evaluate",
+    r"Errors by class": "evaluate",
     r"Wrong predictions": "evaluate",
     r"latency of ": "bench",
     r"\d ms\b": "bench",
     r"as fast as": "bench",
     r"in flight": "bench",
     r"ONNX Runtime on ": "bench",
-    r"What it looked at": "predict",
+    r"Importance and kept patches": "predict",
     r"kept patches and importance of single images": "predict",
     r"alone in INT8": "sensitivity",
     r"Mixed precision": "sensitivity",
@@ -102,8 +106,8 @@ CLAIMS = {
     r"trained|further training|training images": "checkpoint",
     r"transformer blocks": "checkpoint",
     r"Accuracy against latency": "evaluate and bench",
-    r"compiled|an engine was built|tensorrt": "engine",
-    r"quantized to INT8|layers in INT8\.|Ranges of activations": "quantize",
+    r"compiled|engine was built|tensorrt": "engine",
+    r"quantized to INT8|layers in INT8\.|Activation ranges": "quantize",
     r"typefaces|words|never seen|not trained on": "nothing",
     r"energy of ": "power",
 }
@@ -162,8 +166,8 @@ def test_numbers_and_names_are_those_of_the_files(samples, laid):
     assert "art-b: latency 7.00 ms" in top and "1.14x as fast as art-a (1.12 to 1.16)" in top
     for number in ("82.00 %", "66.00 %", "41 of 50", "33 of 50"):
         assert number in accuracy
-    classes = texts.sections["which-classes-go-wrong"]
-    assert "Wrong predictions: 17 of 17" in classes and "bolt 50.0 %, is washer" in " ".join(classes.split())
+    classes = texts.sections["errors-by-class"]
+    assert "Wrong predictions: 17 of 17" in classes and "bolt 50.0 %, true class washer" in " ".join(classes.split())
     assert "10 of 10" in classes  # screw or washer, the most confused pair
     images = [attrs["src"] for tag, attrs in texts.tags if tag == "img"]
     assert len(images) == 1  # the one picture that lies there
@@ -174,7 +178,7 @@ def test_images_of_the_training_split_are_called_that(samples, laid):
     page = write_page(laid({"a.json": samples["evaluate"](LABELS, split="train")})).page
     accuracy = read(page).sections["accuracy"]
     assert "50 train images of parts" in " ".join(accuracy.split())
-    assert "These are images of the training split." in accuracy
+    assert "training split" in accuracy
 
 
 def test_accuracies_on_different_images_are_not_put_beside_each_other(samples, laid):
@@ -226,12 +230,15 @@ def test_further_training_is_told_from_a_course_from_the_start(samples, laid):
     log = "".join(f'{{"step": {n}, "loss": 0.7, "train_top1": 0.9}}\n' for n in range(1, 5))
     page = write_page(laid({"c/config.json": samples["checkpoint"](LABELS, "builtin", 4), "c/log.jsonl": log})).page
     text = " ".join(read(page).sections["training"].split())
-    assert "c: 4 steps of further training on the training images of parts, from the checkpoint that ships" in text
+    assert (
+        "c: 4 steps of further training on the training images of parts, starting from the checkpoint that ships"
+        in text
+    )
     assert "The loss stays level: these steps changed little." in text
     known = samples["checkpoint"](LABELS, "builtin", 4)
     known["provenance"]["recipe"]["data"]["name"] = "typefaces"
     page = write_page(laid({"c/config.json": known, "c/log.jsonl": log})).page
-    assert "these weights were trained on these images before" in " ".join(read(page).sections["training"].split())
+    assert "already trained on these images" in " ".join(read(page).sections["training"].split())
     falling = "".join(f'{{"step": {n}, "loss": {1 / n}}}\n' for n in range(1, 5))
     page = write_page(laid({"c/config.json": samples["checkpoint"](LABELS, "builtin", 4), "c/log.jsonl": falling})).page
     assert "level" not in read(page).sections["training"]
@@ -270,14 +277,14 @@ def test_names_of_any_script_are_text_and_nothing_else(samples, laid, recwarn):
     for name in (*HOSTILE[:4], HOSTILE[5]):
         assert name in " ".join(texts.sections.values())
     assert "\x00" not in html and "\x1b" not in html
-    assert "$\\frac{$ and $x^2$" in texts.sections["which-classes-go-wrong"]
+    assert "$\\frac{$ and $x^2$" in texts.sections["errors-by-class"]
     assert not [warning for warning in recwarn if "Glyph" in str(warning.message)]
 
 
 def test_a_file_names_no_class_unless_it_is_one(samples, laid):
     made = {"p.json": samples["predict"](["ant", "bee"]), "maps/0.png": 32, "maps/1.png": 32}
     page = write_page(laid(made)).page
-    text = read(page).sections["what-it-looked-at"]
+    text = read(page).sections["importance-and-kept-patches"]
     assert "0.png" in text and "true class" not in text
     assert '<span class="bad">' not in page.read_text()
 
@@ -285,7 +292,7 @@ def test_a_file_names_no_class_unless_it_is_one(samples, laid):
 def test_many_classes_are_told_by_pairs_and_the_worst(samples, laid):
     labels = [f"class {n:03d}" for n in range(60)]
     page = write_page(laid({"a.json": samples["evaluate"](labels, right=520)})).page
-    text = read(page).sections["which-classes-go-wrong"]
+    text = read(page).sections["errors-by-class"]
     assert "Worst classes first: 40 of 60" in text
     assert "Rows: true class" not in text
     assert "class 059" in text and "Most confused pairs" in text
@@ -320,3 +327,11 @@ def test_the_same_files_give_the_same_page(samples, laid):
     run = laid(files(samples, ("evaluate", "bench", "predict")))
     first = write_page(run).page.read_bytes()
     assert write_page(run).page.read_bytes() == first
+
+
+def test_a_section_of_text_figure_and_table_needs_no_template():
+    section = Section("A figure", text="a < b", figures=(PageFigure("<svg></svg>", "c"),), table=table(["d"], [["e"]]))
+    html = environment().get_template("macros.html.j2").module.plain_parts(section)
+    assert section.anchor == "a-figure"
+    assert "<p>a &lt; b</p>" in html and "<figure><svg></svg><figcaption>c</figcaption></figure>" in html
+    assert "<bdi>e</bdi>" in html

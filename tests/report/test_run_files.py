@@ -85,7 +85,7 @@ def test_every_entry_may_be_missing_or_of_any_kind(everything, laid, kind):
         ("a.json", "{", "cannot be read as JSON"),
         ("a.json", "[" * 100_000, "cannot be read as JSON"),
         ("a.json", "[1, 2]", "expected a JSON object"),
-        ("a.json", '{"note": 1}', "of no kind that a page shows"),
+        ("a.json", '{"note": 1}', "is not a result that a page shows"),
         ("a.json", '{"results": [], "machine": {}}', "has no seal"),
         ("a.json", '{"schema": 2, "machine": {"cpu": ["x"]}, "results": [1]}', "machine.cpu: expected an object"),
         ("c/log.jsonl", '{"step": 1, "loss": 2}', "no config.json of a finished checkpoint"),
@@ -102,11 +102,11 @@ def test_a_file_that_cannot_be_used_is_named_with_the_reason(laid, name, content
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"right": 51}, "51 right of 50 images"),
+        ({"right": 51}, "51 correct of 50 images"),
         ({"top1": 0.5}, "not a top-1 of 0.5"),
-        ({"interval": [0.9, 0.95]}, "does not hold the top-1"),
+        ({"interval": [0.9, 0.95]}, "does not contain the top-1"),
         ({"confusion": [[1, 2], [3, 4]]}, "expected 5 x 5 numbers"),
-        ({"per_class": [{"label": "bolt", "right": 3, "count": 2}]}, "more right answers than images"),
+        ({"per_class": [{"label": "bolt", "right": 3, "count": 2}]}, "more correct answers than images"),
     ],
 )
 def test_an_evaluation_that_contradicts_itself_is_not_used(samples, laid, change, why):

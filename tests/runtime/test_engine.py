@@ -188,7 +188,9 @@ class TestCuda:
         if torch.cuda.is_available():
             pytest.skip("there is a GPU")
         runtime = pytest.importorskip("cuda.bindings.runtime")
-        with pytest.raises(ConfigError, match=r"CUDA: cudaStreamCreate failed with cudaError\w+; nvidia-smi tells"):
+        with pytest.raises(
+            ConfigError, match=r"CUDA: cudaStreamCreate failed with cudaError\w+; check GPU and driver with nvidia-smi"
+        ):
             CudaPython(runtime)
         for name in RUNTIMES:
             monkeypatch.setitem(sys.modules, name, None)

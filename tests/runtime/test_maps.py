@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gft_edge.budget import TokenBudget
-from gft_edge.runtime.maps import importance_maps, kept_masks, scatter, stage_positions
+from gft_edge.runtime.maps import importance_maps, kept_masks, stage_positions
 
 sizes = st.integers(1, 6)
 seeds = st.integers(0, 2**32 - 1)
@@ -16,21 +16,6 @@ seeds = st.integers(0, 2**32 - 1)
 
 def _positions(rng, batch, cells, k):
     return np.stack([np.sort(rng.choice(cells, k, replace=False)) for _ in range(batch)])
-
-
-@given(sizes, sizes, st.integers(0, 4), st.data(), seeds, st.sampled_from([np.int32, np.int64]))
-def test_scatter_puts_each_value_at_its_position(rows, cols, batch, data, seed, dtype):
-    k = data.draw(st.integers(1, rows * cols))
-    rng = np.random.default_rng(seed)
-    values = rng.standard_normal((batch, k), dtype=np.float32)
-    positions = np.empty((0, k)) if batch == 0 else _positions(rng, batch, rows * cols, k)
-    expected = np.zeros((batch, rows, cols), np.float32)
-    for image in range(batch):
-        for value, position in zip(values[image], positions[image]):
-            expected[image, int(position) // cols, int(position) % cols] = value
-    found = scatter(values, positions.astype(dtype), (rows, cols))
-    assert found.dtype == np.float32
-    np.testing.assert_array_equal(found, expected)
 
 
 @given(sizes, sizes, st.data(), seeds)
@@ -76,13 +61,3 @@ def test_importance_maps_follow_what_earlier_stages_kept(manifest, seed, batch):
     entering = stage_positions(outputs, manifest)
     assert [p.shape for p in entering] == [(batch, n) for n in manifest.budget.stage_inputs]
     np.testing.assert_array_equal(entering[2], outputs["kept_1"])
-
-
-def test_grid_is_rows_by_columns():
-    found = scatter(np.array([[5.0]]), np.array([[4]]), (2, 3))
-    assert found.tolist() == [[[0, 0, 0], [0, 5, 0]]]
-
-
-def test_position_outside_the_grid_is_refused():
-    with pytest.raises(IndexError):
-        scatter(np.ones((1, 1), np.float32), np.array([[6]]), (2, 3))

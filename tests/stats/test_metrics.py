@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.stats.metrics import accuracy, sqnr_db, wilson_interval
+from gft_edge.stats.metrics import accuracy, mcnemar, spearman, sqnr_db, wilson_interval
 
 LOGITS = np.array([[0.0, 1.0, 2.0], [3.0, 1.0, 2.0], [0.0, -1.0, -2.0], [0.0, 5.0, 2.0]])
 
@@ -49,3 +51,38 @@ def test_wilson_bounds_are_the_shares_the_count_is_just_1_96_deviations_from(cou
 def test_wilson_interval_of_a_textbook_example():
     assert wilson_interval(0, 10) == pytest.approx((0.0, 0.27753), abs=1e-5)
     assert wilson_interval(81, 263) == pytest.approx((0.25529, 0.36621), abs=1e-4)
+
+
+@pytest.mark.parametrize(("only_a", "only_b"), itertools.product(range(5), range(6)))
+def test_mcnemar_counts_the_outcomes_at_least_as_uneven(only_a, only_b):
+    a = np.array([True] * only_a + [False] * only_b + [True, False])
+    b = np.array([False] * only_a + [True] * only_b + [True, False])
+    outcomes = [abs(2 * sum(coins) - len(coins)) for coins in itertools.product((0, 1), repeat=only_a + only_b)]
+    expected = sum(uneven >= abs(only_a - only_b) for uneven in outcomes) / len(outcomes)
+    assert mcnemar(a, b) == pytest.approx(expected)
+
+
+class TestSpearman:
+    def _slow(self, a, b):
+        def ranks(v):
+            return np.array([np.mean([sum(x < y for x in v) + 1, sum(x <= y for x in v)]) for y in v])
+
+        return np.corrcoef(ranks(a), ranks(b))[0, 1]
+
+    @given(
+        st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=12).filter(
+            lambda pairs: all(len(set(side)) > 1 for side in zip(*pairs))
+        )
+    )
+    def test_equals_the_correlation_of_ranks(self, pairs):
+        a, b = (np.array(side, float) for side in zip(*pairs))
+        assert spearman(a, b) == pytest.approx(self._slow(a, b), abs=1e-12)
+
+    def test_depends_on_order_alone(self):
+        a = np.random.default_rng(0).standard_normal(50)
+        assert spearman(a, np.exp(3 * a)) == pytest.approx(1)
+        assert spearman(a, -a) == pytest.approx(-1)
+
+    def test_constants_agree_with_each_other_only(self):
+        assert spearman(np.ones(4), np.zeros(4)) == 1
+        assert spearman(np.ones(4), np.arange(4)) == 0

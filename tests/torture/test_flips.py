@@ -7,7 +7,7 @@ import pytest
 from gft_edge.benchmarks.torture import flips
 from gft_edge.benchmarks.torture.flips import Change, Target, draw, flip
 
-COUNT = 12
+COUNT = 8
 FORMS = [
     "model.onnx",
     "golden.npz",

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from gft_edge.benchmarks.torture import kills
+from gft_edge.benchmarks.torture import jobs, kills
 from gft_edge.benchmarks.torture.forks import Ended, run_verb
 from gft_edge.benchmarks.torture.kills import Killed
 
@@ -57,8 +57,8 @@ def test_a_torn_result_is_told_from_old_and_new(tmp_path):
     def prepare(folder: Path) -> None:
         (folder / "out.json").write_text("1")
 
-    job = kills.Job("predict", prepare, (), lambda folder: (folder / "out.json").read_text())
-    stage = object.__new__(kills._Stage)
+    job = jobs.Job("predict", prepare, (), lambda folder: (folder / "out.json").read_text())
+    stage = object.__new__(jobs.Stage)
     stage.job, stage.folder, stage.old, stage.new, stage.between = job, tmp_path, '"1"', '"2"', []
     for content, standing in (("1", "old"), ("2", "new"), ("3", "torn")):
         (tmp_path / "out.json").write_text(content)

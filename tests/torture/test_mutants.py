@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 
+from gft_edge.benchmarks.torture import mutants
 from gft_edge.benchmarks.torture.mutants import mutant, read_mutants
 from gft_edge.benchmarks.torture.mutate import MUTATORS, mutate_json, reseal
 from gft_edge.benchmarks.torture.readers import Reader
@@ -15,7 +17,7 @@ SLOW = ("report-", "bench-page", "manifest", "family", "golden")
 def test_changed_inputs_are_used_or_refused(every_reader, scratch, tmp_path):
     finds = []
     for reader in every_reader.values():
-        count = 1 if reader.name.startswith(SLOW) else 8
+        count = 1 if reader.name.startswith(SLOW) else 4
         finds += read_mutants(reader, count, 0, scratch, tmp_path / "finds").finds
     assert not finds
 
@@ -62,3 +64,10 @@ def test_a_find_is_written_once_with_its_place(scratch, tmp_path):
     (find,) = result.finds
     assert find.times == 10 and "KeyError" in find.detail
     assert (tmp_path / find.file).read_bytes() in [mutant(reader, 0, number) for number in range(10)]
+
+
+def test_every_reader_gets_its_least_number_and_the_others_by_share(scratch, tmp_path, monkeypatch):
+    monkeypatch.setattr(mutants, "LEAST", 3)
+    every = [Reader(f"r{share}", "bytes", ".bin", (b"abc",), Path.read_bytes, share) for share in (0.01, 1.0, 2.0)]
+    found = mutants.measure(every, 60, 0, scratch, tmp_path)
+    assert [(result.reader, result.tried) for result in found] == [("r0.01", 3), ("r1.0", 20), ("r2.0", 40)]

@@ -11,16 +11,38 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from gft_edge.budget import MIN_TOKENS, NO_BUDGET, TokenBudget
+from gft_edge.budget import MIN_TOKENS, NO_BUDGET
 from gft_edge.checkpoint import load_checkpoint, read_weights, save_checkpoint
 from gft_edge.config.model import preset
 from gft_edge.config.recipe import DataSection, ModelSection, Recipe, TrainSection
+from gft_edge.data.batches import evaluation_batches
+from gft_edge.data.datasets import open_images
 from gft_edge.errors import ArtifactError, CheckFailed, ConfigError, DataError
-from gft_edge.train.loop import evaluate_torch, train
+from gft_edge.model.build import logits_function
+from gft_edge.train.loop import train
 from gft_edge.train.optim import parameter_groups
 from gft_edge.train.schedule import learning_rate, step_budgets
+from gft_edge.train.training_data import TrainingData
 
 STEPS = 6
+
+
+class Labelled:
+    """Images with given classes."""
+
+    notes = ()
+
+    def __init__(self, images, classes, labels):
+        self.images, self.classes, self.labels = images, classes, labels
+
+    def name(self, index):
+        return self.images.name(index)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, index):
+        return self.images[index][0], int(self.classes[index])
 
 
 def _recipe(model=None, data=None, **settings):
@@ -142,16 +164,24 @@ def test_layer_decay_lowers_the_rate_with_the_distance_from_the_classifier(tiny_
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_evaluation_counts_right_answers_and_leaves_the_mode(tiny_model, training):
-    rng = np.random.default_rng(0)
-    images = [rng.standard_normal((n, 3, 32, 32)).astype(np.float32) for n in (5, 3)]
-    budget = TokenBudget((4, 2), 16)
-    with torch.no_grad():
-        answers = [tiny_model(torch.from_numpy(x), budget).argmax(1).numpy() for x in images]
-    batches = [(images[0], answers[0]), (images[1], (answers[1] + [0, 1, 1]) % 4)]
+def test_evaluation_counts_right_answers_at_both_budgets_and_keeps_the_mode(
+    tiny_model, tiny_config, tiny_info, training
+):
+    images, spec = open_images("typefaces", "val", 8, 32), tiny_info.preprocess
+    pixels = next(evaluation_batches(images, spec))[0]
+    full, pruned = (
+        logits_function(tiny_model, budget)(pixels).argmax(1)
+        for budget in (tiny_config.full_budget, tiny_config.budget)
+    )
+    assert not np.array_equal(full, pruned)
+    wrong = np.array([0, 0, 0, 1, 0, 0, 1, 0])
+    truth = (full + wrong) % 4
+    labelled = Labelled(images, truth, tiny_info.labels)
+    data = TrainingData(labelled, spec, tiny_config, labelled, (), set())
     tiny_model.train(training)
     try:
-        assert evaluate_torch(tiny_model, batches, budget) == 6 / 8
+        expected = {"val_top1_full": 6 / 8, "val_top1_budget": float((pruned == truth).mean()), "val_images": 8}
+        assert data.score(tiny_model) == expected
         assert tiny_model.training is training
     finally:
         tiny_model.eval()
@@ -308,7 +338,7 @@ def test_damaged_state_is_refused(interrupted, recipe, damage):
 
 @pytest.mark.parametrize("settings", [{"lr": 2e-3}, {"steps": 7}, {"seed": 1}], ids=str)
 def test_resuming_by_another_recipe_is_refused(interrupted, settings):
-    with pytest.raises(ConfigError, match="was made by another recipe or other --set values"):
+    with pytest.raises(ConfigError, match="another recipe or other --set values"):
         train(_recipe(**settings), interrupted, resume=True)
 
 

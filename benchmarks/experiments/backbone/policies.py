@@ -20,9 +20,10 @@ from torch import nn
 
 from gft_edge.budget import TokenBudget
 from gft_edge.calibration.observe import Collector, collect, observe
+from gft_edge.calibration.options import Method
 from gft_edge.calibration.ptq import observed_names, quantize_with
 from gft_edge.calibration.smoothquant import smooth
-from gft_edge.calibration.thresholds import Method, threshold
+from gft_edge.calibration.thresholds import threshold
 from gft_edge.data.datasets import ImageSet
 from gft_edge.errors import ArtifactError
 from gft_edge.export.onnx.tracing import GraphOptions, export_graph

@@ -37,6 +37,7 @@ from gft_edge.benchmarks.experiments.backbone.policies import (
 from gft_edge.benchmarks.experiments.backbone.weights import backbone_file, read_backbone
 from gft_edge.benchmarks.measuring.protocol import conditions
 from gft_edge.calibration.images import choose_images
+from gft_edge.calibration.options import CalibrationOptions
 from gft_edge.checkpoint import (
     CONFIG,
     Checkpoint,
@@ -144,7 +145,7 @@ def measure(out: Path, checkpoint: Checkpoint, recipe: Recipe, sizes: Sizes) -> 
     """Pilot, outliers, kinds of layers and the rows, each kept in the folder."""
     info, data = checkpoint.info, recipe.data.name
     spec = info.preprocess
-    card, images = choose_images(data, "train", sizes.calibration, spec, info.labels)
+    card, images = choose_images(CalibrationOptions(data, images=sizes.calibration), spec, info.labels)
     calibration = Calibration(checkpoint.model, lambda: _batches(images, spec))
 
     def opened(split: Any, count: int) -> ImageSet:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from gft_edge.cli.common import positive
+from gft_edge.runtime.backends import names_text
 
 if TYPE_CHECKING:
     from gft_edge.benchmarks.measuring.latency import AccuracyOf
@@ -33,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=["onnxruntime"],
         metavar="B",
-        help="what runs them: onnxruntime, tensorrt, tensorrt_rtx (onnxruntime)",
+        help=f"what runs them: {names_text()}",
     )
     parser.add_argument(
         "--batch",

@@ -1,4 +1,4 @@
-"""The whole chain on the built-in task: train, evaluate, quantize, export, build, verify, bench, predict, report."""
+"""Run the whole chain on the built-in task: train, evaluate, quantize, export, build, verify, bench, predict, report."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ import argparse
 import contextlib
 import shlex
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 EXAMPLE = "gft-edge demo --out runs/demo"
@@ -15,24 +14,86 @@ EXAMPLE = "gft-edge demo --out runs/demo"
 
 @dataclass(frozen=True)
 class Size:
-    """How much of everything a demo does."""
+    """Amount of work of each step; the fields are the placeholders of the steps."""
 
     train_steps: int
     eval_images: int
     calibration_images: int
     verify_images: int
+    map_images: int
     bench_rounds: int
     pictures: int
 
 
-NORMAL = Size(60, 800, 256, 320, 40, 12)
-SMALL = Size(4, 96, 32, 32, 4, 12)
+NORMAL = Size(60, 800, 256, 320, 32, 40, 12)
+SMALL = Size(4, 96, 32, 32, 8, 4, 12)
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step of the demo.
+
+    Args:
+        title: on the report page.
+        command: verb and arguments, with placeholders: ``out``, and the fields of :class:`Size`.
+        small: command of the small demo, if it differs.
+    """
+
+    title: str
+    command: str
+    small: str = ""
+
+    def arguments(self, out: Path, size: Size) -> list[str]:
+        """Returns verb and arguments with the placeholders filled in."""
+        values = {"out": out, **asdict(size)}
+        template = self.small if self.small and size == SMALL else self.command
+        return [part.format(**values) for part in shlex.split(template)]
+
+
+def _verify(name: str, checkpoint: str, small: str = "") -> Step:
+    command = f"verify {{out}}/{name} --checkpoint {{out}}/{checkpoint} --images {{verify_images}} --map-images {{map_images}}"
+    return Step(f"verify {name}", command, small)
+
+
+STEPS = (
+    Step("train", "train --config {out}/recipe.json --out {out}/checkpoint"),
+    Step("evaluate in PyTorch", "evaluate {out}/checkpoint --images {eval_images} --out {out}/evaluate-torch.json"),
+    Step("quantize", "quantize {out}/checkpoint --images {calibration_images} --out {out}/checkpoint-int8"),
+    Step("export fp32-full", "export {out}/checkpoint --budget full --out {out}/fp32-full"),
+    Step("export fp32-pruned", "export {out}/checkpoint --out {out}/fp32-pruned"),
+    Step("export int8-pruned", "export {out}/checkpoint-int8 --out {out}/int8-pruned"),
+    Step("export int8-maps", "export {out}/checkpoint-int8 --maps compact --out {out}/int8-maps"),
+    *(
+        Step(f"build {name}", f"build {{out}}/{name} --target rtx")
+        for name in ("fp32-full", "fp32-pruned", "int8-pruned", "int8-maps")
+    ),
+    _verify("fp32-full", "checkpoint"),
+    # A fresh export takes most of a verification; one of full precision and one in INT8 show that it works.
+    _verify("fp32-pruned", "checkpoint", small="verify {out}/fp32-pruned"),
+    _verify("int8-pruned", "checkpoint-int8", small="verify {out}/int8-pruned"),
+    _verify("int8-maps", "checkpoint-int8"),
+    *(
+        Step(
+            f"evaluate {name}",
+            f"evaluate {{out}}/{name} --images {{eval_images}} --out {{out}}/evaluate-{name}.json",
+        )
+        for name in ("fp32-full", "fp32-pruned", "int8-pruned")
+    ),
+    Step(
+        "bench",
+        "bench {out}/fp32-full {out}/fp32-pruned {out}/int8-pruned {out}/int8-maps --rounds {bench_rounds} "
+        "--out {out}/bench.json",
+    ),
+    Step("predict", "predict {out}/int8-maps {out}/pictures --maps {out}/maps --out {out}/predictions.json"),
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("--out", type=Path, default=Path("runs/demo"), metavar="DIR", help="new folder (runs/demo)")
-    parser.add_argument("--small", action="store_true", help="every step with less of everything, to see that it works")
+    parser.add_argument(
+        "--small", action="store_true", help="run every step on few images and rounds, to check that it works"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -40,72 +101,41 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.cli.console import result, say
     from gft_edge.files import require_free, write_json
     from gft_edge.hardware.environment import machine, versions
+    from gft_edge.report.pages.run import PAGE
 
     require_free(args.out)
-    args.out.mkdir(parents=True, exist_ok=True)
     size = SMALL if args.small else NORMAL
-    steps: list[dict[str, object]] = []
+    _write_recipe(args.out / "recipe.json", size)
+    _write_pictures(args.out / "pictures", size.pictures)
+    done: list[dict[str, object]] = []
     started = time.monotonic()
-    for title, command in _chain(args.out, size):
+    for step in STEPS:
+        command = step.arguments(args.out, size)
         line = shlex.join(["gft-edge", *command])
-        say(f"demo: {title}: {line}")
+        say(f"demo: {step.title}: {line}")
         began = time.monotonic()
         try:
             _call(command)
-        except KeyboardInterrupt:  # what the verb says of going on does not hold for a demo
-            raise KeyboardInterrupt(f"in the step {title}; remove {args.out} before another try") from None
-        steps.append({"title": title, "command": line, "seconds": time.monotonic() - began})
+        except KeyboardInterrupt:  # the verb's advice on resuming does not apply to a demo
+            raise KeyboardInterrupt(f"in the step {step.title}; remove {args.out} before another try") from None
+        done.append({"title": step.title, "command": line, "seconds": time.monotonic() - began})
         record = {
             "small": args.small,
             "seconds": time.monotonic() - started,
-            "steps": steps,
+            "steps": done,
             "machine": machine(),
             "versions": versions(),
         }
         write_json(args.out / "run.json", record)
     _call(["report", str(args.out)])
-    page = args.out / "report.html"
+    page = args.out / PAGE
     seconds = time.monotonic() - started
-    result(args, {"page": str(page), "seconds": seconds}, f"{page}: made in {seconds:.0f} s; open it in a browser")
+    result(args, {"page": str(page), "seconds": seconds}, f"{page}: finished in {seconds:.0f} s; open it in a browser")
     return 0
 
 
-def _chain(out: Path, size: Size) -> Iterator[tuple[str, list[str]]]:
-    """Titles and arguments of the steps, in order."""
-    recipe = _write_recipe(out, size)
-    checkpoint, quantized = str(out / "checkpoint"), str(out / "checkpoint-int8")
-    images = ["--images", str(size.eval_images)]
-    yield "train", ["train", "--config", str(recipe), "--out", checkpoint]
-    yield "evaluate in PyTorch", ["evaluate", checkpoint, *images, "--out", str(out / "evaluate-torch.json")]
-    calibration = ["--images", str(size.calibration_images)]
-    yield "quantize", ["quantize", checkpoint, *calibration, "--out", quantized]
-    artifacts = {
-        "fp32-full": [checkpoint, "--budget", "full"],
-        "fp32-pruned": [checkpoint],
-        "int8-pruned": [quantized],
-        "int8-maps": [quantized, "--maps", "compact"],
-    }
-    for name, source in artifacts.items():
-        yield f"export {name}", ["export", *source, "--out", str(out / name)]
-    for name in artifacts:
-        yield f"build {name}", ["build", str(out / name), "--target", "rtx"]
-    for name, source in artifacts.items():
-        verify = ["--checkpoint", source[0], "--images", str(size.verify_images)]
-        yield f"verify {name}", ["verify", str(out / name), *verify]
-    measured = ["fp32-full", "fp32-pruned", "int8-pruned"]
-    for name in measured:
-        file = str(out / f"evaluate-{name}.json")
-        yield f"evaluate {name}", ["evaluate", str(out / name), *images, "--out", file]
-    paths = [str(out / name) for name in [*measured, "int8-maps"]]
-    rounds = ["--rounds", str(size.bench_rounds)]
-    yield "bench", ["bench", *paths, *rounds, "--out", str(out / "bench.json")]
-    pictures = [str(path) for path in _write_pictures(out / "pictures", size.pictures)]
-    predict = ["predict", str(out / "int8-maps"), *pictures, "--maps", str(out / "maps")]
-    yield "predict", [*predict, "--out", str(out / "predictions.json")]
-
-
-def _write_recipe(out: Path, size: Size) -> Path:
-    """A short training from the built-in checkpoint: what took an hour is not repeated, but the model is trained on."""
+def _write_recipe(file: Path, size: Size) -> None:
+    """Writes the recipe of a short training that starts from the built-in checkpoint."""
     from gft_edge.config.recipe import DataSection, ModelSection, Recipe, TrainSection
     from gft_edge.files import write_json
 
@@ -124,33 +154,29 @@ def _write_recipe(out: Path, size: Size) -> Path:
             seed=11,
         ),
     )
-    write_json(out / "recipe.json", recipe.to_json())
-    return out / "recipe.json"
+    write_json(file, recipe.to_json())
 
 
-def _write_pictures(folder: Path, count: int) -> list[Path]:
-    """Some test images as files, of which the demo's predictions are made."""
+def _write_pictures(folder: Path, count: int) -> None:
+    """Writes test images as files for the predictions of the demo."""
     from PIL import Image
 
     from gft_edge.data.typefaces import Typefaces
     from gft_edge.files import replacing
 
     images = Typefaces("test", count * 7)
-    paths = []
     for number in range(count):
         pixels, label = images[number * 7]
         path = folder / f"{images.labels[label]}.png"
         with replacing(path) as temporary:
             Image.fromarray(pixels).save(temporary, format="PNG")
-        paths.append(path)
-    return paths
 
 
 def _call(command: list[str]) -> None:
-    """Runs another verb in this process, its result going to standard error.
+    """Runs another verb in this process; its result goes to standard error.
 
     Raises:
-        CheckFailed: the verb ended with another code than 0.
+        CheckFailed: the exit code of the verb is not 0.
     """
     import sys
 

@@ -1,31 +1,26 @@
 """Accuracy of a checkpoint (at one or more token budgets, in PyTorch) or of an artefact (in its backend).
 
-Also says which classes are wrong most often and what they are taken for; --out writes the whole confusion matrix, and pictures of
-the wrong predictions that the model was surest of.
+Lists the classes with most errors and the most frequent confusions; --out writes the whole confusion matrix, and pictures of the
+wrong predictions with the highest probability.
 """
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gft_edge.cli.common import add_data_arguments, is_artifact
+from gft_edge.runtime.backends import DEFAULT, names_text
 
 if TYPE_CHECKING:
-    from gft_edge.checkpoint import CheckpointInfo
-    from gft_edge.data.datasets import ImageSet
-    from gft_edge.manifest import DeploymentManifest
-    from gft_edge.preprocess import PreprocessSpec
-    from gft_edge.runtime.accuracy import Accuracy, Forward
+    from gft_edge.runtime.accuracy import Accuracy
 
 EXAMPLE = "gft-edge evaluate builtin --budget full --budget 108,72,36"
 
 CLASSES_SHOWN = 20
 MISTAKES_SHOWN = 5
-LEFT_OUT_SHOWN = 20
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint only, repeatable: patches kept, shares such as 75%%,50%%,25%%, or 'full'; "
         "default: full and the checkpoint's own",
     )
-    parser.add_argument(
-        "--backend", default="onnxruntime", help="artefact only: onnxruntime, tensorrt or tensorrt_rtx (onnxruntime)"
-    )
+    parser.add_argument("--backend", default=DEFAULT, help=f"artefact only: {names_text()}")
     parser.add_argument("--threads", type=int, default=0, help="threads of the backend; 0: one per core")
     parser.add_argument(
         "--out",
@@ -53,106 +46,35 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
-    from gft_edge.cli.console import result, say
+    from gft_edge.cli.console import result, say, say_left_out, track
     from gft_edge.errors import OutputError
+    from gft_edge.evaluation import EvaluationOptions, evaluate
+    from gft_edge.manifest import load_artifact
     from gft_edge.report.mistakes import require_evaluation_writable, write_evaluation
 
     if args.out:
         require_evaluation_writable(args.out)
-    unreadable: list[str] = []
-    measured = (_artifact if is_artifact(args.model) else _checkpoint)(args, unreadable)
-    found = measured.found
-    for text in unreadable[:LEFT_OUT_SHOWN]:
-        say(f"left out: {text}")
-    if len(unreadable) > LEFT_OUT_SHOWN:
-        say(f"left out: {len(unreadable) - LEFT_OUT_SHOWN} more")
-    data = {
-        "model": str(args.model),
-        "backend": measured.backend,
-        "data": args.data,
-        "split": args.split,
-        "images": found[0].count,
-        "unreadable_images": len(unreadable),
-        "labels": list(found[0].labels),
-        "results": [{**head, **accuracy.to_json()} for head, accuracy in zip(measured.heads, found)],
-    }
+    options = EvaluationOptions(
+        args.data, args.split, args.images, tuple(args.budget or ()), args.backend, args.threads
+    )
+    if is_artifact(args.model):
+        evaluation = evaluate(load_artifact(args.model), options, say, track)
+    else:
+        from gft_edge.checkpoint import load_checkpoint
+
+        evaluation = evaluate(load_checkpoint(args.model), options, say, track)
+    say_left_out(evaluation.unreadable)
+    data = {"model": str(args.model), **evaluation.to_json()}
+    found = [each.accuracy for each in evaluation.results]
     text = _text(data, found)
     if args.out:
         try:
-            data = write_evaluation(args.out, data, found, measured.images, measured.spec)
-        except OutputError:  # what took long to measure is not lost with the file
+            data = write_evaluation(args.out, data, found, evaluation.images, evaluation.preprocess)
+        except OutputError:  # the result took long to measure: show it although the file cannot be written
             result(args, data, text)
             raise
     result(args, data, text)
     return 0
-
-
-@dataclass(frozen=True)
-class _Measured:
-    """Accuracy of one or more models on the same images, what names each result, and what computed them."""
-
-    found: tuple[Accuracy, ...]
-    heads: list[dict[str, str]]
-    backend: str
-    images: ImageSet
-    spec: PreprocessSpec
-
-
-def _checkpoint(args: argparse.Namespace, unreadable: list[str]) -> _Measured:
-    import torch
-
-    from gft_edge.budget import TokenBudget
-    from gft_edge.checkpoint import load_checkpoint
-    from gft_edge.cli.console import track
-    from gft_edge.errors import ConfigError
-    from gft_edge.runtime.accuracy import measure_accuracy
-
-    if args.threads < 0:
-        raise ConfigError(f"threads must be 0 (one per core) or more, found {args.threads}")
-    if args.threads:
-        torch.set_num_threads(args.threads)
-    checkpoint = load_checkpoint(args.model)
-    info = checkpoint.info
-    config = info.model
-    texts = args.budget or ["full", config.budget.id]
-    budgets = [config.parse_budget(text) for text in texts]
-    images = _images(args, info, "checkpoint", checkpoint.path)
-
-    def forward(budget: TokenBudget) -> Forward:
-        return lambda pixels: checkpoint.model(torch.from_numpy(pixels), budget).numpy()
-
-    models = [(f"checkpoint {args.model} at {budget.id}", forward(budget)) for budget in budgets]
-    with torch.no_grad():
-        found = measure_accuracy(models, images, info.labels, info.preprocess, unreadable.append, track)
-    precision = "fp32" if info.quantization is None else str(info.quantization["precision"])
-    heads = [{"budget": budget.id, "precision": precision} for budget in budgets]
-    return _Measured(found, heads, "torch", images, info.preprocess)
-
-
-def _artifact(args: argparse.Namespace, unreadable: list[str]) -> _Measured:
-    from gft_edge.cli.console import track
-    from gft_edge.errors import ConfigError
-    from gft_edge.manifest import load_artifact
-    from gft_edge.runtime.accuracy import measure_accuracy
-    from gft_edge.runtime.sessions import open_session
-
-    if args.budget:
-        raise ConfigError("--budget is for checkpoints; an artefact's budget is compiled into its graph")
-    artifact = load_artifact(Path(args.model))
-    manifest = artifact.manifest
-    session = open_session(artifact, args.backend, args.threads)
-    images = _images(args, manifest, "artefact", artifact.path)
-    models: list[tuple[str, Forward]] = [(f"artefact {args.model}", lambda pixels: session(pixels)["logits"])]
-    found = measure_accuracy(models, images, manifest.labels, manifest.preprocess, unreadable.append, track)
-    head = {"budget": manifest.budget.id, "precision": manifest.precision}
-    return _Measured(found, [head], args.backend, images, manifest.preprocess)
-
-
-def _images(args: argparse.Namespace, source: CheckpointInfo | DeploymentManifest, kind: str, path: Path) -> ImageSet:
-    from gft_edge.cli.common import labelled_images, settle_data
-
-    settle_data(args, source, f"{kind} {path}")
-    return labelled_images(args.data, args.split, args.images, source.model.image_size, source.labels, model=path)
 
 
 def _text(data: dict[str, Any], found: Sequence[Accuracy]) -> str:
@@ -172,7 +94,7 @@ def _text(data: dict[str, Any], found: Sequence[Accuracy]) -> str:
 
 
 def _classes(found: Sequence[Accuracy], names: Sequence[str]) -> list[str]:
-    """Share of right answers by class, the worst of the last result first, where more than one class has wrong ones."""
+    """Returns the share of right answers by class, the worst of the last result first, if several classes have wrong ones."""
     from gft_edge.cli.console import table
 
     classes = [accuracy.per_class() for accuracy in found]
@@ -195,7 +117,7 @@ def _classes(found: Sequence[Accuracy], names: Sequence[str]) -> list[str]:
 
 
 def _mistakes(accuracy: Accuracy, budget: str) -> list[str]:
-    """The most frequent mistakes, where one happened more than once."""
+    """Returns the most frequent mistakes, if one occurred more than once."""
     from gft_edge.cli.console import table
 
     mistakes = accuracy.confused(MISTAKES_SHOWN)

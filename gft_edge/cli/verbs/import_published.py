@@ -24,47 +24,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
-    from gft_edge.checkpoint import CheckpointInfo, load_weights, num_parameters, save_checkpoint
     from gft_edge.cli.console import result, say
-    from gft_edge.errors import ArtifactError
-    from gft_edge.files import new_folder, require_free, sha256
-    from gft_edge.labels import read_labels
-    from gft_edge.model.build import build_model
-    from gft_edge.model.published import ANCHOR, published_config, published_state
-    from gft_edge.model.weights_file import read_weights_file
-    from gft_edge.preprocess import PreprocessSpec
+    from gft_edge.train.import_published import import_published
 
-    require_free(args.out)
-    found = read_weights_file(args.file, (ANCHOR,))
-    try:
-        weights = published_state(found.weights)
-        config = published_config(weights)
-    except ArtifactError as error:
-        raise ArtifactError(f"{args.file}: {error}") from None
-    for note in found.notes:
-        say(f"import-published: {note}")
-    labels = tuple(f"class_{number}" for number in range(config.num_classes))
-    if args.labels:
-        labels = read_labels(args.labels, config.num_classes)
-    model = build_model(config)
-    load_weights(model, {name: tensor.float() for name, tensor in weights.items()}, str(args.file))
-    spec = PreprocessSpec(config.image_size, config.image_size)
-    provenance = {"imported_from": args.file.name, "sha256": sha256(args.file)}
-    with new_folder(args.out) as folder:
-        save_checkpoint(folder, CheckpointInfo(config, labels, spec, provenance=provenance), model)
-        (folder / "card.md").write_text(_CARD.format(name=args.file.name), encoding="utf-8")
-    data = {"out": str(args.out), "classes": config.num_classes, "parameters": num_parameters(model)}
+    found = import_published(args.file, args.out, args.labels, lambda line: say(f"import-published: {line}"))
+    classes = found.config.num_classes
     text = (
-        f"{args.out}: published variant, {config.num_classes} classes, {data['parameters']:,} parameters; "
+        f"{args.out}: published variant, {classes} classes, {found.parameters:,} parameters; "
         "its logits do not depend on the token budget"
     )
-    result(args, data, text)
+    result(args, {"out": str(args.out), "classes": classes, "parameters": found.parameters}, text)
     return 0
-
-
-_CARD = """# Imported from {name}
-
-Variant `published`: the outputs of the published GFT code. **The logits do not depend on the token budget:** they come from the
-class token after the last block before the stages, and the stages see patch tokens only. The stages give importance maps
-and kept patches; exported without maps they are not in the graph.
-"""

@@ -1,9 +1,8 @@
-"""Look for what makes a graph wrong, slow or impossible to build on a target, before anything is built."""
+"""Check a graph for hazards that make it wrong, slow or impossible to build on a target, before anything is built."""
 
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 
 EXAMPLE = "gft-edge lint runs/artifact --target orin-nano --tensorrt 10.3"
@@ -14,39 +13,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("graph", type=Path, metavar="MODEL.onnx|ARTIFACT", help="ONNX file or artefact folder")
     parser.add_argument("--target", metavar="rtx|DEVICE", help="judge for this target (TensorRT 10.3 to 11, any GPU)")
     parser.add_argument("--tensorrt", metavar="VERSION", help="judge for this TensorRT (the device's newest)")
-    parser.add_argument("--parser", action="store_true", help="also ask the parser of the TensorRT installed here")
+    parser.add_argument("--parser", action="store_true", help="also run the parser of the installed TensorRT")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result, table
-    from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK, ArtifactError
-    from gft_edge.export.graph import native
-    from gft_edge.export.graph.loading import read_graph
-    from gft_edge.export.lint.linter import lint, ordered
+    from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
+    from gft_edge.export.lint.files import graph_file, lint_file
     from gft_edge.export.lint.rules import PARSER, RULES
     from gft_edge.hardware.tensorrt_versions import platform
-    from gft_edge.manifest import MODEL, load_artifact
 
     target = platform(args.target, args.tensorrt)
-    native.start()
-    path = args.graph
-    if path.is_dir():
-        path = load_artifact(path).file(MODEL)
-    loaded = read_graph(path)
-    try:
-        report = lint(loaded.model, target)
-    except ArtifactError as error:
-        raise ArtifactError(f"graph {path}: {error}") from None
-    report = replace(report, notes=(*report.notes, *loaded.notes))
-    if args.parser:
-        from gft_edge.export.lint.parser_check import ask_parser
-
-        asked, refused = ask_parser(path, target)
-        notes = (*report.notes, f"{asked} {'refuses' if refused else 'reads'} the file")
-        report = replace(report, findings=ordered((*report.findings, *refused)), notes=notes)
+    file = graph_file(args.graph)
+    report = lint_file(file, target, ask=args.parser)
     why = {rule.id: rule.why for rule in (PARSER, *RULES)}
-    lines = [f"{path} for {report.target}"]
+    lines = [f"{file} for {report.target}"]
     if report.findings:
         rows = [(f.rule, f.severity, f.node, f.message) for f in report.findings]
         lines += [table(("rule", "severity", "where", "what"), rows), ""]

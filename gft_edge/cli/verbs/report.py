@@ -1,10 +1,10 @@
-"""Make an HTML page: of a run, from the result files in its folder, or of bench files.
+"""Write an HTML page: of a run, from the result files in its folder, or of bench files.
 
-In a run's folder results are found by what the files hold, whatever their names: artefacts, checkpoints with their
-log.jsonl, and what evaluate --out, bench --out, predict --out, calibrate, quantize, sensitivity and verify write.
-What the page has no data for, and files that cannot be used, are named on the page and here.
+In the folder of a run, results are found by the contents of the files, not by their names: artefacts, checkpoints with
+their log.jsonl, and the files that evaluate --out, bench --out, predict --out, calibrate, quantize, sensitivity and
+verify write. The page and the output name parts without data and files that cannot be used.
 
-Bench files of several runs and machines are put beside each other, so what was measured on a board comes home as a file.
+Bench files of several runs and machines are compared: copy the bench file from the board and pass it here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RUN_DIR|BENCH.json",
         help="folder with artefacts, checkpoints and result files; or one or more files of gft-edge bench",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where the page of bench files goes (beside the first)")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for the page of bench files (folder of the first file)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -37,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         from gft_edge.report.pages.run import write_page
 
         if args.out:
-            raise ConfigError("report: the page of a run lies in its folder; --out goes with bench files")
+            raise ConfigError("report: --out is for bench files; the page of a run is written to its folder")
         written = write_page(args.run[0])
         lines = [str(written.page)]
         lines += [f"left out: {part.what} ({part.why})" for part in written.left_out]
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     folders = [path for path in args.run if path.is_dir()]
     if folders:
-        raise ConfigError(f"report: {folders[0]} is a folder; give one run, or bench files only")
+        raise ConfigError(f"report: {folders[0]} is a folder; give one run folder, or only bench files")
     page, merged = write_bench_page(args.run, args.out or args.run[0].parent)
     result(args, {"page": str(page), "merged": str(merged)}, str(page))
     return 0

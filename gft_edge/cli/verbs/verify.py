@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gft_edge.cli.common import add_data_arguments
+from gft_edge.runtime.backends import names_text
 
 if TYPE_CHECKING:
     from gft_edge.export.verify.artifact_alone import VerifyReport
@@ -31,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--backend",
         action="append",
         metavar="B",
-        help="backend that runs the artefact, repeatable: onnxruntime, tensorrt, tensorrt_rtx, or "
-        "tensorrt:KEY for one of several engines (onnxruntime)",
+        help=f"backend that runs the artefact, repeatable: {names_text()}; tensorrt:KEY names one of several engines",
     )
     parser.add_argument("--strict", action="store_true", help="exit code 1 for an inconclusive verdict too")
     parser.add_argument(

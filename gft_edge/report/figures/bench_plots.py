@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 from gft_edge.report.figures.svg import COLORS, INK, PALE, is_narrow, responsive, short
 
 MOST_DOTS = 400
-"""Requests drawn per row; more look the same and make the page large."""
+"""Largest number of requests drawn per row; more of them only enlarge the page."""
 
 
 def distributions(rows: Sequence[Mapping[str, Any]], colors: Sequence[str]) -> str:
-    """Every request as a dot, with p50, p90 and p99; rows carry a ``label`` and may have no raw samples."""
+    """Draws every request as a dot, with p50, p90 and p99; rows have a ``label`` and may have no raw samples."""
 
     def draw(_: Figure, axes: Axes) -> None:
         rng = np.random.default_rng(0)
@@ -40,7 +40,7 @@ def distributions(rows: Sequence[Mapping[str, Any]], colors: Sequence[str]) -> s
 
 
 def over(curves: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabel: str) -> str | None:
-    """One line per curve, from zero; None without a curve."""
+    """Draws one line per curve, on axes from zero; returns None without a curve."""
     if not curves:
         return None
 
@@ -58,7 +58,7 @@ def over(curves: Mapping[str, Sequence[tuple[float, float]]], xlabel: str, ylabe
 
 
 def speedups(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Times faster than the row's baseline, with its 95 % interval."""
+    """Draws the speed-up of each row over its baseline, with its 95 % interval."""
 
     def draw(_: Figure, axes: Axes) -> None:
         for place, row in enumerate(rows):
@@ -76,7 +76,7 @@ def speedups(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def stages(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Medians of the stages of a request, one bar per row."""
+    """Draws the medians of the stages of a request, one bar per row."""
     names = ("preprocessing", "h2d", "inference", "d2h", "postprocessing")
 
     def draw(_: Figure, axes: Axes) -> None:
@@ -97,7 +97,7 @@ def stages(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def energy(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Millijoules per image, and with idle power taken off where it was measured."""
+    """Draws millijoules per image, and the same without idle power where that was measured."""
 
     def draw(_: Figure, axes: Axes) -> None:
         for place, row in enumerate(rows):
@@ -118,7 +118,7 @@ ROLES = ("gemm", "convolution", "attention", "softmax", "reformat", "region", "o
 
 
 def layers(summary: Mapping[str, Any], most: int = 16) -> str | None:
-    """The layers that take most of the time, by role; None without times."""
+    """Draws the slowest layers by role; returns None without times."""
     timed = [layer for layer in summary["table"] if layer["share"] is not None]
     if not timed:
         return None
@@ -147,5 +147,5 @@ def layers(summary: Mapping[str, Any], most: int = 16) -> str | None:
 
 
 def _label(row: Mapping[str, Any], more: str = "") -> str:
-    """The row's label with each of its lines cut to a usable length."""
+    """Returns the label of a row with its lines shortened."""
     return "\n".join(short(line, 30) for line in f"{row['label']}{more}".splitlines()[:3])

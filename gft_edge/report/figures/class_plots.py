@@ -1,4 +1,4 @@
-"""Figures of single classes: who is taken for whom, and which classes go wrong most."""
+"""Figures of classes: the confusion matrix and the share of correct answers."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gft_edge.stats.metrics import wilson_interval
 
 MOST_IN_MATRIX = 50
 MOST_ON_A_TELEPHONE = 20
-"""Classes up to which a narrow matrix can be read; a larger one is drawn once, to be scrolled there."""
+"""Largest number of classes in a narrow matrix; a larger matrix is drawn once and scrolled."""
 MOST_BARS = 40
 NUMBERED = 16
-"""Classes up to which the cells of a matrix hold their numbers."""
+"""Largest number of classes in a matrix with numbers in its cells."""
 
 
 def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
-    """Matrix of true classes (rows) and predicted ones (columns), shaded by the share of the row.
+    """Draws the matrix of true classes (rows) and predicted ones (columns), shaded by the share of the row.
 
     Args:
         matrix: (C, C) counts.
@@ -60,7 +60,7 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
 
 
 def per_class(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Share of right answers per class with its 95 % interval, the worst first; at most :data:`MOST_BARS` classes."""
+    """Draws the share of correct answers per class with its 95 % interval, the worst first, at most :data:`MOST_BARS`."""
     shown = worst_first(rows)[:MOST_BARS]
 
     def draw(figure: Figure, axes: Axes) -> None:
@@ -72,19 +72,19 @@ def per_class(rows: Sequence[Mapping[str, Any]]) -> str:
         most = 20 if is_narrow(figure) else 34
         names = [f"{short(row['label'], most)} ({row['right']}/{row['count']})" for row in shown]
         axes.set_yticks(range(len(shown)), names, fontsize=8)
-        axes.set(xlabel="right, per cent (line: 95 % interval)", ylim=(len(shown) - 0.4, -0.6), xlim=(0, 100))
+        axes.set(xlabel="correct, per cent (line: 95 % interval)", ylim=(len(shown) - 0.4, -0.6), xlim=(0, 100))
         axes.grid(False, axis="y")
 
-    return responsive(draw, 0.8 + 0.24 * len(shown), "right answers per class")
+    return responsive(draw, 0.8 + 0.24 * len(shown), "correct answers per class")
 
 
 def worst_first(rows: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Classes that have images, by their share of right answers; of equal ones the larger class first."""
+    """Returns the classes with images, by their share of correct answers; the larger class first on a tie."""
     return sorted((row for row in rows if row["count"]), key=lambda row: (row["right"] / row["count"], -row["count"]))
 
 
 def confused_pairs(matrix: Sequence[Sequence[int]], labels: Sequence[str], most: int = 12) -> list[dict[str, Any]]:
-    """Pairs of a true class and another one predicted for it, the most frequent first."""
+    """Returns pairs of a true class and a wrong predicted one, the most frequent first."""
     counts = np.asarray(matrix)
     found = [
         {

@@ -1,6 +1,6 @@
-"""Pictures of what a model looked at: the image, its importance map, and the patches each stage kept.
+"""Pictures of a prediction: the image, its importance map, and the patches that each stage kept.
 
-It runs on boards too: numpy alone draws the panels; Pillow, which reads the images there already, writes letters and files.
+This module also runs on boards: numpy draws the panels, and Pillow, which boards need to read images, writes text and files.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from gft_edge.runtime.classifier import Prediction
 PANEL = 192
 GAP = 8
 FADED = 0.12
-PAPER = 232  # what dropped patches fade to
+PAPER = 232  # grey level of dropped patches
 HEADING, TITLE, LEGEND = 30, 24, 28
 """Heights of the parts around the panels, in pixels."""
 BAR_LEFT = 36
-"""Pixels from the edge of the importance panel to the scale of its colours."""
+"""Pixels from the edge of the importance panel to its colour scale."""
 INK = (31, 41, 55)
 
 # Seven stops of matplotlib's "inferno" (public domain), dark to bright.
@@ -36,10 +36,10 @@ _INFERNO = np.array(
 def overlay(
     image: npt.NDArray[np.uint8], prediction: Prediction, manifest: DeploymentManifest
 ) -> npt.NDArray[np.uint8]:
-    """Panels side by side: image, importance at the first stage, and per stage the image with dropped patches faded.
+    """Returns panels side by side: image, importance at the first stage, and per stage the image with dropped patches faded.
 
     Args:
-        image: as the network sees it, (height, width, 3) uint8.
+        image: input of the network, (height, width, 3) uint8.
         prediction: with maps.
         manifest: of the artefact.
 
@@ -58,7 +58,7 @@ def overlay(
 
 
 def map_panels(image: npt.NDArray[np.uint8], maps: Sequence[npt.NDArray[np.floating[Any]]]) -> npt.NDArray[np.uint8]:
-    """An image (height, width, 3) and several importance maps (rows, cols) of it, side by side."""
+    """Returns an image (height, width, 3) and several of its importance maps (rows, cols), side by side."""
     return _beside([_enlarge(image), *(_enlarge(_colors(importance)) for importance in maps)])
 
 
@@ -84,19 +84,19 @@ def write_overlay(
 
 
 def label_text(prediction: Prediction) -> str:
-    """The predicted class in letters that Pillow's own font has; the number of the class where it has not."""
+    """Returns the predicted class in letters of Pillow's own font; its number if the font lacks a letter."""
     label = " ".join(prediction.label.split())
     latin = label.isprintable() and label.isascii() and len(label) <= 40
     return label if latin else f"class {int(np.argmax(prediction.logits))}"
 
 
 def captioned(panels: npt.NDArray[np.uint8], heading: str, titles: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """Panels with a heading and a title each above, and below the importance panel the scale of its colours.
+    """Returns panels with a heading, a title above each one, and a colour scale below the importance panel.
 
     Args:
-        panels: as :func:`overlay` gives them, (PANEL, W, 3).
+        panels: from :func:`overlay`, (PANEL, W, 3).
         heading: first line.
-        titles: one per panel; a scale is drawn below the one called ``"importance"``.
+        titles: one per panel; the scale is below the panel ``"importance"``.
 
     Returns:
         (HEADING + TITLE + PANEL + LEGEND, W, 3) uint8
@@ -147,17 +147,17 @@ def write_png(path: Path, pixels: npt.NDArray[np.uint8]) -> None:
 
 
 def _enlarge(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Nearest-neighbour to PANEL x PANEL, so that patches stay sharp."""
+    """Resizes to PANEL x PANEL by nearest neighbour, so that patches stay sharp."""
     rows = np.arange(PANEL) * image.shape[0] // PANEL
     cols = np.arange(PANEL) * image.shape[1] // PANEL
     return image[rows][:, cols]
 
 
 def _colors(importance: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
-    """(rows, cols) to (rows, cols, 3), by the logarithm over the whole range of values.
+    """Maps importance (rows, cols) to colours (rows, cols, 3), by its logarithm over the whole range of values.
 
-    Importance is a softmax of scores at a low temperature, so its logarithm is linear in the scores: on any other scale one
-    patch outshines the rest. Values that are 0 or not finite are a step darker than the smallest positive one.
+    Importance is a softmax of scores at a low temperature, so its logarithm is linear in the scores; a linear scale would
+    show only the largest patch. Values that are 0 or non-finite are one step darker than the smallest positive one.
     """
     values = np.asarray(importance, np.float64)
     usable = np.isfinite(values) & (values > 0)
@@ -168,7 +168,7 @@ def _colors(importance: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
 
 
 def _shades(levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Levels (...) from 0 to 1 to colours (..., 3), dark to bright."""
+    """Maps levels (...) from 0 to 1 to colours (..., 3), dark to bright."""
     scaled = levels * (len(_INFERNO) - 1)
     low = np.minimum(scaled.astype(int), len(_INFERNO) - 2)
     part = (scaled - low)[..., None]

@@ -1,4 +1,4 @@
-"""Pictures for a page as data URLs, made small enough for one, so that the page needs no other file."""
+"""Pictures as data URLs of limited size, so that a page needs no other file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MOST_BYTES = 40_000_000
 
 
 def data_url(file: Path, widest: int) -> str | None:
-    """A picture file as a PNG data URL of at most ``widest`` pixels in width and height; None where it cannot be read."""
+    """Returns a picture as a PNG data URL of at most ``widest`` pixels per side; None if it cannot be read."""
     from PIL import Image
 
     try:
@@ -23,6 +23,6 @@ def data_url(file: Path, widest: int) -> str | None:
             picture.thumbnail((widest, widest))
             out = io.BytesIO()
             picture.save(out, format="PNG")
-    except Exception:  # Pillow's decoders raise what they like; a picture is never worth the page
+    except Exception:  # decoders of Pillow raise any type, and a damaged picture must not stop the page
         return None
     return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"

@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from gft_edge.budget import patches_per_block
 from gft_edge.report.figures.svg import COLORS, INK, WIDE, Draw, is_narrow, responsive, short, svg
 
 SMOOTHED = 0.2
@@ -23,8 +24,10 @@ class Point:
 
     Args:
         name: of the model.
-        ms: median latency, with its interval.
-        top1: share of images classified correctly, with its interval.
+        ms: median latency.
+        ms_interval: 95 % interval of ``ms``.
+        top1: share of correct images.
+        top1_interval: 95 % interval of ``top1``.
         is_unstable: whether the rounds of the latency vary by more than the protocol allows.
         color: of the model on the page.
     """
@@ -39,7 +42,7 @@ class Point:
 
 
 def tradeoff(points: Sequence[Point]) -> str:
-    """Top-1 against latency, one point per model, with the intervals of both."""
+    """Draws top-1 against latency, one point per model, with the intervals of both."""
 
     def draw(figure: Figure, axes: Axes) -> None:
         for point in points:
@@ -77,7 +80,7 @@ def tradeoff(points: Sequence[Point]) -> str:
 
 
 def _levels(middles: Sequence[float], widths: Sequence[float], right: float) -> list[int]:
-    """For each label the lowest line on which it overlaps no label before it, from left to right."""
+    """Returns for each label the lowest line on which it overlaps no label to its left."""
     ends: list[float] = []
     levels = [0] * len(middles)
     for number in sorted(range(len(middles)), key=lambda place: middles[place]):
@@ -89,7 +92,7 @@ def _levels(middles: Sequence[float], widths: Sequence[float], right: float) -> 
 
 
 def training(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Loss and accuracy over steps, from a training log; single values pale, smoothed ones strong."""
+    """Draws loss and accuracy over steps, from a training log; logged values pale, smoothed ones strong."""
     accuracies = {
         label: [(row["step"], 100 * row[key]) for row in rows if row.get(key) is not None]
         for key, label in (
@@ -103,11 +106,11 @@ def training(rows: Sequence[Mapping[str, Any]]) -> str:
     def draw(figure: Figure, axes: Axes) -> None:
         axes.remove()
         panels = figure.subplots(2 if accuracies else 1, 1, sharex=True, squeeze=False)[:, 0]
-        _course(panels[0], [(row["step"], row["loss"]) for row in rows], COLORS[1], "")
+        _curve(panels[0], [(row["step"], row["loss"]) for row in rows], COLORS[1], "")
         panels[0].set(ylabel="loss", ylim=(0, 1.1 * max(row["loss"] for row in rows) or 1))
         if accuracies:
             for (label, values), color in zip(accuracies.items(), (COLORS[1], COLORS[3], COLORS[2])):
-                _course(panels[1], values, color, label, label.startswith("validation"))
+                _curve(panels[1], values, color, label, label.startswith("validation"))
             panels[1].set(ylabel="top-1, per cent", ylim=(0, 104))
             panels[1].legend(frameon=False, fontsize=8, loc="best")
         panels[-1].set_xlabel("step")
@@ -116,10 +119,10 @@ def training(rows: Sequence[Mapping[str, Any]]) -> str:
     return responsive(draw, 3.8 if accuracies else 2.4, "training")
 
 
-def _course(axes: Axes, values: Sequence[tuple[float, float]], color: str, label: str, single: bool = False) -> None:
-    """A curve over steps: as it is where it has few points or every point counts, else pale with a smoothed one on it."""
+def _curve(axes: Axes, values: Sequence[tuple[float, float]], color: str, label: str, is_exact: bool = False) -> None:
+    """Draws a curve over steps; a long one is pale, with a smoothed curve on top, unless ``is_exact``."""
     steps, heights = zip(*values)
-    if single or len(values) < 12:
+    if is_exact or len(values) < 12:
         axes.plot(steps, heights, "o-" if len(values) < 40 else "-", color=color, ms=4, label=label)
         return
     smooth = [heights[0]]
@@ -130,7 +133,7 @@ def _course(axes: Axes, values: Sequence[tuple[float, float]], color: str, label
 
 
 def accuracy(results: Sequence[Mapping[str, Any]], colors: Mapping[str, str]) -> str:
-    """Top-1 with its 95 % interval per model."""
+    """Draws top-1 with its 95 % interval per model."""
 
     def draw(_: Figure, axes: Axes) -> None:
         for place, row in enumerate(results):
@@ -147,14 +150,11 @@ def accuracy(results: Sequence[Mapping[str, Any]], colors: Mapping[str, str]) ->
 
 
 def staircase(depth: int, stages: Sequence[int], budgets: Mapping[str, Sequence[int]], num_patches: int) -> str:
-    """Patches present in each block, for several budgets."""
+    """Draws the number of patches in each block, for several budgets."""
 
     def draw(_: Figure, axes: Axes) -> None:
         for (name, keep), color in zip(budgets.items(), itertools.cycle(COLORS)):
-            patches, now, after = [], num_patches, dict(zip(stages, keep))
-            for block in range(1, depth + 1):
-                patches.append(now)
-                now = after.get(block, now)
+            patches = patches_per_block(stages, keep, num_patches, depth)
             edges = np.arange(depth + 1) + 0.5
             axes.stairs(patches, edges, color=color, lw=2.2, label=name, baseline=None)
         ticks = range(1, depth + 1, 1 + depth // 13)
@@ -165,7 +165,7 @@ def staircase(depth: int, stages: Sequence[int], budgets: Mapping[str, Sequence[
 
 
 def elastic(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Top-1 with its interval against multiply-accumulates, one point per budget, as an SVG file."""
+    """Draws top-1 with its interval against multiply-accumulates, one point per budget, as an SVG file."""
 
     def draw(_: Figure, axes: Axes) -> None:
         macs = [row["macs"] / 1e6 for row in rows]
@@ -183,7 +183,7 @@ def elastic(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def convergence(images: Sequence[int], ranges: Mapping[str, Sequence[float]], needed: int) -> str:
-    """Each tensor's range, as a share of its last, against the number of calibration images, as an SVG file."""
+    """Draws the range of each tensor, as a share of its last value, against the number of calibration images, as an SVG file."""
 
     def draw(_: Figure, axes: Axes) -> None:
         for values in ranges.values():
@@ -200,12 +200,12 @@ def convergence(images: Sequence[int], ranges: Mapping[str, Sequence[float]], ne
 
 
 def sensitivity_file(data: Mapping[str, Any]) -> str:
-    """The figure of :func:`sensitivity` as an SVG file."""
+    """Draws the figure of :func:`sensitivity` as an SVG file."""
     return svg(_sensitivity(data), 8.4, _sensitivity_height(data), "sensitivity of layers to INT8")
 
 
 def sensitivity(data: Mapping[str, Any]) -> str:
-    """Logit SQNR of each layer alone in INT8, and what leaving it out of an INT8 model gains; from sensitivity.json."""
+    """Draws the logit SQNR of each layer alone in INT8, and the gain from leaving it out of INT8; from sensitivity.json."""
     height = _sensitivity_height(data)
     return responsive(_sensitivity(data), height, "sensitivity of layers to INT8", 2 * height)
 
@@ -241,13 +241,13 @@ def _sensitivity(data: Mapping[str, Any]) -> Draw:
 
 
 def chosen_layers(data: Mapping[str, Any]) -> list[str] | None:
-    """Layers that a search put into INT8, from sensitivity.json; None without a search that found some."""
+    """Returns the layers that a search chose for INT8, from sensitivity.json; None without a result."""
     search = data["search"]
     return None if search is None or search["best"] is None else search["tries"][search["best"]]["int8"]
 
 
 def fidelity(record: Mapping[str, Any]) -> str:
-    """Insertion and deletion curves of every side, those of a random order dashed."""
+    """Draws insertion and deletion curves of both models; those of a random order are dashed."""
 
     def draw(figure: Figure, axes: Axes) -> None:
         axes.remove()
@@ -259,15 +259,15 @@ def fidelity(record: Mapping[str, Any]) -> str:
                 panel.plot(share, side[kind]["curve"], color=color, label=label)
                 label = f"random order, area {side[kind + '_random']['auc']:.3f}"
                 panel.plot(share, side[kind + "_random"]["curve"], "--", color=color, alpha=0.6, label=label)
-            what = "back in the blurred image" if kind == "insertion" else "taken out"
-            panel.set(title=kind, xlabel=f"patches {what}, per cent", ylabel="probability of the class", ylim=(0, 1))
+            change = "inserted into the blurred image" if kind == "insertion" else "removed"
+            panel.set(title=kind, xlabel=f"patches {change}, per cent", ylabel="probability of the class", ylim=(0, 1))
             panel.legend(frameon=False, fontsize=8)
 
     return responsive(draw, 3.4, "insertion and deletion of patches", 6.6)
 
 
 def sizes(rows: Sequence[tuple[str, float, float]], colors: Mapping[str, str]) -> str:
-    """Megabytes of graph and engine per artefact; 0 stands for no engine."""
+    """Draws the megabytes of graph and engine per artefact; 0 stands for no engine."""
 
     def draw(_: Figure, axes: Axes) -> None:
         for place, (name, graph, engine) in enumerate(rows):

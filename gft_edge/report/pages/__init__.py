@@ -1,1 +1,1 @@
-"""HTML pages and what they say."""
+"""HTML pages and their contents."""

@@ -1,23 +1,24 @@
-"""Bench files as a page: of one run or several, of this machine and of boards, beside each other."""
+"""Page of bench files: one run or several, on this machine and on boards, side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from gft_edge import __version__
 from gft_edge.benchmarks.measuring.bench_files import machine_label, merge
+from gft_edge.benchmarks.measuring.protocol import UNSTABLE
 from gft_edge.benchmarks.measuring.tables import Row
-from gft_edge.errors import ArtifactError
 from gft_edge.files import replacing
 from gft_edge.report.figures import bench_plots
 from gft_edge.report.figures.svg import COLORS, color_of
 from gft_edge.report.pages.html import environment
-from gft_edge.report.pages.tables import Cell, Table, bench_table, is_ratio_unstable, table
+from gft_edge.report.pages.tables import Cell, Table, bench_table, is_ratio_unstable, is_unstable, number, table
+from gft_edge.report.pages.view import Figure, Section
 from gft_edge.report.results import forms
 from gft_edge.report.results.checks import checked, cleaned
-from gft_edge.report.results.records import clean_bench, usable_bench
+from gft_edge.report.results.records import clean_bench, has_energy, refused_energy, usable_bench
 from gft_edge.seals import write_sealed
 
 PAGE = "bench.html"
@@ -31,7 +32,7 @@ def write_bench_page(paths: Sequence[Path], out: Path) -> tuple[Path, Path]:
         ArtifactError: a bench file is missing, damaged or of another schema.
     """
     for path in paths:
-        _require_usable(path)
+        usable_bench(path, f"bench file {path}: ")
     merged = cleaned(merge(paths))
     html = environment().get_template("bench.html.j2").render(**collect(merged))
     write_sealed(out / MERGED, merged)
@@ -40,16 +41,8 @@ def write_bench_page(paths: Sequence[Path], out: Path) -> tuple[Path, Path]:
     return out / PAGE, out / MERGED
 
 
-def _require_usable(path: Path) -> None:
-    try:
-        usable_bench(path)
-    except ArtifactError as error:
-        text = str(error)
-        raise ArtifactError(text if str(path) in text else f"bench file {path}: {text}") from None
-
-
 def points(data: Mapping[str, Any], colors: Mapping[str, str]) -> list[dict[str, Any]]:
-    """One bench file taken apart into what was interleaved: rows of one batch and number of threads, with their figure."""
+    """Splits a bench file into groups of interleaved rows (one batch, one number of threads), each with its figure."""
     groups: dict[tuple[object, object], list[Row]] = {}
     for row in data["results"]:
         groups.setdefault((row.get("batch"), row.get("threads")), []).append(row)
@@ -75,105 +68,148 @@ def points(data: Mapping[str, Any], colors: Mapping[str, str]) -> list[dict[str,
 
 
 def labelled(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Rows with their label."""
+    """Returns the rows, each with its label."""
     return [{**row, "label": label} for row, label in zip(rows, labels(rows))]
 
 
 def labels(rows: Sequence[Row]) -> list[str]:
-    """A name for each row: the artefact's, and on a second line those of the conditions that differ between the rows."""
-    tells: dict[str, Callable[[Row], str]] = {
+    """Returns a label per row: the artefact's name, and on a second line the conditions that differ between the rows."""
+    conditions: dict[str, Callable[[Row], str]] = {
         "backend": lambda row: row["backend"],
         "batch": lambda row: f"batch {row.get('batch')}",
         "threads": lambda row: "" if row.get("threads") is None else f"{row['threads'] or 'all'} thread(s)",
         "machine": lambda row: row.get("machine", ""),
     }
-    telling = [text for key, text in tells.items() if len({str(row.get(key)) for row in rows}) > 1]
-    found = [[text for tell in telling if (text := tell(row))] for row in rows]
-    texts = [
-        f"{row['name']}\n{', '.join(conditions)}" if conditions else row["name"] for row, conditions in zip(rows, found)
-    ]
+    differing = [describe for key, describe in conditions.items() if len({str(row.get(key)) for row in rows}) > 1]
+    found = [[text for describe in differing if (text := describe(row))] for row in rows]
+    texts = [f"{row['name']}\n{', '.join(second)}" if second else row["name"] for row, second in zip(rows, found)]
     if len(set(texts)) == len(texts):
         return texts
-    return [f"{text}\n{row.get('file', number)}" for number, (text, row) in enumerate(zip(texts, rows), start=1)]
+    return [f"{text}\n{row.get('file', count)}" for count, (text, row) in enumerate(zip(texts, rows), start=1)]
 
 
 def notes(rows: Sequence[Row]) -> str:
-    """Version and options that matter, in a line or two."""
+    """Returns the versions of the backends, disabled optimizers and unstable rows in one or two sentences."""
     options = [row.get("options") or {} for row in rows]
     versions = dict.fromkeys(f"{row['backend']} {o['version']}" for row, o in zip(rows, options) if o.get("version"))
     disabled = dict.fromkeys(name for o in options for name in (o.get("disabled_optimizers") or ()))
     text = f"{', '.join(versions)}." if versions else ""
     if disabled:
-        text += f" Switched off for the INT8 graphs: {', '.join(disabled)}, which can turn INT8 products back into float ones."
-    unstable = [row["name"] for row in rows if row.get("verdict") == "unstable"]
+        text += f" Disabled for INT8 graphs: {', '.join(disabled)}, which can replace INT8 products by float ones."
+    unstable = [row["name"] for row in rows if is_unstable(row)]
     if unstable:
-        text += f" Unstable, rounds varying by more than 2.5 %: {', '.join(dict.fromkeys(unstable))}."
+        text += f" Unstable (rounds vary by more than {100 * UNSTABLE:g} %): {', '.join(dict.fromkeys(unstable))}."
     return text.strip()
 
 
 def collect(merged: Mapping[str, Any]) -> dict[str, Any]:
-    """Everything the template shows, from merged bench files."""
+    """Returns the data of the template, from merged bench files."""
     rows = labelled([{**old, **new} for old, new in zip(merged["results"], clean_bench(merged)["results"])])
-    colors = color_of(dict.fromkeys(row["name"] for row in rows))
-    shades = [colors[row["name"]] for row in rows]
-    groups: dict[str, list[dict[str, Any]]] = {}
+    return {
+        "version": __version__,
+        "models": list(dict.fromkeys(row["name"] for row in rows)),
+        "files": len({row["file"] for row in rows}),
+        "sections": list(_sections(merged, rows)),
+        "warnings": merged["warnings"],
+        "implausible": [row for row in rows if row.get("implausible")],
+    }
+
+
+def _sections(merged: Mapping[str, Any], rows: Sequence[Row]) -> Iterator[Section]:
+    """Yields the sections that the files have data for, in the order of the page."""
+    yield _latency(merged, rows)
+    yield from _speedups(rows)
+    if merged["comparisons"]:
+        text = "Ratio of medians of separate runs. The interval covers the spread within each run, not changes between runs."
+        yield Section(
+            "The same graph in other runs", text=text, table=_comparisons(merged["comparisons"]), name="elsewhere"
+        )
+    yield from _curves(rows)
+    yield from _stages(rows)
+    yield _energy(rows)
+    if merged["int8"]:
+        text = (
+            "INT8 engines compared with the same budget in higher precision, on the same machine and at the same batch."
+        )
+        yield Section("Is INT8 faster?", text=text, table=_int8(merged["int8"]), name="int8")
+    for count, row in enumerate((row for row in rows if row.get("layers")), start=1):
+        figure = bench_plots.layers(row["layers"])
+        figures = (Figure(figure),) if figure else ()
+        title = f"Layers of {', '.join(row['label'].splitlines())}"
+        yield Section(title, "layers", row["layers"], figures=figures, name=f"layers-{count}")
+
+
+def _by_file(rows: Sequence[Row]) -> dict[str, list[Row]]:
+    groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(row["file"], []).append(row)
+    return groups
+
+
+def _latency(merged: Mapping[str, Any], rows: Sequence[Row]) -> Section:
+    colors = color_of(dict.fromkeys(row["name"] for row in rows))
     machines = {
         file: {**checked(machine, forms.BENCH_MACHINE, file), "label": machine["label"]}
         for file, machine in merged["machines"].items()
     }
-    tables = [(machines[file], file, notes(found), bench_table(labelled(found))) for file, found in groups.items()]
-    energy = [row for row in rows if (row.get("energy") or {}).get("mj_per_image") is not None]
-    staged = [row for row in rows if (row.get("stages") or {}).get("preprocessing")]
-    rates = [{**row, "images_per_s": (row.get("throughput") or {}).get("images_per_s")} for row in rows]
-    flights = [flight for row in rows if (flight := (row.get("throughput") or {}).get("in_flight")) is not None]
+    data = {
+        "figure": bench_plots.distributions(rows, [colors[row["name"]] for row in rows]),
+        "groups": [
+            (machines[file], file, notes(found), bench_table(labelled(found))) for file, found in _by_file(rows).items()
+        ],
+        "has_samples": any(row["rounds_ms"] for row in rows),
+        "has_trtexec": any(row["backend"] == "trtexec" for row in rows),
+    }
+    return Section("Latency", "latency", data)
+
+
+def _speedups(rows: Sequence[Row]) -> Iterator[Section]:
+    groups = _by_file(rows)
     compared = [
         {**row, "is_unstable_ratio": is_ratio_unstable(row, groups[row["file"]])}
         for row in rows
         if row.get("speedup") is not None and row.get("speedup_interval") and row["name"] != row.get("baseline")
     ]
-    figures = {
-        "latency": bench_plots.distributions(rows, shades),
-        "tokens": bench_plots.over(series(rows, "mean_tokens"), "tokens per block, on average", "p50, ms"),
-        "batches": bench_plots.over(series(rates, "batch", "images_per_s"), "images per request", "images/s"),
-        "speedups": bench_plots.speedups(compared) if compared else None,
-        "energy": bench_plots.energy(energy) if energy else None,
-        "stages": bench_plots.stages(staged) if staged else None,
-    }
-    layered = {
-        f"layers-{number}": (row, bench_plots.layers(row["layers"]))
-        for number, row in enumerate((row for row in rows if row.get("layers")), start=1)
-    }
-    comparisons = _comparisons(merged["comparisons"]) if merged["comparisons"] else None
-    int8 = _int8(merged["int8"]) if merged["int8"] else None
-    sections = (
-        ("latency", "Latency", True),
-        ("side-by-side", "Side by side", compared),
-        ("elsewhere", "The same graph elsewhere", comparisons),
-        ("tokens", "Latency over tokens", figures["tokens"]),
-        ("batches", "Throughput over batch", figures["batches"]),
-        ("stages", "Where a request spends its time", staged),
-        ("energy", "Energy", True),
-        ("int8", "Does INT8 pay?", int8),
-        *((name, f"Layers of {', '.join(row['label'].splitlines())}", True) for name, (row, _) in layered.items()),
+    if compared:
+        text = (
+            "Speed-up over the baseline of the same run: median of the ratios of interleaved rounds, "
+            "with its 95 % bootstrap interval."
+        )
+        yield Section("Side by side", text=text, figures=(Figure(bench_plots.speedups(compared)),))
+
+
+def _curves(rows: Sequence[Row]) -> Iterator[Section]:
+    tokens = bench_plots.over(series(rows, "mean_tokens"), "tokens per block, on average", "p50, ms")
+    if tokens:
+        caption = "One point per budget. Steps show where the hardware works in tiles."
+        yield Section("Latency over tokens", figures=(Figure(tokens, caption),), name="tokens")
+    throughputs = [row.get("throughput") or {} for row in rows]
+    rates = [{**row, "images_per_s": found.get("images_per_s")} for row, found in zip(rows, throughputs)]
+    batches = bench_plots.over(series(rates, "batch", "images_per_s"), "images per request", "images/s")
+    if batches:
+        flights = sorted({count for found in throughputs if (count := found.get("in_flight")) is not None})
+        caption = f"Requests in flight: {', '.join(map(str, flights))}." if flights else ""
+        yield Section("Throughput over batch", figures=(Figure(batches, caption),), name="batches")
+
+
+def _stages(rows: Sequence[Row]) -> Iterator[Section]:
+    staged = [row for row in rows if (row.get("stages") or {}).get("preprocessing")]
+    if staged:
+        caption = (
+            "Medians of the stages, each measured separately, from a picture in memory to a label. "
+            "A CPU needs no transfers."
+        )
+        yield Section("Stages of a request", figures=(Figure(bench_plots.stages(staged), caption),), name="stages")
+
+
+def _energy(rows: Sequence[Row]) -> Section:
+    measured = [row for row in rows if has_energy(row)]
+    if measured:
+        caption = "Millijoules per image of the whole module or board; light bars: without idle power."
+        return Section("Energy", figures=(Figure(bench_plots.energy(measured), caption),))
+    return Section(
+        "Energy", "no_energy", {"reasons": sorted({reason for row in rows if (reason := refused_energy(row))})}
     )
-    return {
-        "version": __version__,
-        "models": list(dict.fromkeys(row["name"] for row in rows)),
-        "sections": [(anchor, title) for anchor, title, there in sections if there],
-        "groups": tables,
-        "has_samples": any(row["rounds_ms"] for row in rows),
-        "has_trtexec": any(row["backend"] == "trtexec" for row in rows),
-        "flights": sorted(set(flights)),
-        "comparisons": comparisons,
-        "int8": int8,
-        "warnings": merged["warnings"],
-        "layered": layered,
-        "implausible": [row for row in rows if row.get("implausible")],
-        "no_energy": sorted({reason for row in rows if (reason := (row.get("energy") or {}).get("refused"))}),
-        "figures": figures,
-    }
 
 
 def _interval(interval: Sequence[float] | None) -> str:
@@ -181,7 +217,7 @@ def _interval(interval: Sequence[float] | None) -> str:
 
 
 def _comparisons(found: Sequence[Mapping[str, Any]]) -> Table:
-    heads = ("artefact", "times as fast#", "95 % interval", "there", "compared with", "batch#")
+    heads = ("artefact", number("times as fast"), "95 % interval", "in", "compared with", number("batch"))
     rows = [
         (c["name"], f"{c['speedup']:.2f}x", _interval(c["speedup_interval"]), c["against"], c["of"], str(c["batch"]))
         for c in found
@@ -191,7 +227,16 @@ def _comparisons(found: Sequence[Mapping[str, Any]]) -> Table:
 
 def _int8(found: Sequence[Mapping[str, Any]]) -> Table:
     tones = {"yes": "good", "no": "bad"}
-    heads = ("INT8", "pays", "times as fast#", "95 % interval", "against", "machine", "batch#", "why")
+    heads = (
+        "INT8",
+        "faster",
+        number("times as fast"),
+        "95 % interval",
+        "compared with",
+        "machine",
+        number("batch"),
+        "reason",
+    )
     rows = [
         (
             c["name"],
@@ -209,7 +254,7 @@ def _int8(found: Sequence[Mapping[str, Any]]) -> Table:
 
 
 def series(rows: Sequence[Row], x: str, y: str = "p50_ms") -> dict[str, list[tuple[float, float]]]:
-    """Curves over one condition with all others equal, named by what differs; only those of two points or more."""
+    """Returns curves of two points or more over one condition, all others equal, named by the conditions that differ."""
     others = [key for key in ("machine", "backend", "precision", "batch", "threads") if key != x]
     if x == "batch":
         others.append("name")

@@ -1,24 +1,26 @@
-"""Claims about the run as a whole, each from files of this run: title, verdicts, first figures, evidence, what is left out."""
+"""Claims about the run as a whole, each from files of this run: title, verdicts, first figures, evidence, missing parts."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
+from gft_edge.benchmarks.measuring.bench_files import machine_label
 from gft_edge.report.pages.tables import TONES, VERDICTS, Cell, is_ratio_unstable, is_unstable, percent, table
 from gft_edge.report.pages.view import Section, View, name_of_folder, verdict_of
+from gft_edge.report.results.records import has_energy, refused_energy
 
 MOST_CARDS = 3
 FROM_A_LOG = ("trtexec",)
-"""Backends whose figures were read from another program's output."""
+"""Backends whose figures come from another program's output."""
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A part of a page that this run has nothing for, why, and the command that makes it."""
+    """A part of a page that this run has no data for, the reason, and the command that makes the data."""
 
     what: str
     why: str
@@ -26,7 +28,7 @@ class LeftOut:
 
 
 def title(view: View, shown: Sequence[Section]) -> str:
-    """Name of the run and the parts that its page has."""
+    """Returns the name of the run and the parts of its page."""
     names = {
         "training": "training",
         "accuracy": "accuracy",
@@ -39,13 +41,13 @@ def title(view: View, shown: Sequence[Section]) -> str:
     if any(entry.engines for _, entry in view.artifacts):
         parts.append("engines")
     joined = (
-        ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else "what the folder holds"
+        ", ".join(parts[:-1]) + (" and " if len(parts) > 1 else "") + parts[-1] if parts else "contents of the folder"
     )
     return f"{name_of_folder(view.found.folder)}: {joined}"
 
 
 def contents(view: View) -> list[str]:
-    """Numbers of what was found, in words."""
+    """Returns the number of files of each kind, as text."""
     found = view.found
     counts = (
         (len(found.artifacts), "artefact"),
@@ -61,7 +63,7 @@ def contents(view: View) -> list[str]:
 
 
 def verdicts(view: View) -> list[Cell]:
-    """How many verification records passed, are inconclusive, failed; and artefacts without one. Empty without artefacts."""
+    """Returns the counts of passed, inconclusive and failed verifications, and of artefacts without one."""
     counts = Counter(verdict_of(record) for _, record in view.verifications)
     cells = [Cell(f"{VERDICTS[key]} {counts[key]}", TONES[key] if counts[key] else "soft") for key in VERDICTS_ORDER]
     missing = [name for name, entry in view.artifacts if not entry.verifications]
@@ -74,7 +76,7 @@ VERDICTS_ORDER = ("pass", "inconclusive", "fail")
 
 
 def cards(view: View) -> list[dict[str, Any]]:
-    """The figures to see first: accuracies on one set of images, and the fastest latency of the first bench file."""
+    """Returns the most important figures: accuracies on one set of images, and the lowest latency of the first bench file."""
     found: list[dict[str, Any]] = []
     first = next((row.on for row in view.rows if row.backend != "torch"), view.rows[0].on if view.rows else None)
     group = [row for row in view.rows if row.on == first]
@@ -106,25 +108,25 @@ def cards(view: View) -> list[dict[str, Any]]:
 
 
 def evidence(view: View) -> Any:
-    """Claims of this page and what each rests on; None where there are none."""
+    """Returns the claims of this page and the evidence for each; None without claims."""
     rows: list[tuple[str, Cell, str]] = []
     run, compiled, read = Cell("run", "run"), Cell("compiled", "compiled"), Cell("read from a log", "soft")
     for backend in dict.fromkeys(row.backend for row in view.rows):
         names = dict.fromkeys(row.name for row in view.rows if row.backend == backend)
-        rows.append((f"accuracy of {', '.join(names)}", run, f"images classified by {_backend(backend)}"))
+        rows.append((f"accuracy of {', '.join(names)}", run, f"{_backend(backend)} classified the images"))
     if view.verifications:
         names = dict.fromkeys(name for name, _ in view.verifications)
         sources = dict.fromkeys(record["source"] for _, record in view.verifications)
-        rows.append((f"verification of {', '.join(names)}", run, f"both sides executed on {'; '.join(sources)}"))
+        rows.append((f"verification of {', '.join(names)}", run, f"both models ran on {'; '.join(sources)}"))
     for file, bench in view.found.benches:
         for backend in dict.fromkeys(row["backend"] for row in bench["results"]):
             names = dict.fromkeys(row["name"] for row in bench["results"] if row["backend"] == backend)
-            how = f"{_backend(backend)} on {_machine(bench)}, {file}"
+            how = f"{_backend(backend)} on {machine_label(bench)}, {file}"
             rows.append((f"latency of {', '.join(names)}", read if backend in FROM_A_LOG else run, how))
-        measured = [row for row in bench["results"] if (row.get("energy") or {}).get("mj_per_image") is not None]
+        measured = [row for row in bench["results"] if has_energy(row)]
         if measured:
             names = dict.fromkeys(row["name"] for row in measured)
-            rows.append((f"energy of {', '.join(names)}", run, f"power measured on {_machine(bench)}, {file}"))
+            rows.append((f"energy of {', '.join(names)}", run, f"power measured on {machine_label(bench)}, {file}"))
     for _, record in view.found.predictions:
         if any(row["map"] for row in record["predictions"]):
             rows.append(
@@ -137,7 +139,7 @@ def evidence(view: View) -> Any:
     engines = [(name, engine) for name, entry in view.artifacts for engine in entry.engines]
     for module in dict.fromkeys(engine["module"] for _, engine in engines):
         names = dict.fromkeys(name for name, engine in engines if engine["module"] == module)
-        rows.append((f"{module} accepts {', '.join(names)}", compiled, "an engine was built; building runs no image"))
+        rows.append((f"{module} accepts {', '.join(names)}", compiled, "the engine was built; a build runs no image"))
     return table(("claim", "evidence", "how"), rows) if rows else None
 
 
@@ -145,59 +147,48 @@ def _backend(name: str) -> str:
     return {"torch": "PyTorch", "onnxruntime": "ONNX Runtime"}.get(name, name)
 
 
-def _machine(bench: Mapping[str, Any]) -> str:
-    from gft_edge.benchmarks.measuring.bench_files import machine_label
-
-    return machine_label(bench)
-
-
 def left_out(view: View) -> list[LeftOut]:
-    """Parts that the page could have and this folder has no file for."""
+    """Returns the parts that the page could have but the folder has no file for."""
     found = view.found
-    gone = []
+    missing = []
     if not view.rows:
-        gone.append(LeftOut("accuracy", "no file of evaluate --out", "gft-edge evaluate MODEL --data D --out FILE"))
+        missing.append(LeftOut("accuracy", "no file of evaluate --out", "gft-edge evaluate MODEL --data D --out FILE"))
     elif not any(row.result["per_class"] or row.result["confusion"] for row in view.rows):
-        gone.append(
+        missing.append(
             LeftOut(
                 "classes and wrong predictions",
-                "no evaluation here has figures per class",
+                "no evaluation has figures per class",
                 "gft-edge evaluate MODEL --data D --out FILE",
             )
         )
     if not found.benches:
-        gone.append(LeftOut("latency", "no bench file", "gft-edge bench ARTIFACT --out FILE"))
+        missing.append(LeftOut("latency", "no bench file", "gft-edge bench ARTIFACT --out FILE"))
     if view.rows and found.benches and view.tradeoff is None:
-        gone.append(
+        missing.append(
             LeftOut(
-                "accuracy against latency", "fewer than two models have both, on the same images and in one bench file"
+                "accuracy against latency", "fewer than two models have both on the same images and in one bench file"
             )
         )
     if not any(entry.log for entry in found.checkpoints.values()):
-        gone.append(
+        missing.append(
             LeftOut("training curve", "no checkpoint with its log.jsonl", "gft-edge train --config RECIPE --out DIR")
         )
     if not found.artifacts:
-        gone.append(LeftOut("graphs and engines", "no artefact", "gft-edge export CKPT --out DIR"))
+        missing.append(LeftOut("graphs and engines", "no artefact", "gft-edge export CKPT --out DIR"))
     elif not any(entry.engines for entry in found.artifacts.values()):
-        gone.append(LeftOut("engines", "none was built", "gft-edge build ARTIFACT --target TARGET"))
+        missing.append(LeftOut("engines", "no artefact has one", "gft-edge build ARTIFACT --target TARGET"))
     if found.artifacts and not view.verifications:
-        gone.append(
-            LeftOut("verification", "no artefact has a record of it", "gft-edge verify ARTIFACT --checkpoint CKPT")
+        missing.append(
+            LeftOut(
+                "verification", "no artefact has a verification record", "gft-edge verify ARTIFACT --checkpoint CKPT"
+            )
         )
     shown = any(row["map"] for _, record in found.predictions for row in record["predictions"])
     if not shown:
         command = "gft-edge predict ARTIFACT IMAGE --maps DIR --out FILE"
-        gone.append(LeftOut("pictures of what was kept", "no file of predict --maps --out", command))
-    if not any(
-        (row.get("energy") or {}).get("mj_per_image") is not None for _, b in found.benches for row in b["results"]
-    ):
-        reasons = {
-            reason
-            for _, b in found.benches
-            for row in b["results"]
-            if (reason := (row.get("energy") or {}).get("refused"))
-        }
-        if found.benches:
-            gone.append(LeftOut("energy", "; ".join(sorted(reasons)) or "the bench files hold none"))
-    return gone
+        missing.append(LeftOut("pictures of kept patches", "no file of predict --maps --out", command))
+    results = [row for _, bench in found.benches for row in bench["results"]]
+    if results and not any(map(has_energy, results)):
+        reasons = sorted({reason for row in results if (reason := refused_energy(row))})
+        missing.append(LeftOut("energy", "; ".join(reasons) or "the bench files hold none"))
+    return missing

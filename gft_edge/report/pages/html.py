@@ -1,4 +1,4 @@
-"""The templates, and what every page has: its style, its one script, and a policy that allows nothing else."""
+"""Templates, and the parts of every page: its style, its one script, and a policy that blocks everything else."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TEMPLATES = Path(__file__).parents[1] / "templates"
 
 @functools.cache
 def environment() -> Any:
-    """What renders the templates; text is escaped, an unknown name is an error."""
+    """Returns the template environment: it escapes text, and an unknown name is an error."""
     import jinja2
 
     made = jinja2.Environment(

@@ -1,4 +1,4 @@
-"""The models of a run as a page names them, their accuracies, and those that have a latency too."""
+"""Models of a run: their names on a page, their accuracies, and their accuracy against latency."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from gft_edge.report.pages.tables import is_unstable
 from gft_edge.report.results.run_files import RunFiles
 
 ORDER = ("fp32-full", "fp32-pruned", "int8-pruned", "int8-maps")
-"""Names of the demo's artefacts in the order of its story; others follow by name."""
+"""Names of the demo's artefacts in the order of the page; others follow by name."""
 RESAMPLES = 2000
 
 
 @dataclass(frozen=True)
 class Evaluated:
-    """One accuracy: of a model at a budget, on some images, run by a backend.
+    """One accuracy: of a model at a budget, on some images, with a backend.
 
     Args:
         name: of the artefact or checkpoint.
         title: the name, and for a checkpoint its budget.
-        backend: what ran it.
+        backend: of the evaluation.
         on: data, split and number of images.
-        macs: multiply-accumulates of an image, where the model is known and has a formula.
-        unreadable: images left out because they could not be read.
-        result: the figures as the file has them.
-        labels: of the classes, empty where the file has none.
-        file: where it stands, relative to the run's folder.
+        macs: multiply-accumulates per image; None if the model is unknown or has no formula.
+        unreadable: number of images that cannot be read.
+        result: the figures of the file.
+        labels: of the classes; empty if the file has none.
+        file: relative to the run's folder.
     """
 
     name: str
@@ -52,18 +52,18 @@ class Evaluated:
 
     @property
     def where(self) -> str:
-        """The images in words."""
+        """The images, as text."""
         data, split, images = self.on
         return f"{images} {split} image{'s' if images != 1 else ''} of {data}"
 
 
 def place(name: str) -> tuple[int, str]:
-    """Sort key: the demo's artefacts first, in their order."""
+    """Returns a sort key that puts the demo's artefacts first, in their order."""
     return (ORDER.index(name) if name in ORDER else len(ORDER), name)
 
 
 def display_names(found: RunFiles) -> dict[str, str]:
-    """Name of each artefact and checkpoint by the path of its folder: the folder's, or the path where two have one name."""
+    """Returns the name of each artefact and checkpoint by its path: the folder's name, or the path if two share a name."""
     paths = [*found.artifacts, *found.checkpoints]
     names = {path: (found.folder / path).resolve().name if path == "." else Path(path).name for path in paths}
     for path in found.checkpoints:
@@ -75,7 +75,7 @@ def display_names(found: RunFiles) -> dict[str, str]:
 
 
 def colors_of(found: RunFiles, names: Mapping[str, str]) -> dict[str, str]:
-    """A colour for each artefact, and for every other model that a bench file or evaluation names."""
+    """Returns a colour for each artefact, and for every other model that a bench file or evaluation names."""
     artifacts = sorted((names[path] for path in found.artifacts), key=place)
     others = [row["name"] for _, bench in found.benches for row in bench["results"]]
     others += [Path(record["model"]).name for _, record in found.evaluations]
@@ -83,7 +83,7 @@ def colors_of(found: RunFiles, names: Mapping[str, str]) -> dict[str, str]:
 
 
 def graphs(found: RunFiles, names: Mapping[str, str]) -> dict[str, str]:
-    """sha256 of the graph of each artefact and member of a family, by name."""
+    """Returns the sha256 of the graph of each artefact and member of a family, by name."""
     known = {}
     for path, entry in found.artifacts.items():
         manifest = entry.artifact.manifest
@@ -95,7 +95,7 @@ def graphs(found: RunFiles, names: Mapping[str, str]) -> dict[str, str]:
 
 
 def evaluated(found: RunFiles, names: Mapping[str, str]) -> list[Evaluated]:
-    """Every accuracy of a run: checkpoints first, then artefacts."""
+    """Returns every accuracy of a run: checkpoints first, then artefacts."""
     configs: dict[str, GFTConfig] = {names[path]: entry.model for path, entry in found.checkpoints.items()}
     configs |= {names[path]: entry.artifact.manifest.model for path, entry in found.artifacts.items()}
     rows = []
@@ -120,7 +120,7 @@ def evaluated(found: RunFiles, names: Mapping[str, str]) -> list[Evaluated]:
 
 
 def _macs(config: GFTConfig | None, budget: str) -> int | None:
-    """Multiply-accumulates, or None where the model is not known, is a baseline, or has no such budget."""
+    """Returns multiply-accumulates; None if the model is unknown, is a baseline, or has no such budget."""
     if config is None or config.is_baseline:
         return None
     try:
@@ -131,7 +131,7 @@ def _macs(config: GFTConfig | None, budget: str) -> int | None:
 
 @dataclass(frozen=True)
 class Tradeoff:
-    """Models with an accuracy and a latency: their points, and what the two were measured on."""
+    """Models with an accuracy and a latency: their points, and the conditions of both measurements."""
 
     points: tuple[Point, ...]
     accuracy: str
@@ -141,12 +141,12 @@ class Tradeoff:
 def tradeoff(
     rows: Sequence[Evaluated], benches: Sequence[Mapping[str, Any]], known: Mapping[str, str], colors: Mapping[str, str]
 ) -> Tradeoff | None:
-    """The images and the bench conditions for which most models have both figures; None for fewer than two models.
+    """Returns the images and bench conditions for which most models have both figures; None for fewer than two models.
 
     Args:
         rows: accuracies.
-        benches: what was interleaved, as :func:`gft_edge.report.pages.bench.points` gives it.
-        known: sha256 of the graph of each artefact here; a latency of another graph of that name does not count.
+        benches: groups of interleaved rows, as :func:`gft_edge.report.pages.bench.points` gives it.
+        known: sha256 of the graph of each artefact of the run; a latency of another graph with that name is ignored.
         colors: by name.
     """
     best: Tradeoff | None = None
@@ -160,12 +160,12 @@ def tradeoff(
             )
             if len({point.name for point in points}) >= 2 and (best is None or len(points) > len(best.points)):
                 row = next(iter(by_name.values()))
-                best = Tradeoff(points, f"{row.where}, run by {row.backend}", bench["title"])
+                best = Tradeoff(points, f"{row.where}, backend {row.backend}", bench["title"])
     return best
 
 
 def _is_same_graph(result: Mapping[str, Any], known: Mapping[str, str]) -> bool:
-    """Whether a bench result is of the graph that lies here, as far as both are known."""
+    """Returns whether a bench result belongs to the graph of this run; true if one of them is unknown."""
     here, measured = known.get(result["name"]), result.get("model_sha256")
     return here is None or measured is None or here == measured
 
@@ -184,7 +184,7 @@ def _point(row: Evaluated, result: Mapping[str, Any], colors: Mapping[str, str])
 
 
 def median_interval(result: Mapping[str, Any]) -> tuple[float, float]:
-    """95 % bootstrap interval of the median over rounds; the median itself where there are fewer than two rounds."""
+    """Returns the 95 % bootstrap interval of the median over rounds; the median twice for fewer than two rounds."""
     medians = np.array([np.median(times) for times in result["rounds_ms"]])
     middle = float(result["p50_ms"])
     if len(medians) < 2:

@@ -1,4 +1,4 @@
-"""Sections of a run's page that show pictures: classes that go wrong, overlays, importance maps."""
+"""Sections of a run's page that show pictures: errors by class, overlays, importance maps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gft_edge.errors import GFTEdgeError
 from gft_edge.report.figures import class_plots, plots
 from gft_edge.report.figures.pictures import data_url
 from gft_edge.report.pages.models import Evaluated
-from gft_edge.report.pages.tables import percent, table
+from gft_edge.report.pages.tables import number, percent, table
 from gft_edge.report.pages.view import Section, View
 from gft_edge.report.results.run_files import FoundArtifact, as_path, picture
 
@@ -20,16 +20,16 @@ WIDE_PICTURE, SMALL_PICTURE = 1400, 192
 
 
 def classes(view: View) -> Iterator[Section]:
-    """Confusion, classes and wrong predictions of the most compressed model, and of others folded in."""
+    """Yields confusion, classes and wrong predictions of the most compressed model; the other models are folded."""
     rows = [row for row in view.rows if row.result["per_class"] or row.result["confusion"] or row.result["wrong"]]
     if not rows:
         return
-    rows.sort(key=lambda row: row.backend == "torch")  # of artefacts before those of checkpoints
+    rows.sort(key=lambda row: row.backend == "torch")  # artefacts before checkpoints
     artifacts = [row for row in rows if row.backend != "torch"]
     main = artifacts[-1] if artifacts else rows[0]  # the most compressed one, by the order of accuracies
     shown = [_class_figures(view, main, with_pictures=True)]
     shown += [_class_figures(view, row, with_pictures=False) for row in rows if row is not main]
-    yield Section("Which classes go wrong", "classes", {"models": shown})
+    yield Section("Errors by class", "classes", {"models": shown})
 
 
 def _class_figures(view: View, row: Evaluated, with_pictures: bool) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _class_figures(view: View, row: Evaluated, with_pictures: bool) -> dict[str,
     per_class, matrix = result["per_class"] or [], result["confusion"]
     labels = row.labels or tuple(entry["label"] for entry in per_class)
     if matrix is not None and len(labels) != len(matrix):
-        labels = tuple(f"class {number}" for number in range(len(matrix)))
+        labels = tuple(f"class {count}" for count in range(len(matrix)))
     with_images = class_plots.worst_first(per_class)
     wrong = result["wrong"] or []
     pairs = class_plots.confused_pairs(matrix, labels) if matrix else []
@@ -61,7 +61,7 @@ def _class_figures(view: View, row: Evaluated, with_pictures: bool) -> dict[str,
         if matrix and len(matrix) <= class_plots.MOST_IN_MATRIX
         else None,
         "pairs": table(
-            ("true class", "predicted", "images#"),
+            ("true class", "predicted", number("images")),
             [(p["truth"], p["predicted"], f"{p['count']} of {p['of']}") for p in pairs],
         )
         if pairs
@@ -72,7 +72,7 @@ def _class_figures(view: View, row: Evaluated, with_pictures: bool) -> dict[str,
 
 
 def predictions(view: View) -> Iterator[Section]:
-    """Overlays of single images."""
+    """Yields overlays of single images."""
     groups = []
     for file, record in view.found.predictions:
         beside = (view.found.folder / file).parent
@@ -98,11 +98,11 @@ def predictions(view: View) -> Iterator[Section]:
                 }
             )
     if groups:
-        yield Section("What it looked at", "predictions", {"groups": groups})
+        yield Section("Importance and kept patches", "predictions", {"groups": groups})
 
 
 def _labels_of(view: View, artifact: str) -> frozenset[str]:
-    """Class names of the artefact that made predictions; without it none, so that no file name is taken for a class."""
+    """Returns the class names of the artefact that made predictions; empty if it is unknown, so no file name passes for a class."""
     name = PurePosixPath(artifact).name.partition("@")[0]
     return frozenset(
         label
@@ -113,7 +113,7 @@ def _labels_of(view: View, artifact: str) -> frozenset[str]:
 
 
 def maps(view: View) -> Iterator[Section]:
-    """Insertion and deletion curves, and maps of two sides beside each other."""
+    """Yields insertion and deletion curves, and the maps of both models side by side."""
     records = []
     for name, entry in view.artifacts:
         for record in entry.maps:
@@ -133,14 +133,24 @@ def maps(view: View) -> Iterator[Section]:
                 )
                 for s in record["stages"]
             ]
-            heads = ("stage", "rank correlation#", "kept patches in common#", "most important tenth in common#")
+            heads = (
+                "stage",
+                number("rank correlation"),
+                number("kept patches in common"),
+                number("most important tenth in common"),
+            )
             records.append(
                 {
                     "name": name,
                     "source": record["source"],
                     "figure": plots.fidelity(record),
                     "gains": table(
-                        ("maps of", "insertion area less random (95 %)#", "random less deletion area (95 %)#"), gains
+                        (
+                            "maps of",
+                            number("insertion area minus random (95 %)"),
+                            number("random minus deletion area (95 %)"),
+                        ),
+                        gains,
                     ),
                     "stages": table(heads, stages) if stages else None,
                     "sides": [side["name"] for side in record["sides"]],
@@ -148,7 +158,7 @@ def maps(view: View) -> Iterator[Section]:
                 }
             )
     if records:
-        title = "Importance maps: do they show what decides, and does compression change them?"
+        title = "Importance maps: fidelity and effect of compression"
         yield Section(title, "maps", {"records": records})
 
 

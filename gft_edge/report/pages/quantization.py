@@ -1,4 +1,4 @@
-"""What a page says about quantization: the layers, the rules that decide on layers of this very model, and the calibration."""
+"""Data about quantization: the layers, the rules that apply to layers of the model, and the calibration."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from gft_edge.config.model import GFTConfig
 from gft_edge.files import canonical_json
-from gft_edge.report.pages.tables import Cell, percent, table
+from gft_edge.report.pages.tables import Cell, number, percent, table
 
 if TYPE_CHECKING:
     from gft_edge.report.pages.view import View
 
 
 def quantization(view: View) -> dict[str, Any]:
-    """Each different quantization with the models that have it, and each calibration folder."""
+    """Returns each distinct quantization with its models, and each calibration folder."""
     entries: list[tuple[str, Mapping[str, Any] | None, GFTConfig, str | None]] = [
         (name, entry.quantization, entry.artifact.manifest.model, entry.artifact.manifest.rest)
         for name, entry in view.artifacts
@@ -47,19 +47,19 @@ def _shown(summary: Mapping[str, Any], config: GFTConfig) -> dict[str, Any]:
         "images": summary["calibration_images"],
         "split": summary["split"] or "",
         "has_stages": not config.is_baseline,
-        "rules": table(("layers", "precision", "why"), rules) if rules else None,
+        "rules": table(("layers", "precision", "reason"), rules) if rules else None,
     }
 
 
 def rules_of_model(
     rules: list[Mapping[str, Any]], precisions: Mapping[str, str], config: GFTConfig
 ) -> list[Mapping[str, Any]]:
-    """The rules that decide on a layer of this model, in their order.
+    """Returns the rules that apply to a layer of this model, in order.
 
     Args:
         rules: of the policy.
         precisions: of the quantized layers, by name.
-        config: of the model; says which layers it has in high precision.
+        config: of the model; determines its layers in high precision.
     """
     names = [*precisions, *_unquantized_names(precisions, config)]
     deciding = []
@@ -71,7 +71,7 @@ def rules_of_model(
 
 
 def _unquantized_names(precisions: Mapping[str, str], config: GFTConfig) -> list[str]:
-    """Layers that rules commonly leave in high precision, of the kinds that this model has."""
+    """Returns the layers of this model that rules commonly leave in high precision."""
     if not config.is_baseline:
         return ["head", *(f"blocks.{block}.attn.attend" for block in range(config.depth))]
     found = ["head"] if any(".mlp." in name for name in precisions) else []
@@ -85,7 +85,7 @@ def _unquantized_names(precisions: Mapping[str, str], config: GFTConfig) -> list
 
 
 def _calibrations(view: View) -> list[dict[str, Any]]:
-    """Card, ranges and selection of each folder that has one of them."""
+    """Returns card, ranges and selection of each folder that has one of them."""
     found: dict[str, dict[str, Any]] = {}
     parts = (("card", view.found.cards), ("ranges", view.found.ranges), ("selection", view.found.selections))
     for kind, files in parts:
@@ -101,12 +101,12 @@ def _stages(selection: Mapping[str, Any]) -> Any:
     heads = (
         "stage",
         "verdict",
-        "patches kept#",
-        "margin#",
-        "noise#",
-        "flips predicted#",
-        "flips seen#",
-        "kept sets alike#",
+        number("patches kept"),
+        number("margin"),
+        number("noise"),
+        number("flips predicted"),
+        number("flips observed"),
+        number("Jaccard index of kept sets"),
     )
     rows = [
         (

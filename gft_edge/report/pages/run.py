@@ -1,4 +1,4 @@
-"""The report page of a run: one offline HTML file, every sentence and number of it from the files in the run's folder."""
+"""Report page of a run: one offline HTML file, made only from the files in the run's folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PAGE = "report.html"
 
 @dataclass(frozen=True)
 class Written:
-    """A page, what it has no data for, and files that could not be used."""
+    """Path of a page, the parts it has no data for, and the files that cannot be used."""
 
     page: Path
     left_out: tuple[LeftOut, ...]
@@ -34,11 +34,11 @@ class Written:
 def write_page(run: Path) -> Written:
     """Writes ``report.html`` into a run's folder.
 
-    Results are found by what the files hold, whatever their names: artefacts with their engines and records, checkpoints
+    Results are found by the contents of the files, not by their names: artefacts with their engines and records, checkpoints
     with their logs, and the files that evaluate, bench, predict, calibrate, quantize, sensitivity and verify write.
 
     Raises:
-        ArtifactError: no such folder, or nothing in it that a page can show.
+        ArtifactError: the folder does not exist, or holds nothing that a page can show.
     """
     found = find(run)
     if found.is_empty:
@@ -54,15 +54,15 @@ def _nothing(found: RunFiles) -> str:
     if found.unused:
         first = found.unused[0]
         more = f" ({len(found.unused)} files cannot be used)" if len(found.unused) > 1 else ""
-        return f"holds nothing that can be shown; {first.file}: {first.why}{more}"
+        return f"holds nothing that a page can show; {first.file}: {first.why}{more}"
     return (
-        "holds no artefact, checkpoint or result file; write some into it, "
+        "holds no artefact, checkpoint or result file; write one into it, "
         "for example with gft-edge export --out DIR or gft-edge evaluate --out FILE"
     )
 
 
 def collect(found: RunFiles) -> dict[str, Any]:
-    """Everything the template shows, from the files of a run."""
+    """Returns the data of the template, from the files of a run."""
     names = display_names(found)
     colors = colors_of(found, names)
     rows = evaluated(found, names)

@@ -1,4 +1,4 @@
-"""Sections of a run's page: each has a title, the name of its macro in sections.html.j2, and the data of this run that it shows."""
+"""Sections of a run's page. Each has a title, the name of its macro in sections.html.j2, and the data of the macro."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from gft_edge.manifest import MODEL
 from gft_edge.report.figures import plots
 from gft_edge.report.pages.picture_sections import classes, maps, predictions
 from gft_edge.report.pages.sensitivity import section as sensitivity_section
-from gft_edge.report.pages.tables import TONES, VERDICTS, Cell, Table, decibels, megabytes, percent, table
+from gft_edge.report.pages.tables import TONES, VERDICTS, Cell, Table, decibels, megabytes, number, percent, table
 from gft_edge.report.pages.view import Section, View, verdict_of
 from gft_edge.report.results.checks import printable
 
 
 def sections(view: View) -> list[Section]:
-    """The sections that this run has something for, in the order of the page."""
+    """Returns the sections that this run has data for, in the order of the page."""
     makers = (
         _tradeoff,
         _models,
@@ -96,7 +96,7 @@ def _training(view: View) -> Iterator[Section]:
 
 
 def _is_level(losses: Sequence[float]) -> bool:
-    """Whether the last third of a course is within a fifth of its first third, on average."""
+    """Returns whether the mean of the last third of the losses is within 20 % of the mean of the first third."""
     third = max(1, len(losses) // 3)
     before, after = sum(losses[:third]) / third, sum(losses[-third:]) / third
     return abs(after - before) <= 0.2 * abs(before)
@@ -110,14 +110,14 @@ def _accuracy(view: View) -> Iterator[Section]:
         shown = table(
             (
                 "model",
-                "top-1#",
+                number("top-1"),
                 "95 % interval",
-                "top-5#",
-                "run by",
+                number("top-5"),
+                "backend",
                 "precision",
                 "patches kept",
-                "right#",
-                "million MACs#",
+                number("correct"),
+                number("million MACs"),
             ),
             [
                 (
@@ -160,7 +160,7 @@ def _quantization(view: View) -> Iterator[Section]:
 def _sensitivity(view: View) -> Iterator[Section]:
     shown = [{"file": file, **sensitivity_section(record)} for file, record in view.found.sensitivities]
     if shown:
-        yield Section("Sensitivity: what INT8 does to each layer", "sensitivities", {"records": shown})
+        yield Section("Sensitivity of each layer to INT8", "sensitivities", {"records": shown})
 
 
 def _verification(view: View) -> Iterator[Section]:
@@ -172,12 +172,12 @@ def _verification(view: View) -> Iterator[Section]:
         verdict = verdict_of(record)
         text = VERDICTS[verdict]
         if record["images_needed"]:
-            text += f", about {record['images_needed']} images would decide"
-        for number, c in enumerate(record["comparisons"]):
+            text += f", about {record['images_needed']} images needed"
+        for count, c in enumerate(record["comparisons"]):
             rows.append(
                 (
                     name,
-                    Cell(text, TONES[verdict]) if number == 0 else Cell(""),
+                    Cell(text, TONES[verdict]) if count == 0 else Cell(""),
                     f"{c['reference']}, {c['images']} images",
                     c["candidate"],
                     decibels(c["logit_sqnr_db"]),
@@ -191,11 +191,11 @@ def _verification(view: View) -> Iterator[Section]:
     heads = (
         "artefact",
         "verdict",
-        "against",
-        "what",
-        "logit SQNR#",
-        "largest error#",
-        "same class#",
+        "reference",
+        "candidate",
+        number("logit SQNR"),
+        number("largest error"),
+        number("same class"),
         "kept patches in common, by stage",
     )
     places = [(name, place["text"]) for name, record in records for place in record["places"] or ()]
@@ -206,7 +206,7 @@ def _verification(view: View) -> Iterator[Section]:
         "undecided": [(name, text) for name, record in records for text in record["undecided"] or ()],
         "sources": list(dict.fromkeys(record["source"] for _, record in records)),
     }
-    yield Section("Verification: do the graphs compute what PyTorch computes?", "verification", data)
+    yield Section("Verification: artefacts compared with a reference", "verification", data)
 
 
 def _latency(view: View) -> Iterator[Section]:
@@ -235,15 +235,15 @@ def _files(view: View) -> Iterator[Section]:
                 rows.append((*start, megabytes(engine["engine_bytes"]), capabilities, layers, compiler))
     heads = (
         "artefact",
-        "layers in",
-        "the rest in",
+        "precision of layers",
+        "precision of the rest",
         "patches kept",
         "maps",
-        "graph#",
-        "engine#",
+        number("graph"),
+        number("engine"),
         "compute capabilities",
     )
-    shown: Table = table((*heads, "layers#", "compiler"), rows)
+    shown: Table = table((*heads, number("layers"), "compiler"), rows)
     engines = [(name, engine) for name, entry in view.artifacts for engine in entry.engines]
     data = {
         "figure": plots.sizes(sizes, view.colors),

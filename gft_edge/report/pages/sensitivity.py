@@ -1,4 +1,4 @@
-"""The page of a sensitivity measurement: one offline HTML file, every number of it read from sensitivity.json."""
+"""Page of a sensitivity measurement: one offline HTML file; all its numbers come from sensitivity.json."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gft_edge import __version__
 from gft_edge.files import replacing
 from gft_edge.report.figures import plots
 from gft_edge.report.pages.html import environment
-from gft_edge.report.pages.tables import Cell, Table, decibels, table
+from gft_edge.report.pages.tables import Cell, Table, decibels, number, table
 from gft_edge.report.results.checks import read_object
 from gft_edge.report.results.records import SENSITIVITY
 
@@ -23,7 +23,7 @@ def write_sensitivity_page(folder: Path) -> Path:
     """Writes ``sensitivity.html`` and ``sensitivity.svg`` beside ``sensitivity.json`` and returns the page's path.
 
     Raises:
-        ArtifactError: no such file, or a damaged one.
+        ArtifactError: the file is missing or damaged.
     """
     record = SENSITIVITY.read(read_object(folder / DATA))
     html = environment().get_template("sensitivity.html.j2").render(version=__version__, sensitivity=section(record))
@@ -34,10 +34,10 @@ def write_sensitivity_page(folder: Path) -> Path:
 
 
 def section(record: Mapping[str, Any]) -> dict[str, Any]:
-    """What the section shows: the record, its figure, its tables, and the layers chosen.
+    """Returns the data of the section: the record, its figure, its tables, and the chosen layers.
 
     Args:
-        record: a checked one.
+        record: checked against its form.
     """
     chosen = plots.chosen_layers(record)
     return {
@@ -50,7 +50,7 @@ def section(record: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _points(lost: float) -> str:
-    """Points of top-1 lost, as a change; never -0.00."""
+    """Returns a loss of top-1 in points as a signed change; never -0.00."""
     return f"{round(0 - lost, 2) + 0:+.2f}"
 
 
@@ -58,12 +58,12 @@ def _layers(record: Mapping[str, Any], chosen: list[str] | None) -> Table:
     heads = (
         "layer",
         "chosen",
-        "SQNR alone#",
-        "SQNR without#",
-        f"{record['times']['high']}, ms#",
-        "INT8, ms#",
-        "top-1 alone#",
-        "top-1 without#",
+        number("SQNR alone"),
+        number("SQNR without"),
+        number(f"{record['times']['high']}, ms"),
+        number("INT8, ms"),
+        number("top-1 alone"),
+        number("top-1 without"),
         "kept sets alone, by stage",
         "rows x in x out",
     )
@@ -90,22 +90,22 @@ def _tries(record: Mapping[str, Any]) -> Table | None:
     if search is None or not search["tries"]:
         return None
     heads = (
-        "try",
+        "set",
         "within the limit",
-        "layers in INT8#",
-        "SQNR predicted#",
-        "SQNR seen#",
-        "top-1 predicted, points#",
-        "top-1 seen (95 %)#",
-        "time saved, ms#",
+        number("layers in INT8"),
+        number("SQNR predicted"),
+        number("SQNR observed"),
+        number("top-1 predicted, points"),
+        number("top-1 observed (95 %)"),
+        number("time saved, ms"),
     )
     rows = []
-    for number, found in enumerate(search["tries"]):
+    for count, found in enumerate(search["tries"]):
         seen = found["observed"]
         low, high = (100 * value for value in seen["paired"]["interval"])
         rows.append(
             (
-                f"{number + 1}" + (", chosen" if number == search["best"] else ""),
+                f"{count + 1}" + (", chosen" if count == search["best"] else ""),
                 Cell("yes", "good") if found["holds"] else Cell("no", "bad"),
                 f"{len(found['int8'])} of {len(record['layers'])}",
                 decibels(found["sqnr_db"], 2),

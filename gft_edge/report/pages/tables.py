@@ -1,4 +1,4 @@
-"""Tables as data: a head and rows of cells, which one template draws for wide and narrow pages."""
+"""Tables as data: columns and rows of cells. One template draws them for wide and narrow pages."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from gft_edge.benchmarks.measuring.tables import columns
 UNSTABLE = "unstable"
 VERDICTS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive"}
 TONES = {"pass": "good", "fail": "bad", "inconclusive": "warn"}
-"""Class of the style sheet for each verdict: inconclusive is neither good nor bad."""
+"""Class of the style sheet for each verdict."""
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A text, its tone (``"good"``, ``"warn"``, ``"bad"``, ``"soft"`` or none), and whether it is code."""
+    """Text of a table cell, its tone (``"good"``, ``"warn"``, ``"bad"``, ``"soft"`` or none), and whether it is code."""
 
     text: str
     tone: str = ""
@@ -24,75 +24,79 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Table:
-    """Titles of columns, which of them hold numbers, and rows of as many cells."""
+class Head:
+    """Title of a column, and whether the column holds numbers."""
 
-    heads: tuple[str, ...]
-    numbers: frozenset[int]
+    title: str
+    is_number: bool = False
+
+
+@dataclass(frozen=True)
+class Table:
+    """Heads of columns, and rows with one cell per column."""
+
+    heads: tuple[Head, ...]
     rows: tuple[tuple[Cell, ...], ...]
 
-    @property
-    def columns(self) -> list[tuple[str, bool]]:
-        """Title of each column and whether it holds numbers."""
-        return [(title, place in self.numbers) for place, title in enumerate(self.heads)]
+
+def number(title: str) -> Head:
+    """Returns the head of a column of numbers."""
+    return Head(title, is_number=True)
 
 
-def table(heads: Sequence[str], rows: Sequence[Sequence[Cell | str]]) -> Table:
-    """A table; a title that ends in ``#`` is of a column of numbers, and columns that are empty in every row are left out."""
+def table(heads: Sequence[Head | str], rows: Sequence[Sequence[Cell | str]]) -> Table:
+    """Returns a table without the columns that are empty in every row."""
     cells = [[cell if isinstance(cell, Cell) else Cell(cell) for cell in row] for row in rows]
     kept = [place for place in range(len(heads)) if any(row[place].text for row in cells)]
-    titles = tuple(heads[place].removesuffix("#") for place in kept)
-    numbers = frozenset(number for number, place in enumerate(kept) if heads[place].endswith("#"))
-    return Table(titles, numbers, tuple(tuple(row[place] for place in kept) for row in cells))
+    typed = [head if isinstance(head, Head) else Head(head) for head in heads]
+    return Table(tuple(typed[place] for place in kept), tuple(tuple(row[place] for place in kept) for row in cells))
 
 
 def is_unstable(row: Mapping[str, Any]) -> bool:
-    """Whether the rounds of a bench result vary by more than the protocol allows."""
+    """Returns whether the rounds of a bench result vary by more than the protocol allows."""
     return row.get("verdict") == UNSTABLE
 
 
 def is_ratio_unstable(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether a speed-up rests on an unstable figure: the row's own or its baseline's."""
+    """Returns whether a speed-up uses an unstable figure: the row's own or its baseline's."""
     return is_unstable(row) or any(is_unstable(other) for other in rows if other["name"] == row.get("baseline"))
 
 
 def bench_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """The rows of a bench file, what matters most in the first columns, with the conditions that a figure depends on.
+    """Returns the rows of a bench file as a table: the most important figures first, each with its conditions.
 
     Args:
         rows: at least one, checked and labelled.
     """
-    found = {column.title: column for column in columns(rows)}
+    found = {column.key: column for column in columns(rows)}
     baselines = {row.get("baseline") or row["name"] for row in rows}
-    first = rows[0].get("baseline") or rows[0]["name"]
-    titles = list(found)
-    against = f"against {first}"
-    if against in found:
-        titles.remove(against)
-        titles.insert(titles.index("p50 ms") + 1, against)
+    keys = list(found)
+    if "speedup" in found:
+        keys.remove("speedup")
+        keys.insert(keys.index("p50_ms") + 1, "speedup")
     flights = {(row.get("throughput") or {}).get("in_flight") for row in rows} - {None}
     heads, cells = [], []
-    for title in titles:
-        column = found[title]
+    for key in keys:
+        column = found[key]
         texts: list[Cell] = [Cell(text) for text in column.cells]
-        head = title
-        if title == "p50 ms":
+        title = column.title
+        if key == "p50_ms":
             texts = [_marked(cell, is_unstable(row)) for cell, row in zip(texts, rows)]
-        elif title == against:
-            head = against if len(baselines) == 1 else "speed-up"
+        elif key == "speedup":
             if len(baselines) > 1:
+                title = "speed-up"
                 texts = [
                     replace(c, text=f"{c.text} over {r.get('baseline')}") if c.text else c for c, r in zip(texts, rows)
                 ]
             texts = [_ratio(cell, row, rows) for cell, row in zip(texts, rows)]
-        elif title == "variation":
+        elif key == "variation":
             texts = [_variation(cell, row) for cell, row in zip(texts, rows)]
-        elif title == "images/s" and flights != {1}:
+        elif key == "images_per_s" and flights != {1}:
             if len(flights) == 1:
-                head = f"images/s, {flights.copy().pop()} in flight"
+                title = f"{title}, {flights.copy().pop()} in flight"
             elif flights:
                 texts = [_in_flight(cell, row) for cell, row in zip(texts, rows)]
-        heads.append(head + ("#" if column.is_number else ""))
+        heads.append(Head(title, column.is_number))
         cells.append(texts)
     return table(heads, list(zip(*cells)))
 
@@ -109,7 +113,7 @@ def _ratio(cell: Cell, row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]
 
 def _variation(cell: Cell, row: Mapping[str, Any]) -> Cell:
     if len(row["rounds_ms"]) == 1:
-        return Cell("one round", "warn")  # a spread of nothing is no stability
+        return Cell("one round", "warn")  # one round has no spread, so it is not stable
     return replace(cell, tone="warn") if is_unstable(row) else cell
 
 
@@ -119,15 +123,15 @@ def _in_flight(cell: Cell, row: Mapping[str, Any]) -> Cell:
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """A share in per cent."""
+    """Returns a share in per cent."""
     return f"{100 * share:.{digits}f} %"
 
 
 def decibels(value: float | None, digits: int = 1) -> str:
-    """A ratio in dB; None stands for bit-identical values."""
+    """Returns a ratio in dB; None stands for bit-identical values."""
     return "exact" if value is None else f"{value:.{digits}f} dB"
 
 
 def megabytes(size: int) -> str:
-    """A size in MB."""
+    """Returns a size in MB."""
     return f"{size / 1e6:.2f} MB"

@@ -1,7 +1,7 @@
-"""Checks JSON values against a form, so that what reaches a page has the types that the page relies on.
+"""Checks JSON values against a form, so that pages can rely on their types.
 
 A form is plain data: a mapping of keys to forms, a list with the form of every item, a :class:`Table` of one form under any
-keys, or a :class:`Leaf`. :class:`Maybe` allows null and absence. Checking returns a copy that has exactly the form's keys.
+keys, or a :class:`Leaf`. :class:`Maybe` allows null and absence. The check returns a copy with exactly the keys of the form.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ class Leaf:
     """A value without parts.
 
     Args:
-        what: the kind of value, for messages ("a number").
+        kind: the kind of value, for messages ("a number").
         read: returns the value to use, or raises ValueError.
     """
 
-    what: str
+    kind: str
     read: Callable[[object], Any]
 
 
 @dataclass(frozen=True)
 class Maybe:
-    """A form whose value may be null or absent; both give None."""
+    """A form that allows null and absence; both become None."""
 
     form: Any
 
@@ -59,7 +59,7 @@ class Pair:
 
 
 def printable(text: str) -> str:
-    """The text with control characters and lone surrogates replaced, which no page may hold, and cut to a usable length."""
+    """Returns the text without control characters and lone surrogates, cut to at most :data:`LONGEST_TEXT` characters."""
     cut = text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "..."
     if cut.isprintable():
         return cut
@@ -69,7 +69,7 @@ def printable(text: str) -> str:
 
 
 def cleaned(data: Any) -> Any:
-    """JSON data with every text in it printable."""
+    """Returns JSON data with every text made printable."""
     if isinstance(data, str):
         return printable(data)
     if isinstance(data, dict):
@@ -118,7 +118,7 @@ def _flag(value: object) -> bool:
 
 
 def one_of(*words: str) -> Leaf:
-    """A text that is one of the words."""
+    """Returns the form of a text that is one of the words."""
 
     def read(value: object) -> str:
         if value not in words or not isinstance(value, str):
@@ -138,15 +138,15 @@ ANY = Leaf("anything", lambda value: value)
 
 
 def checked(value: object, form: Any, where: str) -> Any:
-    """A copy of a JSON value with the form's keys and nothing else.
+    """Returns a copy of a JSON value with exactly the keys of the form.
 
     Args:
-        value: as json.loads gives it.
-        form: what it must be.
-        where: names the value in messages.
+        value: from json.loads.
+        form: required structure.
+        where: name of the value in messages.
 
     Raises:
-        ArtifactError: naming the entry that is missing or of another kind.
+        ArtifactError: names the entry that is missing or has another type.
     """
     if isinstance(form, Maybe):
         return None if value is None else checked(value, form.form, where)
@@ -154,7 +154,7 @@ def checked(value: object, form: Any, where: str) -> Any:
         try:
             return form.read(value)
         except (ValueError, OverflowError):
-            raise ArtifactError(f"{where}: expected {form.what}, found {_shown(value)}") from None
+            raise ArtifactError(f"{where}: expected {form.kind}, found {_shown(value)}") from None
     if isinstance(form, (list, Pair)):
         if not isinstance(value, list) or (isinstance(form, Pair) and len(value) != 2):
             wanted = "a list" if isinstance(form, list) else "a list of two"
@@ -172,15 +172,15 @@ def checked(value: object, form: Any, where: str) -> Any:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON object of a reasonable size.
+    """Reads a JSON object of at most :data:`MOST_BYTES`.
 
     Raises:
-        ArtifactError: unreadable, too large, or no JSON object.
+        ArtifactError: the file is unreadable, too large, or not a JSON object.
     """
     if path.is_file() and path.stat().st_size > MOST_BYTES:
-        raise ArtifactError(f"{path.name}: {path.stat().st_size / 1e6:.0f} MB are too large for a result file")
+        raise ArtifactError(f"file {path}: {path.stat().st_size / 1e6:.0f} MB is too large for a result file")
     data = read_json(path, "file")
-    if SEAL in data:  # kinds of files that are sealed are checked as they are read elsewhere
+    if SEAL in data:  # other readers of sealed files check the seal too
         return read_sealed(path, "file", "make it again")
     return data
 

@@ -1,4 +1,4 @@
-"""Forms of the JSON files that a report reads: which entries each page relies on, and of what kind they are."""
+"""Forms of the JSON files that a report reads: the entries that pages rely on, and their types."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ SENSITIVITY: Form = {
     ),
 }
 
-# What pages read of bench files beyond what gft_edge.benchmarks.measuring.bench_files checks.
+# Entries of bench files that pages read and gft_edge.benchmarks.measuring.bench_files does not check.
 _STAGE: Form = {"p50_ms": AMOUNT}
 BENCH_MACHINE: Form = {
     "board": Maybe(TEXT),

@@ -1,4 +1,4 @@
-"""Single result files: what kind each one is, its form, and what has to hold between its entries."""
+"""Kinds of result files: the form of each kind, and the conditions between its entries."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OTHER_KINDS: tuple[frozenset[str], ...] = (
     frozenset({"rules", "smoothquant"}),  # a quantization policy
     frozenset({"verdict", "sentence", "figures"}),  # the record of quantization-aware training
 )
-"""Keys of files that gft-edge writes and no page shows."""
+"""Keys of files that gft-edge writes but no page shows."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class Kind:
 
     Args:
         form: of its entries.
-        keys: that tell the kind.
-        consistent: raises ArtifactError where entries contradict each other.
-        place: the list of :class:`gft_edge.report.results.run_files.RunFiles` that it goes to.
+        keys: that identify the kind.
+        consistent: raises ArtifactError if entries contradict each other.
+        place: name of its list in :class:`gft_edge.report.results.run_files.RunFiles`.
     """
 
     form: forms.Form
@@ -39,46 +39,64 @@ class Kind:
     place: str
 
     def read(self, data: Mapping[str, Any]) -> Mapping[str, Any]:
-        """The entries of a file of this kind.
+        """Returns the checked entries of a file of this kind.
 
         Raises:
-            ArtifactError: an entry is missing, of another kind, or contradicts another.
+            ArtifactError: an entry is missing, has another type, or contradicts another one.
         """
         record = checked(data, self.form, "file")
         self.consistent(record)
         return record
 
 
-def usable_bench(path: Path) -> dict[str, Any]:
-    """A bench file, checked in every part that a page shows.
+def usable_bench(path: Path, prefix: str = "") -> dict[str, Any]:
+    """Returns a bench file with every part that a page shows checked.
+
+    Args:
+        path: of the file.
+        prefix: of messages about single entries.
 
     Raises:
-        ArtifactError: it cannot be used.
+        ArtifactError: the file cannot be used.
     """
     machine = read_object(path).get("machine")
-    if isinstance(machine, dict):  # anything else is refused below
-        checked(machine, forms.BENCH_MACHINE, "machine")
+    if isinstance(machine, dict):  # read_bench refuses other types
+        checked(machine, forms.BENCH_MACHINE, f"{prefix}machine")
     try:
-        return clean_bench(read_bench(path))
+        return clean_bench(read_bench(path), prefix)
     except OverflowError:
-        raise ArtifactError("holds a number that is too large") from None
+        raise ArtifactError(f"{prefix}holds a number that is too large") from None
 
 
-def clean_bench(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Bench results with every part that a page shows checked against its form."""
+def clean_bench(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns bench results with every part that a page shows checked against its form."""
     rows = [
-        {**row, **checked(row, forms.BENCH_ROW, f"results[{number}]"), "name": printable(row["name"])}
+        {**row, **checked(row, forms.BENCH_ROW, f"{prefix}results[{number}]"), "name": printable(row["name"])}
         for number, row in enumerate(data["results"])
     ]
     machine = data.get("machine")
-    return {**data, "results": rows, "machine": checked(machine, forms.BENCH_MACHINE, "machine") if machine else {}}
+    return {
+        **data,
+        "results": rows,
+        "machine": checked(machine, forms.BENCH_MACHINE, f"{prefix}machine") if machine else {},
+    }
+
+
+def has_energy(row: Mapping[str, Any]) -> bool:
+    """Returns whether a bench result holds a measured energy."""
+    return (row.get("energy") or {}).get("mj_per_image") is not None
+
+
+def refused_energy(row: Mapping[str, Any]) -> str | None:
+    """Returns the reason why a bench result has no energy; None without a reason."""
+    return (row.get("energy") or {}).get("refused")
 
 
 def log_rows(file: Path) -> Sequence[Mapping[str, Any]]:
-    """Rows of a training log, one per step, in order; a last line cut off by an interrupt is left out.
+    """Returns the rows of a training log, one per step, in order; an incomplete last line is skipped.
 
     Raises:
-        ArtifactError: a line is no JSON object of the right form.
+        ArtifactError: a line is not a JSON object of the right form.
     """
     if file.stat().st_size > MOST_LOG_BYTES:
         raise ArtifactError("too large for a training log")
@@ -92,14 +110,14 @@ def log_rows(file: Path) -> Sequence[Mapping[str, Any]]:
         except (ValueError, RecursionError):
             if number == len(lines) and number > 1:
                 break
-            raise ArtifactError(f"line {number} is no JSON") from None
+            raise ArtifactError(f"line {number} is not JSON") from None
         row = checked(data, forms.LOG_ROW, f"line {number}")
         rows[row["step"]] = row  # a resumed run repeats steps
     return [rows[step] for step in sorted(rows)]
 
 
-def _nothing(record: Mapping[str, Any]) -> None:
-    """Any record of the right form will do."""
+def _any(record: Mapping[str, Any]) -> None:
+    """Accepts every record of the right form."""
 
 
 def _evaluation(record: Mapping[str, Any]) -> None:
@@ -110,11 +128,11 @@ def _evaluation(record: Mapping[str, Any]) -> None:
         where = f"file.results[{number}]"
         low, high = row["interval"]
         if row["right"] > images or abs(row["top1"] - row["right"] / images) > 1e-6:
-            raise ArtifactError(f"{where}: {row['right']} right of {images} images is not a top-1 of {row['top1']}")
+            raise ArtifactError(f"{where}: {row['right']} correct of {images} images is not a top-1 of {row['top1']}")
         if not low <= row["top1"] + 1e-9 or not row["top1"] <= high + 1e-9:
-            raise ArtifactError(f"{where}.interval: does not hold the top-1 of {row['top1']}")
+            raise ArtifactError(f"{where}.interval: does not contain the top-1 of {row['top1']}")
         if any(c["right"] > c["count"] for c in row["per_class"] or ()):
-            raise ArtifactError(f"{where}.per_class: a class has more right answers than images")
+            raise ArtifactError(f"{where}.per_class: a class has more correct answers than images")
         confusion = row["confusion"]
         if confusion is not None:
             wanted = len(labels) if labels else len(confusion)
@@ -124,7 +142,7 @@ def _evaluation(record: Mapping[str, Any]) -> None:
 
 def _verification(record: Mapping[str, Any]) -> None:
     if not record["comparisons"] and not record["failures"]:
-        raise ArtifactError("file.comparisons: holds none")
+        raise ArtifactError("file.comparisons: is empty")
 
 
 def _maps(record: Mapping[str, Any]) -> None:
@@ -138,15 +156,15 @@ def _maps(record: Mapping[str, Any]) -> None:
             len(side[key]["curve"]) != points
             for key in ("insertion", "deletion", "insertion_random", "deletion_random")
         ):
-            raise ArtifactError(f"file.sides: a curve has not {points} points")
+            raise ArtifactError(f"file.sides: a curve does not have {points} points")
 
 
 def _sensitivity(record: Mapping[str, Any]) -> None:
     search = record["search"]
     if not record["layers"]:
-        raise ArtifactError("file.layers: holds none")
+        raise ArtifactError("file.layers: is empty")
     if search is not None and search["best"] is not None and search["best"] >= len(search["tries"]):
-        raise ArtifactError("file.search.best: is no number of a try")
+        raise ArtifactError("file.search.best: is not the number of a set")
 
 
 EVALUATION = Kind(forms.EVALUATION, frozenset({"results"}), _evaluation, "evaluations")
@@ -155,11 +173,11 @@ MAPS = Kind(forms.MAPS, frozenset({"fractions"}), _maps, "")
 SENSITIVITY = Kind(forms.SENSITIVITY, frozenset({"layers", "everything"}), _sensitivity, "sensitivities")
 KINDS = (
     EVALUATION,
-    Kind(forms.PREDICTIONS, frozenset({"predictions"}), _nothing, "predictions"),
+    Kind(forms.PREDICTIONS, frozenset({"predictions"}), _any, "predictions"),
     VERIFICATION,
     SENSITIVITY,
-    Kind(forms.CARD, frozenset({"class_counts"}), _nothing, "cards"),
-    Kind(forms.RANGES, frozenset({"tensors"}), _nothing, "ranges"),
-    Kind(forms.SELECTION, frozenset({"limit", "stages"}), _nothing, "selections"),
+    Kind(forms.CARD, frozenset({"class_counts"}), _any, "cards"),
+    Kind(forms.RANGES, frozenset({"tensors"}), _any, "ranges"),
+    Kind(forms.SELECTION, frozenset({"limit", "stages"}), _any, "selections"),
 )
-"""Kinds of files that stand in a run's folder, outside of artefacts."""
+"""Kinds of files in a run's folder, outside of artefacts."""

@@ -1,6 +1,6 @@
-"""Finds the results in a run's folder by what the files hold, whatever their names are, and reads them checked.
+"""Finds the results in a run's folder by the contents of the files, and checks them.
 
-A file that looks like a result and cannot be used is no error: it is named with the reason, on the page and on the terminal.
+A file that looks like a result but cannot be used is not an error: the page and the terminal show its name and the reason.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from gft_edge.report.results.checks import TEXT, checked, printable, read_object
 from gft_edge.report.results.records import KINDS, MAPS, OTHER_KINDS, VERIFICATION, log_rows, usable_bench
 
 DEPTH = 6
-"""Folders below the run's that are searched."""
+"""Levels of folders below the run's folder that are searched."""
 MOST_FILES = 5000
 CONFIG = "config.json"
 
 
 @dataclass(frozen=True)
 class Unused:
-    """A file that looks like a result and cannot be used, and why."""
+    """A file that looks like a result but cannot be used, and the reason."""
 
     file: str
     why: str
@@ -38,7 +38,7 @@ class Unused:
 
 @dataclass(frozen=True)
 class FoundArtifact:
-    """An artefact with the records that lie in it, each checked against its form."""
+    """An artefact with its records, each checked against its form."""
 
     artifact: Artifact
     engines: tuple[Mapping[str, Any], ...] = ()
@@ -49,7 +49,7 @@ class FoundArtifact:
 
 @dataclass(frozen=True)
 class FoundCheckpoint:
-    """What a checkpoint folder tells: its model, how it was trained, and the rows of its log."""
+    """A checkpoint folder: its model, its training, and the rows of its log."""
 
     model: GFTConfig
     labels: tuple[str, ...]
@@ -61,7 +61,7 @@ class FoundCheckpoint:
 
 
 Named = tuple[str, Mapping[str, Any]]
-"""Path of a file relative to the run's folder, and what it says."""
+"""Path of a file relative to the run's folder, and its entries."""
 
 
 @dataclass
@@ -73,8 +73,8 @@ class RunFiles:
         artifacts, checkpoints: by the path of their folder, relative to the run's.
         evaluations, predictions, benches, sensitivities, verifications: files of the verbs' ``--out``.
         cards, ranges, selections: of calibration.
-        record: what demo wrote about its steps.
-        unused: what could not be used.
+        record: of the steps, written by demo.
+        unused: files that cannot be used.
     """
 
     folder: Path
@@ -93,21 +93,17 @@ class RunFiles:
 
     @property
     def is_empty(self) -> bool:
-        """Whether no file of the folder gives a page anything to show."""
+        """Whether the folder has nothing that a page can show."""
         lists = (self.evaluations, self.predictions, self.benches, self.sensitivities, self.verifications)
         return not (self.artifacts or self.checkpoints or any(lists) or any((self.cards, self.ranges, self.selections)))
 
 
 def find(folder: Path) -> RunFiles:
-    """Reads every result in a folder and below it.
+    """Reads every result in a folder and its subfolders.
 
     Raises:
-        ArtifactError: no such folder.
+        ArtifactError: the folder does not exist.
     """
-    if folder.is_file():
-        raise ArtifactError(
-            f"run {folder}: is {describe_file(folder)}; give the folder that holds the results of a run"
-        )
     if not folder.is_dir():
         problem = f"is {describe_file(folder)}" if folder.is_file() else "no such folder"
         raise ArtifactError(f"run {folder}: {problem}; give the folder that holds the results of a run")
@@ -115,7 +111,7 @@ def find(folder: Path) -> RunFiles:
     for directory, names in _folders(folder):
         relative = directory.relative_to(folder).as_posix()
         if any(name in (".", relative) or relative.startswith(f"{name}/") for name in found.artifacts):
-            continue  # what an artefact holds is read through its manifest
+            continue  # the manifest lists the files of an artefact
         if MANIFEST in names and _has_keys(directory / MANIFEST, "files"):
             _attempt(found, f"{relative}/{MANIFEST}", partial(_read_artifact, found, relative, directory))
             continue
@@ -124,14 +120,14 @@ def find(folder: Path) -> RunFiles:
             if name.endswith(".json"):
                 _attempt(found, label, partial(_read_file, found, label, directory / name))
             elif CONFIG not in names:
-                found.unused.append(Unused(printable(label), f"no {CONFIG} of a finished checkpoint lies beside it"))
+                found.unused.append(Unused(printable(label), f"its folder has no {CONFIG} of a finished checkpoint"))
     for label in list(found.checkpoints):
         _read_log(found, label)
     return found
 
 
 def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
-    """Folders with their JSON files, the run's first; links are followed, but no folder is read twice."""
+    """Yields folders with their JSON files, the run's first; follows links, but reads no folder twice."""
     seen: set[str] = set()
     count = 0
     for where, folders, files in os.walk(root, followlinks=True):
@@ -150,7 +146,7 @@ def _folders(root: Path) -> Iterator[tuple[Path, list[str]]]:
 
 
 def _attempt(found: RunFiles, label: str, read: Callable[[], Any]) -> Any:
-    """What ``read`` returns; None, with the file named as not used, where it cannot be read."""
+    """Returns the result of ``read``; on an error lists the file as unused and returns None."""
     try:
         return read()
     except (GFTEdgeError, OSError, ValueError, OverflowError, IndexError, RecursionError) as error:
@@ -160,7 +156,7 @@ def _attempt(found: RunFiles, label: str, read: Callable[[], Any]) -> Any:
 
 
 def _has_keys(path: Path, *keys: str) -> bool:
-    """Whether a JSON object has these keys; a file that cannot be read is taken for one, so that it is named."""
+    """Returns whether a JSON object has these keys; true for an unreadable file, so that it is listed as unused."""
     try:
         data = read_object(path)
     except GFTEdgeError:
@@ -172,12 +168,12 @@ def _read_file(found: RunFiles, label: str, file: Path) -> None:
     """Reads a file into the list of its kind.
 
     Raises:
-        ArtifactError: it is of no kind that a page shows, or malformed.
+        ArtifactError: the file is malformed, or of a kind that no page shows.
     """
     data = read_object(file)
     keys = frozenset(data)
     if data.get("schema") == BENCH_SCHEMA and data.get("source") == "merge":
-        return  # report's own
+        return  # written by report
     if any(kind <= keys for kind in OTHER_KINDS):
         return
     if {"model", "labels", "preprocess"} <= keys:
@@ -194,19 +190,19 @@ def _read_file(found: RunFiles, label: str, file: Path) -> None:
         if kind.keys <= keys:
             getattr(found, kind.place).append((label, kind.read(data)))
             return
-    raise ArtifactError("of no kind that a page shows (its keys fit no result of gft-edge)")
+    raise ArtifactError("is not a result that a page shows: its keys match no result of gft-edge")
 
 
 def _read_artifact(found: RunFiles, label: str, directory: Path) -> None:
     """Adds an artefact with its engines, verification records, maps and quantization.
 
     Raises:
-        ArtifactError: its manifest cannot be used.
+        ArtifactError: the manifest cannot be used.
     """
     artifact = load_artifact(directory)
     manifest = artifact.manifest
     if MODEL not in manifest.files:
-        raise ArtifactError(f"lists no {MODEL}; export it again")
+        raise ArtifactError(f"has no {MODEL}; export it again")
     parts: dict[str, list[Mapping[str, Any]]] = {"engines": [], "verifications": [], "maps": []}
     for name in sorted(manifest.files):
         if name.endswith(".json") and name.startswith(("engines/", "reports/")):
@@ -221,7 +217,7 @@ def _read_artifact(found: RunFiles, label: str, directory: Path) -> None:
 
 
 def _read_part(artifact: Artifact, name: str, parts: Mapping[str, list[Mapping[str, Any]]]) -> None:
-    """Reads a record that lies in an artefact into the list of its kind; other files of reports/ are left alone."""
+    """Reads a record of an artefact into the list of its kind; ignores other files of reports/."""
     data = read_object(artifact.file(name))
     if name.startswith("engines/"):
         parts["engines"].append(checked(data, forms.ENGINE, "file"))
@@ -230,7 +226,7 @@ def _read_part(artifact: Artifact, name: str, parts: Mapping[str, list[Mapping[s
         manifest = artifact.manifest
         graphs = {MODEL, *(member.model for member in manifest.family.values())} & set(manifest.files)
         if record["model_sha256"] not in {None, *(manifest.files[graph].sha256 for graph in graphs)}:
-            raise ArtifactError("is about another graph than the artefact's; verify again")
+            raise ArtifactError("describes another graph than the artefact's; verify again")
         parts["verifications"].append(record)
     elif MAPS.keys <= set(data):
         parts["maps"].append(MAPS.read(data))
@@ -259,7 +255,7 @@ def _checkpoint(data: Mapping[str, Any], where: str) -> FoundCheckpoint:
 
 
 def _within(data: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
-    """The object below the keys; an empty one where there is none."""
+    """Returns the object below the keys; an empty one if it is missing."""
     for key in keys:
         value = data.get(key)
         data = value if isinstance(value, dict) else {}
@@ -267,7 +263,7 @@ def _within(data: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
 
 
 def _read_log(found: RunFiles, label: str) -> None:
-    """Adds the rows of a checkpoint's training log: of each step the last one written, in order of steps."""
+    """Adds the rows of a checkpoint's training log: the last row of each step, in order of steps."""
     folder = found.folder / label
     for file in sorted(folder.glob("*.jsonl")):
         rows = _attempt(found, file.relative_to(found.folder).as_posix(), partial(log_rows, file))
@@ -277,12 +273,12 @@ def _read_log(found: RunFiles, label: str) -> None:
 
 
 def picture(folder: Path, beside: Path, name: str) -> Path | None:
-    """A picture that a record names, found inside the run's folder; None where there is none.
+    """Returns the path of a picture that a record names, inside the run's folder; None if it is missing.
 
     Args:
         folder: of the run.
         beside: folder of the record.
-        name: path as written: relative to the record, or to where the verb ran.
+        name: path as written: relative to the record, or to the working folder of the verb.
     """
     parts = [part for part in as_path(name).parts if part not in ("/", ".", "..")]
     if "\0" in name or not parts:
@@ -297,5 +293,5 @@ def picture(folder: Path, beside: Path, name: str) -> Path | None:
 
 
 def as_path(name: str) -> PurePosixPath:
-    """A path that a record names; backslashes separate where there is no slash, as Windows writes it."""
+    """Returns a path that a record names; without a slash, backslashes separate its parts (Windows)."""
     return PurePosixPath(name if "/" in name else name.replace("\\", "/"))

@@ -39,7 +39,7 @@ def test_both_ways_to_the_importance_agree():
 def test_ten_budgets_fall_from_all_patches_to_15_per_cent():
     found = budgets(3, 144)
     assert len(found) == 10
-    assert found[0].is_full
+    assert set(found[0].keep) == {found[0].num_patches}
     assert found[-1].keep[-1] == int(144 * 0.15)
     assert all(a.keep > b.keep for a, b in itertools.pairwise(found))
 

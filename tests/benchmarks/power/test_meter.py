@@ -17,7 +17,8 @@ from gft_edge.benchmarks.power.meter import log_energy, log_trace, measure_energ
 from gft_edge.benchmarks.power.tegrastats import parse_line, parse_log
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.hardware.environment import board, has_nvidia_driver
-from gft_edge.hardware.jetson import board_conditions, module
+from gft_edge.hardware.jetson import board_conditions
+from gft_edge.hardware.this_device import module_here
 
 DATA = Path(__file__).parents[2] / "recorded"
 
@@ -316,7 +317,7 @@ def test_power_of_this_gpu_or_board():
     assert idle.refused is None
     assert 500 < idle.mean_mw < 1_000_000
     if board() is not None:
-        assert module() is not None
+        assert module_here() is not None
         assert board_conditions()["power_mode"]["name"]
 
 

@@ -18,7 +18,7 @@ from gft_edge.export.graph.view import view
 from gft_edge.export.lint.linter import lint
 from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.export.onnx.tracing import GraphOptions, export_graph
-from gft_edge.export.tensorrt.builders import Unwatched, compile_plan
+from gft_edge.export.tensorrt.builders import compile_plan
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan
 from gft_edge.hardware.tensorrt_versions import platform
@@ -119,7 +119,7 @@ def test_rtx_compiles_it(made, capability):
     summary = summarize(onnx.load(artifact.path / MODEL))
     plan = make_plan(summary, "rtx", BuildOptions(compute_capabilities=(capability,)))
     assert "linears and attention products" in plan.meaning
-    blob, _ = compile_plan(trt, artifact.path / MODEL, plan, Unwatched())
+    blob, _ = compile_plan(trt, artifact.path / MODEL, plan)
     assert len(blob) > 10_000
 
 

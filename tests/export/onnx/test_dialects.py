@@ -22,7 +22,8 @@ from gft_edge.export.lint.linter import lint
 from gft_edge.export.onnx.artifact import export_artifact, tool_versions
 from gft_edge.export.onnx.dialects import export_command, to_trt8
 from gft_edge.export.onnx.tracing import GraphOptions
-from gft_edge.export.tensorrt.builders import Unwatched, compile_plan, require_dialect
+from gft_edge.export.tensorrt.build import require_dialect
+from gft_edge.export.tensorrt.builders import compile_plan
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan
 from gft_edge.export.verify.claims import claim_places
@@ -122,7 +123,7 @@ def test_rtx_compiles_it(pair, tmp_path, precision, maps, kind):
     onnx.save(model, tmp_path / "model.onnx")
     plan = make_plan(summarize(model), "rtx", BuildOptions(compute_capabilities=("8.6",)))
     assert (plan.precision, plan.opset) == (precision, 17)
-    assert len(compile_plan(trt, tmp_path / "model.onnx", plan, Unwatched())[0]) > 10_000
+    assert len(compile_plan(trt, tmp_path / "model.onnx", plan)[0]) > 10_000
 
 
 def structure(model: onnx.ModelProto) -> str:

@@ -10,7 +10,7 @@ from torch import nn
 
 from gft_edge.budget import TokenBudget
 from gft_edge.export.onnx.plain_modules import PlainAttend, exportable
-from gft_edge.export.onnx.quantized import QDQLinear
+from gft_edge.export.onnx.quantized import QDQLayer
 from gft_edge.model.layers import Attend, ClassRowBlock, RowAttention, SelfAttention
 from gft_edge.quant.modules import QuantLinear, insert_quantizers
 
@@ -103,11 +103,11 @@ def test_quantized_linears_are_replaced_and_no_other(tiny_model):
     names = ["stages.0.attn.q", "blocks.0.attn.qkv", "blocks.2.mlp.fc2"]
     insert_quantizers(model, dict.fromkeys(names, 1.0))
     found = exportable(model)
-    assert [name for name, module in found.named_modules() if isinstance(module, QDQLinear)] == sorted(names)
+    assert [name for name, module in found.named_modules() if isinstance(module, QDQLayer)] == sorted(names)
     assert not any(isinstance(module, QuantLinear) for module in found.modules())
 
 
-class TestQDQLinear:
+class TestQDQLayer:
     @pytest.fixture(params=[True, False], ids=["bias", "no bias"])
     def layer(self, request):
         linear = nn.Linear(40, 12, bias=request.param)
@@ -117,13 +117,13 @@ class TestQDQLinear:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator))
             linear.weight[3] = 0
             linear.weight[4] *= 1000
-        return QuantLinear(linear, 2.54)
+        return QuantLinear(linear, "int8", 2.54)
 
     def test_integer_weights_are_those_of_numpy(self, layer):
         weight = layer.weight.detach().numpy()
         scale = np.maximum(np.abs(weight).max(axis=1), np.float32(1e-5)) / np.float32(127)
         codes = np.clip(np.rint(weight / scale[:, None]), -128, 127).astype(np.int8)
-        found = QDQLinear(layer)
+        found = QDQLayer(layer)
         assert found.weight_stored.dtype == torch.int8
         assert found.weight_stored.shape == (40, 12)
         assert found.weight_stored.is_contiguous()
@@ -132,14 +132,14 @@ class TestQDQLinear:
         assert set(np.abs(codes).max(axis=1)) == {0, 127}
 
     def test_integer_weights_are_those_of_the_fake_quantization(self, layer):
-        found = QDQLinear(layer)
+        found = QDQLayer(layer)
         fake = torch.fake_quantize_per_channel_affine(
             layer.weight.detach(), found.weight_scale, torch.zeros(12, dtype=torch.int32), 0, -128, 127
         )
         assert torch.equal(found.weight_stored.t().float() * found.weight_scale[:, None], fake)
 
     def test_activation_scale_is_one_number_and_all_zero_points_are_int8_zeros(self, layer):
-        found = QDQLinear(layer)
+        found = QDQLayer(layer)
         assert found.input_scale.shape == found.input_zero.shape == ()
         assert found.input_scale.dtype == torch.float32
         assert found.input_scale.item() == pytest.approx(0.02, rel=1e-6)
@@ -149,6 +149,6 @@ class TestQDQLinear:
         assert found.weight_zero.shape == (12,)
 
     def test_importance_still_reads_the_float_weights(self, layer):
-        found = QDQLinear(layer)
+        found = QDQLayer(layer)
         assert found.weight is layer.weight
         assert found.bias is layer.bias

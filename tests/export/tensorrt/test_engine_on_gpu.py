@@ -12,7 +12,7 @@ from gft_edge.data.datasets import open_images
 from gft_edge.export.graph.loading import load_graph
 from gft_edge.export.graph.summary import summarize
 from gft_edge.export.onnx.artifact import export_artifact
-from gft_edge.export.tensorrt.builders import build_engine
+from gft_edge.export.tensorrt.build import build_engine
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan
 from gft_edge.manifest import MODEL, load_artifact

@@ -8,19 +8,29 @@ from pathlib import Path
 import onnx
 import pytest
 
+from gft_edge.benchmarks.trtexec.runs import timing_arguments
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.graph.summary import GraphInput, GraphSummary, summarize
 from gft_edge.export.tensorrt.build_plan import BuildPlan
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import for_version, make_plan
 from gft_edge.files import canonical_json
+from gft_edge.hardware import tensorrt_versions
 from gft_edge.hardware.devices import DEVICES, device
 from gft_edge.hardware.tensorrt_versions import GENERATIONS, default_version, generation, platform
 from gft_edge.manifest import MODEL
 
 DATA = Path(__file__).parent / "data"
-VIT_B_INT8 = GraphSummary.from_json(json.loads((DATA / "gft_base-int8.json").read_text()))
-"""Summary of gft_base quantized and exported at its own budget."""
+
+
+def recorded_summary() -> GraphSummary:
+    """Summary of gft_base quantized and exported at its own budget."""
+    data = json.loads((DATA / "gft_base-int8.json").read_text())
+    inputs = tuple(GraphInput(i["name"], i["dtype"], tuple(i["shape"])) for i in data["inputs"])
+    return GraphSummary(**{**data, "products": tuple(data["products"]), "inputs": inputs})
+
+
+VIT_B_INT8 = recorded_summary()
 
 
 def graph(precision: str = "fp32", rest: str | None = None, **changes) -> GraphSummary:
@@ -137,11 +147,11 @@ REFUSED = {
     "Xavier": (graph(), {"target": "xavier-nx"}, "JetPack 5 with TensorRT 8.5 is the last for Xavier"),
     "10.x on Xavier": (graph(), {"target": "agx-xavier", "version": "10.3"}, "JetPack 5 with TensorRT 8.5 is the last"),
     "8.5": (graph(), {"version": "8.5"}, "8.6 is the oldest supported"),
-    "12": (graph(), {"target": "h100", "version": "12.0"}, "not known to this version"),
+    "12": (graph(), {"target": "h100", "version": "12.0"}, "it knows up to 11.x"),
     "10.3 on Thor": (graph(), {"target": "thor", "version": "10.3"}, "it needs 10.13 or newer"),
     "10.3 on Blackwell": (graph(), {"target": "b200", "version": "10.3"}, "it needs 10.8 or newer"),
     "11.2 on a Jetson": (graph(), {"target": "agx-orin", "version": "11.2"}, "not for JetPack"),
-    "11.4.1 on Orin Nano": (graph(), {"version": "11.4.1"}, "documented for AGX Orin and Thor only"),
+    "11.4.1 on Orin Nano": (graph(), {"version": "11.4.1"}, "not documented for Jetson Orin Nano"),
     "version of RTX": (graph(), {"target": "rtx", "version": "1.7"}, "built by the installed TensorRT-RTX"),
     "no version": (graph(), {"version": "ten"}, "expected numbers with dots"),
     "unknown device": (graph(), {"target": "orin-nan"}, "unknown device 'orin-nan' .did you mean 'orin-nano'"),
@@ -304,6 +314,16 @@ class TestGenerations:
     def test_rows_are_in_order_and_opsets_grow(self):
         assert [g.opsets[1] for g in GENERATIONS] == sorted(g.opsets[1] for g in GENERATIONS)
 
+    def test_a_new_version_is_a_new_row(self, monkeypatch):
+        newest = dataclasses.replace(GENERATIONS[-1], name="12.0", inverted_trtexec=False)
+        monkeypatch.setattr(tensorrt_versions, "GENERATIONS", (*GENERATIONS, newest))
+        monkeypatch.setattr(tensorrt_versions, "MAJOR_NUMBERS", (*tensorrt_versions.MAJOR_NUMBERS, 12))
+        made = plan(graph("fp16"), "h100", "12.1")
+        assert (made.generation, made.tensorrt) == ("12.0", "12.1")
+        assert generation("11.4").name == "11.0"
+        given = {version: timing_arguments(Path("e"), version) for version in ((11, 4), (12, 1))}
+        assert "--useCudaGraph" in given[12, 1] and "--useCudaGraph" not in given[11, 4]
+
     def test_platform_of_lint(self):
         assert platform(None).version is None
         assert platform(None, "10.3").generation.name == "10.3"
@@ -315,7 +335,7 @@ class TestGenerations:
     def test_plan_is_held_to_the_generation_that_is_installed(self):
         made = plan(graph(), version="10.3")
         assert for_version(made, "10.3.0").tensorrt == "10.3.0"
-        with pytest.raises(ConfigError, match=r"planned for TensorRT 10\.3, here is 11\.4\.0\.106"):
+        with pytest.raises(ConfigError, match=r"TensorRT 10\.3.* 11\.4\.0\.106"):
             for_version(made, "11.4.0.106")
         assert for_version(plan(graph(), "rtx"), "1.7.1.116").tensorrt == "1.7.1.116"
 
@@ -328,17 +348,11 @@ class TestSummary:
         assert found.inputs == (GraphInput("image", "fp32", (None, 3, 32, 32)),)
         assert (found.opset, found.tokens, found.quantized_attention) == (20, 17, False)
         assert found.operators["TopK"] == 4
-        assert GraphSummary.from_json(json.loads(json.dumps(found.to_json()))) == found
 
     def test_height_must_be_static(self):
         text = '<ir_version: 10, opset_import: ["" : 20]> g (float[B,3,H,W] image) => (float[B,3,H,W] y) { y = Relu(image) }'
         with pytest.raises(ArtifactError, match="only the first axis may be dynamic"):
             summarize(onnx.parser.parse_model(text))
-
-    @pytest.mark.parametrize("change", [{"opset": None, "extra": 1}, {"inputs": [{}]}, {"inputs": 3}])
-    def test_damaged_json_is_refused(self, change):
-        with pytest.raises(ArtifactError, match="incomplete or malformed"):
-            GraphSummary.from_json({**VIT_B_INT8.to_json(), **change})
 
 
 @pytest.mark.parametrize("change", [{"batch": None, "more": 1}, {"profile": 3}, {"profile": {"image": 3}}])

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
-import pytest
-from torch import nn
+import sys
 
-from gft_edge.errors import ConfigError
+import pytest
+import torch
+
+from gft_edge.checkpoint import load_checkpoint
+from gft_edge.errors import ConfigError, MissingExtraError
 from gft_edge.export.graph.summary import GraphInput, GraphSummary
 from gft_edge.export.tensorrt import torch_tensorrt
 from gft_edge.export.tensorrt.build_plan import BuildPlan
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan
-from gft_edge.export.tensorrt.torch_tensorrt import compile_torch, settings
+from gft_edge.export.tensorrt.torch_tensorrt import build_torch, plan_torch, settings, traced
 
 
 def plan(precision: str = "fp16", target: str = "h100", rest: str | None = None, **options) -> BuildPlan:
@@ -47,7 +50,41 @@ def test_plans_it_cannot_follow_are_refused(made, reason):
         settings(made())
 
 
-def test_machine_without_a_driver_is_refused_before_the_import(monkeypatch):
-    monkeypatch.setattr(torch_tensorrt, "has_nvidia_driver", lambda: False)
-    with pytest.raises(ConfigError, match="no NVIDIA driver here"):
-        compile_torch(nn.Identity(), plan(), 32)
+@pytest.fixture
+def no_gpu(monkeypatch):
+    def refuse():
+        raise ConfigError("no GPU")
+
+    monkeypatch.setattr(torch_tensorrt, "device_here", refuse)
+    monkeypatch.setattr(torch_tensorrt, "installed_tensorrt", lambda: None)
+
+
+@pytest.mark.usefixtures("no_gpu")
+def test_plan_of_a_checkpoint_names_the_assumed_gpu(tiny_checkpoint):
+    made = plan_torch(load_checkpoint(tiny_checkpoint), "fp16", BuildOptions(batch=(1, 2, 4)))
+    assert (made.module, made.target, made.precision, made.rest) == ("torch_tensorrt", "h100", "fp16", "fp16")
+    assert made.profile == {"image": ((1, 3, 32, 32), (2, 3, 32, 32), (4, 3, 32, 32))}
+    assert made.command() is None
+    assert "no NVIDIA GPU" in made.notes[0] and torch_tensorrt.UNVERIFIED in made.notes
+    assert BuildPlan.from_json(made.to_json()) == made
+
+
+@pytest.mark.parametrize("batch", [(2, 2, 2), (1, 1, 8)])
+@pytest.mark.usefixtures("no_gpu")
+def test_traced_program_computes_what_the_model_computes(tiny_checkpoint, batch):
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    program = traced(checkpoint.model, plan_torch(checkpoint, "fp32", BuildOptions(batch=batch)), "cpu")
+    images = torch.randn(batch[2], 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(images), checkpoint.model(images), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("driver", "error", "word"), [(False, ConfigError, "driver"), (True, MissingExtraError, "torch-trt")]
+)
+@pytest.mark.usefixtures("no_gpu")
+def test_missing_driver_and_missing_package_are_named(tiny_checkpoint, monkeypatch, driver, error, word):
+    monkeypatch.setattr(torch_tensorrt, "has_nvidia_driver", lambda: driver)
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", None)
+    with pytest.raises(error, match=word):
+        build_torch(tiny_checkpoint, "fp32", BuildOptions())

@@ -2,92 +2,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from gft_edge.export.verify.verdict import Limits, assess
-from gft_edge.stats.agreement import Comparison, Computation, StageAgreement, Tie, compare, stage_agreement
-from gft_edge.stats.metrics import spearman
-from gft_edge.stats.paired import PairedTop1, WorstClass, difference_interval, images_needed, paired_top1
-
-
-class TestSpearman:
-    def _slow(self, a, b):
-        def ranks(v):
-            return np.array([np.mean([sum(x < y for x in v) + 1, sum(x <= y for x in v)]) for y in v])
-
-        return np.corrcoef(ranks(a), ranks(b))[0, 1]
-
-    @given(
-        st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=2, max_size=12).filter(
-            lambda pairs: all(len(set(side)) > 1 for side in zip(*pairs))
-        )
-    )
-    def test_equals_the_correlation_of_ranks(self, pairs):
-        a, b = (np.array(side, float) for side in zip(*pairs))
-        assert spearman(a, b) == pytest.approx(self._slow(a, b), abs=1e-12)
-
-    def test_depends_on_order_alone(self):
-        a = np.random.default_rng(0).standard_normal(50)
-        assert spearman(a, np.exp(3 * a)) == pytest.approx(1)
-        assert spearman(a, -a) == pytest.approx(-1)
-
-    def test_constants_agree_with_each_other_only(self):
-        assert spearman(np.ones(4), np.zeros(4)) == 1
-        assert spearman(np.ones(4), np.arange(4)) == 0
-
-
-class TestPairedTop1:
-    LABELS = np.array([0, 0, 0, 1, 1, 1, 1, 2])
-    A = np.array([0, 0, 0, 1, 1, 1, 0, 2])
-    B = np.array([0, 0, 1, 0, 0, 1, 1, 2])
-
-    def test_counts_and_worst_class(self):
-        found = paired_top1(self.A, self.B, self.LABELS, ("ant", "bee", "cat"))
-        assert (found.only_reference, found.only_candidate, found.images) == (3, 1, 8)
-        assert found.difference == pytest.approx(-2 / 8)
-        assert found.mcnemar_p == pytest.approx(2 * (1 + 4) / 16)
-        assert found.worst_class == WorstClass("ant", 3, 3, 2)  # -1/3, against -1/4 of bee
-
-    def test_no_class_lost(self):
-        assert paired_top1(self.B, self.B, self.LABELS).worst_class is None
-
-    def test_interval_is_that_of_resampled_images(self):
-        rng = np.random.default_rng(1)
-        each = np.repeat([-1, 1, 0], [14, 4, 182])
-        means = [rng.choice(each, 200).mean() for _ in range(8000)]
-        found = difference_interval(14, 4, 200)
-        assert found == pytest.approx(np.percentile(means, (2.5, 97.5)), abs=0.006)
-
-    def test_interval_without_differences_follows_the_rule_of_three(self):
-        low, high = difference_interval(0, 0, 300)
-        assert high == -low == pytest.approx(3 / 300, rel=0.01)
-
-    def test_interval_does_not_depend_on_chance(self):
-        assert difference_interval(5, 3, 100) == difference_interval(5, 3, 100)
-
-
-class TestImagesNeeded:
-    def test_power_is_what_it_says(self):
-        """Simulated: with that many images, the interval excludes the margin in about 80 % of the trials."""
-        needed = images_needed(20, 20, 1000, 0.01)
-        assert 2000 < needed < 4000
-        counts = np.random.default_rng(0).multinomial(needed, [0.02, 0.02, 0.96], size=4000)
-        difference = (counts[:, 1] - counts[:, 0]) / needed
-        error = np.sqrt(((counts[:, 0] + counts[:, 1]) / needed - difference**2) / needed)
-        assert np.mean(difference - 1.959964 * error > -0.01) == pytest.approx(0.8, abs=0.03)
-
-    def test_no_difference_seen(self):
-        assert images_needed(0, 0, 50, 0.01) == 299
-        assert difference_interval(0, 0, 299)[0] > -0.01 > difference_interval(0, 0, 297)[0]
-
-    def test_drop_that_equals_the_margin_is_never_decided(self):
-        assert images_needed(3, 1, 200, 0.01) is None
-
-    def test_is_more_than_was_seen(self):
-        assert images_needed(1, 1, 100_000, 0.01) == 100_001
+from gft_edge.stats.agreement import Comparison, StageAgreement
+from gft_edge.stats.paired import PairedTop1, difference_interval, images_needed
 
 
 def _comparison(kind="compression", difference=0.0, only=(0, 0), images=1000, agreement=1.0, **changes):
@@ -96,7 +15,7 @@ def _comparison(kind="compression", difference=0.0, only=(0, 0), images=1000, ag
     return dataclasses.replace(base, **changes)
 
 
-class TestJudge:
+class TestAssess:
     def _assess(self, *comparisons, **changes):
         return assess(comparisons, Limits(**changes))
 
@@ -175,54 +94,3 @@ class TestJudge:
         assert self._assess(comparison).verdict == "pass"
         comparison = dataclasses.replace(comparison, stages=(StageAgreement(0, 1.0, 9, 0, 9), stages[1]))
         assert self._assess(comparison).verdict == "fail"
-
-
-class TestImportanceAgreement:
-    def _stage(self, candidate, reference=((0.4, 0.3, 0.2, 0.1),)):
-        sides = [
-            {"importance_0": np.array(values, np.float32), "kept_0": np.array([[0, 1]])}
-            for values in (reference, candidate)
-        ]
-        return stage_agreement(*sides, 0, np.arange(4)[None])
-
-    def test_same_maps_are_exact(self):
-        found = self._stage([(0.4, 0.3, 0.2, 0.1)])
-        assert (found.importance_sqnr_db, found.rank_correlation) == (None, 1.0)
-
-    def test_sharper_map_keeps_its_order_and_loses_decibels(self):
-        found = self._stage([(0.7, 0.2, 0.08, 0.02)])
-        assert found.rank_correlation == pytest.approx(1)
-        assert found.importance_sqnr_db == pytest.approx(
-            10 * np.log10(0.30 / (0.09 + 0.01 + 0.0144 + 0.0064)), rel=1e-5
-        )
-
-    def test_values_that_are_not_finite_count_as_zero(self):
-        assert self._stage([(np.nan, 0.3, 0.2, 0.1)]).importance_sqnr_db == pytest.approx(10 * np.log10(0.30 / 0.16))
-
-    def test_later_stage_is_ranked_on_patches_that_enter_on_both_sides(self):
-        reference = {"importance_1": np.array([[0.5, 0.3, 0.2]]), "kept_1": np.array([[0, 1]])}
-        candidate = {"importance_1": np.array([[0.1, 0.2, 0.7]]), "kept_1": np.array([[0, 3]])}
-        found = stage_agreement(reference, candidate, 1, np.array([[0, 1, 2]]), np.array([[3, 1, 0]]))
-        assert found.rank_correlation == pytest.approx(1)  # patches 0 and 1: 0.5, 0.3 and 0.7, 0.2
-
-    def test_map_of_another_size_is_not_told(self):
-        assert self._stage([(0.5, 0.3, 0.2)]).rank_correlation is None
-
-    def test_ties_are_named(self):
-        reference = {"importance_0": np.array([[0.25, 0.25, 0.25, 0.25]]), "kept_0": np.array([[0, 1]])}
-        found = stage_agreement(reference, {"kept_0": np.array([[0, 3]])}, 0, np.arange(4)[None])
-        assert found.tied == (Tie(0, (1, 3)),)
-
-    def test_another_order_of_the_same_patches_is_told(self):
-        reference = {"importance_0": np.array([[0.4, 0.3, 0.2, 0.1]]), "kept_0": np.array([[0, 1]])}
-        found = stage_agreement(reference, {"kept_0": np.array([[1, 0]])}, 0, np.arange(4)[None])
-        assert (found.identical, found.reordered) == (1, 1)
-
-
-def test_labels_give_paired_statistics():
-    logits = np.eye(3, dtype=np.float32)[[0, 1, 2, 0]]
-    other = np.eye(3, dtype=np.float32)[[0, 1, 1, 0]]
-    sides = (Computation("torch", "fp32", "a"), Computation("torch", "int8", "b"))
-    found = compare(sides, {"logits": logits}, {"logits": other}, np.array([0, 1, 2, 0]), 4, ("ant", "bee", "cat"))
-    assert found.top1.only_reference == 1
-    assert found.top1.worst_class == WorstClass("cat", 1, 1, 0)

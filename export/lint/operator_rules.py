@@ -1,26 +1,67 @@
-"""Whether the importer of the target knows a graph's operators, and knows them in the form they are used in."""
+"""Rules on operators: importers of the target, forms they refuse, sizes that depend on the data."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from onnx import NodeProto, TensorProto, ValueInfoProto
+from onnx import NodeProto
 
 from gft_edge.export.graph.structure import STANDARD, node_label
 from gft_edge.export.graph.view import GraphView, attribute
-from gft_edge.export.lint.operators import PLUGIN_DOMAINS, first_version, names, reads, reads_foreign
-from gft_edge.hardware.tensorrt_versions import Platform, parse_version
+from gft_edge.export.lint.operators import (
+    FORM_SINCE,
+    PLUGIN_DOMAINS,
+    first_version,
+    reads,
+    reads_foreign,
+    reads_form,
+)
+from gft_edge.export.lint.rule import Problems, rule, warning
+from gft_edge.hardware.tensorrt_versions import Platform
 
-Problems = Iterator[tuple[str, str]]
-
-TYPES = names("BFLOAT16 BOOL DOUBLE FLOAT FLOAT16 FLOAT4E2M1 FLOAT8E4M3FN FLOAT8E8M0 INT32 INT4 INT64 INT8 UINT8")
-"""What operators.md of onnx-tensorrt 10.15 names, and the scales of MXFP8."""
-
+DATA_DEPENDENT = ("NonZero", "Compress", "Unique", "NonMaxSuppression", "Loop", "If", "Scan", "SequenceAt")
 COORDINATES = ("half_pixel", "pytorch_half_pixel", "tf_half_pixel_for_nn", "asymmetric", "align_corners")
 
 
+@rule(
+    "GE012",
+    "operators whose output size depends on the data",
+    "They need an output allocator and a host synchronisation, and forbid CUDA graphs (TensorRT developer guide, "
+    "data-dependent shapes); Compress and Unique are not in the operator list of onnx-tensorrt.",
+)
+def data_dependent(graph: GraphView, platform: Platform) -> Problems:
+    """Finds operators whose output shape or control flow depends on run-time values."""
+    for node in graph.of_type(*DATA_DEPENDENT):
+        if node.op_type == "If" and graph.constant(node.input[0]) is not None:
+            continue  # the parser takes one branch
+        if all(graph.is_constant(output) for output in node.output):
+            continue
+        yield node_label(node), "output size or control flow depends on the data"
+
+
+@rule(
+    "GE018",
+    "scatter with a reduction",
+    "ScatterND does not reduce, and ScatterElements with add gave silently wrong results on 8.6 (NVIDIA/TensorRT issues "
+    "3650 and 3750).",
+)
+def scatter_reduction(graph: GraphView, platform: Platform) -> Problems:
+    """Finds scatter operators that sum, multiply or compare."""
+    for node in graph.of_type("ScatterElements", "ScatterND", "Scatter"):
+        reduction = attribute(node, "reduction", b"none")
+        reduction = reduction.decode(errors="replace") if isinstance(reduction, bytes) else "none"
+        if reduction != "none":
+            yield node_label(node), f"reduction {reduction!r}; write it as a product with a one-hot matrix"
+
+
+@rule(
+    "GE025",
+    "operator or domain that the importer does not have",
+    "An operator without an importer needs a plugin, and parsing ends there (onnx-tensorrt operator list); importers "
+    "read the name without its domain and take another domain's operator for ONNX's (measured on TensorRT-RTX 1.7).",
+)
 def unknown_operator(graph: GraphView, platform: Platform) -> Problems:
-    """Operators that no importer of the target's family has, and domains that are not ONNX's."""
+    """Finds operators without an importer in the target's family, and foreign domains."""
     for node in graph.nodes:
         if node.domain in STANDARD:
             later = first_version(node.op_type) is not None and not platform.is_rtx  # GE022 says since when
@@ -34,8 +75,15 @@ def unknown_operator(graph: GraphView, platform: Platform) -> Problems:
             )
 
 
+@rule(
+    "GE028",
+    "operator of a TensorRT plugin",
+    "The plugin's library must be loaded at build time and wherever the engine runs (TensorRT developer guide, extending "
+    "TensorRT with custom layers).",
+    warning,
+)
 def plugin_operator(graph: GraphView, platform: Platform) -> Problems:
-    """Operators of TensorRT's plugin domains."""
+    """Finds operators of TensorRT's plugin domains."""
     for node in graph.nodes:
         if node.domain in PLUGIN_DOMAINS and not reads_foreign(node.domain, node.op_type, platform.version):
             yield (
@@ -44,70 +92,43 @@ def plugin_operator(graph: GraphView, platform: Platform) -> Problems:
             )
 
 
+@rule(
+    "GE022",
+    "operator newer than the target's parser",
+    "Importers grow with their version: Gelu came with TensorRT 10.0, Attention with 10.14, local functions with 9.0 "
+    "(onnx-tensorrt changelog and operator list); the Erf form of opset 17 fuses in 8.6.",
+)
 def new_operator(graph: GraphView, platform: Platform) -> Problems:
-    """Operators, outputs and functions that need a newer parser than the target has."""
-    version = platform.version
-    if version is None or platform.is_rtx:
+    """Finds operators, outputs and functions that need a newer parser than the target has."""
+    version, known = platform.version, platform.generation
+    if version is None or known is None or platform.is_rtx:
         return
-    old = parse_version(version) < (9, 0)
-    hint = "; export with --dialect trt8" if old else ""
+    hint = "; export with --dialect trt8" if known.dialect == "trt8" else ""
     for node in graph.nodes:
         if node.domain not in STANDARD:
             continue
         since = first_version(node.op_type)
         if since is not None and not reads(node.op_type, version):
             yield node_label(node), f"{platform.title} has no {node.op_type}, which came with TensorRT {since}{hint}"
-    if old and graph.functions:
+    if not known.reads_functions and graph.functions:
         domain, name = graph.functions[0]
         yield f"function {domain}.{name}", f"{platform.title} reads no local functions; inline them, or use 10.x"
 
 
+@rule(
+    "GE026",
+    "operator in a form that importers refuse",
+    "Training mode, dilated pooling, second outputs, computed axes and antialiasing end the parsing (onnx-tensorrt "
+    "operator list, restrictions; measured on TensorRT-RTX 1.7).",
+)
 def restricted_operator(graph: GraphView, platform: Platform) -> Problems:
-    """Operators in a form that the importers refuse."""
+    """Finds operators in a form that the importers refuse."""
     for node in graph.of_type(*_RESTRICTIONS):
         for problem in _RESTRICTIONS[node.op_type](graph, node, platform):
             yield node_label(node), problem
     if not graph.place:
         for name in graph.sparse:
             yield f"initialiser {name}", "is sparse, which no importer reads; store it dense"
-
-
-def unreadable_type(graph: GraphView, platform: Platform) -> Problems:
-    """Data types that no importer reads."""
-    for value in graph.inputs:
-        problem = _value_problem(value)
-        if problem:
-            yield f"input {value.name}", problem
-    found: set[int] = set()
-    for node in graph.of_type("Cast", "CastLike"):
-        dtype = attribute(node, "to")
-        if isinstance(dtype, int) and _type_name(dtype) not in TYPES and dtype not in found:
-            found.add(dtype)
-            yield node_label(node), f"casts to {_type_name(dtype)}, which no importer reads"
-    if graph.place:
-        return
-    for name, tensor in graph.initializers.items():
-        dtype = tensor.data_type
-        if name in graph.consumers and _type_name(dtype) not in TYPES and dtype not in found:
-            found.add(dtype)
-            yield f"initialiser {name}", f"is {_type_name(dtype)}, which no importer reads"
-
-
-def _value_problem(value: ValueInfoProto) -> str | None:
-    kind = value.type.WhichOneof("value")
-    if kind not in (None, "tensor_type"):
-        return f"is a {str(kind).removesuffix('_type')}, importers read tensors alone"
-    dtype = value.type.tensor_type.elem_type
-    if kind is None or dtype == TensorProto.UNDEFINED:
-        return None
-    return None if _type_name(dtype) in TYPES else f"is {_type_name(dtype)}, which no importer reads"
-
-
-def _type_name(dtype: int) -> str:
-    try:
-        return str(TensorProto.DataType.Name(dtype))
-    except ValueError:
-        return f"data type {dtype}"
 
 
 def _dropout(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
@@ -157,7 +178,7 @@ def _reduction(graph: GraphView, node: NodeProto, platform: Platform) -> Iterato
 
 
 def _cum_sum(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
-    if platform.version is not None and not platform.is_rtx and parse_version(platform.version) < (10, 8):
+    if platform.version is not None and not reads_form("CumSum", platform.version):
         yield from _constant_input(graph, node, 1, "axis")
 
 
@@ -173,11 +194,11 @@ def _constant(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator
 
 
 def _einsum(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
-    if platform.version is None or platform.is_rtx or parse_version(platform.version) >= (10, 12):
+    if platform.version is None or reads_form("Einsum", platform.version):
         return
     equation = _text(node, "equation", "").replace(" ", "")
     if "..." in equation or any(len(set(term)) < len(term) for term in equation.partition("->")[0].split(",")):
-        yield f"equation {equation} has an ellipsis or a diagonal, which TensorRT reads from 10.12 on"
+        yield f"equation {equation} has an ellipsis or a diagonal, which TensorRT reads from {FORM_SINCE['Einsum']} on"
 
 
 def _recurrent(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:

@@ -1,0 +1,102 @@
+"""Takes optimiser steps: elastic budgets, mixed precision, accumulation, mixup and weight averaging."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from gft_edge.config.model import GFTConfig
+from gft_edge.config.recipe import TrainSection
+from gft_edge.errors import CheckFailed
+from gft_edge.train.schedule import step_budgets
+from gft_edge.train.state import TrainingState
+
+
+@dataclass(frozen=True)
+class Stepper:
+    """Takes the steps of one training.
+
+    Args:
+        network: computes logits; the model itself, or wrapped for several processes.
+        state: model, optimiser, scaler and averages.
+        config: of the model.
+        settings: of the recipe.
+        mixup: mixes images and labels; see :func:`make_mixup`.
+    """
+
+    network: nn.Module
+    state: TrainingState
+    config: GFTConfig
+    settings: TrainSection
+    mixup: Mixup | None
+
+    def step(self, batches: Sequence[tuple[Tensor, Tensor]], number: int) -> Tensor:
+        """Takes one optimiser step; returns loss and right answers summed over its images, and their number.
+
+        Raises:
+            CheckFailed: the loss is NaN or infinite.
+        """
+        settings, state = self.settings, self.state
+        passes = step_budgets(self.config, settings, number)
+        state.optimizer.zero_grad(set_to_none=True)
+        sums = torch.zeros(3, dtype=torch.float64)
+        for micro, (images, labels) in enumerate(batches):
+            targets: Tensor = labels
+            if self.mixup is not None:
+                images, targets = self.mixup(images, labels)
+            # Gradients are exchanged once per step, with the last backward pass.
+            waiting = contextlib.ExitStack()
+            if isinstance(self.network, nn.parallel.DistributedDataParallel):
+                waiting.enter_context(self.network.no_sync())
+            with waiting:
+                teacher: Tensor | None = None
+                for index, budget in enumerate(passes):
+                    if micro == len(batches) - 1 and index == len(passes) - 1:
+                        waiting.close()
+                    with _autocast(images, settings):
+                        logits = self.network(images, budget)
+                    logits = logits.float()
+                    if teacher is None:
+                        smoothing = settings.label_smoothing if self.mixup is None else 0.0  # Mixup smooths targets
+                        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+                        teacher = logits.detach().softmax(dim=1)
+                        right = int((logits.detach().argmax(1) == labels).sum())
+                        sums += torch.tensor([loss.item() * len(labels), right, len(labels)], dtype=torch.float64)
+                    else:
+                        loss = F.cross_entropy(logits, teacher)
+                    state.scaler.scale(loss / len(batches)).backward()
+        if not math.isfinite(sums[0].item()):
+            raise CheckFailed(f"loss is {sums[0].item()} at step {number}; lower train.lr or raise train.warmup_steps")
+        state.scaler.unscale_(state.optimizer)
+        if settings.grad_clip:
+            nn.utils.clip_grad_norm_(state.model.parameters(), settings.grad_clip)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        if isinstance(state.average, ModelEmaV3):
+            state.average.update(state.model)
+        return sums
+
+
+def _autocast(images: Tensor, settings: TrainSection) -> torch.autocast:
+    dtype = torch.float16 if settings.precision == "fp16" else torch.bfloat16
+    return torch.autocast(images.device.type, dtype=dtype, enabled=settings.precision != "fp32")
+
+
+def make_mixup(settings: TrainSection, config: GFTConfig) -> Mixup | None:
+    """Returns timm's Mixup for a recipe with mixup or cutmix, else None."""
+    if not settings.mixup and not settings.cutmix:
+        return None
+    return Mixup(
+        mixup_alpha=settings.mixup,
+        cutmix_alpha=settings.cutmix,
+        label_smoothing=settings.label_smoothing,
+        num_classes=config.num_classes,
+    )

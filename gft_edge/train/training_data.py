@@ -1,0 +1,132 @@
+"""Opens the data of a training: images, labels, preprocessing, and each process's share of the validation images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from gft_edge.checkpoint import read_info, resolve_checkpoint
+from gft_edge.config.model import GFTConfig
+from gft_edge.config.recipe import Recipe
+from gft_edge.data.batches import evaluation_batches
+from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, readable, split_names
+from gft_edge.data.trained import not_trained_on
+from gft_edge.data.training import training_batches
+from gft_edge.errors import ConfigError, DataError
+from gft_edge.model.build import logits_function
+from gft_edge.preprocess import PreprocessSpec
+from gft_edge.runtime.accuracy import measure_accuracy
+from gft_edge.train.distributed import Workers, total
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingData:
+    """Images of a training.
+
+    Attributes:
+        images: training images of all processes.
+        spec: preprocessing.
+        config: model configuration that fits the data.
+        val: this process's share of the validation images.
+        notes: how the images were found and which were left out.
+        unreadable: messages about unreadable files; grows during the training.
+    """
+
+    images: ImageSet
+    spec: PreprocessSpec
+    config: GFTConfig
+    val: ImageSet
+    notes: tuple[str, ...]
+    unreadable: set[str]
+
+    def score(self, model: nn.Module) -> dict[str, float]:
+        """Returns validation accuracy at the full and at the configured budget over all processes; keeps the model's mode.
+
+        Raises:
+            CheckFailed: logits are NaN or infinite.
+        """
+        budgets = (self.config.full_budget, self.config.budget)
+        models = [(f"evaluation at {budget.id}", logits_function(model, budget)) for budget in budgets]
+        was_training = model.training
+        model.eval()
+        try:
+            found = measure_accuracy(models, self.val, self.images.labels, self.spec, self.unreadable.add)
+            counts = [found[0].right, found[1].right, found[0].count]
+        except DataError:  # no image of this share can be read; the other processes have theirs
+            counts = [0, 0, 0]
+        finally:
+            model.train(was_training)
+        full, pruned, images = (int(count) for count in total(torch.tensor(counts, dtype=torch.float64)).tolist())
+        return {"val_top1_full": full / images, "val_top1_budget": pruned / images, "val_images": images}
+
+    def batches(self, recipe: Recipe, group: Workers, steps: range) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields this process's batches, ``accumulate`` per step, interleaved with those of the other processes."""
+        settings = recipe.train
+        per_step = settings.accumulate * group.count
+        own = [
+            step * per_step + micro * group.count + group.rank for step in steps for micro in range(settings.accumulate)
+        ]
+        loader = training_batches(
+            self.images,
+            self.spec,
+            settings.batch_size,
+            own,
+            settings.seed,
+            recipe.data.augment,
+            recipe.data.num_workers,
+            self.unreadable.add,
+        )
+        for images, labels in loader:
+            yield images.to(group.device), labels.to(group.device)
+
+
+def open_training_data(recipe: Recipe, group: Workers) -> TrainingData:
+    """Opens the images of a recipe.
+
+    Raises:
+        ConfigError, DataError: recipe, data and starting checkpoint do not fit each other.
+    """
+    settings, name = recipe.train, recipe.data.name
+    _require_val(name)
+    probe = open_images(name, "train", recipe.data.train_images, 96, settings.seed)
+    config = recipe.model.resolve(len(probe.labels))
+    spec = PreprocessSpec(config.image_size, config.image_size)
+    if settings.init:
+        initial = read_info(resolve_checkpoint(settings.init))
+        spec = dataclasses.replace(initial.preprocess, height=config.image_size, width=config.image_size)
+    size = config.image_size
+    # Only rendered images depend on the size; files are listed once.
+    images = open_images(name, "train", recipe.data.train_images, size, settings.seed) if _is_rendered(name) else probe
+    images = readable(images)
+    if len(images) < settings.batch_size:
+        raise ConfigError(
+            f"data {name}: {len(images)} training images are fewer than one batch of {settings.batch_size}; lower "
+            "train.batch_size"
+        )
+    held_out = match_labels(open_images(name, "val", recipe.data.eval_images, size, settings.seed), images.labels, name)
+    if settings.init:
+        held_out = not_trained_on(held_out, resolve_checkpoint(settings.init), "val", name)
+    unreadable: set[str] = set()
+    # Fail now, not after the training, when no validation image is readable.
+    if next(evaluation_batches(held_out, spec, 1, unreadable.add), None) is None:
+        raise DataError(f"data {name}: none of its validation images can be read ({min(unreadable)})")
+    share = Subset(held_out, tuple(range(group.rank, len(held_out), group.count)))
+    notes = tuple(dict.fromkeys((*images.notes, *held_out.notes)))
+    return TrainingData(images, spec, config, share, notes, unreadable)
+
+
+def _require_val(name: str) -> None:
+    """Raises DataError for a folder that has training images but no validation images."""
+    splits = split_names(name)
+    if "train" in splits and "val" not in splits:
+        raise DataError(
+            f"data {name}: has training images but none for validation, and training needs both; a class of two images or "
+            "more gives one, or a folder named val or test beside train"
+        )
+
+
+def _is_rendered(name: str) -> bool:
+    return name.partition(":")[0] == "typefaces"
