@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.checkpoint import CheckpointInfo
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import held_out_split, is_folder, open_images, readable, split_names, unlabelled_folder
 from gft_edge.data.for_model import Note
@@ -16,6 +16,9 @@ from gft_edge.data.seeded import seeded_images
 from gft_edge.data.sets import ImageSet, Subset, spread
 from gft_edge.data.trained import not_trained_on
 from gft_edge.errors import DataError, GFTEdgeError
+
+if TYPE_CHECKING:
+    from gft_edge.checkpoint import CheckpointInfo
 
 COUNT = 16
 
