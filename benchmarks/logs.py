@@ -1,4 +1,4 @@
-"""Text that programs printed: read from files of any encoding, without the colours of a terminal."""
+"""Output of programs, read from files of any encoding, without terminal colours."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@
 
 
 def clean(text: str) -> str:
-    """The text without colour codes of terminals and without zero bytes, which a board that lost power leaves."""
+    """Removes colour codes of terminals, and zero bytes, which a board leaves after a loss of power."""
     return _ANSI.sub("", text).replace("\x00", "")
 
 
 def read_log_text(path: Path, what: str, error: type[GFTEdgeError]) -> str:
-    """Reads a recorded log; bytes that are no text of its encoding become replacement characters.
+    """Reads a recorded log; bytes that are invalid in its encoding become replacement characters.
 
     Args:
-        path: UTF-8, or UTF-16 as Windows PowerShell 5.1 redirects.
-        what: for the message.
+        path: in UTF-8, or in UTF-16 as Windows PowerShell 5.1 writes it.
+        what: name of the log in messages.
         error: class to raise.
 
     Raises:
-        GFTEdgeError: of that class, the file cannot be read.
+        GFTEdgeError: of that class, if the file cannot be read.
     """
     try:
         return clean(decode_text(path.read_bytes(), errors="replace"))

@@ -1,4 +1,4 @@
-"""Roofline: the time an artefact cannot be faster than on a device. A bound, never a latency.
+"""Roofline: a lower bound of the time that an artefact takes on a device; never a latency.
 
 Real engines reach 20 to 60 % of it (ViT-B/16 on Orin Nano: 37 % in FP16, 21 % in INT8; on A100 at batch 256: 59 %).
 """
@@ -18,16 +18,16 @@ from gft_edge.manifest import DeploymentManifest
 from gft_edge.model.macs import count_macs
 
 BYTES: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
-"""Of one weight."""
+"""Bytes of one weight."""
 
 KERNELS_PER_BLOCK = 5
-"""The products no compiler merges: qkv, attention, output projection, two of the MLP; norms, GELU, additions fused."""
+"""Products that no compiler merges: qkv, attention, output projection, two of the MLP; the rest is fused."""
 
 KERNELS_PER_STAGE = 3
 """Queries with keys and values, attention, output projection."""
 
 LAUNCH_MS = 0.002
-"""Of one kernel at batch 1, the lower end of the 2 to 4 us seen on data-centre GPUs."""
+"""Time of one kernel at batch 1, the lower end of the 2 to 4 us measured on data-centre GPUs."""
 
 LEAST_UTILISATION = 0.1
 GUARDED_BATCH = 8
@@ -38,15 +38,15 @@ class Roofline:
     """Lower bounds of one request, term by term.
 
     Attributes:
-        device, precision, batch: of what; ``precision`` is that of every product and weight, so layers left in a higher
-            one only make the true time longer.
+        device, precision, batch: as given; ``precision`` is that of every product and weight, so layers in a higher one
+            only make the true time longer.
         macs: multiply-accumulates of the whole batch.
         weight_bytes: every weight matrix once, at ``precision``.
         io_bytes: inputs and outputs of the whole batch.
         num_kernels: launches that cannot be merged.
-        compute_ms: two operations per multiply-accumulate at the dense peak; None where the device has no known peak.
+        compute_ms: two operations per multiply-accumulate at the dense peak; None if the device has no known peak.
         weight_read_ms: ``weight_bytes`` over the memory bandwidth.
-        memory_ms: inputs, outputs, and what of the weights the last-level cache cannot keep from one request to the next.
+        memory_ms: inputs, outputs, and the weights that the last-level cache cannot keep between requests.
         launch_ms: ``num_kernels`` of 2 us; an engine in a CUDA graph may go a little below it.
     """
 
@@ -64,12 +64,12 @@ class Roofline:
 
     @property
     def hardware_ms(self) -> float:
-        """What the hardware's peaks forbid to beat."""
+        """The bound by the hardware's peaks alone."""
         return max(self.compute_ms or 0.0, self.memory_ms)
 
     @property
     def bound_ms(self) -> float:
-        """The largest of the terms: no engine is expected to take less."""
+        """The largest term: no engine is expected to take less."""
         return max(self.hardware_ms, self.launch_ms)
 
     @property
@@ -79,24 +79,24 @@ class Roofline:
         return max(terms, key=lambda name: terms[name])
 
     def utilisation(self, measured_ms: float) -> float:
-        """Share of the bound a measurement reaches; above 1 is impossible."""
+        """Returns the share of the bound that a measurement reaches; above 1 is impossible."""
         return self.bound_ms / measured_ms
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, labelled as a bound."""
+        """Returns plain JSON values, labelled as a bound."""
         return {"kind": "bound", **asdict(self), "bound_ms": self.bound_ms, "limited_by": self.limited_by}
 
 
 def roofline(
     manifest: DeploymentManifest, device: Device, batch: int = 1, precision: PeakPrecision | None = None
 ) -> Roofline:
-    """Bound of an artefact.
+    """Returns the bound of an artefact.
 
     Args:
         manifest: of the artefact: model, budget, precision, inputs and outputs.
-        device: where.
+        device: that runs it.
         batch: images per request.
-        precision: of the engine where it is not the artefact's, such as ``"fp16"`` for an FP32 graph built with FP16 on.
+        precision: of the engine if it is not the artefact's, such as ``"fp16"`` for an FP32 graph built with FP16 on.
 
     Raises:
         ConfigError: batch below 1, or the device lacks the precision.
@@ -105,7 +105,7 @@ def roofline(
         math.prod(d for d in tensor.shape[1:] if isinstance(d, int)) * _itemsize(tensor.dtype)
         for tensor in (*manifest.inputs, *manifest.outputs)
     )
-    # INT8 weights alone are computed with in high precision; the bound of INT8 throughout holds for them too.
+    # INT8 weights alone are multiplied in high precision; the bound of INT8 throughout holds for them too.
     own: PeakPrecision = "int8" if manifest.precision == "int8-weights" else manifest.precision
     return model_roofline(manifest.model, manifest.budget, precision or own, device, batch, io_bytes=batch * per_image)
 
@@ -118,7 +118,7 @@ def model_roofline(
     batch: int = 1,
     io_bytes: int | None = None,
 ) -> Roofline:
-    """Bound of a model at a budget, before anything is exported.
+    """Returns the bound of a model at a budget, before anything is exported.
 
     Args:
         config, budget, precision, device, batch: as for :func:`roofline`.
@@ -153,7 +153,7 @@ def model_roofline(
 
 
 def count_weights(config: GFTConfig) -> int:
-    """Entries of the weight matrices and convolutions that the logits need, biases and norms not counted.
+    """Counts the entries of weight matrices and convolutions that the logits need, without biases and norms.
 
     The published variant is counted as deployed: without its stages and the blocks after them.
     """
@@ -178,7 +178,7 @@ def _itemsize(dtype: str) -> int:
 
 
 def implausible(measured_ms: float, bound: Roofline) -> str | None:
-    """One sentence if a measurement cannot be right or is absurdly slow, else None.
+    """Returns one sentence if a measurement cannot be right or is absurdly slow, else None.
 
     Args:
         measured_ms: of one request of ``bound.batch`` images, on the device.
@@ -186,12 +186,12 @@ def implausible(measured_ms: float, bound: Roofline) -> str | None:
     """
     what = f"{measured_ms:.4g} ms at batch {bound.batch} on {bound.device} ({bound.precision})"
     if not 0 < measured_ms < math.inf:
-        return f"{what} is no duration"
+        return f"{what} is not a duration"
     if measured_ms < bound.hardware_ms:
         limit = "memory" if bound.memory_ms == bound.hardware_ms else "compute"
         return (
             f"{what} is below the {limit} bound of {bound.hardware_ms:.4g} ms: not all of the work was timed "
-            "(is the stream synchronised?), or device, precision or batch are not what they are said to be"
+            "(is the stream synchronised?), or device, precision or batch differ from those given"
         )
     if measured_ms < bound.launch_ms:
         return (

@@ -1,8 +1,8 @@
-"""TensorRT's INT8 calibration caches (generations 8.x to 10.x): read, written, and bound to what they were made from.
+"""TensorRT's INT8 calibration caches (generations 8.x to 10.x): reads and writes them, with a record of their origin.
 
 A cache is text: ``TRT-8601-EntropyCalibration2``, then ``name: 3c010a14`` per tensor, the bits of the float32 scale
-(range / 127) in hexadecimal. TensorRT checks the first line alone and takes any scales for any graph; hence a file
-beside the cache that says what it belongs to. TensorRT 11 reads no caches: use the INT8 graph.
+(range / 127) in hexadecimal. TensorRT checks the first line only and accepts any scales for any graph, so a sidecar records
+the graph and the images. TensorRT 11 reads no caches: use the INT8 graph.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gft_edge.seals import read_sealed, write_sealed
 
 SCHEMA = 1
 Algorithm = Literal["EntropyCalibration2", "MinMaxCalibration", "EntropyCalibration", "LegacyCalibration"]
-"""Names in the first line; each is read by the calibrator of that name only. trtexec's is EntropyCalibration2."""
+"""Names in the first line; only the calibrator of the same name reads the cache. trtexec uses EntropyCalibration2."""
 
 _HEADER = re.compile(r"TRT-(\d{4,6})-(\w+)")
 _SCALE = re.compile(r"[0-9a-fA-F]{1,8}")
@@ -30,11 +30,11 @@ _SCALE = re.compile(r"[0-9a-fA-F]{1,8}")
 
 @dataclass(frozen=True)
 class CalibrationCache:
-    """What a cache file says.
+    """The content of a cache file.
 
     Attributes:
         tensorrt: version, for example ``"8.6.1"``.
-        algorithm: of the calibrator that will accept it; not necessarily how the scales were found.
+        algorithm: of the calibrator that accepts it; the scales may have been found by another method.
         scales: bits of the float32 scale of each tensor, in the order of the file.
     """
 
@@ -67,17 +67,17 @@ class CalibrationCache:
 
     @classmethod
     def loads(cls, data: bytes, where: str = "TensorRT cache") -> CalibrationCache:
-        """The inverse of :meth:`dumps`; also takes scales without leading zeros and what editors do to a text.
+        """Reads what :meth:`dumps` returns, also after an editor changed the text.
 
-        That is a byte order mark, UTF-16, line ends of Windows, and blank lines at the end.
+        Accepts scales without leading zeros, a byte order mark, UTF-16, Windows line ends, and blank lines at the end.
 
         Raises:
-            ArtifactError: naming the line that is none of a cache, or whose scale cannot be.
+            ArtifactError: naming the line that is malformed or whose scale is not positive and finite.
         """
         try:
             head, *lines = decode_text(data).replace("\r\n", "\n").split("\n")
         except UnicodeDecodeError:
-            raise ArtifactError(f"{where}: is no text, so no calibration cache") from None
+            raise ArtifactError(f"{where}: is not a text file, so not a calibration cache") from None
         header = _HEADER.fullmatch(head.rstrip())
         if header is None:
             raise ArtifactError(f"{where}: line 1 is {head[:60]!r}, expected for example TRT-8601-EntropyCalibration2")
@@ -102,24 +102,24 @@ class CalibrationCache:
 
     @classmethod
     def of_ranges(cls, ranges: Ranges, tensorrt: str, algorithm: str = "EntropyCalibration2") -> CalibrationCache:
-        """Scales of ranges of an ONNX graph's tensors; a dead tensor gets the smallest usable one.
+        """Returns the scales of ranges of an ONNX graph's tensors; a dead tensor gets the smallest usable one.
 
         Raises:
             ConfigError: ranges of modules, whose names TensorRT does not know.
         """
         if ranges.subject != "graph tensors":
-            raise ConfigError("TensorRT cache: these ranges are of PyTorch modules; calibrate the exported artefact")
+            raise ConfigError("TensorRT cache: these ranges belong to PyTorch modules; calibrate the exported artefact")
         values = {name: max(value, SMALLEST_RANGE) / QMAX for name, value in ranges.values.items()}
         return cls(tensorrt, algorithm, {name: _bits(value) for name, value in values.items()})
 
     def ranges(self, model_sha256: str, card_id: str | None = None, preprocess: str | None = None) -> Ranges:
-        """The ranges the scales stand for; exact, so that the way back gives the same bits."""
+        """Returns the ranges of the scales; exact, so :meth:`of_ranges` gives the same bits again."""
         values = {name: _float(bits) * QMAX for name, bits in self.scales.items()}
         return Ranges(values, "graph tensors", "cache", 0, model_sha256, card_id, preprocess)
 
 
 def _problem(bits: int) -> str | None:
-    """Why a scale cannot be one; None for a positive finite number."""
+    """Returns why a scale is invalid; None for a positive finite number."""
     if 0 < bits < 0x7F800000:
         return None
     kind = "zero" if bits in (0, 0x80000000) else "infinite" if bits & 0x7FFFFFFF == 0x7F800000 else "negative"
@@ -135,10 +135,10 @@ def _float(bits: int) -> float:
 
 
 def encode_version(version: str) -> int:
-    """``"8.6.1"`` to 8601, ``"10.3.0"`` to 100300, as NV_TENSORRT_VERSION has it.
+    """Encodes ``"8.6.1"`` as 8601 and ``"10.3.0"`` as 100300, like NV_TENSORRT_VERSION.
 
     Raises:
-        ConfigError: no version, or one whose TensorRT has no calibration caches.
+        ConfigError: not a version, or one whose TensorRT has no calibration caches.
     """
     match = re.fullmatch(r"(\d+)\.(\d{1,2})(?:\.(\d{1,2}))?(?:\.\d+)?", version)
     major, minor, patch = (int(part or 0) for part in match.groups()) if match else (0, 0, 0)
@@ -148,7 +148,7 @@ def encode_version(version: str) -> int:
 
 
 def decode_version(code: str) -> str:
-    """The inverse of :func:`encode_version`."""
+    """Reverses :func:`encode_version`."""
     number = int(code)
     major, rest = divmod(number, 10000 if number >= 100000 else 1000)
     return f"{major}.{rest // 100}.{rest % 100}"
@@ -156,7 +156,7 @@ def decode_version(code: str) -> str:
 
 @dataclass(frozen=True)
 class CacheOrigin:
-    """What a cache was made from; stands in ``<cache>.json``.
+    """The origin of a cache, the content of its sidecar ``<cache>.json``.
 
     Attributes:
         graph_sha256: of the ONNX file.
@@ -175,7 +175,7 @@ class CacheOrigin:
 
 
 def write_cache(path: Path, cache: CalibrationCache, ranges: Ranges) -> None:
-    """Writes a cache and, beside it, ``<cache>.json``."""
+    """Writes a cache and its sidecar ``<cache>.json``."""
     origin = CacheOrigin(
         ranges.model_sha256, ranges.card_id, ranges.preprocess, ranges.method, cache.algorithm, cache.tensorrt
     )
@@ -185,10 +185,10 @@ def write_cache(path: Path, cache: CalibrationCache, ranges: Ranges) -> None:
 
 
 def load_cache(path: Path) -> CalibrationCache:
-    """Reads a cache of any origin; what it belongs to is not asked.
+    """Reads a cache without checking its origin.
 
     Raises:
-        ArtifactError: cannot be read, or is none.
+        ArtifactError: it cannot be read, or is not a cache.
     """
     try:
         data = path.read_bytes()
@@ -198,42 +198,42 @@ def load_cache(path: Path) -> CalibrationCache:
 
 
 UNNAMED = "(Unnamed Layer*"
-"""How TensorRT's own names begin: of layers its importer adds, which no graph tells."""
+"""Start of TensorRT's own names, of layers that its importer adds and no graph contains."""
 
 
 def require_fit(cache: CalibrationCache, tensors: Collection[str], tensorrt: str | None, where: str) -> tuple[str, ...]:
-    """Refuses a cache that TensorRT would take although it is of another graph or another generation.
+    """Refuses a cache of another graph or another generation, which TensorRT would accept.
 
     Args:
         cache: of any origin.
-        tensors: names of the graph's inputs and of what its nodes give.
-        tensorrt: version that will read it, None where that is not known.
+        tensors: names of the graph's inputs and of the outputs of its nodes.
+        tensorrt: version that will read it; None if unknown.
         where: for messages.
 
     Returns:
-        what is left out, one sentence each; empty where the cache covers the graph.
+        sentences on tensors without a scale; empty if the cache covers the graph.
 
     Raises:
         ArtifactError: naming the line.
     """
     if tensorrt and tensorrt.partition(".")[0] != cache.tensorrt.partition(".")[0]:
         raise ArtifactError(
-            f"{where}: line 1: is of TensorRT {cache.tensorrt}, this build is for TensorRT {tensorrt}; calibrate for that"
+            f"{where}: line 1: is for TensorRT {cache.tensorrt}, this build for TensorRT {tensorrt}; calibrate for that version"
         )
     foreign = [(line, name) for line, name in enumerate(cache.scales, 2) if not _known(name, tensors)]
     if foreign:
         line, name = foreign[0]
         more = f", nor {len(foreign) - 1} more of its {len(cache.scales)} names" if len(foreign) > 1 else ""
         raise ArtifactError(
-            f"{where}: line {line}: {name!r} is no tensor of this graph{more}; it was calibrated on another graph"
+            f"{where}: line {line}: {name!r} is not a tensor of this graph{more}; the cache was calibrated on another graph"
         )
     covered = sum(name in cache.scales for name in tensors)
     if not covered:
-        raise ArtifactError(f"{where}: has a scale for no tensor of this graph; calibrate again")
+        raise ArtifactError(f"{where}: has no scale for any tensor of this graph; calibrate again")
     missing = len(tensors) - covered
     return (
         (
-            f"the cache has scales for {covered} of {len(tensors)} tensors; what reads or gives the others is not computed in INT8",
+            f"the cache has scales for {covered} of {len(tensors)} tensors; layers with any other tensor do not run in INT8",
         )
         if missing
         else ()
@@ -245,11 +245,11 @@ def _known(name: str, tensors: Collection[str]) -> bool:
 
 
 def read_cache(path: Path, **expected: str | None) -> CalibrationCache:
-    """Reads a cache after comparing what it was made from with what is there.
+    """Reads a cache after comparing its origin with the expected one.
 
     Args:
         path: of the cache.
-        expected: fields of :class:`CacheOrigin` and what they must be.
+        expected: fields of :class:`CacheOrigin` and their required values.
 
     Raises:
         ArtifactError: naming everything that differs, a missing or changed file.
@@ -265,10 +265,10 @@ def read_cache(path: Path, **expected: str | None) -> CalibrationCache:
         if known.get(key) != value
     ]
     if differing:
-        raise ArtifactError(f"{where}: not made for this: {'; '.join(differing)}; calibrate again")
+        raise ArtifactError(f"{where}: its origin differs: {'; '.join(differing)}; calibrate again")
     return cache
 
 
 def sidecar(path: Path) -> Path:
-    """What says where a cache is from."""
+    """Returns the path of the record of a cache's origin."""
     return path.with_name(path.name + ".json")

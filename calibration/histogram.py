@@ -31,7 +31,7 @@ _CHUNK = 1 << 19  # values binned at a time: temporaries stay small, and adding 
 def bin_edges() -> npt.NDArray[np.float64]:
     """Returns the edges of the bins, (BINS + 1,): halfway between float16 values, the last one infinity."""
     values = np.arange(BINS, dtype=np.uint16).view(np.float16).astype(np.float64)
-    values[-1] = 65536  # what infinity stands for when a float16 is rounded to
+    values[-1] = 65536  # a float32 from here on rounds to an infinite float16
     edges = np.concatenate(([0.0], (values[:-1] + values[1:]) / 2, [math.inf]))
     edges.flags.writeable = False
     return edges

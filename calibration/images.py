@@ -317,14 +317,14 @@ def model_features(model: nn.Module, spec: PreprocessSpec) -> Features:
     assert isinstance(classifier, nn.Module)
 
     def features(images: ImageSet) -> npt.NDArray[np.float32]:
-        seen: list[npt.NDArray[np.float32]] = []
-        handle = classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numpy()))
+        inputs: list[npt.NDArray[np.float32]] = []
+        handle = classifier.register_forward_pre_hook(lambda _, given: inputs.append(given[0].numpy()))
         try:
             with torch.no_grad():
                 for batch, _ in evaluation_batches(images, spec):
                     model(torch.from_numpy(batch))
         finally:
             handle.remove()
-        return np.concatenate(seen)
+        return np.concatenate(inputs)
 
     return features

@@ -26,7 +26,7 @@ from gft_edge.runtime.finite import require_finite
 
 STATE_SCHEMA = 1
 GROWTH = 2
-"""Ranges are noted each time the number of images has grown by this factor, so their history grows with its logarithm."""
+"""Ranges are recorded each time the number of images has grown by this factor, so the history grows with its logarithm."""
 
 
 class Collector:
@@ -69,7 +69,7 @@ class Collector:
             self._note()
 
     def ranges(self) -> dict[str, float]:
-        """Range of each tensor by the method; 0 for one that was always zero.
+        """Returns the range of each tensor by the method; 0 for one that was always zero.
 
         Raises:
             DataError: no images, or a tensor that was never computed.
@@ -82,7 +82,7 @@ class Collector:
         return {name: self._range(stats) for name, stats in self.stats.items()}
 
     def convergence(self) -> tuple[tuple[int, ...], dict[str, tuple[float, ...]]]:
-        """Numbers of images at which ranges were noted, and each tensor's range at those; the last are all images."""
+        """Returns numbers of images, the last one all, and each tensor's range at each of them."""
         if not self.history or self.history[-1][0] != self.images:
             self._note()
         counts = tuple(count for count, _ in self.history)
@@ -195,7 +195,7 @@ def require_images(images: npt.NDArray[Any], size: int | None) -> None:
 
 
 def collect(collector: Collector, steps: Iterable[int]) -> Collector:
-    """Runs an observation to its end."""
+    """Runs an observation to its end and returns the collector."""
     for _ in steps:
         pass
     if collector.images == 0:

@@ -23,7 +23,7 @@ CACHE_ALGORITHMS: dict[Calibrator, str] = {"entropy2": "EntropyCalibration2", "m
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """How calibration images are chosen and ranges found.
+    """Choice of calibration images and method of finding ranges.
 
     Args:
         data: as for :func:`~gft_edge.data.datasets.open_images`, or a folder of image files without classes; None is the data
@@ -54,7 +54,7 @@ class CalibrationOptions:
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What a pipeline calls while it runs; by default nothing is shown, and an image that cannot be read is an error.
+    """Callbacks of a pipeline; by default nothing is shown, and an image that cannot be read is an error.
 
     Args:
         track: shows progress.

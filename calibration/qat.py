@@ -27,7 +27,7 @@ from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import Augment, TrainSection
 from gft_edge.data.batches import Problem
 from gft_edge.data.datasets import ImageSet
-from gft_edge.data.training import training_batches
+from gft_edge.data.training import BatchOptions, training_batches
 from gft_edge.errors import CheckFailed, ConfigError
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
@@ -211,16 +211,8 @@ def fine_tune(
     records = [TrainingRecord() for _ in students]
     digest = hashlib.sha256()
     numbers = range(settings.steps)
-    batches = training_batches(
-        task.images,
-        task.spec,
-        settings.batch_size,
-        numbers,
-        settings.seed,
-        settings.augment,
-        settings.num_workers,
-        problem,
-    )
+    options = BatchOptions(settings.batch_size, settings.seed, settings.augment, settings.num_workers)
+    batches = training_batches(task.images, task.spec, numbers, options, problem)
     for step, (batch, labels) in zip(track(numbers, "train", settings.steps), batches):
         digest.update(batch.numpy().tobytes() + labels.numpy().tobytes())
         batch, labels = batch.to(device), labels.to(device)

@@ -61,7 +61,7 @@ class QatOptions:
 
 @dataclass(frozen=True)
 class QuantizeOptions:
-    """How a checkpoint is quantized.
+    """Images, policy and training of a quantization.
 
     Args:
         calibration: which images, and how ranges are found.

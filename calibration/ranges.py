@@ -45,12 +45,12 @@ class Convergence:
 
     @property
     def settled(self) -> bool:
-        """Whether half of the images would have sufficed; if not, more images may still change ranges."""
+        """True if half of the images would have sufficed; if not, more images may still change ranges."""
         return bool(self.images) and 2 * self.images_needed <= self.images[-1]
 
 
 def _settled(values: tuple[float, ...]) -> int:
-    """Index of the first value from which on all are within the tolerance of the last."""
+    """Returns the index of the first value after which all are within the tolerance of the last."""
     last = values[-1]
     outside = [number for number, value in enumerate(values) if abs(value - last) > TOLERANCE * abs(last)]
     return outside[-1] + 1 if outside else 0

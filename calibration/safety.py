@@ -1,9 +1,9 @@
-"""Whether selection survives compression: the margin at each stage's boundary against the noise of its scores.
+"""Checks whether selection survives compression: the margin at each stage's boundary against the noise of its scores.
 
 A stage keeps the k patches of highest score. Quantization adds noise to the scores, and patches near the boundary change
-sides. How many is predicted by adding noise of the distribution found, independent from patch to patch, to the scores of
-the full-precision model; how many did is seen beside it. Far more than predicted means that the noise is no mere noise
-but moves an image's patches together.
+sides. Their number is predicted by adding noise of the measured distribution, independent from patch to patch, to the scores
+of the full-precision model, and reported next to the observed number. An observed number far above the prediction means that
+the noise of an image's patches is correlated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from gft_edge.runtime.finite import require_finite
 from gft_edge.stats.grid import mask_of
 
 LOWEST_JACCARD = 0.90
-"""As in verification: what kept sets of a compressed model must have in common with those of the full one."""
+"""Lowest Jaccard index of the kept sets of compressed and full model, as in verification."""
 NEAR = 1.0
 """Noise is measured on patches this close to the boundary, in standard deviations of an image's scores."""
 DRAWS = 20
@@ -38,14 +38,14 @@ class StageSafety:
     """One stage; scores have unit standard deviation per image.
 
     Attributes:
-        stage, patches, kept: which, how many enter it, how many stay.
+        stage, patches, kept: number of the stage, of the patches that enter it, and of those it keeps.
         margin_p50, margin_p05: median and 5th percentile over images of the k-th score minus the next.
-        noise_std: standard deviation of what quantization adds to the scores near the boundary.
+        noise_std: standard deviation of the noise that quantization adds to the scores near the boundary.
         predicted_flips, observed_flips: share of the patches that enter on both sides and are kept on one only.
-        predicted_changed, observed_changed: share of images whose kept set is another one; the observed one holds what
-            earlier stages changed too, the predicted one does not.
+        predicted_changed, observed_changed: share of images whose kept set differs; the observed share includes changes by
+            earlier stages, the predicted one does not.
         jaccard, jaccard_interval: |both| / |either| of the kept sets, mean and its 95 % interval over images.
-        images_needed: images for which that interval would leave the limit out; None when it does already.
+        images_needed: images for which that interval would exclude the limit; None if it does already.
         verdict: ``"survived"``, ``"not survived"`` or ``"inconclusive"``.
     """
 
@@ -80,12 +80,12 @@ class SelectionSafety:
         return next((word for word in ("not survived", "inconclusive") if word in found), "survived")
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns plain JSON values."""
         stages = [{**asdict(stage), "jaccard_interval": list(stage.jaccard_interval)} for stage in self.stages]
         return {"images": self.images, "limit": self.limit, "verdict": self.verdict, "stages": stages}
 
     def describe(self) -> str:
-        """A few lines for people."""
+        """Returns a few lines for people."""
         if not self.stages:
             return "selection: this model drops no patches"
         words = {"survived": "the kept patches survive", "not survived": "the kept patches do NOT survive"}
@@ -107,8 +107,8 @@ class SelectionSafety:
 
 
 @dataclass(frozen=True)
-class _Side:
-    """What one model says of one stage: scores up to a constant per image (B, N), positions in and kept (B, N), (B, K)."""
+class StageOutput:
+    """One stage of one model: scores up to a constant per image (B, N), positions that enter (B, N) and are kept (B, K)."""
 
     scores: Floats
     inputs: npt.NDArray[np.int64]
@@ -125,13 +125,13 @@ def selection_safety(
         full: the reference, in eval mode.
         compressed: the same model, compressed.
         batches: preprocessed images, (B, 3, H, W) each.
-        limit: lowest Jaccard index that counts as survived.
+        limit: lowest Jaccard index that passes as survived.
 
     Raises:
         DataError: no images.
         CheckFailed: logits of either model that are NaN or infinite.
     """
-    sides: list[list[list[_Side]]] = [[], []]
+    sides: list[list[list[StageOutput]]] = [[], []]
     count = 0
     for images in batches:
         count += len(images)
@@ -150,7 +150,7 @@ def selection_safety(
     return SelectionSafety(count, limit, tuple(stages))
 
 
-def _stages(trace: Any) -> list[_Side]:
+def _stages(trace: Any) -> list[StageOutput]:
     sides, inputs = [], None
     for maps in trace:
         # Softmax at TEMPERATURE turned scores into importance; far below the boundary it may have come out as 0.
@@ -158,18 +158,18 @@ def _stages(trace: Any) -> list[_Side]:
         if inputs is None:
             inputs = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
         kept = np.sort(maps.kept.numpy(), axis=1)
-        sides.append(_Side(scores, inputs, kept))
+        sides.append(StageOutput(scores, inputs, kept))
         inputs = maps.kept.numpy()
     return sides
 
 
-def _join(parts: Iterable[_Side]) -> _Side:
+def _join(parts: Iterable[StageOutput]) -> StageOutput:
     scores, inputs, kept = zip(*((part.scores, part.inputs, part.kept) for part in parts))
-    return _Side(np.concatenate(scores), np.concatenate(inputs), np.concatenate(kept))
+    return StageOutput(np.concatenate(scores), np.concatenate(inputs), np.concatenate(kept))
 
 
-def stage_safety(number: int, full: _Side, compressed: _Side, limit: float) -> StageSafety:
-    """One stage's margins, noise and flips."""
+def stage_safety(number: int, full: StageOutput, compressed: StageOutput, limit: float) -> StageSafety:
+    """Returns one stage's margins, noise and flips."""
     images, patches = full.scores.shape
     k = full.kept.shape[1]
     ordered = -np.sort(-full.scores, axis=1)
@@ -204,7 +204,7 @@ def stage_safety(number: int, full: _Side, compressed: _Side, limit: float) -> S
 
 
 def _predict(scores: Floats, k: int, noise: Floats) -> tuple[float, float]:
-    """Share of patches that change sides and of images whose set changes, when noise is drawn anew for every patch."""
+    """Returns the shares of patches that change sides and of images whose set changes, with noise drawn for every patch."""
     if len(noise) == 0:
         return 0.0, 0.0
     rng = np.random.default_rng(0)
@@ -215,19 +215,19 @@ def _predict(scores: Floats, k: int, noise: Floats) -> tuple[float, float]:
 
 
 def _highest(scores: Floats, k: int) -> npt.NDArray[np.bool_]:
-    """Which are the k highest of each row, the first of equal ones."""
+    """Returns a mask of the k highest of each row, the first of equal ones."""
     return mask_of(np.argsort(-scores, axis=1, kind="stable")[:, :k], scores.shape[1:])
 
 
-def _noise(full: _Side, compressed: _Side, row: int, distance: Floats) -> Floats:
-    """What was added to one image's scores near the boundary, for the patches both models see there."""
+def _noise(full: StageOutput, compressed: StageOutput, row: int, distance: Floats) -> Floats:
+    """Returns the noise of one image's scores near the boundary, for the patches that enter the stage in both models."""
     _, ours, theirs = np.intersect1d(full.inputs[row], compressed.inputs[row], return_indices=True)
     difference = compressed.scores[row, theirs] - full.scores[row, ours]
     difference -= np.median(difference)  # scores are known up to a constant per image
     return difference[distance[ours] < NEAR]
 
 
-def _flipped(full: _Side, compressed: _Side, row: int) -> npt.NDArray[np.bool_]:
-    """For each patch of one image that both models see: whether only one of them keeps it."""
+def _flipped(full: StageOutput, compressed: StageOutput, row: int) -> npt.NDArray[np.bool_]:
+    """Returns, for each patch of one image that enters in both models, whether only one of them keeps it."""
     both = np.intersect1d(full.inputs[row], compressed.inputs[row])
     return np.isin(both, full.kept[row]) != np.isin(both, compressed.kept[row])

@@ -38,7 +38,7 @@ class Effect:
     """Some layers in INT8 compared with none, on the same images.
 
     Attributes:
-        noise: mean square of what is added to the logits.
+        noise: mean square error of the logits.
         sqnr_db: of the logits; None when they are bit-identical.
         top1: accuracy, as a share.
         paired: comparison with full precision.

@@ -87,7 +87,7 @@ TimeLayers = Callable[[nn.Module, Sequence[str], int], LayerTimes]
 
 @dataclass(frozen=True)
 class SensitivityOptions:
-    """What is measured, and on which images.
+    """Layers, images and limit of a sensitivity measurement.
 
     Args:
         calibration: which calibration images, and how ranges are found.

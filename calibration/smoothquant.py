@@ -1,8 +1,8 @@
-"""SmoothQuant: outlier channels of a LayerNorm's output are made smaller, and the weights that read them larger.
+"""SmoothQuant: scales down outlier channels of a LayerNorm's output and scales up the weights that read them.
 
 Xiao et al., 2023 (arXiv 2211.10438): channel j is divided by s_j = max|x_j|^alpha / max|w_j|^(1 - alpha). Here s_j is rounded
-to a power of two, so that dividing the norm's weight and bias and multiplying the columns of the linears changes no
-bit of what the full-precision model computes: neither logits nor, through the queries and keys GALA reads, importance.
+to a power of two, so that dividing the norm's weight and bias and multiplying the columns of the linears leaves every
+result of the full-precision model unchanged to the bit: the logits, and the importance that GALA computes from queries and keys.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Fold:
 
 
 def folds(model: nn.Module, policy: QuantPolicy) -> dict[str, Fold]:
-    """LayerNorms, by name, whose readers the policy quantizes."""
+    """Returns the LayerNorms, by name, whose readers the policy quantizes."""
     found = {}
     for name, module in model.named_modules():
         for norm, readers in _readers(module).items():
@@ -45,7 +45,7 @@ def folds(model: nn.Module, policy: QuantPolicy) -> dict[str, Fold]:
 
 
 def _readers(module: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Per norm of a block or stage: what reads it, all of it."""
+    """Returns all layers that read a norm, by norm of a block or stage."""
     if isinstance(module, FocalStage):
         return {"norm": ("attn.q", "attn.kv")}  # and the importance, through the weights of these two
     if isinstance(module, ClassRowBlock):
@@ -57,7 +57,7 @@ def _readers(module: nn.Module) -> dict[str, tuple[str, ...]]:
 
 @torch.no_grad()
 def smooth(model: nn.Module, batches: Iterable[npt.NDArray[np.float32]], policy: QuantPolicy) -> nn.Module:
-    """A copy that computes the same, to the bit, with evener channels where the policy quantizes.
+    """Returns a copy with more even channels where the policy quantizes; its results are the same, to the bit.
 
     Args:
         model: in eval mode, float32; left untouched.
@@ -77,8 +77,8 @@ def smooth(model: nn.Module, batches: Iterable[npt.NDArray[np.float32]], policy:
     largest: dict[str, Tensor] = {}
 
     def watch(name: str, output: Tensor) -> None:
-        seen = output.abs().flatten(0, -2).amax(dim=0)
-        largest[name] = torch.maximum(largest[name], seen) if name in largest else seen
+        magnitudes = output.abs().flatten(0, -2).amax(dim=0)
+        largest[name] = torch.maximum(largest[name], magnitudes) if name in largest else magnitudes
 
     handles = [
         fold.norm.register_forward_hook(lambda _, __, output, name=name: watch(name, output))
@@ -102,7 +102,7 @@ def smooth(model: nn.Module, batches: Iterable[npt.NDArray[np.float32]], policy:
 
 
 def smoothing(inputs: Tensor, weights: Tensor, alpha: float) -> Tensor:
-    """Powers of two next to max|x|^alpha / max|w|^(1 - alpha) per channel, (C,); 1 where either is dead."""
+    """Returns the powers of two next to max|x|^alpha / max|w|^(1 - alpha) per channel, (C,); 1 where either is dead."""
     exact = inputs.pow(alpha) / weights.pow(1 - alpha)
     exact = torch.where((inputs > 0) & (weights > 0) & exact.isfinite() & (exact > 0), exact, 1.0)
     return torch.exp2(exact.log2().round().clamp(-24, 24))

@@ -12,7 +12,7 @@ from gft_edge.calibration.options import DEFAULT_PERCENTILE, METHODS, Method
 from gft_edge.errors import ConfigError
 
 LEVELS = 128
-"""Magnitudes INT8 can express, zero among them."""
+"""Number of magnitudes of INT8, with zero."""
 LINEAR_BINS = 2048
 SPAN = 4
 MSE_CANDIDATES = 120
@@ -22,12 +22,12 @@ Floats = npt.NDArray[np.float64]
 
 
 def threshold(counts: Counts, largest: float, method: Method, share: float = DEFAULT_PERCENTILE) -> float:
-    """The range by a method; never above the largest magnitude seen, and 0 only for a tensor that was always 0.
+    """Returns the range by a method; never above the largest magnitude, and 0 only for a tensor that was always 0.
 
     Args:
         counts: of :class:`~gft_edge.calibration.histogram.TensorStats`.
         largest: largest magnitude, exact.
-        method: how.
+        method: of finding the range.
         share: of the values, in per cent, for ``"percentile"``.
 
     Raises:
@@ -44,7 +44,7 @@ def threshold(counts: Counts, largest: float, method: Method, share: float = DEF
 
 
 def linear_histogram(counts: Counts, largest: float, span: float) -> Floats:
-    """The histogram over 2048 equal parts of 0 to ``span``, and in one more bin what lies above.
+    """Returns the histogram over 2048 equal parts of 0 to ``span``, and one more bin for larger values.
 
     A fine bin that reaches into two is split by length.
     """
@@ -56,7 +56,7 @@ def linear_histogram(counts: Counts, largest: float, span: float) -> Floats:
 
 
 def entropy(counts: Counts, largest: float) -> float:
-    """The range that loses least information: smallest Kullback-Leibler divergence of the histogram at 128 levels.
+    """Returns the range that loses least information: smallest Kullback-Leibler divergence of the histogram at 128 levels.
 
     The algorithm of TensorRT's entropy calibrators (Migacz, "8-bit inference with TensorRT", GTC 2017) as written down
     in NVIDIA's pytorch-quantization: every range from 128 of 2048 equal bins upwards, what lies above counted in the last
@@ -97,7 +97,7 @@ def entropy(counts: Counts, largest: float) -> float:
 
 @functools.cache
 def _groups() -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Candidate ranges in bins, and the first bin of each of their groups: g = floor(bin LEVELS / stop)."""
+    """Returns candidate ranges in bins, and the first bin of each of their groups: g = floor(bin LEVELS / stop)."""
     stop = np.arange(LEVELS, LINEAR_BINS + 1)
     return stop, -(-np.arange(LEVELS + 1) * stop[:, None] // LEVELS)
 
@@ -107,7 +107,7 @@ def _xlogx(x: Floats) -> Floats:
 
 
 def mse(counts: Counts, largest: float) -> float:
-    """The range with the smallest mean squared error of symmetric INT8 (127 steps), over 120 ranges up to the maximum.
+    """Returns the range with the smallest mean squared error of symmetric INT8 (127 steps), over 120 ranges up to the maximum.
 
     The ranges grow by equal ratios from the 90th percentile of the magnitudes; the error is that of the bins' centres.
     """

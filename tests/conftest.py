@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ from gft_edge.preprocess import PreprocessSpec
 
 settings.register_profile("gft_edge", deadline=None, derandomize=True, database=None)
 settings.load_profile("gft_edge")
+
+RECORDED = Path(__file__).parent / "recorded"
 
 
 @pytest.fixture(autouse=True)
@@ -105,3 +108,21 @@ def wheel(tmp_path_factory) -> Path:
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
     return next(out.glob("*.whl"))
+
+
+@pytest.fixture
+def plant(tmp_path) -> Callable[..., Path]:
+    """Writes the recorded files of a board below a folder; text of None becomes a folder, which cannot be read as a file."""
+
+    def make(name: str, **changes: str | None) -> Path:
+        recorded = json.loads((RECORDED / "boards" / f"{name}.json").read_text(encoding="utf-8"))
+        for path, text in {**recorded, **changes}.items():
+            file = tmp_path / path
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if text is None:
+                file.mkdir(exist_ok=True)  # reading gives an OSError, as EAGAIN does
+            else:
+                file.write_text(text)
+        return tmp_path
+
+    return make

@@ -96,6 +96,7 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
         "build ARTIFACT --target DEVICE --plan": ["build", art, "--target", "orin-nano", "--plan"],
         "build ARTIFACT --target this-gpu": ["build", art, "--target", "this-gpu"],
         "build ARTIFACT --target rtx": ["build", art, "--target", "rtx"],
+        "build CKPT --target torch-tensorrt": ["build", checkpoint, "--target", "torch-tensorrt"],
         "bench ARTIFACT --backend tensorrt": [*bench, "--backend", "tensorrt"],
         "bench ARTIFACT --backend tensorrt_rtx": [*bench, "--backend", "tensorrt_rtx"],
         "predict ARTIFACT IMAGE --backend tensorrt": ["predict", art, image, "--backend", "tensorrt"],

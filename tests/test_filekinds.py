@@ -1,4 +1,4 @@
-"""What a file is, and what is said of one where a folder should be."""
+"""What a file is, and what is words of one where a folder should be."""
 
 from __future__ import annotations
 
@@ -53,11 +53,11 @@ def test_a_foreign_graph_is_called_one_and_the_verb_that_takes_it_named(tmp_path
     (tmp_path / "vit.onnx").write_bytes(ONNX)
     with pytest.raises(ArtifactError) as error:
         reader(tmp_path / "vit.onnx")
-    said = str(error.value)
-    assert "is an ONNX graph" in said
-    assert "gft-edge lint reads graphs of other programs" in said
-    assert "folder" in said
-    assert "no such folder" not in said
+    words = str(error.value)
+    assert "is an ONNX graph" in words
+    assert "gft-edge lint reads graphs of other programs" in words
+    assert "folder" in words
+    assert "no such folder" not in words
 
 
 @pytest.mark.parametrize("reader", [load_artifact, resolve_checkpoint])

@@ -135,8 +135,8 @@ def test_output_that_holds_something_is_refused_and_untouched(tmp_path, use, kin
     content = path if kind == "file" else path / "f"
     content.parent.mkdir(exist_ok=True)
     content.write_text("mine")
-    said = {"file": "is a file; give the name of a new folder", "folder": "not empty; give another --out"}
-    with pytest.raises(ConfigError, match=said[kind]):
+    words = {"file": "is a file; give the name of a new folder", "folder": "not empty; give another --out"}
+    with pytest.raises(ConfigError, match=words[kind]):
         use(path)
     assert content.read_text() == "mine"
 

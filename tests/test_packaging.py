@@ -13,9 +13,10 @@ tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11")
 
 ROOT = Path(__file__).parents[1]
 NEEDS = {
+    "benchmarks.measuring.layer_times": "torch",
     "benchmarks.measuring.linears": "onnx",
     "calibration.*": "torch",
-    **dict.fromkeys(("calibration.cache", "calibration.images", "calibration.ranges"), ""),
+    **dict.fromkeys((f"calibration.{name}" for name in ("cache", "images", "options", "ranges")), ""),
     "calibration.graph": "onnx",
     "checkpoint": "torch",
     "data.training": "torch",

@@ -1,4 +1,4 @@
-"""Calibration against plain inference of the same batches: images per second of each method as a ratio. Needs no data.
+"""Speed of calibration relative to plain inference of the same batches, per method. Needs no data.
 
 python -m gft_edge.benchmarks.experiments.calibration_speed runs/bench/calibration.json
 """
@@ -30,7 +30,7 @@ PRESETS = ("gft_typeface", "gft_tiny")
 
 
 def candidates(name: str) -> dict[str, Callable[[], object]]:
-    """One batch of plain inference, and one with the statistics of every quantized linear's input, per method."""
+    """Returns calls for one batch of plain inference, and of one with statistics of every quantized input, per method."""
     torch.manual_seed(0)
     config = preset(name)
     model = build_model(config).eval()
@@ -43,14 +43,14 @@ def candidates(name: str) -> dict[str, Callable[[], object]]:
             collector.end_batch(BATCH)
 
     calls: dict[str, Callable[[], object]] = {"inference": lambda: model(images)}
-    for method in ("max", "entropy"):  # percentile and mse collect what entropy collects
+    for method in ("max", "entropy"):  # percentile and mse collect the same as entropy
         calls[method] = functools.partial(calibrate, collectors[method])
     return calls
 
 
 @torch.no_grad()
 def run(threads: int, rounds: int = 10, presets: tuple[str, ...] = PRESETS) -> dict[str, Any]:
-    """Throughput of calibration over that of inference, per preset and method, with its 95 % interval."""
+    """Returns the throughput of calibration over that of inference, per preset and method, with its 95 % interval."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     results = {}

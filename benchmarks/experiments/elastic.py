@@ -26,21 +26,21 @@ from gft_edge.report.figures import plots
 from gft_edge.runtime.accuracy import measure_accuracy
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15)
-"""Share of the patches that every stage keeps: what the first one drops is gone for all blocks after it."""
+"""Share of the patches that every stage keeps; patches that the first one drops are missing in all later blocks."""
 
 
 def budgets(num_stages: int, num_patches: int) -> list[TokenBudget]:
-    """Ten budgets from every patch to 15 per cent."""
+    """Returns ten budgets from every patch to 15 per cent."""
     return [TokenBudget.from_ratios((share,) * num_stages, num_patches) for share in SHARES]
 
 
 def run(name: str, data: str = "typefaces", num_images: int = 1600) -> dict[str, Any]:
-    """Top-1 with its interval and multiply-accumulates per budget, as plain JSON values."""
+    """Returns top-1 with its interval and multiply-accumulates per budget, as plain JSON values."""
     checkpoint = load_checkpoint(name)
     info = checkpoint.info
-    tried = budgets(len(info.model.stages), info.model.num_patches)
+    evaluated = budgets(len(info.model.stages), info.model.num_patches)
     images = open_images(data, "test", num_images, info.model.image_size)
-    models = [(budget.id, logits_function(checkpoint.model, budget)) for budget in tried]
+    models = [(budget.id, logits_function(checkpoint.model, budget)) for budget in evaluated]
     found = measure_accuracy(models, images, info.labels, info.preprocess)
     rows = [
         {
@@ -50,16 +50,17 @@ def run(name: str, data: str = "typefaces", num_images: int = 1600) -> dict[str,
             "top1": accuracy.top1,
             "interval": list(accuracy.interval),
         }
-        for budget, accuracy in zip(tried, found)
+        for budget, accuracy in zip(evaluated, found)
     ]
     return {"checkpoint": str(name), "sha256": checkpoint.sha256, "data": data, "images": found[0].count, "rows": rows}
 
 
 def control(name: str, data: str = "typefaces", num_images: int = 800) -> dict[str, Any]:
-    """What selection earns: right answers when each stage keeps its most important, random or least important patches."""
+    """Returns right answers if each stage keeps its most important, random or least important patches."""
     checkpoint = load_checkpoint(name)
     info = checkpoint.info
-    tried = [TokenBudget.from_ratios((s,) * len(info.model.stages), info.model.num_patches) for s in (0.5, 0.3, 0.15)]
+    stages, patches = len(info.model.stages), info.model.num_patches
+    evaluated = [TokenBudget.from_ratios((share,) * stages, patches) for share in (0.5, 0.3, 0.15)]
     images = open_images(data, "test", num_images, info.model.image_size)
     generator = torch.Generator().manual_seed(0)
     choices: dict[str, Choice] = {
@@ -69,17 +70,17 @@ def control(name: str, data: str = "typefaces", num_images: int = 800) -> dict[s
     }
     right = {}
     for kept, choice in choices.items():
-        models = [(budget.id, logits_function(checkpoint.model, budget, choose=choice)) for budget in tried]
+        models = [(budget.id, logits_function(checkpoint.model, budget, choose=choice)) for budget in evaluated]
         found = measure_accuracy(models, images, info.labels, info.preprocess)
         right[kept] = [accuracy.right for accuracy in found]
-    return {"budgets": [budget.id for budget in tried], "images": found[0].count, "right": right}
+    return {"budgets": [budget.id for budget in evaluated], "images": found[0].count, "right": right}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes elastic.json and elastic.svg and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="CKPT", help="checkpoint folder, or 'builtin'")
-    parser.add_argument("out", type=Path, metavar="DIR", help="folder of what is written")
+    parser.add_argument("out", type=Path, metavar="DIR", help="output folder")
     args = parser.parse_args(arguments)
     name, out = args.name, args.out
     require_writable_folder(out)
@@ -94,7 +95,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(table(("budget", "million MACs", "top-1", "95 % interval"), cells))
     compared = control(name)
     write_json(out / "control.json", compared)
-    print(f"right of {compared['images']} images, by what every stage keeps")
+    print(f"right of {compared['images']} images, by the patches that every stage keeps")
     print(table(("kept", *compared["budgets"]), [(kept, *right) for kept, right in compared["right"].items()]))
     return 0
 

@@ -1,9 +1,9 @@
-"""What serving every budget costs: a checkpoint trained on elastically, and the same for one fixed budget alone.
+"""The cost of serving every budget: a checkpoint trained further at all budgets, and at one fixed budget.
 
 python -m gft_edge.benchmarks.experiments.fixed_budget builtin runs/fixed
 
 Both trainings start from the same weights and take the same images in the same order; both are then evaluated on the same
-test images at ten budgets. The fixed one learns at its budget only.
+test images at ten budgets.
 """
 
 from __future__ import annotations
@@ -31,20 +31,22 @@ from gft_edge.stats.metrics import mcnemar
 from gft_edge.train.loop import train
 
 SHARE = 0.3
+EVAL_IMAGES = 160
+"""Images of the evaluation during training."""
 ARMS = {"elastic": True, "fixed": False}
 
 
 def recipe(start: str, budget: TokenBudget, elastic: bool, steps: int) -> Recipe:
-    """A short training of the typefaces task from a checkpoint."""
+    """Returns a short training of the typefaces task from a checkpoint."""
     settings = TrainSection(
         init=start, steps=steps, batch_size=40, lr=2e-4, warmup_steps=steps // 10, elastic=elastic, seed=5, threads=1
     )
-    return Recipe(ModelSection("gft_typeface", budget=budget.id), DataSection(eval_images=160), settings)
+    return Recipe(ModelSection("gft_typeface", budget=budget.id), DataSection(eval_images=EVAL_IMAGES), settings)
 
 
 @torch.no_grad()
-def right_answers(folder: Path, tried: list[TokenBudget], num_images: int) -> npt.NDArray[np.bool_]:
-    """Which test images are right at which budget, (budgets, images)."""
+def right_answers(folder: Path, evaluated: list[TokenBudget], num_images: int) -> npt.NDArray[np.bool_]:
+    """Returns the test images that are right at each budget, (budgets, images)."""
     checkpoint = load_checkpoint(folder)
     info = checkpoint.info
     images = open_images("typefaces", "test", num_images, info.model.image_size)
@@ -55,29 +57,29 @@ def right_answers(folder: Path, tried: list[TokenBudget], num_images: int) -> np
         return logits.argmax(axis=1)
 
     columns = [
-        [classes(batch, budget) == labels for budget in tried]
+        [classes(batch, budget) == labels for budget in evaluated]
         for batch, labels in evaluation_batches(images, info.preprocess)
     ]
     return np.concatenate([np.stack(column) for column in columns], axis=1)
 
 
 def run(start: str, out: Path, steps: int = 500, num_images: int = 3200) -> dict[str, Any]:
-    """Trains and evaluates both; plain JSON values with the exact McNemar test at the fixed budget."""
+    """Trains and evaluates both; returns plain JSON values with the exact McNemar test at the fixed budget."""
     config = read_info(resolve_checkpoint(start)).model
-    tried = budgets(len(config.stages), config.num_patches)
+    evaluated = budgets(len(config.stages), config.num_patches)
     fixed = TokenBudget.from_ratios((SHARE,) * len(config.stages), config.num_patches)
     right = {}
     for name, elastic in ARMS.items():
         say(f"fixed: training {name}")
         train(recipe(start, fixed, elastic, steps), out / name, track=track)
-        right[name] = right_answers(out / name, tried, num_images)
-    place = tried.index(fixed)
+        right[name] = right_answers(out / name, evaluated, num_images)
+    place = evaluated.index(fixed)
     return {
         "start": start,
         "steps": steps,
         "images": num_images,
         "fixed_budget": fixed.id,
-        "budgets": [budget.id for budget in tried],
+        "budgets": [budget.id for budget in evaluated],
         "right": {name: answers.sum(axis=1).tolist() for name, answers in right.items()},
         "mcnemar_p": mcnemar(right["elastic"][place], right["fixed"][place]),
     }
@@ -87,7 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Writes fixed.json and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("start", metavar="CKPT", help="checkpoint folder, or 'builtin'")
-    parser.add_argument("out", type=Path, metavar="DIR", help="folder of what is written")
+    parser.add_argument("out", type=Path, metavar="DIR", help="output folder")
     args = parser.parse_args(arguments)
     start, out = args.start, args.out
     require_writable_folder(out)

@@ -1,6 +1,6 @@
-"""Preprocessing against Pillow's own resize followed by a normalisation in numpy, from pictures in memory to (3, 224, 224).
+"""Speed of preprocessing relative to Pillow's resize and a normalisation in numpy, from memory to (3, 224, 224).
 
-Both give the same bits. One thread: set OMP_NUM_THREADS=1.
+Both give the same bits. For one thread set OMP_NUM_THREADS=1.
 
 python -m gft_edge.benchmarks.experiments.preprocessing_speed runs/bench/preprocessing.json
 """
@@ -34,10 +34,10 @@ PROTOCOL = BenchProtocol(warmup_seconds=0.2, rounds=20, runs_per_round=3)
 
 
 def with_pillow(spec: PreprocessSpec, image: UInt8Image) -> npt.NDArray[np.float32]:
-    """What ``spec(image)`` gives, in the usual steps: resize all of it, cut the centre, normalise.
+    """Returns ``spec(image)`` by the usual steps: resize the whole image, crop the centre, normalise.
 
     The normalisation is our own, the faster one, so that the ratio is of the resampling. Columns and rows are two calls,
-    since Pillow 13 may swap them in one (python-pillow/Pillow#9549).
+    since Pillow 13 may swap them in one call (python-pillow/Pillow#9549).
 
     Raises:
         MissingExtraError: Pillow is not installed.
@@ -55,7 +55,7 @@ def with_pillow(spec: PreprocessSpec, image: UInt8Image) -> npt.NDArray[np.float
 
 
 def run(protocol: BenchProtocol = PROTOCOL) -> dict[str, Any]:
-    """Milliseconds of both, and how many times faster than Pillow with its 95 % interval, per specification and size."""
+    """Returns milliseconds of both, and the speed-up over Pillow with its 95 % interval, per specification and size."""
     results = []
     for name, spec in SPECS.items():
         for rows, columns in SIZES:

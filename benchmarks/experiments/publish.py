@@ -1,4 +1,4 @@
-"""Turns a trained checkpoint into the one the package ships: float16 weights, measured on the test split, with a card.
+"""Converts a trained checkpoint to the one that the package ships: float16 weights, test accuracy, a card.
 
 python -m gft_edge.benchmarks.experiments.publish runs/typeface gft_edge/builtin recipes/typeface-start.toml recipes/typeface.toml
 """
@@ -27,11 +27,11 @@ def publish(source: Path, out: Path, recipes: list[Path]) -> None:
     Args:
         source: folder of a checkpoint trained on the typefaces.
         out: new or empty folder.
-        recipes: what made it, in order; copied into ``out/recipes``.
+        recipes: of its trainings, in order; copied to ``out/recipes``.
 
     Raises:
         ConfigError: ``out`` is not empty.
-        ArtifactError: ``source`` is no checkpoint.
+        ArtifactError: ``source`` is not a checkpoint.
     """
     checkpoint = load_checkpoint(source)
     config = checkpoint.info.model
@@ -79,7 +79,7 @@ def publish(source: Path, out: Path, recipes: list[Path]) -> None:
 
 CARD = """# gft_typeface
 
-A focal Gradient Focal Transformer that tells {classes} typefaces apart in {side} x {side} images of words.
+A focal Gradient Focal Transformer that classifies {classes} typefaces in {side} x {side} images of words.
 
 | | |
 |---|---|
@@ -92,19 +92,19 @@ A focal Gradient Focal Transformer that tells {classes} typefaces apart in {side
 | top-1 on {test_images} test images, all patches | {full:.1%} |
 | top-1 on {test_images} test images, {budget} patches kept | {pruned:.1%} |
 
-One set of weights serves every token budget: it was trained with budgets drawn anew at each step.
+One set of weights serves every token budget: it was trained with budgets drawn at random for each step.
 
 Meant for trying and testing export, quantization, compilation and benchmarks. It knows rendered words only;
-photographs of print are outside what it was trained on.
+photographs of print are outside its training data.
 """
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Parses and publishes."""
+    """Parses the arguments and publishes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", type=Path, metavar="CKPT", help="folder of a checkpoint trained on the typefaces")
     parser.add_argument("out", type=Path, metavar="DIR", help="new folder")
-    parser.add_argument("recipes", type=Path, nargs="*", metavar="RECIPE", help="what made it, in order")
+    parser.add_argument("recipes", type=Path, nargs="*", metavar="RECIPE", help="recipes of its trainings, in order")
     args = parser.parse_args(arguments)
     publish(args.source, args.out, args.recipes)
     return 0

@@ -1,4 +1,4 @@
-"""Training step and importance of gft_base against the published code written plainly. Needs no data.
+"""Speed of a training step and of the importance of gft_base, relative to the published code. Needs no data.
 
 python -m gft_edge.benchmarks.experiments.training_speed runs/bench/training.json
 """
@@ -35,12 +35,12 @@ WIDTH, HEADS = 768, 12
 
 PUBLISHED, USUAL, LEAN, LEAN_BF16 = "published, plain", "gft_base", "gft_base, lean", "gft_base, lean, bf16"
 NAMES = (PUBLISHED, USUAL, LEAN, LEAN_BF16)
-"""Lean: activations recomputed, and each weight updated as its gradient arrives (``train.recompute``,
+"""Lean: activations are recomputed, and each weight is updated as its gradient arrives (``train.recompute``,
 ``train.step_in_backward``), which gives the same weights."""
 
 
 def training_step(name: str) -> Callable[[], object]:
-    """Forward, backward and AdamW on one batch of eight 224 x 224 images, 100 classes, 147-98-49 patches kept."""
+    """Returns a step: forward, backward and AdamW on eight 224 x 224 images, 100 classes, 147-98-49 patches kept."""
     torch.manual_seed(0)
     config = preset("gft_base", num_classes=100)
     model: Any = (PlainPublishedGFT(config.budget) if name == PUBLISHED else build_model(config)).train()
@@ -63,7 +63,7 @@ def training_step(name: str) -> Callable[[], object]:
 
 
 def peak_memory(name: str) -> dict[str, int]:
-    """Largest resident bytes of a process that makes two training steps, and those before the model was made."""
+    """Measures the largest resident bytes of a process with two training steps, and those before the model exists."""
     code = (
         "import sys; from gft_edge.benchmarks.experiments.training_speed import training_step; import resource\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
@@ -76,7 +76,7 @@ def peak_memory(name: str) -> dict[str, int]:
 
 
 def importance_calls(patches: int) -> dict[str, Callable[[], object]]:
-    """Scores of one image by the mean key and by the attention matrix, from the same normalised tokens."""
+    """Returns calls for the scores of one image by the mean key and by the attention matrix, from the same tokens."""
     torch.manual_seed(0)
     x = torch.randn(1, patches, WIDTH)
     q_weight, k_weight = torch.randn(2, WIDTH, WIDTH).mul_(0.02).unbind(0)
@@ -92,12 +92,12 @@ def importance_calls(patches: int) -> dict[str, Callable[[], object]]:
 
 
 def summary(latency: Latency) -> dict[str, float]:
-    """Figures without the raw samples."""
+    """Returns the figures without raw samples."""
     return {name: getattr(latency, name) for name in ("p50_ms", "p90_ms", "min_ms", "variation")}
 
 
 def run(rounds: int = 4) -> dict[str, Any]:
-    """All measurements as plain JSON values."""
+    """Returns all measurements as plain JSON values."""
     where = conditions()
     memory = {name: peak_memory(name) for name in NAMES}
     steps = measure(

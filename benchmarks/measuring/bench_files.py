@@ -1,4 +1,4 @@
-"""Bench files: read and checked, and several of them, of several machines, beside each other."""
+"""Bench files: reading, checking, and merging those of several machines."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ import numpy as np
 
 from gft_edge.benchmarks.measuring.protocol import BOOTSTRAP
 from gft_edge.errors import ArtifactError
+from gft_edge.runtime.backends import BACKENDS
 from gft_edge.seals import read_sealed
 
 SCHEMA = 2
-"""Of bench files. 1 had one batch and number of threads for the whole file and named no schema."""
+"""Schema of bench files. 1 had one batch and number of threads for the whole file, and no schema number."""
+ENGINE_BACKENDS = ("trtexec", *(backend.name for backend in BACKENDS if backend.runs_engines))
 
 
 def read_bench(path: Path) -> dict[str, Any]:
     """Reads a bench file.
 
     Raises:
-        ArtifactError: missing, damaged, of another schema, or already a merged one.
+        ArtifactError: missing, damaged, of another schema, or a merged file.
     """
     data = read_sealed(path, "bench file", "measure again with gft-edge bench")
     if data.get("schema") != SCHEMA:
@@ -29,7 +31,7 @@ def read_bench(path: Path) -> dict[str, Any]:
             f"bench file {path}: schema {data.get('schema')!r}, this version reads {SCHEMA}; measure again with gft-edge bench"
         )
     if data.get("source") == "merge":
-        raise ArtifactError(f"bench file {path}: holds merged figures; give the files it was made of")
+        raise ArtifactError(f"bench file {path}: holds merged figures; give the files that were merged")
     results = data.get("results")
     if not isinstance(data.get("machine"), dict) or not isinstance(results, list) or not results:
         raise ArtifactError(f"bench file {path}: incomplete or malformed: it has no machine or no results")
@@ -41,35 +43,35 @@ def read_bench(path: Path) -> dict[str, Any]:
 
 
 def _problem(row: object) -> str | None:
-    """What is wrong with a result, in the parts that everything else relies on."""
+    """Returns what is wrong with a result, in the parts that all readers rely on."""
     if not isinstance(row, dict):
         return f"expected an object, found {type(row).__name__}"
     for key in ("name", "backend"):
         if not isinstance(row.get(key), str):
-            return f"{key} {row.get(key)!r} is no text"
+            return f"{key} {row.get(key)!r} is not a text"
     for key, kind in (("batch", int), ("threads", int), ("model_sha256", str), ("precision", str), ("baseline", str)):
         if row.get(key) is not None and not isinstance(row[key], kind):
-            return f"{key} {row[key]!r} is of no use"
+            return f"{key} {row[key]!r} has the wrong type"
     for key in ("stages", "throughput", "process", "energy", "layers", "options", "protocol"):
         if row.get(key) is not None and not isinstance(row[key], dict):
-            return f"{key} {row[key]!r} is no object"
+            return f"{key} {row[key]!r} is not an object"
     for key in ("p50_ms", "p90_ms", "p95_ms", "p99_ms", "variation", "speedup"):
         value = row.get(key)
         wanted = key == "p50_ms"
         if value is None and not wanted:
             continue
         if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-            return f"{key} {value!r} is no number"
+            return f"{key} {value!r} is not a finite number"
         if value < 0 or (wanted and value == 0):
-            return f"{key} {value!r} is no time"
+            return f"{key} {value!r} is not a time"
     rounds = row.get("rounds_ms")
     if not isinstance(rounds, list) or not all(isinstance(r, list) and r and all(map(_is_time, r)) for r in rounds):
-        return "rounds_ms are no lists of times"
+        return "rounds_ms are not lists of times"
     interval = row.get("speedup_interval")
     if interval is not None and not (
         isinstance(interval, list) and len(interval) == 2 and all(map(_is_time, interval))
     ):
-        return f"speedup_interval {interval!r} are no two numbers"
+        return f"speedup_interval {interval!r} is not two numbers"
     return None
 
 
@@ -78,7 +80,7 @@ def _is_time(value: object) -> bool:
 
 
 def machine_label(data: Mapping[str, Any]) -> str:
-    """What to call the machine of a bench file: board, GPU or processor."""
+    """Returns the name of the machine of a bench file: board, GPU or processor."""
     machine = data["machine"]
     cpu = machine.get("cpu")
     model = cpu.get("model") if isinstance(cpu, dict) else None
@@ -86,13 +88,13 @@ def machine_label(data: Mapping[str, Any]) -> str:
 
 
 def merge(paths: Sequence[Path]) -> dict[str, Any]:
-    """Puts bench files beside each other.
+    """Merges bench files.
 
     Returns:
         plain JSON values: ``machines`` by file, ``results`` (every row with its ``file`` and ``machine``),
-        ``comparisons`` (the same graph at the same batch in several files: how many times faster than in the first one),
-        ``int8`` (engines in INT8 against their twins in higher precision, with the reason their layers give) and
-        ``warnings`` (why figures may not be comparable).
+        ``comparisons`` (the same graph at the same batch in several files: speed-up over the first one), ``int8`` (INT8
+        engines against their twins in higher precision, with the reason from their layers) and ``warnings`` (reasons why
+        figures may not be comparable).
 
     Raises:
         ArtifactError: a file cannot be read, or is given twice.
@@ -116,7 +118,7 @@ def merge(paths: Sequence[Path]) -> dict[str, Any]:
 
 
 def _comparisons(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The same graph at the same batch, measured more than once: against the first of them."""
+    """Compares results of the same graph at the same batch with the first of them."""
     groups: dict[tuple[object, ...], list[Mapping[str, Any]]] = {}
     for row in results:
         groups.setdefault((row.get("model_sha256") or row["name"], row.get("batch")), []).append(row)
@@ -141,9 +143,9 @@ def _comparisons(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _int8_twins(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Engines in INT8 and the same budget in higher precision, on one machine and at one batch."""
+    """Compares INT8 engines with the same budget in higher precision, on one machine and at one batch."""
     found = []
-    engines = [row for row in results if row["backend"] in ("trtexec", "tensorrt")]
+    engines = [row for row in results if row["backend"].partition(":")[0] in ENGINE_BACKENDS]
     for row in engines:
         if row.get("precision") != "int8":
             continue
@@ -177,9 +179,9 @@ def _place(row: Mapping[str, Any]) -> str:
 def unpaired_interval(
     first: Sequence[Sequence[float]], other: Sequence[Sequence[float]], seed: int = 0
 ) -> list[float] | None:
-    """95 % bootstrap interval of the ratio of medians of two runs that were not interleaved; None without raw samples.
+    """Returns the 95 % bootstrap interval of the ratio of medians of two separate runs; None without raw samples.
 
-    It knows the spread within each run and not what changed between them, so it is narrower than the truth.
+    It contains the spread within each run but not changes between them, so it is too narrow.
     """
     if not first or not other:
         return None
@@ -193,12 +195,12 @@ def unpaired_interval(
 
 
 def _differences(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Why rows may not be comparable."""
+    """Returns reasons why rows may not be comparable."""
     found = []
     for name in dict.fromkeys(row["name"] for row in results):
         rows = [row for row in results if row["name"] == name]
         if len({row["model_sha256"] for row in rows if row.get("model_sha256")}) > 1:
-            found.append(f"{name}: different graphs carry this name; they are not compared")
+            found.append(f"{name}: different graphs have this name; they are not compared")
     settings = [
         row["options"]["timing"]
         for row in results

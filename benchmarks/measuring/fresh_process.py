@@ -1,4 +1,4 @@
-"""Cold start and peak memory of an artefact, each time in a process of its own, so that one does not hide another.
+"""Cold start and peak memory of an artefact, each time in a fresh process, so that measurements do not affect each other.
 
 python -m gft_edge.benchmarks.measuring.fresh_process ARTIFACT BACKEND BATCH THREADS ROWS COLUMNS
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gft_edge.errors import ArtifactError, exit_code
 
-if TYPE_CHECKING:  # it brings numpy, whose import is part of what is measured here
+if TYPE_CHECKING:  # it imports numpy, whose import is measured here
     from gft_edge.benchmarks.measuring.protocol import BenchProtocol
 
 TIMEOUT_SECONDS = 300
@@ -24,10 +24,10 @@ STEPS = ("start_ms", "import_ms", "load_ms", "first_ms", "cold_start_ms")
 
 
 def fresh_processes(artifact: str, backend: str, protocol: BenchProtocol) -> dict[str, Any]:
-    """Medians over ``protocol.processes`` fresh processes, and each one's figures.
+    """Returns medians over ``protocol.processes`` fresh processes, and the figures of each.
 
     Args:
-        artifact: address of it.
+        artifact: its address.
         backend: that opens it.
         protocol: of the measurement.
 
@@ -35,7 +35,7 @@ def fresh_processes(artifact: str, backend: str, protocol: BenchProtocol) -> dic
         ``start_ms`` (interpreter), ``import_ms`` (numpy, backend), ``load_ms`` (artefact and session), ``first_ms`` (first
         request of one picture, preprocessing included), ``cold_start_ms`` (their sum, from the call of the process to
         the first answer), ``peak_rss_bytes`` (largest, after requests of the whole batch), or None where Linux's
-        /proc/self/status is missing; ``runs`` holds the single ones.
+        /proc/self/status is missing; ``runs`` holds the figures of each process.
 
     Raises:
         ArtifactError: the process failed.
@@ -49,23 +49,23 @@ def fresh_processes(artifact: str, backend: str, protocol: BenchProtocol) -> dic
 def _fresh_process(artifact: str, backend: str, protocol: BenchProtocol) -> dict[str, Any]:
     sizes = (protocol.batch, protocol.threads, *protocol.source_size)
     command = [sys.executable, "-m", "gft_edge.benchmarks.measuring.fresh_process", artifact, backend, *map(str, sizes)]
-    started = time.monotonic()  # on Linux one clock for all processes
+    started = time.monotonic()  # all processes share this clock on Linux
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
-        raise ArtifactError(f"artefact {artifact}: a fresh process was not done after {TIMEOUT_SECONDS} s") from None
+        raise ArtifactError(f"artefact {artifact}: a fresh process did not finish within {TIMEOUT_SECONDS} s") from None
     try:
         run: dict[str, Any] = json.loads(done.stdout)
     except ValueError:
-        said = (done.stderr.strip().splitlines() or ["no answer"])[-1]
-        raise ArtifactError(f"artefact {artifact}: a fresh process that loads it failed ({said})") from None
+        reason = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        raise ArtifactError(f"artefact {artifact}: a fresh process that loads it failed ({reason})") from None
     run["start_ms"] = max((run.pop("entered") - started) * 1e3, 0.0)
     run["cold_start_ms"] = sum(run[step] for step in STEPS[:-1])
     return run
 
 
 def first_prediction(artifact: str, backend: str, batch: int, threads: int, rows: int, columns: int) -> dict[str, Any]:
-    """Imports, loads, predicts; what the fresh process does."""
+    """Imports, loads and predicts, in the fresh process."""
     entered, marks = time.monotonic(), [time.perf_counter()]
     import numpy as np
 
@@ -87,9 +87,9 @@ def first_prediction(artifact: str, backend: str, batch: int, threads: int, rows
 
 
 def peak_rss(status: Path = Path("/proc/self/status")) -> int | None:
-    """Largest resident memory of this process so far, in bytes.
+    """Returns the largest resident memory of this process so far, in bytes.
 
-    VmHWM and not getrusage: Linux hands ru_maxrss on through fork and exec, so a small child of a large parent would
+    Reads VmHWM and not getrusage: ru_maxrss survives fork and exec on Linux, so a small child of a large parent would
     report the parent.
     """
     with contextlib.suppress(OSError, ValueError, IndexError):
@@ -100,10 +100,10 @@ def peak_rss(status: Path = Path("/proc/self/status")) -> int | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the times of this process as JSON; without six arguments, what they are."""
+    """Prints the times of this process as JSON; without six arguments, the usage."""
     given = sys.argv[1:] if arguments is None else list(arguments)
     if len(given) != 6:
-        import argparse  # not where its import would be measured
+        import argparse  # not at the top, where its import would be measured
 
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         for name in ("artifact", "backend", "batch", "threads", "rows", "columns"):

@@ -1,4 +1,4 @@
-"""Times of a checkpoint's layers for its sensitivity: measured in ONNX Runtime here, or bounded for a device."""
+"""Times of a checkpoint's layers for its sensitivity: measured in ONNX Runtime, or bounded for a device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def layer_timer(target: str | None = None, threads: int = 1, track: Track = sile
     Args:
         target: device whose roofline bounds the times; None measures them in ONNX Runtime on this machine.
         threads: of ONNX Runtime; 0 takes one per core.
-        track: progress display.
+        track: progress callback.
 
     Raises:
         ConfigError: an unknown device, or a negative number of threads.

@@ -1,7 +1,7 @@
 """Time of single layers in high precision and in INT8: measured in ONNX Runtime, or bounded for a device.
 
-Both count a layer as if it stood alone. What a whole graph saves or adds between layers (a quantized input that two of them
-read, a GELU that is fused) is not in it, so sums predict an order, and the whole is to be measured.
+Both treat a layer as if it were alone. Savings and costs between layers of a whole graph (a quantized input that two of
+them read, a fused GELU) are missing, so sums predict an order only; measure the whole graph.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ class LayerTime:
 
     @property
     def saved_ms(self) -> float:
-        """What INT8 saves; negative where it is slower."""
+        """Time that INT8 saves; negative if it is slower."""
         return self.high_ms - self.int8_ms
 
 
@@ -111,22 +111,22 @@ def layer_shapes(model: nn.Module, names: Sequence[str], image_size: int) -> dic
             handle.remove()
     never = [name for name in names if name not in shapes]
     if never:
-        raise ConfigError(f"layer times: {never[0]} is never run; is it part of this model at this budget?")
+        raise ConfigError(f"layer times: {never[0]} never runs; is it part of this model at this budget?")
     return {name: shapes[name] for name in names}
 
 
 def measured_times(
     shapes: Mapping[str, LayerShape], threads: int = 1, protocol: BenchProtocol = PROTOCOL, track: Track = silent
 ) -> dict[str, LayerTime]:
-    """Times of layers in ONNX Runtime, FP32 and INT8 interleaved; layers of one shape share a measurement.
+    """Measures layers in ONNX Runtime, FP32 and INT8 interleaved; layers of one shape share a measurement.
 
-    Both run as they would in a graph of mixed precision: there MatMulAddFusion is off, so FP32 layers keep their Add.
+    Both run as in a graph of mixed precision: there MatMulAddFusion is off, so FP32 layers keep their Add.
 
     Args:
         shapes: by name.
         threads: intra-op; 0 takes one per core.
         protocol: how long.
-        track: progress display.
+        track: progress callback.
 
     Raises:
         ConfigError: a negative number of threads.
@@ -145,7 +145,7 @@ def _measured(shape: LayerShape, threads: int, protocol: BenchProtocol) -> Layer
 
 
 def layer_graph(shape: LayerShape, int8: bool, seed: int = 0) -> bytes:
-    """A layer of that shape as an ONNX model of its own, ``x`` (1, ...) to ``y``, in the form that export gives it."""
+    """Returns a layer of that shape as an ONNX model, ``x`` (1, ...) to ``y``, in the form that export writes."""
     rng = np.random.default_rng(seed)
     weight = rng.standard_normal(shape.weight, dtype=np.float32)
     bias = rng.standard_normal(shape.weight[0], dtype=np.float32)
@@ -193,13 +193,13 @@ def layer_graph(shape: LayerShape, int8: bool, seed: int = 0) -> bytes:
 
 
 def bound_times(shapes: Mapping[str, LayerShape], device: Device) -> dict[str, LayerTime]:
-    """The least each layer can take on a device, FP16 against INT8: bounds, never latencies.
+    """Returns lower bounds of each layer's time on a device, FP16 and INT8; bounds, never latencies.
 
     The largest of products at the dense peak, weights that the last-level cache cannot hold over the memory bandwidth, and
     one kernel launch; where the launch is the largest in both, INT8 saves nothing.
 
     Raises:
-        ConfigError: no peaks of the device are known.
+        ConfigError: no peak of the device is known.
     """
     return {
         name: LayerTime(*(_bound(shape, shapes.values(), device, precision) for precision in ("fp16", "int8")))

@@ -1,4 +1,4 @@
-"""What a latency measurement was: its conditions and its raw numbers."""
+"""A latency measurement: its protocol, its conditions and its raw numbers."""
 
 from __future__ import annotations
 
@@ -19,33 +19,33 @@ from gft_edge.hardware.linux import read_clocks
 
 BOOTSTRAP = 2000
 UNSTABLE = 0.025
-"""Variation above which a figure is called unstable; trtexec's own limit since TensorRT 11."""
+"""Variation above which a figure counts as unstable; trtexec's own limit since TensorRT 11."""
 
 ONE_ROUND = "one round"
-"""Verdict of a figure that has no spread."""
+"""Verdict of a figure without spread."""
 
 
 @dataclass(frozen=True)
 class BenchProtocol:
-    """How things are measured against each other.
+    """How candidates are measured against each other.
 
     Every round runs each candidate ``runs_per_round`` times; rounds alternate the order (A B, B A, ...), so that drift of
-    clocks or of other load falls on all alike.
+    clocks or other load affects all equally.
 
     Args:
         batch: images per request.
         threads: intra-op threads of the backend; 0 takes one per core.
-        warmup_seconds: least time of warm-up per candidate, before the first round. It goes on in windows of half of this
-            until the medians of two successive windows agree within ``warmup_tolerance``.
-        rounds, runs_per_round: how much is measured.
+        warmup_seconds: least time of warm-up per candidate, before the first round. It continues in windows of half of
+            this until the medians of two successive windows agree within ``warmup_tolerance``.
+        rounds, runs_per_round: number of measurements.
         seed: of the input images.
         warmup_tolerance: relative difference of two windows' medians that counts as agreement.
-        warmup_cap_seconds: when warm-up ends even if the windows never agree.
-        in_flight: requests at a time when throughput is measured.
+        warmup_cap_seconds: when warm-up ends if the windows never agree.
+        in_flight: requests at a time while throughput is measured.
         throughput_seconds, throughput_windows: length and number of the windows of throughput per candidate.
-        source_size: rows and columns of the picture that preprocessing starts from.
+        source_size: rows and columns of the picture before preprocessing.
         processes: fresh processes per candidate for cold start and memory.
-        energy_seconds: of requests back to back per candidate, where power can be measured.
+        energy_seconds: of requests back to back per candidate, if power can be measured.
 
     Raises:
         ConfigError: a value is out of range.
@@ -81,11 +81,11 @@ class BenchProtocol:
 
 @dataclass(frozen=True)
 class Warmup:
-    """How a warm-up went.
+    """The course of a warm-up.
 
     Attributes:
-        seconds, requests: how long it took.
-        ended: ``"stable"`` when two windows agreed, ``"cap"`` when time was up before, ``"none"`` when none was asked for.
+        seconds, requests: its length.
+        ended: ``"stable"`` if two windows agreed, ``"cap"`` if time ran out before, ``"none"`` if there was no warm-up.
     """
 
     seconds: float
@@ -95,15 +95,15 @@ class Warmup:
 
 @dataclass(frozen=True)
 class Latency:
-    """One candidate's requests, in milliseconds.
+    """Latency of one candidate's requests, in milliseconds.
 
     Attributes:
         rounds_ms: raw samples, one list per round.
         p50_ms, p90_ms, p95_ms, p99_ms, min_ms, mean_ms: over all samples.
-        variation: standard deviation of the rounds' medians over their mean; what the verdict rests on, since a ratio of
-            medians is what is reported.
+        variation: standard deviation of the rounds' medians over their mean; the verdict rests on it, since ratios of
+            medians are reported.
         sample_variation: standard deviation of all samples over their mean, outliers of single requests included.
-        warmup: how the warm-up went.
+        warmup: course of the warm-up.
     """
 
     rounds_ms: tuple[tuple[float, ...], ...]
@@ -119,7 +119,7 @@ class Latency:
 
     @property
     def verdict(self) -> str:
-        """``"stable"``, or ``"unstable"`` when the variation is above 2.5 per cent."""
+        """``"stable"``, or ``"unstable"`` if the variation is above 2.5 per cent."""
         return "unstable" if self.variation > UNSTABLE else "stable"
 
     @classmethod
@@ -153,9 +153,9 @@ class Latency:
 
 
 def ratio_interval(baseline: Latency, other: Latency, seed: int = 0) -> tuple[float, float, float]:
-    """How many times faster ``other`` is than ``baseline``: median of the rounds' ratios and its 95 % bootstrap interval.
+    """Returns the speed-up of ``other`` over ``baseline``: median of the rounds' ratios and its 95 % bootstrap interval.
 
-    Each round's ratio is of medians taken moments apart, so slow drift cancels.
+    Each round's ratio is of medians measured moments apart, so slow drift cancels.
     """
     ratios = np.array([np.median(a) / np.median(b) for a, b in zip(baseline.rounds_ms, other.rounds_ms)])
     rng = np.random.default_rng(seed)
@@ -165,7 +165,7 @@ def ratio_interval(baseline: Latency, other: Latency, seed: int = 0) -> tuple[fl
 
 
 def conditions(root: Path = Path("/")) -> dict[str, Any]:
-    """Machine, clocks, temperatures and load while measuring; versions and commit of what measured."""
+    """Returns machine, clocks, temperatures and load while measuring; versions and commit of this package."""
     return {
         **machine(),
         "load_average": list(os.getloadavg()),
@@ -176,7 +176,7 @@ def conditions(root: Path = Path("/")) -> dict[str, Any]:
 
 
 def commit(folder: Path = Path(gft_edge.__file__).parent) -> str | None:
-    """Git commit of this package's source, ``-dirty`` with changes; None when it was installed as a copy."""
+    """Returns the Git commit of this package's source, ``-dirty`` with changes; None if it was installed as a copy."""
 
     def git(*command: str) -> str:
         done = subprocess.run(
@@ -185,9 +185,7 @@ def commit(folder: Path = Path(gft_edge.__file__).parent) -> str | None:
         return done.stdout.strip()
 
     try:
-        git(
-            "ls-files", "--error-unmatch", "__init__.py"
-        )  # a copy in site-packages may lie in somebody else's repository
+        git("ls-files", "--error-unmatch", "__init__.py")  # a copy in site-packages may lie inside another repository
         changed = git("status", "--porcelain", "--untracked-files=no")
         return git("rev-parse", "HEAD") + ("-dirty" if changed else "")
     except (OSError, subprocess.SubprocessError):

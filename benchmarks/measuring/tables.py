@@ -1,4 +1,4 @@
-"""Rows of bench files as a table, for the terminal and for pages."""
+"""Results of bench files as tables and remarks, for the terminal and for pages."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from gft_edge.benchmarks.measuring.bench_files import machine_label
 from gft_edge.benchmarks.measuring.protocol import ONE_ROUND
+from gft_edge.benchmarks.power.meter import NOT_ASKED_FOR
 
 Row = Mapping[str, Any]
 
@@ -21,11 +23,53 @@ class Column:
     cells: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class Table:
+    """A heading and at least one column."""
+
+    heading: str
+    columns: tuple[Column, ...]
+
+
+def point_tables(data: Mapping[str, Any]) -> list[Table]:
+    """Returns the tables of a bench file, one per batch and number of threads."""
+    points: dict[tuple[object, object], list[Row]] = {}
+    for row in data["results"]:
+        points.setdefault((row["batch"], row["threads"]), []).append(row)
+    tables = []
+    for (batch, threads), rows in points.items():
+        backends = ", ".join(dict.fromkeys(row["backend"] for row in rows))
+        count = "" if threads is None else f", {threads or 'all'} thread(s)"
+        heading = f"{backends}, batch {batch}{count}, {machine_label(data)}"
+        tables.append(Table(heading, tuple(columns(rows))))
+    return tables
+
+
+def remarks(data: Mapping[str, Any]) -> list[str]:
+    """Returns what the tables of a bench file do not show: layers, implausible figures, missing figures, warnings."""
+    rows = data["results"]
+    lines = []
+    for row in rows:
+        if "layers" in row:
+            lines.append(f"{row['name']}: {row['layers']['int8']}")
+        if row.get("implausible"):
+            lines.append(f"{row['name']}: {row['implausible']}")
+    if any(row.get("verdict") == ONE_ROUND for row in rows):
+        lines.append("one round: spread and intervals are unknown; give --rounds 5 or more")
+    energies = [row["energy"] for row in rows if row.get("energy")]
+    refused = {energy["refused"] for energy in energies if energy.get("refused")}
+    lines += [f"energy: none, {reason}" for reason in sorted(refused) if NOT_ASKED_FOR not in reason]
+    accuracies = [energy.get("accuracy") or {} for energy in energies if energy.get("mj_per_image") is not None]
+    unknown = {accuracy["refused"] for accuracy in accuracies if accuracy.get("refused")}
+    lines += [f"energy per correct image: none, {reason}" for reason in sorted(unknown)]
+    return [*lines, *data.get("warnings", [])]
+
+
 def columns(rows: Sequence[Row]) -> list[Column]:
-    """What is known of the rows; a column that is empty in each of them is left out.
+    """Returns the columns of some rows, without those that are empty in each row.
 
     Args:
-        rows: at least one, of a bench file that was checked.
+        rows: at least one, of a checked bench file.
     """
     found = [Column(key, title, number, tuple(cell(row) for row in rows)) for key, title, number, cell in _COLUMNS]
     found.append(

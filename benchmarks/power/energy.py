@@ -1,4 +1,4 @@
-"""Energy of a timed window from samples of power: integrated exactly over the window, or refused with the reason."""
+"""Energy of a timed window from samples of power: integrated over exactly that window, or refused with the reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gft_edge.errors import ConfigError
 MIN_COVERAGE = 0.95
 MIN_SAMPLES = 10
 MAX_GAP = 5
-"""Nominal intervals after which nothing is said about the time between two samples."""
+"""Nominal intervals between two samples above which the power between them counts as unknown."""
 ROUNDING = 1e-9
 
 
@@ -23,13 +23,13 @@ class PowerTrace:
     """Samples of the power of the whole module or board.
 
     Attributes:
-        source: ``"ina3221"``, ``"tegrastats"``, ``"nvml"``, or ``"none"``.
-        rails: whose sum it is.
-        interval_s: nominal, between samples.
+        source: its name, or ``"none"``.
+        rails: rails that are summed.
+        interval_s: nominal time between samples.
         times_s: on the clock of ``time.perf_counter``.
         power_mw: at those times.
-        gpu_mhz: clock of the GPU at those times, None where the source does not say.
-        slowdowns: why it was held down at those times, in words, where the source says.
+        gpu_mhz: clock of the GPU at those times, None where the source does not report it.
+        slowdowns: reasons why it was held down at those times, where the source reports them.
     """
 
     source: str
@@ -46,11 +46,11 @@ class WindowPower:
     """Mean power over a window.
 
     Attributes:
-        duration_s: of the window.
-        num_samples: inside it.
+        duration_s: length of the window.
+        num_samples: samples inside it.
         coverage: share of the window between samples close enough to each other.
         mean_mw: by the trapezoidal rule, power at the window's ends interpolated; None when refused.
-        refused: why there is no number.
+        refused: why there is no mean.
     """
 
     duration_s: float
@@ -62,21 +62,21 @@ class WindowPower:
 
 @dataclass(frozen=True)
 class Energy:
-    """Energy of a load, with the idle power beside it; None where there is no number, with the reason in ``refused``.
+    """Energy of a load and idle power; a missing number is None, with the reason in ``refused``.
 
     Attributes:
         source, rails: of the samples.
-        num_images: worked on in the window.
+        num_images: images processed in the window.
         duration_s, num_samples, coverage: of the window.
         mean_mw, energy_mj: of everything on the rails.
         mj_per_image: ``energy_mj`` over ``num_images``.
         mj_per_correct_image: the same over the images classified correctly.
-        throttled: what held the GPU down in the window, one sentence each.
+        throttled: reasons why the GPU was held down in the window, one sentence each.
         idle_mw: mean power before the load.
-        net_mj_per_image: with the idle power over the same time taken off.
+        net_mj_per_image: without the idle power over the same time.
         refused: why there is no energy.
         idle_refused: why there is no idle power.
-        notes: what was noticed about the samples, one sentence each.
+        notes: remarks about the samples, one sentence each.
     """
 
     source: str
@@ -97,21 +97,21 @@ class Energy:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Returns plain JSON values."""
         return {**asdict(self), "rails": list(self.rails), "throttled": list(self.throttled), "notes": list(self.notes)}
 
 
 def mean_power(trace: PowerTrace, start_s: float, end_s: float) -> WindowPower:
-    """Mean power of a window.
+    """Returns the mean power of a window.
 
-    Power between two samples is taken as linear, and known only if they are at most ``MAX_GAP`` nominal intervals apart.
+    Power is linear between two samples, and unknown if they are more than ``MAX_GAP`` nominal intervals apart.
 
     Args:
         trace: samples around the window.
         start_s, end_s: on the samples' clock.
 
     Returns:
-        a refusal in place of the mean when the window is empty, the clock runs backwards, fewer than ``MIN_SAMPLES``
+        a refusal in place of the mean if the window is empty, the clock runs backwards, fewer than ``MIN_SAMPLES``
         samples are inside, or they cover less than ``MIN_COVERAGE`` of it.
     """
     duration = end_s - start_s
@@ -141,12 +141,12 @@ def mean_power(trace: PowerTrace, start_s: float, end_s: float) -> WindowPower:
 def _integrate(
     times: NDArray[np.float64], power: NDArray[np.float64], start: float, end: float, longest: float
 ) -> tuple[float, float]:
-    """Seconds covered and mW s, over the parts of the window between samples at most ``longest`` apart."""
+    """Returns seconds covered and mW s, over the parts of the window between samples at most ``longest`` apart."""
     step = np.diff(times)
     low, high = np.clip(times[:-1], start, end), np.clip(times[1:], start, end)
     width = np.where((step > 0) & (step <= longest), high - low, 0.0)
     slope = np.diff(power) / np.where(step > 0, step, 1.0)
-    middle = power[:-1] + slope * ((low + high) / 2 - times[:-1])  # of a line the mean is its value in the middle
+    middle = power[:-1] + slope * ((low + high) / 2 - times[:-1])  # the mean of a line is its value in the middle
     return float(width.sum()), float((width * middle).sum())
 
 
@@ -157,13 +157,13 @@ def energy_of(
     idle: WindowPower | None = None,
     accuracy: float | None = None,
 ) -> Energy:
-    """Energy of a load.
+    """Returns the energy of a load.
 
     Args:
-        trace: where the samples are from.
-        load: mean power while working.
-        num_images: worked on in that window.
-        idle: mean power just before, doing nothing.
+        trace: samples.
+        load: mean power under load.
+        num_images: images processed in that window.
+        idle: mean power just before, without load.
         accuracy: share of images classified correctly, for the energy per correct image.
 
     Raises:
@@ -206,12 +206,12 @@ def energy_of(
 def clock_drops(
     trace: PowerTrace, start_s: float, end_s: float, locked_mhz: float, tolerance: float = 0.02
 ) -> str | None:
-    """One sentence if the GPU ran below its locked clock in the window, else None.
+    """Returns one sentence if the GPU ran below its locked clock in the window, else None.
 
     Args:
         trace: with clocks.
         start_s, end_s: the window; under load, since an idle GPU may sleep.
-        locked_mhz: what it was locked to.
+        locked_mhz: clock that it was locked to.
         tolerance: share by which a reading may lie below.
     """
     clocks = [c for t, c in zip(trace.times_s, trace.gpu_mhz) if c is not None and start_s <= t <= end_s]
@@ -225,12 +225,12 @@ def clock_drops(
 
 
 def throttling(trace: PowerTrace, start_s: float, end_s: float, locked_mhz: float | None = None) -> list[str]:
-    """What held the GPU down in a window, one sentence each: clocks below the lock, and the reasons the driver gives.
+    """Returns why the GPU was held down in a window, one sentence each: clocks below the lock, and the driver's reasons.
 
     Args:
         trace: with clocks or slowdowns.
         start_s, end_s: the window.
-        locked_mhz: what the clock was locked to, None where it was free to vary.
+        locked_mhz: clock that it was locked to, None if it was free to vary.
     """
     inside = [why for t, why in zip(trace.times_s, trace.slowdowns) if start_s <= t <= end_s]
     counts = Counter(reason for reasons in inside for reason in reasons)

@@ -1,4 +1,4 @@
-"""When each line of a recorded log of tegrastats was written: by the interval it was told, held against the lines' dates."""
+"""Time of each line in a recorded log of tegrastats: by the interval that was given, checked against the lines' dates."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gft_edge.errors import ConfigError, DataError
 DATE_STEP_S = 1.0
 """Dates have whole seconds."""
 TOLERANCE = 0.1
-"""Share by which tegrastats may be slower than it was told before its dates are believed in place of that."""
+"""Share by which tegrastats may be slower than its interval before its dates are used in place of the interval."""
 HOUR_S = 3600.0
 SUMMER_TIME = ", an hour as when summer time begins or ends"
 
@@ -26,8 +26,8 @@ class LineTimes:
     Attributes:
         times_s: of each line, from the first.
         interval_s: between lines where nothing is missing.
-        gaps: parts of which the log says nothing, one sentence each.
-        notes: what else a reader must know, one sentence each.
+        gaps: parts that the log does not cover, one sentence each.
+        notes: other remarks for readers, one sentence each.
     """
 
     times_s: tuple[float, ...]
@@ -38,7 +38,7 @@ class LineTimes:
 
 @dataclass(frozen=True)
 class _Step:
-    """From one line with a date to the next one that has one."""
+    """The step from one dated line to the next one."""
 
     lines: int
     seconds: float
@@ -47,11 +47,11 @@ class _Step:
 
 
 def line_times(dates: Sequence[datetime | None], interval_s: float) -> LineTimes:
-    """Times of lines from their dates, or from the interval where dates are missing or agree with it.
+    """Returns the times of lines from their dates, or from the interval where dates are missing or agree with it.
 
     Args:
-        dates: of each line, in whole seconds, None where it has none.
-        interval_s: what tegrastats was told; dates that contradict it decide.
+        dates: date of each line, in whole seconds, None where it has none.
+        interval_s: interval that tegrastats was started with; dates that contradict it take precedence.
 
     Raises:
         ConfigError: ``interval_s`` not above 0.
@@ -65,8 +65,8 @@ def line_times(dates: Sequence[datetime | None], interval_s: float) -> LineTimes
         return LineTimes(even, interval_s)
     if not any(step.seconds for step in steps):
         lasts = sum(step.lines for step in steps) * interval_s
-        stands = f"all its dates are {steps[0].start}, so times are by the interval of {interval_s:g} s alone"
-        return LineTimes(even, interval_s, (), (stands,) * (lasts > 2 * DATE_STEP_S))
+        note = f"all its dates are {steps[0].start}, so times follow from the interval of {interval_s:g} s alone"
+        return LineTimes(even, interval_s, (), (note,) * (lasts > 2 * DATE_STEP_S))
     by_dates = _interval(steps)
     kept = [step for step in steps if not _is_gap(step, by_dates)]
     lines, seconds = sum(step.lines for step in kept), sum(step.seconds for step in kept)
@@ -75,13 +75,11 @@ def line_times(dates: Sequence[datetime | None], interval_s: float) -> LineTimes
     notes = []
     if interval != interval_s:
         notes.append(
-            f"its dates tell a line every {interval:.3g} s, not every {interval_s:g} s as given: the dates decide"
+            f"its dates show a line every {interval:.3g} s, not every {interval_s:g} s as given: the dates are used"
         )
     undated = sum(date is None for date in dates)
     if undated:
-        notes.append(
-            f"{undated} of its {len(dates)} lines have no date and are taken as evenly between those that have"
-        )
+        notes.append(f"{undated} of its {len(dates)} lines have no date; their times are interpolated")
     return LineTimes(_times(dates, steps, interval), interval, _gaps(steps, interval), tuple(notes))
 
 
@@ -100,7 +98,7 @@ def _steps(dates: Sequence[datetime | None]) -> list[_Step]:
 
 
 def _interval(steps: Sequence[_Step]) -> float:
-    """Seconds per line, over the steps in which nothing is missing."""
+    """Returns seconds per line, over the steps in which nothing is missing."""
     usual = max(DATE_STEP_S, statistics.median(step.seconds / step.lines for step in steps))
     kept = [step for step in steps if step.seconds <= MAX_GAP * usual * step.lines] or steps
     return sum(step.seconds for step in kept) / sum(step.lines for step in kept) or DATE_STEP_S
@@ -120,7 +118,7 @@ def _gaps(steps: Sequence[_Step], interval_s: float) -> tuple[str, ...]:
 
 
 def _times(dates: Sequence[datetime | None], steps: Sequence[_Step], interval_s: float) -> tuple[float, ...]:
-    """Evenly spaced, with the length of each gap before the line that ends it."""
+    """Returns evenly spaced times, with the length of each gap before the line that ends it."""
     extra = {}
     index = next(number for number, date in enumerate(dates) if date is not None)
     for step in steps:

@@ -1,16 +1,21 @@
 """Power and clocks of a GPU by NVML, through the optional package nvidia-ml-py.
 
-The binding is a parameter, so that what is tested without a GPU is what runs with one.
+The binding is a parameter, so that tests without a GPU run the same code.
 """
 
 from __future__ import annotations
 
 import importlib
+import threading
+import time
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
+from gft_edge.benchmarks.power.source import Machine, Reading, Source
 from gft_edge.errors import ConfigError, MissingExtraError
 
+INTERVAL_S = 0.1
 SLOWDOWNS = {
     "SwPowerCap": "held down by the power limit",
     "HwSlowdown": "hardware slowdown (power or temperature)",
@@ -22,7 +27,7 @@ SLOWDOWNS = {
 
 
 def load_nvml() -> ModuleType:
-    """The binding.
+    """Imports the binding.
 
     Raises:
         MissingExtraError: nvidia-ml-py is not installed.
@@ -34,7 +39,7 @@ def load_nvml() -> ModuleType:
 
 
 class NvmlGpu:
-    """A GPU; open until :meth:`close`.
+    """A GPU whose power is read; open until :meth:`close`.
 
     Args:
         nvml: the module pynvml.
@@ -60,13 +65,13 @@ class NvmlGpu:
             raise ConfigError(f"NVML, GPU {index}: power cannot be read ({error})") from None
 
     def close(self) -> None:
-        """Lets go of NVML."""
+        """Shuts NVML down."""
         self._nvml.nvmlShutdown()
 
     def read_mw(self) -> float | None:
-        """Board power now, mW; None when the driver does not answer.
+        """Returns the present board power in mW; None if the driver does not answer.
 
-        The instant reading where there is one: the plain one is an average over a second on Ampere and newer.
+        Takes the instant reading where the GPU has it: the plain one is an average over a second on Ampere and newer.
         """
         instant = self._read_instant_mw() if self.has_instant else None
         if instant is not None:
@@ -77,14 +82,14 @@ class NvmlGpu:
             return None
 
     def read_mhz(self) -> float | None:
-        """Clock of the multiprocessors now."""
+        """Returns the present clock of the multiprocessors."""
         try:
             return float(self._nvml.nvmlDeviceGetClockInfo(self._handle, self._nvml.NVML_CLOCK_SM))
         except self._nvml.NVMLError:
             return None
 
     def slowdowns(self) -> list[str]:
-        """Why the clock is held down now, in words; empty when it is not or the driver does not say."""
+        """Returns the reasons why the clock is held down, in words; empty if it is not or the driver does not report it."""
         try:
             reasons = self._nvml.nvmlDeviceGetCurrentClocksEventReasons(self._handle)
         except (self._nvml.NVMLError, AttributeError):
@@ -102,3 +107,22 @@ class NvmlGpu:
 
 def _text(name: str | bytes) -> str:
     return name.decode(errors="replace") if isinstance(name, bytes) else name
+
+
+def open_source(machine: Machine) -> Source:
+    """Opens a GPU.
+
+    Raises:
+        ConfigError: as :class:`NvmlGpu`.
+        MissingExtraError: nvidia-ml-py is not installed.
+    """
+    gpu = NvmlGpu(load_nvml(), machine.gpu)
+    rail = f"{gpu.name} board"
+
+    def readings(stop: threading.Event) -> Iterator[Reading]:
+        while not stop.wait(INTERVAL_S):
+            power = gpu.read_mw()
+            rails = {} if power is None else {rail: power}
+            yield Reading(time.perf_counter(), rails, gpu.read_mhz(), tuple(gpu.slowdowns()))
+
+    return Source("nvml", (rail,), INTERVAL_S, readings, gpu.close)

@@ -1,13 +1,15 @@
 """Lines of NVIDIA's ``tegrastats``: a parser for every dialect seen, and the program as a stream of samples.
 
 JetPack 5 and 6 print rails as ``now/average``, JetPack 7.2 as ``now/average/max`` with temperatures as ``now/max``, JetPack 4
-without units and date. Fields vanish without root. What is not known is kept as it stands.
+without units and date. Fields are missing without root. Unknown fields are kept as text.
 """
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,10 +17,11 @@ from datetime import datetime
 from pathlib import Path
 
 from gft_edge.benchmarks.logs import read_log_text
-from gft_edge.errors import DataError
+from gft_edge.benchmarks.power.source import FIRST_SAMPLE_S, Machine, Reading, Source, require_total
+from gft_edge.errors import ConfigError, DataError
 
 DATE = re.compile(r"(?<!\S)(\d{2}-\d{2}-\d{4} \d{2}:\d{2}:\d{2})(?!\S)", re.ASCII)
-"""Also behind what journald or a container's log puts before a line."""
+"""Also behind the prefix of journald or of a container's log."""
 RAM = re.compile(r"\bRAM (\d+)/(\d+)([kMG])B(?: \(lfb (\d+)x(\d+)([kMG])B\))?", re.ASCII)
 CPU = re.compile(r"\bCPU \[([^\[\]]*)\](?:@(\d+))?", re.ASCII)
 CORE = re.compile(r"(off)|(\d+)%(?:@(\d+))?", re.ASCII)
@@ -27,12 +30,14 @@ GPU = re.compile(r"\bGR3D_FREQ (?:(\d+)%)?(?:@(?:\[([\d,]*)\]|(\d+)))?", re.ASCI
 TEMPERATURE = re.compile(r"(?<!\S)([A-Za-z][\w.-]*)@(-?\d{1,6}(?:\.\d+)?)C(?:/(-?\d{1,6}(?:\.\d+)?)C)?(?!\S)", re.ASCII)
 RAIL = re.compile(
     r"(?<!\S)((?:VDD|VIN|VDDQ|POM|CV|GPU|CPU|SOC|SYS5V|NC)\w*) (\d+)(?:mW)?/(\d+)(?:mW)?(?:/(\d+)(?:mW)?)?(?!\S)"
-    r"|(?<!\S)([A-Za-z]\w*) (\d+)mW/(\d+)mW(?:/(\d+)mW)?(?!\S)",  # a rail of a name not seen before
+    r"|(?<!\S)([A-Za-z]\w*) (\d+)mW/(\d+)mW(?:/(\d+)mW)?(?!\S)",  # a rail of an unknown name
     re.ASCII,
 )
 ABSENT_C = -256.0
-"""What a sensor that is switched off reports."""
+"""Reading of a sensor that is switched off."""
 
+INTERVAL_MS = 100
+"""Below about this, the program itself takes noticeable power."""
 TO_MB = {"k": 1 / 1024, "M": 1.0, "G": 1024.0}
 MAX_DIGITS = 12
 MAX_LINE = 1 << 16
@@ -58,15 +63,15 @@ class Rail:
 
 @dataclass(frozen=True)
 class TegraStats:
-    """What one line says; None or empty where it says nothing.
+    """The fields of one line; None or empty where they are missing.
 
     Attributes:
         date: local time of the board, whole seconds.
-        ram_used_mb, ram_total_mb: of the memory CPU and GPU share.
+        ram_used_mb, ram_total_mb: of the memory that CPU and GPU share.
         cores: of the CPU.
         emc_percent, emc_mhz: load and clock of the memory controller.
         gpu_percent, gpu_mhz: load, and clock of each graphics cluster.
-        temperatures_c: now, by sensor name in lower case; switched off sensors are left out.
+        temperatures_c: present ones, by sensor name in lower case; switched off sensors are left out.
         rails: by name as printed.
         other: every other field, name to text.
     """
@@ -85,12 +90,12 @@ class TegraStats:
 
     @property
     def is_empty(self) -> bool:
-        """Whether nothing known was found, so that the line is none of tegrastats'."""
+        """True if the line has no known field, so that it is not one of tegrastats."""
         return self == TegraStats(other=self.other)
 
 
 def parse_line(line: str) -> TegraStats:
-    """Reads one line of any dialect; of text that is none everything lands in ``other``. Never raises."""
+    """Reads one line of any dialect; text of another program ends up in ``other``. Never raises."""
     rest = line.strip()
     if len(rest) > MAX_LINE:
         return TegraStats(other={"": rest[:80]})
@@ -100,7 +105,7 @@ def parse_line(line: str) -> TegraStats:
             date = datetime.strptime(match[1], "%m-%d-%Y %H:%M:%S")
             rest = rest[: match.start()] + rest[match.end() :]
         except ValueError:
-            pass  # digits that are no date stay in the rest
+            pass  # not a date: the digits stay in the rest
     ram, rest = _take(RAM, rest)
     cores, rest = _take_cores(rest)
     emc, rest = _take(EMC, rest)
@@ -129,7 +134,7 @@ def parse_line(line: str) -> TegraStats:
 
 
 def _take(pattern: re.Pattern[str], text: str) -> tuple[re.Match[str] | None, str]:
-    """The first match, and the text without it."""
+    """Returns the first match, and the text without it."""
     match = pattern.search(text)
     return (match, text[: match.start()] + text[match.end() :]) if match else (None, text)
 
@@ -138,7 +143,7 @@ def _take_cores(text: str) -> tuple[tuple[Core, ...], str]:
     match = CPU.search(text)
     items = [CORE.fullmatch(item.strip()) for item in match[1].split(",")] if match else []
     if match is None or not all(items):
-        return (), text  # a list of another form is kept as it stands
+        return (), text  # a list of another form is kept as text
     cores = tuple(
         Core(None, None) if item[1] else Core(_int(item[2]), _int(item[3] or match[2])) for item in items if item
     )
@@ -160,7 +165,7 @@ def _megabytes(digits: str, unit: str) -> float | None:
 
 
 def _fields(text: str) -> dict[str, str]:
-    """Groups what is left: a word outside brackets that begins with a capital names a field, the rest is its text."""
+    """Groups the remaining words: one outside brackets that begins with a capital names a field, the others are its text."""
     found: dict[str, list[str]] = {}
     name = ""
     depth = 0
@@ -175,10 +180,10 @@ def _fields(text: str) -> dict[str, str]:
 
 
 def parse_log(text: str, where: str = "tegrastats log") -> list[TegraStats]:
-    """Every line of a recorded log that tegrastats wrote; others (prompts, a cut first line) are passed over.
+    """Reads every line of a recorded log that tegrastats wrote; others (prompts, a cut first line) are skipped.
 
     Raises:
-        DataError: no line is one of tegrastats'.
+        DataError: no line is one of tegrastats.
     """
     parsed = [parse_line(line) for line in text.splitlines()]
     found = [stats for stats in parsed if not stats.is_empty]
@@ -193,7 +198,7 @@ def read_log(path: Path) -> list[TegraStats]:
     """Reads a log written by ``tegrastats --logfile``.
 
     Raises:
-        DataError: unreadable, or no log of tegrastats.
+        DataError: unreadable, or not a log of tegrastats.
     """
     return parse_log(read_log_text(path, "tegrastats log", DataError), f"tegrastats log {path}")
 
@@ -203,10 +208,10 @@ class TegrastatsProcess:
 
     Args:
         executable: path of the program.
-        interval_ms: between lines; below about 100 the program itself takes noticeable power.
+        interval_ms: between lines.
     """
 
-    def __init__(self, executable: str, interval_ms: int = 100) -> None:
+    def __init__(self, executable: str, interval_ms: int = INTERVAL_MS) -> None:
         self._process = subprocess.Popen(
             [executable, "--interval", str(interval_ms)],
             stdin=subprocess.DEVNULL,
@@ -225,10 +230,44 @@ class TegrastatsProcess:
                 yield time.perf_counter(), parse_line(line)
 
     def close(self) -> None:
-        """Ends the program, by force if it does not go in two seconds."""
+        """Ends the program, by force if it does not end within two seconds."""
         self._process.terminate()
         try:
             self._process.wait(timeout=2)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
+
+
+def open_source(machine: Machine) -> Source:
+    """Starts the program.
+
+    Raises:
+        ConfigError: no program, no readable output, or no known total.
+    """
+    program = shutil.which("tegrastats")
+    if program is None:
+        raise ConfigError("tegrastats: not on PATH; it comes with Jetson Linux")
+    process = TegrastatsProcess(program)
+    watchdog = threading.Timer(FIRST_SAMPLE_S, process.close)
+    watchdog.start()
+    stream = iter(process)
+    try:
+        first = next(stream, None)
+    finally:
+        watchdog.cancel()
+    if first is None or first[1].is_empty:
+        process.close()
+        raise ConfigError(f"tegrastats: {program} prints nothing that can be read")
+    try:
+        rails = require_total(first[1].rails, "tegrastats")
+    except ConfigError as error:
+        process.close()
+        raise ConfigError(f"{error}; run with sudo") from None
+
+    def readings(stop: threading.Event) -> Iterator[Reading]:
+        for arrived, stats in stream:
+            power = {name: float(rail.now_mw) for name, rail in stats.rails.items()}
+            yield Reading(arrived, power, float(stats.gpu_mhz[0]) if stats.gpu_mhz else None)
+
+    return Source("tegrastats", rails, INTERVAL_MS / 1e3, readings, process.close)

@@ -1,4 +1,4 @@
-"""What an engine is made of: the layer JSON of every TensorRT generation as one table, and what it says of INT8."""
+"""Layers of an engine: the layer JSON of every TensorRT generation as one table, and its effect on INT8."""
 
 from __future__ import annotations
 
@@ -51,11 +51,11 @@ class Layer:
     """One layer of an engine.
 
     Attributes:
-        name, type: as the inspector gives them.
+        name, type: from the inspector.
         role: ``"attention"`` (fused), ``"gemm"``, ``"convolution"``, ``"softmax"``, ``"reformat"``, ``"region"`` (a fused part,
-            its inside not told) or ``"other"``.
-        precision: in which it computes, guessed from its tactic, weights or tensor formats; ``"unknown"`` if none tells.
-        onnx: nodes of the graph it stands for, from 10.x on.
+            its inside unknown) or ``"other"``.
+        precision: of its arithmetic, inferred from tactic, weights or tensor formats; else ``"unknown"``.
+        onnx: nodes of the graph that it implements, from 10.x on.
         time_ms: average of one inference in the profile run (inflated; good for shares only), or None.
         share: of the time of all layers, or None.
     """
@@ -73,7 +73,7 @@ def parse_layers(data: object, where: str = "layers") -> list[Layer]:
     """Reads EngineInspector JSON (--exportLayerInfo) of TensorRT 8.5 to 11.
 
     Raises:
-        ArtifactError: no list of layers in it, or an empty one.
+        ArtifactError: no list of layers, or an empty one.
     """
     layers = next((data[key] for key in ROOTS if key in data), None) if isinstance(data, dict) else data
     if not isinstance(layers, list) or not layers:
@@ -118,9 +118,9 @@ def _role(name: str, kind: str, tactic: str, onnx: Sequence[str]) -> str:
 
 
 def _precision(entry: Mapping[str, Any], role: str, name: str, tactic: str) -> str:
-    """Tactic first: it is what runs. Then the weights, then the tensors it reads, then those it writes."""
+    """Infers the precision from the tactic, which runs; then from weights, from inputs, from outputs."""
     if role == "region":
-        return "unknown"  # its tensors tell what goes in and out, not what is computed inside
+        return "unknown"  # its tensors show inputs and outputs, not the arithmetic inside
     for precision, pattern in _TACTICS:
         if pattern.search(tactic.lower()) or (role == "attention" and pattern.search(name.lower())):
             return precision
@@ -138,7 +138,7 @@ def _precision(entry: Mapping[str, Any], role: str, name: str, tactic: str) -> s
 
 
 def _format(tensor: object) -> str:
-    """Format and type of a tensor: one text up to 10.x, two in 11."""
+    """Returns format and type of a tensor: one text up to 10.x, two in 11."""
     if not isinstance(tensor, dict):
         return ""
     return " ".join(_text(tensor.get(key)) for key in ("Datatype", "DataType", "Format/Datatype", "Format"))
@@ -149,23 +149,23 @@ def _of_format(text: str) -> str | None:
 
 
 def parse_profile(data: object, where: str = "profile") -> dict[str, float]:
-    """Average milliseconds by layer name from --exportProfile.
+    """Returns average milliseconds by layer name from --exportProfile.
 
     Raises:
-        ArtifactError: something else, no layer, or negative times.
+        ArtifactError: other content, no layer, or negative times.
     """
     if not isinstance(data, list) or not all(isinstance(entry, dict) for entry in data):
         raise ArtifactError(f"{where}: expected the list of objects that --exportProfile writes")
     times: dict[str, float] = {}
     for entry in data:
         if "name" not in entry:
-            continue  # the first one counts the runs
+            continue  # the first entry counts the runs
         name, average = entry["name"], entry.get("averageMs")
         if not isinstance(name, str) or isinstance(average, bool) or not isinstance(average, int | float):
             raise ArtifactError(f"{where}: a layer has no name or no averageMs; export it again")
         if not math.isfinite(average) or average < 0:
             raise ArtifactError(
-                f"{where}: {name}: {average} ms is no time: the clock went backwards; run trtexec again"
+                f"{where}: {name}: {average} ms is not a time: the clock went backwards; run trtexec again"
             )
         times[name] = times.get(name, 0.0) + float(average)
     if not times:
@@ -174,7 +174,7 @@ def parse_profile(data: object, where: str = "profile") -> dict[str, float]:
 
 
 def with_times(layers: Sequence[Layer], times: Mapping[str, float]) -> list[Layer]:
-    """Adds times and shares by name; what only the profile knows is added as a layer of its own."""
+    """Adds times and shares by name; names that only the profile has become further layers."""
     known = {layer.name for layer in layers}
     extra = [Layer(name, "", _role(name, "", "", ()), "unknown") for name in times if name not in known]
     total = sum(times.values())
@@ -188,15 +188,15 @@ def with_times(layers: Sequence[Layer], times: Mapping[str, float]) -> list[Laye
 
 @dataclass(frozen=True)
 class LayerSummary:
-    """What a table of layers says.
+    """Summary of a table of layers.
 
     Attributes:
-        count, reformats, regions: layers in all, of format changes, of fused parts whose inside is not told.
+        count, reformats, regions: all layers, those of format changes, and fused parts whose inside is unknown.
         reformat_share: of the time; None without times.
-        attention: ``"fused"`` (with how many layers), ``"not fused"`` (softmax stands alone), ``"unknown"``.
+        attention: ``"fused"`` (with how many layers), ``"not fused"`` (softmax is a layer), ``"unknown"``.
         fused_attention: layers of fused attention.
         gemm_shares: of the time of all layers, of matrix products by precision; counts over all layers without times.
-        int8: one sentence on why INT8 is or is not faster here.
+        int8: one sentence on why INT8 is or is not faster.
     """
 
     count: int
@@ -227,38 +227,32 @@ class LayerSummary:
         fused = sum(layer.role == "attention" for layer in layers)
         regions = sum(layer.role == "region" for layer in layers)
         alone = any(layer.role == "softmax" for layer in layers)
-        attention = "fused" if fused else "unknown" if regions or not alone else "not fused"
-        reformat_share = sum(weight[id(layer)] for layer in reformats)
-        return cls(
+        summary = cls(
             count=len(layers),
             reformats=len(reformats),
             regions=regions,
-            reformat_share=reformat_share if timed else None,
-            attention=attention,
+            reformat_share=sum(weight[id(layer)] for layer in reformats) if timed else None,
+            attention="fused" if fused else "unknown" if regions or not alone else "not fused",
             fused_attention=fused,
             gemm_shares=gemms,
             timed=timed,
-            int8=_sentence(layers, gemms, timed, reformat_share, len(reformats), attention, regions, tokens),
+            int8="",
         )
+        return replace(summary, int8=_sentence(summary, layers, tokens))
 
     def to_json(self, layers: Sequence[Layer]) -> dict[str, Any]:
-        """Summary and table as plain JSON values."""
+        """Returns summary and table as plain JSON values."""
         return {**asdict(self), "table": [asdict(layer) for layer in layers]}
 
 
-def _sentence(
-    layers: Sequence[Layer],
-    gemms: Mapping[str, float],
-    timed: bool,
-    reformat_share: float,
-    reformats: int,
-    attention: str,
-    regions: int,
-    tokens: int | None,
-) -> str:
+def _sentence(summary: LayerSummary, layers: Sequence[Layer], tokens: int | None) -> str:
+    """Returns why INT8 is or is not faster."""
+    gemms, timed, regions, reformats = summary.gemm_shares, summary.timed, summary.regions, summary.reformats
     of = "of the time" if timed else "of the layers"
     if all(layer.precision == "unknown" for layer in layers):
-        return "Whether INT8 pays cannot be told: no precision is given; build the engine with --profilingVerbosity=detailed."
+        return (
+            "The effect of INT8 is unknown: no precision is given; build the engine with --profilingVerbosity=detailed."
+        )
     low = sum(share for precision, share in gemms.items() if precision in _LOW)
     high = sum(share for precision, share in gemms.items() if precision not in (*_LOW, "unknown"))
     if not low and not any(layer.precision in _LOW and layer.role != "reformat" for layer in layers):
@@ -269,8 +263,9 @@ def _sentence(
         names = "/".join(sorted(p.upper() for p in gemms if p not in (*_LOW, "unknown")))
         costs.append((high, f"{100 * high:.0f} % {of} are products left in {names}"))
     if reformats:
-        costs.append((reformat_share, f"{reformats} reformats take {100 * reformat_share:.0f} % {of}"))
-    if attention == "not fused":
+        share = reformats / len(layers) if summary.reformat_share is None else summary.reformat_share
+        costs.append((share, f"{reformats} reformats take {100 * share:.0f} % {of}"))
+    if summary.attention == "not fused":
         share = sum((layer.share or 0) if timed else 1 / len(layers) for layer in layers if layer.role == "softmax")
         reason = (
             f" ({tokens} tokens, more than {MAX_FUSED_INT8_TOKENS})"
@@ -279,8 +274,8 @@ def _sentence(
         )
         costs.append((share, f"attention is not fused{reason}"))
     if regions:
-        costs.append((0.0, f"the inside of {regions} fused region(s) is not told"))
-    against = "; ".join(text for _, text in sorted(costs, key=lambda cost: -cost[0])) or "nothing stands against it"
+        costs.append((0.0, f"the inside of {regions} fused region(s) is unknown"))
+    against = "; ".join(text for _, text in sorted(costs, key=lambda cost: -cost[0])) or "no costs"
     lost = sum(cost for cost, _ in costs)
     verb = "has room to be faster" if low > lost else "gains little or nothing"
     return f"INT8 {verb} here: {100 * low:.0f} % {of} are INT8 products; against that, {against}."

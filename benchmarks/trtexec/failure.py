@@ -1,4 +1,4 @@
-"""Why a run of trtexec failed: the cause among its error lines, which is seldom the first."""
+"""The cause of a failed run of trtexec among its error lines, which is seldom the first."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _CAUSES = (
     re.compile(r"static dimension mismatch|dimension mismatch|does not satisfy|optimization profile", re.IGNORECASE),
     re.compile(r"While parsing node|Failed to parse|cannot open|could not open|no such file", re.IGNORECASE),
 )
-"""What names a cause, the surest first; onnx-tensorrt tells a node before it tells what is wrong with it."""
+"""Patterns that name a cause, the surest first; onnx-tensorrt names a node before it names its problem."""
 _CONSEQUENCES = re.compile(
     r"Engine could not be created|Building engine failed|Failed to create engine|set ?up failed|"
     r"Parsing model failed|Network creation failed|Skipping tactic|haveStreamOrderedAllocatorHelper|^\s*$",
@@ -27,12 +27,12 @@ _INTERNAL = re.compile(r"^Internal Error \((.*)\)\.?$")
 
 
 def is_failure(text: str) -> bool:
-    """Whether the run said that it gave up, where its verdict is missing."""
+    """Returns True if the output reports a failure although its verdict is missing."""
     return bool(re.search(r"\[E\].*(?:Engine set ?up failed|Inference set ?up failed|Building engine failed)", text))
 
 
 def cause_of_failure(text: str) -> str:
-    """The error line that tells the cause, without codes and source positions, in one line."""
+    """Returns the error line with the cause, without codes and source positions."""
     errors = [match[1].strip() for line in text.splitlines() if (match := _ERROR.search(line))]
     for pattern in _CAUSES:
         for error in errors:

@@ -1,4 +1,4 @@
-"""What trtexec prints, of TensorRT 8.0 to 11, read back and checked, one run at a time."""
+"""Reads and checks the output of trtexec of TensorRT 8.0 to 11, one run at a time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gft_edge.hardware.tensorrt_versions import MAJOR_NUMBERS
 
 METRICS = ("Latency", "Enqueue Time", "H2D Latency", "GPU Compute Time", "D2H Latency")
 FEW_QUERIES = 10
-"""trtexec repeats at least so many by default, and fewer say little."""
+"""Least number that trtexec repeats by default; fewer show little."""
 
 _PREFIX = r"(?:^|[\]\s|])\[(?P<level>[IWE])\] "
 _METRIC = re.compile(rf"{_PREFIX}(?P<name>{'|'.join(METRICS)}): (?P<figures>.*)$")
@@ -45,10 +45,10 @@ _VARIANCE = re.compile(r"coefficient of variance = ([\d.]+)%")
 
 
 def parse_version(text: str) -> tuple[int, int]:
-    """``"10.3.0"``, or the integer of trtexec's banner (``"8601"``, ``"100300"``), to (major, minor).
+    """Parses ``"10.3.0"`` or the integer of trtexec's banner (``"8601"``, ``"100300"``); returns (major, minor).
 
     Raises:
-        ConfigError: neither.
+        ConfigError: another text.
     """
     if re.fullmatch(r"\d+(\.\d+){1,3}", text, re.ASCII):
         major, minor = (int(part) for part in text.split(".")[:2])
@@ -65,18 +65,17 @@ def parse_version(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class TrtexecLog:
-    """What one run of trtexec printed.
+    """The output of one run of trtexec.
 
     Attributes:
-        version: (major, minor) of TensorRT, None where the log does not tell.
-        command: trtexec's command line, empty where the log does not tell.
+        version: (major, minor) of TensorRT, None if the log does not contain it.
+        command: trtexec's command line, empty if the log does not contain it.
         metrics: by name of ``METRICS``, figures in ms by ``"min"``, ``"max"``, ``"mean"``, ``"median"`` and ``"90"`` (percentile).
         numbers: ``throughput_qps``, ``host_walltime_s``, ``gpu_time_s``, ``build_s``, ``deserialize_s``, ``engine_mib``,
-            ``queries``, ``warmup_queries``, ``warmup_ms``: those that are there.
-        device: ``device``, ``compute_capability``, ``sms``: those that are there.
-        variance: coefficient of variation of the GPU time as trtexec warned of it, as a share.
-        warnings: its ``[W]`` lines that concern the measurement, and what this reader noticed.
-        complete: whether it ends with trtexec's own verdict.
+            ``queries``, ``warmup_queries``, ``warmup_ms``: as far as present.
+        device: ``device``, ``compute_capability``, ``sms``: as far as present.
+        variance: coefficient of variation of the GPU time in trtexec's warning, as a share.
+        warnings: its ``[W]`` lines that concern the measurement, and remarks of this reader.
         settings: timing, streams and shapes in force.
     """
 
@@ -87,7 +86,6 @@ class TrtexecLog:
     device: Mapping[str, str]
     variance: float | None
     warnings: tuple[str, ...]
-    complete: bool
     settings: Settings
 
     @property
@@ -97,7 +95,7 @@ class TrtexecLog:
 
 
 def parse_log(text: str, where: str = "trtexec log") -> TrtexecLog:
-    """The one complete run of trtexec in a log, of TensorRT 8.0 to 11.
+    """Returns the only complete run of trtexec in a log, of TensorRT 8.0 to 11.
 
     Raises:
         ArtifactError: as :func:`parse_runs`, or several complete runs.
@@ -105,24 +103,22 @@ def parse_log(text: str, where: str = "trtexec log") -> TrtexecLog:
     runs = parse_runs(text, where)
     if len(runs) > 1:
         commands = "; ".join(f"{number}: {run.command or 'no command'}" for number, run in enumerate(runs, 1))
-        raise ArtifactError(
-            f"{where}: holds {len(runs)} runs ({commands}); cut the one that is meant into a file of its own"
-        )
+        raise ArtifactError(f"{where}: holds {len(runs)} runs ({commands}); copy the right one into its own file")
     return runs[0]
 
 
 def parse_runs(text: str, where: str = "trtexec log") -> list[TrtexecLog]:
-    """Every complete run of trtexec in a log, each under its own command; at least one.
+    """Returns every complete run of trtexec in a log, each with its own command; at least one.
 
-    A run that is cut off or failed beside a complete one is left out, and the first complete one carries a warning that says so.
+    A cut off or failed run besides a complete one is left out, with a warning in the first complete one.
 
     Raises:
-        ArtifactError: no output of trtexec; or no run that is complete, with the reason: failed, cut off before or in the
-            performance summary, of a layout that is not known, or figures that cannot be (negative or zero times).
+        ArtifactError: not output of trtexec; or no complete run, with the reason: failed, cut off before or in the
+            performance summary, of an unknown layout, or impossible figures (negative or zero times).
     """
     parts = [part for part in sections(clean(text).splitlines()) if _is_run(part)]
     if not parts:
-        raise ArtifactError(f"{where}: this is no output of trtexec")
+        raise ArtifactError(f"{where}: this is not output of trtexec")
     if len(parts) == 1:
         return [_parse_run(parts[0], where)]
     runs, left_out = [], []
@@ -133,8 +129,8 @@ def parse_runs(text: str, where: str = "trtexec log") -> list[TrtexecLog]:
             left_out.append((number, _command_of(part), str(error).removeprefix(f"{where}: ")))
     if not runs:
         raise ArtifactError(f"{where}: " + "; ".join(reason for _, _, reason in left_out))
-    told = tuple(f"{reason}; left out ({command or 'no command'})" for _, command, reason in left_out)
-    return [replace(runs[0], warnings=(*runs[0].warnings, *told)), *runs[1:]]
+    omitted = tuple(f"{reason}; left out ({command or 'no command'})" for _, command, reason in left_out)
+    return [replace(runs[0], warnings=(*runs[0].warnings, *omitted)), *runs[1:]]
 
 
 def _is_run(lines: Sequence[str]) -> bool:
@@ -165,7 +161,7 @@ def _parse_run(lines: Sequence[str], where: str) -> TrtexecLog:
             verdict, ended = match[1], (match[3] or "").rstrip("\ufffd").strip()
             if command and not command.startswith(ended):  # a verdict may be cut off
                 raise ArtifactError(
-                    f"{where}: begins as {command!r} and ends as {ended!r}: two runs mixed; log each alone"
+                    f"{where}: begins as {command!r} and ends as {ended!r}: two runs are mixed; write one log per run"
                 )
             version, command = version or version_or_none(match[2] or ""), command or ended
         elif match := _VERSION.search(line):
@@ -185,35 +181,33 @@ def _parse_run(lines: Sequence[str], where: str) -> TrtexecLog:
         raise ArtifactError(f"{where}: the run failed: {cause_of_failure(text)}")
     if not metrics and any(_OLD_LAYOUT.search(line) for line in lines):
         raise ArtifactError(
-            f"{where}: is in the layout of trtexec before TensorRT 8.2 (such as 7.2), which is not read; time it with a newer one"
+            f"{where}: has the layout of trtexec before TensorRT 8.2 (such as 7.2), which is not supported; use a newer trtexec"
         )
     if verdict == "PASSED" and not metrics:
         raise ArtifactError(
-            f"{where}: the run ended well and timed nothing ({command}); run it with --loadEngine and without --skipInference "
+            f"{where}: the run passed but timed nothing ({command}); run it with --loadEngine and without --skipInference "
             "or --buildOnly"
         )
     if summaries > 1:
-        raise ArtifactError(f"{where}: has {summaries} performance summaries under one command; log each run alone")
+        raise ArtifactError(f"{where}: has {summaries} performance summaries under one command; write one log per run")
     _require_summary(metrics, numbers, where)
     settings = settings_of(lines, command, version)
     warnings += settings.notes
     warnings += _noticed(numbers, settings)
     if verdict is None:
         warnings.append("the log ends before trtexec's own verdict (PASSED)")
-    return TrtexecLog(
-        version, command, metrics, numbers, device, variance, tuple(warnings), verdict is not None, settings
-    )
+    return TrtexecLog(version, command, metrics, numbers, device, variance, tuple(warnings), settings)
 
 
 def _noticed(numbers: Mapping[str, float], settings: Settings) -> list[str]:
     found = []
     if settings.streams > 1:
         found.append(
-            f"{settings.streams} streams ran at a time: latency is that of a query beside {settings.streams - 1} others, "
+            f"{settings.streams} streams ran at a time: latency is that of a query next to {settings.streams - 1} others, "
             "longer than alone"
         )
     if numbers["throughput_qps"] <= 0:
-        found.append("trtexec gives a throughput of 0: there are no images/s and no energy")
+        found.append("trtexec reports a throughput of 0: there are no images/s and no energy")
     if (queries := numbers.get("queries")) is not None and queries < FEW_QUERIES:
         found.append(f"the figures are of {queries:.0f} queries; give trtexec a longer --duration")
     return found
@@ -235,12 +229,12 @@ def _number(text: str, where: str) -> float:
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise ArtifactError(f"{where}: {text!r} is no number; the log is damaged")
+        raise ArtifactError(f"{where}: {text!r} is not a finite number; the log is damaged")
     return value
 
 
 def version_or_none(text: str) -> tuple[int, int] | None:
-    """The same, None for what is no known version."""
+    """Returns :func:`parse_version`, None for an unknown version."""
     try:
         return parse_version(text)
     except ConfigError:

@@ -1,4 +1,4 @@
-"""What trtexec was told and what it did with that: timing settings, streams and input shapes in force."""
+"""Settings of a run of trtexec: timing, streams and input shapes, as asked for and as in force."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _OVERRULED = {
     "spin_wait": (re.compile(r"spin-?wait", re.IGNORECASE), False),
     "transfers": (re.compile(r"noDataTransfers"), True),
 }
-"""Words of a warning that a setting was ignored, and what holds then."""
+"""Words of a warning that a setting was ignored, and the value that holds then."""
 
 _DIMENSIONS = r"(\d{1,9}(?:x\d{1,9})*)"
 _BINDING = re.compile(rf"(?:Created input binding|Input binding) for (.+?) with dimensions {_DIMENSIONS}(?![\dx])")
@@ -36,15 +36,15 @@ _ITEM = re.compile(rf"""\s*['"]?([^'",]+?)['"]?\s*:\s*(?:{_DIMENSIONS}|scalar)\s
 
 @dataclass(frozen=True)
 class Settings:
-    """Settings of a run as they were in force, whatever was asked for.
+    """Settings of a run that were in force, which may differ from those asked for.
 
     Attributes:
-        timing: ``cuda_graph``, ``spin_wait``, ``transfers``; None where neither the log nor the version tells.
+        timing: ``cuda_graph``, ``spin_wait``, ``transfers``; None if neither the log nor the version defines them.
         streams: queries in flight at a time.
-        shapes: of the inputs, those that are told; scalars have none.
+        shapes: of the inputs, if known; scalars have none.
         implicit_batch: images per query of a network with an implicit batch (8.x and older), whose throughput counts
             images; None for all others.
-        notes: settings that were asked for and did not hold, one sentence each.
+        notes: settings that were asked for and not in force, one sentence each.
     """
 
     timing: Mapping[str, bool] | None
@@ -54,10 +54,10 @@ class Settings:
     notes: tuple[str, ...] = ()
 
     def batch(self, name: str | None = None) -> int | None:
-        """Images per query; None where it is not told, or inputs disagree and none is an image.
+        """Returns images per query; None if unknown, or if inputs disagree and none is an image.
 
         Args:
-            name: of the input that takes the images, where it is known.
+            name: of the input that takes the images, if known.
         """
         if self.implicit_batch:
             return self.implicit_batch
@@ -70,7 +70,7 @@ class Settings:
 
 
 def options_of(command: str) -> dict[str, str]:
-    """Options of a command line by name, without dashes; trtexec takes every switch that is named, whatever its value."""
+    """Returns the options of a command line by name, without dashes; trtexec ignores the value of a switch."""
     try:
         words = shlex.split(command)
     except ValueError:
@@ -79,9 +79,9 @@ def options_of(command: str) -> dict[str, str]:
 
 
 def timing_of(command: str, version: tuple[int, int] | None) -> dict[str, bool] | None:
-    """Timing settings asked for, from a command line and the defaults of the version; None for an unknown version.
+    """Returns the timing settings of a command line with the defaults of the version; None for an unknown version.
 
-    ``--useSpinWait=false`` switches it on: trtexec looks whether a switch is there and at nothing else.
+    ``--useSpinWait=false`` switches it on: trtexec checks only whether a switch is present.
     """
     if version is None:
         return None
@@ -95,9 +95,9 @@ def timing_of(command: str, version: tuple[int, int] | None) -> dict[str, bool] 
 
 
 def shapes_of(command: str) -> dict[str, Shape]:
-    """Shapes of the inputs that a command line asks for: ``--shapes``, else ``--optShapes``.
+    """Returns the input shapes of a command line: ``--shapes``, else ``--optShapes``.
 
-    trtexec prints its command without the quotes it was typed with, so names and lists may hold spaces.
+    trtexec prints its command without its quotes, so names and lists may contain spaces.
     """
     words = re.split(r"\s(?=--[A-Za-z])", f" {command}")
     texts = dict(part[2:].partition("=")[::2] for part in words if part.startswith("--"))
@@ -112,11 +112,11 @@ def _shape(text: str) -> Shape:
 
 
 def settings_of(lines: Sequence[str], command: str, version: tuple[int, int] | None) -> Settings:
-    """Settings in force: as the run reports them, corrected by its warnings, else as its command line asks for them."""
+    """Returns the settings in force: those the run reports, corrected by its warnings, else those of its command line."""
     asked = timing_of(command, version) if command else None
     reported = {name: state for name, pattern in _REPORTED.items() if (state := _last(pattern, lines)) is not None}
-    told = {name: state == "Enabled" for name, state in reported.items()}
-    timing = {**(asked or {}), **told}
+    in_force = {name: state == "Enabled" for name, state in reported.items()}
+    timing = {**(asked or {}), **in_force}
     notes = []
     for line in lines:
         if _IGNORED.search(line):
@@ -142,9 +142,9 @@ def settings_of(lines: Sequence[str], command: str, version: tuple[int, int] | N
 
 
 def _shapes(lines: Sequence[str], command: str) -> dict[str, Shape]:
-    """What the engine was given comes before what was asked for."""
+    """Returns the shapes given to the engine, which take precedence over those asked for."""
     asked = shapes_of(command)
-    for pattern in (_INFERENCE_SHAPE, _OVERRIDDEN, _BINDING):  # the later the surer
+    for pattern in (_INFERENCE_SHAPE, _OVERRIDDEN, _BINDING):  # later ones are surer
         asked |= {match[1].strip(): _shape(match[2]) for line in lines if (match := pattern.search(line))}
     return asked
 
@@ -162,7 +162,7 @@ def _digits(text: str | None) -> str | None:
 
 
 def sections(lines: Sequence[str]) -> list[list[str]]:
-    """The lines of each run of trtexec: from its banner, or from the end of the run before, to its verdict."""
+    """Splits lines by runs of trtexec: from its banner, or from the end of the run before, to its verdict."""
     starts = [0]
     for number, line in enumerate(lines):
         if "&&&& RUNNING TensorRT.trtexec" in line:

@@ -1,4 +1,4 @@
-"""Times of single queries as trtexec's --exportTimes writes them, checked, and figures by its own rules."""
+"""Times of single queries as trtexec's --exportTimes writes them: checks, and figures by its own rules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROUND = 10
 
 
 def percentile(samples: Sequence[float], percent: float) -> float:
-    """trtexec's percentile: the element at max(n - 1 - int((1 - p / 100) n), 0) of the sorted samples.
+    """Returns trtexec's percentile: the element at max(n - 1 - int((1 - p / 100) n), 0) of the sorted samples.
 
     In 32-bit floats like there (sampleReporting.cpp, findPercentile): of 100 queries p90 is the 90th, p99 the 100th.
     """
@@ -29,7 +29,7 @@ TIMES = ("startComputeMs", "endComputeMs", "h2dMs", "computeMs", "d2hMs", "laten
 
 
 def parse_times(data: object, where: str = "times") -> list[dict[str, float]]:
-    """Checks what --exportTimes wrote: one object per query.
+    """Checks the content of --exportTimes: one object per query.
 
     Raises:
         ArtifactError: something else, a run without queries, or a clock that goes backwards.
@@ -43,10 +43,8 @@ def parse_times(data: object, where: str = "times") -> list[dict[str, float]]:
         values = {}
         for name, value in query.items():
             number_like = isinstance(value, int | float) and not isinstance(value, bool)
-            if (
-                not number_like or not abs(value) <= sys.float_info.max
-            ):  # NaN is not, infinity and huge integers are not
-                raise ArtifactError(f"{where}: query {number}: {name} {str(value)[:40]!r} is no number")
+            if not number_like or not abs(value) <= sys.float_info.max:  # excludes NaN, infinity and huge integers
+                raise ArtifactError(f"{where}: query {number}: {name} {str(value)[:40]!r} is not a finite number")
             values[str(name)] = float(value)
         missing = [name for name in TIMES if name not in values]
         if missing:
@@ -63,7 +61,7 @@ def parse_times(data: object, where: str = "times") -> list[dict[str, float]]:
 
 
 def latency_of(queries: Sequence[Mapping[str, float]], name: str = "latencyMs") -> Latency:
-    """Figures of exported times by trtexec's own rules, with the raw samples in rounds of ten successive queries."""
+    """Returns figures of exported times by trtexec's own rules, with raw samples in rounds of ten successive queries."""
     samples = [query[name] for query in queries]
     rounds = [samples[i : i + ROUND] for i in range(0, len(samples), ROUND)]
     figures = Latency.of(rounds)

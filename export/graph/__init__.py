@@ -1,1 +1,1 @@
-"""Reading ONNX graphs: loading, checking, preparing, viewing, comparing."""
+"""Reads ONNX graphs: loading, checking, preparing, viewing, comparing."""

@@ -1,8 +1,8 @@
-"""Arithmetic on shapes and other small constants, worked out before a graph is judged.
+"""Computes shapes and other small constants of a graph.
 
-Exporters write k as Shape, Gather, Mul 7, Div 10 where every size is known. What is computed so is no computation at run
-time: parsers fold it. Sizes that are not known, such as the batch, are filled in several ways: what comes out the same
-each time does not depend on them.
+Exporters write k as Shape, Gather, Mul 7, Div 10 where every size is known. Parsers fold such nodes, so they are no computation
+at run time. Unknown sizes, such as the batch, are filled in several ways: a result that is the same each time does not depend
+on them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ Values = tuple[Array, ...]
 """One array, or one for each way to fill unknown sizes in."""
 
 MAX_ELEMENTS = 4096
-"""Of a tensor that takes part; shapes have a handful, and a graph's weights are left alone."""
+"""Limit for a tensor that is folded; shapes have a handful, weights have more."""
 
 FILLS = 3
 
@@ -86,16 +86,16 @@ def fold(
     shape: Callable[[str], Shape | None],
     opset: int,
 ) -> dict[str, Array]:
-    """Works out what the nodes compute from constants and static sizes.
+    """Computes the outputs of nodes that depend on constants and static sizes alone.
 
     Args:
         nodes: each after those it reads.
         known: small constants by name.
-        shape: of a tensor, as far as it is known.
+        shape: of a tensor, where it is known.
         opset: of the operators.
 
     Returns:
-        the value of every output that depends on nothing else.
+        the value of every such output.
     """
     values: dict[str, Values] = {name: (value,) for name, value in known.items() if value.size <= MAX_ELEMENTS}
     unknown: dict[object, int] = {}
@@ -121,7 +121,7 @@ def _is_one(values: Values) -> bool:
 
 
 def _shape(node: NodeProto, shape: Shape | None, unknown: dict[object, int]) -> Values | None:
-    """The Shape of a tensor of known rank, unknown sizes filled in: small, and two large ones that differ for each."""
+    """Returns the Shape of a tensor of known rank; each unknown size is filled with 1 and with two large values of its own."""
     if shape is None:
         return None
     start = next((a.i for a in node.attribute if a.name == "start"), 0)
@@ -138,7 +138,7 @@ def _shape(node: NodeProto, shape: Shape | None, unknown: dict[object, int]) -> 
 
 
 def _is_large(node: NodeProto, values: Mapping[str, Values]) -> bool:
-    """Whether the result might have more elements than take part."""
+    """Returns True if the result may have more than :data:`MAX_ELEMENTS`."""
     inputs = [values[name][-1] for name in node.input if name]
     if node.op_type in _ELEMENTWISE:
         try:
@@ -178,7 +178,7 @@ def _grown(op_type: str, inputs: list[Values], fill: int) -> float:
 
 
 def _evaluate(node: NodeProto, values: Mapping[str, Values], opset: int) -> list[Values] | None:
-    """A node's outputs by ONNX's reference evaluator; None where it cannot compute them."""
+    """Returns a node's outputs by ONNX's reference evaluator; None where it cannot compute them."""
     from onnx.reference import ReferenceEvaluator
 
     inputs = {name: values[name] for name in node.input if name}
@@ -190,7 +190,7 @@ def _evaluate(node: NodeProto, values: Mapping[str, Values], opset: int) -> list
             for fill in range(fills):
                 feeds = {name: value[min(fill, len(value) - 1)] for name, value in inputs.items()}
                 runs.append([np.asarray(array) for array in evaluator.run(None, feeds)])
-    except Exception:  # whatever numpy or the evaluator finds wrong: the node is then not folded
+    except Exception:  # any error of numpy or the evaluator: the node is not folded
         return None
     if any(array.size > MAX_ELEMENTS or array.dtype.kind not in "biuf" for run in runs for array in run):
         return None
@@ -199,5 +199,5 @@ def _evaluate(node: NodeProto, values: Mapping[str, Values], opset: int) -> list
 
 
 def as_tensor(name: str, value: Array) -> onnx.TensorProto:
-    """A folded value as an initialiser."""
+    """Returns a folded value as an initialiser."""
     return onnx.numpy_helper.from_array(np.ascontiguousarray(value).reshape(value.shape), name)

@@ -1,4 +1,4 @@
-"""Reading ONNX files of any size: the graph and its small tensors, never the weights that lie outside of it."""
+"""Reads ONNX files of any size: the graph and its small tensors, never large external weights."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from gft_edge.export.graph.structure import tensor_bytes
 from gft_edge.filekinds import require_graph
 
 MAX_PROTOBUF = (1 << 31) - 1
-"""Bytes; protobuf cannot hold more."""
+"""Largest size of a protobuf, bytes."""
 
 SMALL_BYTES, SMALL_BYTES_TOGETHER = 1 << 18, 1 << 28
-"""External tensors up to the first size are read (scales, zero points, shapes, k), up to the second altogether."""
+"""External tensors up to the first size are read (scales, zero points, shapes, k), up to the second together."""
 
 
 @dataclass(frozen=True)
 class LoadedGraph:
-    """A graph as read from a file.
+    """A graph from a file.
 
     Args:
-        model: large external tensors are left where they are.
-        notes: what could not be read and is judged without.
+        model: without large external tensors.
+        notes: a sentence on each file of weights that cannot be read.
     """
 
     model: onnx.ModelProto
@@ -44,7 +44,7 @@ def load_graph(path: Path) -> onnx.ModelProto:
 
 
 def read_graph(path: Path) -> LoadedGraph:
-    """Reads an ONNX file without its large external tensors, and says which files of weights are not there.
+    """Reads an ONNX file without its large external tensors, with notes on missing files of weights.
 
     Raises:
         ArtifactError: missing, no file, larger than a protobuf can be, or no ONNX graph.
@@ -86,7 +86,7 @@ def _parse(path: Path) -> onnx.ModelProto:
 
 
 def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
-    """Every tensor that holds values: initialisers and attributes, in the graph, its bodies and its functions."""
+    """Yields every tensor with values: initialisers and attributes, in the graph, its bodies and its functions."""
     pending: list[onnx.GraphProto | onnx.FunctionProto] = [model.graph, *model.functions]
     while pending:
         graph = pending.pop()
@@ -105,7 +105,7 @@ def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
 
 
 def _read_external(tensor: onnx.TensorProto, path: Path, allowed: int) -> tuple[int, str | None]:
-    """Takes a small tensor into the graph; returns the bytes read and what is wrong with its file."""
+    """Reads a small tensor into the graph; returns the bytes read and the problem of its file."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location, size = entries.get("location", ""), tensor_bytes(tensor)
     try:
@@ -134,7 +134,7 @@ def _read_external(tensor: onnx.TensorProto, path: Path, allowed: int) -> tuple[
 
 
 def _places(path: Path, location: str) -> Iterator[Path]:
-    """Beside the graph, and beside what the graph is a link to, as in the cache of a model hub."""
+    """Yields the places beside the graph, and beside the target of a link, as in the cache of a model hub."""
     if location:
         yield path.parent / location
         yield path.resolve().parent / location

@@ -1,7 +1,7 @@
-"""Native code of other libraries run in a child process: a crash, a hang or its memory cannot take the caller with it.
+"""Runs native code of other libraries in a child process: a crash, a hang or its memory use cannot end the caller.
 
 ONNX's shape inference, function inliner and TensorRT's parsers are C++ that ends the process on some malformed graphs.
-One child serves all calls of a process. It starts with the first call, about 0.2 s, and anew after a crash.
+One child serves all calls of a process. It starts at the first call, in about 0.2 s, and again after a crash.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import IO, Any
 from gft_edge.errors import ArtifactError
 
 SECONDS = 120.0
-"""How long one call may take: shape inference of a graph of 20,000 nodes needs about 2 s."""
+"""Time limit of a call: shape inference of a graph of 20,000 nodes needs about 2 s."""
 
 _START = (
     "import sys, json; sys.path[:] = json.loads(sys.argv[1]); from gft_edge.export.graph.native import serve; serve()"
@@ -29,11 +29,11 @@ _START = (
 
 
 class NativeError(Exception):
-    """What the library said about the graph, or how it ended.
+    """The library refused the graph or failed.
 
     Args:
         message: one line.
-        crashed: whether the library ended its process or did not come back.
+        crashed: the library ended its process or did not return.
     """
 
     def __init__(self, message: str, *, crashed: bool = False) -> None:
@@ -65,16 +65,16 @@ class _Child:
         self.answers.put(None)
 
     def ask(self, function: str, payload: bytes, seconds: float) -> bytes:
-        """What the function returns, or :class:`NativeError`."""
+        """Returns the result of the function; raises :class:`NativeError`."""
         assert self.process.stdin is not None
-        with contextlib.suppress(OSError):  # it ended: the listener says so
+        with contextlib.suppress(OSError):  # it ended: the listener reports it
             _send(self.process.stdin, function.encode())
             _send(self.process.stdin, payload)
         try:
             answer = self.answers.get(timeout=seconds)
         except queue.Empty:
             self.stop()
-            raise NativeError(f"did not come back within {seconds:g} s", crashed=True) from None
+            raise NativeError(f"did not return within {seconds:g} s", crashed=True) from None
         if answer is None:
             code = self.process.wait()
             raise NativeError(f"ended its process ({_cause(code)})", crashed=True)
@@ -84,7 +84,7 @@ class _Child:
         return data
 
     def stop(self) -> None:
-        """Ends the process; nothing of it is kept."""
+        """Ends the process."""
         self.process.kill()
         self.process.wait()
         for pipe in (self.process.stdin, self.process.stdout):
@@ -120,11 +120,11 @@ def call(function: str, payload: bytes, seconds: float = SECONDS) -> bytes:
 
     Args:
         function: its name.
-        payload: a serialised model, or what else it takes.
-        seconds: after which the child is ended.
+        payload: a serialised model or another input of the function.
+        seconds: limit, after which the child is ended.
 
     Raises:
-        NativeError: the library refused the graph, ended its process or did not come back.
+        NativeError: the library refused the graph, ended its process or did not return.
     """
     global _child
     start()
@@ -163,7 +163,7 @@ LONGEST = 1 << 20
 
 
 def infer_shapes(payload: bytes) -> bytes:
-    """ONNX's shape inference, with data propagation where that is bounded: a serialised model with the types it found."""
+    """Runs ONNX's shape inference, with data propagation where its cost is bounded; returns a serialised model with types."""
     import onnx
 
     model = onnx.ModelProto.FromString(payload)
@@ -173,14 +173,14 @@ def infer_shapes(payload: bytes) -> bytes:
 
 
 def inline_functions(payload: bytes) -> bytes:
-    """A serialised model whose local functions stand where they were called."""
+    """Returns a serialised model with the nodes of local functions in place of their calls."""
     import onnx.inliner
 
     return bytes(onnx.inliner.inline_local_functions(onnx.ModelProto.FromString(payload)).SerializeToString())
 
 
 def parse(payload: bytes) -> bytes:
-    """What a TensorRT parser says of a file.
+    """Lets a TensorRT parser read a file.
 
     Args:
         payload: JSON with ``module`` (``"tensorrt"`` or ``"tensorrt_rtx"``) and ``path``.
@@ -216,7 +216,7 @@ FUNCTIONS: dict[str, Callable[[bytes], bytes]] = {
 
 
 def serve() -> None:
-    """Answers calls on standard input until it closes; anything printed to standard output by a library goes nowhere."""
+    """Answers calls on standard input until it closes; output of libraries on standard output is dropped."""
     import onnx  # noqa: F401  while the caller reads its file
 
     answers = os.fdopen(os.dup(1), "wb")

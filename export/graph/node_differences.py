@@ -1,4 +1,4 @@
-"""What one node has otherwise than another, in words: operator, attributes, what it reads, what its weights hold."""
+"""Describes how two nodes differ: operator, attributes, inputs, weights."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def node_differences(
     other: onnx.NodeProto,
     names: Mapping[str, str],
 ) -> list[str]:
-    """How a node stands otherwise than its counterpart of a fresh export.
+    """Describes the differences of a node from its counterpart in a fresh export.
 
     Args:
         fresh: model of ``node``.
@@ -37,7 +37,7 @@ def node_differences(
     expected, actual = _attributes(node), _attributes(other)
     for key in sorted(expected.keys() | actual.keys()):
         if expected.get(key) != actual.get(key):
-            have, want = (_said(side[key]) if key in side else "not set" for side in (actual, expected))
+            have, want = (_text(side[key]) if key in side else "not set" for side in (actual, expected))
             differences.append(f"{key} is {have} instead of {want}")
     weights, other_weights = _initializers(fresh), _initializers(found)
     makers = {name: n for n in found.graph.node for name in n.output}
@@ -53,15 +53,15 @@ def node_differences(
         elif (names.get(want, want) if want in own else want) != have:
             text = f"reads {have or 'nothing'} instead of {want or 'nothing'}"
             if have in other_weights and other_weights[have].dims in ([], [1]):
-                text += f" ({have} is {_said(numpy_helper.to_array(other_weights[have]).reshape(-1)[0])})"
+                text += f" ({have} is {_text(numpy_helper.to_array(other_weights[have]).reshape(-1)[0])})"
             if have in makers and have not in known:
-                text += f" (made by {makers[have].op_type} {makers[have].name}, which a fresh export does not have)"
+                text += f" (made by {makers[have].op_type} {makers[have].name}, which a fresh export lacks)"
             differences.append(text)
     return differences
 
 
-def _said(value: Any) -> str:
-    """An attribute or an element, in as many digits as tell something."""
+def _text(value: Any) -> str:
+    """Returns an attribute or an element in up to six digits."""
     if isinstance(value, bytes):
         return value.decode(errors="replace")
     return f"{value:.6g}" if isinstance(value, float | np.floating) else str(value)
@@ -76,7 +76,7 @@ def _initializers(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
 
 
 def weight_change(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> str:
-    """What was done to a weight, in words; "" when nothing was."""
+    """Describes the change of a weight; "" without one."""
     if expected.dtype != found.dtype:
         return f"is {found.dtype} instead of {expected.dtype}"
     if expected.shape != found.shape:
@@ -88,7 +88,7 @@ def weight_change(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> str:
     if not count:
         return ""
     if expected.size == 1:
-        return f"is {_said(found.reshape(-1)[0])} instead of {_said(expected.reshape(-1)[0])}"
+        return f"is {_text(found.reshape(-1)[0])} instead of {_text(expected.reshape(-1)[0])}"
     if not found.any():
         return "is all zeros"
     if not np.isfinite(found.astype(np.float64)).all():
@@ -100,7 +100,7 @@ def weight_change(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> str:
             return f"is permuted along axis {axis}"
     if count == 1:
         at = np.argwhere(differs)[0].tolist()
-        return f"differs in the element {at}: {_said(found[tuple(at)])} instead of {_said(expected[tuple(at)])}"
+        return f"differs in the element {at}: {_text(found[tuple(at)])} instead of {_text(expected[tuple(at)])}"
     wide, changed = expected.astype(np.float64), found.astype(np.float64)
     ratios = changed[wide != 0] / wide[wide != 0]
     if len(ratios) > 1 and np.allclose(ratios, ratios[0], rtol=1e-5):
@@ -109,7 +109,7 @@ def weight_change(expected: npt.NDArray[Any], found: npt.NDArray[Any]) -> str:
 
 
 def _is_permuted(expected: npt.NDArray[Any], found: npt.NDArray[Any], axis: int) -> bool:
-    """Whether the slices along an axis are the same in another order."""
+    """Returns True if the slices along an axis are the same in another order."""
     sides = (np.moveaxis(side, axis, 0) for side in (expected, found))
     rows = [sorted(np.ascontiguousarray(row).tobytes() for row in side) for side in sides]
     return rows[0] == rows[1]

@@ -1,4 +1,4 @@
-"""Getting a graph ready to be judged: weights set aside, functions inlined, shapes inferred, constants folded."""
+"""Prepares a graph for lint and summaries: sets weights aside, inlines functions, infers shapes, folds constants."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ from gft_edge.export.graph.structure import (
 )
 
 HELD_BYTES = 1 << 15
-"""Tensors above this are set aside: shape inference needs no weights."""
+"""Tensors above this size are set aside: shape inference needs no weights."""
 
 MAX_ROUNDS = 64
-"""Of folding and inferring again; each stage of a network that computes its k from the last stage's shape needs one."""
+"""Limit of folding and inferring again; each stage that computes its k from the shape of the last one needs a round."""
 
 
 @dataclass(frozen=True)
 class PreparedGraph:
-    """A graph ready to be judged.
+    """A prepared graph.
 
     Args:
         graph: without weights, shapes inferred, nodes of functions in place of their calls.
@@ -42,7 +42,7 @@ class PreparedGraph:
         tensors: initialisers, with those set aside, and Constant nodes, by name.
         folded: values of computed tensors that depend on nothing but constants and static sizes.
         opset: of ONNX's own operators, 0 where none is named.
-        functions: how many local functions the model had, by domain and name.
+        functions: domain and name of the model's local functions.
         sparse: names of sparse initialisers.
     """
 
@@ -96,7 +96,7 @@ def prepare(model: onnx.ModelProto) -> PreparedGraph:
 
 
 def small_value(tensor: TensorProto) -> npt.NDArray[Any] | None:
-    """The values of a tensor that is small enough to take part in folding and lies in the graph."""
+    """Returns the values of a tensor in the graph that is small enough for folding."""
     size = tensor_bytes(tensor)
     if tensor.data_location == TensorProto.EXTERNAL or size is None or size > MAX_ELEMENTS * 8:
         return None
@@ -105,7 +105,7 @@ def small_value(tensor: TensorProto) -> npt.NDArray[Any] | None:
 
 
 def _without_weights(model: onnx.ModelProto, tensors: dict[str, TensorProto]) -> onnx.ModelProto:
-    """A copy in which large tensors are inputs of the same name; every tensor is filed by its name.
+    """Returns a copy with large tensors as inputs of the same name; collects every tensor by its name.
 
     Raises:
         ArtifactError: a tensor whose values do not fit its shape.
@@ -149,7 +149,7 @@ def _without_weights(model: onnx.ModelProto, tensors: dict[str, TensorProto]) ->
 
 
 def _name_domains(model: onnx.ModelProto) -> None:
-    """Imports the domains that nodes name and the model does not: inference would end there, lint says more of it."""
+    """Imports the domains of nodes that the model does not import: inference would fail there, and lint reports them."""
     named = {entry.domain for entry in model.opset_import}
     pending = [model.graph]
     while pending:
@@ -173,7 +173,7 @@ def _file(tensor: TensorProto, tensors: dict[str, TensorProto], name: str | None
 
 
 def _strip_bodies(node: NodeProto, aside: dict[str, ValueInfoProto], tensors: dict[str, TensorProto]) -> None:
-    """Sets large initialisers of bodies aside too: as inputs of the graph around them, which bodies may read."""
+    """Sets large initialisers of bodies aside too, as inputs of the graph around them."""
     pending = [body for attribute in node.attribute for body in attribute_bodies(attribute)]
     while pending:
         body = pending.pop()
@@ -206,7 +206,7 @@ def _native(function: str, model: onnx.ModelProto, problem: str) -> onnx.ModelPr
 def _constants(
     nodes: tuple[NodeProto, ...], graph: onnx.GraphProto, tensors: dict[str, TensorProto]
 ) -> dict[str, npt.NDArray[Any]]:
-    """Values of Constant nodes and of initialisers that came with inlined functions; files them too."""
+    """Returns the values of Constant nodes and of initialisers of inlined functions; collects them too."""
     for tensor in graph.initializer:
         tensors.setdefault(tensor.name, tensor)
     found = {}
@@ -223,7 +223,7 @@ def _constants(
 
 
 def constant_tensor(node: NodeProto) -> TensorProto | None:
-    """What a Constant node holds, whichever attribute holds it; None for text and sparse values."""
+    """Returns the value of a Constant node, from any of its attributes; None for text and sparse values."""
     for attribute in node.attribute:
         if attribute.name == "value" and attribute.type == AttributeProto.TENSOR:
             return attribute.t
@@ -237,7 +237,7 @@ def constant_tensor(node: NodeProto) -> TensorProto | None:
 
 
 def _with_constants(model: onnx.ModelProto, folded: Mapping[str, npt.NDArray[Any]]) -> onnx.ModelProto:
-    """A copy in which folded tensors are initialisers, for shape inference to see through."""
+    """Returns a copy with folded tensors as initialisers, for shape inference."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     nodes = [node for node in model.graph.node if not all(name in folded or not name for name in node.output)]
@@ -260,14 +260,14 @@ def _shapes(graph: onnx.GraphProto, tensors: Mapping[str, TensorProto]) -> Any:
 
 
 def type_shape(tensor: onnx.TypeProto.Tensor) -> tuple[int | str | None, ...] | None:
-    """Sizes of a tensor type: text for named dynamic axes, None for unknown ones; None without a rank."""
+    """Returns the sizes of a tensor type: text for named dynamic axes, None for unknown ones; None without a rank."""
     if not tensor.HasField("shape"):
         return None
     return tuple(dim.dim_value if dim.HasField("dim_value") else dim.dim_param or None for dim in tensor.shape.dim)
 
 
 def _matter(found: Mapping[str, Any], nodes: tuple[NodeProto, ...], folded: Mapping[str, Any]) -> bool:
-    """Whether shape inference would find more with these values: integers that a node reads which is not folded itself."""
+    """Returns True if shape inference would find more with these values: integers that an unfolded node reads."""
     integers = {name for name, value in found.items() if value.dtype.kind == "i"}
     return any(
         name in integers
@@ -278,7 +278,7 @@ def _matter(found: Mapping[str, Any], nodes: tuple[NodeProto, ...], folded: Mapp
 
 
 def _copy_body_types(source: onnx.GraphProto, target: onnx.GraphProto) -> None:
-    """Takes over the types that inference found inside of bodies."""
+    """Copies the types that inference found inside of bodies."""
     by_output = {tuple(node.output): node for node in source.node}
     for node in target.node:
         twin = by_output.get(tuple(node.output))

@@ -1,4 +1,4 @@
-"""Whether two graphs are the same, whatever file they were read from."""
+"""Compares two graphs, whatever file they are from."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ from onnx import numpy_helper
 
 
 def graph_difference(fresh: onnx.ModelProto, found: onnx.ModelProto) -> str | None:
-    """The first thing that two graphs differ in, in words; None when they compute the same by the same nodes.
+    """Describes the first difference of two graphs; None when they compute the same by the same nodes.
 
-    Names of the producer, documentation, inferred shapes and the order of the weights are no difference, nor is a weight
-    kept in another file.
+    Names of the producer, documentation, inferred shapes, the order of the weights and their files are no difference.
 
     Args:
         fresh: the graph as it should be, with its weights.

@@ -1,4 +1,4 @@
-"""Whether a graph is one: what every later step takes for granted is checked here, on the protobuf alone."""
+"""Checks that a protobuf is a valid graph; every later step relies on it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STANDARD = ("", "ai.onnx")
 """Names of ONNX's own domain."""
 
 MAX_OPSET = 1000
-"""Far above any; ONNX's functions take 32 bits."""
+"""Above every real one; ONNX's functions take 32 bits."""
 
 _PACKED_BITS = {"INT4": 4, "UINT4": 4, "FLOAT4E2M1": 4, "INT2": 2, "UINT2": 2}
 _FIELDS = {
@@ -28,11 +28,11 @@ _FIELDS = {
     "UINT64": "uint64_data",
     "STRING": "string_data",
 }
-"""Where the values of a type stand if not in ``raw_data``; those of all other types stand in ``int32_data``."""
+"""Field of a type's values outside of ``raw_data``; all other types use ``int32_data``."""
 
 
 def tensor_bytes(tensor: TensorProto) -> int | None:
-    """Size of a tensor's raw data by its type and shape; None where the type has no fixed size or is unknown."""
+    """Returns the size of a tensor's raw data; None where the type has no fixed size or is unknown."""
     count = math.prod(tensor.dims)
     try:
         name = TensorProto.DataType.Name(tensor.data_type)
@@ -49,7 +49,7 @@ def tensor_bytes(tensor: TensorProto) -> int | None:
 
 
 def tensor_problem(tensor: TensorProto) -> str | None:
-    """Why a tensor's values cannot be read, or None."""
+    """Returns the reason why a tensor's values cannot be read, or None."""
     if tensor.data_type not in TensorProto.DataType.values() or tensor.data_type == TensorProto.UNDEFINED:
         return f"has the unknown data type {tensor.data_type}"
     if any(size < 0 for size in tensor.dims):
@@ -71,7 +71,7 @@ def tensor_problem(tensor: TensorProto) -> str | None:
 
 
 def require_text(model: onnx.ModelProto) -> None:
-    """Refuses names that are no text: protobuf hands them over as bytes, and every later step would stumble.
+    """Refuses names that are no text: protobuf returns them as bytes, and later steps would fail.
 
     Raises:
         ArtifactError: with the first of them.
@@ -100,7 +100,7 @@ def require_text(model: onnx.ModelProto) -> None:
 
 
 def require_structure(model: onnx.ModelProto) -> None:
-    """Refuses what is no graph: no operator set, nodes without outputs or inputs, tensors cut short or made by nothing, cycles.
+    """Refuses invalid graphs: no operator set, nodes without outputs or inputs, damaged tensors, tensors without a maker, cycles.
 
     Raises:
         ArtifactError: with the first problem and the node or tensor.
@@ -109,7 +109,7 @@ def require_structure(model: onnx.ModelProto) -> None:
     if not model.opset_import:
         raise ArtifactError("the graph names no operator set (opset_import), so its operators have no meaning")
     if opset is not None and not 1 <= opset <= MAX_OPSET:
-        raise ArtifactError(f"the graph names operator set {opset}, which there is not")
+        raise ArtifactError(f"the graph names operator set {opset}, which does not exist")
     pending: list[tuple[onnx.GraphProto, frozenset[str]]] = [(model.graph, frozenset([""]))]
     while pending:
         graph, around = pending.pop()
@@ -120,7 +120,7 @@ def require_structure(model: onnx.ModelProto) -> None:
             _require_tensor(sparse.values, f"sparse initialiser {sparse.values.name}")
         for node in graph.node:
             lost = next((name for name in node.input if name not in known), None)
-            problem = node_problem(node, opset) or (lost is not None and f"reads {lost}, which nothing makes")
+            problem = node_problem(node, opset) or (lost is not None and f"reads {lost}, which no node makes")
             if problem:
                 raise ArtifactError(f"the graph is not valid ONNX: {node_label(node)} {problem}")
             for attribute in node.attribute:
@@ -129,24 +129,24 @@ def require_structure(model: onnx.ModelProto) -> None:
                 pending += [(body, known) for body in attribute_bodies(attribute)]
         for value in graph.output:
             if value.name not in known:
-                raise ArtifactError(f"the graph is not valid ONNX: output {value.name} is made by nothing")
+                raise ArtifactError(f"the graph is not valid ONNX: no node makes output {value.name}")
         sort_nodes(graph)
 
 
 def _given(graph: onnx.GraphProto) -> frozenset[str]:
-    """Names of the tensors in a graph, those of graphs around it left out."""
+    """Returns the names of the tensors in a graph, without those of graphs around it."""
     names = {value.name for value in graph.input} | {tensor.name for tensor in graph.initializer}
     names |= {sparse.values.name for sparse in graph.sparse_initializer}
     return frozenset(names.union(*(node.output for node in graph.node)))
 
 
 def standard_opset(model: onnx.ModelProto) -> int | None:
-    """Version of ONNX's own operators; None where only other domains are named."""
+    """Returns the version of ONNX's own operators; None where only other domains are named."""
     return next((entry.version for entry in model.opset_import if entry.domain in STANDARD), None)
 
 
 def node_label(node: NodeProto) -> str:
-    """What a message calls a node: its operator, and its name or else its first output."""
+    """Returns the label of a node in messages: its operator, and its name or else its first output."""
     name = node.name or next((output for output in node.output if output), "")
     return f"{node.op_type} {name}".strip()
 
@@ -158,14 +158,14 @@ def _require_tensor(tensor: TensorProto, what: str) -> None:
 
 
 def node_problem(node: NodeProto, opset: int | None) -> str | None:
-    """Why a node cannot be judged, or None; operators that ONNX does not know are not looked at closely."""
+    """Returns the reason why a node is invalid, or None; operators unknown to ONNX get fewer checks."""
     if not node.op_type:
         return "has no operator"
     if not any(node.output):
         return "has no output"
     for attribute in node.attribute:
         if attribute.ref_attr_name:
-            return f"takes its attribute {attribute.name} from a function it is not in"
+            return f"takes its attribute {attribute.name} from a function outside of it"
         if attribute.type == AttributeProto.UNDEFINED:
             return f"has the attribute {attribute.name} without a type"
     if node.domain not in STANDARD or opset is None:
@@ -189,7 +189,7 @@ def node_problem(node: NodeProto, opset: int | None) -> str | None:
         known = schema.attributes.get(attribute.name)
         if known is not None and int(known.type.value) != attribute.type:
             kind = AttributeProto.AttributeType.Name(attribute.type)
-            return f"has an attribute {attribute.name} of type {kind}, {known.type.name} is right"
+            return f"has an attribute {attribute.name} of type {kind} instead of {known.type.name}"
     missing = [name for name, known in schema.attributes.items() if known.required and not _has(node, name)]
     if missing:
         return f"has no attribute {missing[0]}"
@@ -202,7 +202,7 @@ def node_problem(node: NodeProto, opset: int | None) -> str | None:
 
 @functools.cache
 def _schema(op_type: str, opset: int) -> onnx.defs.OpSchema | None:
-    """The operator as of an opset; its newest form where it came later, as importers go by the name."""
+    """Returns the operator of an opset; its newest form where it is younger, since importers read the name alone."""
     for known in ((op_type, opset, ""), (op_type, "")):
         try:
             return onnx.defs.get_schema(*known)
@@ -216,7 +216,7 @@ def _has(node: NodeProto, name: str) -> bool:
 
 
 def attribute_bodies(attribute: AttributeProto) -> Iterator[onnx.GraphProto]:
-    """The graphs in an attribute: branches of If, bodies of Loop and Scan."""
+    """Yields the graphs in an attribute: branches of If, bodies of Loop and Scan."""
     if attribute.type == AttributeProto.GRAPH:
         yield attribute.g
     elif attribute.type == AttributeProto.GRAPHS:
@@ -224,7 +224,7 @@ def attribute_bodies(attribute: AttributeProto) -> Iterator[onnx.GraphProto]:
 
 
 def captured(node: NodeProto) -> frozenset[str]:
-    """Names that the bodies of a node read from the graph around it."""
+    """Returns the names that the bodies of a node read from the graph around it."""
     found: set[str] = set()
     pending = [body for attribute in node.attribute for body in attribute_bodies(attribute)]
     while pending:
@@ -238,7 +238,7 @@ def captured(node: NodeProto) -> frozenset[str]:
 
 
 def sort_nodes(graph: onnx.GraphProto) -> tuple[NodeProto, ...]:
-    """The nodes so that each stands after those it reads, in the file's order where that is already so.
+    """Sorts the nodes: each after those it reads, in the file's order where that is sorted.
 
     Raises:
         ArtifactError: a tensor made twice, or nodes that read in a circle.
@@ -250,7 +250,7 @@ def sort_nodes(graph: onnx.GraphProto) -> tuple[NodeProto, ...]:
         for output in node.output:
             if output and (output in made or output in given):
                 raise ArtifactError(
-                    f"the graph is not valid ONNX: {node_label(node)} makes {output}, which there is already"
+                    f"the graph is not valid ONNX: {node_label(node)} makes {output}, which exists already"
                 )
             made[output] = number
     made.pop("", None)
@@ -284,4 +284,4 @@ def _circle(nodes: Sequence[NodeProto], before: Sequence[set[int]], done: set[in
     circle = [node_label(nodes[n]) for n in seen[seen.index(number) :]]
     if len(circle) == 1:
         return f"{circle[0]} reads its own output"
-    return f"{circle[0]} reads what is made of its own output, by way of {', '.join(circle[1:3])}"
+    return f"{circle[0]} reads its own output through {', '.join(circle[1:3])}"

@@ -1,4 +1,4 @@
-"""An ONNX graph prepared for questions: who makes a tensor, who reads it, what is known of it, where attention is."""
+"""A view of an ONNX graph: makers and readers of a tensor, types, shapes, constants, attention."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Attention:
     softmax: NodeProto
     product: NodeProto
     tokens: int | None
-    """Keys per query; None where the shape is not known."""
+    """Keys per query; None where the shape is unknown."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class GraphView:
         nodes: each after those it reads.
         producers: node that makes a tensor.
         consumers: nodes that read a tensor, those whose bodies read it among them.
-        initializers: tensors with values, Constant nodes too; values that lie in another file may be missing.
-        folded: values that follow from constants and static sizes alone.
-        types: of tensors, as far as inference told.
+        initializers: tensors with values, Constant nodes too; values in another file may be missing.
+        folded: values that depend on constants and static sizes alone.
+        types: of tensors, where inference found them.
         graph_inputs, outputs: of the model; a body has none of its own.
         opset: of ONNX's own operators.
-        functions: domain and name of the model's local functions, whose nodes stand among the others.
+        functions: domain and name of the model's local functions; their nodes are among the others.
         sparse: names of sparse initialisers.
-        place: what the body belongs to, ``""`` for the graph itself.
+        place: node and attribute of the body, ``""`` for the graph itself.
         bodies: in this graph; of an If whose condition is known, the branch that is taken.
     """
 
@@ -76,12 +76,12 @@ class GraphView:
 
     @property
     def inputs(self) -> tuple[ValueInfoProto, ...]:
-        """Graph inputs that are not initialisers."""
+        """The graph inputs that are not initialisers."""
         return tuple(v for v in self.graph_inputs if v.name not in self.initializers and v.name not in self.sparse)
 
     @property
     def everywhere(self) -> Iterator[GraphView]:
-        """This graph and every body in it."""
+        """Yields this graph and every body in it."""
         pending = [self]
         while pending:
             graph = pending.pop()
@@ -95,15 +95,15 @@ class GraphView:
         return ONNX_NAMES.get(self.types[tensor].tensor_type.elem_type) if tensor in self.types else None
 
     def shape(self, tensor: str) -> tuple[int | str | None, ...] | None:
-        """Text for named dynamic axes, None for unknown ones; None where not even the rank is known."""
+        """Returns sizes: text for named dynamic axes, None for unknown ones; None where the rank is unknown."""
         if tensor in self.initializers:
             return tuple(self.initializers[tensor].dims)
         return type_shape(self.types[tensor].tensor_type) if tensor in self.types else None
 
     def constant(self, tensor: str) -> npt.NDArray[Any] | None:
-        """The value of a tensor that depends on nothing but constants and static sizes.
+        """Returns the value of a tensor that depends on constants and static sizes alone.
 
-        None for computed tensors, and for constants whose value lies in another file or is too large to work out.
+        None for computed tensors, and for constants whose value is in another file or too large to compute.
         """
         while True:
             if tensor in self.folded:
@@ -129,22 +129,22 @@ class GraphView:
         return frozenset(found)
 
     def is_constant(self, tensor: str) -> bool:
-        """Whether nothing of the tensor depends on the graph's inputs."""
+        """Returns True if the tensor does not depend on the graph's inputs."""
         return not tensor or tensor in self._constants
 
     def of_type(self, *op_types: str) -> Iterator[NodeProto]:
-        """Nodes of these operators of ONNX itself, in order."""
+        """Yields the nodes of these operators of ONNX's own domain, in order."""
         return (node for node in self.nodes if node.op_type in op_types and node.domain in STANDARD)
 
     def producer(self, tensor: str, skip: Sequence[str] = ()) -> NodeProto | None:
-        """Who makes a tensor, looking through nodes of the operators to skip along their first input."""
+        """Returns the maker of a tensor, passing nodes of the operators to skip along their first input."""
         node = self.producers.get(tensor)
         while node is not None and node.op_type in skip and node.input:
             node = self.producers.get(node.input[0])
         return node
 
     def readers(self, tensor: str, skip: Sequence[str] = ()) -> list[NodeProto]:
-        """Who reads a tensor, each once, looking through nodes of the operators to skip."""
+        """Returns the readers of a tensor, each once, passing nodes of the operators to skip."""
         found: dict[int, NodeProto] = {}
         pending, seen = [tensor], {tensor}
         while pending:
@@ -158,7 +158,7 @@ class GraphView:
         return list(found.values())
 
     def is_dequantized(self, tensor: str, skip: Sequence[str] = MOVES) -> bool:
-        """Whether a tensor comes out of a DequantizeLinear."""
+        """Returns True if a tensor comes out of a DequantizeLinear."""
         node = self.producer(tensor, skip)
         return node is not None and node.op_type == DEQUANTIZE
 
@@ -167,7 +167,7 @@ class GraphView:
         return {name: number for number, node in enumerate(self.nodes) for name in node.output}
 
     def depends_on(self, tensor: str, on: str) -> bool:
-        """Whether a tensor is computed from another, however long the way."""
+        """Returns True if a tensor is computed from another, over any number of nodes."""
         key = (tensor, on)
         if key not in self._reached:
             self._reached[key] = self._search(tensor, on)
@@ -179,7 +179,7 @@ class GraphView:
         while pending:
             name = pending.pop()
             number = self._position.get(name, -1)
-            if number <= oldest:  # made before the tensor that is looked for, or by the same node
+            if number <= oldest:  # made before the wanted tensor, or by the same node
                 continue
             for other in self.nodes[number].input:
                 if other == on:
@@ -190,7 +190,7 @@ class GraphView:
         return False
 
     def is_residual_add(self, node: NodeProto) -> bool:
-        """Whether a node adds to a tensor what a branch made of that same tensor, in either order."""
+        """Returns True if a node adds a tensor and a branch computed from it, in either order."""
         if node.op_type != "Add" or any(self.is_constant(name) for name in node.input):
             return False
         first, second = (self._behind_qdq(name) for name in node.input)
@@ -205,7 +205,7 @@ class GraphView:
 
     @functools.cached_property
     def attentions(self) -> tuple[Attention, ...]:
-        """Softmax between two matrix products."""
+        """Each softmax between two matrix products."""
         found = []
         for node in self.of_type("Softmax"):
             scores = self.producer(node.input[0], ("Mul", "Div", "Add", "Cast", "Where"))
@@ -218,7 +218,7 @@ class GraphView:
 
     @functools.cached_property
     def importance_path(self) -> tuple[NodeProto, ...]:
-        """Nodes that make what TopK sorts, back to the normalised or residual tokens they start from."""
+        """The nodes that compute the input of TopK, back to the normalised or residual tokens."""
         found: set[int] = set()
         for topk in self.of_type("TopK"):
             pending = [topk.input[0]]
@@ -235,7 +235,7 @@ class GraphView:
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
-    """The value of a node's attribute; the default where it is missing or of a type that ONNX does not give it."""
+    """Returns the value of a node's attribute; the default where it is missing or has another type than in ONNX."""
     found = next((entry for entry in node.attribute if entry.name == name), None)
     if found is None or _attribute_type(node.op_type, name) not in (None, found.type):
         return default
@@ -244,7 +244,7 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
 
 @functools.cache
 def _attribute_type(op_type: str, name: str) -> int | None:
-    """Type of an attribute in the newest form of an operator that has it."""
+    """Returns the type of an attribute in the newest form of an operator that has it."""
     try:
         known = onnx.defs.get_schema(op_type, "").attributes.get(name)
     except onnx.defs.SchemaError:
@@ -253,7 +253,7 @@ def _attribute_type(op_type: str, name: str) -> int | None:
 
 
 def view(model: onnx.ModelProto) -> GraphView:
-    """Prepares a model: functions inlined, constants folded, shapes inferred as far as they can be.
+    """Views a model with functions inlined, constants folded and shapes inferred where possible.
 
     Raises:
         ArtifactError: the graph is not a graph.
@@ -299,7 +299,7 @@ def _view(
 
 
 def _live_bodies(graph: GraphView, node: NodeProto) -> Iterator[tuple[str, onnx.GraphProto]]:
-    """The bodies of a node that can run: one of If's two where its condition is known."""
+    """Yields the bodies of a node that can run: one of If's two where its condition is known."""
     taken = None
     if node.op_type == "If" and node.domain in STANDARD:
         condition = graph.constant(node.input[0])
@@ -312,5 +312,5 @@ def _live_bodies(graph: GraphView, node: NodeProto) -> Iterator[tuple[str, onnx.
 
 
 def as_floats(values: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """A constant's values in double precision, whatever its type."""
+    """Returns the values of a constant of any type in double precision."""
     return np.asarray(values).astype(np.float64).reshape(-1)

@@ -1,1 +1,1 @@
-"""Hazards of a graph, found before anything is built."""
+"""Finds hazards of a graph before anything is built."""

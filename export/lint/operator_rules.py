@@ -148,7 +148,7 @@ def _batch_normalization(graph: GraphView, node: NodeProto, platform: Platform) 
 def _first_output_alone(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
     used = [name for name in node.output[1:] if name and (graph.consumers.get(name) or name in graph.outputs)]
     if used:
-        yield f"{platform.title} has only its first output, {used[0]} is used too"
+        yield f"{platform.title} has only its first output, but {used[0]} is used too"
 
 
 def _max_pool(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
@@ -159,7 +159,7 @@ def _max_pool(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator
 def _pool(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
     dilations = attribute(node, "dilations", ())
     if any(size != 1 for size in dilations):
-        yield f"pools with dilations {list(dilations)}, importers take 1 alone"
+        yield f"pools with dilations {list(dilations)}, importers accept 1 only"
 
 
 def _resize(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:
@@ -167,7 +167,7 @@ def _resize(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[s
     if mode not in COORDINATES:
         yield f"has the coordinate transformation {mode}, importers have {', '.join(COORDINATES)}"
     if attribute(node, "antialias", 0):
-        yield "resizes with antialias, which importers do not"
+        yield "resizes with antialias, which importers do not support"
     policy = _text(node, "keep_aspect_ratio_policy", "stretch")
     if policy != "stretch":
         yield f"has the aspect ratio policy {policy}, importers have stretch"
@@ -184,7 +184,7 @@ def _cum_sum(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[
 
 def _constant_input(graph: GraphView, node: NodeProto, number: int, what: str) -> Iterator[str]:
     if len(node.input) > number and not graph.is_constant(node.input[number]):
-        yield f"its {what} ({node.input[number]}) are computed, importers want constants"
+        yield f"its {what} ({node.input[number]}) are computed, importers need constants"
 
 
 def _constant(graph: GraphView, node: NodeProto, platform: Platform) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Asking the parser that is installed here whether it reads a file."""
+"""Lets the installed parser of TensorRT or TensorRT-RTX read a file."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from gft_edge.export.lint.linter import Finding
 from gft_edge.export.lint.rules import PARSER
 from gft_edge.hardware.environment import missing_extra
 from gft_edge.hardware.tensorrt_versions import Platform
+from gft_edge.runtime.backends import backend_of_module
 
 SECONDS = 300.0
 
@@ -22,14 +23,14 @@ def ask_parser(path: Path, platform: Platform) -> tuple[str, tuple[Finding, ...]
 
     Args:
         path: the ONNX file, its weights beside it.
-        platform: what the graph is for; decides which of the two is asked. Without a target, whichever is installed.
+        platform: of the graph; decides which of the two reads it. Without a target, the installed one.
 
     Returns:
-        which parser was asked, and what it refused.
+        title of the parser, and its refusals.
 
     Raises:
         MissingExtraError: neither is installed.
-        ConfigError: the one the target needs is not, or is of another version.
+        ConfigError: the one for the target is not installed, or has another version.
     """
     module = _module(platform)
     title = f"the parser of {module} {_version(module)}"
@@ -65,7 +66,7 @@ def _module(platform: Platform) -> str:
             return module
     if len(wanted) == 1 and wanted[0] == "tensorrt" and importlib.util.find_spec("tensorrt_rtx") is not None:
         raise ConfigError("--parser: TensorRT is not installed here, TensorRT-RTX is; give --target rtx")
-    raise missing_extra(wanted[0], "rtx" if platform.is_rtx else "trt")
+    raise missing_extra(wanted[0], backend_of_module(wanted[0]).extra)
 
 
 def _version(module: str) -> str:

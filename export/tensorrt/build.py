@@ -29,6 +29,7 @@ from gft_edge.hardware.tensorrt_versions import RTX, generation
 from gft_edge.hardware.this_device import device_here, same_module
 from gft_edge.locks import locked
 from gft_edge.manifest import MANIFEST, MODEL, Artifact, FileInfo, register_files
+from gft_edge.runtime.backends import backend_of_module
 from gft_edge.runtime.engine_files import engine_files
 
 THIS_GPU = "this-gpu"
@@ -225,7 +226,7 @@ def _plan_for(
         if wanted is not None:
             _require_here(wanted, artifact.path)
         if options.tensorrt is None or not plan_only:
-            raise missing_extra("tensorrt", "trt")
+            raise missing_extra("tensorrt", backend_of_module("tensorrt").extra)
     here = device_here()
     if wanted is not None and not same_module(wanted, here.profile):
         raise ConfigError(

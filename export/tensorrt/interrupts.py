@@ -1,4 +1,4 @@
-"""Ctrl-C while native code runs: noted, so that the code can be asked to stop, and raised when it has returned."""
+"""Ctrl-C while native code runs: it is noted, the code is asked to stop, and it is raised when the code has returned."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupted:
-    """Signals that came while they were held back; true when there was one."""
+    """Signals that arrived while they were held back; true with at least one."""
 
     def __init__(self) -> None:
         self.signals: list[int] = []
@@ -28,14 +28,14 @@ class Interrupted:
 
 @contextlib.contextmanager
 def interrupts_held() -> Iterator[Interrupted]:
-    """Holds Ctrl-C and SIGTERM back while native code runs, which swallows what is raised inside its callbacks.
+    """Holds Ctrl-C and SIGTERM back while native code runs, which swallows exceptions of its callbacks.
 
-    The block asks the value it is given whether to stop. After the block the signal is delivered as if it had just come: to
-    Python's handler, which raises KeyboardInterrupt, or to whatever handler is installed. A second signal of the kind ends
+    The block stops when the yielded value is true. After the block the signal is delivered as if it had just arrived: to
+    Python's handler, which raises KeyboardInterrupt, or to the installed one. A second signal of the kind ends
     the process at once. In threads other than the main one, where Python runs no handlers, nothing is held back.
 
     Raises:
-        KeyboardInterrupt: Ctrl-C came, or a callback noted one.
+        KeyboardInterrupt: Ctrl-C arrived, or a callback noted one.
     """
     interrupted = Interrupted()
     previous = {}

@@ -67,7 +67,7 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if problems := batch_problems(self.batch):
-            raise ConfigError(problems[0])
+            raise ConfigError(f"build: {problems[0]}")
         if self.compute_capabilities == ():
             raise ConfigError("build: needs at least one compute capability, for example 8.6")
         for capability in self.compute_capabilities or ():

@@ -59,7 +59,9 @@ def plan_torch(checkpoint: Checkpoint, precision: HighPrecision, options: BuildO
         options = replace(options, tensorrt=here)
     elif options.tensorrt is None:
         notes += (assumed_version(target),)
-    plan = replace(make_plan(summary, target, options), module=TORCH_TENSORRT, notes=(*notes, UNVERIFIED))
+    meaning = f"{precision.upper()}, the importance in FP32"
+    plan = make_plan(summary, target, options)
+    plan = replace(plan, module=TORCH_TENSORRT, meaning=meaning, notes=(*notes, UNVERIFIED))
     settings(plan)
     return plan
 

@@ -1,4 +1,4 @@
-"""What each verb needs and whether it is here: one table, which ``doctor`` prints and a test holds against every verb."""
+"""The packages that each verb needs: one table, which ``doctor`` prints and a test compares with every verb."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from gft_edge.hardware.environment import PACKAGES, cpu, has_nvidia_driver, versions
 
 Module = str | tuple[str, ...]
-"""An importable module, or several of which one is enough."""
+"""An importable module, or alternatives."""
 
 
 @dataclass(frozen=True)
@@ -15,9 +15,9 @@ class Use:
     """A way to use a verb.
 
     Args:
-        command: verb and the options that decide what it needs.
+        command: verb and the options that its needs depend on.
         modules: keys of :data:`gft_edge.hardware.environment.PACKAGES`, beyond numpy, which every verb needs.
-        driver: whether an NVIDIA driver must be loaded.
+        driver: it needs a loaded NVIDIA driver.
     """
 
     command: str
@@ -67,13 +67,13 @@ DOT_PRODUCT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp"})
 
 @dataclass(frozen=True)
 class Ability:
-    """A use of the command line, whether it works here, and why or why not.
+    """A use of the command line, and the reason why it works here or does not.
 
     Attributes:
         name: the command, or a property of this machine.
-        works: whether it does.
+        works: True where it works.
         needs: distributions that it imports besides numpy; alternatives are joined by ``" or "``.
-        reason: their versions, or what is missing and how to get it.
+        reason: their versions, or the missing ones and the remedy.
     """
 
     name: str
@@ -83,7 +83,7 @@ class Ability:
 
 
 def abilities() -> list[Ability]:
-    """What works here: every entry of the table, and whether INT8 is fast on this processor."""
+    """Returns the ability for every entry of the table, and for fast INT8 on this processor."""
     found, driver = versions(), has_nvidia_driver()
     fast = sorted(DOT_PRODUCT.intersection(cpu()["features"]))
     why = f"has {', '.join(fast)}" if fast else "no INT8 dot product instruction; INT8 will be slow here"
@@ -91,12 +91,12 @@ def abilities() -> list[Ability]:
 
 
 def ability(use: Use, found: dict[str, str | None], driver: bool) -> Ability:
-    """Whether one use works.
+    """Returns the ability of one use.
 
     Args:
         use: of the table.
         found: version of each distribution, None where it is not installed.
-        driver: whether an NVIDIA driver is loaded.
+        driver: an NVIDIA driver is loaded.
     """
     groups = [_distributions(module) for module in use.modules]
     needs = tuple(" or ".join(group) for group in groups)
@@ -105,8 +105,8 @@ def ability(use: Use, found: dict[str, str | None], driver: bool) -> Ability:
         return Ability(use.command, False, needs, _remedy(missing))
     there = ", ".join(f"{name} {found[name]}" for group in groups for name in group if found[name])
     if use.driver and not driver:
-        return Ability(use.command, False, needs, f"{there} is here, an NVIDIA driver is not")
-    unproven = "; not yet seen to work on hardware" if use.driver else ""
+        return Ability(use.command, False, needs, f"{there} is installed, but no NVIDIA driver is loaded")
+    unproven = "; not verified on hardware" if use.driver else ""
     return Ability(use.command, True, needs, (there or "needs numpy alone") + unproven)
 
 

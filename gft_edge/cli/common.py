@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gft_edge.data.splits import SPLITS
 from gft_edge.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
@@ -31,12 +32,32 @@ DATA_HELP = (
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, images: int, split: Split | None = None) -> None:
-    """``--data``, ``--images``, ``--split``; :func:`settle_data` fills what is not given."""
+    """``--data``, ``--images``, ``--split``; :func:`settle_data` fills missing ones."""
     parser.add_argument("--data", metavar="D", help=DATA_HELP)
     parser.add_argument("--images", type=positive, default=images, metavar="N", help=f"how many images ({images})")
     default = split or "test, or val where there are no test images"
+    parser.add_argument("--split", choices=SPLITS, default=split, help=f"which part of the data ({default})")
+
+
+def add_artifact_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds the positional argument ``ARTIFACT``."""
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artefact folder")
+
+
+def add_checkpoint_output(parser: argparse.ArgumentParser, metavar: str = "DIR") -> None:
+    """Adds ``--out`` for a new checkpoint folder."""
+    parser.add_argument("--out", type=Path, required=True, metavar=metavar, help="checkpoint folder to write")
+
+
+def add_ranges_argument(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--ranges``."""
+    parser.add_argument("--ranges", type=Path, metavar="FILE", help="ranges.json of calibrate, instead of calibrating")
+
+
+def add_threads_argument(parser: argparse.ArgumentParser, default: int) -> None:
+    """Adds ``--threads`` of the backend."""
     parser.add_argument(
-        "--split", choices=("train", "val", "test"), default=split, help=f"which part of the data ({default})"
+        "--threads", type=int, default=default, metavar="N", help=f"threads of the backend; 0: one per core ({default})"
     )
 
 

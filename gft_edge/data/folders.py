@@ -94,7 +94,7 @@ class ImageFolder:
             whole = _part_of_siblings(self.root) in self.own
             more = f"give {self.root.absolute().parent} for all parts" if whole else "choose with --split"
             if self.beside:
-                more += f"; of no known split, so not read: {_names(self.beside)}"
+                more += f"; these folders belong to no split: {_names(self.beside)}"
             raise DataError(f"data {self.root}: has no {split} images, only {', '.join(self.names)}; {more}")
         return parts[split]
 
@@ -293,7 +293,7 @@ def _of_splits(root: Path, splits: dict[Split, Found], notes: list[str]) -> Imag
         names, own_samples = _of_classes(root, folder, notes)
         unknown = [name for name in names if name not in labels]
         if unknown:
-            wrong[split] = f"{split} has classes that {first} has not: {_names(unknown)}{spelling(unknown, labels)}"
+            wrong[split] = f"{split} has classes that {first} lacks: {_names(unknown)}{spelling(unknown, labels)}"
             notes.append(f"{wrong[split]}; the {split} images cannot be used")
             continue
         missing = [name for name in labels if name not in names]
@@ -331,7 +331,7 @@ def _of_classes(root: Path, folder: Found, notes: list[str]) -> tuple[tuple[str,
         nested = sum(1 for _ in each.below()) - len(each.images)
         if nested:
             below = _names(inner.name for inner in each.folders)
-            notes.append(f"taken for class {each.name!r}: {_count(nested)} in its sub-folders ({below})")
+            notes.append(f"counted as class {each.name!r}: {_count(nested)} in its sub-folders ({below})")
     labels = tuple(sorted(names))
     samples = [(path, labels.index(each.name)) for each in folder.folders for path in each.below()]
     return labels, tuple(sorted(samples, key=lambda sample: sample[1]))

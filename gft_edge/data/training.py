@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -86,14 +87,28 @@ class _Prepared(Dataset[Item | GFTEdgeError]):
             return self.transform(image.permute(2, 0, 1)).permute(1, 2, 0)
 
 
+@dataclass(frozen=True)
+class BatchOptions:
+    """Options of :func:`training_batches`.
+
+    Attributes:
+        size: images in a batch.
+        seed: for order and augmentation.
+        augment: kind of augmentation.
+        num_workers: processes that prepare images; 0 uses this process.
+    """
+
+    size: int
+    seed: int = 0
+    augment: Augment = "none"
+    num_workers: int = 1
+
+
 def training_batches(
     images: ImageSet,
     spec: PreprocessSpec,
-    batch_size: int,
     numbers: Iterable[int],
-    seed: int,
-    augment: Augment = "none",
-    num_workers: int = 1,
+    options: BatchOptions,
     problem: Problem | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields batches by number: each epoch is a permutation fixed by seed and epoch, so training can resume at any batch.
@@ -101,11 +116,8 @@ def training_batches(
     Args:
         images: to draw from.
         spec: preprocessing.
-        batch_size: images in a batch.
         numbers: numbers of the batches.
-        seed: for order and augmentation.
-        augment: kind of augmentation.
-        num_workers: processes that prepare images; 0 uses this process.
+        options: size, order and augmentation.
         problem: receives why an image cannot be read; its neighbour replaces the image. Without it, such an image is an
             error.
 
@@ -120,16 +132,16 @@ def training_batches(
         epoch, order = -1, np.empty(0, dtype=np.int64)
         for number in numbers:
             batch = []
-            for draw in range(number * batch_size, (number + 1) * batch_size):
+            for draw in range(number * options.size, (number + 1) * options.size):
                 if draw // len(images) != epoch:
                     epoch = draw // len(images)
-                    order = np.random.default_rng([seed, epoch]).permutation(len(images))
+                    order = np.random.default_rng([options.seed, epoch]).permutation(len(images))
                 batch.append((draw, int(order[draw % len(images)])))
             yield batch
 
-    num_workers = min(num_workers, _processors())  # torch warns about more
+    num_workers = min(options.num_workers, _processors())  # torch warns about more
     loader: DataLoader[Item | GFTEdgeError] = DataLoader(
-        _Prepared(images, spec, augment, seed),
+        _Prepared(images, spec, options.augment, options.seed),
         batch_sampler=keys(),
         collate_fn=_collate,
         num_workers=num_workers,

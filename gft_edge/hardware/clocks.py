@@ -1,4 +1,4 @@
-"""Clocks of a Jetson held at their maximum for a measurement, and given back afterwards whatever happens."""
+"""Locks the clocks of a Jetson at their maximum for a measurement, and restores them in every case."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ def locked_clocks() -> Iterator[None]:
     """Runs the block with the clocks of the current power mode locked at their maximum by ``jetson_clocks``.
 
     The state before is stored first and restored at the end, also after an exception, an interrupt or SIGTERM. Choose the
-    power mode (``nvpmodel``) before, since it sets what the maximum is.
+    power mode (``nvpmodel``) before: it sets the maximum.
 
     Raises:
-        ConfigError: no jetson_clocks here, or it refuses (most often for want of root); nothing was changed then.
-        GFTEdgeError: the clocks could not be given back; says how to do it by hand.
+        ConfigError: no jetson_clocks here, or it refuses (most often without root); nothing is changed then.
+        GFTEdgeError: the clocks cannot be restored, with the command that does it.
     """
     program = shutil.which(PROGRAM)
     if program is None:
-        raise ConfigError(f"clocks: {PROGRAM} is not on PATH; they can be locked on a Jetson only")
+        raise ConfigError(f"clocks: {PROGRAM} is not on PATH; only clocks of a Jetson can be locked")
     folder = Path(tempfile.mkdtemp(prefix="gft-edge-clocks-"))
     stored = folder / "stored"  # must not exist: jetson_clocks asks before it overwrites
     with _terminated_as_exit():
@@ -53,7 +53,7 @@ def locked_clocks() -> Iterator[None]:
 
 
 def _run(program: str, *arguments: str) -> str | None:
-    """Runs the program without input; what went wrong, or None."""
+    """Runs the program without input; returns the reason of a failure, or None."""
     try:
         done = subprocess.run(
             [program, *arguments],
@@ -74,7 +74,7 @@ def _run(program: str, *arguments: str) -> str | None:
 
 @contextlib.contextmanager
 def _terminated_as_exit() -> Iterator[None]:
-    """SIGTERM ends the block by SystemExit, so that ``finally`` runs; only the main thread can arrange it."""
+    """Ends the block by SystemExit on SIGTERM, so that ``finally`` runs; only the main thread can arrange it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

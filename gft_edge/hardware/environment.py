@@ -1,4 +1,4 @@
-"""What this machine has: packages, processor, GPU or board."""
+"""Reads what this machine has: packages, processor, GPU or board."""
 
 from __future__ import annotations
 
@@ -33,27 +33,27 @@ PACKAGES = {
     "pynvml": ("nvidia-ml-py", "power"),
     "tensorboard": ("tensorboard", "tensorboard"),
 }
-"""Importable module: distribution that brings it, and the extra of gft-edge that asks for it."""
+"""Importable module: its distribution, and the extra of gft-edge that installs it."""
 
 ON_A_JETSON = {
     "tensorrt": "it is part of JetPack: sudo apt install python3-libnvinfer, and make the virtual environment with "
     "--system-site-packages",
     "cuda-python": "run: pip install cuda-python, in the version of the board's CUDA (nvcc --version)",
 }
-"""How a distribution comes to a Jetson, where the extra of gft-edge would bring one that does not work there."""
+"""Remedy on a Jetson, where the extra of gft-edge would install a distribution that does not work there."""
 
 _PARTS = {"cuda": ("cuda.bindings", "cuda.cudart")}
-"""Modules to look for, any of them, where other packages bring the one of the table too."""
+"""Alternative modules to search, where other packages install the one of the table too."""
 
 
 def missing_extra(distribution: str, extra: str) -> MissingExtraError:
-    """The error for a package that is not installed, with the remedy for this machine."""
+    """Returns the error for a package that is not installed, with the remedy for this machine."""
     remedy = ON_A_JETSON.get(distribution, "") if board() else ""
     return MissingExtraError(distribution, extra, remedy=remedy)
 
 
 def is_installed(module: str) -> bool:
-    """Whether a module can be found; an empty folder, as an uninstallation leaves it, is none. Only parents are imported."""
+    """Returns True if a module can be found; an empty folder, left by an uninstallation, is none. Only parents are imported."""
     for name in _PARTS.get(module, (module,)):
         try:
             spec = importlib.util.find_spec(name)
@@ -65,7 +65,7 @@ def is_installed(module: str) -> bool:
 
 
 def versions() -> dict[str, str | None]:
-    """Version of each package, None where it is not installed; nothing is imported."""
+    """Returns the version of each package, None where it is not installed; nothing is imported."""
     found: dict[str, str | None] = {"gft_edge": __version__, "python": platform.python_version()}
     distributions = {"numpy": "numpy", **{module: name for module, (name, _) in PACKAGES.items()}}
     for module, distribution in distributions.items():
@@ -79,7 +79,7 @@ def versions() -> dict[str, str | None]:
 
 
 def cpu() -> dict[str, Any]:
-    """Processor model, the features that INT8 speed hangs on, and cores this process may use."""
+    """Returns the processor model, the features that INT8 speed depends on, and the cores of this process."""
     model, features = platform.processor() or platform.machine(), []
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
@@ -95,7 +95,7 @@ def cpu() -> dict[str, Any]:
 
 
 def board(root: Path = Path("/")) -> str | None:
-    """Name of the Jetson board, from the device tree; None on other machines."""
+    """Returns the name of the Jetson board, from the device tree; None on other machines."""
     file = root / "proc/device-tree/model"
     try:
         name = file.read_bytes().rstrip(b"\0").decode(errors="replace")
@@ -105,12 +105,12 @@ def board(root: Path = Path("/")) -> str | None:
 
 
 def has_nvidia_driver(root: Path = Path("/")) -> bool:
-    """Whether an NVIDIA kernel driver is loaded (data-centre GPU or Jetson)."""
+    """Returns True if an NVIDIA kernel driver is loaded (data-centre GPU or Jetson)."""
     return (root / "proc/driver/nvidia/version").exists() or (root / "dev/nvhost-gpu").exists()
 
 
 def machine() -> dict[str, Any]:
-    """The machine in a few lines, for reports."""
+    """Returns the machine in a few entries, for reports."""
     return {
         "cpu": cpu(),
         "system": platform.platform(),

@@ -1,4 +1,4 @@
-"""Clocks and temperatures of this moment, as far as Linux tells them; a machine that tells nothing gives empty tables."""
+"""Reads the present clocks and temperatures from Linux; tables are empty where a machine has none."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from gft_edge.hardware.sysfs import read_text
 
 
 def read_clocks(root: Path = Path("/")) -> dict[str, Any]:
-    """Governors and clocks by group of cores, the GPU's clock, temperatures by zone.
+    """Returns governors and clocks by group of cores, the GPU's clock, temperatures by zone.
 
     Args:
-        root: where sys/ lies; recorded trees in tests.
+        root: folder of sys/; recorded trees in tests.
     """
     groups = sorted((root / "sys/devices/system/cpu/cpufreq").glob("policy*"))
     governors = {group.name: text for group in groups if (text := read_text(group / "scaling_governor"))}

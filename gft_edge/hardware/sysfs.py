@@ -1,4 +1,4 @@
-"""Reading small kernel files that may be absent, forbidden or asleep."""
+"""Reads small kernel files that may be absent, forbidden or asleep."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from pathlib import Path
 
 
 def read_text(path: Path) -> str | None:
-    """Text of a file without surrounding blanks and NULs; None when it cannot be read.
+    """Returns the text of a file without surrounding blanks and NULs; None when it cannot be read.
 
-    Besides missing files and permissions this covers EAGAIN, which sensors of power-gated units answer.
+    None also covers EAGAIN, which sensors of power-gated units answer.
     """
     try:
         return path.read_bytes().decode(errors="replace").strip("\0 \t\r\n")
@@ -17,7 +17,7 @@ def read_text(path: Path) -> str | None:
 
 
 def read_int(path: Path) -> int | None:
-    """A file's decimal integer; None when it cannot be read or is none."""
+    """Returns the decimal integer in a file; None when it cannot be read or is none."""
     text = read_text(path)
     if text is None or len(text) > 20 or not text.lstrip("-").isascii() or not text.lstrip("-").isdigit():
         return None

@@ -29,7 +29,6 @@ class Generation:
     Args:
         name: the first version it describes, or ``"rtx"``.
         module: Python module.
-        extra: the extra of gft-edge that installs it.
         opsets: lowest and highest ONNX operator set its parser reads.
         typing: builder flags decide precision (weak), the graph does (strong), or a network flag chooses (both).
         network_flags: members of NetworkDefinitionCreationFlag, weak and strong.
@@ -48,7 +47,6 @@ class Generation:
 
     name: str
     module: str
-    extra: str
     opsets: tuple[int, int]
     typing: Typing
     network_flags: tuple[tuple[str, ...], tuple[str, ...]]
@@ -73,7 +71,6 @@ GENERATIONS = (
     Generation(
         "8.6",
         "tensorrt",
-        "trt",
         (7, 17),
         "weak",
         _WEAK,
@@ -87,11 +84,11 @@ GENERATIONS = (
         has_strip=False,
         has_same_capability=False,
     ),
-    Generation("10.3", "tensorrt", "trt", (9, 20), "both", _BOTH, has_same_capability=False),
-    Generation("10.7", "tensorrt", "trt", (9, 20), "both", _BOTH, has_same_capability=False),
-    Generation("10.13", "tensorrt", "trt", (9, 24), "both", _BOTH, deprecates_weak=True),
-    Generation("10.16", "tensorrt", "trt", (9, 24), "both", _BOTH, deprecates_weak=True),
-    Generation("11.0", "tensorrt", "trt", (9, 24), "strong", _ALWAYS, inverted_trtexec=True),
+    Generation("10.3", "tensorrt", (9, 20), "both", _BOTH, has_same_capability=False),
+    Generation("10.7", "tensorrt", (9, 20), "both", _BOTH, has_same_capability=False),
+    Generation("10.13", "tensorrt", (9, 24), "both", _BOTH, deprecates_weak=True),
+    Generation("10.16", "tensorrt", (9, 24), "both", _BOTH, deprecates_weak=True),
+    Generation("11.0", "tensorrt", (9, 24), "strong", _ALWAYS, inverted_trtexec=True),
 )
 """TensorRT, oldest first. A version between two rows has the older row; 10.0 to 10.2 have the first row of their major number.
 
@@ -100,9 +97,7 @@ The newest major number here is the newest that is accepted."""
 MAJOR_NUMBERS = tuple(sorted({int(row.name.partition(".")[0]) for row in GENERATIONS}))
 
 # The parser of RTX 1.7.1 has importers for what came with opset 27 (measured); no document names its highest opset.
-RTX_GENERATION = Generation(
-    RTX, "tensorrt_rtx", "rtx", (9, 27), "strong", _BOTH, has_strip=False, has_same_capability=False
-)
+RTX_GENERATION = Generation(RTX, "tensorrt_rtx", (9, 27), "strong", _BOTH, has_strip=False, has_same_capability=False)
 
 
 _LATER_OPSETS = (((10, 9), (10, 13), (9, 22)), ((11, 5), (12,), (9, 25)))

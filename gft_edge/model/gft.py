@@ -179,6 +179,14 @@ class FocalGFT(nn.Module):
         """Recomputes the blocks in the backward pass instead of keeping their activations."""
         self.recompute = enable
 
+    def no_weight_decay(self) -> set[str]:
+        """Returns the names of weights of two or more dimensions that do not decay."""
+        return {"pos_embed", "cls_token", *(f"stages.{index}.smooth.weight" for index in range(len(self.stages)))}
+
+    def layer_of(self, name: str) -> int:
+        """Returns the layer of a parameter; see :func:`layer_number`."""
+        return layer_number(name, "stages", self.config)
+
     def embed(self, images: Tensor) -> Tensor:
         """Returns class token and patches with positions: (B, 3, H, W) to (B, 1 + P, C)."""
         patches = self.patch_embed(images)
@@ -244,6 +252,22 @@ class FocalGFT(nn.Module):
             if maps:
                 trace.append(StageMaps(gala.importance(ranking), _all_if_none(positions, ranking)))
         return x, trace
+
+
+def layer_number(name: str, stages: str, config: GFTConfig) -> int:
+    """Returns 0 for the embedding, n for block n and the stage after it, depth + 1 for norm and classifier.
+
+    Args:
+        name: of a parameter.
+        stages: name of the model's list of stages.
+        config: of the model.
+    """
+    parts = name.split(".")
+    if parts[0] == "blocks":
+        return int(parts[1]) + 1
+    if parts[0] == stages:
+        return config.stages[int(parts[1])]
+    return 0 if parts[0] in ("patch_embed", "pos_embed", "cls_token") else config.depth + 1
 
 
 def run_block(block: nn.Module, x: Tensor, recompute: bool) -> Tensor:

@@ -19,7 +19,7 @@ from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.model import gala
 from gft_edge.model.backbone import timm_vit
-from gft_edge.model.gft import EMA_MIX, EMA_MOMENTUM, GFTOutput, StageMaps, check_budget, run_block
+from gft_edge.model.gft import EMA_MIX, EMA_MOMENTUM, GFTOutput, StageMaps, check_budget, layer_number, run_block
 from gft_edge.model.layers import Attend
 from gft_edge.model.selection import gather_tokens
 from gft_edge.model.weights_file import looks_like
@@ -97,6 +97,15 @@ class PublishedGFT(nn.Module):
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Recomputes the blocks in the backward pass instead of keeping their activations."""
         self.recompute = enable
+
+    def no_weight_decay(self) -> set[str]:
+        """Returns the names of weights of two or more dimensions that do not decay."""
+        smoothing = (f"hierarchical_blocks.{index}.smooth.weight" for index in range(len(self.hierarchical_blocks)))
+        return {"base_model.pos_embed", "base_model.cls_token", *smoothing}
+
+    def layer_of(self, name: str) -> int:
+        """Returns the layer of a parameter; see :func:`gft_edge.model.gft.layer_number`."""
+        return layer_number(name.removeprefix("base_model."), "hierarchical_blocks", self.config)
 
     def forward(self, images: Tensor, budget: TokenBudget | None = None, maps: bool = False) -> Tensor | GFTOutput:
         """Classifies images.

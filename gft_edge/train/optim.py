@@ -17,32 +17,22 @@ from gft_edge.model.baselines import TimmClassifier
 def parameter_groups(model: nn.Module, config: GFTConfig, train: TrainSection) -> list[dict[str, Any]]:
     """Returns groups with ``weight_decay`` and ``lr_scale``.
 
-    Only matrices and kernels decay, not norms, biases, position embedding, class token and smoothing.
-    Layer-wise decay: the rate of a layer is ``layer_decay`` to the power of its distance from the classifier. timm
-    defines the layers of a baseline.
+    Only matrices and kernels decay, not norms, biases, position embedding, class token and smoothing. Layer-wise decay: the
+    rate of a layer is ``layer_decay`` to the power of its distance from the classifier. timm defines the layers of a baseline.
     """
     if isinstance(model, TimmClassifier):
         plain = model.network.no_weight_decay() if hasattr(model.network, "no_weight_decay") else ()
         return param_groups_layer_decay(model.network, train.weight_decay, plain, layer_decay=train.layer_decay)
+    gft: Any = model
+    undecayed = gft.no_weight_decay()
     groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     for name, parameter in model.named_parameters():
-        plain = parameter.ndim < 2 or name.endswith(("pos_embed", "cls_token", "smooth.weight"))
-        scale = train.layer_decay ** (config.depth + 1 - _layer(name, config))
-        groups[0.0 if plain else train.weight_decay, scale].append(parameter)
+        decay = 0.0 if parameter.ndim < 2 or name in undecayed else train.weight_decay
+        groups[decay, train.layer_decay ** (config.depth + 1 - gft.layer_of(name))].append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
         for (decay, scale), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)
     ]
-
-
-def _layer(name: str, config: GFTConfig) -> int:
-    """Returns 0 for the embedding, n for block n and the stage after it, depth + 1 for norm and classifier."""
-    parts = name.removeprefix("base_model.").split(".")
-    if parts[0] == "blocks":
-        return int(parts[1]) + 1
-    if parts[0] in ("stages", "hierarchical_blocks"):
-        return config.stages[int(parts[1])]
-    return 0 if parts[0] in ("patch_embed", "pos_embed", "cls_token") else config.depth + 1
 
 
 def make_optimizer(model: nn.Module, config: GFTConfig, train: TrainSection) -> torch.optim.Optimizer:

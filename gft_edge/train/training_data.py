@@ -14,7 +14,7 @@ from gft_edge.config.recipe import Recipe
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, readable, split_names
 from gft_edge.data.trained import not_trained_on
-from gft_edge.data.training import training_batches
+from gft_edge.data.training import BatchOptions, training_batches
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.model.build import logits_function
 from gft_edge.preprocess import PreprocessSpec
@@ -69,16 +69,8 @@ class TrainingData:
         own = [
             step * per_step + micro * group.count + group.rank for step in steps for micro in range(settings.accumulate)
         ]
-        loader = training_batches(
-            self.images,
-            self.spec,
-            settings.batch_size,
-            own,
-            settings.seed,
-            recipe.data.augment,
-            recipe.data.num_workers,
-            self.unreadable.add,
-        )
+        options = BatchOptions(settings.batch_size, settings.seed, recipe.data.augment, recipe.data.num_workers)
+        loader = training_batches(self.images, self.spec, own, options, self.unreadable.add)
         for images, labels in loader:
             yield images.to(group.device), labels.to(group.device)
 

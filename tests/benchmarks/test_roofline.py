@@ -200,7 +200,7 @@ def test_guard_tells_what_is_wrong():
     on_b200 = model_roofline(tiny, tiny.budget, "fp16", device("b200"))
     assert "is below 71 kernel launches of 2 us" in implausible(0.1, on_b200)
     for nonsense in (0.0, -1.0, float("nan"), float("inf")):
-        assert "is no duration" in implausible(nonsense, nano)
+        assert "is not a duration" in implausible(nonsense, nano)
 
 
 def test_memory_bound_is_named():

@@ -89,7 +89,7 @@ def test_any_bytes_are_read_or_refused(data):
     ("content", "says"),
     [
         (b"", "line 1 is ''"),
-        (b"\xff\xfd", "is no text"),
+        (b"\xff\xfd", "is not a text file"),
         (b"TRT-8601\na: 3c010a14\n", "line 1 is 'TRT-8601'"),
         (b"TRT-8601-Guess\n", "algorithm must be one of"),
         (b"TRT-8601-MinMaxCalibration\na 3c010a14\n", "line 2 is 'a 3c010a14'"),
@@ -151,23 +151,23 @@ def test_a_cache_of_the_graph_fits_and_says_what_it_leaves_out():
         (
             (DATA / "foreign.cache").read_bytes(),
             "8.6",
-            "line 2: 'images' is no tensor of this graph, nor 1 more of its 3 names",
+            "line 2: 'images' is not a tensor of this graph, nor 1 more of its 3 names",
         ),
         (
             b"TRT-8601-EntropyCalibration2\nimage: 1\nother: 1\n",
             "8.6",
-            "line 3: 'other' is no tensor of this graph; it",
+            "line 3: 'other' is not a tensor of this graph; the cache",
         ),
         (
             b"TRT-8601-EntropyCalibration2\n(Unnamed Layer* 1) [X]: 1\n",
             "8.6",
-            "has a scale for no tensor of this graph",
+            "has no scale for any tensor of this graph",
         ),
-        (b"TRT-8601-EntropyCalibration2\n", "8.6", "has a scale for no tensor of this graph"),
+        (b"TRT-8601-EntropyCalibration2\n", "8.6", "has no scale for any tensor of this graph"),
         (
             (DATA / "trt10_for_8.cache").read_bytes(),
             "8.6",
-            "line 1: is of TensorRT 10.3.0, this build is for TensorRT 8.6",
+            "line 1: is for TensorRT 10.3.0, this build for TensorRT 8.6",
         ),
     ],
 )
@@ -226,7 +226,7 @@ def test_cache_that_fits_is_read(written):
 
 @pytest.mark.parametrize("key", list(ORIGIN))
 def test_cache_that_does_not_fit_is_refused_and_says_why(written, key):
-    with pytest.raises(ArtifactError, match=rf"not made for this: {key} is .*, here it is other; calibrate again"):
+    with pytest.raises(ArtifactError, match=rf"its origin differs: {key} is .*, here it is other; calibrate again"):
         read_cache(written, **{**ORIGIN, key: "other"})
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from gft_edge.calibration.images import CalibrationSet, choose_images, cover, hash_images, model_features
 from gft_edge.calibration.options import CalibrationOptions
@@ -20,20 +19,6 @@ from gft_edge.preprocess import PreprocessSpec
 
 SPEC = PreprocessSpec(32, 32)
 ANIMALS = ("ant", "bee", "cat", "dog")
-
-
-@pytest.fixture(scope="module")
-def folders(tmp_path_factory) -> Path:
-    """Splits train (9, 3, 3 and 3 images of each class), val and test (one image of each class)."""
-    root = tmp_path_factory.mktemp("data")
-    rng = np.random.default_rng(0)
-    for split, counts in {"train": (9, 3, 3, 3), "val": (1, 1, 1, 1), "test": (1, 1, 1, 1)}.items():
-        for label, count in zip(ANIMALS, counts):
-            for number in range(count):
-                file = root / split / label / f"{number}.png"
-                file.parent.mkdir(parents=True, exist_ok=True)
-                Image.fromarray(rng.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(file)
-    return root
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gft_edge.calibration.ptq import quantize_int8
-from gft_edge.calibration.safety import _Side, selection_safety, stage_safety
+from gft_edge.calibration.safety import StageOutput, selection_safety, stage_safety
 from gft_edge.errors import DataError
 
 
@@ -17,7 +17,7 @@ def _sides(noise, images=300, patches=60, k=20, seed=0):
     inputs = np.broadcast_to(np.arange(patches), scores.shape)
 
     def side(values):
-        return _Side(values, inputs, np.sort(np.argsort(-values, axis=1)[:, :k], axis=1))
+        return StageOutput(values, inputs, np.sort(np.argsort(-values, axis=1)[:, :k], axis=1))
 
     shifted = scores + noise * rng.standard_normal(scores.shape) + rng.standard_normal((images, 1))
     return side(scores), side(shifted)
@@ -33,7 +33,7 @@ def test_predicted_flips_are_those_that_happen(noise):
 
 def test_margins_are_between_the_last_kept_and_the_first_dropped():
     scores = np.array([[5.0, 1.0, 3.0, 2.5]])
-    side = _Side(scores, np.arange(4)[None], np.array([[0, 2]]))
+    side = StageOutput(scores, np.arange(4)[None], np.array([[0, 2]]))
     found = stage_safety(1, side, side, 0.9)
     assert found.margin_p50 == found.margin_p05 == 0.5
     assert (found.predicted_flips, found.observed_flips, found.jaccard) == (0, 0, 1)
@@ -51,8 +51,8 @@ def test_verdicts():
 
 
 def test_patches_are_matched_by_their_place_on_the_grid():
-    full = _Side(np.array([[3.0, 2.0, 1.0, 0.0]]), np.array([[10, 11, 12, 13]]), np.array([[10, 11]]))
-    other = _Side(np.array([[9.0, 7.5, 8.0, 5.0]]), np.array([[14, 12, 11, 10]]), np.array([[11, 14]]))
+    full = StageOutput(np.array([[3.0, 2.0, 1.0, 0.0]]), np.array([[10, 11, 12, 13]]), np.array([[10, 11]]))
+    other = StageOutput(np.array([[9.0, 7.5, 8.0, 5.0]]), np.array([[14, 12, 11, 10]]), np.array([[11, 14]]))
     found = stage_safety(0, full, other, 0.9)
     assert found.jaccard == pytest.approx(1 / 3)
     assert found.observed_flips == pytest.approx(1 / 3), "patch 10 of the common 10, 11 and 12"

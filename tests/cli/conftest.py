@@ -106,18 +106,26 @@ def seen(monkeypatch) -> set[str]:
 
 
 @pytest.fixture(scope="session")
-def made(gft_edge, tiny_checkpoint, animals, tmp_path_factory) -> dict[str, Path]:
+def quantized(gft_edge, tiny_checkpoint, animals, tmp_path_factory) -> Path:
+    """A quantized checkpoint of the tiny model."""
+    out = tmp_path_factory.mktemp("quantized") / "ckpt8"
+    done = gft_edge("quantize", tiny_checkpoint, "--data", animals, "--images", 24, "--out", out)
+    assert done.code == 0, done.err
+    return out
+
+
+@pytest.fixture(scope="session")
+def made(gft_edge, tiny_checkpoint, quantized, animals, tmp_path_factory) -> dict[str, Path]:
     """Paths of a quantized checkpoint ``ckpt8`` and of artefacts ``fp32`` (without maps) and ``int8`` (with them)."""
     root = tmp_path_factory.mktemp("made")
     commands = {
-        "ckpt8": ["quantize", tiny_checkpoint, "--data", animals, "--images", 24],
         "fp32": ["export", tiny_checkpoint, "--data", animals],
-        "int8": ["export", root / "ckpt8", "--data", animals, "--maps", "compact"],
+        "int8": ["export", quantized, "--data", animals, "--maps", "compact"],
     }
     for name, command in commands.items():
         done = gft_edge(*command, "--out", root / name)
         assert done.code == 0, done.err
-    return {"ckpt": tiny_checkpoint, **{name: root / name for name in commands}}
+    return {"ckpt": tiny_checkpoint, "ckpt8": quantized, **{name: root / name for name in commands}}
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ class TestTorchTensorRT:
 
     @pytest.mark.parametrize(
         ("name", "options", "word"),
-        [("fp32", ["--target", "torch-tensorrt"], "is an artefact"), ("ckpt8", ["--target", "torch-tensorrt"], "INT8"),
+        [("fp32", ["--target", "torch-tensorrt"], "artefact, not a checkpoint"), ("ckpt8", ["--target", "torch-tensorrt"], "INT8"),
          ("fp32", ["--target", "rtx", "--precision", "fp16"], "--precision")],
     )  # fmt: skip
     def test_other_inputs_are_refused_in_one_line(self, gft_edge, made, name, options, word):
@@ -167,7 +167,7 @@ def test_a_cache_calibrated_on_another_graph_is_refused(gft_edge, made, tmp_path
     more = ["--tensorrt", "10.3", "--weak", "--calibration-cache", cache]
     done = gft_edge("build", made["fp32"], "--target", "orin-nano", "--plan", *more)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert "not made for this: graph_sha256 is 000000" in done.err
+    assert "its origin differs: graph_sha256 is 000000" in done.err
 
 
 class TestOnAMachineWithTensorRT:

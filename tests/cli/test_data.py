@@ -127,7 +127,7 @@ def _check_page(gft_edge, run, data, files):
     assert spoken["val"] <= {len(files["val"])}
     assert spoken["test"] <= {len(files["test"])}
     assert spoken["test" if files["test"] else "val"]
-    assert page.count("These are images of the training split.") == 1
+    assert page.count("belong to the training split") == 1
     shown = []
     for text in re.split(r"(?=<p><b>[^<]*</b> on \d+ |<summary>)", page):
         split = re.search(r" on \d+ (train|val|test) images of", text[:400])
@@ -135,7 +135,7 @@ def _check_page(gft_edge, run, data, files):
             image = np.asarray(Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"))
             shown.append((split[1], pixels[image.tobytes()]))
     assert shown
-    assert all(said == is_of for said, is_of in shown)
+    assert all(found == is_of for found, is_of in shown)
 
 
 def test_training_images_in_another_folder_are_not_called_test_images(gft_edge, seen, tmp_path):
@@ -213,7 +213,7 @@ def test_data_that_a_checkpoint_remembers_and_that_is_not_there_is_named(gft_edg
     ckpt = trained_on(name)
     done = gft_edge("evaluate", ckpt)
     assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
-    assert f"data {name}: no such folder here; checkpoint {ckpt} remembers it" in done.err
+    assert f"data {name}: no such folder here; checkpoint {ckpt} was trained on it" in done.err
     assert "give --data" in done.err
 
 
@@ -272,7 +272,7 @@ def test_classes_of_the_data_in_another_order_are_matched_by_name(gft_edge, tiny
 
 
 def test_help_names_every_form_of_data(gft_edge):
-    said = "".join(gft_edge("evaluate", "--help").out.split())
+    found = "".join(gft_edge("evaluate", "--help").out.split())
     for form in (
         "ROOT/CLASS",
         "{train,val,test}",
@@ -282,7 +282,7 @@ def test_help_names_every_form_of_data(gft_edge):
         "food101:",
         "coco:",
     ):
-        assert form in said
+        assert form in found
 
 
 @pytest.mark.parametrize(

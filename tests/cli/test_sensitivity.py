@@ -24,15 +24,6 @@ def chosen(gft_edge, tmp_path_factory):
     return out, done
 
 
-@pytest.fixture(scope="module")
-def quantized(gft_edge, tiny_checkpoint, animals, tmp_path_factory):
-    """A quantized checkpoint of the tiny model."""
-    out = tmp_path_factory.mktemp("quantized") / "ckpt8"
-    done = gft_edge("quantize", tiny_checkpoint, "--data", animals, "--images", 24, "--out", out)
-    assert done.code == 0, done.err
-    return out
-
-
 def test_what_is_written(chosen):
     out, _ = chosen
     names = ["card.json", "convergence.svg", "policy.json", "ranges.json"]

@@ -9,7 +9,7 @@ import torch
 from gft_edge.config.recipe import Augment
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import Subset
-from gft_edge.data.training import NEIGHBOURS, training_batches
+from gft_edge.data.training import NEIGHBOURS, BatchOptions, training_batches
 from gft_edge.errors import DataError
 from gft_edge.preprocess import PreprocessSpec
 
@@ -43,7 +43,9 @@ class Photographs:
 
 
 def _train(images, numbers=range(6), batch_size=4, seed=0, **options):
-    return list(training_batches(images, SPEC, batch_size, numbers, seed, num_workers=0, **options))
+    problem = options.pop("problem", None)
+    options = BatchOptions(batch_size, seed, num_workers=0, **options)
+    return list(training_batches(images, SPEC, numbers, options, problem))
 
 
 def _labels(batches):
@@ -72,7 +74,7 @@ def test_every_augmentation_changes_pixels_and_depends_on_the_seed(augment):
 
 def test_augmenting_leaves_the_generator_of_torch_alone():
     torch.manual_seed(5)
-    batches = training_batches(Photographs(), SPEC, 4, range(6), 0, "modern", 0)
+    batches = training_batches(Photographs(), SPEC, range(6), BatchOptions(4, 0, "modern", 0))
     next(batches)
     before = torch.get_rng_state()
     list(batches)

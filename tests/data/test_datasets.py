@@ -22,7 +22,7 @@ from gft_edge.data.datasets import (
     spread,
     unlabelled_folder,
 )
-from gft_edge.data.training import training_batches
+from gft_edge.data.training import BatchOptions, training_batches
 from gft_edge.data.typefaces import Typefaces
 from gft_edge.errors import DataError
 from gft_edge.preprocess import PreprocessSpec
@@ -69,7 +69,9 @@ def _numbers(pixels):
 
 
 def _run(images=None, steps=range(9), seed=0, **options):
-    return list(training_batches(images or Numbered(20), SPEC, 4, steps, seed, num_workers=0, **options))
+    problem = options.pop("problem", None)
+    options = BatchOptions(4, seed, num_workers=0, **options)
+    return list(training_batches(images or Numbered(20), SPEC, steps, options, problem))
 
 
 def _equal(batches, others):
@@ -98,7 +100,7 @@ def test_corrupt_image_ends_training_with_the_error_itself(tmp_path, num_workers
     file.write_bytes(b"nothing")
     images = Files(("auk",), ((file, 0),))
     with pytest.raises(DataError) as caught:
-        list(training_batches(images, SPEC, 1, range(1), 0, num_workers=num_workers))
+        list(training_batches(images, SPEC, range(1), BatchOptions(1, num_workers=num_workers)))
     with pytest.raises(DataError) as direct:
         images[0]
     assert str(caught.value) == str(direct.value)
@@ -172,14 +174,16 @@ def test_order_is_fixed_by_the_seed_alone(augment):
 
 def test_a_worker_gives_the_same_batches():
     images = Typefaces("train", 20, 32)
-    options = {"images": images, "spec": SPEC, "batch_size": 4, "numbers": range(2, 5), "seed": 0, "augment": "light"}
-    assert _equal(list(training_batches(**options, num_workers=1)), list(training_batches(**options, num_workers=0)))
+    one, other = (
+        list(training_batches(images, SPEC, range(2, 5), BatchOptions(4, 0, "light", workers))) for workers in (1, 0)
+    )
+    assert _equal(one, other)
 
 
 def test_light_augmentation_changes_pixels_anew_in_each_epoch():
     images = Subset(Typefaces("train", 20, 32), (3,))
-    ((plain, _),) = training_batches(images, SPEC, 1, range(1), 0, "none", 0)
-    (first, _), (second, _) = training_batches(images, SPEC, 1, range(2), 0, "light", 0)
+    ((plain, _),) = training_batches(images, SPEC, range(1), BatchOptions(1, 0, "none", 0))
+    (first, _), (second, _) = training_batches(images, SPEC, range(2), BatchOptions(1, 0, "light", 0))
     assert not torch.equal(plain, first)
     assert not torch.equal(first, second)
 
@@ -228,7 +232,7 @@ def test_a_hundred_numbered_classes_are_matched_though_they_sort_as_text():
 
 
 @pytest.mark.parametrize(
-    ("own", "model", "said"),
+    ("own", "model", "words"),
     [
         (
             ("a", "b", "c"),
@@ -241,10 +245,10 @@ def test_a_hundred_numbered_classes_are_matched_though_they_sort_as_text():
         (tuple("abcdefgh"), ("x", "y"), "'a', 'b', 'c', 'd', 'e' and 3 more"),
     ],
 )
-def test_classes_unknown_to_the_model_are_refused_by_name_with_the_likely_cause(own, model, said):
+def test_classes_unknown_to_the_model_are_refused_by_name_with_the_likely_cause(own, model, words):
     with pytest.raises(DataError, match="^data here: ") as caught:
         match_labels(Files(own, ()), model, "here")
-    assert said in str(caught.value)
+    assert words in str(caught.value)
 
 
 def test_relabelled_images_keep_everything_but_the_class_number():

@@ -60,9 +60,9 @@ def test_a_folder_without_splits_is_split_once_and_for_all(write):
     assert len(parts["train"]) > 55
     assert parts["val"].labels == parts["test"].labels == ("ant", "bee")
     assert {label for files in parts.values() for _, label in files.samples} == {0, 1}
-    said = [note for note in parts["test"].notes if "split by a hash of each file" in note]
-    assert len(said) == 1
-    assert f"{len(seen[0])} train, {len(seen[1])} val, {len(seen[2])} test images" in said[0]
+    words = [note for note in parts["test"].notes if "split by a hash of each file" in note]
+    assert len(words) == 1
+    assert f"{len(seen[0])} train, {len(seen[1])} val, {len(seen[2])} test images" in words[0]
 
 
 def test_copies_and_renamed_files_stay_in_their_part(write, tmp_path):
@@ -128,9 +128,9 @@ def test_validation_images_are_taken_from_train_where_there_are_none(write):
     assert 2 <= len(parts["val"]) <= 20
     assert not digests(parts["train"]) & digests(parts["val"])
     assert "Testing" not in {path.parts[-3] for path, _ in parts["val"].samples}
-    said = f"takes {len(parts['val'])} of its 80 training images for validation"
-    assert said in notes(root, "train")
-    assert said in notes(root, "val")
+    words = f"takes {len(parts['val'])} of its 80 training images for validation"
+    assert words in notes(root, "train")
+    assert words in notes(root, "val")
 
 
 def test_validation_images_are_never_called_test_images(write):
@@ -210,8 +210,8 @@ def test_files_that_are_no_images_are_counted_once(write):
 def test_images_that_pillow_does_not_read_are_counted_and_named(write, suffix):
     root = write(*classes("train/"), *classes("test/"), f"train/ant/photo.{suffix}", f"test/bee/photo.{suffix}")
     assert len(image_folder(root, "test")) == 13
-    said = re.escape(f"2 images of a format that Pillow does not read here (.{suffix.lower()}, the first is {root}")
-    assert re.search(said, notes(root, "test"))
+    words = re.escape(f"2 images of a format that Pillow does not read here (.{suffix.lower()}, the first is {root}")
+    assert re.search(words, notes(root, "test"))
 
 
 @pytest.mark.parametrize("suffix", ["PNG", "jpeg", "WebP", "tif", "TIFF", "gif", "bmp", "avif", "jfif", "jif"])
@@ -225,7 +225,7 @@ def test_images_below_a_class_folder_that_holds_images_belong_to_the_class(write
     root = write(*classes("train/"), *classes("test/"), "train/ant/more/0.png", "train/ant/more/deep/1.png")
     train = image_folder(root, "train")
     assert [label for _, label in train.samples].count(0) + len(image_folder(root, "val")) >= 8
-    assert "taken for class 'ant': 2 images in its sub-folders ('more')" in notes(root)
+    assert "counted as class 'ant': 2 images in its sub-folders ('more')" in notes(root)
 
 
 def test_empty_class_folders_are_said(write):
@@ -245,13 +245,13 @@ def test_class_numbers_are_those_of_train(write):
     assert "test has no images of 'bee'" in notes(root)
 
 
-@pytest.mark.parametrize(("other", "said"), [("cow", "'cow'"), ("Ant", "'Ant' is 'ant'"), ("a_nt", "'a_nt' is 'ant'")])
-def test_a_part_with_classes_that_train_has_not_is_refused_by_name(write, other, said):
+@pytest.mark.parametrize(("other", "words"), [("cow", "'cow'"), ("Ant", "'Ant' is 'ant'"), ("a_nt", "'a_nt' is 'ant'")])
+def test_a_part_with_classes_that_train_has_not_is_refused_by_name(write, other, words):
     root = write(*classes("train/"), *classes("val/"), *classes("test/", (other, "bee")))
-    with pytest.raises(DataError, match="test has classes that train has not") as caught:
+    with pytest.raises(DataError, match="test has classes that train lacks") as caught:
         image_folder(root, "test")
-    assert said in str(caught.value)
-    assert said in notes(root, "train")
+    assert words in str(caught.value)
+    assert words in notes(root, "train")
     assert len(image_folder(root, "val")) == 12
 
 
@@ -333,11 +333,11 @@ REFUSED = {
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_folders_that_cannot_be_used_are_refused(write, tmp_path, case):
-    names, said = REFUSED[case]
+    names, words = REFUSED[case]
     root = write(*names)
     with pytest.raises(DataError) as caught:
         open_images(str(root), "train", 10, 32)
-    assert said in str(caught.value)
+    assert words in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -408,5 +408,5 @@ def test_classes_of_such_names_are_no_splits(write):
 
 def test_a_folder_of_no_known_split_is_named_where_a_part_is_missing(write):
     root = write(*classes("Traning/"), *classes("Testing/"))
-    with pytest.raises(DataError, match=r"has no train images, only test; .*, so not read: 'Traning'"):
+    with pytest.raises(DataError, match=r"has no train images, only test; .*belong to no split: 'Traning'"):
         image_folder(root, "train")

@@ -31,6 +31,6 @@ def test_data_sets_are_listed_without_torch_and_pillow_is_named_where_it_is_need
             (tmp_path / label / f"{number}.png").write_text(f"{label} {number}")
     done = subprocess.run([sys.executable, "-c", CODE, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    said = done.stdout.splitlines()
-    assert [line.split()[0] for line in said] == ["True", "False"]
-    assert all("Pillow" in line for line in said)
+    words = done.stdout.splitlines()
+    assert [line.split()[0] for line in words] == ["True", "False"]
+    assert all("Pillow" in line for line in words)

@@ -137,11 +137,11 @@ def test_other_objects_are_named_and_not_made(tmp_path, capsys, content, name, n
     torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=new)
     with pytest.raises(ArtifactError) as error:
         read_weights_file(tmp_path / "x.pth")
-    said = str(error.value)
-    assert name in said
-    assert "torch.save(model.state_dict(), FILE)" in said
-    assert "weights_only" not in said
-    assert said.isprintable()
+    message = str(error.value)
+    assert name in message
+    assert "torch.save(model.state_dict(), FILE)" in message
+    assert "weights_only" not in message
+    assert message.isprintable()
     assert capsys.readouterr().out == ""
 
 

@@ -62,7 +62,7 @@ def test_an_earlier_evaluation_is_replaced_with_its_pictures(tmp_path, results, 
 def test_other_files_are_not_removed(tmp_path, results, images):
     (tmp_path / "e-wrong").mkdir()
     (tmp_path / "e-wrong/notes.txt").write_text("mine")
-    with pytest.raises(ConfigError, match=r"e-wrong: holds 'notes\.txt', which is no picture"):
+    with pytest.raises(ConfigError, match=r"e-wrong: holds 'notes\.txt', which is not a picture"):
         write(tmp_path / "e.json", results, images)
     assert (tmp_path / "e-wrong/notes.txt").read_text() == "mine"
     assert not (tmp_path / "e.json").exists()

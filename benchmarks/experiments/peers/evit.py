@@ -13,6 +13,7 @@ import torch
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from gft_edge.benchmarks.experiments.peers.vit_sizes import VitSizes
 from gft_edge.model.selection import gather_tokens, select_patches
 
 PLACES = (4, 7, 10)
@@ -20,9 +21,9 @@ PLACES = (4, 7, 10)
 
 
 def keep_and_fuse(x: Tensor, attention: Tensor, k: int) -> Tensor:
-    """Class token, the k patches of highest attention in raster order, and the fused rest.
+    """Returns the class token, the k patches of highest attention in raster order, and the fused rest.
 
-    The sum over the rest is that over all less that over the kept ones, so that nothing but the kept rows is gathered.
+    The sum over the rest is the sum over all minus that over the kept ones, so that only the kept rows are gathered.
 
     Args:
         x: class token and N patches, (B, 1 + N, C).
@@ -47,7 +48,7 @@ class EViT(nn.Module):
         self.num_heads = vit.blocks[0].attn.num_heads
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to logits (B, classes)."""
+        """Maps (B, 3, H, W) to logits (B, classes)."""
         vit = self.vit
         x = vit.patch_embed(images)
         x = torch.cat((vit.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + vit.pos_embed
@@ -64,19 +65,11 @@ class EViT(nn.Module):
         return x + block.mlp(block.norm2(x))
 
 
-def count_macs(
-    keep: Sequence[int],
-    depth: int,
-    patches: int,
-    width: int,
-    patch_pixels: int,
-    classes: int,
-    places: Sequence[int] = PLACES,
-) -> int:
-    """Multiply-accumulates of the matrix products of one image, those of the fusion included."""
-    total, tokens = patches * width * patch_pixels + width * classes, patches + 1
+def count_macs(keep: Sequence[int], sizes: VitSizes, places: Sequence[int] = PLACES) -> int:
+    """Returns multiply-accumulates of the matrix products of one image, those of the fusion included."""
+    total, tokens, width = sizes.ends, sizes.patches + 1, sizes.width
     dropping = dict(zip(places, keep))
-    for number in range(1, depth + 1):
+    for number in range(1, sizes.depth + 1):
         total += 4 * tokens * width**2 + 2 * tokens**2 * width
         if number in dropping:
             total += (tokens - 1 + dropping[number]) * width
@@ -85,19 +78,15 @@ def count_macs(
     return total
 
 
-def keep_counts(
-    macs: int, depth: int, patches: int, width: int, patch_pixels: int, classes: int, places: Sequence[int] = PLACES
-) -> list[int]:
-    """Patches kept by the one keep rate whose multiply-accumulates come closest to ``macs``."""
+def keep_counts(macs: int, sizes: VitSizes, places: Sequence[int] = PLACES) -> list[int]:
+    """Returns the patches kept by the one keep rate whose multiply-accumulates come closest to ``macs``."""
 
     def counts(rate: float) -> list[int]:
-        kept, n = [], patches
+        kept, n = [], sizes.patches
         for _ in places:
             kept.append(math.ceil(rate * n))
             n = kept[-1] + 1
         return kept
 
     candidates = [counts(step / 1000) for step in range(50, 999)]
-    return min(
-        candidates, key=lambda k: abs(count_macs(k, depth, patches, width, patch_pixels, classes, places) - macs)
-    )
+    return min(candidates, key=lambda kept: abs(count_macs(kept, sizes, places) - macs))

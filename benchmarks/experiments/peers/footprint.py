@@ -1,4 +1,4 @@
-"""What a process costs: start-up, export with verification, importance. Every figure comes from a fresh process."""
+"""Costs of a process: start-up, export with verification, importance; each but the last in fresh processes."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ print(json.dumps({"seconds": seconds, "peak_bytes": peak_rss(), "passed": report
 
 
 def fresh(code: str, *arguments: str) -> Any:
-    """What code prints in a new process, as a JSON value."""
+    """Runs code in a new process; returns its output as a JSON value."""
     command = [sys.executable, "-W", "ignore", "-c", code, *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -84,7 +84,7 @@ def fresh(code: str, *arguments: str) -> Any:
 
 
 def page_sizes(model: bytes, side: int, repeats: int) -> dict[str, Latency]:
-    """Latency of an INT8 model in processes of their own, by turns with pages as they are and with huge pages."""
+    """Measures an INT8 model in fresh processes, alternating between small and huge pages."""
     ways = ("small", "huge")
     samples: dict[str, list[list[float]]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
@@ -97,9 +97,9 @@ def page_sizes(model: bytes, side: int, repeats: int) -> dict[str, Latency]:
 
 
 def start_up(artifact: Path, repeats: int) -> dict[str, list[float]]:
-    """Milliseconds of ``import gft_edge``, of ``gft-edge --help``, and from nothing to the first prediction of an artefact.
+    """Measures milliseconds of ``import gft_edge``, of ``gft-edge --help``, and up to the first prediction of an artefact.
 
-    The first run of each, which fills the file cache, is left out.
+    The first run of each fills the file cache and is left out.
     """
     codes = {
         "import gft_edge": (_IMPORT,),
@@ -110,14 +110,14 @@ def start_up(artifact: Path, repeats: int) -> dict[str, list[float]]:
 
 
 def export_and_verify(preset: str) -> dict[str, Any]:
-    """Seconds and peak memory of a process that exports a model of random weights and verifies the artefact."""
+    """Measures seconds and peak memory of a process that exports a model of random weights and verifies the artefact."""
     with tempfile.TemporaryDirectory() as folder:
         data: dict[str, Any] = fresh(_EXPORT_AND_VERIFY, preset, folder)
     return data
 
 
 class _Allocated(TorchDispatchMode):
-    """Sums the bytes of every new tensor; views cost nothing."""
+    """Sums the bytes of every new tensor; views count nothing."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -132,12 +132,12 @@ class _Allocated(TorchDispatchMode):
 
 
 def by_mean_key(q: Tensor, k: Tensor) -> Tensor:
-    """Mean scores (B, H, N) of queries and keys (B, H, N, d) through the mean key."""
+    """Returns mean scores (B, H, N) of queries and keys (B, H, N, d) through the mean key."""
     return (q @ k.mean(dim=2, keepdim=True).transpose(2, 3) * q.shape[-1] ** -0.5).squeeze(3)
 
 
 def by_matrix(q: Tensor, k: Tensor) -> Tensor:
-    """The same through the attention matrix."""
+    """Returns the same through the attention matrix."""
     return (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).mean(dim=3)
 
 
@@ -148,10 +148,10 @@ def _cycling(way: Callable[[Tensor, Tensor], Tensor], pool: Tensor) -> Callable[
 
 @torch.no_grad()
 def importance(patches: tuple[int, ...], width: int, heads: int, rounds: int) -> dict[str, Any]:
-    """Time and memory of the mean scores, queries and keys given, both ways, and the exponent of the time in the patches.
+    """Measures time and memory of the mean scores both ways, queries and keys given, and the exponent of time in patches.
 
-    Every call takes other queries and keys out of ``POOL_BYTES`` of them: with one pair, the small sizes would be read from
-    the cache and the large ones from memory, and the exponent would tell about that.
+    Every call takes other queries and keys out of ``POOL_BYTES`` of them: with one pair, small sizes would be read from the
+    cache and large ones from memory, and the exponent would show that.
     """
     torch.manual_seed(0)
     before, rows = torch.get_num_threads(), []

@@ -1,4 +1,4 @@
-"""The products of a graph alone: what its latency could not go below, measured in the same way."""
+"""The products of a graph alone: a lower bound of its latency, measured in the same way."""
 
 from __future__ import annotations
 
@@ -8,14 +8,17 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
-ZERO_POINT = 128  # ONNX Runtime on x86 turns INT8 activations into UINT8 of this zero point
+ZERO_POINT = 128  # ONNX Runtime on x86 converts INT8 activations to UINT8 with this zero point
 
 
-def products_alone(model: onnx.ModelProto, seed: int = 0) -> tuple[bytes, dict[str, npt.NDArray[np.generic]]]:
-    """A graph of every MatMul, Gemm and Conv of a model with its shapes at batch 1 and its weights.
+Feeds = dict[str, npt.NDArray[np.generic]]
 
-    Quantized products take integer activations and keep their bias, so that they run as the one integer operator they are
-    in the model. Inputs of the same shape are shared; of every product one element is an output.
+
+def products_alone(model: onnx.ModelProto, seed: int = 0) -> tuple[bytes, Feeds]:
+    """Returns a graph of every MatMul, Gemm and Conv of a model with its shapes at batch 1 and its weights.
+
+    Quantized products take integer activations and keep their bias, so that they run as the one integer operator that
+    they are in the model. Inputs of the same shape are shared; of every product one element is an output.
 
     Args:
         model: exported, the batch its only symbolic size.
@@ -24,81 +27,99 @@ def products_alone(model: onnx.ModelProto, seed: int = 0) -> tuple[bytes, dict[s
     Returns:
         the serialized graph, and its inputs.
     """
-    model = _of_batch_one(model)
-    graph = model.graph
-    shapes = {
-        value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
-        for value in (*graph.value_info, *graph.input, *graph.output)
-    }
-    weights = {tensor.name: tensor for tensor in graph.initializer}
-    producers = {output: node for node in graph.node for output in node.output}
-    readers: dict[str, list[onnx.NodeProto]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
-    nodes: list[onnx.NodeProto] = []
-    used: dict[str, onnx.TensorProto] = {}
-    inputs: dict[str, tuple[int, list[int]]] = {}
-    outputs: list[onnx.ValueInfoProto] = []
+    products = _Products(_of_batch_one(model))
+    for node in products.source.graph.node:
+        if node.op_type in PRODUCTS:
+            products.add(node)
+    return products.model().SerializeToString(), products.feeds(seed)
 
-    def activation(name: str) -> str:
-        source = producers.get(name)
-        if source is None or source.op_type != "DequantizeLinear":
-            label = "float_" + "x".join(map(str, shapes[name]))
-            inputs[label] = (TensorProto.FLOAT, shapes[name])
-            return label
-        label = "uint8_" + "x".join(map(str, shapes[name]))
-        inputs[label] = (TensorProto.UINT8, shapes[name])
-        used["zero_point"] = numpy_helper.from_array(np.array(ZERO_POINT, np.uint8), "zero_point")
-        used[source.input[1]] = weights[source.input[1]]
-        nodes.append(helper.make_node("DequantizeLinear", [label, source.input[1], "zero_point"], [f"{name}_alone"]))
-        return f"{name}_alone"
 
-    def operand(name: str) -> str:
-        source = producers.get(name)
-        if name in weights:
-            used[name] = weights[name]
-        elif source is not None and source.op_type == "DequantizeLinear" and source.input[0] in weights:
-            used.update({n: weights[n] for n in source.input})
-            if source not in nodes:
-                nodes.append(source)
-        else:
-            return activation(name)
-        return name
+class _Products:
+    """Collects products of a graph of batch 1."""
 
-    for node in [n for n in graph.node if n.op_type in PRODUCTS]:
+    def __init__(self, source: onnx.ModelProto) -> None:
+        graph = source.graph
+        self.source = source
+        self.shapes = {
+            value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
+            for value in (*graph.value_info, *graph.input, *graph.output)
+        }
+        self.weights = {tensor.name: tensor for tensor in graph.initializer}
+        self.producers = {output: node for node in graph.node for output in node.output}
+        self.readers: dict[str, list[onnx.NodeProto]] = {}
+        for node in graph.node:
+            for name in node.input:
+                self.readers.setdefault(name, []).append(node)
+        self.nodes: list[onnx.NodeProto] = []
+        self.used: dict[str, onnx.TensorProto] = {}
+        self.inputs: dict[str, tuple[int, list[int]]] = {}
+        self.outputs: list[onnx.ValueInfoProto] = []
+
+    def add(self, node: onnx.NodeProto) -> None:
+        """Adds a product, with its bias if it is a MatMul, and one element of its result as an output."""
         product = onnx.NodeProto()
         product.CopyFrom(node)
-        product.input[:] = [operand(name) for name in node.input]
-        nodes.append(product)
+        product.input[:] = [self._operand(name) for name in node.input]
+        self.nodes.append(product)
         result = node.output[0]
-        bias = [r for r in readers.get(result, []) if r.op_type == "Add" and any(i in weights for i in r.input)]
+        bias = [
+            r for r in self.readers.get(result, []) if r.op_type == "Add" and any(i in self.weights for i in r.input)
+        ]
         if len(bias) == 1 and node.op_type == "MatMul":
-            nodes.append(bias[0])
-            used.update({n: weights[n] for n in bias[0].input if n in weights})
+            self.nodes.append(bias[0])
+            self.used.update({n: self.weights[n] for n in bias[0].input if n in self.weights})
             result = bias[0].output[0]
-        rank = len(shapes[result])
-        every, zeros, ones = (f"{name}_{rank}" for name in ("axes", "zeros", "ones"))
-        used[every] = numpy_helper.from_array(np.arange(rank), every)
-        used[zeros] = numpy_helper.from_array(np.zeros(rank, np.int64), zeros)
-        used[ones] = numpy_helper.from_array(np.ones(rank, np.int64), ones)
-        element = f"{result}_element"
-        nodes.append(helper.make_node("Slice", [result, zeros, ones, every], [element]))
-        outputs.append(helper.make_tensor_value_info(element, TensorProto.FLOAT, [1] * rank))
-    alone = helper.make_graph(
-        nodes,
-        "products",
-        [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in inputs.items()],
-        outputs,
-        list(used.values()),
-    )
-    made = helper.make_model(alone, opset_imports=list(model.opset_import), ir_version=model.ir_version)
-    rng = np.random.default_rng(seed)
-    feeds: dict[str, npt.NDArray[np.generic]] = {}
-    for name, (kind, shape) in inputs.items():
-        floats = rng.standard_normal(shape, dtype=np.float32)
-        feeds[name] = floats if kind == TensorProto.FLOAT else rng.integers(0, 256, shape, dtype=np.uint8)
-    return made.SerializeToString(), feeds
+        self._output_element(result)
+
+    def _operand(self, name: str) -> str:
+        source = self.producers.get(name)
+        if name in self.weights:
+            self.used[name] = self.weights[name]
+        elif source is not None and source.op_type == "DequantizeLinear" and source.input[0] in self.weights:
+            self.used.update({n: self.weights[n] for n in source.input})
+            if source not in self.nodes:
+                self.nodes.append(source)
+        else:
+            return self._activation(name)
+        return name
+
+    def _activation(self, name: str) -> str:
+        source, shape = self.producers.get(name), self.shapes[name]
+        quantized = source is not None and source.op_type == "DequantizeLinear"
+        label = ("uint8_" if quantized else "float_") + "x".join(map(str, shape))
+        self.inputs[label] = (TensorProto.UINT8 if quantized else TensorProto.FLOAT, shape)
+        if source is None or not quantized:
+            return label
+        scale = source.input[1]
+        self.used["zero_point"] = numpy_helper.from_array(np.array(ZERO_POINT, np.uint8), "zero_point")
+        self.used[scale] = self.weights[scale]
+        self.nodes.append(helper.make_node("DequantizeLinear", [label, scale, "zero_point"], [f"{name}_alone"]))
+        return f"{name}_alone"
+
+    def _output_element(self, name: str) -> None:
+        rank = len(self.shapes[name])
+        constants = {"axes": np.arange(rank), "zeros": np.zeros(rank, np.int64), "ones": np.ones(rank, np.int64)}
+        for kind, value in constants.items():
+            self.used[f"{kind}_{rank}"] = numpy_helper.from_array(value, f"{kind}_{rank}")
+        slices = [f"{kind}_{rank}" for kind in ("zeros", "ones", "axes")]
+        self.nodes.append(helper.make_node("Slice", [name, *slices], [f"{name}_element"]))
+        self.outputs.append(helper.make_tensor_value_info(f"{name}_element", TensorProto.FLOAT, [1] * rank))
+
+    def model(self) -> onnx.ModelProto:
+        """Returns the graph of the products added so far."""
+        inputs = [helper.make_tensor_value_info(name, kind, shape) for name, (kind, shape) in self.inputs.items()]
+        graph = helper.make_graph(self.nodes, "products", inputs, self.outputs, list(self.used.values()))
+        opsets = list(self.source.opset_import)
+        return helper.make_model(graph, opset_imports=opsets, ir_version=self.source.ir_version)
+
+    def feeds(self, seed: int) -> Feeds:
+        """Returns random inputs."""
+        rng = np.random.default_rng(seed)
+        found: Feeds = {}
+        for name, (kind, shape) in self.inputs.items():
+            floats = rng.standard_normal(shape, dtype=np.float32)
+            found[name] = floats if kind == TensorProto.FLOAT else rng.integers(0, 256, shape, dtype=np.uint8)
+        return found
 
 
 def _of_batch_one(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,4 +1,4 @@
-"""What the project is measured against, written out plainly, and its way into ONNX."""
+"""The published model written out plainly, and the export of peers to ONNX."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gft_edge.export.onnx.rewrite import rewrite
 
 
 class PlainStage(nn.Module):
-    """A stage of the published code as it stands there: the attention matrix is made, and read for the importance."""
+    """A stage of the published code, unchanged: it computes the attention matrix and reads it for the importance."""
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class PlainStage(nn.Module):
         self.smooth = nn.Conv1d(1, 1, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, N, C) to tokens (B, N, C) and importance (B, N)."""
+        """Maps (B, N, C) to tokens (B, N, C) and importance (B, N)."""
         batch, patches, dim = x.shape
         q, k, v = self.qkv(x).reshape(batch, patches, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4)
         scores = q @ k.transpose(-2, -1) * self.scale
@@ -43,15 +43,15 @@ class PlainStage(nn.Module):
 
 
 class PlainPublishedGFT(nn.Module):
-    """The published model run as it stands: eight blocks, then three stages that the logits do not read.
+    """The published model, unchanged: eight blocks, then three stages that the logits do not depend on.
 
     Args:
         budget: patches kept after each stage.
         num_classes: outputs of the classifier.
         backbone: timm name.
-        maps: also return the importance and the kept patches of every stage, which keeps the stages alive in a graph.
-        vit: timm model to take in place of the named one.
-        blocks: of it that run.
+        maps: also return importance and kept patches of every stage, so that an exported graph keeps the stages.
+        vit: timm model in place of the named one.
+        blocks: number of its blocks that run.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class PlainPublishedGFT(nn.Module):
         self.classifier = nn.Linear(dim, num_classes)
 
     def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
-        """(B, 3, H, W) to logits (B, classes); with maps also importance (B, N_i) and kept (B, K_i) of every stage."""
+        """Maps (B, 3, H, W) to logits (B, classes); with maps also importance (B, N_i) and kept (B, K_i) of every stage."""
         vit: Any = self.base_model
         patches = vit.patch_embed(images)
         x = torch.cat((vit.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1) + vit.pos_embed
@@ -92,7 +92,7 @@ class PlainPublishedGFT(nn.Module):
 def export_as_is(
     model: nn.Module, side: int, outputs: Sequence[str] = ("logits",), dynamic: bool = False
 ) -> onnx.ModelProto:
-    """What ``torch.onnx.export`` makes of a model by itself.
+    """Exports a model with ``torch.onnx.export`` alone.
 
     Args:
         model: takes images (B, 3, side, side).
@@ -119,6 +119,6 @@ def export_as_is(
 
 
 def export_peer(model: nn.Module, side: int) -> onnx.ModelProto:
-    """A peer by the same way as an artefact: attention written out, onnxslim, the graph rewrites."""
+    """Exports a peer in the same way as an artefact: attention written out, onnxslim, graph rewrites."""
     logging.getLogger("onnxslim").setLevel(logging.ERROR)
     return rewrite(onnxslim.slim(export_as_is(exportable(model), side, dynamic=True)))

@@ -1,4 +1,4 @@
-"""Where the time of a session goes: ONNX Runtime's own profile, summed by operator."""
+"""ONNX Runtime's own profile of a session, summed by operator."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ _SUFFIX = "_kernel_time"
 def profile(
     model: bytes, disabled: list[str], images: npt.NDArray[np.float32], threads: int = 1, runs: int = 10
 ) -> list[dict[str, Any]]:
-    """Time of each operator of a graph, the largest first.
+    """Returns the time of each operator of a graph, the largest first.
 
     Args:
         model: serialized ONNX.
-        disabled: optimizers switched off, as the session that is measured has them.
+        disabled: optimizers that are switched off, as in the measured session.
         images: input, (B, 3, H, W).
         threads: intra-op.
-        runs: the median over them is taken; two more come first.
+        runs: requests whose median is taken, after two of warm-up.
 
     Returns:
-        operator, how many, milliseconds of one request, share of the sum.
+        operator, count, milliseconds of one request, share of the sum.
     """
     with tempfile.TemporaryDirectory() as folder:
         options = ort.SessionOptions()

@@ -1,4 +1,4 @@
-"""What the suite's figures are held against: each target with what was measured, its interval and whether it is met."""
+"""Targets of the suite's figures: each with the measured value, its interval and whether it is met."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ RATIOS: tuple[tuple[str, str, str, float, float | None], ...] = (
     ("published against as it is, maps on, FP32", "published, as it is, maps", "published, maps", 1.1, None),
     ("published against its blocks alone, maps off, FP32", "ViT of as many blocks", "published", 0.99, 1.01),
 )
-"""What, the one whose time is divided, by whose, smallest and largest ratio that meet the target."""
+"""Description, model whose time is divided, model by whose time, smallest and largest ratio that meet the target."""
 
 
 def latency_targets(timings: Timings) -> list[dict[str, Any]]:
-    """The ratios of latencies, each with its interval; met when the ratio itself is within the limits."""
+    """Returns the ratios of latencies, each with its interval; met if the ratio itself is within the limits."""
     rows = []
     for threads, found in timings.items():
         for what, over, under, low, high in RATIOS:
@@ -45,11 +45,11 @@ def latency_targets(timings: Timings) -> list[dict[str, Any]]:
 
 
 INT8_GAINS = {"gft_tiny": 1.8, "gft_small": 2.3, "GFT": 2.8}
-"""Least speed-up of INT8 over FP32 of the same model at one thread."""
+"""Smallest speed-up of INT8 over FP32 of the same model at one thread that meets the target."""
 
 
 def int8_gains(timings: Timings) -> list[dict[str, Any]]:
-    """INT8 against FP32 of the same GFT at its own budget; a target at one thread, for the record at more."""
+    """Returns INT8 against FP32 of the same GFT at its own budget; a target at one thread, for information at more."""
     rows = []
     for threads, found in timings.items():
         for name, least in INT8_GAINS.items():
@@ -71,7 +71,7 @@ def int8_gains(timings: Timings) -> list[dict[str, Any]]:
 
 
 def cost_targets(costs: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Importance, start-up, export, calibration: measured against their limits."""
+    """Returns importance, start-up, export and calibration, compared with their limits."""
     rows = []
 
     def row(what: str, target: str, value: str, met: bool, interval: str = "") -> None:

@@ -13,15 +13,16 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from gft_edge.benchmarks.experiments.peers.vit_sizes import VitSizes
 from gft_edge.model.selection import gather_tokens
 
 
 def merge(x: Tensor, size: Tensor, metric: Tensor, r: int) -> tuple[Tensor, Tensor]:
     """Merges r pairs (paper, section 3 and appendix D); the class token, token 0, is never merged into another.
 
-    Every second token looks for its most similar partner among the others; the r pairs with the highest cosine
-    similarity are merged. The sum over the merged ones is written as a product with the 0-1 matrix of who goes where,
-    which runs many times faster than a scatter.
+    Every second token is matched with its most similar partner among the others; the r pairs with the highest cosine
+    similarity are merged. The sum over merged tokens is a product with a 0-1 assignment matrix, which is many times
+    faster than a scatter.
 
     Args:
         x: tokens, (B, T, C).
@@ -30,7 +31,7 @@ def merge(x: Tensor, size: Tensor, metric: Tensor, r: int) -> tuple[Tensor, Tens
         r: pairs, at most half of the tokens but the class token.
 
     Returns:
-        tokens (B, T - r, C), sizes (B, T - r, 1): kept ones of the first half, then the second half.
+        tokens (B, T - r, C), sizes (B, T - r, 1): kept tokens of the first half, then the second half.
     """
     metric = F.normalize(metric, dim=2)
     similarity = metric[:, ::2] @ metric[:, 1::2].transpose(1, 2)
@@ -57,7 +58,7 @@ class ToMe(nn.Module):
         self.num_heads = vit.blocks[0].attn.num_heads
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, H, W) to logits (B, classes)."""
+        """Maps (B, 3, H, W) to logits (B, classes)."""
         vit = self.vit
         x = vit.patch_embed(images)
         x = torch.cat((vit.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + vit.pos_embed
@@ -78,25 +79,26 @@ class ToMe(nn.Module):
         return x + block.mlp(block.norm2(x)), size
 
 
-def count_macs(merged: Sequence[int], patches: int, width: int, heads: int, patch_pixels: int, classes: int) -> int:
-    """Multiply-accumulates of the matrix products of one image, those of the matching and merging included."""
-    total, tokens = patches * width * patch_pixels + width * classes, patches + 1
+def count_macs(merged: Sequence[int], sizes: VitSizes) -> int:
+    """Returns multiply-accumulates of the matrix products of one image, those of the matching and merging included."""
+    total, tokens, width = sizes.ends, sizes.patches + 1, sizes.width
     for r in merged:
         total += 4 * tokens * width**2 + 2 * tokens**2 * width
         if r:
             first, second = (tokens + 1) // 2, tokens // 2
-            total += first * second * (width // heads) + second * r * (width + 1)
+            total += first * second * (width // sizes.heads) + second * r * (width + 1)
         tokens -= r
         total += 8 * tokens * width**2
     return total
 
 
-def schedule(macs: int, depth: int, patches: int, width: int, heads: int, patch_pixels: int, classes: int) -> list[int]:
-    """The constant r (one more in the first blocks) whose multiply-accumulates come closest to ``macs``."""
+def schedule(macs: int, sizes: VitSizes) -> list[int]:
+    """Returns the constant r (one more in the first blocks) whose multiply-accumulates come closest to ``macs``."""
+    depth, patches = sizes.depth, sizes.patches
     candidates = [
         [r + (block < extra) for block in range(depth)]
         for r in range(patches // depth)
         for extra in range(depth)
         if r * depth + extra < patches
     ]
-    return min(candidates, key=lambda m: abs(count_macs(m, patches, width, heads, patch_pixels, classes) - macs))
+    return min(candidates, key=lambda m: abs(count_macs(m, sizes) - macs))

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gft_edge.cli.common import add_data_arguments, is_artifact
+from gft_edge.cli.common import add_data_arguments, add_threads_argument, is_artifact
 from gft_edge.runtime.backends import DEFAULT, names_text
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "default: full and the checkpoint's own",
     )
     parser.add_argument("--backend", default=DEFAULT, help=f"artefact only: {names_text()}")
-    parser.add_argument("--threads", type=int, default=0, help="threads of the backend; 0: one per core")
+    add_threads_argument(parser, default=0)
     parser.add_argument(
         "--out",
         type=Path,

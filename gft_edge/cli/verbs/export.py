@@ -6,8 +6,6 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gft_edge.manifest import MODEL, WEIGHTS
-
 if TYPE_CHECKING:
     from gft_edge.manifest import DeploymentManifest
 
@@ -105,6 +103,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _size(manifest: DeploymentManifest) -> str:
     """Returns the size of the graphs in words, with the file of weights that several of them share."""
+    from gft_edge.manifest import MODEL, WEIGHTS
+
     models = [MODEL, *(member.model for member in manifest.family.values())]
     graphs = sum(manifest.files[name].size for name in models)
     if WEIGHTS not in manifest.files:

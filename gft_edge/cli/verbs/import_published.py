@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gft_edge.cli.common import add_checkpoint_output
+
 EXAMPLE = "gft-edge import-published gft_aircraft.pth --labels classes.txt --out runs/published"
 
 
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="class names in the order of the outputs: one per line, or .csv or .json; default: class_0, class_1 ...",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="CKPT", help="checkpoint folder to write")
+    add_checkpoint_output(parser, "CKPT")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gft_edge.cli.common import positive
+from gft_edge.cli.common import add_artifact_argument, positive
 from gft_edge.runtime.backends import DEFAULT, names_text
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ STEM = 100
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artefact folder")
+    add_artifact_argument(parser)
     parser.add_argument(
         "images", nargs="+", type=Path, metavar="IMAGE", help="image files, and folders with image files at any depth"
     )

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from gft_edge.cli.common import add_calibration_arguments, positive
+from gft_edge.cli.common import add_calibration_arguments, add_checkpoint_output, add_ranges_argument, positive
+from gft_edge.quant.policy import AttentionPrecision, LayerPrecision
 
 if TYPE_CHECKING:
     from torch import nn
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from gft_edge.calibration.qat_report import QatReport
     from gft_edge.calibration.quantize import QatOptions, QuantizeResult
     from gft_edge.checkpoint import Checkpoint
-    from gft_edge.quant.policy import AttentionPrecision, QuantPolicy
+    from gft_edge.quant.policy import QuantPolicy
 
 EXAMPLE = "gft-edge quantize builtin --images 256 --out runs/int8"
 
@@ -29,13 +30,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_calibration_arguments(parser)
     parser.add_argument(
         "--precision",
-        choices=("int8", "int8-weights", "fp8"),
+        choices=[name for name in get_args(LayerPrecision) if name != "high"],
         default="int8",
         help="of the linear layers of blocks and stages (int8)",
     )
     parser.add_argument(
         "--attention",
-        choices=("int8", "fp8", "high"),
+        choices=get_args(AttentionPrecision),
         help="of both products of attention; INT8 up to 512 tokens, FP8 from compute capability 8.9 (high)",
     )
     parser.add_argument("--policy", type=Path, metavar="FILE", help="rules (TOML or JSON) in place of --precision")
@@ -47,9 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="ALPHA",
         help="even out the channels of LayerNorms first, exact in full precision (0.5 when given without a value)",
     )
-    parser.add_argument("--ranges", type=Path, metavar="FILE", help="ranges.json of calibrate, instead of calibrating")
+    add_ranges_argument(parser)
     _add_qat_arguments(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
+    add_checkpoint_output(parser)
 
 
 def _add_qat_arguments(parser: argparse.ArgumentParser) -> None:

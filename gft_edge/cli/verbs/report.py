@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
         from gft_edge.report.pages.run import write_page
 
         if args.out:
-            raise ConfigError("report: --out is for bench files; the page of a run is written to its folder")
+            raise ConfigError("--out is for bench files; the page of a run is written to its folder")
         written = write_page(args.run[0])
         lines = [str(written.page)]
         lines += [f"left out: {part.what} ({part.why})" for part in written.left_out]
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
     folders = [path for path in args.run if path.is_dir()]
     if folders:
-        raise ConfigError(f"report: {folders[0]} is a folder; give one run folder, or only bench files")
+        raise ConfigError(f"{folders[0]} is a folder; give one run folder, or only bench files")
     page, merged = write_bench_page(args.run, args.out or args.run[0].parent)
     result(args, {"page": str(page), "merged": str(merged)}, str(page))
     return 0

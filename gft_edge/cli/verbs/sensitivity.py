@@ -11,7 +11,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gft_edge.cli.common import add_calibration_arguments, positive
+from gft_edge.cli.common import add_calibration_arguments, add_ranges_argument, add_threads_argument, positive
+from gft_edge.data.splits import SPLITS
 
 if TYPE_CHECKING:
     from gft_edge.calibration.sensitivity_study import SensitivityOptions, SensitivityResult
@@ -23,15 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("checkpoint", metavar="CKPT", help="full-precision checkpoint folder, or 'builtin'")
     add_calibration_arguments(parser)
-    parser.add_argument("--ranges", type=Path, metavar="FILE", help="ranges.json of calibrate, instead of calibrating")
+    add_ranges_argument(parser)
     parser.add_argument(
         "--policy", type=Path, metavar="FILE", help="rules whose INT8 layers are measured (those INT8 by default)"
     )
     parser.add_argument("--eval-data", metavar="D", help="evaluation images, as for --data (those of --data)")
     parser.add_argument("--eval-images", type=positive, default=640, metavar="N", help="how many of them (640)")
-    parser.add_argument(
-        "--eval-split", choices=("train", "val", "test"), default="val", help="which part of them (val)"
-    )
+    parser.add_argument("--eval-split", choices=SPLITS, default="val", help="which part of them (val)")
     parser.add_argument(
         "--max-loss", type=float, metavar="POINTS", help="choose a policy: top-1 it may lose, in points"
     )
@@ -41,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="DEVICE",
         help="time of layers by this device's roofline, a bound; by default measured here in ONNX Runtime",
     )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="of ONNX Runtime; 0: one per core (1)")
+    add_threads_argument(parser, default=1)
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
 
 
@@ -150,7 +149,16 @@ def _text(args: argparse.Namespace, calibration_data: str | None, data: dict[str
         )
         for number, one in enumerate(search["tries"])
     ]
-    columns = ("try", "INT8", "dB predicted", "seen", "top-1 predicted", "seen (95 %)", "saved, ms", "within the limit")
+    columns = (
+        "set",
+        "INT8",
+        "dB predicted",
+        "observed",
+        "top-1 predicted",
+        "observed (95 %)",
+        "saved, ms",
+        "within the limit",
+    )
     text += f"\n\nmixed precision, {search['limit']['text']}\n" + table(columns, tries)
     if search["best"] is None:
         return text

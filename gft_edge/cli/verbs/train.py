@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gft_edge.cli.common import add_checkpoint_output
+
 EXAMPLE = "gft-edge train --config recipes/typeface.toml --out runs/typeface --set train.steps=200"
 
 
@@ -17,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RECIPE",
         help="TOML or JSON recipe, or the name of a recipe in the package, such as image-folder",
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="checkpoint folder to write")
+    add_checkpoint_output(parser)
     parser.add_argument(
         "--resume",
         action="store_true",

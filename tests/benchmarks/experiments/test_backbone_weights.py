@@ -13,19 +13,20 @@ from timm.layers import resample_abs_pos_embed
 
 from gft_edge.benchmarks.experiments.backbone import weights as backbone_weights
 from gft_edge.benchmarks.experiments.backbone.study import make_start
-from gft_edge.benchmarks.experiments.backbone.weights import TIMM_NAME, backbone_file, read_backbone
+from gft_edge.benchmarks.experiments.backbone.weights import backbone_file, read_backbone
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ArtifactError, MissingExtraError
 from gft_edge.model.backbone import timm_vit
 
+BACKBONE = "vit_small_patch14_dinov2"
 DIM, DEPTH, GRID = 8, 2, 3
 
 
 def config(side: int) -> GFTConfig:
     return GFTConfig(
-        backbone=TIMM_NAME,
+        backbone=BACKBONE,
         image_size=14 * side,
         patch_size=14,
         num_classes=3,
@@ -192,7 +193,7 @@ def test_installed_backbone_is_read_whole():
     import onnxruntime as ort
 
     file = backbone_file()
-    large = GFTConfig(TIMM_NAME, 518, 2, 14, 384, 12, 6, (6,), TokenBudget((700,), 1369))
+    large = GFTConfig(BACKBONE, 518, 2, 14, 384, 12, 6, (6,), TokenBudget((700,), 1369))
     vit = timm_vit(large, False, 0.0, num_classes=0).eval()
     vit.load_state_dict(read_backbone(file, vit))
     graph = onnx.load(str(file))

@@ -4,7 +4,8 @@ from gft_edge.benchmarks.experiments import fixed_budget as fixed
 from gft_edge.checkpoint import read_info
 
 
-def test_both_trainings_differ_in_their_budgets_alone(tmp_path):
+def test_both_trainings_differ_in_their_budgets_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(fixed, "EVAL_IMAGES", 16)
     data = fixed.run("builtin", tmp_path, steps=1, num_images=16)
     recipes = [read_info(tmp_path / name).provenance["recipe"] for name in ("elastic", "fixed")]
     assert [recipe["train"].pop("elastic") for recipe in recipes] == [True, False]

@@ -13,17 +13,15 @@ from gft_edge.benchmarks.experiments.backbone import policies
 from gft_edge.benchmarks.experiments.backbone.outliers import outliers
 from gft_edge.benchmarks.experiments.backbone.page import markdown
 from gft_edge.benchmarks.experiments.backbone.policies import (
-    DEFAULT,
     Calibration,
-    Pixels,
-    candidates,
-    images_for,
-    keeping_high,
+    ComparisonImages,
+    RowFolder,
     kinds_alone,
     measure_rows,
-    power,
     with_all_patches,
 )
+from gft_edge.benchmarks.experiments.backbone.power import ALLOWED_LOSS, POWER, detection_power, images_for
+from gft_edge.benchmarks.experiments.backbone.schemes import DEFAULT, keeping_high, schemes
 from gft_edge.benchmarks.measuring.protocol import conditions
 from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.errors import ArtifactError
@@ -47,23 +45,22 @@ def calibration(tiny_model, batches):
 @pytest.fixture(scope="module")
 def test_images():
     rng = np.random.default_rng(1)
-    return Pixels(rng.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8), rng.integers(0, 4, 24))
+    return ComparisonImages(SPEC, rng.integers(0, 256, (24, 32, 32, 3), dtype=np.uint8), rng.integers(0, 4, 24))
 
 
 def test_one_pass_gives_each_method_its_ranges(calibration, tiny_model, batches):
-    for candidate in candidates():
-        policy = candidate.policy
-        expected = quantize_int8(tiny_model, batches, policy, candidate.method, candidate.share).model
+    for scheme in schemes():
+        expected = quantize_int8(tiny_model, batches, scheme.policy, scheme.method, scheme.share).model
         x = torch.from_numpy(batches[0])
         with torch.no_grad():
-            assert torch.equal(calibration.quantized(candidate)(x), expected(x)), candidate.key
+            assert torch.equal(calibration.quantized(scheme)(x), expected(x)), scheme.key
 
 
 @pytest.fixture(scope="module")
 def measured(calibration, test_images, tmp_path_factory):
     """The folder of one row, the row, and what was said."""
     out, said = tmp_path_factory.mktemp("rows"), []
-    return out, measure_rows(calibration, SPEC, test_images, [DEFAULT], out, IDENTITY, said.append), said
+    return out, measure_rows(calibration, test_images, [DEFAULT], RowFolder(out, IDENTITY), said.append), said
 
 
 def test_row_compares_the_exported_graphs(measured, calibration, test_images):
@@ -71,7 +68,7 @@ def test_row_compares_the_exported_graphs(measured, calibration, test_images):
     comparison, top1 = row["comparison"], row["comparison"]["top1"]
     assert comparison["images"] == 24 and len(comparison["stages"]) == 2 and row["layers"] == 19
     with torch.no_grad():
-        x = torch.from_numpy(np.concatenate(list(test_images.batches(SPEC))))
+        x = torch.from_numpy(np.concatenate(list(test_images.batches())))
         reference, found = calibration.model(x).numpy(), calibration.quantized(DEFAULT)(x).numpy()
     assert comparison["logit_sqnr_db"] == pytest.approx(policies.sqnr_db(reference, found), abs=0.5)
     assert comparison["top1_reference"] == (reference.argmax(1) == test_images.labels).mean()
@@ -82,12 +79,12 @@ def test_row_compares_the_exported_graphs(measured, calibration, test_images):
 def test_rows_are_kept_and_belong_to_one_model(measured, calibration, test_images, monkeypatch):
     out, rows, said = measured
     monkeypatch.setattr(policies, "run_graph", None)
-    again = measure_rows(calibration, SPEC, test_images, [DEFAULT], out, IDENTITY, said.append)
+    again = measure_rows(calibration, test_images, [DEFAULT], RowFolder(out, IDENTITY), said.append)
     assert again == json.loads(json.dumps(rows)) and len(said) == 1
     other = dataclasses.replace(DEFAULT, policy=keeping_high("*.mlp.fc2"))
     for chosen, identity in ((DEFAULT, {**IDENTITY, "model": "n"}), (other, IDENTITY)):
         with pytest.raises(ArtifactError, match=r"int8-max\.json: is of another model, images or policy"):
-            measure_rows(calibration, SPEC, test_images, [chosen], out, identity, said.append)
+            measure_rows(calibration, test_images, [chosen], RowFolder(out, identity), said.append)
 
 
 def test_layers_kept_high_are_left_out(calibration):
@@ -102,16 +99,16 @@ def test_power_is_that_of_simulated_tests():
     counts = rng.multinomial(images, [share / 2, share / 2, 1 - share], size=4000)
     difference = (counts[:, 1] - counts[:, 0]) / images
     error = np.sqrt((counts[:, 0] + counts[:, 1]) / images - difference**2) / np.sqrt(images)
-    shown = (difference - 1.96 * error > -policies.ALLOWED_LOSS).mean()
-    assert power(40, 40, images) == pytest.approx(shown, abs=0.03)
-    assert power(0, 0, images) == 1.0
+    shown = (difference - 1.96 * error > -ALLOWED_LOSS).mean()
+    assert detection_power(40, 40, images) == pytest.approx(shown, abs=0.03)
+    assert detection_power(0, 0, images) == 1.0
 
 
 def test_images_for_reach_the_power_asked():
     for discordant in (0, 5, 30):
         count = images_for(discordant, 1000)
         expected = round((discordant + 1) / 1002 * count)
-        assert power(0, expected, count) == pytest.approx(policies.POWER, abs=0.01 if discordant else 0.1)
+        assert detection_power(0, expected, count) == pytest.approx(POWER, abs=0.01 if discordant else 0.1)
 
 
 @pytest.mark.parametrize(
@@ -163,9 +160,7 @@ def test_outliers_are_those_of_the_layer_inputs(tiny_model, batches):
 
 def test_kinds_cover_every_quantized_layer_once(calibration, batches):
     rows = kinds_alone(calibration, batches)
-    assert sum(row["layers"] for row in rows) == len(
-        policies.quantized_names(calibration.model, policies.DEFAULT_POLICY)
-    )
+    assert sum(row["layers"] for row in rows) == len(policies.quantized_names(calibration.model, DEFAULT.policy))
     assert all(10 < row["sqnr_db"] < 80 for row in rows)
 
 

@@ -12,6 +12,7 @@ import pytest
 from gft_edge.benchmarks.experiments.backbone import policies
 from gft_edge.benchmarks.experiments.backbone import study as real_backbone
 from gft_edge.benchmarks.experiments.backbone import weights as backbone_weights
+from gft_edge.benchmarks.experiments.backbone.schemes import schemes
 from gft_edge.benchmarks.experiments.backbone.study import MORE_FACES, Sizes, main, make_fonts
 from gft_edge.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from gft_edge.config.recipe import DataSection, Recipe, load_recipe
@@ -32,7 +33,7 @@ def out(tmp_path, tiny_model, tiny_config, monkeypatch):
     monkeypatch.setattr(real_backbone, "FACES", real_backbone.FACES[:2])
     monkeypatch.setattr(real_backbone, "MORE_FACES", MORE_FACES[:2])
     monkeypatch.setattr(policies, "run_graph", in_torch)
-    monkeypatch.setattr(real_backbone, "candidates", lambda: policies.candidates()[:2])
+    monkeypatch.setattr(real_backbone, "schemes", lambda: schemes()[:2])
     labels = make_fonts(tmp_path / "fonts")
     recipe = Recipe(data=DataSection(name=f"typefaces:{tmp_path / 'fonts'}"))
     provenance = {"recipe": recipe.to_json()}
@@ -74,7 +75,7 @@ def test_missing_package_is_one_line(tmp_path, monkeypatch, capsys):
 
 def test_recipe_fits_the_backbone():
     config = load_recipe(real_backbone.RECIPE).model.resolve(20)
-    expected = {"backbone": backbone_weights.TIMM_NAME, "patch_size": 14, "embed_dim": 384, "depth": 12, "num_heads": 6}
+    expected = {"backbone": "vit_small_patch14_dinov2", "patch_size": 14, "embed_dim": 384, "depth": 12, "num_heads": 6}
     assert {name: getattr(config, name) for name in expected} == expected
     assert dataclasses.asdict(config.budget)["keep"] == (48, 32, 16)
 

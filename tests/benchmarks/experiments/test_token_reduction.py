@@ -12,9 +12,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gft_edge.benchmarks.experiments.peers import evit, tome
 from gft_edge.benchmarks.experiments.peers.models import export_peer
+from gft_edge.benchmarks.experiments.peers.vit_sizes import VitSizes
 
 DIM, HEADS, DEPTH, CLASSES, SIDE = 32, 2, 4, 5, 80
-PATCHES, PIXELS = 25, 3 * 16 * 16
+PATCHES = 25
+SIZES = VitSizes(DEPTH, PATCHES, DIM, HEADS, 3 * 16 * 16, CLASSES)
 MERGED, KEEP, PLACES = (5, 4, 0, 3), (13, 7), (2, 3)
 
 
@@ -148,19 +150,19 @@ def test_macs_by_formula_are_those_of_the_counter(vit, images, name):
     for block in vit.blocks:
         block.attn.fused_attn = False
     macs = {
-        "ToMe": tome.count_macs(MERGED, PATCHES, DIM, HEADS, PIXELS, CLASSES),
-        "EViT": evit.count_macs(KEEP, DEPTH, PATCHES, DIM, PIXELS, CLASSES, PLACES),
+        "ToMe": tome.count_macs(MERGED, SIZES),
+        "EViT": evit.count_macs(KEEP, SIZES, PLACES),
     }[name]
     assert macs == _counted(PEERS[name][0](vit), images)
 
 
 @pytest.mark.parametrize("share", [0.5, 0.7])
 def test_schedules_come_within_a_per_cent_of_the_macs_asked_for(share):
-    size = (196, 768, 12, 768, 1000)
-    full = tome.count_macs([0] * 12, *size)
-    assert full == evit.count_macs((), 12, 196, 768, 768, 1000, ())
-    merged = tome.schedule(int(share * full), 12, *size)
-    assert tome.count_macs(merged, *size) == pytest.approx(share * full, rel=0.01)
-    kept = evit.keep_counts(int(share * full), 12, 196, 768, 768, 1000)
-    assert evit.count_macs(kept, 12, 196, 768, 768, 1000) == pytest.approx(share * full, rel=0.01)
+    sizes = VitSizes(depth=12, patches=196, width=768, heads=12, patch_pixels=768, classes=1000)
+    full = tome.count_macs([0] * 12, sizes)
+    assert full == evit.count_macs((), sizes, ())
+    merged = tome.schedule(int(share * full), sizes)
+    assert tome.count_macs(merged, sizes) == pytest.approx(share * full, rel=0.01)
+    kept = evit.keep_counts(int(share * full), sizes)
+    assert evit.count_macs(kept, sizes) == pytest.approx(share * full, rel=0.01)
     assert kept == sorted(kept, reverse=True)

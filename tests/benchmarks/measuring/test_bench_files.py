@@ -77,7 +77,7 @@ def test_a_board_stands_beside_the_host(write):
 def test_other_graphs_of_the_same_name_are_told_and_not_compared(write):
     found = merge([write("x.json", bench(HOST)), write("y.json", bench(BOARD, {"model_sha256": "2" * 64}))])
     assert found["comparisons"] == []
-    assert found["warnings"] == ["a: different graphs carry this name; they are not compared"]
+    assert found["warnings"] == ["a: different graphs have this name; they are not compared"]
 
 
 def test_what_makes_figures_incomparable_is_told(write):
@@ -138,13 +138,13 @@ def test_unpaired_interval_covers_the_true_ratio():
         (lambda d: d.pop("machine"), "no machine or no results"),
         (lambda d: d.update(results=[]), "no machine or no results"),
         (lambda d: d.update(results=[3]), "result 1 is incomplete or malformed: expected an object"),
-        (lambda d: d["results"][0].pop("name"), "result 1 is incomplete or malformed: name None is no text"),
-        (lambda d: d["results"][0].update(p50_ms="2"), "p50_ms '2' is no number"),
-        (lambda d: d["results"][0].update(p50_ms=-2), "p50_ms -2 is no time"),
-        (lambda d: d["results"][0].update(p50_ms=0), "p50_ms 0 is no time"),
-        (lambda d: d["results"][0].update(rounds_ms=[[1], [-1]]), "rounds_ms are no lists of times"),
-        (lambda d: d["results"][0].update(rounds_ms=[[]]), "rounds_ms are no lists of times"),
-        (lambda d: d["results"][0].update(speedup_interval=[1]), "are no two numbers"),
+        (lambda d: d["results"][0].pop("name"), "result 1 is incomplete or malformed: name None is not"),
+        (lambda d: d["results"][0].update(p50_ms="2"), "p50_ms '2' is not"),
+        (lambda d: d["results"][0].update(p50_ms=-2), "p50_ms -2 is not"),
+        (lambda d: d["results"][0].update(p50_ms=0), "p50_ms 0 is not"),
+        (lambda d: d["results"][0].update(rounds_ms=[[1], [-1]]), "malformed: rounds_ms"),
+        (lambda d: d["results"][0].update(rounds_ms=[[]]), "malformed: rounds_ms"),
+        (lambda d: d["results"][0].update(speedup_interval=[1]), "malformed: speedup_interval [1]"),
     ],
 )
 def test_files_that_cannot_be_used_are_named(write, damage, message):

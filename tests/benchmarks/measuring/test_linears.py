@@ -82,7 +82,7 @@ def test_a_layer_that_is_never_run_is_refused(tiny_model):
 
     model = copy.deepcopy(tiny_model)
     model.spare = torch.nn.Linear(2, 2)
-    with pytest.raises(ConfigError, match="layer times: spare is never run"):
+    with pytest.raises(ConfigError, match="layer times: spare never runs"):
         layer_shapes(model, ["spare"], 32)
 
 

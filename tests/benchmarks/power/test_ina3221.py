@@ -1,30 +1,8 @@
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 
 from gft_edge.benchmarks.power.ina3221 import find_channels, read_rails
-
-BOARDS = Path(__file__).parents[2] / "recorded/boards"
-
-
-@pytest.fixture
-def plant(tmp_path):
-    """Writes a board's files below a folder; a value of null is a file that cannot be read as one."""
-
-    def make(name, **changes):
-        for path, text in {**json.loads((BOARDS / f"{name}.json").read_text()), **changes}.items():
-            file = tmp_path / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if text is None:
-                file.mkdir(exist_ok=True)  # reading gives an OSError, as EAGAIN does
-            else:
-                file.write_text(text)
-        return tmp_path
-
-    return make
 
 
 @pytest.mark.parametrize(

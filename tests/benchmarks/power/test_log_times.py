@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gft_edge.benchmarks.power.log_times import line_times
-from gft_edge.benchmarks.power.meter import log_energy
+from gft_edge.benchmarks.power.recorded_log import log_energy
 from gft_edge.benchmarks.power.tegrastats import parse_line, read_log
 from gft_edge.errors import ConfigError, DataError
 

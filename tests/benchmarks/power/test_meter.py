@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -10,17 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from gft_edge.benchmarks.power import energy
-from gft_edge.benchmarks.power import meter as power
+from gft_edge.benchmarks.power import energy, ina3221
 from gft_edge.benchmarks.power.energy import mean_power
-from gft_edge.benchmarks.power.meter import log_energy, log_trace, measure_energy, open_meter, total_rails
+from gft_edge.benchmarks.power.meter import Load, measure_energy, open_meter
+from gft_edge.benchmarks.power.recorded_log import log_energy, log_trace
+from gft_edge.benchmarks.power.source import Machine, total_rails
 from gft_edge.benchmarks.power.tegrastats import parse_line, parse_log
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.hardware.environment import board, has_nvidia_driver
 from gft_edge.hardware.jetson import board_conditions
 from gft_edge.hardware.this_device import module_here
-
-DATA = Path(__file__).parents[2] / "recorded"
 
 
 @pytest.fixture(autouse=True)
@@ -30,44 +28,10 @@ def _patient(monkeypatch):
 
 
 @pytest.fixture
-def plant(tmp_path):
-    def make(name):
-        for path, text in json.loads((DATA / "boards" / f"{name}.json").read_text()).items():
-            file = tmp_path / path
-            file.parent.mkdir(parents=True, exist_ok=True)
-            if text is not None:
-                file.write_text(text)
-        return tmp_path
-
-    return make
-
-
-@pytest.fixture
-def tegrastats(tmp_path, monkeypatch):
-    """A tegrastats on PATH that prints a recorded line every 10 ms, for so many times."""
-
-    def make(line, times=100_000):
-        folder = tmp_path / "bin"
-        folder.mkdir(exist_ok=True)
-        (tmp_path / "line").write_text(line + "\n", encoding="utf-8")
-        loop = f"i=0\nwhile [ $i -lt {times} ]; do cat {tmp_path}/line; sleep 0.01; i=$((i+1)); done\n"
-        script = f"#!/bin/sh\necho $$ > {tmp_path}/pid\n{loop}"
-        (folder / "tegrastats").write_text(script)
-        (folder / "tegrastats").chmod(0o755)
-        monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-
-    return make
-
-
-@pytest.fixture
 def bare(monkeypatch, tmp_path):
     """Nothing on PATH but the shell's own tools."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     return tmp_path
-
-
-def line(name):
-    return (DATA / "tegrastats" / f"{name}.txt").read_text(encoding="utf-8").strip()
 
 
 def is_gone(file):
@@ -85,7 +49,7 @@ def test_this_machine_has_no_power_source_and_says_why():
         assert len(meter.reasons) == 3
         assert meter.unavailable.startswith("no power source (ina3221: no labelled power monitor below /sys/bus/i2c; ")
         ran = []
-        measured = measure_energy(lambda: ran.append(1), meter, 1, idle=meter.idle(), accuracy=0.9)
+        measured = measure_energy(lambda: ran.append(1), meter, Load(1, accuracy=0.9), meter.idle())
     assert not ran
     assert measured.refused == meter.unavailable
     assert measured.mj_per_image is measured.idle_mw is None
@@ -99,7 +63,7 @@ def test_no_power_was_asked_for():
 
 @pytest.mark.parametrize("source", ["ina3221", "tegrastats"])
 def test_source_asked_for_by_name_must_be_there(bare, source):
-    with pytest.raises(ConfigError, match=f"^{source}: "), open_meter(source, bare):
+    with pytest.raises(ConfigError, match=f"^{source}: "), open_meter(source, Machine(bare)):
         raise AssertionError
 
 
@@ -121,8 +85,8 @@ def test_unknown_source():
     ],
 )
 def test_sysfs_of_each_board(plant, board, rails, milliwatts, monkeypatch):
-    monkeypatch.setattr(power, "INA3221_INTERVAL_S", 0.005)
-    with open_meter("auto", plant(board)) as meter:
+    monkeypatch.setattr(ina3221, "INTERVAL_S", 0.005)
+    with open_meter("auto", Machine(plant(board))) as meter:
         assert meter.source == "ina3221"
         idle = meter.idle(0.2)
         trace = meter.trace()
@@ -133,15 +97,14 @@ def test_sysfs_of_each_board(plant, board, rails, milliwatts, monkeypatch):
 
 
 def test_energy_of_requests(plant, monkeypatch):
-    monkeypatch.setattr(power, "INA3221_INTERVAL_S", 0.005)
-    with open_meter("ina3221", plant("orin-nano-super")) as meter:
+    monkeypatch.setattr(ina3221, "INTERVAL_S", 0.005)
+    with open_meter("ina3221", Machine(plant("orin-nano-super"))) as meter:
         idle = meter.idle(0.2)
-        measured = measure_energy(
-            lambda: time.sleep(0.01), meter, 4, seconds=0.4, settle_seconds=0.02, idle=idle, accuracy=0.5
-        )
+        load = Load(4, seconds=0.2, settle_seconds=0.02, accuracy=0.5)
+        measured = measure_energy(lambda: time.sleep(0.01), meter, load, idle)
     assert measured.refused is measured.idle_refused is None
     assert measured.num_images % 4 == 0
-    assert measured.duration_s >= 0.4
+    assert measured.duration_s >= 0.2
     assert measured.coverage > 0.95
     assert measured.mj_per_image == pytest.approx(7905.216 * measured.duration_s / measured.num_images)
     assert measured.mj_per_correct_image == pytest.approx(2 * measured.mj_per_image)
@@ -149,7 +112,7 @@ def test_energy_of_requests(plant, monkeypatch):
 
 
 def test_power_that_changes_during_the_run_is_followed(plant, monkeypatch):
-    monkeypatch.setattr(power, "INA3221_INTERVAL_S", 0.005)
+    monkeypatch.setattr(ina3221, "INTERVAL_S", 0.005)
     root = plant("orin-nano-super")
     current = root / "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1/curr1_input"
 
@@ -157,27 +120,26 @@ def test_power_that_changes_during_the_run_is_followed(plant, monkeypatch):
         current.with_suffix(".new").write_text(str(milliamperes))
         current.with_suffix(".new").replace(current)
 
-    with open_meter("ina3221", root) as meter:
+    with open_meter("ina3221", Machine(root)) as meter:
         write(1000)
         time.sleep(0.05)
         idle = meter.idle(0.2)
-        measured = measure_energy(
-            lambda: (write(3000), time.sleep(0.02)), meter, 1, seconds=0.3, settle_seconds=0.1, idle=idle
-        )
+        load = Load(1, seconds=0.2, settle_seconds=0.05)
+        measured = measure_energy(lambda: (write(3000), time.sleep(0.02)), meter, load, idle)
     assert measured.idle_mw == pytest.approx(5016)
     assert measured.mean_mw == pytest.approx(3 * 5016)
     assert measured.net_mj_per_image == pytest.approx(2 / 3 * measured.mj_per_image)
 
 
 def test_rail_that_falls_silent_is_refused(plant, monkeypatch):
-    monkeypatch.setattr(power, "INA3221_INTERVAL_S", 0.005)
+    monkeypatch.setattr(ina3221, "INTERVAL_S", 0.005)
     root = plant("orin-nano-super")
     folder = root / "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1"
-    with open_meter("ina3221", root) as meter:
+    with open_meter("ina3221", Machine(root)) as meter:
         time.sleep(0.05)
         start = time.perf_counter()
         (folder / "curr1_input").unlink()
-        time.sleep(0.3)
+        time.sleep(0.15)
         window = meter.window(start, time.perf_counter())
     assert window.mean_mw is None
     assert "samples" in window.refused
@@ -188,7 +150,7 @@ def test_rails_without_a_known_total_are_refused(plant):
     (root / "sys/bus/i2c/drivers/ina3221/1-0040/hwmon/hwmon1/in1_label").write_text("VDD_NEW\n")
     with (
         pytest.raises(ConfigError, match="ina3221: rails VDD_CPU_GPU_CV, VDD_NEW, VDD_SOC are not known to make up"),
-        open_meter("ina3221", root),
+        open_meter("ina3221", Machine(root)),
     ):
         raise AssertionError
 
@@ -200,14 +162,12 @@ def test_forbidden_sysfs_says_sudo(plant, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     # Tests may run as root, whom no file mode stops.
-    from gft_edge.benchmarks.power.ina3221 import find_channels
-
-    channels = find_channels(root)
-    monkeypatch.setattr(power, "find_channels", lambda root: channels)
+    channels = ina3221.find_channels(root)
+    monkeypatch.setattr(ina3221, "find_channels", lambda root: channels)
     monkeypatch.setattr(Path, "read_bytes", forbidden)
     with (
         pytest.raises(ConfigError, match="ina3221: no permission to read .*; run with sudo"),
-        open_meter("ina3221", root),
+        open_meter("ina3221", Machine(root)),
     ):
         raise AssertionError
 
@@ -221,12 +181,12 @@ def test_forbidden_sysfs_says_sudo(plant, monkeypatch):
         ("thor-r38", 19780, 314),
     ],
 )
-def test_tegrastats_of_each_dialect(tegrastats, tmp_path, recorded, milliwatts, mhz):
-    tegrastats(line(recorded))
-    with open_meter("auto", tmp_path) as meter:
+def test_tegrastats_of_each_dialect(tegrastats, tmp_path, recorded, milliwatts, mhz, recorded_line):
+    tegrastats(recorded_line(recorded))
+    with open_meter("auto", Machine(tmp_path)) as meter:
         assert meter.source == "tegrastats"
         start = time.perf_counter()
-        time.sleep(0.6)
+        time.sleep(0.5)
         trace = meter.trace()
         window = meter.window(start, time.perf_counter())
     assert window.mean_mw == pytest.approx(milliwatts)
@@ -239,7 +199,7 @@ def test_tegrastats_without_rails_says_sudo(tegrastats, tmp_path):
     tegrastats("RAM 1313/30697MB (lfb 37x4MB) CPU [0%@729,off] GR3D_FREQ 0% cpu@43.343C")
     with (
         pytest.raises(ConfigError, match="tegrastats: rails none are not known to make up .*; run with sudo"),
-        open_meter("tegrastats", tmp_path),
+        open_meter("tegrastats"),
     ):
         raise AssertionError
 
@@ -249,14 +209,14 @@ def test_tegrastats_that_says_nothing_useful(tegrastats, tmp_path, text, times):
     tegrastats(text, times)
     with (
         pytest.raises(ConfigError, match="tegrastats: .* prints nothing that can be read"),
-        open_meter("tegrastats", tmp_path),
+        open_meter("tegrastats"),
     ):
         raise AssertionError
 
 
-def test_tegrastats_that_dies_is_refused(tegrastats, tmp_path):
-    tegrastats(line("thor-r38"), times=5)
-    with open_meter("tegrastats", tmp_path) as meter:
+def test_tegrastats_that_dies_is_refused(tegrastats, tmp_path, recorded_line):
+    tegrastats(recorded_line("thor-r38"), times=5)
+    with open_meter("tegrastats") as meter:
         time.sleep(0.3)
         window = meter.window(0, time.perf_counter())
         assert meter.unavailable == window.refused == "tegrastats stopped: the program ended"
@@ -269,16 +229,14 @@ def test_totals():
     assert total_rails([]) is None
 
 
-def test_nothing_to_measure():
-    with open_meter("none") as meter:
-        with pytest.raises(ConfigError, match="seconds must be above 0 and settle_seconds not below, found 0, 2"):
-            measure_energy(lambda: None, meter, 1, seconds=0)
-        with pytest.raises(ConfigError, match="images_per_run must be at least 1, found 0"):
-            measure_energy(lambda: None, meter, 0)
+@pytest.mark.parametrize(("name", "value"), [("seconds", 0), ("settle_seconds", -1), ("images_per_run", 0)])
+def test_nothing_to_measure(name, value):
+    with pytest.raises(ConfigError, match=rf"{name} must .*found .*{value}"):
+        Load(**{"images_per_run": 1, name: value})
 
 
-def test_recorded_log():
-    recorded = line("agx-orin-jp72")
+def test_recorded_log(recorded_line):
+    recorded = recorded_line("agx-orin-jp72")
     log = parse_log("\n".join([recorded] * 30 + [recorded.replace("5500mW/", "7500mW/", 1)] * 30 + [recorded[:200]]))
     trace = log_trace(log, 0.1)
     assert trace.rails == ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
@@ -289,8 +247,8 @@ def test_recorded_log():
     assert mean_power(trace, 0, 20).refused
 
 
-def test_recorded_log_that_cannot_be_used():
-    late, early = line("agx-orin-jp72"), line("agx-orin-jp72").replace("09:08:28", "09:08:27")
+def test_recorded_log_that_cannot_be_used(recorded_line):
+    late, early = recorded_line("agx-orin-jp72"), recorded_line("agx-orin-jp72").replace("09:08:28", "09:08:27")
     with pytest.raises(DataError, match="the clock goes backwards, from 2026-07-25 09:08:28 to 2026-07-25 09:08:27"):
         log_trace(parse_log(f"{late}\n{early}"), 0.1)
     with pytest.raises(ConfigError, match="tegrastats log: rails none are not known"):
@@ -321,11 +279,11 @@ def test_power_of_this_gpu_or_board():
         assert board_conditions()["power_mode"]["name"]
 
 
-def test_a_gpu_below_its_lock_is_told_with_the_energy(tegrastats, tmp_path):
-    tegrastats(line("orin-nano-jp6"))
-    with open_meter("tegrastats", tmp_path) as meter:
+def test_a_gpu_below_its_lock_is_told_with_the_energy(tegrastats, tmp_path, recorded_line):
+    tegrastats(recorded_line("orin-nano-jp6"))
+    with open_meter("tegrastats") as meter:
         slow, free = (
-            measure_energy(lambda: time.sleep(0.01), meter, 1, seconds=0.4, settle_seconds=0, locked_mhz=mhz)
+            measure_energy(lambda: time.sleep(0.01), meter, Load(1, 0.3, settle_seconds=0, locked_mhz=mhz))
             for mhz in (1020, None)
         )
     assert "GPU below its locked 1020 MHz in " in slow.to_json()["throttled"][0]
@@ -333,12 +291,12 @@ def test_a_gpu_below_its_lock_is_told_with_the_energy(tegrastats, tmp_path):
     assert free.throttled == ()
 
 
-def test_energy_of_a_recorded_log(tmp_path):
+def test_energy_of_a_recorded_log(tmp_path, recorded_line):
     file = tmp_path / "tegra.log"
-    file.write_text("\n".join([line("orin-nano-jp6")] * 61))
+    file.write_text("\n".join([recorded_line("orin-nano-jp6")] * 61))
     measured = log_energy(file, 0.1, images_per_s=50, accuracy=0.8)
     assert measured.mj_per_image == pytest.approx(12479 / 50)
     assert measured.mj_per_correct_image == pytest.approx(12479 / 50 / 0.8)
     assert measured.num_images == 300
-    file.write_text(line("orin-nano-jp6"))
+    file.write_text(recorded_line("orin-nano-jp6"))
     assert log_energy(file, 0.1, 50).refused == "the timed window lasts 0 s"

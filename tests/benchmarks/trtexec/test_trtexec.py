@@ -1,31 +1,28 @@
 from __future__ import annotations
 
 import json
-import math
-import struct
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from gft_edge.benchmarks.measuring.bench_files import SCHEMA
-from gft_edge.benchmarks.trtexec import runs as trtexec
+from gft_edge.benchmarks.trtexec import ingest as trtexec
+from gft_edge.benchmarks.trtexec.ingest import EngineRun, RecordedRun, ingest, run_engine
 from gft_edge.benchmarks.trtexec.output import parse_log, parse_version
-from gft_edge.benchmarks.trtexec.runs import (
+from gft_edge.benchmarks.trtexec.program import (
     Timing,
     find_trtexec,
-    ingest,
     profile_arguments,
     run_trtexec,
     timing_arguments,
 )
 from gft_edge.benchmarks.trtexec.settings import timing_of
-from gft_edge.benchmarks.trtexec.times import latency_of, parse_times, percentile
 from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
 from gft_edge.files import sha256
 from gft_edge.hardware.devices import DEVICES
+from gft_edge.manifest import register_files
 
 DATA = Path(__file__).parents[2] / "recorded/trtexec"
 NANO = DEVICES["orin-nano-8gb"]
@@ -143,7 +140,6 @@ def test_recorded_logs_are_read_to_the_last_figure(name):
             written = f"percentile({key}%)" if key.isdigit() else key
             assert float(line.split(f"{written} = ")[1].split(" ms")[0]) == value
     assert len(log.metrics) == 5
-    assert not log.complete
     assert log.warnings[-1] == "the log ends before trtexec's own verdict (PASSED)"
 
 
@@ -164,7 +160,7 @@ def test_warnings_are_surfaced():
 
 def test_a_whole_log():
     log = parse_log(text("orin-10.3.log"))
-    assert (log.version, log.complete, log.warnings) == ((10, 3), True, ())
+    assert (log.version, log.warnings) == ((10, 3), ())
     assert log.device == {"device": "Orin", "compute_capability": "8.7", "sms": "16"}
     assert log.timing == {"cuda_graph": True, "spin_wait": True, "transfers": False}
     assert log.numbers["queries"] == 2342
@@ -179,15 +175,15 @@ def test_lines_of_windows_and_of_a_coloured_terminal_are_read_alike():
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda t: "", "this is no output of trtexec"),
-        (lambda t: "hello\nworld\n", "this is no output of trtexec"),
+        (lambda t: "", "this is not output of trtexec"),
+        (lambda t: "hello\nworld\n", "this is not output of trtexec"),
         (lambda t: t[: t.index("=== Performance")], "cut off: its performance summary has no complete line 'Latency'"),
         (lambda t: t[: t.index("Latency: min") + 40], "cut off"),
         (lambda t: t[: t.index("[I] GPU Compute Time")], "no complete line 'GPU Compute Time'"),
         (lambda t: t.replace("Throughput", "Thr"), "cut off: its performance summary has no Throughput"),
         (lambda t: t.replace("min = 4.2 ms", "min = -4.2 ms"), "the clock went backwards"),
         (lambda t: t.replace("median = 4.25 ms", "median = 0 ms"), "a run of zero length"),
-        (lambda t: t.replace("Throughput: 234.19", "Throughput: 23e9e9"), "'23e9e9' is no number"),
+        (lambda t: t.replace("Throughput: 234.19", "Throughput: 23e9e9"), "'23e9e9' is not"),
         (lambda t: text("failed-11.log"), "the run failed: Unknown option: --fp16"),
     ],
 )
@@ -225,80 +221,11 @@ def with_errors(function, *arguments):
         assert "\n" not in str(error)
 
 
-# Exported times
-
-
-def _rounded(value):
-    """To a 32-bit float."""
-    return struct.unpack("f", struct.pack("f", value))[0]
-
-
-@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=200), st.sampled_from([50, 90, 95, 99, 99.9]))
-def test_percentile_is_the_element_trtexec_takes(samples, percent):
-    n = len(samples)
-    excluded = math.floor(_rounded(_rounded(1 - _rounded(percent / 100)) * n))
-    assert percentile(samples, percent) == sorted(samples)[max(n - 1 - excluded, 0)]
-
-
-def test_percentiles_of_a_hundred_queries():
-    samples = [float(i) for i in range(100, 0, -1)]
-    assert [percentile(samples, p) for p in (50, 90, 95, 99, 100)] == [50, 90, 95, 100, 100]
-    assert percentile([7.0], 1) == 7
-
-
-def queries(n=3):
-    return json.loads(text("times.json"))[:n]
-
-
-def test_exported_times_become_rounds_of_ten():
-    latency = latency_of(parse_times(json.loads(text("times.json"))))
-    samples = [query["latencyMs"] for query in json.loads(text("times.json"))]
-    assert np.shape(latency.rounds_ms) == (12, 10)
-    assert np.concatenate(latency.rounds_ms).tolist() == samples
-    assert latency.p50_ms == np.median(samples)
-    assert latency.p99_ms == percentile(samples, 99)
-    assert latency.verdict == "stable"
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda q: [], "a run of zero length: it has no query"),
-        (lambda q: {"times": q}, "expected the list of objects"),
-        (lambda q: [1, 2], "expected the list of objects"),
-        (lambda q: [q[1], q[0]], "query 2: the clock goes backwards"),
-        (lambda q: [{**q[0], "latencyMs": -1}], "query 1: the clock goes backwards"),
-        (lambda q: [{**q[0], "endComputeMs": q[0]["startComputeMs"] - 1}], "query 1: the clock goes backwards"),
-        (lambda q: [{**q[0], "computeMs": "4"}], "query 1: computeMs '4' is no number"),
-        (lambda q: [{**q[0], "computeMs": math.nan}], "is no number"),
-        (lambda q: [{k: v for k, v in q[0].items() if k != "h2dMs"}], "query 1 has no h2dMs"),
-        (lambda q: [dict.fromkeys(q[0], 0)] * 3, "every query took 0 ms"),
-    ],
-)
-def test_times_that_cannot_be_used_are_refused(damage, message):
-    with pytest.raises(ArtifactError, match=message):
-        parse_times(damage(queries()))
-
-
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from([*queries()[0], "name", "x"]), inner, max_size=13)
-    ),
-    max_leaves=30,
-)
-
-
-@given(JSON)
-def test_no_times_are_more_than_an_error(data):
-    with_errors(parse_times, data)
-
-
 # As a bench file
 
 
 def test_a_log_alone_has_figures_and_no_interval():
-    data = ingest(DATA / "ptlflow-65.log")
+    data = ingest(RecordedRun(DATA / "ptlflow-65.log"))
     row = data["results"][0]
     assert (data["schema"], data["source"], row["backend"], row["name"]) == (SCHEMA, "trtexec", "trtexec", "ptlflow-65")
     assert (row["p50_ms"], row["p95_ms"], row["rounds_ms"]) == (30.7585, 30.8396, [])
@@ -308,20 +235,20 @@ def test_a_log_alone_has_figures_and_no_interval():
 
 
 def test_transfers_that_were_off_are_absent_and_not_zero():
-    row = ingest(DATA / "yolov7-329.log")["results"][0]
+    row = ingest(RecordedRun(DATA / "yolov7-329.log"))["results"][0]
     assert set(row["stages"]) == {"inference"}
     assert row["p90_ms"] is None  # older trtexec prints one percentile
     assert (row["variation"], row["verdict"]) == (pytest.approx(0.0210486), "stable")
 
 
 def test_images_per_second_are_queries_times_batch():
-    row = ingest(DATA / "orin-10.3.log", batch=8)["results"][0]
+    row = ingest(RecordedRun(DATA / "orin-10.3.log", batch=8))["results"][0]
     assert row["throughput"]["images_per_s"] == pytest.approx(8 * 234.19)
 
 
 def test_everything_that_was_exported_is_taken_in():
     files = [DATA / name for name in ("orin-10.3.log", "times.json", "layers-10.3.json", "profile.json")]
-    row = ingest(*files)["results"][0]
+    row = ingest(RecordedRun(*files))["results"][0]
     assert len(row["rounds_ms"]) == 12
     assert row["layers"]["fused_attention"] == 2
     assert row["layers"]["timed"]
@@ -334,7 +261,7 @@ def test_files_that_are_no_json_are_refused(tmp_path, content):
     if content is not None:
         file.write_text(content)
     with pytest.raises(ArtifactError, match=r"times.json: cannot be read as JSON"):
-        ingest(DATA / "orin-10.3.log", times=file)
+        ingest(RecordedRun(DATA / "orin-10.3.log", times=file))
 
 
 def test_an_engine_that_is_not_in_the_manifest_is_not_run(with_engine, monkeypatch):
@@ -346,15 +273,15 @@ def test_an_engine_that_is_not_in_the_manifest_is_not_run(with_engine, monkeypat
         ("rtx", NANO, "built by tensorrt_rtx, not tensorrt; not loaded"),
         ("trt", DEVICES["agx-orin-64gb"], "built on orin-nano-8gb, this is agx-orin-64gb; not loaded"),
         ("trt", DEVICES["l4"], "for compute capability 8.7, this GPU has 8.9; not loaded"),
-        ("odd", NANO, "made by TensorRT dev, which is no version"),
+        ("odd", NANO, "made by TensorRT dev, which is not a known version"),
     ):
         with pytest.raises(ArtifactError, match=reason):
-            trtexec.run_engine(with_engine, key, program, 1, device=device)
+            run_engine(EngineRun(with_engine, key, program, 1, device=device))
     (with_engine.path / "engines/trt.engine").write_bytes(b"changed")
     with pytest.raises(ArtifactError, match=r"trt\.engine was changed since it was written.*not loaded"):
-        trtexec.run_engine(with_engine, "trt", program, 1, device=NANO)
+        run_engine(EngineRun(with_engine, "trt", program, 1, device=NANO))
     with pytest.raises(ConfigError, match="no NVIDIA GPU found here"):
-        trtexec.run_engine(with_engine, "trt", program, 1)
+        run_engine(EngineRun(with_engine, "trt", program, 1))
 
 
 def test_an_engine_is_run_for_its_latency_and_for_its_layers(with_engine):
@@ -372,7 +299,7 @@ cat {DATA}/orin-10.3.log
 """
     )
     program.chmod(0o755)
-    row = trtexec.run_engine(with_engine, "trt", program, 1, device=NANO)["results"][0]
+    row = run_engine(EngineRun(with_engine, "trt", program, 1, device=NANO))["results"][0]
     assert (row["name"], row["budget"]) == (with_engine.name, "12-6")
     assert len(row["rounds_ms"]) == 12
     assert row["layers"]["count"] == 11
@@ -383,13 +310,9 @@ cat {DATA}/orin-10.3.log
 
 
 @pytest.fixture
-def with_engine(tiny_checkpoint, tmp_path):
-    """An artefact with files in its manifest where engines lie."""
-    from gft_edge.checkpoint import load_checkpoint
-    from gft_edge.export.onnx.artifact import export_artifact
-    from gft_edge.manifest import register_files
-
-    artifact = export_artifact(load_checkpoint(tiny_checkpoint), tmp_path / "a", np.zeros((2, 3, 32, 32), np.float32))
+def with_engine(copied):
+    """An artefact with engine files in its manifest."""
+    artifact = copied("a")
     (artifact.path / "engines").mkdir()
     records = {"trt": ("tensorrt", "10.3.0"), "rtx": ("tensorrt_rtx", "1.7.1"), "odd": ("tensorrt", "dev")}
     for key, (module, version) in records.items():

@@ -4,39 +4,28 @@ from __future__ import annotations
 
 import functools
 import json
-import os
-import shutil
-from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from gft_edge.benchmarks.measuring import latency
-from gft_edge.benchmarks.measuring.latency import bench_artifacts
+from gft_edge.benchmarks.measuring import accuracy, bench
+from gft_edge.benchmarks.measuring.accuracy import AccuracyFigure, recorded_accuracy
+from gft_edge.benchmarks.measuring.bench import PARTS, BenchOptions
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol
-from gft_edge.benchmarks.measuring.recorded_accuracy import Accuracy, recorded_accuracy
-from gft_edge.benchmarks.power import meter as power
-from gft_edge.checkpoint import load_checkpoint
+from gft_edge.benchmarks.power.meter import Load, PowerMeter
 from gft_edge.constants import VERIFY_REPORT
 from gft_edge.errors import ArtifactError
-from gft_edge.export.onnx.artifact import export_artifact
-from gft_edge.manifest import MODEL, load_artifact, register_files
-
-LINE = (Path(__file__).parents[2] / "recorded/tegrastats/orin-nano-jp6.txt").read_text(encoding="utf-8")
-
-
-@pytest.fixture(scope="module")
-def exported(tiny_checkpoint, tmp_path_factory):
-    images = np.zeros((2, 3, 32, 32), np.float32)
-    return export_artifact(load_checkpoint(tiny_checkpoint), tmp_path_factory.mktemp("accuracy") / "fp32", images)
+from gft_edge.manifest import MODEL, register_files
+from gft_edge.runtime.sessions import open_session
 
 
 @pytest.fixture
-def reported(exported, tmp_path):
-    """A copy of the artefact with a report of verify, changed as told."""
+def reported(copied):
+    """A copy of the artefact with a report of verify and these changes in it."""
 
     def make(top1=0.75, **changes):
-        artifact = load_artifact(shutil.copytree(exported.path, tmp_path / "fp32"))
+        artifact = copied("fp32")
         comparison = {"candidate": "tensorrt int8", "backend": "onnxruntime", "top1_candidate": top1}
         sha256 = artifact.manifest.files[MODEL].sha256
         report = {"model_sha256": sha256, "source": "40 test images of D", "comparisons": [comparison], **changes}
@@ -49,7 +38,7 @@ def reported(exported, tmp_path):
 
 def test_what_verify_recorded_is_taken(reported):
     artifact = reported()
-    assert recorded_accuracy(artifact, "onnxruntime") == Accuracy(0.75, "40 test images of D")
+    assert recorded_accuracy(artifact, "onnxruntime") == AccuracyFigure(0.75, "40 test images of D")
     assert (
         "accuracy of fp32 on tensorrt is not known: run gft-edge verify"
         in recorded_accuracy(artifact, "tensorrt").refused
@@ -73,20 +62,34 @@ def test_a_damaged_report_is_refused(reported, tmp_path):
         recorded_accuracy(artifact, "onnxruntime")
 
 
-def test_a_bench_row_has_the_energy_per_correct_image(reported, tmp_path, monkeypatch):
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    (tmp_path / "line").write_text(LINE.strip() + "\n", encoding="utf-8")
-    (folder / "tegrastats").write_text(f"#!/bin/sh\nwhile :; do cat {tmp_path}/line; sleep 0.01; done\n")
-    (folder / "tegrastats").chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    monkeypatch.setattr(latency, "measure_energy", functools.partial(power.measure_energy, settle_seconds=0))
-    monkeypatch.setattr(latency, "locked_mhz", lambda: 1020.0)
-    idle = power.PowerMeter.idle
-    monkeypatch.setattr(power.PowerMeter, "idle", lambda meter: idle(meter, 0.5))
+def test_a_bench_row_has_the_energy_per_correct_image(reported, tegrastats, recorded_line, monkeypatch):
+    tegrastats(recorded_line("orin-nano-jp6"))
+    monkeypatch.setattr(bench, "Load", functools.partial(Load, settle_seconds=0))
+    monkeypatch.setattr(bench, "locked_mhz", lambda: 1020.0)
+    idle = PowerMeter.idle
+    monkeypatch.setattr(PowerMeter, "idle", lambda meter: idle(meter, 0.5))
     protocol = BenchProtocol(rounds=2, runs_per_round=1, warmup_seconds=0, energy_seconds=0.5)
-    data = bench_artifacts([reported()], protocol, power="tegrastats")
+    data = bench.bench(BenchOptions((reported(),), protocol, skip=PARTS, power="tegrastats"))
     energy = data["results"][0]["energy"]
     assert energy["mj_per_correct_image"] == pytest.approx(energy["mj_per_image"] / 0.75)
     assert energy["accuracy"]["source"] == "40 test images of D"
     assert any("fp32: GPU below its locked 1020 MHz" in warning for warning in data["warnings"])
+
+
+def test_accuracy_on_data_is_measured_once_for_each_backend(exported, tmp_path, monkeypatch):
+    for number, label in enumerate(exported.manifest.labels * 2):
+        file = tmp_path / f"test/{label}/{number}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 40), (30 * number, 200, 10)).save(file)
+    opened = []
+    monkeypatch.setattr(accuracy, "open_session", lambda *asked: opened.append(asked[1]) or open_session(*asked))
+    accuracy_of = accuracy.measured_accuracy(str(tmp_path), lambda note: None)
+    found = [accuracy_of(exported, "onnxruntime") for _ in range(2)]
+    assert opened == ["onnxruntime"]
+    assert found[0] == found[1]
+    assert (found[0].source, found[0].refused) == (f"8 test images of {tmp_path}", None)
+    images = np.stack(
+        [exported.manifest.preprocess(np.full((40, 40, 3), (30 * n, 200, 10), np.uint8)) for n in range(8)]
+    )
+    predicted = open_session(exported, "onnxruntime")(images)["logits"].argmax(axis=1)
+    assert found[0].top1 == np.mean(predicted == np.arange(8) % 4)
