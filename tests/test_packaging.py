@@ -16,6 +16,8 @@ NEEDS = {
     "benchmarks.measuring.layer_times": "torch",
     "benchmarks.measuring.linears": "onnx",
     "calibration.*": "torch",
+    "calibration.sensitivity": "",
+    "calibration.sensitivity.*": "torch",
     **dict.fromkeys((f"calibration.{name}" for name in ("cache", "images", "options", "ranges")), ""),
     "calibration.graph": "onnx",
     "checkpoint": "torch",

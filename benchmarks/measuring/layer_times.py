@@ -8,7 +8,7 @@ from torch import nn
 
 from gft_edge.benchmarks.measuring.linears import bound_times, layer_shapes, measured_times
 from gft_edge.benchmarks.measuring.protocol import conditions
-from gft_edge.calibration.sensitivity_study import LayerTimes, TimedLayer, TimeLayers
+from gft_edge.calibration.sensitivity.study import LayerTimes, TimedLayer, TimeLayers
 from gft_edge.errors import ConfigError
 from gft_edge.hardware.devices import device
 from gft_edge.progress import Track, silent

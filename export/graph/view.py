@@ -89,7 +89,7 @@ class GraphView:
             pending += reversed(graph.bodies)
 
     def dtype(self, tensor: str) -> str | None:
-        """``"fp32"``, ``"fp16"``, ``"int8"``, ...; None where inference did not tell."""
+        """Returns ``"fp32"``, ``"fp16"``, ``"int8"``, ...; None where inference found none."""
         if tensor in self.initializers:
             return ONNX_NAMES.get(self.initializers[tensor].data_type)
         return ONNX_NAMES.get(self.types[tensor].tensor_type.elem_type) if tensor in self.types else None

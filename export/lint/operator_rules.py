@@ -64,7 +64,7 @@ def unknown_operator(graph: GraphView, platform: Platform) -> Problems:
     """Finds operators without an importer in the target's family, and foreign domains."""
     for node in graph.nodes:
         if node.domain in STANDARD:
-            later = first_version(node.op_type) is not None and not platform.is_rtx  # GE022 says since when
+            later = first_version(node.op_type) is not None and not platform.is_rtx  # GE022 names the version
             if not later and not reads(node.op_type, platform.version):
                 yield node_label(node), f"{platform.title} has no importer for {node.op_type} of ONNX's own domain"
         elif node.domain not in PLUGIN_DOMAINS and not reads_foreign(node.domain, node.op_type, platform.version):

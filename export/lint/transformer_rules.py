@@ -44,7 +44,7 @@ def _is_fp16(graph: GraphView, node: NodeProto) -> bool:
 @rule(
     "GE003",
     "Q/DQ on one of the two products of attention",
-    "Fused attention wants Q/DQ on queries, keys, values and softmax together (NVIDIA/Model-Optimizer PR 1289); broken "
+    "Fused attention needs Q/DQ on queries, keys, values and softmax together (NVIDIA/Model-Optimizer PR 1289); broken "
     "into kernels INT8 is slower than FP16 (NVIDIA/TensorRT issue 3714).",
 )
 def half_quantized_attention(graph: GraphView, platform: Platform) -> Problems:
@@ -94,7 +94,7 @@ def bad_topk(graph: GraphView, platform: Platform) -> Problems:
 
 
 def _topk_k(graph: GraphView, node: NodeProto) -> int | None:
-    """How many a TopK keeps: an attribute up to opset 9, an input since; 0 where it is constant but not at hand."""
+    """Returns k of a TopK: an attribute up to opset 9, an input since; 0 for a constant whose value is not in the file."""
     if len(node.input) < 2:
         return int(attribute(node, "k", 0))
     value = graph.constant(node.input[1])

@@ -75,8 +75,7 @@ class QDQLayer(nn.Module):
         self.register_buffer("weight_scale", scale)
         self.register_buffer("weight_zero", torch.zeros(scale.shape, dtype=stored))
         quantizer = layer.input_quantizer
-        input_scale = max(quantizer.scale, smallest) if isinstance(quantizer, TensorQuantizer) else None
-        known = None if input_scale is None else torch.tensor(input_scale, dtype=dtype)
+        known = None if quantizer is None else torch.tensor(max(quantizer.scale, smallest), dtype=dtype)
         self.register_buffer("input_scale", known)
         self.register_buffer("input_zero", torch.zeros((), dtype=stored))
         self.bias = layer.bias

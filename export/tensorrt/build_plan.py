@@ -83,7 +83,7 @@ class BuildPlan:
 
     @property
     def graph_form(self) -> str:
-        """The graph that this plan wants, for people: the dialect, its opsets, types and Q/DQ."""
+        """The form of the graph for this plan, as text: the dialect, its opsets, types and Q/DQ."""
         low, high = generation(self.generation).opsets
         start = f"{self.dialect}: {'FP32 types' if self.is_weak else 'types as they are to be computed'}, opset {low} to {high}"
         if self.dialect == "trt8":

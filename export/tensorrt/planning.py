@@ -201,13 +201,13 @@ def _notes(
     if options.dla is not None:
         count, total = sum(_dla_fallback(graph).values()), sum(graph.operators.values())
         notes.append(
-            f"{count} of {total} operators fall back to the GPU, with a copy through memory at every change: a "
-            "transformer is slower so than on the GPU alone"
+            f"{count} of {total} operators fall back to the GPU, with a copy through memory at every change, which "
+            "makes a transformer slower than on the GPU alone"
         )
     if options.hardware_compatibility == "ampere+":
         notes.append("AMPERE_PLUS forbids kernels of newer GPUs: slower than an engine for this GPU")
     if options.version_compatible:
-        notes.append("the engine carries a lean runtime: loading it executes code from the file")
+        notes.append("the engine contains a lean runtime: loading it executes code from the file")
     if profile is not None and profile.is_jetson:
         notes.append("build on the board, in the power mode it will run in: engines do not move between GPU models")
     if known.name == RTX:

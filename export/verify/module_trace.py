@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gft_edge.budget import TokenBudget
 from gft_edge.export.onnx.reference import reference_outputs
 from gft_edge.export.verify.places import Place, agreement_db, decibels, finite
+from gft_edge.quant.modules import Quantizer
 from gft_edge.stats.agreement import Arrays
 
 SAME_TENSOR_DB, SAME_INT8_TENSOR_DB = 60.0, 30.0
@@ -41,7 +42,8 @@ def module_calls(model: nn.Module, images: npt.NDArray[np.float32], budget: Toke
 
         return hook
 
-    handles = [module.register_forward_hook(recorder(path)) for path, module in model.named_modules() if path]
+    modules = [(path, m) for path, m in model.named_modules() if path and not isinstance(m, Quantizer)]
+    handles = [module.register_forward_hook(recorder(path)) for path, module in modules]
     try:
         reference_outputs(model, images, budget)
     finally:

@@ -208,7 +208,7 @@ def require_together(version: str, target: Device) -> None:
     numbers, first = parse_version(version), _first_version(target.compute_capability)
     if numbers < first:
         raise ConfigError(
-            f"TensorRT {version} does not know {target.title} (compute capability {target.compute_capability}); "
+            f"TensorRT {version} does not support {target.title} (compute capability {target.compute_capability}); "
             f"it needs {'.'.join(map(str, first))} or newer"
         )
     if not target.is_jetson:
@@ -230,12 +230,12 @@ def _first_version(capability: str) -> tuple[int, ...]:
 def dla_refusal(version: str, target: Device | None) -> str | None:
     """Returns the reason why a DLA core cannot be used, or None."""
     if version == RTX:
-        return "TensorRT-RTX does not know the DLA"
+        return "TensorRT-RTX does not support the DLA"
     if target is not None and target.num_dla_cores == 0:
         return f"{target.title} has no DLA"
     numbers = parse_version(version)
     if _WITHOUT_DLA[0] <= numbers < _WITHOUT_DLA[1]:
-        return f"TensorRT {version} cannot use the DLA: 10.7 is the last 10.x that can, 11.4.1 has it again"
+        return f"TensorRT {version} cannot use the DLA: 10.7 is the last 10.x with it, 11.4.1 has it again"
     if numbers >= _WITHOUT_DLA[1] and target is not None and not target.name.startswith("agx-orin"):
         return f"TensorRT {version} uses the DLA of AGX Orin only, not of {target.title}"
     return None

@@ -20,7 +20,11 @@ ATTENTION_PARTS = ("q", "k", "v", "probs")
 """Operands of an attention's two products: scaled queries, keys, gated values, probabilities."""
 
 
-class TensorQuantizer(nn.Module):
+class Quantizer(nn.Module):
+    """Rounds a tensor to 8 bits and back; part of a quantized layer."""
+
+
+class TensorQuantizer(Quantizer):
     """Rounds a tensor to 8 bits and back with one scale: symmetric INT8 or FP8 E4M3.
 
     INT8: scale = range / 127, no zero point, round half to even, clamp to [-128, 127]. E4M3: scale = range / 448, saturating.
@@ -53,7 +57,7 @@ class TensorQuantizer(nn.Module):
         self.scale = _largest(weight) / E4M3_MAX
 
 
-class ChannelQuantizer(nn.Module):
+class ChannelQuantizer(Quantizer):
     """Rounds weights to INT8 and back, symmetric, with one scale per output channel (dim 0).
 
     Args:
@@ -83,14 +87,14 @@ class ChannelQuantizer(nn.Module):
 
 def _quantizers(
     weight: Tensor, precision: LayerPrecision, largest: float
-) -> tuple[TensorQuantizer | nn.Identity, TensorQuantizer | ChannelQuantizer]:
-    """Returns the quantizers of a layer's input and of its weights."""
+) -> tuple[TensorQuantizer | None, TensorQuantizer | ChannelQuantizer]:
+    """Returns the quantizers of a layer's input, None for one in high precision, and of its weights."""
     if precision == "fp8":
         return TensorQuantizer(largest, "fp8"), TensorQuantizer(_largest(weight), "fp8")
     if precision == "int8":
         return TensorQuantizer(largest, "int8"), ChannelQuantizer(weight)
     if precision == "int8-weights":
-        return nn.Identity(), ChannelQuantizer(weight)
+        return None, ChannelQuantizer(weight)
     raise ConfigError(f"quantization: unknown precision {precision!r}")
 
 
@@ -116,7 +120,9 @@ class QuantLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (..., in) to (..., out)."""
-        y = nn.functional.linear(self.input_quantizer(x), self.weight_quantizer(self.weight))
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        y = nn.functional.linear(x, self.weight_quantizer(self.weight))
         return y if self.bias is None else y + self.bias  # separate, as in the exported graph
 
 
@@ -160,7 +166,9 @@ class QuantConv2d(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Maps (B, in, H, W) to (B, out, H', W')."""
-        return self._conv_forward(self.input_quantizer(x), self.weight_quantizer(self.weight), self.bias)
+        if self.input_quantizer is not None:
+            x = self.input_quantizer(x)
+        return self._conv_forward(x, self.weight_quantizer(self.weight), self.bias)
 
 
 class QuantAttend(nn.Module):

@@ -16,7 +16,7 @@ from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.calibration.qat import QatSettings
 from gft_edge.calibration.quantize import QatOptions, QuantizeOptions, quantize_checkpoint
 from gft_edge.calibration.ranges import read_ranges
-from gft_edge.calibration.sensitivity_study import LayerTimes, SensitivityOptions, TimedLayer, study_sensitivity
+from gft_edge.calibration.sensitivity.study import LayerTimes, SensitivityOptions, TimedLayer, study_sensitivity
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.errors import ConfigError, OutputError

@@ -79,7 +79,7 @@ def clamped(model, calibration, precision="int8"):
     """A quantized model with ranges so narrow that clamping hurts."""
     quantized = quantize_int8(model, calibration, uniform_policy(precision))
     for module in quantized.model.modules():
-        if isinstance(module, QuantLinear) and module.precision != "int8-weights":
+        if isinstance(module, QuantLinear) and module.input_quantizer is not None:
             module.input_quantizer.scale /= 3
     return quantized
 

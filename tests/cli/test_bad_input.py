@@ -29,7 +29,7 @@ def _state(folder: Path) -> dict[str, tuple[int, int]]:
 
 @pytest.fixture
 def refused(gft_edge, made, tmp_path):
-    """Runs a command that must be refused; returns what it says."""
+    """Runs a command that must be refused; returns its message."""
 
     def run(*command, code=2) -> str:
         folders = [tmp_path, made["fp32"].parent, made["ckpt"]]
@@ -37,12 +37,12 @@ def refused(gft_edge, made, tmp_path):
         done = gft_edge(*command)
         assert done.code == code
         assert done.out == ""
-        said = done.err.removeprefix("export: tracing at budget 12-6\n")
-        assert said.startswith(f"gft-edge {command[0]}: ")
-        assert said.count("\n") == 1
-        assert "Traceback" not in said
+        error = done.err.removeprefix("export: tracing at budget 12-6\n")
+        assert error.startswith(f"gft-edge {command[0]}: ")
+        assert error.count("\n") == 1
+        assert "Traceback" not in error
         assert [_state(folder) for folder in folders] == before
-        return said
+        return error
 
     return run
 
@@ -127,8 +127,8 @@ ON_CHECKPOINTS = {
 )
 def test_mistake_is_named(refused, made, animals, tmp_path, command, message):
     places = {"tmp": tmp_path, "data": animals, "image": animals / "ant/00.png", **made}
-    said = refused(*(part.format(**places) for part in command))
-    assert message in said
+    error = refused(*(part.format(**places) for part in command))
+    assert message in error
 
 
 @pytest.mark.parametrize("command", [["evaluate", "{fp32}"], ["bench", "{fp32}", "--rounds", "1", "--warmup", "0"]])
@@ -216,8 +216,8 @@ def test_graph_that_contradicts_itself_is_named(gft_edge, copied):
 def test_damaged_calibration_image_is_named_and_nothing_is_written(refused, made, animals, write_damaged, tmp_path):
     data = Path(shutil.copytree(animals, tmp_path / "animals"))
     write_damaged(data / "cat/zz.png", "train")
-    said = refused("quantize", made["ckpt"], "--data", data, "--images", 25, "--out", tmp_path / "out")
-    assert "zz.png: cannot be decoded as an image" in said
+    error = refused("quantize", made["ckpt"], "--data", data, "--images", 25, "--out", tmp_path / "out")
+    assert "zz.png: cannot be decoded as an image" in error
 
 
 @pytest.mark.parametrize(
@@ -240,16 +240,16 @@ def test_recipe_that_cannot_be_used_is_named(refused, tmp_path, text, message):
 def test_recipe_of_several_mistakes_names_them_all(refused, tmp_path):
     recipe = {"model": {"preset": 3}, "data": {"nmae": "x"}, "train": {"steps": "many"}}
     (tmp_path / "recipe.json").write_text(json.dumps(recipe))
-    said = refused("train", "--config", tmp_path / "recipe.json", "--out", tmp_path / "out")
+    error = refused("train", "--config", tmp_path / "recipe.json", "--out", tmp_path / "out")
     for part in ("model.preset must be of type str", "unknown key data.nmae", "train.steps must be of type int"):
-        assert part in said
+        assert part in error
 
 
 def test_missing_recipe_and_nothing_to_resume_are_named(refused, tmp_path):
     assert "cannot be read" in refused("train", "--config", tmp_path / "no.toml", "--out", tmp_path / "out")
     (tmp_path / "recipe.toml").write_text("[data]\neval_images = 1\n[train]\nsteps = 1")
-    said = refused("train", "--config", tmp_path / "recipe.toml", "--out", tmp_path / "out", "--resume")
-    assert "state.pt does not exist; start without --resume" in said
+    error = refused("train", "--config", tmp_path / "recipe.toml", "--out", tmp_path / "out", "--resume")
+    assert "state.pt does not exist; start without --resume" in error
 
 
 @pytest.mark.parametrize(

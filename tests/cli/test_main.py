@@ -103,7 +103,7 @@ def test_help_is_as_wide_as_the_terminal(gft_edge, monkeypatch, columns, verb):
 
 
 @pytest.mark.parametrize(
-    ("command", "said"),
+    ("command", "message"),
     [
         (["tain"], "unknown verb 'tain'; did you mean 'train'?"),
         (["fly"], "unknown verb 'fly'; there are: doctor, demo"),
@@ -113,10 +113,10 @@ def test_help_is_as_wide_as_the_terminal(gft_edge, monkeypatch, columns, verb):
         (["bench", "x", "-o", "y"], "unknown option -o;"),
     ],
 )
-def test_the_nearest_name_is_offered(gft_edge, command, said):
+def test_the_nearest_name_is_offered(gft_edge, command, message):
     done = gft_edge(*command)
     assert (done.code, done.out) == (2, "")
-    assert said in done.err
+    assert message in done.err
     assert "required" not in done.err
 
 
@@ -238,7 +238,7 @@ def test_signals_clean_up_and_are_one_line(gft_edge, monkeypatch, tmp_path, numb
 
 
 @pytest.mark.parametrize(
-    ("error", "said"),
+    ("error", "message"),
     [
         (PermissionError(errno.EACCES, "Permission denied", "/data/model.onnx"), "/data/model.onnx: Permission denied"),
         (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
@@ -246,11 +246,11 @@ def test_signals_clean_up_and_are_one_line(gft_edge, monkeypatch, tmp_path, numb
         (MemoryError(), "out of memory"),
     ],
 )
-def test_what_the_system_refuses_is_one_line(gft_edge, monkeypatch, error, said):
+def test_what_the_system_refuses_is_one_line(gft_edge, monkeypatch, error, message):
     monkeypatch.setattr(doctor, "run", _failing(error))
     done = gft_edge("doctor")
     assert (done.code, done.err.count("\n")) == (2, 1)
-    assert done.err.startswith(f"gft-edge doctor: {said}")
+    assert done.err.startswith(f"gft-edge doctor: {message}")
 
 
 def test_escapes_and_huge_values_of_messages_are_tamed(gft_edge, monkeypatch):

@@ -16,7 +16,7 @@ from gft_edge.hardware.clocks import locked_clocks
 
 @pytest.fixture
 def calls(tmp_path, monkeypatch):
-    """A jetson_clocks on PATH that notes its calls, stores a file, and fails where the file ``fail`` says so."""
+    """A jetson_clocks on PATH that notes its calls, stores a file, and fails for the calls in the file ``fail``."""
     folder = tmp_path / "bin"
     folder.mkdir()
     log = tmp_path / "calls"

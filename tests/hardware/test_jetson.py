@@ -1,4 +1,4 @@
-"""Board trees are laid out as the kernel's and Jetson Linux's documentation says; their values are chosen."""
+"""Board trees follow the documentation of the kernel and of Jetson Linux; their values are chosen."""
 
 from __future__ import annotations
 

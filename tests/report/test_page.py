@@ -219,8 +219,8 @@ def test_verdicts_are_counted_on_top_in_their_own_colours(samples, laid, verdict
     counts[verdict] += 1
     line = html[html.index('id="verdicts"') :]
     line = " ".join(re.sub(r"<[^>]*>", " ", line[: line.index("</p>")]).split())
-    said = f"passed {counts['pass']} inconclusive {counts['inconclusive']} failed {counts['fail']}"
-    assert line.endswith(f"Verification: {said}")
+    counted = f"passed {counts['pass']} inconclusive {counts['inconclusive']} failed {counts['fail']}"
+    assert line.endswith(f"Verification: {counted}")
     word = {"pass": "passed", "inconclusive": "inconclusive", "fail": "failed"}[verdict]
     assert re.search(rf'<span class="{tone}">{word}[ ,<]', html)
     assert "logits differ by 0.3" not in html or verdict == "fail"

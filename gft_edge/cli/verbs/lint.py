@@ -11,8 +11,8 @@ EXAMPLE = "gft-edge lint runs/artifact --target orin-nano --tensorrt 10.3"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("graph", type=Path, metavar="MODEL.onnx|ARTIFACT", help="ONNX file or artefact folder")
-    parser.add_argument("--target", metavar="rtx|DEVICE", help="judge for this target (TensorRT 10.3 to 11, any GPU)")
-    parser.add_argument("--tensorrt", metavar="VERSION", help="judge for this TensorRT (the device's newest)")
+    parser.add_argument("--target", metavar="rtx|DEVICE", help="target to check for (TensorRT 10.3 to 11, any GPU)")
+    parser.add_argument("--tensorrt", metavar="VERSION", help="TensorRT to check for (the device's newest)")
     parser.add_argument("--parser", action="store_true", help="also run the parser of the installed TensorRT")
 
 

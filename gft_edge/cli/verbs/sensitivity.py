@@ -15,7 +15,7 @@ from gft_edge.cli.common import add_calibration_arguments, add_ranges_argument, 
 from gft_edge.data.splits import SPLITS
 
 if TYPE_CHECKING:
-    from gft_edge.calibration.sensitivity_study import SensitivityOptions, SensitivityResult
+    from gft_edge.calibration.sensitivity.study import SensitivityOptions, SensitivityResult
 
 EXAMPLE = "gft-edge sensitivity builtin --images 128 --min-sqnr 30 --out runs/sensitivity"
 
@@ -47,7 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.benchmarks.measuring.layer_times import layer_timer
-    from gft_edge.calibration.sensitivity_study import study_sensitivity
+    from gft_edge.calibration.sensitivity.study import study_sensitivity
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.common import calibration_callbacks, result_kept
     from gft_edge.cli.console import track
@@ -73,8 +73,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _options(args: argparse.Namespace) -> SensitivityOptions:
     """Returns what the arguments ask for."""
-    from gft_edge.calibration.mixed import AccuracyLimit
-    from gft_edge.calibration.sensitivity_study import SensitivityOptions
+    from gft_edge.calibration.sensitivity.mixed import AccuracyLimit
+    from gft_edge.calibration.sensitivity.study import SensitivityOptions
     from gft_edge.cli.common import calibration_options
     from gft_edge.quant.policy import DEFAULT_POLICY, read_policy
 
@@ -102,7 +102,7 @@ def _show(args: argparse.Namespace, found: SensitivityResult) -> None:
 
 def _text(args: argparse.Namespace, calibration_data: str | None, data: dict[str, Any]) -> str:
     """Returns the measurements for people."""
-    from gft_edge.calibration.sensitivity_study import POLICY
+    from gft_edge.calibration.sensitivity.study import POLICY
     from gft_edge.cli.console import table
     from gft_edge.report.figures.plots import chosen_layers
 

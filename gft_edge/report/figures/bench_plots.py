@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gft_edge.report.figures.svg import COLORS, INK, PALE, is_narrow, responsive, short
+from gft_edge.report.results.records import UNSTABLE, is_unstable
 
 MOST_DOTS = 400
 """Largest number of requests drawn per row; more of them only enlarge the page."""
@@ -31,7 +32,7 @@ def distributions(rows: Sequence[Mapping[str, Any]], colors: Sequence[str]) -> s
             for key, half in (("p50_ms", 0.34), ("p90_ms", 0.26), ("p99_ms", 0.18)):
                 if row.get(key) is not None:
                     axes.plot([row[key]] * 2, [place - half, place + half], color=INK, lw=1.6)
-            text = f"{row['p50_ms']:.2f} ms" + (" unstable" if row.get("verdict") == "unstable" else "")
+            text = f"{row['p50_ms']:.2f} ms" + (f" {UNSTABLE}" if is_unstable(row) else "")
             axes.annotate(text, (row["p50_ms"], place - 0.36), ha="center", va="bottom", fontsize=9)
         axes.set_yticks(range(len(rows)), [_label(row) for row in rows], fontsize=8)
         axes.set(xlabel="ms per request (lines: p50, p90, p99)", ylim=(len(rows) - 0.5, -0.75), xlim=(0, limit))
@@ -65,7 +66,7 @@ def speedups(rows: Sequence[Mapping[str, Any]]) -> str:
             middle, (low, high) = row["speedup"], row["speedup_interval"]
             errors = [[max(middle - low, 0)], [max(high - middle, 0)]]
             axes.errorbar(middle, place, xerr=errors, fmt="o", color=COLORS[1], capsize=4, ms=7)
-            text = f"{middle:.2f}x" + (" unstable" if row.get("is_unstable_ratio") else "")
+            text = f"{middle:.2f}x" + (f" {UNSTABLE}" if row.get("is_unstable_ratio") else "")
             axes.annotate(text, (middle, place), (0, 8), textcoords="offset points", ha="center")
         axes.axvline(1, color=COLORS[0], lw=1)
         axes.set_yticks(range(len(rows)), [_label(row, f", over {row['baseline']}") for row in rows], fontsize=8)

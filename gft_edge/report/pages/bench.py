@@ -14,11 +14,11 @@ from gft_edge.files import replacing
 from gft_edge.report.figures import bench_plots
 from gft_edge.report.figures.svg import COLORS, color_of
 from gft_edge.report.pages.html import environment
-from gft_edge.report.pages.tables import Cell, Table, bench_table, is_ratio_unstable, is_unstable, number, table
+from gft_edge.report.pages.tables import Cell, Table, bench_table, is_ratio_unstable, number, table
 from gft_edge.report.pages.view import Figure, Section
 from gft_edge.report.results import forms
 from gft_edge.report.results.checks import checked, cleaned
-from gft_edge.report.results.records import clean_bench, has_energy, refused_energy, usable_bench
+from gft_edge.report.results.records import clean_bench, has_energy, is_unstable, refused_energy, usable_bench
 from gft_edge.seals import write_sealed
 
 PAGE = "bench.html"

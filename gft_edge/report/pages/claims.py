@@ -9,9 +9,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from gft_edge.benchmarks.measuring.bench_files import machine_label
-from gft_edge.report.pages.tables import TONES, VERDICTS, Cell, is_ratio_unstable, is_unstable, percent, table
+from gft_edge.report.pages.tables import TONES, VERDICTS, Cell, is_ratio_unstable, percent, table
 from gft_edge.report.pages.view import Section, View, name_of_folder, verdict_of
-from gft_edge.report.results.records import has_energy, refused_energy
+from gft_edge.report.results.records import has_energy, is_unstable, refused_energy
 
 MOST_CARDS = 3
 FROM_A_LOG = ("trtexec",)

@@ -16,7 +16,7 @@ from gft_edge.manifest import MODEL
 from gft_edge.model.macs import count_macs
 from gft_edge.report.figures.plots import Point
 from gft_edge.report.figures.svg import COLORS, color_of
-from gft_edge.report.pages.tables import is_unstable
+from gft_edge.report.results.records import is_unstable
 from gft_edge.report.results.run_files import RunFiles
 
 ORDER = ("fp32-full", "fp32-pruned", "int8-pruned", "int8-maps")

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gft_edge.benchmarks.measuring.tables import columns
+from gft_edge.report.results.records import UNSTABLE, is_unstable
 
-UNSTABLE = "unstable"
 VERDICTS = {"pass": "passed", "fail": "failed", "inconclusive": "inconclusive"}
 TONES = {"pass": "good", "fail": "bad", "inconclusive": "warn"}
 """Class of the style sheet for each verdict."""
@@ -50,11 +50,6 @@ def table(heads: Sequence[Head | str], rows: Sequence[Sequence[Cell | str]]) -> 
     kept = [place for place in range(len(heads)) if any(row[place].text for row in cells)]
     typed = [head if isinstance(head, Head) else Head(head) for head in heads]
     return Table(tuple(typed[place] for place in kept), tuple(tuple(row[place] for place in kept) for row in cells))
-
-
-def is_unstable(row: Mapping[str, Any]) -> bool:
-    """Returns whether the rounds of a bench result vary by more than the protocol allows."""
-    return row.get("verdict") == UNSTABLE
 
 
 def is_ratio_unstable(row: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> bool:

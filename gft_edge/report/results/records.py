@@ -20,6 +20,8 @@ OTHER_KINDS: tuple[frozenset[str], ...] = (
     frozenset({"verdict", "sentence", "figures"}),  # the record of quantization-aware training
 )
 """Keys of files that gft-edge writes but no page shows."""
+UNSTABLE = "unstable"
+"""Verdict of a bench result whose rounds vary too much; also the word of pages for it."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,11 @@ def clean_bench(data: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         "results": rows,
         "machine": checked(machine, forms.BENCH_MACHINE, f"{prefix}machine") if machine else {},
     }
+
+
+def is_unstable(row: Mapping[str, Any]) -> bool:
+    """Returns whether the rounds of a bench result vary by more than the protocol allows."""
+    return row.get("verdict") == UNSTABLE
 
 
 def has_energy(row: Mapping[str, Any]) -> bool:

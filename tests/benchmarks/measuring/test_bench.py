@@ -91,7 +91,7 @@ def test_two_artefacts_of_one_name_are_refused(artifacts):
 
 def test_unknown_backend_is_refused(artifacts):
     with pytest.raises(ConfigError, match="unknown backend 'tpu'"):
-        bench(options(artifacts, backends=("tpu",)))
+        options(artifacts, backends=("tpu",))
 
 
 def test_changed_graph_is_refused(artifacts, copied):
@@ -156,3 +156,20 @@ def test_a_figure_below_its_bound_is_called_implausible(artifacts):
     assert "bound" in found["implausible"]
     assert found["roofline"]["kind"] == "bound"
     assert bound_of(artifacts[0], device("orin-nano-8gb"), 1, 1.0)["implausible"] is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "fact"),
+    [
+        ({"skip": ("lunch",)}, "'lunch'"),
+        ({"power": "coal"}, "'coal'"),
+        ({"backends": ("onnxruntime", "tpu")}, "'tpu'"),
+        ({"batches": (1, 99)}, "99"),
+        ({"threads": (1, -2)}, "threads"),
+    ],
+)
+def test_options_are_checked_before_anything_runs(artifacts, changes, fact):
+    with pytest.raises(ConfigError, match=fact):
+        options(artifacts, **changes)
+    with pytest.raises(ConfigError, match="no artefact"):
+        options(())

@@ -1,4 +1,4 @@
-"""What follows from constants and static sizes is no computation; what depends on data is still found."""
+"""Constants and static sizes are folded; values that depend on data are still found."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Operators, domains, forms and types held against what the importers read."""
+"""Operators, domains, forms and types that importers do not read."""
 
 from __future__ import annotations
 
@@ -193,7 +193,7 @@ def single(operator: str) -> onnx.ModelProto | None:
 
 
 class TestParser:
-    """The table for TensorRT-RTX held against the parser itself, which needs no GPU."""
+    """The table for TensorRT-RTX compared with the parser itself, which needs no GPU."""
 
     @pytest.fixture(scope="class")
     def trt(self):

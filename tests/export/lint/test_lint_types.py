@@ -1,4 +1,4 @@
-"""FP32 on a GPU: lint and plan say the same; what a plan assumed."""
+"""FP32 on a GPU: lint and plan agree; assumptions of a plan."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ def test_lint_and_plan_agree(name, target, version):
             make_plan(summarize(model), target, BuildOptions(tensorrt=version))
         return
     report = lint(model, where)
-    said = [finding.message for finding in report.findings if finding.rule == "GE029"]
+    messages = [finding.message for finding in report.findings if finding.rule == "GE029"]
     try:
         plan = make_plan(summarize(model), target, BuildOptions(tensorrt=version))
     except ConfigError:
         return
-    assert [note for note in plan.notes if "graph is FP32" in note] == said
+    assert [note for note in plan.notes if "graph is FP32" in note] == messages
     assert {finding.rule for finding in report.errors} <= {
         "GE015"
     }  # the artefact's dialect, refused by require_dialect
-    assert [f.message for f in lint(model, plan.platform).findings if f.rule == "GE029"] == said
+    assert [f.message for f in lint(model, plan.platform).findings if f.rule == "GE029"] == messages
 
 
 @pytest.mark.parametrize(

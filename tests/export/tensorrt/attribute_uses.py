@@ -34,7 +34,7 @@ class Use:
 
 @dataclass
 class Scope:
-    """What is known at a place in the code: classes of variables, loop variables over fields of the plan, guards."""
+    """The facts at a place in the code: classes of variables, loop variables over fields of the plan, guards."""
 
     types: dict[str, str]
     loops: dict[str, str] = field(default_factory=dict)
@@ -109,7 +109,7 @@ class Uses:
             self.plain(node, scope)
 
     def plain(self, node: ast.stmt, scope: Scope) -> None:
-        """Any other statement; assignments tell the class of a variable."""
+        """Any other statement; assignments give the class of a variable."""
         for child in ast.iter_child_nodes(node):
             self.expression(child, scope)
         if isinstance(node, ast.Assign) and len(node.targets) == 1 and name_of(node.targets[0]):

@@ -236,7 +236,7 @@ def test_rtx_compiles_what_the_table_says_and_we_refuse_the_rest_before_it_does(
         ConfigError, match=rf"this is {capability}|no FP32 matrix products below compute capability 8\.0"
     ):
         make_plan(summarize(model), "rtx", options)
-    # without our check the compiler refuses too, and says why
+    # without our check the compiler refuses too, with a reason
     monkeypatch.setattr("gft_edge.export.tensorrt.options.dtype_refusal", lambda *_: None)
     plan = make_plan(summarize(model), "rtx", options)
     with pytest.raises(ArtifactError, match="refused the graph: .*(HW-specific datatypes|FP32 GEMM is not supported)"):
@@ -280,7 +280,7 @@ def test_refusal_of_the_compiler_names_the_node(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("messages", "said"),
+    ("messages", "line"),
     [
         ([], "TensorRT gave no message"),
         (
@@ -302,8 +302,8 @@ def test_refusal_of_the_compiler_names_the_node(tmp_path, monkeypatch):
         ),
     ],
 )
-def test_messages_become_one_line_with_the_node_first(messages, said):
-    assert explain(messages) == said
+def test_messages_become_one_line_with_the_node_first(messages, line):
+    assert explain(messages) == line
 
 
 def test_none_of_the_compiler_is_never_taken_for_an_engine(copied, monkeypatch):

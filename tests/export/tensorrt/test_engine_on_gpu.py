@@ -1,4 +1,4 @@
-"""On a machine with an NVIDIA GPU: an engine gives what the golden outputs say. Run by `make gpu-check`."""
+"""On a machine with an NVIDIA GPU: an engine gives the golden outputs. Run by `make gpu-check`."""
 
 import importlib.util
 

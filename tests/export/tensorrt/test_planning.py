@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from gft_edge.benchmarks.trtexec.runs import timing_arguments
+from gft_edge.benchmarks.trtexec.program import timing_arguments
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.graph.summary import GraphInput, GraphSummary, summarize
 from gft_edge.export.tensorrt.build_plan import BuildPlan
@@ -129,7 +129,7 @@ REFUSED = {
     "DLA on Thor": (graph("fp16"), {"target": "thor", "dla": 0}, "Jetson Thor T5000 has no DLA"),
     "DLA on a card": (graph("fp16"), {"target": "h100", "dla": 0}, "H100 SXM has no DLA"),
     "DLA on 10.16": (graph("fp16"), {"target": "agx-orin", "version": "10.16", "dla": 0}, "10.7 is the last 10.x"),
-    "DLA on RTX": (graph("fp16"), {"target": "rtx", "dla": 0}, "does not know the DLA"),
+    "DLA on RTX": (graph("fp16"), {"target": "rtx", "dla": 0}, "does not support the DLA"),
     "DLA core 2": (graph("fp16"), {"target": "agx-orin", "dla": 2, "batch": (1, 1, 1)}, "has cores 0 to 1"),
     "DLA core -1": (graph("fp16"), {"target": "agx-orin", "dla": -1, "batch": (1, 1, 1)}, "has cores 0 to 1"),
     "DLA in FP32": (graph(), {"target": "agx-orin", "dla": 0, "batch": (1, 1, 1)}, "computes FP16 and INT8"),

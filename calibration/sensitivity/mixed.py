@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.calibration.sensitivity import Effect, Sensitivity
+from gft_edge.calibration.sensitivity.effects import Effect, Sensitivity
 from gft_edge.errors import ConfigError
 from gft_edge.quant.policy import QuantPolicy, QuantRule
 

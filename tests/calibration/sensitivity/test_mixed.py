@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.calibration.mixed import (
+from gft_edge.calibration.sensitivity.effects import Effect, LayerEffect, Sensitivity
+from gft_edge.calibration.sensitivity.mixed import (
     ATTEMPTS,
     AccuracyLimit,
     LossModel,
@@ -18,7 +19,6 @@ from gft_edge.calibration.mixed import (
     mixed_policy,
     search_mixed,
 )
-from gft_edge.calibration.sensitivity import Effect, LayerEffect, Sensitivity
 from gft_edge.errors import ConfigError
 from gft_edge.quant.policy import QuantPolicy, read_policy
 from gft_edge.stats.paired import paired_top1

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from gft_edge.calibration.replay import Recording, Replay
+from gft_edge.calibration.sensitivity.replay import Recording, Replay
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.model.named_outputs import named_outputs
 from gft_edge.progress import Track, silent

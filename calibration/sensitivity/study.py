@@ -21,10 +21,10 @@ from gft_edge.calibration.calibrate import (
     write_calibration,
 )
 from gft_edge.calibration.images import CalibrationSet, hash_images
-from gft_edge.calibration.mixed import AccuracyLimit, MixedPrecision, mixed_policy, search_mixed
 from gft_edge.calibration.options import SILENT, CalibrationOptions, Callbacks, ResultNotWrittenError
 from gft_edge.calibration.ranges import Ranges, read_ranges
-from gft_edge.calibration.sensitivity import Effect, MixedModel, Sensitivity, measure_sensitivity, run_mixed
+from gft_edge.calibration.sensitivity.effects import Effect, MixedModel, Sensitivity, measure_sensitivity, run_mixed
+from gft_edge.calibration.sensitivity.mixed import AccuracyLimit, MixedPrecision, mixed_policy, search_mixed
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.data.batches import batch_count, evaluation_batches
 from gft_edge.data.for_model import Request, labelled_images, once

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from gft_edge.calibration import sensitivity
 from gft_edge.calibration.ptq import quantize_int8, quantize_with
-from gft_edge.calibration.replay import Replay
-from gft_edge.calibration.sensitivity import MixedModel, measure_sensitivity, run_mixed
+from gft_edge.calibration.sensitivity import effects
+from gft_edge.calibration.sensitivity.effects import MixedModel, measure_sensitivity, run_mixed
+from gft_edge.calibration.sensitivity.replay import Replay
 from gft_edge.config.model import preset
 from gft_edge.errors import CheckFailed, ConfigError, DataError
 from gft_edge.model.baselines import TimmClassifier
@@ -204,7 +204,7 @@ def require_the_same_as_whole_runs(model, policy):
     ranges = quantize_int8(model, [images], policy).summary["ranges"]
     mixed = MixedModel(model, ranges, names)
     replay = Replay(mixed.model)
-    for (what, name), outputs in sensitivity._configurations(mixed, replay, images):
+    for (what, name), outputs in effects._configurations(mixed, replay, images):
         int8 = {"none": [], "all": names, "only": [name], "all but": [other for other in names if other != name]}[what]
         plain = MixedModel(model, ranges, names)
         plain.set(int8)
