@@ -36,6 +36,7 @@ from gft_edge.preprocess import PreprocessSpec
 from gft_edge.quant.attention import MEASURED_PARTS, attention_names
 from gft_edge.quant.modules import quantized_names
 from gft_edge.quant.policy import DEFAULT_POLICY
+from gft_edge.runtime.artifact_graph import load_artifact_graph
 from gft_edge.seals import write_sealed
 
 BATCH = 16
@@ -184,14 +185,14 @@ def calibrate_artifact(
         ConfigError, ArtifactError, DataError: the graph is quantized, or options, images or state cannot be used.
         ResultNotWrittenError: the folder cannot be written; the error holds the result.
     """
-    from gft_edge.calibration.graph import graph_features, linear_tensors, load_graph, observe_graph  # needs onnx
+    from gft_edge.calibration.graph import graph_features, linear_tensors, observe_graph  # needs onnx
 
     manifest = artifact.manifest
     data = known_data(options.data, manifest.data, f"artefact {artifact.path}")
     options = dataclasses.replace(options, data=data)
     folder = out or artifact.path / FOLDER
     (require_writable_folder if out is None else require_free)(folder)
-    graph, spec, size = load_graph(artifact), manifest.preprocess, manifest.model.image_size
+    graph, spec, size = load_artifact_graph(artifact), manifest.preprocess, manifest.model.image_size
     collector = Collector(linear_tensors(graph), options.method, options.percentile)
     source = Source(manifest.files[MODEL].sha256, spec, manifest.labels, lambda: graph_features(graph, spec))
     card, images = source.choose(options, callbacks)

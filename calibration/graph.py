@@ -14,7 +14,6 @@ from gft_edge.calibration.observe import Collector, require_images
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import ImageSet
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.manifest import MODEL, Artifact
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.runtime.sessions import Session, onnxruntime_session
 
@@ -51,11 +50,6 @@ def linear_tensors(model: onnx.ModelProto) -> list[str]:
     if not names:
         raise ConfigError("calibration: this graph has no linear layer")
     return list(names)
-
-
-def load_graph(artifact: Artifact) -> onnx.ModelProto:
-    """Reads an artefact's graph after checking its hash."""
-    return onnx.load(str(artifact.file(MODEL)))
 
 
 def _session(model: onnx.ModelProto, outputs: list[str]) -> Session:

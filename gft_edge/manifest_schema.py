@@ -255,7 +255,7 @@ def batch_problems(batch: Batch) -> list[str]:
     """Returns the problems of a range of batch sizes."""
     whole = len(batch) == 3 and all(isinstance(size, int) and not isinstance(size, bool) for size in batch)
     if not whole or not 1 <= batch[0] <= batch[1] <= batch[2]:
-        return [f"batch must be smallest <= usual <= largest, each at least 1, found {tuple(batch)!r}"]
+        return [f"batch {':'.join(map(str, batch))}: expected 1 <= smallest <= usual <= largest"]
     return []
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 from gft_edge.calibration.sensitivity.replay import Recording, Replay
 from gft_edge.errors import ConfigError, DataError
+from gft_edge.model.named_outputs import named_outputs
 from gft_edge.progress import Track, silent
 from gft_edge.quant.levels import SMALLEST_RANGE
 from gft_edge.quant.modules import insert_quantizers
@@ -134,12 +135,7 @@ class MixedModel:
     @torch.no_grad()
     def outputs(self, images: npt.NDArray[np.float32]) -> Arrays:
         """Returns logits (B, classes), ``importance_i`` (B, N_i) and ``kept_i`` (B, k_i) at the model's own token budget."""
-        out = self.model(torch.from_numpy(images), maps=True)
-        arrays: Arrays = {"logits": out.logits.numpy()}
-        for stage, maps in enumerate(out.stages):
-            arrays[f"importance_{stage}"] = maps.importance.numpy()
-            arrays[f"kept_{stage}"] = maps.kept.numpy()
-        return arrays
+        return named_outputs(self.model(torch.from_numpy(images), maps=True))
 
 
 class Evaluator:

@@ -1,14 +1,10 @@
-"""From a checkpoint to an ONNX artefact: one graph, static token budget, only the batch dynamic."""
+"""Writes a checkpoint as an artefact: ONNX graphs with static token budgets, golden inputs and outputs, manifest."""
 
 from __future__ import annotations
 
-import contextlib
-import gc
 import logging
 import platform
-import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +14,21 @@ import onnx
 import onnxscript
 import onnxslim
 import torch
-from torch import Tensor, nn
-from torch.export import Dim
+from torch import nn
 
 from gft_edge import __version__
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import Checkpoint
-from gft_edge.constants import OPSET
+from gft_edge.data.for_model import Note
 from gft_edge.data.trained import TRAINED, write_trained
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.export.graph.dtypes import torch_dtype
-from gft_edge.export.onnx.dialects import TRACED_OPSET, TRT8_OPSET, require_trt8, to_trt8
+from gft_edge.export.onnx.dialects import require_trt8
+from gft_edge.export.onnx.golden_images import GoldenImages, choose_golden_images
 from gft_edge.export.onnx.interface import graph_input, graph_outputs
-from gft_edge.export.onnx.plain_modules import exportable
-from gft_edge.export.onnx.rewrite import rewrite
-from gft_edge.export.onnx.weights import lift_weights, put_back, share_weights
-from gft_edge.files import new_folder, replacing
+from gft_edge.export.onnx.reference import golden_arrays
+from gft_edge.export.onnx.tracing import DEFAULT_OPTIONS, GraphOptions, export_graph
+from gft_edge.export.onnx.weights import share_weights
+from gft_edge.files import new_folder, replacing, require_free
 from gft_edge.manifest import (
     GOLDEN,
     MANIFEST,
@@ -41,194 +36,19 @@ from gft_edge.manifest import (
     QUANTIZED,
     WEIGHTS,
     Artifact,
-    Batch,
     DeploymentManifest,
-    Dialect,
     FileInfo,
-    HighPrecision,
-    InputKind,
-    MapsMode,
     Member,
     Precision,
     TensorInfo,
-    batch_problems,
     load_artifact,
 )
-from gft_edge.model.gft import GFTOutput, StageMaps, check_budget
-from gft_edge.preprocess import PreprocessSpec
-from gft_edge.quant.modules import without_quantizers
-from gft_edge.runtime.finite import require_finite
+from gft_edge.model.gft import check_budget
 from gft_edge.seals import write_sealed
-
-BF16_OPSET = 22
-"""The first whose convolutions take bfloat16."""
-MAX_BATCH = 1024
-"""Upper end of the batch axis that the exported graph is checked for; engines set their own."""
-
-
-@dataclass(frozen=True)
-class GraphOptions:
-    """What a graph looks like.
-
-    Args:
-        maps: ``"none"``; ``"compact"``: importance and positions of the kept patches per stage; ``"dense"``: importance of
-            all stages on the patch grid. With none the graph holds no trace of them.
-        rest: precision of everything that is not quantized, but for the importance path.
-        input: ``"float"``: normalised (batch, 3, H, W) float32; ``"uint8"``: RGB pixels (batch, H, W, 3), normalised inside.
-        batch: smallest, usual, largest; the batch axis is static where all are the same.
-        dialect: ``"trt8"``: the form that TensorRT 8.6 reads.
-
-    Raises:
-        ConfigError: sizes that do not rise, a rest that the dialect does not have.
-    """
-
-    maps: MapsMode = "none"
-    rest: HighPrecision = "fp32"
-    input: InputKind = "float"
-    batch: Batch = (1, 1, 8)
-    dialect: Dialect = "trt10"
-
-    def __post_init__(self) -> None:
-        if problems := batch_problems(self.batch):
-            raise ConfigError(f"export: {problems[0]}")
-        if self.dialect == "trt8":
-            require_trt8(self.rest)
-
-    @classmethod
-    def of(cls, manifest: DeploymentManifest) -> GraphOptions:
-        """Those an artefact was exported with."""
-        kind: InputKind = "uint8" if manifest.inputs[0].dtype == "uint8" else "float"
-        return cls(manifest.maps, manifest.rest, kind, manifest.batch, manifest.dialect)
-
-    @property
-    def opset(self) -> int:
-        """ONNX operator set of the graph."""
-        if self.dialect == "trt8":
-            return TRT8_OPSET
-        return BF16_OPSET if self.rest == "bf16" else OPSET
-
-
-class _Graph(nn.Module):
-    """The function that is traced: image to logits and, with maps, importance and kept positions of each stage."""
-
-    scale: Tensor
-    shift: Tensor
-
-    def __init__(self, model: nn.Module, budget: TokenBudget, options: GraphOptions, spec: PreprocessSpec) -> None:
-        super().__init__()
-        self.dtype = torch_dtype(options.rest)
-        self.model, self.budget, self.options = exportable(model, self.dtype), budget, options
-        self.channels = [2, 1, 0] if spec.color_order == "bgr" else [0, 1, 2]
-        scale, shift = spec.scale_and_shift()
-        self.register_buffer("scale", torch.from_numpy(scale))
-        self.register_buffer("shift", torch.from_numpy(shift))
-
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The graph's input to its outputs."""
-        if self.options.input == "uint8":
-            # Cast first: TensorRT knows 8-bit pixels at the graph's input alone.
-            image = (image.float()[..., self.channels] * self.scale + self.shift).permute(0, 3, 1, 2)
-        image = image.to(self.dtype)
-        maps = self.options.maps
-        if maps == "none":
-            return (self.model(image, self.budget).float(),)
-        out = self.model(image, self.budget, maps=True)
-        if maps == "dense":
-            return out.logits.float(), self._dense(out.stages)
-        stages = [t for stage in out.stages for t in (stage.importance, stage.kept.to(torch.int32))]
-        return (out.logits.float(), *stages)
-
-    def _dense(self, stages: list[StageMaps]) -> Tensor:
-        """Importance on the grid, zero where dropped before, (B, stages, rows, cols).
-
-        Every patch of the grid sums the importances of the tokens that stand for it: one product with a mask, where a scatter
-        would be slow or unsupported in TensorRT.
-        """
-        config: Any = self.model.config
-        grid = [stages[0].importance]
-        everything = torch.arange(config.num_patches)
-        for stage, before in zip(stages[1:], stages):
-            stands_for = (before.kept.unsqueeze(2) == everything).to(stage.importance.dtype)
-            grid.append((stage.importance.unsqueeze(1) @ stands_for).squeeze(1))
-        return torch.stack(grid, dim=1).unflatten(2, config.grid)
-
-
-def export_graph(
-    model: nn.Module, spec: PreprocessSpec, budget: TokenBudget, options: GraphOptions = GraphOptions()
-) -> onnx.ModelProto:
-    """Traces a model at one token budget.
-
-    Args:
-        model: of any variant, quantized or not.
-        spec: its preprocessing, for graphs that take pixels.
-        budget: compiled into the graph as constants.
-        options: inputs, outputs, precision.
-
-    Returns:
-        the graph; the same model and arguments give the same bytes.
-    """
-    config: Any = model.config
-    static = options.batch[0] if options.batch[0] == options.batch[2] else None
-    names = [output.name for output in graph_outputs(budget, config, options.maps)]
-    side = config.image_size
-    # A dynamic axis is traced with two images: one would be taken for a constant.
-    shape = (static or 2, side, side, 3) if options.input == "uint8" else (static or 2, 3, side, side)
-    example = torch.zeros(shape, dtype=torch.uint8 if options.input == "uint8" else torch.float32)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            _Graph(model, budget, options, spec),
-            (example,),
-            dynamo=True,
-            opset_version=TRACED_OPSET if options.dialect == "trt8" else options.opset,
-            input_names=["image"],
-            output_names=names,
-            dynamic_shapes=None if static else {"image": {0: Dim("batch", min=1, max=MAX_BATCH)}},
-            verbose=False,
-        )
-    if program is None:
-        raise RuntimeError("torch.onnx.export returned nothing")
-    weights = lift_weights(program.model)
-    graph = program.model_proto
-    del program
-    gc.collect()  # exporter and onnxslim leave cycles of whole models
-    graph = rewrite(onnxslim.slim(graph))
-    gc.collect()
-    put_back(graph.graph, weights)
-    return _canonical(to_trt8(graph) if options.dialect == "trt8" else graph)
-
-
-def _canonical(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Removes what depends on the machine (source paths, versions in metadata) and checks the graph."""
-    model.producer_name, model.producer_version = "gft_edge", __version__
-    model.doc_string = ""
-    model.graph.name, model.graph.doc_string = "gft", ""
-    del model.metadata_props[:]
-    for element in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
-        element.doc_string = ""
-        del element.metadata_props[:]
-    for initializer in model.graph.initializer:
-        initializer.doc_string = ""
-        del initializer.metadata_props[:]
-    onnx.checker.check_model(model, full_check=True)
-    return model
-
-
-@torch.no_grad()
-def reference_outputs(
-    model: nn.Module, images: npt.NDArray[np.float32], budget: TokenBudget
-) -> dict[str, npt.NDArray[Any]]:
-    """What PyTorch computes: logits, importance_i and kept_i under the names and types of the graph."""
-    out: GFTOutput = model(torch.from_numpy(images), budget, maps=True)
-    arrays: dict[str, npt.NDArray[Any]] = {"logits": out.logits.numpy()}
-    for stage, maps in enumerate(out.stages):
-        arrays[f"importance_{stage}"] = maps.importance.numpy()
-        arrays[f"kept_{stage}"] = maps.kept.numpy().astype(np.int32)
-    return arrays
 
 
 def tool_versions() -> dict[str, str]:
-    """Versions of everything that shapes the graph."""
+    """Returns the versions of all tools that affect the graph."""
     return {
         "gft_edge": __version__,
         "python": platform.python_version(),
@@ -240,72 +60,73 @@ def tool_versions() -> dict[str, str]:
     }
 
 
+def export_with_data(
+    checkpoint: Checkpoint,
+    out: Path,
+    data: str | None = None,
+    budgets: Sequence[TokenBudget] = (),
+    options: GraphOptions = DEFAULT_OPTIONS,
+    note: Note | None = None,
+) -> Artifact:
+    """Chooses golden images and writes an artefact folder.
+
+    Args:
+        checkpoint, out, budgets, options: as for :func:`export_artifact`.
+        data: where the golden images come from, see :func:`~gft_edge.export.onnx.golden_images.choose_golden_images`.
+        note: receives which images are used and when tracing begins.
+
+    Raises:
+        ConfigError, DataError, ArtifactError: as these two functions; what can be checked is checked before images are read.
+    """
+    require_free(out)
+    budgets = tuple(budgets) or (checkpoint.info.model.budget,)
+    _require_exportable(checkpoint, budgets, options)
+    golden = choose_golden_images(checkpoint.info, data, checkpoint.path, note)
+    if note is not None:
+        note(f"export: tracing at budget {', '.join(budget.id for budget in budgets)}")
+    return export_artifact(checkpoint, out, golden, budgets, options)
+
+
 def export_artifact(
     checkpoint: Checkpoint,
     out: Path,
-    golden_images: npt.NDArray[np.float32],
-    budget: TokenBudget | None = None,
-    maps: MapsMode = "none",
-    further: Sequence[TokenBudget] = (),
-    golden_source: str = "",
-    **options: Any,
+    golden: GoldenImages | npt.NDArray[np.float32],
+    budgets: Sequence[TokenBudget] = (),
+    options: GraphOptions = DEFAULT_OPTIONS,
 ) -> Artifact:
-    """Writes an artefact folder: model.onnx, golden.npz, manifest.json; train_images.npz where these are known.
+    """Writes an artefact folder: model.onnx, golden.npz, manifest.json; train_images.npz if these images are known.
 
     Args:
         checkpoint: quantized or not.
         out: new or empty folder.
-        golden_images: preprocessed, (B, 3, H, W); stored with the outputs of the FP32 PyTorch model and, for a
-            quantized checkpoint, the logits of the quantized one.
-        budget: the configuration's own by default.
-        maps: which importance outputs the graph has.
-        further: more budgets: a family, whose graphs share one file of weights.
-        golden_source: what the golden images are, for the manifest.
-        options: the other fields of :class:`GraphOptions`.
+        golden: preprocessed images, (B, 3, H, W), with or without their source; stored with the outputs of the FP32 PyTorch
+            model and, for a quantized checkpoint, the logits of the quantized one.
+        budgets: the configuration's own by default; several make a family, whose graphs share one file of weights.
+        options: inputs, outputs and precision of the graphs.
 
     Raises:
-        ConfigError: ``out`` is not empty, or budget or options do not fit the model.
+        ConfigError: ``out`` is not empty, or a budget or an option does not fit the model.
         ArtifactError: the graph's outputs are not those of the manifest.
     """
     info = checkpoint.info
-    config = info.model
-    budget = budget or config.budget
-    check_budget(budget, config)
-    form = GraphOptions(maps, **options)
-    if maps != "none" and config.is_baseline:
-        raise ConfigError(
-            f"export: a model of variant {config.variant!r} has no stages, hence no maps; leave out --maps"
-        )
-    if (
-        form.rest == "bf16"
-        and config.is_baseline
-        and any(isinstance(m, nn.BatchNorm2d) for m in checkpoint.model.modules())
-    ):
-        raise ConfigError(f"export: {config.backbone} has batch norms, which cannot be folded in bf16; take fp16")
+    if not isinstance(golden, GoldenImages):
+        golden = GoldenImages(golden)
+    budgets = list(dict.fromkeys(budgets or (info.model.budget,)))
+    precision = _require_exportable(checkpoint, budgets, options)
     logging.getLogger("onnxslim").setLevel(logging.ERROR)
-    precision: Precision = form.rest
-    if info.quantization is not None:
-        precision = info.quantization["precision"]
-        if precision not in QUANTIZED:
-            raise ConfigError(
-                f"export: checkpoint {checkpoint.path} has layers of several 8-bit precisions ({precision}); quantize to one"
-            )
-    if form.dialect == "trt8":
-        require_trt8(form.rest, precision)
-    batch = form.batch[0] if form.batch[0] == form.batch[2] else "batch"
-    inputs = (graph_input(config, form.input, batch),)
-    budgets = list(dict.fromkeys((budget, *further)))
-    members = {}
+    batch = options.static_batch or "batch"
+    inputs = (graph_input(info.model, options.input, batch),)
+    members = [
+        Member(budget, graph_outputs(budget, info.model, options.maps, batch), *_file_names(budget, first=number == 0))
+        for number, budget in enumerate(budgets)
+    ]
     with new_folder(out) as folder:
         graphs = {}
-        for number, each in enumerate(budgets):
-            model, golden = (name if number == 0 else _member_name(name, each) for name in (MODEL, GOLDEN))
-            outputs = graph_outputs(each, config, maps, batch)
-            members[each.id] = Member(each, outputs, model, golden)
-            graphs[model] = export_graph(checkpoint.model, info.preprocess, each, form)
-            _check_interface(graphs[model], inputs, outputs)
-            save_npz(folder / golden, golden_arrays(checkpoint, golden_images, each))
-        names = [name for member in members.values() for name in (member.model, member.golden)]
+        for member in members:
+            graphs[member.model] = export_graph(checkpoint.model, info.preprocess, member.budget, options)
+            _check_interface(graphs[member.model], inputs, member.outputs)
+            save_npz(folder / member.golden, golden_arrays(checkpoint, golden.images, member.budget))
+        names = [name for member in members for name in (member.model, member.golden)]
         if len(graphs) > 1:
             share_weights(graphs, folder / WEIGHTS)
             names.append(WEIGHTS)
@@ -314,69 +135,67 @@ def export_artifact(
         write_trained(folder, None, checkpoint.path)
         if (folder / TRAINED).is_file():
             names.append(TRAINED)
-        first = members.pop(budget.id)
         manifest = DeploymentManifest(
-            model=config,
+            model=info.model,
             labels=info.labels,
             preprocess=info.preprocess,
-            budget=budget,
+            budget=members[0].budget,
             precision=precision,
-            rest=form.rest,
-            maps=maps,
-            batch=form.batch,
-            opset=form.opset,
-            dialect=form.dialect,
+            rest=options.rest,
+            maps=options.maps,
+            batch=options.batch,
+            opset=options.opset,
+            dialect=options.dialect,
             inputs=inputs,
-            outputs=first.outputs,
+            outputs=members[0].outputs,
             checkpoint_sha256=checkpoint.sha256,
             quantization=info.quantization,
             tools=tool_versions(),
             data=info.data,
-            golden_images=golden_source,
+            golden_images=golden.source,
             files={name: FileInfo.of(folder / name) for name in names},
-            family=members,
+            family={member.budget.id: member for member in members[1:]},
         )
         write_sealed(folder / MANIFEST, manifest.to_json())
     return load_artifact(out)
 
 
-def golden_arrays(
-    checkpoint: Checkpoint, images: npt.NDArray[np.float32], budget: TokenBudget
-) -> dict[str, npt.NDArray[Any]]:
-    """Images with the outputs of the FP32 model and, for a quantized checkpoint, the logits of the quantized one.
-
-    The same bytes on every number of threads.
+def _require_exportable(checkpoint: Checkpoint, budgets: Sequence[TokenBudget], options: GraphOptions) -> Precision:
+    """Returns the precision of the linear layers after checking that budgets and options fit the checkpoint.
 
     Raises:
-        CheckFailed: logits that are NaN or infinite, which no artefact can be held against.
+        ConfigError: they do not.
     """
-    with _one_thread():
-        arrays = {"images": images, **reference_outputs(without_quantizers(checkpoint.model), images, budget)}
-        require_finite(arrays["logits"], f"golden images at {budget.id}")
-        if checkpoint.info.quantization is not None:
-            arrays["logits_quantized"] = reference_outputs(checkpoint.model, images, budget)["logits"]
-            require_finite(arrays["logits_quantized"], f"golden images at {budget.id}, quantized")
-    return arrays
+    config, quantization = checkpoint.info.model, checkpoint.info.quantization
+    precision: Precision = options.rest if quantization is None else quantization["precision"]
+    if options.dialect == "trt8":
+        require_trt8(options.rest, precision)
+    for budget in budgets:
+        check_budget(budget, config)
+    if options.maps != "none" and config.is_baseline:
+        raise ConfigError(
+            f"export: a model of variant {config.variant!r} has no stages, hence no maps; leave out --maps"
+        )
+    has_norms = config.is_baseline and any(isinstance(m, nn.BatchNorm2d) for m in checkpoint.model.modules())
+    if options.rest == "bf16" and has_norms:
+        raise ConfigError(f"export: {config.backbone} has batch norms, which cannot be folded in bf16; take fp16")
+    if quantization is not None and precision not in QUANTIZED:
+        raise ConfigError(
+            f"export: checkpoint {checkpoint.path} has layers of several 8-bit precisions ({precision}); quantize to one"
+        )
+    return precision
 
 
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """Threads split sums into other parts, which rounds the last bits differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
-def _member_name(name: str, budget: TokenBudget) -> str:
-    path = Path(name)
-    return f"{path.stem}-{budget.id}{path.suffix}"
+def _file_names(budget: TokenBudget, first: bool) -> tuple[str, str]:
+    """Returns the names of graph and golden outputs; those of further budgets carry the budget."""
+    if first:
+        return MODEL, GOLDEN
+    model, golden = (f"{Path(name).stem}-{budget.id}{Path(name).suffix}" for name in (MODEL, GOLDEN))
+    return model, golden
 
 
 def _check_interface(graph: onnx.ModelProto, inputs: Sequence[TensorInfo], outputs: Sequence[TensorInfo]) -> None:
-    """The graph's inputs and outputs are the manifest's, every shape static but the batch."""
+    """Raises ArtifactError unless the graph's inputs and outputs are the manifest's; every shape is static but the batch."""
     kind = onnx.TensorProto
     types = {"float32": kind.FLOAT, "int32": kind.INT32, "uint8": kind.UINT8}
     for value, expected in zip((*graph.graph.input, *graph.graph.output), (*inputs, *outputs), strict=True):
@@ -387,6 +206,6 @@ def _check_interface(graph: onnx.ModelProto, inputs: Sequence[TensorInfo], outpu
 
 
 def save_npz(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
-    """Arrays under fixed names and times, so that the same arrays give the same bytes."""
+    """Writes arrays under fixed names and times, so that the same arrays give the same bytes."""
     with replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, allow_pickle=False, **arrays)  # numpy stamps every entry with 1980-01-01

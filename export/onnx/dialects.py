@@ -1,9 +1,9 @@
-"""Dialects of the graph: ``trt10`` is what TensorRT 10, 11, RTX and ONNX Runtime read, ``trt8`` what the parser of 8.6 reads.
+"""Dialects of the graph: TensorRT 10, 11, RTX and ONNX Runtime read ``trt10``; the parser of TensorRT 8.6 reads ``trt8``.
 
-What ``trt8`` has differently (onnx-tensorrt's operator list of 8.x): opset 17, hence Gelu as Erf, axes of reductions and sizes of
-splits as attributes or left out; FP32 types everywhere but in Q/DQ, whose zero points are spelled out in both dialects;
-TopK of floats alone. Not verified on TensorRT 8.6: what can be shown here is that ONNX accepts the graph, that ONNX Runtime
-computes the same with it, and that TensorRT-RTX compiles it.
+Differences of ``trt8`` (onnx-tensorrt's operator list of 8.x): opset 17, hence Gelu as Erf, axes of reductions and sizes of
+splits as attributes or left out; FP32 types everywhere except in Q/DQ, whose zero points are explicit in both dialects; TopK
+of floats only. Not verified on TensorRT 8.6: tests show that ONNX accepts the graph, that ONNX Runtime gives the same results
+with it, and that TensorRT-RTX compiles it.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from gft_edge.manifest import Artifact, Dialect, HighPrecision, Precision
 
 TRT8_OPSET = 17
 TRACED_OPSET = 18
-"""The oldest that PyTorch's exporter writes; onnx's own version converter gives up on the way from it to 17."""
+"""The oldest opset that PyTorch's exporter writes; onnx's own version converter fails between it and 17."""
 TRT8_IR_VERSION = 8
-"""The one that came with opset 17."""
+"""ONNX IR version of opset 17."""
 
 
 def require_trt8(rest: HighPrecision, precision: Precision | None = None) -> None:
-    """Refuses what a graph for TensorRT 8.6 cannot be.
+    """Refuses precisions that a graph for TensorRT 8.6 cannot have.
 
     Raises:
-        ConfigError: with the reason and what to do.
+        ConfigError: with the reason and a remedy.
     """
     if precision == "fp8":
         raise ConfigError("export --dialect trt8: TensorRT 8.6 has no FP8 networks; quantize to int8")
@@ -44,13 +44,13 @@ def require_trt8(rest: HighPrecision, precision: Precision | None = None) -> Non
 
 
 def to_trt8(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Turns a graph of opset 18 into one of opset 17 that TensorRT 8.6 reads; computes the same, bit for bit.
+    """Converts a graph of opset 18 to opset 17, as TensorRT 8.6 reads it; the results are the same bit for bit.
 
     Args:
         model: with inferred shapes; changed in place.
 
     Raises:
-        ConfigError: an operator whose form of opset 17 is not known here.
+        ConfigError: an operator without a known form of opset 17.
     """
     graph = model.graph
     constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
@@ -82,7 +82,7 @@ def to_trt8(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _float_topk(node: onnx.NodeProto, dtype: int) -> list[onnx.NodeProto]:
-    """TopK of integers by way of FP32, which holds positions of patches exactly (below 2^24)."""
+    """Returns TopK of integers computed in FP32, which holds positions of patches exactly (below 2^24)."""
     values, chosen = f"{node.output[0]}_float", f"{node.input[0]}_float_of_{node.name}"
     topk = onnx.NodeProto()
     topk.CopyFrom(node)
@@ -95,7 +95,7 @@ def _float_topk(node: onnx.NodeProto, dtype: int) -> list[onnx.NodeProto]:
 
 
 def _split_by_outputs(node: onnx.NodeProto, graph: onnx.GraphProto, types: dict[str, onnx.TypeProto.Tensor]) -> None:
-    """Equal parts need no sizes in opset 17, the outputs are counted; unequal ones become a constant."""
+    """Removes the number of outputs: opset 17 splits into equal parts without sizes; other sizes become a constant."""
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     if "num_outputs" not in attributes:
         return
@@ -120,13 +120,12 @@ def _axes_as_attribute(node: onnx.NodeProto, constants: dict[str, np.ndarray]) -
 
 
 def export_command(artifact: Artifact, dialect: Dialect) -> str:
-    """The command that exports an artefact's checkpoint with the same flags in another dialect."""
+    """Returns the command that exports an artefact's checkpoint with the same flags in another dialect."""
     manifest = artifact.manifest
     words = ["gft-edge", "export", "CKPT", "--dialect", dialect]
     budgets = () if manifest.model.is_baseline else dict.fromkeys((manifest.budget.id, *manifest.family))
     words += [word for budget in budgets for word in ("--budget", budget)]
     words += ["--maps", manifest.maps] if manifest.maps != "none" else []
     words += ["--input", "uint8"] if manifest.inputs[0].dtype == "uint8" else []
-    low, usual, high = manifest.batch
-    words += ["--batch", str(low) if low == high else f"{low}:{usual}:{high}"]
+    words += ["--batch", str(manifest.static_batch or ":".join(map(str, manifest.batch)))]
     return " ".join([*words, "--out", f"{artifact.path}-{dialect}"])

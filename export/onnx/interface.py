@@ -1,4 +1,4 @@
-"""The graph's interface as its options define it: names, types and shapes of inputs and outputs. Needs no PyTorch."""
+"""Defines a graph's inputs and outputs by its options: names, types, shapes. Needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from gft_edge.manifest import InputKind, MapsMode, TensorInfo
 def graph_outputs(
     budget: TokenBudget, config: GFTConfig, maps: MapsMode, batch: int | str = "batch"
 ) -> tuple[TensorInfo, ...]:
-    """Names, types, shapes and meanings of the graph's outputs."""
+    """Returns names, types, shapes and meanings of the graph's outputs."""
     outputs = [TensorInfo("logits", "float32", (batch, config.num_classes), "class scores before softmax")]
     if maps == "compact":
         order = "most important first" if config.variant == "published" else "in raster order"
@@ -26,7 +26,7 @@ def graph_outputs(
 
 
 def graph_input(config: GFTConfig, kind: InputKind, batch: int | str) -> TensorInfo:
-    """Name, type, shape and meaning of the graph's input."""
+    """Returns name, type, shape and meaning of the graph's input."""
     side = config.image_size
     if kind == "uint8":
         return TensorInfo("image", "uint8", (batch, side, side, 3), "RGB, resized; normalised inside the graph")

@@ -1,4 +1,4 @@
-"""Graph rewrites that need to know the model: fewer, cheaper operators of the same meaning."""
+"""Graph rewrites that use knowledge of the model: fewer, cheaper operators with the same results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onnx import helper, numpy_helper
 
 
 def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Applies all rewrites in place and returns the model, its intermediate shapes inferred anew."""
+    """Applies all rewrites in place and returns the model with its intermediate shapes inferred again."""
     _gather_rows(model)
     _fold_norms(model.graph)
     drop_unused(model.graph)
@@ -17,7 +17,7 @@ def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _gather_rows(model: onnx.ModelProto) -> None:
-    """GatherElements over an index expanded to every channel becomes GatherND, which copies whole rows.
+    """Replaces GatherElements over an index expanded to every channel by GatherND, which copies whole rows.
 
     GatherElements(x (B, N, C), Expand(Unsqueeze(i (B, K), -1))) equals GatherND(x, Unsqueeze(i, -1), batch_dims=1), without
     an index C times as large and without the shape arithmetic of the expansion.
@@ -48,7 +48,7 @@ def _gather_rows(model: onnx.ModelProto) -> None:
 
 
 def _fold_norms(graph: onnx.GraphProto) -> None:
-    """A batch norm after a convolution of INT8 weights goes into their scales: exact, and one operator less.
+    """Folds a batch norm after a convolution with INT8 weights into their scales: exact, and one operator less.
 
     norm(conv(x, s w) + c) = conv(x, |g| s sign(g) w) + b + (c - mean) g, with g = gamma / sqrt(variance + epsilon) per
     output channel.

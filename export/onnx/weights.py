@@ -1,4 +1,4 @@
-"""Weights apart from the graph: while it is rewritten, and in a file that several graphs share."""
+"""Keeps weights outside a graph: while it is rewritten, and in a file that several graphs share."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Weights = Mapping[str, ir.TensorProtocol]
 
 
 def lift_weights(model: ir.Model) -> Weights:
-    """Takes the large matrices out of a graph that is to be rewritten: each pass copies it whole, several times.
+    """Removes the large matrices from a graph before it is rewritten, because each pass copies the whole graph several times.
 
-    Their place is held by references to a file that there is none of. Lifted is only what every pass leaves as it
-    stands: right factors of products over a dynamic axis. Those over static axes onnxslim turns into Gemm, whose
-    weights it transposes.
+    They are replaced by external-data references to a file that does not exist. Only weights that no pass modifies are lifted
+    out: right factors of products over a dynamic axis. Products over static axes become Gemm in onnxslim, which transposes
+    their weights.
 
     Args:
         model: changed in place.
 
     Returns:
-        the matrices by the name in their place, for :func:`put_back`; they share memory with the traced module.
+        The matrices by the name of their reference, for :func:`put_back`; they share memory with the traced module.
     """
     lifted = {}
     for name, value in model.graph.initializers.items():
@@ -54,7 +54,7 @@ def _is_dynamic(value: ir.Value | None) -> bool:
 
 
 def put_back(graph: onnx.GraphProto, weights: Weights) -> None:
-    """Fills the places of lifted matrices."""
+    """Puts lifted matrices back in place of their references."""
     for tensor in graph.initializer:
         if tensor.data_location == onnx.TensorProto.EXTERNAL:
             place = next(entry.value for entry in tensor.external_data if entry.key == "location")
@@ -68,7 +68,7 @@ def share_weights(graphs: Mapping[str, onnx.ModelProto], file: Path) -> None:
 
     Args:
         graphs: changed in place; tensors below a kilobyte stay inside.
-        file: lies beside the graphs.
+        file: in the folder of the graphs.
     """
     places: dict[bytes, tuple[int, int]] = {}
     with replacing(file) as temporary, temporary.open("wb") as stream:
@@ -82,7 +82,7 @@ def share_weights(graphs: Mapping[str, onnx.ModelProto], file: Path) -> None:
                     stream.write(bytes(-stream.tell() % ALIGNMENT))
                     places[digest] = (stream.tell(), len(data))
                     stream.write(data)
-                tensor.raw_data = b""  # what external data takes the place of has to be raw
+                tensor.raw_data = b""  # external data can only replace raw data
                 set_external_data(tensor, file.name, *places[digest])
                 for field in ("raw_data", *VALUES):
                     tensor.ClearField(field)

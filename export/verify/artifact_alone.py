@@ -1,40 +1,43 @@
-"""Proof that an artefact still computes what PyTorch computed when it was exported, on its golden images. Needs no PyTorch."""
+"""Compares an artefact with the PyTorch outputs stored in it for its golden images. Needs no PyTorch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from gft_edge.errors import ArtifactError, DataError
-from gft_edge.export.verify.compared_model import Side
+from gft_edge.export.verify.compared_model import ComparedModel
 from gft_edge.export.verify.golden import QUANTIZED_LOGITS, read_golden, stage_place
 from gft_edge.export.verify.places import Place
-from gft_edge.export.verify.verdict import Judgement, Limits, judge
+from gft_edge.export.verify.verdict import DEFAULT_LIMITS, Assessment, Limits, Verdict, assess
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
+from gft_edge.runtime.artifact_graph import load_artifact_graph
 from gft_edge.runtime.sessions import ONNXRUNTIME
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind, compare
 
 TORCH = "torch"
 """Name of PyTorch among the backends of a comparison."""
+KindOf = Callable[[Computation, Computation], Kind]
+"""Returns the differences that are allowed between a candidate and a reference."""
 
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """Comparisons, what they amount to, and where something is wrong.
+    """Comparisons, the verdict on them, and the places of faults.
 
     Attributes:
-        artifact, precision, model_sha256: what was verified.
-        source: what the images are.
+        artifact, precision, model_sha256: identify the graph.
+        source: of the images.
         comparisons: every backend against every reference.
-        limits: what passes.
-        judgement: what is out of limits, what is undecided.
-        places: where something is wrong, the first cause first.
-        fresh_export: ``"identical"``, ``"different"``, or None when the checkpoint was not exported again.
-        notes: what is worth knowing and no failure.
+        limits: that pass.
+        assessment: failures and undecided questions.
+        places: of faults, the first cause first.
+        fresh_export: of the checkpoint beside the graph; None when the checkpoint was not exported again.
+        notes: facts that are no failures.
         backends: each with its options.
     """
 
@@ -44,34 +47,34 @@ class VerifyReport:
     source: str
     comparisons: tuple[Comparison, ...]
     limits: Limits
-    judgement: Judgement
+    assessment: Assessment
     places: tuple[Place, ...] = ()
-    fresh_export: str | None = None
+    fresh_export: Literal["identical", "different"] | None = None
     notes: tuple[str, ...] = ()
     backends: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def failures(self) -> tuple[str, ...]:
-        """What is out of limits, in words."""
-        return self.judgement.failures
+        """Descriptions of everything out of limits."""
+        return self.assessment.failures
 
     @property
-    def verdict(self) -> str:
-        """``"pass"``, ``"fail"`` or ``"inconclusive"``."""
-        return self.judgement.verdict
+    def verdict(self) -> Verdict:
+        """Verdict of the assessment."""
+        return self.assessment.verdict
 
     @property
     def passed(self) -> bool:
-        """True when nothing is out of limits; that may still be inconclusive."""
+        """True when nothing is out of limits; the verdict may still be inconclusive."""
         return not self.failures
 
     def to_json(self) -> dict[str, Any]:
-        """The report as plain JSON values."""
+        """Returns the report as plain JSON values."""
         data = asdict(self)
-        judgement = data.pop("judgement")
+        assessment = data.pop("assessment")
         return {
             **data,
-            **judgement,
+            **assessment,
             "verdict": self.verdict,
             "passed": self.passed,
             "backend": dict(self.backends[0]) if self.backends else {},
@@ -79,31 +82,30 @@ class VerifyReport:
 
 
 def verify_golden(
-    artifact: Artifact, backends: Sequence[str] = (ONNXRUNTIME,), limits: Limits | None = None
+    artifact: Artifact, backends: Sequence[str] = (ONNXRUNTIME,), limits: Limits = DEFAULT_LIMITS
 ) -> VerifyReport:
-    """Compares the artefact with the PyTorch outputs stored beside it; needs no checkpoint.
+    """Compares the artefact with the PyTorch outputs stored in it; needs no checkpoint.
 
-    It proves the arithmetic on a few images and knows no labels: nothing is said of accuracy, and the place of a fault is
-    told by stage only. The graph is held against its manifest where onnx is installed.
+    This checks the arithmetic on a few images. There are no labels, so accuracy is not measured; a fault is located by its
+    stage only. The graph is compared with its manifest if onnx is installed.
 
     Raises:
         ArtifactError: golden.npz is missing or damaged, or the graph cannot be run though its manifest fits it.
     """
-    limits = limits or Limits()
     claims, notes, manifest = checked_claims(artifact)
-    artifact = replace(artifact, manifest=manifest)  # what it says wrongly is told; the graph is run as what it is
+    artifact = replace(artifact, manifest=manifest)  # corrected: wrong claims are reported, and the graph runs as it is
     golden = read_golden(artifact)
     images = golden.pop("images")
     references = [(torch_computation("fp32"), golden)]
     if QUANTIZED_LOGITS in golden:
         reference = torch_computation(artifact.manifest.precision)
         references.append((reference, {"logits": golden.pop(QUANTIZED_LOGITS)}))
-    sides: list[Side] = []
+    sides: list[ComparedModel] = []
     found: list[tuple[Computation, Arrays]] = []
     refused: list[str] = []
     for backend in backends:
         try:
-            side = Side(artifact, backend)
+            side = ComparedModel(artifact, backend)
             outputs = side(images)
         except (ArtifactError, DataError) as error:
             if not claims:
@@ -114,12 +116,12 @@ def verify_golden(
         found.append((side.computation, outputs))
     comparisons = compare_all(artifact.manifest, references, found, None)
     more = (*refused, *(place.text for place in claims))
-    judgement = judge_all(comparisons, sides, limits, more)
-    by_stage = (stage_place(comparisons),) if judgement.failures and not claims else ()
+    assessment = assess_all(comparisons, sides, limits, more)
+    by_stage = (stage_place(comparisons),) if assessment.failures and not claims else ()
     return VerifyReport(
         **identity(artifact, f"{len(images)} golden images", limits),
         comparisons=comparisons,
-        judgement=judgement,
+        assessment=assessment,
         places=(*claims, *by_stage),
         notes=(*notes, *side_notes(sides)),
         backends=backend_options(sides),
@@ -127,12 +129,12 @@ def verify_golden(
 
 
 def torch_computation(arithmetic: str) -> Computation:
-    """PyTorch with linear layers in this precision."""
+    """Returns the computation by PyTorch with linear layers in this precision."""
     return Computation.of(TORCH, arithmetic)
 
 
 def comparison_kind(candidate: Computation, reference: Computation) -> Kind:
-    """What a backend may differ in from PyTorch."""
+    """Returns the differences that are allowed between a backend and PyTorch."""
     if candidate.arithmetic == "fp32":
         return "exact"
     return "same_arithmetic" if candidate.arithmetic == reference.arithmetic else "compression"
@@ -143,15 +145,15 @@ def compare_all(
     references: Sequence[tuple[Computation, Arrays]],
     found: Sequence[tuple[Computation, Arrays]],
     labels: npt.NDArray[np.int64] | None,
-    kinds: Mapping[tuple[str, str], Kind] | None = None,
+    kind_of: KindOf = comparison_kind,
 ) -> tuple[Comparison, ...]:
     """Compares every candidate with every reference.
 
     Args:
         manifest: of the artefact.
-        references, found: what computed, and its outputs.
+        references, found: computations and their outputs.
         labels: true classes (B,), or None.
-        kinds: by the names of candidate and reference, where it does not follow from their arithmetic.
+        kind_of: allowed differences; by default they follow from the arithmetic.
     """
     return tuple(
         compare(
@@ -161,42 +163,43 @@ def compare_all(
             labels,
             manifest.model.num_patches,
             manifest.labels,
-            (kinds or {}).get((candidate.name, reference.name)) or comparison_kind(candidate, reference),
+            kind_of(candidate, reference),
         )
         for candidate, outputs in found
         for reference, side in references
     )
 
 
-def judge_all(
-    comparisons: Sequence[Comparison], sides: Sequence[Side], limits: Limits, more: Sequence[str]
-) -> Judgement:
-    """The verdict on comparisons, on what the sides say of their graphs, and on ``more`` failures."""
-    found = judge(comparisons, limits)
+def assess_all(
+    comparisons: Sequence[Comparison], sides: Sequence[ComparedModel], limits: Limits, more: Sequence[str]
+) -> Assessment:
+    """Assesses comparisons and adds the problems of the graphs and ``more`` failures."""
+    found = assess(comparisons, limits)
     problems = [f"{side.computation.name}: {side.problem}" for side in sides if side.problem]
-    return Judgement((*more, *problems, *found.failures), found.undecided, found.images_needed)
+    return Assessment((*more, *problems, *found.failures), found.undecided, found.images_needed)
 
 
 def checked_claims(artifact: Artifact) -> tuple[tuple[Place, ...], tuple[str, ...], DeploymentManifest]:
-    """Claims of the manifest that its graph contradicts, a note where onnx is not there to read the graph, and the
-    manifest as the graph has it."""
+    """Compares the manifest with its graph.
+
+    Returns:
+        Claims that the graph contradicts, a note if onnx is not installed, and the manifest corrected by the graph.
+    """
     try:
-        from gft_edge.export.verify.claims import budget_claim, claim_places, corrected, read_graph
+        from gft_edge.export.verify.claims import corrected, wrong_claims
     except ModuleNotFoundError:
-        return (), ("the manifest is not held against the graph: onnx is not installed",), artifact.manifest
-    graph = read_graph(artifact)
-    budget = budget_claim(artifact, graph)
-    places = [*([] if budget is None else [budget[0]]), *claim_places(artifact.manifest, graph)]
-    return tuple(places), (), corrected(artifact, graph)
+        return (), ("the manifest is not compared with the graph: onnx is not installed",), artifact.manifest
+    graph = load_artifact_graph(artifact)
+    return wrong_claims(artifact, graph), (), corrected(artifact, graph)
 
 
-def side_notes(sides: Sequence[Side]) -> tuple[str, ...]:
-    """What the sides cannot compare here."""
+def side_notes(sides: Sequence[ComparedModel]) -> tuple[str, ...]:
+    """Returns the notes of all sides."""
     return tuple(side.note for side in sides if side.note)
 
 
 def identity(artifact: Artifact, source: str, limits: Limits) -> dict[str, Any]:
-    """Fields of a report that say what was verified."""
+    """Returns the fields of a report that identify what was verified."""
     return {
         "artifact": artifact.name,
         "precision": artifact.manifest.precision,
@@ -206,6 +209,6 @@ def identity(artifact: Artifact, source: str, limits: Limits) -> dict[str, Any]:
     }
 
 
-def backend_options(sides: Sequence[Side]) -> tuple[Mapping[str, Any], ...]:
-    """Options of each side's session, for the record."""
+def backend_options(sides: Sequence[ComparedModel]) -> tuple[Mapping[str, Any], ...]:
+    """Returns the options of each side's session."""
     return tuple({"backend": side.backend, **side.session.options} for side in sides)

@@ -1,4 +1,4 @@
-"""Causes that lie beside the graph: a manifest that contradicts the checkpoint, stale golden outputs."""
+"""Faults outside the graph: a manifest that contradicts the checkpoint, stale golden outputs."""
 
 from __future__ import annotations
 
@@ -10,22 +10,24 @@ import numpy as np
 from torch import nn
 
 from gft_edge.checkpoint import Checkpoint
-from gft_edge.export.onnx.artifact import reference_outputs, tool_versions
+from gft_edge.export.onnx.artifact import tool_versions
+from gft_edge.export.onnx.reference import reference_outputs
 from gft_edge.export.verify.golden import QUANTIZED_LOGITS, golden_problem, load_golden
-from gft_edge.export.verify.places import Place
-from gft_edge.export.verify.verdict import Limits, judge
+from gft_edge.export.verify.places import Place, PlaceKind
+from gft_edge.export.verify.verdict import Limits, assess
 from gft_edge.manifest import GOLDEN, Artifact, DeploymentManifest
 from gft_edge.stats.agreement import Computation, Kind, compare
 
 
 def manifest_places(manifest: DeploymentManifest, checkpoint: Checkpoint) -> list[Place]:
-    """What the manifest says otherwise than the checkpoint it was made from."""
+    """Returns the entries of the manifest that differ from the checkpoint."""
     info = checkpoint.info
     places = []
-    for kind, ours, theirs in (
+    pairs: tuple[tuple[PlaceKind, Any, Any], ...] = (
         ("preprocess", manifest.preprocess, info.preprocess),
         ("model", manifest.model, info.model),
-    ):
+    )
+    for kind, ours, theirs in pairs:
         for field in fields(theirs):
             have, want = getattr(ours, field.name), getattr(theirs, field.name)
             if have != want:
@@ -39,10 +41,9 @@ def manifest_places(manifest: DeploymentManifest, checkpoint: Checkpoint) -> lis
             text += f", first number {wrong[0]}: {manifest.labels[wrong[0]]!r} for {info.labels[wrong[0]]!r}"
         places.append(Place("labels", "labels", text))
     if manifest.quantization != info.quantization:
-        where, text = _first_other(manifest.quantization, info.quantization, "quantization")
-        places.append(
-            Place("quantization", where, f"quantization: the manifest's summary is not the checkpoint's: {text}")
-        )
+        path, text = _first_difference(manifest.quantization, info.quantization)
+        name = ".".join(("quantization", *path))
+        places.append(Place("quantization", name, f"quantization: manifest and checkpoint differ: {text}"))
     if manifest.data and manifest.data != info.data:  # earlier versions wrote none
         text = f"data: {manifest.data!r} in the manifest, {info.data!r} in the checkpoint"
         places.append(Place("manifest", "data", text))
@@ -54,16 +55,16 @@ def manifest_places(manifest: DeploymentManifest, checkpoint: Checkpoint) -> lis
     return places
 
 
-def _first_other(ours: Any, theirs: Any, where: str) -> tuple[str, str]:
-    """Path and words of the first value that two trees of JSON values differ in."""
+def _first_difference(ours: Any, theirs: Any, path: tuple[str, ...] = ()) -> tuple[tuple[str, ...], str]:
+    """Returns path and description of the first difference of two trees of JSON values."""
     if isinstance(ours, dict) and isinstance(theirs, dict):
         for key in (*theirs, *ours):
             if key not in ours or key not in theirs:
-                return f"{where}.{key}", f"{key} is {'missing' if key in theirs else 'not in the checkpoint'}"
+                return (*path, key), f"{key} is {'missing' if key in theirs else 'not in the checkpoint'}"
             if ours[key] != theirs[key]:
-                return _first_other(ours[key], theirs[key], f"{where}.{key}")
-    name = where.partition(".")[2] or where
-    return where, f"{name} is {_short(ours)} in the manifest, {_short(theirs)} in the checkpoint"
+                return _first_difference(ours[key], theirs[key], (*path, key))
+    name = ".".join(path) or "quantization"
+    return path, f"{name} is {_short(ours)} in the manifest, {_short(theirs)} in the checkpoint"
 
 
 def _short(value: Any) -> str:
@@ -72,12 +73,12 @@ def _short(value: Any) -> str:
 
 
 def golden_places(artifact: Artifact, models: Sequence[tuple[Computation, nn.Module]], limits: Limits) -> list[Place]:
-    """Whether golden.npz holds what PyTorch computes today from its images.
+    """Returns the place of golden.npz if its outputs are not those that PyTorch computes from its images now.
 
     Args:
         artifact: with or without golden images.
-        models: the full-precision model, and after it the quantized one where there is one.
-        limits: what passes.
+        models: the full-precision model, then the quantized one if there is one.
+        limits: that pass.
     """
     if GOLDEN not in artifact.manifest.files:
         return []
@@ -98,8 +99,8 @@ def golden_places(artifact: Artifact, models: Sequence[tuple[Computation, nn.Mod
         stored_by = Computation("torch", computation.arithmetic, GOLDEN)
         kind: Kind = "same_arithmetic" if number else "exact"
         found = compare((computation, stored_by), today, stored, None, patches, kind=kind)
-        wrong = judge([found], limits).failures
+        wrong = assess([found], limits).failures
         if wrong:
-            text = f"{GOLDEN} is stale: its images give other outputs in PyTorch today ({wrong[0]})"
+            text = f"{GOLDEN} is stale: PyTorch now gives other outputs for its images ({wrong[0]})"
             return [Place("golden", GOLDEN, text, tensor=name, sqnr_db=found.logit_sqnr_db)]
     return []

@@ -1,4 +1,4 @@
-"""What a manifest claims of its graph, held against the graph. Needs onnx, and no PyTorch."""
+"""Compares the claims of a manifest with its graph. Needs onnx, but no PyTorch."""
 
 from __future__ import annotations
 
@@ -17,24 +17,17 @@ from gft_edge.export.onnx.interface import graph_input, graph_outputs
 from gft_edge.export.verify.compared_model import selecting_stages
 from gft_edge.export.verify.golden import load_golden
 from gft_edge.export.verify.places import Place
-from gft_edge.manifest import GOLDEN, MODEL, Artifact, DeploymentManifest, InputKind, MapsMode, TensorInfo
+from gft_edge.manifest import GOLDEN, Artifact, DeploymentManifest, InputKind, MapsMode, TensorInfo
 
 
-def read_graph(artifact: Artifact) -> onnx.ModelProto:
-    """Parses the artefact's graph.
-
-    Raises:
-        ArtifactError: missing, changed, or no ONNX model.
-    """
-    path = artifact.file(MODEL)
-    try:
-        return onnx.load(str(path))
-    except Exception as error:  # protobuf's own class, which onnx does not export
-        raise ArtifactError(f"artefact {artifact.path}: {MODEL} is no ONNX model ({error}); export it again") from None
+def wrong_claims(artifact: Artifact, graph: onnx.ModelProto) -> tuple[Place, ...]:
+    """Returns every claim of an artefact's manifest that graph or golden outputs contradict."""
+    budget = budget_claim(artifact, graph)
+    return (*([] if budget is None else [budget[0]]), *claim_places(artifact.manifest, graph))
 
 
 def claim_places(manifest: DeploymentManifest, graph: onnx.ModelProto) -> list[Place]:
-    """Every claim of a manifest that its graph or its own options contradict: interface, maps, batch, opset, precision.
+    """Returns every claim of a manifest that its graph or its own options contradict: interface, batch, opset, precision.
 
     Args:
         manifest: of the artefact, or of one member of a family.
@@ -53,12 +46,13 @@ def claim_places(manifest: DeploymentManifest, graph: onnx.ModelProto) -> list[P
         ),
     )
     for what, table, options, values in needed:
-        claimed, implied, there = [_form(t) for t in table], [_form(t) for t in options], [_value(v) for v in values]
+        claimed, implied = [_claimed(t) for t in table], [_claimed(t) for t in options]
+        there = [_actual(v) for v in values]
         if claimed != there:
-            places.append(_place(f"{what}s", _words(claimed), _words(there)))
+            places.append(_place(f"{what}s", _describe(claimed), _describe(there)))
         elif implied != there:
-            said = f"maps {manifest.maps}, batch {':'.join(map(str, manifest.batch))}, budget {manifest.budget.id}"
-            text = f"manifest: {said} need {what}s {_words(implied)}; the graph has {_words(there)}"
+            chosen = f"maps {manifest.maps}, batch {':'.join(map(str, manifest.batch))}, budget {manifest.budget.id}"
+            text = f"manifest: {chosen} need {what}s {_describe(implied)}; the graph has {_describe(there)}"
             places.append(Place("manifest", f"{what}s", text))
     opset = graph_opset(graph)
     if opset != manifest.opset:
@@ -71,7 +65,7 @@ def claim_places(manifest: DeploymentManifest, graph: onnx.ModelProto) -> list[P
         places.append(_place("tools", f"gft_edge {written}", f"gft_edge {graph.producer_version}"))
     try:
         precision, rest = graph_precision(graph)
-    except ArtifactError:  # the graph is broken: running it says how
+    except ArtifactError:  # the graph is broken: running it reports the error
         return places
     if precision != manifest.precision:
         places.append(_place("precision", manifest.precision, precision))
@@ -81,10 +75,10 @@ def claim_places(manifest: DeploymentManifest, graph: onnx.ModelProto) -> list[P
 
 
 def corrected(artifact: Artifact, graph: onnx.ModelProto) -> DeploymentManifest:
-    """The manifest with what the graph itself shows of its options: input, batch, maps, dialect, precision, budget.
+    """Returns the manifest with the options that the graph shows: input, batch, maps, dialect, precision, budget.
 
-    A graph is compared with the export that its own options give, so that a manifest at fault is not taken for a faulty
-    graph. What the graph does not show clearly stays as the manifest says.
+    The graph is then compared with an export by its own options, so that a wrong manifest is not reported as a wrong
+    graph. Options that the graph does not show clearly stay.
     """
     manifest = artifact.manifest
     changes: dict[str, Any] = {}
@@ -94,30 +88,30 @@ def corrected(artifact: Artifact, graph: onnx.ModelProto) -> DeploymentManifest:
     names = {value.name for value in graph.graph.output}
     maps: MapsMode = "dense" if "gala_maps" in names else "compact" if "importance_0" in names else "none"
     if len(graph.graph.input) == 1 and names:
-        _, dtype, shape = _value(graph.graph.input[0])
+        _, dtype, shape = _actual(graph.graph.input[0])
         kind: InputKind = "uint8" if dtype == "uint8" else "float"
         batch = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else "batch"
         inputs = (graph_input(manifest.model, kind, batch),)
         outputs = graph_outputs(manifest.budget, manifest.model, maps, batch)
-        forms = [_value(v) for v in (*graph.graph.input, *graph.graph.output)]
-        if [_form(t) for t in (*inputs, *outputs)] == forms:
+        actual = [_actual(v) for v in (*graph.graph.input, *graph.graph.output)]
+        if [_claimed(t) for t in (*inputs, *outputs)] == actual:
             changes = {"inputs": inputs, "outputs": outputs, "maps": maps}
             if batch != (manifest.static_batch or "batch"):
                 changes["batch"] = (batch,) * 3 if isinstance(batch, int) else DeploymentManifest.batch
     opset = graph_opset(graph)
-    if opset == manifest.opset:  # else one of the two is wrong, and the dialect tells nothing of which
+    if opset == manifest.opset:  # else one of the two is wrong, and the dialect does not show which
         changes["dialect"] = "trt8" if opset <= TRT8_OPSET else "trt10"
     try:
         changes["precision"], changes["rest"] = graph_precision(graph)
         return replace(manifest, **changes)
-    except (ArtifactError, ConfigError):  # the graph is broken: running it says how
+    except (ArtifactError, ConfigError):  # the graph is broken: running it reports the error
         return manifest
 
 
 def budget_claim(artifact: Artifact, graph: onnx.ModelProto) -> tuple[Place, TokenBudget] | None:
-    """A token budget of the manifest that graph and golden.npz contradict with one voice, and the one they have.
+    """Returns the claim of the budget if graph and golden.npz agree on another one, and that budget.
 
-    Where golden.npz takes the manifest's side the graph is at fault, which is for the comparison with a fresh export to say.
+    If golden.npz agrees with the manifest, the graph is wrong; the comparison with a fresh export reports that.
     """
     manifest = artifact.manifest
     if GOLDEN not in manifest.files:
@@ -131,15 +125,15 @@ def budget_claim(artifact: Artifact, graph: onnx.ModelProto) -> tuple[Place, Tok
         budget = TokenBudget(keep, manifest.budget.num_patches)
     except ConfigError:
         return None
-    chosen = _chosen(graph)
+    counts = _selection_counts(graph)
     stages = selecting_stages(replace(manifest, budget=budget))
-    if budget == manifest.budget or chosen not in ([keep[stage] for stage in stages], list(keep)):
+    if budget == manifest.budget or counts not in ([keep[stage] for stage in stages], list(keep)):
         return None
     return _place("budget", manifest.budget.id, f"{budget.id}, as golden.npz has"), budget
 
 
-def _chosen(graph: onnx.ModelProto) -> list[int]:
-    """How many tokens each selection of a graph keeps."""
+def _selection_counts(graph: onnx.ModelProto) -> list[int]:
+    """Returns how many tokens each selection of a graph keeps."""
     values = {t.name: numpy_helper.to_array(t).reshape(-1) for t in graph.graph.initializer if t.dims in ([], [1])}
     choices = [
         node
@@ -150,12 +144,12 @@ def _chosen(graph: onnx.ModelProto) -> list[int]:
 
 
 def graph_opset(graph: onnx.ModelProto) -> int:
-    """Version of ONNX's own operators; 0 where the graph names none."""
+    """Returns the version of ONNX's own operators; 0 if the graph names none."""
     return max((o.version for o in graph.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def graph_precision(graph: onnx.ModelProto) -> tuple[str, str]:
-    """Precision of the linear layers and of the rest, as a manifest names them."""
+    """Returns the precision of the linear layers and of the rest, as a manifest names them."""
     summary = summarize(graph)
     weights_alone = summary.precision == summary.rest and DEQUANTIZE in summary.operators
     return "int8-weights" if weights_alone else summary.precision, summary.rest
@@ -165,19 +159,20 @@ def _place(name: str, claimed: str, found: str) -> Place:
     return Place("manifest", name, f"manifest: {name} {claimed}, the graph has {found}")
 
 
-Form = tuple[str, str, tuple[Any, ...]]
+Interface = tuple[str, str, tuple[Any, ...]]
+"""Name, type and shape of an input or output."""
 
 
-def _form(tensor: TensorInfo) -> Form:
+def _claimed(tensor: TensorInfo) -> Interface:
     return tensor.name, tensor.dtype, tensor.shape
 
 
-def _value(value: onnx.ValueInfoProto) -> Form:
+def _actual(value: onnx.ValueInfoProto) -> Interface:
     tensor = value.type.tensor_type
     known = tensor.elem_type in onnx.TensorProto.DataType.values() and tensor.elem_type != onnx.TensorProto.UNDEFINED
     dtype = helper.tensor_dtype_to_np_dtype(tensor.elem_type).name if known else "unknown"
     return value.name, dtype, tuple(axis.dim_param or axis.dim_value for axis in tensor.shape.dim)
 
 
-def _words(forms: list[Form]) -> str:
-    return "; ".join(f"{name} {dtype} [{', '.join(map(str, shape))}]" for name, dtype, shape in forms) or "none"
+def _describe(tensors: list[Interface]) -> str:
+    return "; ".join(f"{name} {dtype} [{', '.join(map(str, shape))}]" for name, dtype, shape in tensors) or "none"

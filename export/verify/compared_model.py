@@ -9,14 +9,15 @@ import numpy.typing as npt
 
 from gft_edge.constants import TEMPERATURE
 from gft_edge.errors import ArtifactError
-from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
+from gft_edge.manifest import Artifact, DeploymentManifest
+from gft_edge.runtime.artifact_graph import load_artifact_graph
 from gft_edge.runtime.sessions import ONNXRUNTIME, Session, fitted, onnxruntime_session, open_session
 from gft_edge.stats.agreement import Arrays, Computation
 from gft_edge.stats.metrics import softmax
 
 
-class Side:
-    """An artefact as one backend runs it: outputs with the kept patches, whatever map outputs the graph has.
+class ComparedModel:
+    """An artefact as one backend runs it; gives the kept patches whatever map outputs the graph has.
 
     Args:
         artifact: checked against its hashes.
@@ -29,8 +30,8 @@ class Side:
 
     Attributes:
         computation: backend and arithmetic.
-        problem: what is wrong with the graph's selections, None when nothing is.
-        note: what cannot be compared here, and why.
+        problem: error in the graph's selections, None when there is none.
+        note: comparison that is not possible here, and why.
     """
 
     def __init__(self, artifact: Artifact, backend: str = ONNXRUNTIME) -> None:
@@ -41,7 +42,7 @@ class Side:
         self._taps: Session | None = None
         self.problem: str | None = None
         self.note: str | None = None
-        # Only ONNX Runtime shows tensors that are no outputs; another backend's own choice cannot be told from its graph.
+        # ONNX Runtime alone can output inner tensors; the choice of another backend does not follow from its graph.
         if backend == ONNXRUNTIME and artifact.manifest.maps != "compact" and selecting_stages(artifact.manifest):
             try:
                 self._taps, self.problem = selection_taps(artifact)
@@ -49,12 +50,12 @@ class Side:
                 self.note = "kept patches of a graph without --maps compact are not compared: onnx is not installed"
 
     def __call__(self, images: npt.NDArray[np.float32]) -> Arrays:
-        """Preprocessed images (B, 3, H, W) to logits, ``importance_i`` and ``kept_i`` on the original grid.
+        """Returns logits, ``importance_i`` and ``kept_i`` on the original grid for preprocessed images (B, 3, H, W).
 
         Raises:
-            ArtifactError: the graph cannot be run, or gives other outputs than its manifest says.
+            ArtifactError: the graph cannot be run, or its outputs differ from its manifest.
         """
-        feed = graph_input(images, self.manifest)
+        feed = to_graph_input(images, self.manifest)
         outputs = self.session(feed)
         self._require_outputs(outputs, len(images))
         if self._taps is None:
@@ -78,10 +79,10 @@ class Side:
                 )
 
 
-def graph_input(images: npt.NDArray[Any], manifest: DeploymentManifest) -> npt.NDArray[Any]:
-    """Preprocessed images (B, 3, H, W) in the form the graph takes them.
+def to_graph_input(images: npt.NDArray[Any], manifest: DeploymentManifest) -> npt.NDArray[Any]:
+    """Converts preprocessed images (B, 3, H, W) to the graph's input.
 
-    A graph with ``uint8`` input normalises by itself: it gets the pixels (B, H, W, 3), which the normalised values give back
+    A graph with ``uint8`` input normalises inside: it gets the pixels (B, H, W, 3), which the normalised values determine
     exactly.
     """
     if manifest.inputs[0].dtype != "uint8" or images.dtype == np.uint8:
@@ -90,14 +91,14 @@ def graph_input(images: npt.NDArray[Any], manifest: DeploymentManifest) -> npt.N
 
 
 def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
-    """A session for a graph without kept outputs that gives scores and kept indices of each stage that selects.
+    """Opens a session that gives scores and kept indices of each selecting stage of a graph without kept outputs.
 
     Returns:
-        The session, None when the graph selects nothing; and what is wrong with the graph's selections, None when nothing is.
+        The session, None when the graph selects nothing; and the error in the graph's selections, None when there is none.
     """
     import onnx
 
-    model = onnx.load(str(artifact.file(MODEL)))
+    model = load_artifact_graph(artifact)
     producers = {name: node for node in model.graph.node for name in node.output}
     # select_patches sorts the indices it keeps by a second TopK, smallest first.
     sorts = [
@@ -115,7 +116,7 @@ def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
         while choice is not None and choice.op_type in ("Cast", "Identity"):
             choice = producers.get(choice.input[0])
         if choice is None or choice.op_type != "TopK":
-            return None, f"graph sorts {node.input[0]}, which no selection made"
+            return None, f"graph sorts {node.input[0]}, which is not the result of a selection"
         names += [choice.input[0], node.output[0]]
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
@@ -124,7 +125,7 @@ def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
 
 
 def selecting_stages(manifest: DeploymentManifest) -> list[int]:
-    """Stages whose selection is in a graph without maps: those that drop patches something still reads."""
+    """Returns the stages whose selection is in a graph without maps: they drop patches that a later layer would read."""
     budget, config = manifest.budget, manifest.model
     if config.variant == "published":
         return []  # its logits read no patch after the stages

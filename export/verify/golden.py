@@ -1,20 +1,21 @@
-"""Golden images and outputs stored in an artefact: read, checked, and what they tell of a fault. Needs no PyTorch."""
+"""Golden images and outputs stored in an artefact: reads them, checks them, locates a fault by them. Needs no PyTorch."""
 
 from __future__ import annotations
 
 import zipfile
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from gft_edge.errors import ArtifactError
 from gft_edge.export.verify.places import Place
-from gft_edge.export.verify.verdict import Limits
+from gft_edge.export.verify.verdict import DEFAULT_LIMITS
 from gft_edge.manifest import GOLDEN, Artifact, DeploymentManifest
 from gft_edge.stats.agreement import Arrays, Comparison
 
 MAX_BYTES = 2 << 30
-"""Of all arrays unpacked; a few images are megabytes."""
+"""Limit for all arrays unpacked; those of a few images take megabytes."""
 QUANTIZED_LOGITS = "logits_quantized"
 """Logits of the quantized PyTorch model."""
 
@@ -33,7 +34,7 @@ def read_golden(artifact: Artifact) -> Arrays:
 
 
 def load_golden(artifact: Artifact) -> Arrays:
-    """Reads whatever arrays golden.npz holds.
+    """Reads the arrays of golden.npz without checking them.
 
     Raises:
         ArtifactError: missing or damaged.
@@ -53,47 +54,59 @@ def load_golden(artifact: Artifact) -> Arrays:
         raise ArtifactError(f"artefact {artifact.path}: {GOLDEN} is damaged ({error}); export it again") from None
 
 
-def golden_problem(golden: Arrays, manifest: DeploymentManifest) -> str | None:
-    """What keeps the arrays from being golden outputs of this manifest's graph, in words; None when nothing does.
+@dataclass(frozen=True)
+class _Expected:
+    """Form of an array: its shape, the kinds of its type, whether it must be finite, and the limit of positions in it."""
 
-    Logits may be anything: whether they are finite is for the comparison to say.
+    shape: tuple[int, ...]
+    kinds: str
+    finite: bool = True
+    positions: int | None = None
+
+
+def golden_problem(golden: Arrays, manifest: DeploymentManifest) -> str | None:
+    """Returns why the arrays cannot be golden outputs of this manifest's graph, or None.
+
+    Logits may have any values: the comparison reports those that are not finite.
     """
     images = golden.get("images")
     if images is None or images.ndim != 4 or not len(images):
         return "it has no array 'images' of four axes"
-    spec, count = manifest.preprocess, len(images)
-    pixels = images.dtype == np.uint8
-    expected: dict[str, tuple[tuple[int, ...], str]] = {
-        "images": ((count, spec.height, spec.width, 3) if pixels else (count, 3, spec.height, spec.width), "u f"),
-        "logits": ((count, manifest.model.num_classes), "f"),
-    }
-    if QUANTIZED_LOGITS in golden:
-        expected[QUANTIZED_LOGITS] = expected["logits"]
-    for stage, (n, k) in enumerate(zip(manifest.budget.stage_inputs, manifest.budget.keep)):
-        expected[f"importance_{stage}"] = ((count, n), "f")
-        expected[f"kept_{stage}"] = ((count, k), "i u")
-    for name, (shape, kinds) in expected.items():
+    for name, expected in _expected_arrays(golden, manifest).items():
         array = golden.get(name)
         if array is None:
             return f"it has no array {name!r}"
-        if array.shape != shape or array.dtype.kind not in kinds:
-            return f"{name} is {array.shape} {array.dtype}, the manifest needs {shape}"
-        if not name.startswith("logits") and not np.isfinite(array).all():
+        if array.shape != expected.shape or array.dtype.kind not in expected.kinds:
+            return f"{name} is {array.shape} {array.dtype}, the manifest needs {expected.shape}"
+        if expected.finite and not np.isfinite(array).all():
             return f"{name} holds values that are not finite"
-        if name.startswith("kept") and not (array.min() >= 0 and array.max() < manifest.model.num_patches):
-            return f"{name} holds positions outside the grid of {manifest.model.num_patches} patches"
+        if expected.positions is not None and not (array.min() >= 0 and array.max() < expected.positions):
+            return f"{name} holds positions outside the grid of {expected.positions} patches"
     return None
 
 
+def _expected_arrays(golden: Arrays, manifest: DeploymentManifest) -> dict[str, _Expected]:
+    spec, model, count = manifest.preprocess, manifest.model, len(golden["images"])
+    pixels = golden["images"].dtype == np.uint8
+    shape = (count, spec.height, spec.width, 3) if pixels else (count, 3, spec.height, spec.width)
+    logits = _Expected((count, model.num_classes), "f", finite=False)
+    expected = {"images": _Expected(shape, "uf"), "logits": logits}
+    if QUANTIZED_LOGITS in golden:
+        expected[QUANTIZED_LOGITS] = logits
+    for stage, (n, k) in enumerate(zip(manifest.budget.stage_inputs, manifest.budget.keep)):
+        expected[f"importance_{stage}"] = _Expected((count, n), "f")
+        expected[f"kept_{stage}"] = _Expected((count, k), "iu", positions=model.num_patches)
+    return expected
+
+
 def stage_place(comparisons: Sequence[Comparison]) -> Place:
-    """As near as golden outputs get to the place of a fault."""
+    """Returns the place of a fault as precisely as golden outputs show it."""
     hint = "give --checkpoint to have the node named"
-    limits = Limits()
-    for s in comparisons[0].stages if comparisons else ():
+    stages = comparisons[0].stages if comparisons else ()
+    for s in stages:
         sqnr = s.importance_sqnr_db
-        if s.identical + s.ties < s.images or (sqnr is not None and sqnr < limits.fp32_importance_sqnr_db):
-            text = f"stage {s.stage} is the first whose patches or importance differ: the fault lies in it or before it; {hint}"
+        if s.identical + s.ties < s.images or (sqnr is not None and sqnr < DEFAULT_LIMITS.fp32_importance_sqnr_db):
+            text = f"stage {s.stage} is the first whose patches or importance differ: the fault is in it or before it; {hint}"
             return Place("stage", f"stages.{s.stage}", text, module=f"stages.{s.stage}", sqnr_db=sqnr)
-    told = bool(comparisons and comparisons[0].stages)
-    where = "all stages agree: the fault is after patch selection" if told else "only the logits are compared"
+    where = "all stages agree: the fault is after patch selection" if stages else "only the logits are compared"
     return Place("stage", "logits", f"{where}; {hint}", tensor="logits")

@@ -1,4 +1,4 @@
-"""PyTorch's modules recognised in a graph by the values they give: which module a node belongs to, which one is lost."""
+"""Recognises the outputs of PyTorch's modules in a graph by their values: the module of a node, the first module not found."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ import onnx
 from torch import Tensor, nn
 
 from gft_edge.budget import TokenBudget
-from gft_edge.export.onnx.artifact import reference_outputs
+from gft_edge.export.onnx.reference import reference_outputs
 from gft_edge.export.verify.places import Place, agreement_db, decibels, finite
 from gft_edge.quant.modules import Quantizer
 from gft_edge.stats.agreement import Arrays
 
 SAME_TENSOR_DB, SAME_INT8_TENSOR_DB = 60.0, 30.0
-"""A tensor of the graph that is a module's output: float32 rounding stays above 100 dB, ties in the rounding to INT8 above 40."""
+"""Least agreement of a module's output with its tensor: float32 rounding stays above 100 dB, INT8 rounding ties above 40."""
 _SAMPLE = 4096
 
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """One call of a module: its path and the float tensors that went in and came out."""
+    """One call of a module: its path, and its float inputs and outputs."""
 
     path: str
     inputs: tuple[npt.NDArray[Any], ...]
@@ -33,17 +33,17 @@ class ModuleCall:
 
 
 def module_calls(model: nn.Module, images: npt.NDArray[np.float32], budget: TokenBudget) -> list[ModuleCall]:
-    """Every module that was called, in the order in which they finished (children before parents)."""
+    """Returns the calls of all modules, in the order in which they finish (children before parents)."""
     calls: list[ModuleCall] = []
 
-    def watch(path: str) -> Any:
+    def recorder(path: str) -> Any:
         def hook(_: nn.Module, inputs: Any, output: Any) -> None:
             calls.append(ModuleCall(path, tuple(_float_arrays(inputs)), tuple(_float_arrays(output))))
 
         return hook
 
     modules = [(path, m) for path, m in model.named_modules() if path and not isinstance(m, Quantizer)]
-    handles = [module.register_forward_hook(watch(path)) for path, module in modules]
+    handles = [module.register_forward_hook(recorder(path)) for path, module in modules]
     try:
         reference_outputs(model, images, budget)
     finally:
@@ -62,11 +62,11 @@ def _float_arrays(value: Any) -> Iterator[npt.NDArray[Any]]:
 
 
 class Recognizer:
-    """Finds an array among the tensors of a graph by its values; a sample of them decides.
+    """Finds an array among the tensors of a graph by a sample of its values.
 
     Args:
         arrays: tensors of the graph, by name.
-        same_db: from this SQNR on a tensor is taken for the array.
+        same_db: least SQNR of a tensor that is recognised as the array.
     """
 
     def __init__(self, arrays: Arrays, same_db: float = SAME_TENSOR_DB) -> None:
@@ -78,9 +78,9 @@ class Recognizer:
                 self._by_shape.setdefault(array.shape, []).append((name, _sample(array)))
 
     def __call__(self, array: npt.NDArray[Any]) -> tuple[str, float]:
-        """Name and SQNR of the most similar tensor of the same shape, the earliest of equal ones; "" when none is."""
+        """Returns name and SQNR of the most similar tensor of the same shape, the earliest of equal ones; "" if none is similar."""
         sample = _sample(array)
-        key = (array.shape, sample.tobytes())  # what one module gives is what the next one takes
+        key = (array.shape, sample.tobytes())  # the output of one module is the input of the next
         if key not in self._known:
             self._known[key] = self._nearest(array.shape, sample)
         return self._known[key]
@@ -100,11 +100,11 @@ def _sample(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def first_bad_module(calls: Iterable[ModuleCall], recognize: Recognizer) -> Place | None:
-    """The module after which no output of PyTorch is found in the graph any more; None when the last ones are found.
+    """Returns the first module from which on no output of PyTorch is found in the graph; None when the last ones are found.
 
     Args:
         calls: of PyTorch, in order.
-        recognize: knows the graph's tensors on the same images.
+        recognize: finds the graph's tensors on the same images.
     """
     before = math.inf
     first: tuple[ModuleCall, float] | None = None
@@ -124,15 +124,15 @@ def first_bad_module(calls: Iterable[ModuleCall], recognize: Recognizer) -> Plac
     where = path or "the model itself"
     text = f"module {where}: no tensor of the graph is its output (nearest: {decibels(db)})"
     if not inputs_found:
-        text = f"module {where}: what it hands to {call.path} is not in the graph (nearest output: {decibels(db)})"
-    text += f"; what was computed before it has {decibels(before)}"
+        text = f"module {where}: the input of {call.path} is not in the graph (nearest output: {decibels(db)})"
+    text += f"; tensors before it have {decibels(before)}"
     return Place("module", path, text, module=path, sqnr_db=finite(db), sqnr_before_db=finite(before))
 
 
 def node_modules(graph: onnx.GraphProto, calls: Iterable[ModuleCall], recognize: Recognizer) -> dict[str, str]:
-    """The innermost module that each tensor is computed in, by tensor name; "" for the model itself.
+    """Returns the innermost module that computes each tensor, by tensor name; "" for the model itself.
 
-    A node lies inside a module if it is on the way from the tensors that go in to a tensor that comes out.
+    A node belongs to a module if it is on a path from the module's inputs to its outputs.
     """
     producers = {name: node for node in graph.node for name in node.output if name}
     modules: dict[str, str] = {}

@@ -1,42 +1,87 @@
-"""Another program's preprocessing held against the specification, and what it does otherwise."""
+"""Compares another program's preprocessing with the specification and names the difference."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from gft_edge.data.images import read_image
 from gft_edge.errors import DataError
 from gft_edge.export.verify.places import Place
+from gft_edge.filekinds import describe_file
 from gft_edge.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from gft_edge.resample import Interpolation
 from gft_edge.stats.metrics import sqnr_db
 
 UInt8Image = npt.NDArray[np.uint8]
 LEVEL = 1.5
-"""Levels of 255 that a resampler may differ by: rounding, which every library does in its own order."""
+"""Levels of 255 that resamplers may differ by, because each library rounds in its own order."""
 EXPLAINED_DB = 30.0
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 
 
 @dataclass(frozen=True)
 class PixelReport:
-    """How far another preprocessing is from the specification.
+    """Difference of another preprocessing from the specification.
 
     Attributes:
         images: compared.
         largest_levels: largest difference, in levels of 255; None when values are not finite.
         sqnr_db: of all values; None when bit-identical.
-        place: what is done otherwise; None when nothing is.
+        place: the step that differs; None when none does.
     """
 
     images: int
     largest_levels: float | None
     sqnr_db: float | None
     place: Place | None
+
+    @property
+    def passed(self) -> bool:
+        """True when no step differs."""
+        return self.place is None
+
+    def to_json(self) -> dict[str, Any]:
+        """Returns the report as plain JSON values."""
+        return {**asdict(self), "passed": self.passed}
+
+
+def compare_pixel_files(folder: Path, spec: PreprocessSpec) -> PixelReport:
+    """Compares each NAME.npy of a folder with what the specification makes of the image of that name beside it.
+
+    Raises:
+        DataError: no such folder, no tensors in it, a tensor without its image, or a file that cannot be read.
+    """
+    if not folder.is_dir():
+        problem = f"is {describe_file(folder)}" if folder.is_file() else "no such folder"
+        raise DataError(f"pixels {folder}: {problem}; give a folder of images and tensors")
+    images, tensors, names = [], [], []
+    files = {(path.stem, path.suffix.lower()): path for path in folder.iterdir() if path.is_file()}
+    for file in sorted(path for (_, suffix), path in files.items() if suffix == ".npy"):
+        image = next((files[file.stem, s] for s in IMAGE_SUFFIXES if (file.stem, s) in files), None)
+        if image is None:
+            raise DataError(f"pixels {file}: no image of that name beside it ({', '.join(IMAGE_SUFFIXES)})")
+        tensors.append(_read_tensor(file))
+        images.append(read_image(image))
+        names.append(file.name)
+    if not images:
+        raise DataError(f"pixels {folder}: holds no .npy file")
+    return compare_pixels(images, tensors, spec, names)
+
+
+def _read_tensor(file: Path) -> npt.NDArray[Any]:
+    try:
+        # np.load would accept other formats too; a header may claim any size, so the file is mapped.
+        tensor: npt.NDArray[Any] = np.lib.format.open_memmap(file, mode="r")
+    except Exception as error:  # NumPy parses headers as Python and raises whatever they lead it to
+        raise DataError(f"pixels {file}: cannot be read as an array of numpy ({error})") from None
+    return tensor
 
 
 def compare_pixels(
@@ -45,7 +90,7 @@ def compare_pixels(
     spec: PreprocessSpec,
     names: Sequence[str] = (),
 ) -> PixelReport:
-    """Compares tensors that another program made of images with what the specification makes of them.
+    """Compares tensors that another program made of images with those that the specification gives.
 
     Args:
         images: RGB, (H, W, 3) uint8 of any size.
@@ -60,7 +105,7 @@ def compare_pixels(
         raise DataError("pixels: no images to compare")
     names = names or [f"tensor {number}" for number in range(len(tensors))]
     for name, tensor in zip(names, tensors):
-        _require_form(name, tensor, (3, spec.height, spec.width))
+        _require_layout(name, tensor, (3, spec.height, spec.width))
     found = np.stack([np.asarray(tensor, dtype=np.float64) for tensor in tensors])
     expected = np.stack([spec(image) for image in images])
     broken = [int((~np.isfinite(tensor)).sum()) for tensor in found]
@@ -76,26 +121,26 @@ def compare_pixels(
     return PixelReport(len(images), largest, None if math.isinf(sqnr) else sqnr, place)
 
 
-def _require_form(name: str, tensor: npt.NDArray[Any], shape: tuple[int, int, int]) -> None:
-    """Refuses a tensor of another shape or type, saying which common form it is."""
+def _require_layout(name: str, tensor: npt.NDArray[Any], shape: tuple[int, int, int]) -> None:
+    """Refuses a tensor of another shape or type; the message names the common layout that it has."""
     if tensor.dtype.kind not in "fiu":
         raise DataError(f"pixels: {name} holds values of type {tensor.dtype}, expected numbers")
     if tensor.shape == shape:
         return
     hint = ""
     if tensor.shape == (*shape[1:], 3):
-        hint = ": its channels stand last, they have to stand first"
+        hint = ": its channels are last, they must be first"
     elif tensor.shape == (1, *shape):
-        hint = ": it has an axis of the batch; give the tensor of one image"
+        hint = ": it has a batch axis; give the tensor of one image"
     elif tensor.shape == (3, shape[2], shape[1]):
         hint = ": rows and columns are swapped"
     elif tensor.size == math.prod(shape):
-        hint = ": it is as large, so only its form is wrong"
+        hint = ": it has as many values, so only its shape is wrong"
     raise DataError(f"pixels: {name} has shape {tensor.shape}, the network takes {shape}{hint}")
 
 
 def _unfilled(names: Sequence[str], found: npt.NDArray[np.float64], expected: npt.NDArray[np.floating]) -> Place | None:
-    """A buffer that was never filled, or filled in part, or one that was written for several images; None for others."""
+    """Returns the place of a buffer that was not filled, filled in part, or written for several images; None for others."""
     for number, (name, tensor, right) in enumerate(zip(names, found, expected)):
         flat = [channel for channel in range(3) if np.ptp(tensor[channel]) == 0 < np.ptp(right[channel])]
         text = ""
@@ -120,17 +165,17 @@ def _unfilled(names: Sequence[str], found: npt.NDArray[np.float64], expected: np
 def _explained(
     images: Sequence[UInt8Image], found: npt.NDArray[np.float64], spec: PreprocessSpec, sqnr: float
 ) -> Place:
-    """What is done otherwise, by the explanation that comes nearest."""
+    """Returns the step that differs, by the nearest explanation."""
     name, best, text = max(_explanations(images, found, spec), key=lambda found: found[1])
     if best < EXPLAINED_DB or best < sqnr + 3:
-        name, text = "unknown", f"nothing tried explains it (nearest: {text}, {best:.1f} dB)"
+        name, text = "unknown", f"no known difference explains it (nearest: {text}, {best:.1f} dB)"
     return Place("preprocess", name, f"preprocess: {text}", sqnr_db=best)
 
 
 def _explanations(
     images: Sequence[UInt8Image], found: npt.NDArray[np.float64], spec: PreprocessSpec
 ) -> Iterator[tuple[str, float, str]]:
-    """Field of the specification, SQNR, and words for each thing that may be done otherwise."""
+    """Yields field of the specification, SQNR and description of each possible difference."""
     for name, text, made in _variants(spec):
         try:
             value = np.stack([made(image) for image in images])
@@ -169,7 +214,7 @@ def _variants(spec: PreprocessSpec) -> Iterator[tuple[str, str, Callable[[UInt8I
 
 
 def _aliased(spec: PreprocessSpec, mode: str) -> Callable[[UInt8Image], npt.NDArray[np.float32]]:
-    """Resizing that reads the nearest pixels only, whatever the scale, as OpenCV's and many hand-written ones do."""
+    """Returns a resizer that reads the nearest pixels only, whatever the scale, as OpenCV and much hand-written code do."""
 
     def made(image: UInt8Image) -> npt.NDArray[np.float32]:
         if spec.resize != "stretch":
@@ -183,7 +228,7 @@ def _aliased(spec: PreprocessSpec, mode: str) -> Callable[[UInt8Image], npt.NDAr
 
 
 def _sampled(values: npt.NDArray[np.float64], size: int, mode: str) -> npt.NDArray[np.float64]:
-    """The first axis at ``size`` places, each from its nearest one, two or four values: (N, ...) to (size, ...)."""
+    """Samples the first axis at ``size`` places, each from its nearest one, two or four values: (N, ...) to (size, ...)."""
     count = len(values)
     if mode == "nearest":
         return values[np.arange(size) * count // size]
@@ -198,7 +243,7 @@ def _sampled(values: npt.NDArray[np.float64], size: int, mode: str) -> npt.NDArr
 
 
 def _cubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Keys' kernel with the -0.75 that OpenCV and PyTorch take."""
+    """Computes Keys' kernel with the -0.75 of OpenCV and PyTorch."""
     near = (1.25 * x - 2.25) * x * x + 1
     far = ((-0.75 * x + 3.75) * x - 6) * x + 3
     return np.where(x <= 1, near, far)
@@ -207,9 +252,9 @@ def _cubic(x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 def _affine(
     images: Sequence[UInt8Image], found: npt.NDArray[np.float64], spec: PreprocessSpec
 ) -> tuple[str, float, str] | None:
-    """The mean and std that turn the right pixels into what was found, by least squares per channel.
+    """Returns the mean and std that turn the right pixels into the tensors, by least squares per channel.
 
-    None where a channel is of one value throughout, which tells neither.
+    None if a channel has one value throughout, which determines neither.
     """
     neutral = replace(spec, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     pixels = np.stack([neutral(image) for image in images]).astype(np.float64)
@@ -221,7 +266,7 @@ def _affine(
         fitted[:, channel] = slope * pixels[:, channel] + shift
         means.append(-shift / slope if slope else math.nan)
         stds.append(1 / slope if slope else math.nan)
-    said = [np.round(values, 4).tolist() for values in (means, stds)]
+    rounded = [np.round(values, 4).tolist() for values in (means, stds)]
     hint = ""
     if np.allclose(means, 0, atol=2e-3) and np.allclose(stds, 1, atol=2e-3):
         hint = ", which is no normalisation at all"
@@ -232,5 +277,5 @@ def _affine(
     name = "std" if np.allclose(means, spec.mean, atol=2e-3) else "mean"
     if name == "mean" and not np.allclose(stds, spec.std, atol=2e-3):
         name = "mean and std"
-    text = f"normalised with mean {said[0]} and std {said[1]}{hint}"
+    text = f"normalised with mean {rounded[0]} and std {rounded[1]}{hint}"
     return name, sqnr_db(fitted, found), f"{text}; the specification has {list(spec.mean)} and {list(spec.std)}"

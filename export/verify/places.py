@@ -1,25 +1,29 @@
-"""A place where something is wrong, and how far two tensors agree there."""
+"""The place of a fault, and the agreement of two tensors there."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from gft_edge.stats.metrics import sqnr_db
 
+PlaceKind = Literal[
+    "preprocess", "labels", "model", "quantization", "manifest", "golden", "node", "graph", "module", "stage"
+]
+
 
 @dataclass(frozen=True)
 class Place:
-    """Where something is wrong.
+    """The place of a fault.
 
     Attributes:
         kind: ``"preprocess"``, ``"labels"``, ``"model"``, ``"quantization"`` (manifest against checkpoint), ``"manifest"``
-            (against its graph), ``"golden"``, ``"node"`` (of the graph), ``"graph"`` (what belongs to no node),
-            ``"module"`` (exporter or runtime against PyTorch), ``"stage"`` (as near as it gets without the checkpoint).
+            (against its graph), ``"golden"``, ``"node"`` (of the graph), ``"graph"`` (belongs to no node), ``"module"``
+            (exporter or runtime against PyTorch), ``"stage"`` (all that can be located without the checkpoint).
         name: node name, module path, or field.
         text: one sentence.
         op_type: of the node.
@@ -27,10 +31,10 @@ class Place:
         tensor: the first bad tensor.
         sqnr_db: of that tensor; None when it has another shape, is not finite, or could not be computed.
         sqnr_before_db: smallest of the tensors the node reads; None when they are bit-identical.
-        differences: what the node has otherwise than a fresh export.
+        differences: of the node from that of a fresh export.
     """
 
-    kind: str
+    kind: PlaceKind
     name: str
     text: str
     op_type: str = ""
@@ -42,7 +46,7 @@ class Place:
 
 
 def agreement_db(expected: npt.NDArray[Any], value: npt.NDArray[Any]) -> float:
-    """SQNR of two tensors; inf when equal, -inf when the shapes differ or numbers are not finite on one side only."""
+    """Returns the SQNR of two tensors: inf when equal, -inf when shapes differ or values are non-finite on one side only."""
     if expected.shape != value.shape or expected.dtype != value.dtype:
         return -math.inf
     if np.array_equal(expected, value, equal_nan=expected.dtype.kind == "f"):
@@ -54,12 +58,12 @@ def agreement_db(expected: npt.NDArray[Any], value: npt.NDArray[Any]) -> float:
 
 
 def decibels(value: float) -> str:
-    """SQNR in words."""
+    """Describes an SQNR for messages."""
     if math.isinf(value):
         return "exact agreement" if value > 0 else "no agreement"
     return f"SQNR {value:.1f} dB"
 
 
 def finite(value: float | None) -> float | None:
-    """The value, None where JSON has no number for it."""
+    """Returns the value, or None if JSON has no number for it."""
     return None if value is None or math.isinf(value) else value

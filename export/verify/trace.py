@@ -1,9 +1,9 @@
-"""The first bad place: intermediate tensors compared in order, the node and the module named.
+"""Finds the first bad place of a graph by comparing intermediate tensors in order; names the node and the module.
 
-Two comparisons, so that a fault is found wherever it is. A graph is held against a fresh export of the same checkpoint,
-both run node by node without optimisation: what agrees is equal bit for bit, and the first tensor that differs
-comes from the faulty node. The fresh export is held against PyTorch, whose module outputs are recognised among the
-graph's tensors by their values; that finds faults of the exporter, and tells which module a node belongs to.
+Two comparisons find a fault wherever it is. The graph is compared with a fresh export of the same checkpoint, both run node
+by node without optimisation: sound tensors are equal bit for bit, and the first tensor that differs comes from the faulty
+node. The fresh export is compared with PyTorch, whose module outputs are recognised among the graph's tensors by their
+values; that finds faults of the exporter and the module that a node belongs to.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import onnx
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.export.graph.node_differences import node_differences
-from gft_edge.export.onnx.artifact import GraphOptions, export_graph
+from gft_edge.export.onnx.tracing import GraphOptions, export_graph
 from gft_edge.export.verify.module_trace import (
     SAME_INT8_TENSOR_DB,
     SAME_TENSOR_DB,
@@ -35,19 +35,19 @@ from gft_edge.manifest import DeploymentManifest
 from gft_edge.stats.agreement import Arrays
 
 IMAGES = 4
-"""Images a trace runs on: more than one, so that a graph that mixes up images is caught."""
+"""Images that a trace runs on: several, so that a graph that mixes up images is found."""
 EQUAL_DB = 100.0
-"""Two runs of the same arithmetic; float32 rounding in another order stays above."""
+"""Least agreement of two runs of the same arithmetic; float32 rounding in another order stays above it."""
 
 
 def fresh_graph(checkpoint: Checkpoint, manifest: DeploymentManifest) -> onnx.ModelProto:
-    """The graph that a checkpoint gives today with the flags an artefact's manifest tells."""
+    """Exports a checkpoint again with the options of an artefact's manifest."""
     logging.getLogger("onnxslim").setLevel(logging.ERROR)
     return export_graph(checkpoint.model, checkpoint.info.preprocess, manifest.budget, GraphOptions.of(manifest))
 
 
 def node_tensors(model: onnx.ModelProto, feed: npt.NDArray[Any]) -> tuple[Arrays, onnx.NodeProto | None]:
-    """Output of every node by tensor name, and the first node that cannot be run (None: all can)."""
+    """Returns the outputs of all nodes by tensor name, and the first node that cannot be run (None: all can)."""
     count = len(model.graph.node)
     arrays = _run_prefix(model, count, feed)
     if arrays is not None:
@@ -65,7 +65,7 @@ def node_tensors(model: onnx.ModelProto, feed: npt.NDArray[Any]) -> tuple[Arrays
 
 
 def _run_prefix(model: onnx.ModelProto, count: int, feed: npt.NDArray[Any]) -> Arrays | None:
-    """Runs the first nodes of a graph as they stand; None when ONNX Runtime refuses."""
+    """Runs the first nodes of a graph without optimisation; returns None when ONNX Runtime refuses."""
     import onnxruntime as ort
 
     part = onnx.ModelProto()
@@ -87,10 +87,10 @@ def _run_prefix(model: onnx.ModelProto, count: int, feed: npt.NDArray[Any]) -> A
 
 
 def plain_error(fresh: onnx.ModelProto, found: onnx.ModelProto, feed: npt.NDArray[Any]) -> float | None:
-    """Largest relative difference of the logits when both graphs run as they stand, without optimisation.
+    """Returns the largest relative difference of the logits when both graphs run without optimisation.
 
-    Optimisers may mend a fault, as ONNX Runtime's INT8 fusion does that reads every per-channel scale along the columns; on another
-    backend it is there. None when ``found`` cannot be run; inf when its logits are not finite.
+    Optimisers may hide a fault that another backend shows: ONNX Runtime's INT8 fusion reads every per-channel scale along the
+    columns. None when ``found`` cannot be run; inf when its logits are not finite.
     """
     sides = [_run_prefix(model, len(model.graph.node), feed) for model in (fresh, found)]
     if sides[0] is None or sides[1] is None:
@@ -104,7 +104,14 @@ def plain_error(fresh: onnx.ModelProto, found: onnx.ModelProto, feed: npt.NDArra
 
 @dataclass(frozen=True)
 class _Pair:
-    """Two graphs run node by node: names in ``found`` of the tensors of ``fresh``, values of both, what stopped ``found``."""
+    """Two graphs run node by node.
+
+    Attributes:
+        fresh, found: the graphs.
+        names: in ``found`` of the tensors of ``fresh``.
+        expected, actual: values of the tensors of both.
+        broken: node that stopped ``found``, None when it ran to its end.
+    """
 
     fresh: onnx.ModelProto
     found: onnx.ModelProto
@@ -121,19 +128,19 @@ class _Pair:
         return cls(fresh, found, corresponding_tensors(fresh, found), expected, actual, broken)
 
     def sqnr(self, name: str) -> float | None:
-        """Agreement of a tensor of ``fresh``; None where one side has no value."""
+        """Returns the agreement of a tensor of ``fresh``; None if one side has no value."""
         other = self.names.get(name)
         if name not in self.expected or other not in self.actual:
             return None
         return agreement_db(self.expected[name], self.actual[other])
 
     def before(self, node: onnx.NodeProto) -> float:
-        """Smallest agreement of the tensors that a node of ``fresh`` reads."""
+        """Returns the smallest agreement of the tensors that a node of ``fresh`` reads."""
         return min((db for db in map(self.sqnr, node.input) if db is not None), default=math.inf)
 
 
 def execution_order(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """The nodes of a graph, those that compute from weights alone right before the first node that reads them."""
+    """Returns the nodes of a graph; nodes that read only weights stand right before the first node that reads them."""
     computed = {value.name for value in graph.input}
     waiting: dict[str, onnx.NodeProto] = {}
     order: list[onnx.NodeProto] = []
@@ -162,10 +169,10 @@ def execution_order(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
 
 
 def first_difference(fresh: onnx.ModelProto, found: onnx.ModelProto, feed: npt.NDArray[Any]) -> Place | None:
-    """The first node of a graph that does not compute what a fresh export computes; None when every tensor agrees.
+    """Returns the first node of a graph that computes something else than a fresh export; None when every tensor agrees.
 
     Args:
-        fresh: exported anew from the same checkpoint with the same flags.
+        fresh: exported again from the same checkpoint with the same options.
         found: the graph in question.
         feed: input of both, several images.
     """
@@ -182,7 +189,7 @@ def _first_wrong(pair: _Pair) -> Place | None:
                 continue
             sqnr = pair.sqnr(tensor)
             if sqnr is None and other is not pair.broken:
-                continue  # behind the node that cannot be run
+                continue  # after the node that cannot be run
             if sqnr is not None and sqnr >= EQUAL_DB:
                 continue
             missing = _first_missing(pair.fresh.graph, node, names)
@@ -198,7 +205,7 @@ def _first_wrong(pair: _Pair) -> Place | None:
 
 
 def _first_missing(graph: onnx.GraphProto, node: onnx.NodeProto, names: dict[str, str]) -> onnx.NodeProto | None:
-    """The first of the nodes that lead to a node and that the graph in question does not have."""
+    """Returns the first of the nodes before a node that the graph in question does not have."""
     producers = {name: n for n in graph.node for name in n.output if name}
     pending, missing = list(node.input), set()
     while pending:
@@ -215,25 +222,25 @@ def _missing_node(node: onnx.NodeProto, reader: onnx.NodeProto) -> Place:
 
 
 def _not_finite(graph: onnx.GraphProto, arrays: Arrays) -> str:
-    """The first node that gives values that are not finite, in words; "" when none does."""
+    """Describes the first node that gives non-finite values; "" when none does."""
     for node in graph.node:
         for name in node.output:
             if name in arrays and arrays[name].dtype.kind == "f" and not np.isfinite(arrays[name]).all():
-                return f"; {node.op_type} {node.name} is the first that gives values that are not finite"
+                return f"; {node.op_type} {node.name} is the first that gives non-finite values"
     return ""
 
 
 def silent_difference(fresh: onnx.ModelProto, found: onnx.ModelProto) -> Place | None:
-    """The first node that stands otherwise in a fresh export, whatever it computes."""
+    """Returns the first node that differs from a fresh export, whatever it computes."""
     return _first_changed(_Pair(fresh, found, corresponding_tensors(fresh, found), {}, {}, None))
 
 
 def _first_changed(pair: _Pair) -> Place | None:
-    """As :func:`silent_difference`; a branch that nothing reads stands right behind what it reads."""
+    """As :func:`silent_difference`; a branch that nothing reads counts right after the nodes that it reads."""
     fresh, found, names = pair.fresh, pair.found, pair.names
     producers = {name: node for node in found.graph.node for name in node.output if name}
     dead = _dead_branch(pair)
-    # Another tool's names say nothing; this one's own do.
+    # Names count only if they are this tool's own.
     named = sum(names.get(t) == t for n in fresh.graph.node for t in n.output) * 2 > len(names)
     for number, node in enumerate(execution_order(fresh.graph)):
         if dead is not None and dead[0] < number:
@@ -249,11 +256,11 @@ def _first_changed(pair: _Pair) -> Place | None:
 
 
 def _dead_branch(pair: _Pair) -> tuple[int, Place] | None:
-    """The first node that a fresh export does not have and whose results none of its nodes read, and the number of the
-    node of the fresh export that it stands behind (-1: of none)."""
+    """Returns the first node that a fresh export does not have and whose results none of its nodes read, with the number of
+    the last node of the fresh export before it (-1: none)."""
     known = set(pair.names.values())
     own = [node for node in pair.found.graph.node if not known.intersection(node.output)]
-    # Backwards: what leads to a node that the fresh export has is told at that node.
+    # Backwards: nodes that lead to a node of the fresh export are reported at that node.
     needed = {name for node in pair.found.graph.node if known.intersection(node.output) for name in node.input}
     for node in reversed(own):
         if needed.intersection(node.output):
@@ -274,13 +281,15 @@ def _dead_branch(pair: _Pair) -> tuple[int, Place] | None:
     first = min(dead, key=lambda node: behind[node.output[0]])
     outputs = [value.name for value in pair.found.graph.output if value.name in behind]
     text = f"{first.op_type} {first.name} of {', '.join(first.input) or 'nothing'} is not in a fresh export"
-    text += f"; the graph gives {', '.join(outputs)} besides" if outputs else "; nothing that is in one reads it"
+    text += (
+        f"; it gives the further outputs {', '.join(outputs)}" if outputs else "; no node of a fresh export reads it"
+    )
     place = Place("node", first.name, text, first.op_type, tensor=first.output[0], differences=("is added",))
     return behind[first.output[0]], place
 
 
 def _name_differences(pair: _Pair, node: onnx.NodeProto, other: onnx.NodeProto) -> list[str]:
-    """What two nodes that do the same and their weights are called, where that differs."""
+    """Describes different names of two nodes that do the same, and of their outputs and weights."""
     weights = {tensor.name for tensor in pair.fresh.graph.initializer}
     read = [(a, b) for a, b in zip(node.input, other.input) if a in weights]
     sides = (
@@ -317,9 +326,9 @@ def _node_place(
 
 
 def corresponding_tensors(fresh: onnx.ModelProto, found: onnx.ModelProto) -> dict[str, str]:
-    """Names in ``found`` of the tensors of ``fresh``: the same name, or the same place in the order of operators.
+    """Returns the names in ``found`` of the tensors of ``fresh``.
 
-    The second where another tool has renamed most tensors.
+    Tensors correspond by name or, if another tool has renamed most of them, by their place in the order of operators.
     """
     there = {name for node in found.graph.node for name in node.output}
     there.update(value.name for value in found.graph.input)
@@ -337,7 +346,7 @@ def corresponding_tensors(fresh: onnx.ModelProto, found: onnx.ModelProto) -> dic
 
 
 def _renamed_outputs(fresh: onnx.ModelProto, found: onnx.ModelProto, there: set[str]) -> dict[str, str]:
-    """Tensors that are gone while the node that gave them is there, under the names it gives now."""
+    """Returns the new names of missing tensors whose nodes are still there."""
     ours = {name for node in fresh.graph.node for name in node.output}
     nodes = {node.name: node for node in found.graph.node if node.name}
     renamed = {}
@@ -352,24 +361,22 @@ def _renamed_outputs(fresh: onnx.ModelProto, found: onnx.ModelProto, there: set[
 def trace(
     checkpoint: Checkpoint,
     budget: TokenBudget,
-    fresh: onnx.ModelProto,
-    found: onnx.ModelProto,
+    graphs: tuple[onnx.ModelProto, onnx.ModelProto],
     images: npt.NDArray[np.float32],
     feed: npt.NDArray[Any] | None = None,
     exact: bool = False,
 ) -> Place | None:
-    """The first bad place of a graph: against a fresh export, and that against PyTorch.
+    """Returns the first bad place of a graph compared with a fresh export, or of the fresh export compared with PyTorch.
 
     Args:
-        checkpoint: both graphs are of.
-        budget: likewise.
-        fresh: see :func:`fresh_graph`.
-        found: the artefact's graph.
+        checkpoint, budget: of both graphs.
+        graphs: the fresh export (see :func:`fresh_graph`), and the artefact's graph.
         images: preprocessed, (B, 3, H, W), B > 1.
-        feed: the same images as the graph takes them, where that is another form.
-        exact: a node that stands otherwise than in the fresh export is bad whatever it computes, and counts where it is
-            the first in the order of execution.
+        feed: the same images as the graph's input, if that has another form.
+        exact: a node that differs from the fresh export is bad whatever it computes, and is returned if it is the first in the
+            order of execution.
     """
+    fresh, found = graphs
     feed = images if feed is None else feed
     pair = _Pair.run(fresh, found, feed)
     place = _first_wrong(pair)
@@ -382,7 +389,7 @@ def trace(
         return first_bad_module(calls, recognize)
     modules = node_modules(fresh.graph, calls, recognize)
     outputs = next((node.output for node in fresh.graph.node if node.name == place.name), None)
-    if outputs is None:  # a node that is in the artefact alone belongs to the module of what it reads
+    if outputs is None:  # a node of the artefact alone belongs to the module of its inputs
         outputs = next((node.input for node in found.graph.node if node.name == place.name), ())
     module = next((modules[name] for name in outputs if name in modules), "")
     text = f"{place.text} (in {module or 'the model itself'})"
@@ -390,7 +397,7 @@ def trace(
 
 
 def _earlier(fresh: onnx.ModelProto, changed: Place | None, wrong: Place | None) -> Place | None:
-    """Of a node that stands otherwise and one that computes otherwise the first; of the same node what tells more."""
+    """Returns the first of a changed node and a node with wrong results; of the same node the one with more details."""
     if changed is None or wrong is None:
         return changed or wrong
     order = {node.name: number for number, node in enumerate(execution_order(fresh.graph))}

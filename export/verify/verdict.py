@@ -1,4 +1,4 @@
-"""What passes: limits, paired statistics of two accuracies, and a verdict that knows when it has seen too few images."""
+"""Limits, and the verdict on comparisons by them: pass, fail, or inconclusive when there are too few images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Verdict = Literal["pass", "fail", "inconclusive"]
 
 @dataclass(frozen=True)
 class Limits:
-    """What passes.
+    """Limits that an artefact has to keep to pass.
 
     Args:
         fp32_relative_error: largest logit difference over the largest logit, FP32 graph against FP32 PyTorch, and any
@@ -26,8 +26,8 @@ class Limits:
         fp16_sqnr_db: FP16 graph against FP32 PyTorch.
         int8_sqnr_db, int8_top1_agreement, int8_jaccard, int8_rank_correlation: INT8 graph (or any other
             compressed one) against FP32 PyTorch.
-        int8_importance_sqnr_db: importance maps likewise; their softmax is sharp, so little is asked of it.
-        top1_drop: accuracy that compression may cost, as a share; decided with labels only.
+        int8_importance_sqnr_db: importance maps likewise; the limit is low because their softmax is sharp.
+        top1_drop: accuracy that compression may cost, as a share; needs labels.
     """
 
     fp32_relative_error: float = 1e-4
@@ -42,9 +42,12 @@ class Limits:
     top1_drop: float = 0.01
 
 
+DEFAULT_LIMITS = Limits()
+
+
 @dataclass(frozen=True)
-class Judgement:
-    """What is out of limits, what cannot be decided yet, and the images that would decide it."""
+class Assessment:
+    """Failures, questions that the images do not decide, and the number of images that would decide them."""
 
     failures: tuple[str, ...]
     undecided: tuple[str, ...]
@@ -56,8 +59,8 @@ class Judgement:
         return "fail" if self.failures else "inconclusive" if self.undecided else "pass"
 
 
-def judge(comparisons: Sequence[Comparison], limits: Limits) -> Judgement:
-    """Holds comparisons of one artefact against the limits of their kind."""
+def assess(comparisons: Sequence[Comparison], limits: Limits) -> Assessment:
+    """Compares the figures of one artefact with the limits of their kind."""
     failures: list[str] = []
     undecided: list[str] = []
     needed: list[int] = []
@@ -79,11 +82,11 @@ def judge(comparisons: Sequence[Comparison], limits: Limits) -> Judgement:
             least = limits.fp16_sqnr_db if c.arithmetic == "fp16" else limits.int8_sqnr_db
             failures += _compression_failures(c, where, limits, least)
             _decide(c, where, limits, failures, undecided, needed)
-    return Judgement(tuple(failures), tuple(undecided), max(needed, default=None))
+    return Assessment(tuple(failures), tuple(undecided), max(needed, default=None))
 
 
 def _broken_values(c: Comparison, where: str) -> list[str]:
-    """Values that are no numbers, on either side."""
+    """Returns failures for values that are NaN or infinite, on either side."""
     counts = (
         (f"{where}: logits of", c.not_finite),
         (f"{where}: logits of {c.reference} for", c.reference_not_finite),
@@ -93,14 +96,14 @@ def _broken_values(c: Comparison, where: str) -> list[str]:
 
 
 def _exact_failures(c: Comparison, where: str, limits: Limits) -> list[str]:
-    """What two computations of the same numbers may not differ in."""
+    """Returns differences that two computations of the same numbers may not have."""
     failures = []
     if c.max_relative_error > limits.fp32_relative_error:
         failures.append(f"{where}: logits differ by {c.max_relative_error:.1e}, limit {limits.fp32_relative_error:.0e}")
     for s in c.stages:
         if s.identical + s.ties < s.images:
             failures.append(f"{where}: stage {s.stage} keeps other patches on {s.images - s.identical - s.ties} images")
-        # A tie earlier on changes what the next stages see.
+        # A tie in an earlier stage changes the inputs of the later ones.
         elif not any(earlier.ties for earlier in c.stages[: s.stage]):
             sqnr = math.inf if s.importance_sqnr_db is None else s.importance_sqnr_db
             if sqnr < limits.fp32_importance_sqnr_db:
@@ -112,7 +115,7 @@ def _exact_failures(c: Comparison, where: str, limits: Limits) -> list[str]:
 
 
 def _compression_failures(c: Comparison, where: str, limits: Limits, least_sqnr_db: float) -> list[str]:
-    """What compression may not cost."""
+    """Returns what compression costs beyond the limits."""
     failures = []
     sqnr = math.inf if c.logit_sqnr_db is None else c.logit_sqnr_db
     if sqnr < least_sqnr_db:
@@ -136,14 +139,14 @@ def _compression_failures(c: Comparison, where: str, limits: Limits, least_sqnr_
 def _decide(
     c: Comparison, where: str, limits: Limits, failures: list[str], undecided: list[str], needed: list[int]
 ) -> None:
-    """Appends what the numbers of images say of agreement and accuracy: out of limits, or not decided yet."""
+    """Appends failures and undecided questions of agreement and accuracy, by the number of images."""
     same = round(c.top1_agreement * c.images)
     if c.top1_agreement < limits.int8_top1_agreement:
         text = f"{where}: same class on {c.top1_agreement:.1%}, limit {limits.int8_top1_agreement:.0%}"
         if wilson_interval(same, c.images)[1] < limits.int8_top1_agreement:
             failures.append(text)
         else:
-            undecided.append(f"{text}, which {c.images} images do not settle")
+            undecided.append(f"{text}, which {c.images} images do not decide")
     if c.top1 is None:
         return
     low, high = c.top1.interval

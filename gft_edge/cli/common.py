@@ -258,6 +258,4 @@ def parse_batch_range(text: str) -> tuple[int, int, int]:
         sizes *= 3
     if len(sizes) != 3:
         raise ConfigError(f"batch {text!r}: expected one number or smallest:usual:largest, for example 1:4:8")
-    if not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
-        raise ConfigError(f"batch {text!r}: expected 1 <= smallest <= usual <= largest")
     return sizes[0], sizes[1], sizes[2]

@@ -272,9 +272,13 @@ def test_what_cannot_be_exported_is_refused_before_tracing(gft_edge, made, anima
 def test_size_of_a_family_counts_its_shared_weights():
     sizes = {"model.onnx": 80_000, "model-8-4.onnx": 70_000, "weights.bin": 6_440_000, "golden.npz": 1_000_000}
     files = {name: SimpleNamespace(size=size) for name, size in sizes.items()}
-    assert export._size(SimpleNamespace(files=files)) == "2 graphs with 6.44 MB of shared weights, together 6.59 MB"
+    family = {"8-4": SimpleNamespace(model="model-8-4.onnx")}
+    assert (
+        export._size(SimpleNamespace(files=files, family=family))
+        == "2 graphs with 6.44 MB of shared weights, together 6.59 MB"
+    )
     alone = {name: files[name] for name in ("model.onnx", "golden.npz")}
-    assert export._size(SimpleNamespace(files=alone)) == "model.onnx 0.08 MB"
+    assert export._size(SimpleNamespace(files=alone, family={})) == "model.onnx 0.08 MB"
 
 
 def test_quantize_prints_layers_alike_as_one_row(gft_edge, made, animals, tmp_path):

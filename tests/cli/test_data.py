@@ -16,9 +16,9 @@ import torch
 from PIL import Image
 
 from gft_edge.checkpoint import read_info, save_checkpoint
-from gft_edge.cli.verbs.export import _golden_images
 from gft_edge.data.datasets import image_folder
 from gft_edge.errors import DataError
+from gft_edge.export.onnx.golden_images import choose_golden_images
 from gft_edge.files import sha256
 from gft_edge.manifest import load_artifact
 
@@ -105,8 +105,11 @@ def test_nothing_that_was_trained_on_is_called_validation_or_test(gft_edge, seen
     assert set(card["hashes"]) <= train
     assert quantized == set(card["hashes"]) | held_out
     assert (card["evaluation"]["split"], card["evaluation"]["overlap"]) == (kind, 0)
-    source, golden = _golden_images(None, read_info(ckpt))
-    assert (source, len(golden)) == (f"{min(16, len(held_out))} {kind} images of {data}", min(16, len(held_out)))
+    golden = choose_golden_images(read_info(ckpt))
+    assert (golden.source, len(golden.images)) == (
+        f"{min(16, len(held_out))} {kind} images of {data}",
+        min(16, len(held_out)),
+    )
     assert _taken(seen) <= held_out
     _check_page(gft_edge, page, data, {"train": train, "val": val, "test": test})
 
@@ -149,7 +152,7 @@ def test_training_images_in_another_folder_are_not_called_test_images(gft_edge, 
     done = gft_edge("evaluate", ckpt, "--data", other, "--images", 999)
     assert (done.code, seen) == (2, set())
     assert f"the model was trained on all {len(trained)} test images" in done.err
-    assert _golden_images(str(other), read_info(ckpt), ckpt)[0] == f"16 train images of {other}"
+    assert choose_golden_images(read_info(ckpt), str(other), ckpt).source == f"16 train images of {other}"
     _write(other / "test", 8, 500)
     new = {sha256(path) for number in range(500, 508) for path in other.rglob(f"{number}.png")}
     assert len(new) == 16
@@ -229,7 +232,7 @@ def test_export_needs_no_data(gft_edge, trained_on, tmp_path):
     done = gft_edge("export", trained_on("gone"), "--maps", "compact", "--out", tmp_path / "art", "--json")
     assert done.code == 0, done.err
     assert done.json["golden_images"] == "16 images made from seed 0"
-    assert "images made from a seed stand in for data (data gone: no such folder" in done.err
+    assert "golden images are made from a seed (data gone: no such folder" in done.err
     manifest = load_artifact(tmp_path / "art").manifest
     assert (manifest.data, manifest.golden_images) == ("gone", done.json["golden_images"])
     done = gft_edge("verify", tmp_path / "art", "--json")
@@ -239,16 +242,17 @@ def test_export_needs_no_data(gft_edge, trained_on, tmp_path):
 
 
 def test_golden_images_are_of_any_classes_or_none(tiny_info, animals, tmp_path):
-    source, images = _golden_images(None, tiny_info)
-    assert (source, images.shape, images.dtype) == ("16 images made from seed 0", (16, 3, 32, 32), np.float32)
-    assert _golden_images(str(animals / "ant"), tiny_info)[0] == f"16 images of {animals / 'ant'}"
-    assert _golden_images(str(animals), tiny_info)[0] == f"16 test images of {animals}"
+    golden = choose_golden_images(tiny_info)
+    assert golden.source == "16 images made from seed 0"
+    assert (golden.images.shape, golden.images.dtype) == ((16, 3, 32, 32), np.float32)
+    assert choose_golden_images(tiny_info, str(animals / "ant")).source == f"16 images of {animals / 'ant'}"
+    assert choose_golden_images(tiny_info, str(animals)).source == f"16 test images of {animals}"
     _write(tmp_path / "small", 1, 0)
-    assert _golden_images(str(tmp_path / "small"), tiny_info)[0] == f"2 train images of {tmp_path / 'small'}"
-    source, images = _golden_images("typefaces", tiny_info)
-    assert (source, images.shape) == ("16 test images of typefaces", (16, 3, 32, 32))
+    assert choose_golden_images(tiny_info, str(tmp_path / "small")).source == f"2 train images of {tmp_path / 'small'}"
+    golden = choose_golden_images(tiny_info, "typefaces")
+    assert (golden.source, golden.images.shape) == ("16 test images of typefaces", (16, 3, 32, 32))
     with pytest.raises(DataError, match="no such folder"):
-        _golden_images("gone", tiny_info)
+        choose_golden_images(tiny_info, "gone")
 
 
 def test_classes_of_the_data_in_another_order_are_matched_by_name(gft_edge, tiny_info, tiny_model, animals, tmp_path):

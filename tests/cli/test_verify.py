@@ -204,7 +204,7 @@ def test_disk_full_while_the_record_is_stored_is_one_line(gft_edge, copied, monk
     def full(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("gft_edge.files.write_json", full)
+    monkeypatch.setattr("gft_edge.export.verify.verification.write_json", full)
     done = gft_edge("verify", copied("fp32"))
     assert done.code == 2
     assert done.out.endswith("passed\n")
@@ -214,7 +214,7 @@ def test_disk_full_while_the_record_is_stored_is_one_line(gft_edge, copied, monk
 def test_negative_number_of_map_images_is_refused(gft_edge, made):
     done = gft_edge("verify", made["fp32"], "--map-images", -1)
     assert done.code == 2
-    assert "--map-images must be 0 (none) or more, found -1" in done.err
+    assert "map images must be 0 (none) or more, found -1" in done.err
 
 
 def test_graph_without_compact_maps_says_that_their_fidelity_is_not_measured(gft_edge, copied, on_data):

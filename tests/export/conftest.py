@@ -15,6 +15,7 @@ from gft_edge.budget import TokenBudget
 from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gft_edge.export.onnx.artifact import export_artifact
+from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.manifest import MODEL, Artifact, load_artifact, register_files
 from gft_edge.quant.policy import DEFAULT_POLICY, uniform_policy
 
@@ -44,18 +45,27 @@ def checkpoints(tiny_checkpoint, tiny_info, tiny_model, tmp_path_factory) -> dic
 
 
 @pytest.fixture(scope="session")
-def exported(checkpoints, clear_images, tmp_path_factory) -> Callable[[str], Artifact]:
-    """Artefacts by name (``fp32-none``, ``fp32-compact-full``, ``fp32-compact-uint8``), each exported once; not to be changed."""
+def exported_once(checkpoints, clear_images, tmp_path_factory) -> Callable[..., Artifact]:
+    """Exports a checkpoint with budgets and options, the same ones once in a session; artefacts are not to be changed."""
 
     @functools.cache
-    def make(name: str) -> Artifact:
-        precision, maps, *more = name.split("-")
-        budget = TokenBudget.full(2, 16) if "full" in more else None
-        kind = "uint8" if "uint8" in more else "float"
-        out = tmp_path_factory.mktemp("exported") / name
-        return export_artifact(checkpoints[precision], out, clear_images, budget, maps, input=kind)
+    def make(precision: str, options: GraphOptions, budgets: tuple[TokenBudget, ...] = ()) -> Artifact:
+        out = tmp_path_factory.mktemp("exported") / "artifact"
+        return export_artifact(checkpoints[precision], out, clear_images, budgets, options)
 
     return make
+
+
+@pytest.fixture(scope="session")
+def exported(exported_once) -> Callable[[str], Artifact]:
+    """Artefacts by name (``fp32-none``, ``fp32-compact-full``, ``fp32-compact-uint8``); not to be changed."""
+
+    def find(name: str) -> Artifact:
+        precision, maps, *more = name.split("-")
+        options = GraphOptions(maps, input="uint8" if "uint8" in more else "float")
+        return exported_once(precision, options, (TokenBudget.full(2, 16),) if "full" in more else ())
+
+    return find
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.export.onnx.artifact import export_artifact
+from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.manifest import Artifact, load_artifact
 
 
@@ -22,7 +23,7 @@ def images() -> np.ndarray:
 @pytest.fixture(scope="session")
 def with_maps(tiny_checkpoint, images, tmp_path_factory) -> Artifact:
     out = tmp_path_factory.mktemp("runtime") / "with_maps"
-    return export_artifact(load_checkpoint(tiny_checkpoint), out, images, maps="compact")
+    return export_artifact(load_checkpoint(tiny_checkpoint), out, images, options=GraphOptions("compact"))
 
 
 @pytest.fixture(scope="session")

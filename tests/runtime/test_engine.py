@@ -153,12 +153,13 @@ class TestBatches:
 def test_bf16_on_the_cpu_is_one_line(tiny_checkpoint, images, tmp_path):
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.export.onnx.artifact import export_artifact
+    from gft_edge.export.onnx.tracing import GraphOptions
     from gft_edge.export.verify.artifact_alone import verify_golden
     from gft_edge.export.verify.trace import fresh_graph, node_tensors
     from gft_edge.export.verify.with_checkpoint import verify_checkpoint
 
     checkpoint = load_checkpoint(tiny_checkpoint)
-    artifact = export_artifact(checkpoint, tmp_path / "a", images, rest="bf16")
+    artifact = export_artifact(checkpoint, tmp_path / "a", images, options=GraphOptions(rest="bf16"))
     fresh = fresh_graph(checkpoint, artifact.manifest)
     assert fresh.SerializeToString(deterministic=True) == (artifact.path / MODEL).read_bytes()
     answer = "ONNX Runtime computes no BF16 on a CPU; run it with --backend tensorrt on a GPU, or export with --precision fp16"

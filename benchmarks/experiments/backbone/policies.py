@@ -26,7 +26,7 @@ from gft_edge.calibration.smoothquant import smooth
 from gft_edge.calibration.thresholds import threshold
 from gft_edge.data.datasets import ImageSet
 from gft_edge.errors import ArtifactError
-from gft_edge.export.onnx.artifact import GraphOptions, export_graph
+from gft_edge.export.onnx.tracing import GraphOptions, export_graph
 from gft_edge.files import read_json, write_json
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.quant.modules import quantized_names

@@ -25,7 +25,7 @@ from gft_edge.benchmarks.experiments.peers.scale import CLASSES, Scale
 from gft_edge.benchmarks.experiments.peers.vit_sizes import VitSizes
 from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.config.model import GFTConfig, preset
-from gft_edge.export.onnx.artifact import GraphOptions, export_graph
+from gft_edge.export.onnx.tracing import GraphOptions, export_graph
 from gft_edge.manifest import MapsMode
 from gft_edge.model.build import build_model
 from gft_edge.model.macs import count_macs

@@ -16,7 +16,7 @@ from gft_edge.benchmarks.experiments.backbone.schemes import schemes
 from gft_edge.benchmarks.experiments.backbone.study import MORE_FACES, Sizes, main, make_fonts
 from gft_edge.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from gft_edge.config.recipe import DataSection, Recipe, load_recipe
-from gft_edge.export.onnx.artifact import reference_outputs
+from gft_edge.export.onnx.reference import reference_outputs
 from gft_edge.preprocess import PreprocessSpec
 
 SIZES = Sizes(calibration=12, outliers=8, pilot=16, least=10, most=18)

@@ -13,7 +13,7 @@ from gft_edge.export.graph.loading import load_graph
 from gft_edge.export.graph.summary import summarize
 from gft_edge.export.lint.linter import lint
 from gft_edge.export.lint.rules import RULES
-from gft_edge.export.onnx.artifact import GraphOptions, export_graph
+from gft_edge.export.onnx.tracing import GraphOptions, export_graph
 from gft_edge.hardware.tensorrt_versions import platform
 from gft_edge.manifest import MODEL
 from gft_edge.model.build import build_model

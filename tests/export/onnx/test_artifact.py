@@ -19,7 +19,9 @@ from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.onnx import artifact as export_module
-from gft_edge.export.onnx.artifact import export_artifact, golden_arrays, graph_outputs
+from gft_edge.export.onnx.artifact import export_artifact
+from gft_edge.export.onnx.interface import graph_outputs
+from gft_edge.export.onnx.reference import golden_arrays
 from gft_edge.manifest import GOLDEN, MODEL
 from gft_edge.quant.modules import QuantLinear
 from gft_edge.stats.metrics import sqnr_db
@@ -132,7 +134,9 @@ def test_same_checkpoint_gives_the_same_bytes_in_another_process(exported, check
         "import sys, pathlib, numpy as np\n"
         "from gft_edge.checkpoint import load_checkpoint\n"
         "from gft_edge.export.onnx.artifact import export_artifact\n"
-        "export_artifact(load_checkpoint(sys.argv[1]), pathlib.Path('again'), np.load('images.npy'), maps='compact')\n"
+        "from gft_edge.export.onnx.tracing import GraphOptions\n"
+        "checkpoint, images = load_checkpoint(sys.argv[1]), np.load('images.npy')\n"
+        "export_artifact(checkpoint, pathlib.Path('again'), images, options=GraphOptions('compact'))\n"
     )
     command = [sys.executable, "-W", "ignore", "-c", code, str(checkpoints["int8"].path)]
     environment = {**os.environ, "PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
@@ -299,7 +303,7 @@ def test_budget_that_does_not_fit_is_refused(checkpoints, clear_images, tmp_path
     with pytest.raises(
         ConfigError, match="does not fit a model of 16 patches and 2 stages|numbers? for a model of 2 stages"
     ):
-        export_artifact(checkpoints["fp32"], tmp_path / "out", clear_images, budget)
+        export_artifact(checkpoints["fp32"], tmp_path / "out", clear_images, [budget])
     assert not list(tmp_path.iterdir())
 
 

@@ -16,7 +16,8 @@ from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.export.graph.summary import summarize
 from gft_edge.export.graph.view import view
 from gft_edge.export.lint.linter import lint
-from gft_edge.export.onnx.artifact import export_artifact, export_graph
+from gft_edge.export.onnx.artifact import export_artifact
+from gft_edge.export.onnx.tracing import GraphOptions, export_graph
 from gft_edge.export.tensorrt.builders import compile_plan
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan
@@ -38,7 +39,8 @@ def make(checkpoints, clear_images, tmp_path_factory):
         info = dataclasses.replace(source.info, quantization=quantized.summary)
         save_checkpoint(folder / "q", info, quantized.model)
         checkpoint = load_checkpoint(folder / "q")
-        return checkpoint, export_artifact(checkpoint, folder / "x", clear_images, maps="compact", rest=rest)
+        options = GraphOptions("compact", rest)
+        return checkpoint, export_artifact(checkpoint, folder / "x", clear_images, options=options)
 
     return build
 

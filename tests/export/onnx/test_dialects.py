@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import functools
 import hashlib
 
 import numpy as np
@@ -20,12 +19,14 @@ from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ConfigError
 from gft_edge.export.graph.summary import summarize
 from gft_edge.export.lint.linter import lint
-from gft_edge.export.onnx.artifact import GraphOptions, export_artifact, tool_versions
+from gft_edge.export.onnx.artifact import export_artifact, tool_versions
 from gft_edge.export.onnx.dialects import export_command, to_trt8
+from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.export.tensorrt.build import require_dialect
 from gft_edge.export.tensorrt.builders import compile_plan
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan
+from gft_edge.export.verify.claims import claim_places
 from gft_edge.hardware.tensorrt_versions import platform
 from gft_edge.manifest import MODEL, DeploymentManifest, load_artifact
 from gft_edge.quant.policy import uniform_policy
@@ -50,17 +51,12 @@ def load(artifact) -> onnx.ModelProto:
 
 
 @pytest.fixture(scope="module")
-def artifacts(exported, checkpoints, clear_images, tmp_path_factory):
+def artifacts(exported_once):
     """Artefacts of both dialects, by form, each exported once; not to be changed."""
-    root = tmp_path_factory.mktemp("dialects")
 
-    @functools.cache
     def get(precision, maps, kind):
-        def export(name, **options):
-            return export_artifact(checkpoints[precision], root / name, clear_images, maps=maps, input=kind, **options)
-
-        usual = exported(f"{precision}-{maps}") if maps == "compact" else export(f"{precision}-10")
-        return usual, export(f"{precision}-8", dialect="trt8")
+        usual = GraphOptions(maps, input=kind)
+        return exported_once(precision, usual), exported_once(precision, dataclasses.replace(usual, dialect="trt8"))
 
     return get
 
@@ -214,6 +210,7 @@ class TestArtifact:
         assert (artifact.manifest.dialect, artifact.manifest.opset) == ("trt8", 17)
         assert load_artifact(artifact.path).manifest == artifact.manifest
         assert GraphOptions.of(artifact.manifest).dialect == "trt8"
+        assert claim_places(artifact.manifest, load(artifact)) == []
         usual = other.manifest
         assert usual.dialect == "trt10"
         data = usual.to_json()
@@ -260,5 +257,7 @@ def test_precisions_that_8_6_does_not_compute_are_refused(
     quantized = quantize_int8(tiny_model, [clear_images], policy=uniform_policy(precision))
     save_checkpoint(tmp_path / "c", dataclasses.replace(tiny_info, quantization=quantized.summary), quantized.model)
     with pytest.raises(ConfigError, match=words):
-        export_artifact(load_checkpoint(tmp_path / "c"), tmp_path / "a", clear_images, dialect="trt8")
+        export_artifact(
+            load_checkpoint(tmp_path / "c"), tmp_path / "a", clear_images, options=GraphOptions(dialect="trt8")
+        )
     assert not (tmp_path / "a").exists()

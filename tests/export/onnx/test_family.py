@@ -10,6 +10,7 @@ from gft_edge.budget import TokenBudget
 from gft_edge.cli.main import main
 from gft_edge.errors import ArtifactError
 from gft_edge.export.onnx.artifact import export_artifact
+from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.export.verify.artifact_alone import verify_golden
 from gft_edge.manifest import MANIFEST, MODEL, WEIGHTS, load_artifact, register_files
 from gft_edge.runtime.classifier import Classifier
@@ -22,15 +23,14 @@ BUDGETS = (TokenBudget((12, 6), 16), TokenBudget((8, 4), 16), TokenBudget((16, 1
 def family(request, checkpoints, clear_images, tmp_path_factory):
     """Checkpoint and family."""
     out = tmp_path_factory.mktemp("family") / "artifact"
-    first, *further = BUDGETS
     checkpoint = checkpoints[request.param]
-    return checkpoint, export_artifact(checkpoint, out, clear_images, first, "compact", further)
+    return checkpoint, export_artifact(checkpoint, out, clear_images, BUDGETS, GraphOptions("compact"))
 
 
 def test_every_member_gives_what_its_own_artefact_gives(family, clear_images, tmp_path):
     checkpoint, artifact = family
     for budget in BUDGETS:
-        alone = export_artifact(checkpoint, tmp_path / budget.id, clear_images, budget, "compact")
+        alone = export_artifact(checkpoint, tmp_path / budget.id, clear_images, [budget], GraphOptions("compact"))
         member = load_artifact(f"{artifact.path}@{budget.id}")
         assert member.manifest.budget == budget
         assert member.manifest.outputs == alone.manifest.outputs
@@ -43,7 +43,8 @@ def test_every_member_gives_what_its_own_artefact_gives(family, clear_images, tm
 
 def test_weights_are_stored_once(family, clear_images, tmp_path):
     checkpoint, artifact = family
-    alone = export_artifact(checkpoint, tmp_path / "alone", clear_images, BUDGETS[0], "compact").path / MODEL
+    options = GraphOptions("compact")
+    alone = export_artifact(checkpoint, tmp_path / "alone", clear_images, BUDGETS[:1], options).path / MODEL
     graphs = sum(path.stat().st_size for path in artifact.path.glob("*.onnx"))
     assert (artifact.path / WEIGHTS).stat().st_size + graphs < 2 * alone.stat().st_size
     largest = max(onnx.load(alone).graph.initializer, key=lambda t: np.prod(t.dims))
@@ -55,8 +56,7 @@ def test_weights_are_stored_once(family, clear_images, tmp_path):
 
 def test_the_same_flags_give_the_same_files(family, clear_images, tmp_path):
     checkpoint, artifact = family
-    first, *further = BUDGETS
-    again = export_artifact(checkpoint, tmp_path / "again", clear_images, first, "compact", further)
+    again = export_artifact(checkpoint, tmp_path / "again", clear_images, BUDGETS, GraphOptions("compact"))
     for name, info in again.manifest.files.items():
         assert name.startswith("golden") or info == artifact.manifest.files[name], name
 

@@ -9,7 +9,9 @@ import torch
 
 from gft_edge.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from gft_edge.config.model import preset
-from gft_edge.export.onnx.artifact import export_artifact, reference_outputs
+from gft_edge.export.onnx.artifact import export_artifact
+from gft_edge.export.onnx.reference import reference_outputs
+from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.export.verify.artifact_alone import verify_golden
 from gft_edge.manifest import MODEL
 from gft_edge.model.build import build_model
@@ -45,7 +47,8 @@ def images():
 
 @pytest.fixture(scope="module", params=["none", "compact"])
 def artifact(request, checkpoint, images, tmp_path_factory):
-    return export_artifact(checkpoint, tmp_path_factory.mktemp("published") / request.param, images, maps=request.param)
+    out = tmp_path_factory.mktemp("published") / request.param
+    return export_artifact(checkpoint, out, images, options=GraphOptions(request.param))
 
 
 def test_graph_holds_the_stages_only_with_maps(artifact):

@@ -9,8 +9,8 @@ import torch
 
 from gft_edge.export.onnx import artifact as export
 from gft_edge.export.onnx import weights
-from gft_edge.export.onnx.artifact import GraphOptions, export_graph
 from gft_edge.export.onnx.plain_modules import exportable
+from gft_edge.export.onnx.tracing import GraphOptions, export_graph
 
 
 @pytest.mark.parametrize(

@@ -174,7 +174,7 @@ REFUSED = {
         {"batch": (1, 1, 8)},
         "exported for batch 1 only",
     ),
-    "batch out of order": (graph(), {"batch": (2, 1, 8)}, "batch must be smallest <= usual <= largest"),
+    "batch out of order": (graph(), {"batch": (2, 1, 8)}, "expected 1 <= smallest <= usual <= largest"),
     "no capability": (graph(), {"target": "rtx", "compute_capabilities": ()}, "needs at least one"),
     "odd capability": (graph(), {"target": "rtx", "compute_capabilities": ("86",)}, "expected two numbers"),
     "odd compatibility": (graph(), {"hardware_compatibility": "all"}, "there are ampere., same-capability"),

@@ -89,7 +89,6 @@ def test_noise_is_not_explained(images):
     rng = np.random.default_rng(0)
     report = compare_pixels(images, [rng.standard_normal((3, 32, 32)) for _ in images], SPEC)
     assert report.place.name == "unknown"
-    assert "nothing tried explains it" in report.place.text
 
 
 def test_values_that_are_not_finite_are_found(images):
@@ -133,15 +132,15 @@ def test_images_of_one_colour_tell_nothing_of_the_normalisation():
     image = np.full((40, 40, 3), 90, np.uint8)
     assert compare_pixels([image], [SPEC(image)], SPEC).place is None
     place = compare_pixels([image], [SPEC(image) + 1], SPEC).place
-    assert "nothing tried explains it" in place.text and "nan" not in place.text
+    assert place.name == "unknown" and "nan" not in place.text
 
 
 @pytest.mark.parametrize(
     ("tensor", "words"),
     [
-        (np.zeros((32, 32, 3)), r"has shape \(32, 32, 3\), the network takes \(3, 32, 32\): its channels stand last"),
-        (np.zeros((1, 3, 32, 32)), "an axis of the batch"),
-        (np.zeros(3072), "only its form is wrong"),
+        (np.zeros((32, 32, 3)), r"has shape \(32, 32, 3\), the network takes \(3, 32, 32\): its channels are last"),
+        (np.zeros((1, 3, 32, 32)), "a batch axis"),
+        (np.zeros(3072), "only its shape is wrong"),
         (np.zeros((3, 33, 32)), r"has shape \(3, 33, 32\), the network takes \(3, 32, 32\)$"),
         (np.full((3, 32, 32), "x"), "holds values of type <U1, expected numbers"),
         (np.zeros((3, 32, 32), complex), "holds values of type complex128"),

@@ -38,7 +38,7 @@ def graph(exported):
 
 def _trace(checkpoints, graph, name, found, images, fresh=None):
     checkpoint = checkpoints[name.split("-")[0]]
-    return trace(checkpoint, checkpoint.info.model.budget, fresh or graph(name), found, images[:4])
+    return trace(checkpoint, checkpoint.info.model.budget, (fresh or graph(name), found), images[:4])
 
 
 def _node(model, op, number=0):
@@ -184,7 +184,7 @@ def test_change_without_effect_fails_unless_other_tools_explain_it(
     artifact = dataclasses.replace(artifact, manifest=manifest)
     report = verify_checkpoint(artifact, checkpoints["fp32"], batches, "twelve images", fresh=graph("fp32-none"))
     assert (report.verdict, report.fresh_export) == (verdict, "different")
-    said = " ".join((*report.failures, *report.judgement.undecided, *report.notes))
+    said = " ".join((*report.failures, *report.assessment.undecided, *report.notes))
     assert "differs in the element [0, 3, 5]" in said
     assert ("not the export of its checkpoint" in said) == (verdict == "fail")
     assert ("torch 2.0 (here" in said) == (verdict == "inconclusive")

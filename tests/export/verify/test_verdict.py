@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from gft_edge.export.verify.verdict import Limits, judge
+from gft_edge.export.verify.verdict import Limits, assess
 from gft_edge.stats.agreement import Comparison, StageAgreement
 from gft_edge.stats.paired import PairedTop1, difference_interval, images_needed
 
@@ -15,33 +15,33 @@ def _comparison(kind="compression", difference=0.0, only=(0, 0), images=1000, ag
     return dataclasses.replace(base, **changes)
 
 
-class TestJudge:
-    def _judge(self, *comparisons, **changes):
-        return judge(comparisons, Limits(**changes))
+class TestAssess:
+    def _assess(self, *comparisons, **changes):
+        return assess(comparisons, Limits(**changes))
 
     def test_enough_equal_images_pass(self):
-        assert self._judge(_comparison()).verdict == "pass"
+        assert self._assess(_comparison()).verdict == "pass"
 
     def test_too_few_images_are_inconclusive_and_say_how_many_would_do(self):
-        found = self._judge(_comparison(images=100, only=(1, 1)))
+        found = self._assess(_comparison(images=100, only=(1, 1)))
         assert found.verdict == "inconclusive"
         assert found.failures == ()
         assert found.images_needed == images_needed(1, 1, 100, 0.01)
         assert f"about {found.images_needed} images would decide" in found.undecided[0]
 
     def test_certain_drop_fails(self):
-        found = self._judge(_comparison(difference=-0.05, only=(60, 10), images=1000))
+        found = self._assess(_comparison(difference=-0.05, only=(60, 10), images=1000))
         assert found.verdict == "fail"
         assert "top-1 changes by -5.00%" in found.failures[0]
 
     def test_gain_passes(self):
-        assert self._judge(_comparison(difference=0.05, only=(10, 60))).verdict == "pass"
+        assert self._assess(_comparison(difference=0.05, only=(10, 60))).verdict == "pass"
 
     @pytest.mark.parametrize(
         ("agreement", "images", "verdict"), [(0.90, 1000, "fail"), (0.95, 20, "inconclusive"), (0.97, 1000, "pass")]
     )
     def test_agreement_is_held_against_its_limit_with_its_interval(self, agreement, images, verdict):
-        assert self._judge(_comparison(agreement=agreement, images=images, top1=None)).verdict == verdict
+        assert self._assess(_comparison(agreement=agreement, images=images, top1=None)).verdict == verdict
 
     @pytest.mark.parametrize("kind", ["exact", "same_arithmetic", "compression"])
     @pytest.mark.parametrize(
@@ -54,7 +54,7 @@ class TestJudge:
     )
     def test_values_that_are_not_finite_fail_on_either_side(self, kind, changes, words):
         exact = {"max_relative_error": 0.0, "logit_sqnr_db": None}
-        (failure,) = self._judge(_comparison(kind, **exact, **changes)).failures
+        (failure,) = self._assess(_comparison(kind, **exact, **changes)).failures
         assert words in failure
 
     @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ class TestJudge:
         ],
     )
     def test_stages_that_changed_too_much_fail(self, stage, words):
-        (failure,) = self._judge(_comparison(stages=(stage,))).failures
+        (failure,) = self._assess(_comparison(stages=(stage,))).failures
         assert words in failure
 
     def test_limits_follow_the_kind_and_never_the_names(self):
@@ -75,22 +75,22 @@ class TestJudge:
         for kind, verdict in (("exact", "fail"), ("same_arithmetic", "pass"), ("compression", "pass")):
             for names in (("torch int8", "onnxruntime fp32"), ("", "fp8")):
                 comparison = _comparison(kind, reference=names[0], candidate=names[1])
-                assert self._judge(comparison).verdict == verdict
+                assert self._assess(comparison).verdict == verdict
 
     @pytest.mark.parametrize("arithmetic", ["int8", "int8-weights", "fp8"])
     def test_20_db_are_too_few_for_the_same_arithmetic_and_enough_for_compression(self, arithmetic):
         changes = {"arithmetic": arithmetic, "logit_sqnr_db": 20.0}
-        assert self._judge(_comparison("compression", **changes)).verdict == "pass"
-        (failure,) = self._judge(_comparison("same_arithmetic", **changes)).failures
+        assert self._assess(_comparison("compression", **changes)).verdict == "pass"
+        (failure,) = self._assess(_comparison("same_arithmetic", **changes)).failures
         assert "20.0 dB, limit 25" in failure
 
     @pytest.mark.parametrize(("arithmetic", "verdict"), [("fp16", "fail"), ("bf16", "pass"), ("int8", "pass")])
     def test_half_precision_is_held_to_its_own_limit(self, arithmetic, verdict):
-        assert self._judge(_comparison(arithmetic=arithmetic, logit_sqnr_db=25.0)).verdict == verdict
+        assert self._assess(_comparison(arithmetic=arithmetic, logit_sqnr_db=25.0)).verdict == verdict
 
     def test_tie_excuses_what_later_stages_see(self):
         stages = (StageAgreement(0, 0.99, 8, 1, 9), StageAgreement(1, 1.0, 9, 0, 9, importance_sqnr_db=20.0))
         comparison = _comparison("exact", max_relative_error=0.0, stages=stages, top1=None)
-        assert self._judge(comparison).verdict == "pass"
+        assert self._assess(comparison).verdict == "pass"
         comparison = dataclasses.replace(comparison, stages=(StageAgreement(0, 1.0, 9, 0, 9), stages[1]))
-        assert self._judge(comparison).verdict == "fail"
+        assert self._assess(comparison).verdict == "fail"

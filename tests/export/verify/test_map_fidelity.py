@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.report.fidelity import (
+from gft_edge.export.verify.map_fidelity import (
     POINTS,
     area,
     blurred,
@@ -13,7 +13,6 @@ from gft_edge.report.fidelity import (
     map_agreement,
     map_fidelity,
     mean_color,
-    pictures,
     top_k_overlap,
 )
 
@@ -150,15 +149,3 @@ def test_later_stages_are_compared_on_patches_that_both_sides_kept():
     assert first["kept_overlap"] == pytest.approx(2 / 3)
     assert second["rank_correlation"] == pytest.approx(1)
     assert second["kept_overlap"] == 1
-
-
-def test_pictures_show_the_image_and_both_maps(images):
-    pixels = RNG.integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    maps = [np.eye(16)[:2], np.eye(16)[2:4]]
-    shown = pictures(pixels, maps, GRID)
-    assert len(shown) == 2
-    panel = 192
-    assert shown[0].shape == (panel, 3 * panel + 16, 3)
-    first, second = shown[0][:, panel + 8 : 2 * panel + 8], shown[0][:, 2 * panel + 16 :]
-    assert first[10, 10].sum() > 3 * first[100, 100].sum()  # patch 0 lights up on one side
-    assert second[10, 120].sum() > 3 * second[10, 10].sum()  # patch 2 on the other

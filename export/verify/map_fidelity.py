@@ -1,19 +1,18 @@
-"""Do importance maps tell what a model looks at, and does compression change them?
+"""Measures whether importance maps show what a model looks at, and how compression changes them.
 
-Insertion and deletion curves after RISE (Petsiuk et al., BMVC 2018): patches come into a blurred image, or out of the image
-into its mean colour, in the order of their importance, and the probability of the class predicted for the whole image is watched. A
-good map makes it rise early and fall early. A random order of the same patches stands beside every curve.
+Insertion and deletion curves follow RISE (Petsiuk et al., BMVC 2018): patches replace those of a blurred image, or the mean
+colour replaces patches of the image, in the order of their importance; the curve is the probability of the class predicted
+for the whole image. With a good map it rises early and falls early. Every curve has one of a random order beside it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.constants import TEMPERATURE
 from gft_edge.stats.grid import scatter
 from gft_edge.stats.metrics import softmax, spearman
 
@@ -27,10 +26,10 @@ RESAMPLES = 2000
 def map_fidelity(
     reference: tuple[str, Run], candidate: tuple[str, Run], images: npt.NDArray[np.float32], grid: tuple[int, int]
 ) -> dict[str, Any]:
-    """Curves of two sides by their own maps, and how far the maps agree.
+    """Returns the curves of two models by their own maps, and the agreement of the maps.
 
     Args:
-        reference: name, and what runs it.
+        reference: name and function.
         candidate: likewise.
         images: preprocessed, (B, 3, H, W).
         grid: rows and columns of patches; the first stage's importance has one value for each.
@@ -70,7 +69,7 @@ def map_fidelity(
 def side_curves(
     run: Run, images: npt.NDArray[np.float32], outputs: Outputs, grid: tuple[int, int]
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Curves (B, points) of one model: insertion and deletion by its first importance map, and by a random order."""
+    """Returns curves (B, points) of one model: insertion and deletion by its first importance map, and by a random order."""
     classes = outputs["logits"].argmax(axis=1)
     by_importance = np.argsort(-outputs["importance_0"], axis=1, kind="stable")
     rng = np.random.default_rng(0)
@@ -94,14 +93,14 @@ def curve(
     classes: npt.NDArray[np.integer[Any]],
     grid: tuple[int, int],
 ) -> npt.NDArray[np.float64]:
-    """Probability of a class while the patches of one image are replaced by those of another.
+    """Returns the probability of a class while the patches of one image are replaced by those of another.
 
     Args:
         run: the model.
         start: images at the first point, (B, 3, H, W).
         end: images at the last.
         order: patches in the order in which they are replaced, (B, P).
-        classes: to watch, (B,).
+        classes: whose probability is returned, (B,).
         grid: rows and columns of patches.
 
     Returns:
@@ -121,12 +120,12 @@ def curve(
 
 
 def area(curves: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Area under curves (B, points) over equal steps of [0, 1], by trapezoids: (B,)."""
+    """Returns the area under curves (B, points) over equal steps of [0, 1], by trapezoids: (B,)."""
     return (curves[:, :-1] + curves[:, 1:]).mean(axis=1) / 2
 
 
 def blurred(images: npt.NDArray[np.float32], radius: int) -> npt.NDArray[np.float32]:
-    """Images (B, 3, H, W) after three box filters of 2 radius + 1 pixels, which is close to a Gaussian; edges repeated."""
+    """Applies three box filters of 2 radius + 1 pixels to images (B, 3, H, W), close to a Gaussian; edges are repeated."""
     out = images.astype(np.float64)
     for axis in (2, 3) * 3:
         pad = [(0, 0)] * 4
@@ -138,12 +137,12 @@ def blurred(images: npt.NDArray[np.float32], radius: int) -> npt.NDArray[np.floa
 
 
 def mean_color(images: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Images (B, 3, H, W) of one colour, each its image's mean."""
+    """Returns images (B, 3, H, W) of one colour each, the mean of the image."""
     return np.broadcast_to(images.mean(axis=(2, 3), keepdims=True), images.shape)
 
 
 def map_agreement(reference: Outputs, candidate: Outputs, num_patches: int) -> list[dict[str, Any]]:
-    """Rank correlation and top-k overlap of the importance maps of each stage, means over images.
+    """Returns rank correlation and top-k overlap of the importance maps of each stage, means over images.
 
     k is the number of patches the stage keeps, and a tenth of the patches that enter it. Only patches that enter the stage on both
     sides are ranked.
@@ -179,7 +178,7 @@ def map_agreement(reference: Outputs, candidate: Outputs, num_patches: int) -> l
 
 
 def top_k_overlap(a: npt.NDArray[Any], b: npt.NDArray[Any], k: int) -> float:
-    """Share of the k largest of each row of ``a`` (B, P) that are among the k largest of ``b``, mean over rows."""
+    """Returns the share of the k largest of each row of ``a`` (B, P) among the k largest of ``b``, mean over rows."""
     best = [np.argsort(-values, axis=1, kind="stable")[:, :k] for values in (a, b)]
     return float(np.mean([len(np.intersect1d(x, y)) / k for x, y in zip(*best)]))
 
@@ -189,24 +188,7 @@ def _summary(curves: npt.NDArray[np.float64]) -> dict[str, Any]:
 
 
 def _mean_with_interval(values: npt.NDArray[np.float64]) -> dict[str, Any]:
-    """Mean over images with its 95 % bootstrap interval."""
+    """Returns the mean over images with its 95 % bootstrap interval."""
     draws = np.random.default_rng(0).integers(len(values), size=(RESAMPLES, len(values)))
     low, high = np.percentile(values[draws].mean(axis=1), (2.5, 97.5))
     return {"mean": float(values.mean()), "interval": [float(low), float(high)]}
-
-
-def pictures(
-    images: npt.NDArray[np.uint8], maps: Sequence[npt.NDArray[Any]], grid: tuple[int, int]
-) -> list[npt.NDArray[np.uint8]]:
-    """Panels for each image: the image and one map of each side.
-
-    Args:
-        images: (B, height, width, 3).
-        maps: first importance of each side, (B, P); shown on the scale of the scores, which its sharp softmax hides.
-        grid: rows and columns.
-    """
-    from gft_edge.report.figures.overlays import map_panels
-
-    return [
-        map_panels(image, [side[row].reshape(grid) ** TEMPERATURE for side in maps]) for row, image in enumerate(images)
-    ]

@@ -1,0 +1,198 @@
+"""Traces a checkpoint's model to an ONNX graph with a static token budget; only the batch may be dynamic."""
+
+from __future__ import annotations
+
+import gc
+import warnings
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+import onnxslim
+import torch
+from torch import Tensor, nn
+from torch.export import Dim
+
+from gft_edge import __version__
+from gft_edge.budget import TokenBudget
+from gft_edge.constants import OPSET
+from gft_edge.errors import ConfigError
+from gft_edge.export.graph.dtypes import torch_dtype
+from gft_edge.export.onnx.dialects import TRACED_OPSET, TRT8_OPSET, require_trt8, to_trt8
+from gft_edge.export.onnx.interface import graph_outputs
+from gft_edge.export.onnx.plain_modules import exportable
+from gft_edge.export.onnx.rewrite import rewrite
+from gft_edge.export.onnx.weights import lift_weights, put_back
+from gft_edge.manifest import (
+    Batch,
+    DeploymentManifest,
+    Dialect,
+    HighPrecision,
+    InputKind,
+    MapsMode,
+    batch_problems,
+    static_batch,
+)
+from gft_edge.model.gft import StageMaps
+from gft_edge.preprocess import PreprocessSpec
+
+BF16_OPSET = 22
+"""First opset whose convolutions take bfloat16."""
+MAX_BATCH = 1024
+"""Upper end of the batch axis that the exported graph is checked for; engines set their own."""
+
+
+@dataclass(frozen=True)
+class GraphOptions:
+    """Interface, precision and dialect of a graph.
+
+    Args:
+        maps: ``"none"``; ``"compact"``: importance and positions of the kept patches per stage; ``"dense"``: importance of
+            all stages on the patch grid. With none the graph holds no trace of them.
+        rest: precision of everything that is not quantized, except the importance path.
+        input: ``"float"``: normalised (batch, 3, H, W) float32; ``"uint8"``: RGB pixels (batch, H, W, 3), normalised inside.
+        batch: smallest, usual, largest; the batch axis is static where all are the same.
+        dialect: ``"trt8"``: the form that TensorRT 8.6 reads.
+
+    Raises:
+        ConfigError: batch sizes are not in ascending order, or the dialect does not have the precision of the rest.
+    """
+
+    maps: MapsMode = "none"
+    rest: HighPrecision = "fp32"
+    input: InputKind = "float"
+    batch: Batch = (1, 1, 8)
+    dialect: Dialect = "trt10"
+
+    def __post_init__(self) -> None:
+        if problems := batch_problems(self.batch):
+            raise ConfigError(f"export: {problems[0]}")
+        if self.dialect == "trt8":
+            require_trt8(self.rest)
+
+    @classmethod
+    def of(cls, manifest: DeploymentManifest) -> GraphOptions:
+        """Returns the options that an artefact was exported with."""
+        kind: InputKind = "uint8" if manifest.inputs[0].dtype == "uint8" else "float"
+        return cls(manifest.maps, manifest.rest, kind, manifest.batch, manifest.dialect)
+
+    @property
+    def static_batch(self) -> int | None:
+        """Images that the graph takes if its batch axis is static, else None."""
+        return static_batch(self.batch)
+
+    @property
+    def opset(self) -> int:
+        """ONNX operator set of the graph."""
+        if self.dialect == "trt8":
+            return TRT8_OPSET
+        return BF16_OPSET if self.rest == "bf16" else OPSET
+
+
+DEFAULT_OPTIONS = GraphOptions()
+
+
+class _Graph(nn.Module):
+    """The function that is traced, from an image to logits and, with maps, importance and kept positions of each stage."""
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, model: nn.Module, budget: TokenBudget, options: GraphOptions, spec: PreprocessSpec) -> None:
+        super().__init__()
+        self.dtype = torch_dtype(options.rest)
+        self.model, self.budget, self.options = exportable(model, self.dtype), budget, options
+        self.channels = [2, 1, 0] if spec.color_order == "bgr" else [0, 1, 2]
+        scale, shift = spec.scale_and_shift()
+        self.register_buffer("scale", torch.from_numpy(scale))
+        self.register_buffer("shift", torch.from_numpy(shift))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """Returns the graph's outputs."""
+        if self.options.input == "uint8":
+            # Cast first: TensorRT takes 8-bit pixels only at the graph's input.
+            image = (image.float()[..., self.channels] * self.scale + self.shift).permute(0, 3, 1, 2)
+        image = image.to(self.dtype)
+        maps = self.options.maps
+        if maps == "none":
+            return (self.model(image, self.budget).float(),)
+        out = self.model(image, self.budget, maps=True)
+        if maps == "dense":
+            return out.logits.float(), self._dense(out.stages)
+        stages = [t for stage in out.stages for t in (stage.importance, stage.kept.to(torch.int32))]
+        return (out.logits.float(), *stages)
+
+    def _dense(self, stages: list[StageMaps]) -> Tensor:
+        """Returns importance on the grid, zero where a patch was dropped before, (B, stages, rows, cols).
+
+        Every patch of the grid sums the importances of the tokens that stand for it: one product with a mask, because a
+        scatter would be slow or unsupported in TensorRT.
+        """
+        config: Any = self.model.config
+        grid = [stages[0].importance]
+        everything = torch.arange(config.num_patches)
+        for stage, before in zip(stages[1:], stages):
+            stands_for = (before.kept.unsqueeze(2) == everything).to(stage.importance.dtype)
+            grid.append((stage.importance.unsqueeze(1) @ stands_for).squeeze(1))
+        return torch.stack(grid, dim=1).unflatten(2, config.grid)
+
+
+def export_graph(
+    model: nn.Module, spec: PreprocessSpec, budget: TokenBudget, options: GraphOptions = DEFAULT_OPTIONS
+) -> onnx.ModelProto:
+    """Traces a model at one token budget.
+
+    Args:
+        model: of any variant, quantized or not.
+        spec: its preprocessing, for graphs that take pixels.
+        budget: compiled into the graph as constants.
+        options: inputs, outputs, precision.
+
+    Returns:
+        The graph; the same model and arguments give the same bytes.
+    """
+    config: Any = model.config
+    static = options.static_batch
+    names = [output.name for output in graph_outputs(budget, config, options.maps)]
+    side = config.image_size
+    # A dynamic axis is traced with two images: one would be taken for a constant.
+    shape = (static or 2, side, side, 3) if options.input == "uint8" else (static or 2, 3, side, side)
+    example = torch.zeros(shape, dtype=torch.uint8 if options.input == "uint8" else torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Graph(model, budget, options, spec),
+            (example,),
+            dynamo=True,
+            opset_version=TRACED_OPSET if options.dialect == "trt8" else options.opset,
+            input_names=["image"],
+            output_names=names,
+            dynamic_shapes=None if static else {"image": {0: Dim("batch", min=1, max=MAX_BATCH)}},
+            verbose=False,
+        )
+    if program is None:
+        raise RuntimeError("torch.onnx.export returned nothing")
+    weights = lift_weights(program.model)
+    graph = program.model_proto
+    del program
+    gc.collect()  # exporter and onnxslim leave cycles of whole models
+    graph = rewrite(onnxslim.slim(graph))
+    gc.collect()
+    put_back(graph.graph, weights)
+    return _canonical(to_trt8(graph) if options.dialect == "trt8" else graph)
+
+
+def _canonical(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Removes source paths and versions in metadata, which depend on the machine, and checks the graph."""
+    model.producer_name, model.producer_version = "gft_edge", __version__
+    model.doc_string = ""
+    model.graph.name, model.graph.doc_string = "gft", ""
+    del model.metadata_props[:]
+    for element in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        element.doc_string = ""
+        del element.metadata_props[:]
+    for initializer in model.graph.initializer:
+        initializer.doc_string = ""
+        del initializer.metadata_props[:]
+    onnx.checker.check_model(model, full_check=True)
+    return model
