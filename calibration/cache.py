@@ -18,7 +18,7 @@ from gft_edge.calibration.ranges import Ranges
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import decode_text, replacing, sha256
 from gft_edge.quant.levels import QMAX, SMALLEST_RANGE
-from gft_edge.seals import read_sealed, write_sealed
+from gft_edge.storage.seals import read_sealed, write_sealed
 
 SCHEMA = 1
 Algorithm = Literal["EntropyCalibration2", "MinMaxCalibration", "EntropyCalibration", "LegacyCalibration"]

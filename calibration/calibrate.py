@@ -30,14 +30,14 @@ from gft_edge.data.for_model import forward_notes, known_data
 from gft_edge.data.sets import ImageSet, Subset
 from gft_edge.errors import ConfigError, OutputError
 from gft_edge.files import new_folder, replacing, require_free, require_writable_folder
-from gft_edge.locks import locked
 from gft_edge.manifest import MODEL, Artifact, register_files
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.quant.attention import MEASURED_PARTS, attention_names
 from gft_edge.quant.modules import quantized_names
 from gft_edge.quant.policy import DEFAULT_POLICY
 from gft_edge.runtime.artifact_graph import load_artifact_graph
-from gft_edge.seals import write_sealed
+from gft_edge.storage.locks import locked
+from gft_edge.storage.seals import write_sealed
 
 BATCH = 16
 SAVE_EVERY = 8

@@ -19,8 +19,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from gft_edge.calibration.ptq import PostTrained, QuantizedModel
 from gft_edge.config.model import GFTConfig
@@ -32,6 +31,7 @@ from gft_edge.errors import CheckFailed, ConfigError
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
 from gft_edge.quant.modules import follow_weights
+from gft_edge.train.losses import distillation_loss, label_loss
 from gft_edge.train.optim import make_optimizer, set_rate
 from gft_edge.train.schedule import learning_rate, step_budgets
 
@@ -156,12 +156,6 @@ class QatOutcome:
     control_training: TrainingRecord
 
 
-def distillation_loss(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Returns T^2 KL(teacher || student) of logits (B, classes) divided by T, mean over images (Hinton et al., 2015)."""
-    log_p, log_q = (F.log_softmax(logits / temperature, dim=1) for logits in (teacher, student))
-    return temperature**2 * F.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-
-
 def quantization_aware(
     task: Distillation,
     start: PostTrained,
@@ -225,7 +219,7 @@ def fine_tune(
             for budget, target in zip(budgets, targets):
                 logits = student(batch, budget)
                 distillation = distillation_loss(logits, target, settings.temperature)
-                loss = distillation + settings.label_weight * F.cross_entropy(logits, labels)
+                loss = distillation + settings.label_weight * label_loss(logits, labels)
                 loss.backward()
                 if not math.isfinite(loss.item()):
                     raise CheckFailed(f"QAT: loss is {loss.item()} at step {step}; lower lr (--qat-set lr=...)")

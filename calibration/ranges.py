@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from gft_edge.errors import ArtifactError
-from gft_edge.seals import read_sealed, write_sealed
+from gft_edge.storage.seals import read_sealed, write_sealed
 
 if TYPE_CHECKING:  # it brings torch, which a board that builds an engine from ranges does not have
     from gft_edge.calibration.observe import Collector

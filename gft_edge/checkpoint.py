@@ -18,12 +18,12 @@ from gft_edge import __version__
 from gft_edge.config.model import GFTConfig
 from gft_edge.config.reader import load_dataclass
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.filekinds import describe_file
 from gft_edge.files import canonical_json, replacing, sha256
 from gft_edge.labels import require_names
 from gft_edge.manifest import MANIFEST
 from gft_edge.preprocess import PreprocessSpec
-from gft_edge.seals import read_sealed, write_sealed
+from gft_edge.storage.filekinds import describe_file
+from gft_edge.storage.seals import read_sealed, write_sealed
 
 SCHEMA = 1
 WEIGHTS = "model.safetensors"

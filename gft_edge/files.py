@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError, OutputError
-from gft_edge.leftovers import make_temporary, remove_leftovers
+from gft_edge.storage.leftovers import make_temporary, remove_leftovers
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 

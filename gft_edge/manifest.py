@@ -10,10 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gft_edge.errors import ArtifactError
-from gft_edge.external_data import external_files
-from gft_edge.filekinds import describe_file
 from gft_edge.files import sha256
-from gft_edge.locks import locked
 from gft_edge.manifest_schema import (
     QUANTIZED,
     SCHEMA,
@@ -31,7 +28,10 @@ from gft_edge.manifest_schema import (
     safe_name,
     static_batch,
 )
-from gft_edge.seals import read_sealed, write_sealed
+from gft_edge.storage.external_data import external_files
+from gft_edge.storage.filekinds import describe_file
+from gft_edge.storage.locks import locked
+from gft_edge.storage.seals import read_sealed, write_sealed
 
 __all__ = [
     "GOLDEN",
@@ -176,7 +176,7 @@ def register_files(artifact: Artifact, names: list[str], parity: dict[str, Any] 
     """Adds files of the folder to the manifest, or updates their hashes, and writes it.
 
     The manifest is read again first, under the folder's lock, so that entries of other processes stay. A caller that writes files
-    which others may write too takes the lock (:func:`gft_edge.locks.locked`) before it writes them.
+    which others may write too takes the lock (:func:`gft_edge.storage.locks.locked`) before it writes them.
     """
     with locked(artifact.path):
         whole = load_artifact(artifact.path).manifest

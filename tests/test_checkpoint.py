@@ -20,7 +20,7 @@ from gft_edge.checkpoint import (
 )
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import sha256
-from gft_edge.seals import write_sealed
+from gft_edge.storage.seals import write_sealed
 
 
 @pytest.fixture

@@ -10,9 +10,7 @@ ROOT = Path(__file__).parents[1]
 MAPPED = ("benchmarks", "calibration", "export")
 LAYERS = (
     ("__init__", "errors", "constants", "progress"),
-    ("leftovers", "locks"),
-    ("files",),
-    ("seals", "filekinds", "labels", "external_data"),
+    ("files", "storage", "labels"),
     ("budget", "resample", "stats", "hardware"),
     ("config",),
     ("preprocess", "manifest", "manifest_schema"),

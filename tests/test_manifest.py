@@ -16,7 +16,7 @@ from gft_edge.manifest import (
     load_artifact,
     register_files,
 )
-from gft_edge.seals import write_sealed
+from gft_edge.storage.seals import write_sealed
 
 GRAPH = onnx.ModelProto(producer_name="test").SerializeToString()
 ANOTHER = onnx.ModelProto(producer_name="another").SerializeToString()

@@ -29,7 +29,7 @@ NEEDS = {
     **dict.fromkeys(("export.onnx.golden_images", "export.onnx.interface"), ""),
     **dict.fromkeys((f"export.onnx.{name}" for name in ("plain_modules", "quantized", "reference")), "torch"),
     "export.tensorrt.*": "onnx",
-    **dict.fromkeys(("export.tensorrt.build_plan", "export.tensorrt.interrupts"), ""),
+    **dict.fromkeys((f"export.tensorrt.{name}" for name in ("build_plan", "builders", "interrupts")), ""),
     "export.tensorrt.torch_tensorrt": "torch",
     "export.verify.causes": "torch",
     **dict.fromkeys(

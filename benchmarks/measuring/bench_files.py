@@ -12,7 +12,7 @@ import numpy as np
 from gft_edge.benchmarks.measuring.protocol import BOOTSTRAP
 from gft_edge.errors import ArtifactError
 from gft_edge.runtime.backends import BACKENDS
-from gft_edge.seals import read_sealed
+from gft_edge.storage.seals import read_sealed
 
 SCHEMA = 2
 """Schema of bench files. 1 had one batch and number of threads for the whole file, and no schema number."""

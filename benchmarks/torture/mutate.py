@@ -369,7 +369,7 @@ def mutate_sealed(data: bytes, rng: random.Random) -> bytes:
 def reseal(data: bytes) -> bytes:
     """The record with the seal of its content; what is no JSON object stays as it is."""
     from gft_edge.files import canonical_json
-    from gft_edge.seals import SEAL, seal_of
+    from gft_edge.storage.seals import SEAL, seal_of
 
     try:
         record = json.loads(data)

@@ -34,7 +34,7 @@ from gft_edge.errors import ConfigError, DataError, OutputError
 from gft_edge.files import canonical_json, new_folder, write_json
 from gft_edge.quant.modules import quantized_names
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy
-from gft_edge.seals import read_sealed, sealed
+from gft_edge.storage.seals import read_sealed, sealed
 
 SCHEMA = 1
 BATCH = 16

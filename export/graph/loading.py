@@ -12,7 +12,7 @@ from google.protobuf.message import DecodeError
 
 from gft_edge.errors import ArtifactError
 from gft_edge.export.graph.structure import tensor_bytes
-from gft_edge.filekinds import require_graph
+from gft_edge.storage.filekinds import require_graph
 
 MAX_PROTOBUF = (1 << 31) - 1
 """Largest size of a protobuf, bytes."""

@@ -44,7 +44,7 @@ from gft_edge.manifest import (
     load_artifact,
 )
 from gft_edge.model.gft import check_budget
-from gft_edge.seals import write_sealed
+from gft_edge.storage.seals import write_sealed
 
 
 def tool_versions() -> dict[str, str]:

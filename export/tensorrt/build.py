@@ -27,10 +27,10 @@ from gft_edge.hardware.environment import missing_extra
 from gft_edge.hardware.jetson import power_mode_mark
 from gft_edge.hardware.tensorrt_versions import RTX, generation
 from gft_edge.hardware.this_device import device_here, same_module
-from gft_edge.locks import locked
 from gft_edge.manifest import MANIFEST, MODEL, Artifact, FileInfo, register_files
 from gft_edge.runtime.backends import backend_of_module
 from gft_edge.runtime.engine_files import engine_files
+from gft_edge.storage.locks import locked
 
 THIS_GPU = "this-gpu"
 """Target: the TensorRT and the GPU of this machine."""

@@ -14,10 +14,10 @@ import numpy.typing as npt
 from gft_edge.data.images import read_image
 from gft_edge.errors import DataError
 from gft_edge.export.verify.places import Place
-from gft_edge.filekinds import describe_file
 from gft_edge.preprocess import IMAGENET_MEAN, IMAGENET_STD, PreprocessSpec
 from gft_edge.resample import Interpolation
 from gft_edge.stats.metrics import sqnr_db
+from gft_edge.storage.filekinds import describe_file
 
 UInt8Image = npt.NDArray[np.uint8]
 LEVEL = 1.5

@@ -224,8 +224,8 @@ def is_artifact(path: str) -> bool:
     Raises:
         ArtifactError: it is a file.
     """
-    from gft_edge.filekinds import describe_file
     from gft_edge.manifest import MANIFEST, split_member
+    from gft_edge.storage.filekinds import describe_file
 
     if Path(path).is_file():
         raise ArtifactError(

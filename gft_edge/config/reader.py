@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from gft_edge.errors import ConfigError, MissingExtraError, did_you_mean
-from gft_edge.filekinds import FileKind, kind_of
 from gft_edge.files import decode_text, parse_json
+from gft_edge.storage.filekinds import FileKind, kind_of
 
 T = TypeVar("T")
 

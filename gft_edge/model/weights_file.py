@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gft_edge.errors import ArtifactError
-from gft_edge.filekinds import FileKind, kind_of
+from gft_edge.storage.filekinds import FileKind, kind_of
 
 WRAPPERS = (
     "model_state_dict",

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.files import canonical_json, replacing, require_writable, writing
-from gft_edge.leftovers import make_temporary
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.report.figures.overlays import write_png
 from gft_edge.runtime.accuracy import Accuracy
+from gft_edge.storage.leftovers import make_temporary
 
 if TYPE_CHECKING:
     from gft_edge.data.datasets import ImageSet

@@ -28,11 +28,11 @@ from gft_edge.config.recipe import Recipe
 from gft_edge.data.trained import write_trained
 from gft_edge.errors import ConfigError
 from gft_edge.files import writing
-from gft_edge.locks import locked
 from gft_edge.model.adapt import adapt_weights
 from gft_edge.model.backbone import architecture_of
 from gft_edge.model.build import build_model
 from gft_edge.progress import Track, silent
+from gft_edge.storage.locks import locked
 from gft_edge.train.distributed import Workers, barrier, parallel, total, workers
 from gft_edge.train.log import Pace, cut_log, training_log
 from gft_edge.train.optim import make_optimizer, set_rate, step_in_backward

@@ -17,7 +17,7 @@ from gft_edge.config.recipe import Recipe
 from gft_edge.data.trained import TRAINED
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import replacing, require_free
-from gft_edge.leftovers import is_temporary
+from gft_edge.storage.leftovers import is_temporary
 from gft_edge.train.log import LOG, TENSORBOARD
 
 STATE = "state.pt"

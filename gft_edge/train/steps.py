@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import TrainSection
 from gft_edge.errors import CheckFailed
+from gft_edge.train.losses import label_loss, teacher_loss
 from gft_edge.train.schedule import step_budgets
 from gft_edge.train.state import TrainingState
 
@@ -66,12 +66,12 @@ class Stepper:
                     logits = logits.float()
                     if teacher is None:
                         smoothing = settings.label_smoothing if self.mixup is None else 0.0  # Mixup smooths targets
-                        loss = F.cross_entropy(logits, targets, label_smoothing=smoothing)
+                        loss = label_loss(logits, targets, smoothing)
                         teacher = logits.detach().softmax(dim=1)
                         right = int((logits.detach().argmax(1) == labels).sum())
                         sums += torch.tensor([loss.item() * len(labels), right, len(labels)], dtype=torch.float64)
                     else:
-                        loss = F.cross_entropy(logits, teacher)
+                        loss = teacher_loss(logits, teacher)
                     state.scaler.scale(loss / len(batches)).backward()
         if not math.isfinite(sums[0].item()):
             raise CheckFailed(f"loss is {sums[0].item()} at step {number}; lower train.lr or raise train.warmup_steps")

@@ -21,7 +21,7 @@ from gft_edge.checkpoint import load_checkpoint
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.errors import ConfigError, OutputError
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, uniform_policy
-from gft_edge.seals import read_sealed
+from gft_edge.storage.seals import read_sealed
 
 
 @pytest.fixture(scope="module")

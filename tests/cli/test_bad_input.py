@@ -12,7 +12,7 @@ import pytest
 from gft_edge.cli.verbs import export
 from gft_edge.files import canonical_json
 from gft_edge.manifest import MODEL, load_artifact, register_files
-from gft_edge.seals import sealed
+from gft_edge.storage.seals import sealed
 
 
 def resealed(data: bytes) -> bytes:

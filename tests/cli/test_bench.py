@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gft_edge.seals import write_sealed
+from gft_edge.storage.seals import write_sealed
 
 DATA = Path(__file__).parents[1] / "recorded/trtexec"
 QUICK = ["--rounds", 2, "--runs", 1, "--warmup", 0]

@@ -21,7 +21,7 @@ from gft_edge.files import read_json
 from gft_edge.manifest import FileInfo, load_artifact
 from gft_edge.runtime import image_files
 from gft_edge.runtime.classifier import Classifier
-from gft_edge.seals import write_sealed
+from gft_edge.storage.seals import write_sealed
 
 
 @pytest.fixture

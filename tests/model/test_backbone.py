@@ -15,7 +15,7 @@ from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.model.backbone import architecture_of, create_network
 from gft_edge.model.build import build_model
-from gft_edge.seals import write_sealed
+from gft_edge.storage.seals import write_sealed
 
 
 @pytest.fixture(autouse=True)

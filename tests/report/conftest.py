@@ -22,7 +22,7 @@ from PIL import Image
 from gft_edge.budget import TokenBudget
 from gft_edge.config.model import preset
 from gft_edge.files import canonical_json
-from gft_edge.seals import sealed
+from gft_edge.storage.seals import sealed
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TIMEOUT = 60.0

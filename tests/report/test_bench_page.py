@@ -7,7 +7,7 @@ from gft_edge.benchmarks.measuring.tables import columns
 from gft_edge.errors import ArtifactError
 from gft_edge.report.pages.bench import labels, series, write_bench_page
 from gft_edge.report.pages.tables import bench_table
-from gft_edge.seals import write_sealed
+from gft_edge.storage.seals import write_sealed
 
 BASE = {"backend": "onnxruntime", "precision": "fp32", "threads": 1, "batch": 1, "machine": "m", "file": "f"}
 

@@ -8,7 +8,7 @@ from gft_edge.files import canonical_json
 from gft_edge.report.pages.bench import write_bench_page
 from gft_edge.report.pages.run import write_page
 from gft_edge.report.pages.sensitivity import write_sensitivity_page
-from gft_edge.seals import sealed
+from gft_edge.storage.seals import sealed
 
 LONG = "a class whose name goes on and on without any end in sight"
 LABELS = ["bolt", "$\\frac{$ nut", "<script>alert(1)</script>", "\u87ba\u4e1d", "\u0645\u0633\u0645\u0627\u0631", LONG]

@@ -10,7 +10,7 @@ from gft_edge.errors import ArtifactError
 from gft_edge.files import sha256, write_json
 from gft_edge.manifest import MODEL, Artifact, load_artifact, register_files
 from gft_edge.runtime.engine_files import EngineHost, check_engine, engine_files
-from gft_edge.seals import write_sealed
+from gft_edge.storage.seals import write_sealed
 
 HOST = EngineHost("tensorrt", "10.3.0", "8.7", "orin-nano-8gb")
 

@@ -48,7 +48,7 @@ def test_most_changed_json_is_still_json():
 
 
 def test_a_resealed_record_passes_its_seal(tmp_path):
-    from gft_edge.seals import read_sealed
+    from gft_edge.storage.seals import read_sealed
 
     (tmp_path / "a.json").write_bytes(reseal(b'{"b": 1, "seal": "old"}'))
     assert read_sealed(tmp_path / "a.json", "record", "make it again") == {"b": 1}

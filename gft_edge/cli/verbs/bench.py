@@ -104,7 +104,7 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.benchmarks.trtexec.ingest import ingest, run_engine
     from gft_edge.cli.console import result, track
     from gft_edge.files import require_writable
-    from gft_edge.seals import sealed
+    from gft_edge.storage.seals import sealed
 
     if args.out:
         require_writable(args.out)

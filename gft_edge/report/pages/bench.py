@@ -19,7 +19,7 @@ from gft_edge.report.pages.view import Figure, Section
 from gft_edge.report.results import forms
 from gft_edge.report.results.checks import checked, cleaned
 from gft_edge.report.results.records import clean_bench, has_energy, is_unstable, refused_energy, usable_bench
-from gft_edge.seals import write_sealed
+from gft_edge.storage.seals import write_sealed
 
 PAGE = "bench.html"
 MERGED = "bench-merged.json"

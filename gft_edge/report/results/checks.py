@@ -16,7 +16,7 @@ from typing import Any
 
 from gft_edge.errors import ArtifactError
 from gft_edge.files import read_json
-from gft_edge.seals import SEAL, read_sealed
+from gft_edge.storage.seals import SEAL, read_sealed
 
 LONGEST_TEXT = 20_000
 LARGEST_NUMBER = 1e18

@@ -16,11 +16,11 @@ from gft_edge.benchmarks.measuring.bench_files import SCHEMA as BENCH_SCHEMA
 from gft_edge.config.model import GFTConfig
 from gft_edge.config.reader import load_dataclass
 from gft_edge.errors import ArtifactError, GFTEdgeError
-from gft_edge.filekinds import describe_file
 from gft_edge.manifest import MANIFEST, MODEL, Artifact, load_artifact
 from gft_edge.report.results import forms
 from gft_edge.report.results.checks import TEXT, checked, printable, read_object
 from gft_edge.report.results.records import KINDS, MAPS, OTHER_KINDS, VERIFICATION, log_rows, usable_bench
+from gft_edge.storage.filekinds import describe_file
 
 DEPTH = 6
 """Levels of folders below the run's folder that are searched."""

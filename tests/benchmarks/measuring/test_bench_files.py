@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from gft_edge.benchmarks.measuring.bench_files import SCHEMA, merge, read_bench, unpaired_interval
 from gft_edge.errors import ArtifactError, GFTEdgeError
 from gft_edge.files import canonical_json
-from gft_edge.seals import sealed
+from gft_edge.storage.seals import sealed
 
 ROW = {
     "name": "a",

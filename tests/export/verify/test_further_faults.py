@@ -34,7 +34,7 @@ from gft_edge.manifest import (
     load_artifact,
 )
 from gft_edge.runtime.artifact_graph import load_artifact_graph
-from gft_edge.seals import write_sealed
+from gft_edge.storage.seals import write_sealed
 
 from .further_faults import ACTIVATIONS, ALL, COMPACT, KINDS, SCALED
 from .graph_surgery import Graph

@@ -12,9 +12,9 @@ from gft_edge.checkpoint import load_checkpoint, resolve_checkpoint
 from gft_edge.cli.common import is_artifact
 from gft_edge.config.recipe import load_recipe
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.filekinds import describe_file, kind_of, require_graph
 from gft_edge.manifest import load_artifact
-from gft_edge.seals import write_sealed
+from gft_edge.storage.filekinds import describe_file, kind_of, require_graph
+from gft_edge.storage.seals import write_sealed
 
 ONNX = b"\x08\x09\x12\x07pytorch\x3a\x02\x0a\x00"
 
@@ -42,7 +42,7 @@ def test_kinds(tmp_path, name, content, kind):
 
 
 def test_graphs_of_the_repository_are_known():
-    for file in Path(__file__).parent.rglob("*.onnx"):
+    for file in Path(__file__).parents[1].rglob("*.onnx"):
         assert kind_of(file) in ("an ONNX graph", "an empty file"), file
 
 

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from gft_edge.files import new_folder, replacing, require_free
-from gft_edge.leftovers import SUFFIX, is_temporary, make_temporary, remove_leftovers
+from gft_edge.storage.leftovers import SUFFIX, is_temporary, make_temporary, remove_leftovers
 
 WRITER = """
 import os, signal, sys

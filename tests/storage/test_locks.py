@@ -9,12 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from gft_edge.errors import ConfigError
-from gft_edge.locks import locked
+from gft_edge.storage.locks import locked
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from gft_edge.locks import locked
+from gft_edge.storage.locks import locked
 with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gft_edge.errors import ArtifactError
 from gft_edge.files import write_json
-from gft_edge.seals import read_sealed, write_sealed
+from gft_edge.storage.seals import read_sealed, write_sealed
 
 RECORD = {"labels": ["ant", "bee"], "scale": 0.30000000000000004, "nested": {"on": True, "none": None, "n": 3}}
 

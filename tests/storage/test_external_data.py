@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 
 from gft_edge.errors import ArtifactError
-from gft_edge.external_data import external_files
+from gft_edge.storage.external_data import external_files
 
 
 def external(name, location):

@@ -1,0 +1,1 @@
+"""How files are kept: locks, seals, leftovers of killed processes, and what kind a file is."""
