@@ -90,7 +90,7 @@ class GraphOptions:
 
     def __post_init__(self) -> None:
         if problems := batch_problems(self.batch):
-            raise ConfigError(f"export: {problems[0]}")
+            raise ConfigError(f"{problems[0]}")
         if self.dialect == "trt8":
             require_trt8(self.rest)
 
@@ -273,22 +273,20 @@ def export_artifact(
     check_budget(budget, config)
     form = GraphOptions(maps, **options)
     if maps != "none" and config.is_baseline:
-        raise ConfigError(
-            f"export: a model of variant {config.variant!r} has no stages, hence no maps; leave out --maps"
-        )
+        raise ConfigError(f"a model of variant {config.variant!r} has no stages, hence no maps; leave out --maps")
     if (
         form.rest == "bf16"
         and config.is_baseline
         and any(isinstance(m, nn.BatchNorm2d) for m in checkpoint.model.modules())
     ):
-        raise ConfigError(f"export: {config.backbone} has batch norms, which cannot be folded in bf16; take fp16")
+        raise ConfigError(f"{config.backbone} has batch norms, which cannot be folded in bf16; take fp16")
     logging.getLogger("onnxslim").setLevel(logging.ERROR)
     precision: Precision = form.rest
     if info.quantization is not None:
         precision = info.quantization["precision"]
         if precision not in QUANTIZED:
             raise ConfigError(
-                f"export: checkpoint {checkpoint.path} has layers of several 8-bit precisions ({precision}); quantize to one"
+                f"checkpoint {checkpoint.path} has layers of several 8-bit precisions ({precision}); quantize to one"
             )
     if form.dialect == "trt8":
         require_trt8(form.rest, precision)
@@ -383,7 +381,7 @@ def _check_interface(graph: onnx.ModelProto, inputs: Sequence[TensorInfo], outpu
         tensor = value.type.tensor_type
         shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
         if value.name != expected.name or tensor.elem_type != types[expected.dtype] or shape != expected.shape:
-            raise ArtifactError(f"export: {value.name} is {shape}, expected {expected.name} {expected.shape}")
+            raise ArtifactError(f"{value.name} is {shape}, expected {expected.name} {expected.shape}")
 
 
 def save_npz(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:

@@ -154,7 +154,7 @@ def test_options_make_no_difference_to_the_hash_of_the_same_options(export):
 
 @pytest.mark.parametrize("batch", [(0, 1, 2), (2, 1, 3), (1, 4, 3)])
 def test_batch_sizes_must_rise(batch):
-    with pytest.raises(ConfigError, match="export: batch must be smallest <= usual <= largest, each at least 1"):
+    with pytest.raises(ConfigError, match="batch must be smallest <= usual <= largest, each at least 1"):
         GraphOptions(batch=batch)
 
 
