@@ -80,11 +80,11 @@ class QuantizeOptions:
 
     def __post_init__(self) -> None:
         if self.ranges is not None and self.policy.smoothquant is not None:
-            raise ConfigError("quantize: SmoothQuant changes the ranges; leave out --ranges")
+            raise ConfigError("SmoothQuant changes the ranges; leave out --ranges")
         if self.ranges is not None and self.qat is not None:
-            raise ConfigError("quantize: the control of QAT is calibrated like the model; leave out --ranges")
+            raise ConfigError("the control of QAT is calibrated like the model; leave out --ranges")
         if self.calibration.state is not None and (self.policy.smoothquant is not None or self.qat is not None):
-            raise ConfigError("quantize: SmoothQuant and QAT calibrate changed models; leave out the state")
+            raise ConfigError("SmoothQuant and QAT calibrate changed models; leave out the state")
 
 
 @dataclass(frozen=True)

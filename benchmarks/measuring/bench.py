@@ -70,11 +70,11 @@ class BenchOptions:
 
     def __post_init__(self) -> None:
         if not self.artifacts:
-            raise ConfigError("bench: no artefact is given")
+            raise ConfigError("no artefact is given")
         if len({artifact.name for artifact in self.artifacts}) != len(self.artifacts):
-            raise ConfigError("bench: artefacts must have different folder names, which label the results")
+            raise ConfigError("artefacts must have different folder names, which label the results")
         if unknown := [part for part in self.skip if part not in PARTS]:
-            raise ConfigError(f"bench: unknown part {unknown[0]!r} to skip; there are: {', '.join(PARTS)}")
+            raise ConfigError(f"unknown part {unknown[0]!r} to skip; there are: {', '.join(PARTS)}")
         require_source(self.power)
         for backend in self.backends:
             find_backend(backend)
@@ -83,7 +83,7 @@ class BenchOptions:
             _require_batches(artifact, self.batches)
         if self.target and not any(find_backend(backend)[0].on_gpu for backend in self.backends):
             raise ConfigError(
-                f"bench: {self.target.title} bounds no figure of {', '.join(self.backends)} on this processor; "
+                f"{self.target.title} bounds no figure of {', '.join(self.backends)} on this processor; "
                 "leave --target out"
             )
 
@@ -103,7 +103,7 @@ def _require_batches(artifact: Artifact, batches: tuple[int, ...]) -> None:
             takes = f"{low} to {high} images" if low < high else f"exactly {low} image{'s' * (low > 1)}"
             wider = f"{min(low, batch)}:{usual}:{max(high, batch)}"
             raise ConfigError(
-                f"bench: {artifact.address} was exported for requests of {takes}, not {batch}; export it with "
+                f"{artifact.address} was exported for requests of {takes}, not {batch}; export it with "
                 f"--batch {wider}, or give another --batch here"
             )
 

@@ -69,14 +69,14 @@ class BenchProtocol:
     def __post_init__(self) -> None:
         for name in ("batch", "rounds", "runs_per_round", "in_flight", "throughput_windows", "processes"):
             if getattr(self, name) < 1:
-                raise ConfigError(f"bench: {name} must be at least 1, found {getattr(self, name)}")
+                raise ConfigError(f"{name} must be at least 1, found {getattr(self, name)}")
         if self.threads < 0 or not self.warmup_seconds >= 0:
-            raise ConfigError("bench: threads and warm-up must not be negative")
+            raise ConfigError("threads and warm-up must not be negative")
         for name in ("warmup_seconds", "warmup_tolerance", "warmup_cap_seconds", "throughput_seconds"):
             if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise ConfigError(f"bench: {name} must be finite and not negative, found {getattr(self, name)}")
+                raise ConfigError(f"{name} must be finite and not negative, found {getattr(self, name)}")
         if len(self.source_size) != 2 or min(self.source_size) < 1:
-            raise ConfigError(f"bench: source_size must be rows and columns of at least 1, found {self.source_size}")
+            raise ConfigError(f"source_size must be rows and columns of at least 1, found {self.source_size}")
 
 
 @dataclass(frozen=True)
@@ -130,13 +130,13 @@ class Latency:
             DataError: no sample, a negative one (the clock went backwards), or none above zero.
         """
         if not rounds_ms or not all(len(r) for r in rounds_ms):
-            raise DataError("bench: a run of zero length: there is no sample to summarise")
+            raise DataError("a run of zero length: there is no sample to summarise")
         samples = np.concatenate([np.asarray(r, dtype=np.float64) for r in rounds_ms])
         if not np.isfinite(samples).all() or samples.min() < 0:
-            raise DataError(f"bench: a request took {samples.min():g} ms: the clock went backwards; measure again")
+            raise DataError(f"a request took {samples.min():g} ms: the clock went backwards; measure again")
         medians = np.array([np.median(r) for r in rounds_ms])
         if not medians.min() > 0:
-            raise DataError("bench: requests of zero length: the clock is too coarse for them; use a larger batch")
+            raise DataError("requests of zero length: the clock is too coarse for them; use a larger batch")
         p50, p90, p95, p99 = np.percentile(samples, (50, 90, 95, 99))
         return cls(
             rounds_ms=tuple(tuple(float(ms) for ms in r) for r in rounds_ms),

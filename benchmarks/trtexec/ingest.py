@@ -64,7 +64,7 @@ class RecordedRun:
 
     def __post_init__(self) -> None:
         if self.target and not self.artifact:
-            raise ConfigError("bench: --target needs the ARTIFACT that was measured, for its bound")
+            raise ConfigError("--target needs the ARTIFACT that was measured, for its bound")
 
 
 def ingest(run: RecordedRun) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def _require_log_alone(run: RecordedRun, logs: Sequence[TrtexecLog], where: str)
             "into its own file"
         )
     if run.power_log:
-        raise ConfigError("bench: a log given to --power is of one run, the log of trtexec holds several")
+        raise ConfigError("a log given to --power is of one run, the log of trtexec holds several")
 
 
 def _energy(run: RecordedRun, log: Path, images_per_s: float) -> dict[str, Any]:

@@ -154,7 +154,7 @@ class Evaluator:
         """Returns the effect of a configuration from its outputs."""
         found = compare(_SIDES, self._reference, outputs, self._labels, self._num_patches)
         if found.not_finite or found.top1 is None or found.top1_candidate is None:
-            raise DataError(f"sensitivity: logits of {found.not_finite} images are not finite in INT8")
+            raise DataError(f"logits of {found.not_finite} images are not finite in INT8")
         noise = self._reference["logits"].astype(np.float64) - outputs["logits"]
         return Effect(
             noise=float(np.square(noise).mean()),
@@ -201,7 +201,7 @@ def measure_sensitivity(
         pass
     mixed.set(())
     if not labels:
-        raise DataError("sensitivity: no images")
+        raise DataError("no images")
     joined = {key: _join(found) for key, found in parts.items()}
     reference, truth = joined["none", ""], np.concatenate(labels)
     require_finite(reference["logits"], "sensitivity, in full precision")

@@ -114,7 +114,7 @@ class SensitivityOptions:
         other = [rule for rule in self.policy.rules if rule.precision not in ("int8", "high")]
         if other or self.policy.smoothquant is not None:
             what = f"{other[0].pattern!r} in {other[0].precision}" if other else "SmoothQuant"
-            raise ConfigError(f"sensitivity: compares INT8 with full precision only; remove {what} from the policy")
+            raise ConfigError(f"compares INT8 with full precision only; remove {what} from the policy")
 
 
 @dataclass(frozen=True)

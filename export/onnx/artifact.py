@@ -173,15 +173,13 @@ def _require_exportable(checkpoint: Checkpoint, budgets: Sequence[TokenBudget], 
     for budget in budgets:
         check_budget(budget, config)
     if options.maps != "none" and config.is_baseline:
-        raise ConfigError(
-            f"export: a model of variant {config.variant!r} has no stages, hence no maps; leave out --maps"
-        )
+        raise ConfigError(f"a model of variant {config.variant!r} has no stages, hence no maps; leave out --maps")
     has_norms = config.is_baseline and any(isinstance(m, nn.BatchNorm2d) for m in checkpoint.model.modules())
     if options.rest == "bf16" and has_norms:
-        raise ConfigError(f"export: {config.backbone} has batch norms, which cannot be folded in bf16; take fp16")
+        raise ConfigError(f"{config.backbone} has batch norms, which cannot be folded in bf16; take fp16")
     if quantization is not None and precision not in QUANTIZED:
         raise ConfigError(
-            f"export: checkpoint {checkpoint.path} has layers of several 8-bit precisions ({precision}); quantize to one"
+            f"checkpoint {checkpoint.path} has layers of several 8-bit precisions ({precision}); quantize to one"
         )
     return precision
 
@@ -202,7 +200,7 @@ def _check_interface(graph: onnx.ModelProto, inputs: Sequence[TensorInfo], outpu
         tensor = value.type.tensor_type
         shape = tuple(d.dim_param or d.dim_value for d in tensor.shape.dim)
         if value.name != expected.name or tensor.elem_type != types[expected.dtype] or shape != expected.shape:
-            raise ArtifactError(f"export: {value.name} is {shape}, expected {expected.name} {expected.shape}")
+            raise ArtifactError(f"{value.name} is {shape}, expected {expected.name} {expected.shape}")
 
 
 def save_npz(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:

@@ -30,15 +30,15 @@ def require_trt8(rest: HighPrecision, precision: Precision | None = None) -> Non
         ConfigError: with the reason and a remedy.
     """
     if precision == "fp8":
-        raise ConfigError("export --dialect trt8: TensorRT 8.6 has no FP8 networks; quantize to int8")
+        raise ConfigError("--dialect trt8: TensorRT 8.6 has no FP8 networks; quantize to int8")
     if precision == "int8-weights":
         raise ConfigError(
-            "export --dialect trt8: TensorRT 8.6 has no products of INT8 weights with float inputs, it would compute in "
+            "--dialect trt8: TensorRT 8.6 has no products of INT8 weights with float inputs, it would compute in "
             "FP32; quantize to int8, inputs too"
         )
     if rest != "fp32":
         raise ConfigError(
-            f"export --dialect trt8: TensorRT 8.6 takes a graph typed FP32, not {rest.upper()}; leave --precision fp32, and "
+            f"--dialect trt8: TensorRT 8.6 takes a graph typed FP32, not {rest.upper()}; leave --precision fp32, and "
             "build with --weak for FP16 where it is faster"
         )
 
@@ -67,7 +67,7 @@ def to_trt8(model: onnx.ModelProto) -> onnx.ModelProto:
             _axes_as_attribute(node, constants)
         elif changed and not (node.op_type == "Pad" and len(node.input) <= 3):  # without axes it is the same
             raise ConfigError(
-                f"export --dialect trt8: {node.op_type} {node.name} is of opset {TRACED_OPSET}, and its form of opset "
+                f"--dialect trt8: {node.op_type} {node.name} is of opset {TRACED_OPSET}, and its form of opset "
                 f"{TRT8_OPSET} is not known; export the default dialect"
             )
         nodes.append(node)

@@ -66,7 +66,7 @@ class GraphOptions:
 
     def __post_init__(self) -> None:
         if problems := batch_problems(self.batch):
-            raise ConfigError(f"export: {problems[0]}")
+            raise ConfigError(problems[0])
         if self.dialect == "trt8":
             require_trt8(self.rest)
 

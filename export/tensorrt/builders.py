@@ -40,7 +40,7 @@ def load_module(plan: BuildPlan) -> ModuleType:
     trt = backend_of_module(plan.module).import_module()
     if not plan.rtx and not has_nvidia_driver():
         raise ConfigError(
-            f"build --target {plan.target}: TensorRT times its kernels on the GPU, and there is no NVIDIA driver here; "
+            f"--target {plan.target}: TensorRT times its kernels on the GPU, and there is no NVIDIA driver here; "
             "build on the device, or print the plan with --plan"
         )
     return trt

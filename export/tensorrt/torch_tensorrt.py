@@ -136,7 +136,7 @@ def settings(plan: BuildPlan) -> dict[str, Any]:
 def _library() -> ModuleType:
     if not has_nvidia_driver():
         raise ConfigError(
-            "build --target torch-tensorrt: importing torch-tensorrt asks the GPU for its compute capability, and there is no "
+            "--target torch-tensorrt: importing torch-tensorrt asks the GPU for its compute capability, and there is no "
             "NVIDIA driver here; --plan prints the build"
         )
     try:

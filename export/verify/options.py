@@ -38,9 +38,9 @@ class VerifyOptions:
     def __post_init__(self) -> None:
         object.__setattr__(self, "backends", tuple(dict.fromkeys(self.backends)))
         if self.images < 1:
-            raise ConfigError(f"verify: images must be at least 1, found {self.images}")
+            raise ConfigError(f"images must be at least 1, found {self.images}")
         if self.map_images < 0:
-            raise ConfigError(f"verify: map images must be 0 (none) or more, found {self.map_images}")
+            raise ConfigError(f"map images must be 0 (none) or more, found {self.map_images}")
 
 
 DEFAULT_OPTIONS = VerifyOptions()

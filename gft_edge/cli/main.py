@@ -83,7 +83,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 abandon_stdout()
             if "-v" in arguments or "--verbose" in arguments:
                 logging.getLogger("gft_edge").error("details", exc_info=error)
-            _print_error(f"{prog}: {_without_verb(str(problem), verb)}")
+            _print_error(f"{prog}: {problem}")
             return problem.exit_code
 
 
@@ -146,12 +146,6 @@ def _user_problem(error: BaseException) -> GFTEdgeError | None:
     if isinstance(error, MemoryError):
         return GFTEdgeError("out of memory; use smaller batches or images, or a machine with more memory")
     return None
-
-
-def _without_verb(text: str, verb: str) -> str:
-    """Modules name the verb, for callers from Python; the line begins with it already."""
-    shorter = text.removeprefix(f"{verb}: ")
-    return shorter.removeprefix(f"{verb} ") if shorter.startswith(f"{verb} --") else shorter
 
 
 def _print_error(text: str) -> None:

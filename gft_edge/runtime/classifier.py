@@ -150,7 +150,7 @@ def _several(images: Any) -> Iterable[Any]:
     one = isinstance(images, (str, bytes, Path)) or _is_pillow(images)
     one = one or (isinstance(images, np.ndarray) and images.ndim < 4)
     if one or not isinstance(images, Iterable):
-        raise DataError(f"predict: expected a list of images, found {_kind(images)}; put a single image into a list")
+        raise DataError(f"expected a list of images, found {_kind(images)}; put a single image into a list")
     return images
 
 

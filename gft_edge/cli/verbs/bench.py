@@ -126,11 +126,11 @@ def _options(args: argparse.Namespace) -> BenchOptions:
 
     for name in ("times", "layers", "profile", "trtexec"):
         if getattr(args, name):
-            raise ConfigError(f"bench: --{name} goes with --trtexec-log or --trtexec-engine; see gft-edge bench --help")
+            raise ConfigError(f"--{name} goes with --trtexec-log or --trtexec-engine; see gft-edge bench --help")
     if not args.artifacts:
-        raise ConfigError("bench: give at least one ARTIFACT, or --trtexec-log FILE; see gft-edge bench --help")
+        raise ConfigError("give at least one ARTIFACT, or --trtexec-log FILE; see gft-edge bench --help")
     if Path(args.power).is_file():
-        raise ConfigError("bench: a log given to --power is of a finished run; it goes with --trtexec-log")
+        raise ConfigError("a log given to --power is of a finished run; it goes with --trtexec-log")
     return BenchOptions(
         artifacts=tuple(load_artifact(path) for path in args.artifacts),
         protocol=BenchProtocol(
@@ -171,10 +171,10 @@ def _engine_run(args: argparse.Namespace) -> EngineRun:
     from gft_edge.errors import ConfigError
 
     if args.trtexec_log:
-        raise ConfigError("bench: give --trtexec-log or --trtexec-engine, not both")
+        raise ConfigError("give --trtexec-log or --trtexec-engine, not both")
     artifact, batch = _one_run(args)
     if artifact is None:
-        raise ConfigError("bench: --trtexec-engine needs the ARTIFACT that holds the engine")
+        raise ConfigError("--trtexec-engine needs the ARTIFACT that holds the engine")
     return EngineRun(artifact, args.trtexec_engine, args.trtexec, batch, _target(args))
 
 
@@ -184,9 +184,9 @@ def _one_run(args: argparse.Namespace) -> tuple[Artifact | None, int | None]:
     from gft_edge.manifest import load_artifact
 
     if len(args.artifacts) > 1:
-        raise ConfigError("bench: a run of trtexec is of one ARTIFACT; read one at a time and merge them with report")
+        raise ConfigError("a run of trtexec is of one ARTIFACT; read one at a time and merge them with report")
     if args.batch and len(args.batch) > 1:
-        raise ConfigError("bench: a run of trtexec has one batch")
+        raise ConfigError("a run of trtexec has one batch")
     artifact = load_artifact(args.artifacts[0]) if args.artifacts else None
     return artifact, args.batch[0] if args.batch else None
 

@@ -67,7 +67,7 @@ def _of_checkpoint(args: argparse.Namespace) -> Calibrated:
 
     checkpoint = load_checkpoint(args.model)
     if args.out is None:
-        raise ConfigError("calibrate: a checkpoint needs --out DIR")
+        raise ConfigError("a checkpoint needs --out DIR")
     return calibrate_checkpoint(
         checkpoint, calibration_options(args), args.out, args.attention, calibration_callbacks()
     )
@@ -80,7 +80,7 @@ def _of_artifact(args: argparse.Namespace) -> Calibrated:
     from gft_edge.manifest import load_artifact
 
     if args.attention:
-        raise ConfigError("calibrate: --attention is for checkpoints; calibration caches leave attention in FP16")
+        raise ConfigError("--attention is for checkpoints; calibration caches leave attention in FP16")
     artifact = load_artifact(Path(args.model))
     caches = CacheOptions(comma_separated(args.tensorrt), args.calibrator)
     return calibrate_artifact(artifact, calibration_options(args), caches, args.out, calibration_callbacks())

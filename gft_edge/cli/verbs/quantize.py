@@ -101,13 +101,11 @@ def _policy(args: argparse.Namespace) -> QuantPolicy:
     from gft_edge.quant.policy import read_policy, uniform_policy
 
     if args.policy and args.attention:
-        raise ConfigError(
-            "quantize: --policy decides on attention too; give it a rule for '*.attend' in place of --attention"
-        )
+        raise ConfigError("--policy decides on attention too; give it a rule for '*.attend' in place of --attention")
     attention: AttentionPrecision = args.attention or "high"
     if attention not in ("high", args.precision):
         raise ConfigError(
-            f"quantize: a graph has one 8-bit type; --attention {attention} goes with --precision {attention}, not "
+            f"a graph has one 8-bit type; --attention {attention} goes with --precision {attention}, not "
             f"{args.precision}"
         )
     policy = read_policy(args.policy) if args.policy else uniform_policy(args.precision, attention=attention)
@@ -126,10 +124,10 @@ def _qat_options(args: argparse.Namespace) -> QatOptions | None:
     from gft_edge.errors import ConfigError
 
     if args.qat_epochs and args.qat_steps:
-        raise ConfigError("quantize: give --qat-epochs or --qat-steps, not both")
+        raise ConfigError("give --qat-epochs or --qat-steps, not both")
     if not (args.qat_epochs or args.qat_steps):
         if args.qat_set:
-            raise ConfigError("quantize: --qat-set is for QAT; give --qat-epochs or --qat-steps too")
+            raise ConfigError("--qat-set is for QAT; give --qat-epochs or --qat-steps too")
         return None
     values: dict[str, Any] = {}
     for text in args.qat_set:

@@ -14,7 +14,7 @@ from gft_edge.errors import ConfigError, DataError
 @pytest.mark.parametrize("name", ["batch", "rounds", "runs_per_round", "in_flight", "throughput_windows", "processes"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_counts_below_one_are_refused(name, value):
-    with pytest.raises(ConfigError, match=f"bench: {name} must be at least 1, found {value}"):
+    with pytest.raises(ConfigError, match=f"{name} must be at least 1, found {value}"):
         BenchProtocol(**{name: value})
 
 

@@ -131,7 +131,7 @@ def test_progress_counts_every_configuration(tiny_model, ranges, names, data):
 def test_ranges_that_miss_a_layer_and_no_images_are_refused(tiny_model, ranges, names, mixed):
     with pytest.raises(ConfigError, match=r"ranges: none for the input of blocks\.0\.attn\.qkv and 18 others"):
         MixedModel(tiny_model, {}, names)
-    with pytest.raises(DataError, match="sensitivity: no images"):
+    with pytest.raises(DataError, match="no images"):
         measure_sensitivity(mixed, lambda: [], 0, 16)
 
 
