@@ -160,7 +160,7 @@ def test_the_same_options_give_the_same_bytes(exported_once, checkpoints, clear_
 
 @pytest.mark.parametrize("batch", [(0, 1, 2), (2, 1, 3), (1, 4, 3)])
 def test_batch_sizes_must_rise(batch):
-    with pytest.raises(ConfigError, match="export: batch .*: expected 1 <= smallest <= usual <= largest"):
+    with pytest.raises(ConfigError, match="^batch .*: expected 1 <= smallest <= usual <= largest"):
         GraphOptions(batch=batch)
 
 
