@@ -12,7 +12,10 @@ PAGE = (Path(__file__).parents[1] / "docs/python.md").read_text(encoding="utf-8"
 def test_the_program_of_the_python_page_runs(tmp_path, monkeypatch, capsys):
     program = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
     monkeypatch.chdir(tmp_path)
-    exec(compile(program.replace("images=64", "images=16").replace("images=160", "images=64"), "docs/python.md", "exec"), {})
+    exec(
+        compile(program.replace("images=64", "images=16").replace("images=160", "images=64"), "docs/python.md", "exec"),
+        {},
+    )
     verdict, figures = capsys.readouterr().out.splitlines()
     assert verdict in ("pass", "inconclusive")
     assert 0.8 < float(figures.split()[0]) <= 1

@@ -27,7 +27,7 @@ ONE_ROUND = "one round"
 
 @dataclass(frozen=True)
 class BenchProtocol:
-    """How candidates are measured against each other.
+    """Protocol of a measurement that compares candidates.
 
     Every round runs each candidate ``runs_per_round`` times; rounds alternate the order (A B, B A, ...), so that drift of
     clocks or other load affects all equally.

@@ -19,7 +19,7 @@ FIRST_SAMPLE_S = 5.0
 
 @dataclass(frozen=True)
 class Machine:
-    """Where to look for sources.
+    """Machine on which sources are searched.
 
     Attributes:
         root: folder of ``sys``; another one than ``/`` in tests.

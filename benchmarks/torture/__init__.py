@@ -1,1 +1,1 @@
-"""Measures what the toolkit promises about damaged files, kills, hostile input, long use and repeatability."""
+"""Tests the toolkit's promises about damaged files, kills, hostile input, long use and repeatability."""

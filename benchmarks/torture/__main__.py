@@ -1,4 +1,4 @@
-"""Measures how the toolkit bears damage, kills, hostile input and long use; writes figures and a page.
+"""Tests the toolkit against damaged files, kills, hostile input and long use; writes figures and a page.
 
 Example: python -m gft_edge.benchmarks.torture runs/torture/torture.json docs/promises.md --seconds 3600
 """
@@ -40,20 +40,20 @@ PARTS = {
     "soak": 250.0,
     "repeat": 150.0,
 }
-"""Parts and the seconds that each takes on one core with the default counts; a shorter time is shared in proportion."""
+"""Parts and the seconds that each takes on one core with the default counts; shorter times are divided in proportion."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measures; 1 when something failed that must not, or a part could not be measured."""
+    """Runs the attacks; returns 1 if an attack failed or a part could not be measured, else 0."""
     args = _parser().parse_args(argv)
-    torch.set_num_threads(1)  # threads do not survive a fork
+    torch.set_num_threads(1)  # a fork does not keep threads
     began = time.monotonic()
     folder = args.materials or Path(tempfile.mkdtemp(prefix="gft-torture-"))
     about: dict[str, Any] = {"seed": args.seed, "machine": _machine(), "versions": versions(), "commit": commit()}
     try:
         made = Materials(folder / "made")
         if not made.root.exists():
-            say("making the files to attack")
+            say("creates the files to attack")
             make_apart(made.root, args.seed)
         forks.warm_up()
         found: dict[str, Any] = {}
@@ -70,9 +70,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def lanes(parts: Sequence[str], count: int) -> list[list[str]]:
-    """Spreads parts over at most so many processes that run at the same time.
+    """Distributes parts over at most ``count`` processes that run at the same time.
 
-    In each the shortest comes first: what it does not use of its time goes to the longer ones.
+    Each process runs its shortest part first; time that a part does not use goes to the longer parts.
     """
     found: list[list[str]] = [[] for _ in range(count)]
     for name in sorted((name for name in PARTS if name in parts), key=lambda name: -PARTS[name]):
@@ -81,7 +81,7 @@ def lanes(parts: Sequence[str], count: int) -> list[list[str]]:
 
 
 def _in_lanes(every: Sequence[Sequence[str]], made: Materials, folder: Path, args: argparse.Namespace) -> Any:
-    """Runs each lane in a process of its own; yields all results so far, again whenever a part has ended."""
+    """Runs each lane in its own process; yields all results so far each time a part ends."""
     results = folder / "results"
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir()
@@ -108,21 +108,21 @@ def _in_lanes(every: Sequence[Sequence[str]], made: Materials, folder: Path, arg
 
 
 def _collected(files: Sequence[Path], wanted: Sequence[str], ended: bool) -> dict[str, Any]:
-    """Results by part, and under ``broken`` the parts that were not measured with the reason."""
+    """Returns the results by part, and under ``broken`` the reason for each part that was not measured."""
     read = {file.stem: json.loads(file.read_text(encoding="utf-8")) for file in files}
     found: dict[str, Any] = {name: one["found"] for name, one in read.items() if "found" in one}
     broken = {name: one["error"] for name, one in read.items() if "error" in one}
-    broken |= {name: "its process died" for name in wanted if ended and name not in read}
+    broken |= {name: "its process ended without a result" for name in wanted if ended and name not in read}
     return {**found, "broken": broken}
 
 
 def _run_lane(lane: Sequence[str], made: Materials, folder: Path, args: argparse.Namespace) -> None:
-    """The child: measures its parts one after the other; never returns."""
+    """Measures the parts of a lane in sequence, in the child process; never returns."""
     end = time.monotonic() + args.seconds
     try:
         for number, name in enumerate(lane):
-            left = sum(PARTS[later] for later in lane[number:])
-            seconds = max((end - time.monotonic()) * PARTS[name] / left, 1.0)
+            remaining = sum(PARTS[later] for later in lane[number:])
+            seconds = max((end - time.monotonic()) * PARTS[name] / remaining, 1.0)
             say(f"{name}, at most {seconds:.0f} s")
             began = time.monotonic()
             one = _measured(name, made, folder / f"scratch-{name}", args, seconds)
@@ -137,7 +137,7 @@ def _failures(one: Mapping[str, Any]) -> str:
 
 
 def _measured(name: str, made: Materials, scratch: Path, args: argparse.Namespace, seconds: float) -> dict[str, Any]:
-    """Results of one part; where it breaks off, the reason, so that the other parts go on."""
+    """Returns the results of one part, or the error that stopped it, so that the other parts continue."""
     try:
         found = _measure(name, made, scratch, args, seconds)
         return {"found": [{**asdict(one), "failed": one.failed} for one in found]}
@@ -148,28 +148,26 @@ def _measured(name: str, made: Materials, scratch: Path, args: argparse.Namespac
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", type=Path, metavar="OUT.json", help="figures")
-    parser.add_argument("page", type=Path, metavar="PAGE.md", help="the page for people")
-    parser.add_argument("--seconds", type=float, default=1980.0, help="end after about so long (1980)")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (0)")
-    parser.add_argument("--part", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="what to measure (all)")
-    parser.add_argument("--flips", type=int, default=1000, metavar="N", help="changes of each kind of file (1000)")
+    parser.add_argument("out", type=Path, metavar="OUT.json", help="file for the figures")
+    parser.add_argument("page", type=Path, metavar="PAGE.md", help="file for the page")
+    parser.add_argument("--seconds", type=float, default=1980.0, help="approximate time limit (1980)")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (0)")
+    parser.add_argument("--part", nargs="+", choices=tuple(PARTS), default=tuple(PARTS), help="parts to measure (all)")
+    parser.add_argument("--flips", type=int, default=1000, metavar="N", help="changes for each kind of file (1000)")
     parser.add_argument("--mutants", type=int, default=50_000, metavar="N", help="inputs over all readers (50000)")
-    parser.add_argument("--events", type=int, default=40, metavar="N", help="kills of each verb at file events (40)")
+    parser.add_argument("--events", type=int, default=40, metavar="N", help="kills at file events for each verb (40)")
     parser.add_argument(
-        "--moments", type=int, default=12, metavar="N", help="kills and interrupts of each verb at moments (12)"
+        "--moments", type=int, default=12, metavar="N", help="kills and interrupts at random times for each verb (12)"
     )
-    parser.add_argument("--writers", type=int, default=8, metavar="N", help="starts of each pair of writers (8)")
+    parser.add_argument("--writers", type=int, default=8, metavar="N", help="starts for each pair of writers (8)")
     parser.add_argument("--sizes", type=int, default=6, metavar="N", help="sizes of free space for each verb (6)")
     parser.add_argument(
         "--jobs", type=int, default=min(2, os.cpu_count() or 1), metavar="N", help="parts at the same time (2)"
     )
     parser.add_argument(
-        "--finds", type=Path, default=Path("runs/torture/finds"), metavar="DIR", help="where finds are written"
+        "--finds", type=Path, default=Path("runs/torture/finds"), metavar="DIR", help="folder for finds"
     )
-    parser.add_argument(
-        "--materials", type=Path, metavar="DIR", help="keep the files to attack here, and use them again"
-    )
+    parser.add_argument("--materials", type=Path, metavar="DIR", help="folder that keeps the files to attack for reuse")
     return parser
 
 
@@ -206,7 +204,7 @@ def _machine() -> str:
 
 
 def say(text: str) -> None:
-    """A line of progress."""
+    """Prints a line of progress to stderr."""
     print(f"torture: {text}", file=sys.stderr, flush=True)
 
 

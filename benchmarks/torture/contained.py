@@ -1,4 +1,4 @@
-"""Runs attacks in forked processes, so that a crash, a hang or a hunger for memory ends one input and not the measurement."""
+"""Runs attacks in forked processes: a crash, a hang or too much memory ends one attack, not the measurement."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from gft_edge.errors import GFTEdgeError
 
 Kind = Literal["ok", "refused", "harmless", "edited", "accepted", "traceback", "hang", "crash", "memory", "reached out"]
 GOOD: tuple[Kind, ...] = ("ok", "refused", "harmless", "edited")
-"""What may happen; everything else is a find."""
+"""Accepted outcomes; all others are finds."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """What one attack may use.
+    """Limits of one attack.
 
     Args:
-        seconds: of wall time.
-        megabytes: of memory above what the process held before.
+        seconds: wall time.
+        megabytes: memory in addition to what the process used before.
     """
 
     seconds: float = 10.0
@@ -39,21 +39,21 @@ class Limits:
 
 DEFAULT = Limits()
 PATIENCE_S = 5.0
-"""How long beyond its limit an attack is waited for: one that ends late is still told apart from one that never does."""
+"""Extra time after the limit, which distinguishes a late end from no end."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What one attack led to.
+    """Outcome of one attack.
 
     Attributes:
-        number: of the attack.
-        kind: ``"ok"`` (used), ``"refused"`` (a one-line error), ``"harmless"`` (used, with the same result), ``"edited"`` (a
-            file that people edit, read as its new content says), ``"accepted"`` (used, with another result), or what must
-            not happen: an uncaught exception, a hang, a crash of the process, too much memory, a network connection or a shell.
-        detail: text of the error, or where it arose.
-        seconds: of wall time.
-        megabytes: peak of memory above what the process held before.
+        number: index of the attack.
+        kind: ``"ok"`` (input used), ``"refused"`` (one-line error), ``"harmless"`` (used, same result), ``"edited"`` (a file
+            that people edit, read with its new content), ``"accepted"`` (used, different result), or a failure: uncaught
+            exception, hang, crash of the process, too much memory, network connection or shell.
+        detail: text or location of the error.
+        seconds: wall time.
+        megabytes: peak memory in addition to what the process used before.
     """
 
     number: int
@@ -64,7 +64,7 @@ class Outcome:
 
 
 def judged(attack: Callable[[], Kind]) -> tuple[Kind, str]:
-    """Runs an attack and says what came of it; what it returns is taken, errors for users are refusals."""
+    """Runs an attack; returns the kind of its outcome and the error's text. User errors count as refusals."""
     try:
         return attack(), ""
     except GFTEdgeError as error:
@@ -78,7 +78,7 @@ def judged(attack: Callable[[], Kind]) -> tuple[Kind, str]:
 
 
 def place_of(error: BaseException | None) -> str:
-    """Type of an error and the innermost place in this package that led to it."""
+    """Returns an error's type, text and innermost location in this package."""
     frames = traceback.extract_tb(error.__traceback__ if error else None)
     root = str(Path(__file__).parents[2])
     own = [
@@ -92,15 +92,15 @@ def place_of(error: BaseException | None) -> str:
 def run_contained(
     attacks: Sequence[Callable[[], Kind]], limits: Limits = DEFAULT, until: float = float("inf")
 ) -> Iterator[Outcome]:
-    """Runs attacks one after the other in a forked process; forks anew after one that killed or hung it.
+    """Runs attacks in sequence in a forked process; forks again after an attack that ended or blocked it.
 
     Args:
-        attacks: closures; the process has the memory image of this one.
-        limits: for each of them.
-        until: reading of ``time.monotonic`` after which no further attack begins.
+        attacks: closures; the forked process has a copy of this process's memory.
+        limits: limits of each attack.
+        until: value of ``time.monotonic`` after which no attack starts.
 
     Yields:
-        one outcome per attack that began, in order.
+        one outcome per started attack, in order.
     """
     first = 0
     while first < len(attacks) and time.monotonic() < until:
@@ -139,7 +139,7 @@ def _name(code: int) -> str:
 
 
 def _work(attacks: Sequence[Callable[[], Kind]], first: int, writer: int, limits: Limits, until: float) -> None:
-    """The child: never returns."""
+    """Runs attacks in the child process; never returns."""
     code = 1
     try:
         faulthandler.disable()  # a crash is part of the measurement
@@ -152,7 +152,7 @@ def _work(attacks: Sequence[Callable[[], Kind]], first: int, writer: int, limits
         for number in range(first, len(attacks)):
             if time.monotonic() >= until:
                 break
-            _forget_peak()
+            _reset_peak()
             began = time.monotonic()
             reached.clear()
             kind, detail = judged(attacks[number])
@@ -172,7 +172,7 @@ def _work(attacks: Sequence[Callable[[], Kind]], first: int, writer: int, limits
 
 
 def _watch_for_reaching_out() -> list[str]:
-    """Notes every attempt to open a connection or run a shell from now on, and forbids it."""
+    """Records and blocks every later attempt to open a connection or run a shell."""
     noted: list[str] = []
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:
@@ -185,14 +185,14 @@ def _watch_for_reaching_out() -> list[str]:
 
 
 def silence() -> None:
-    """Sends both standard streams to nowhere, for this process and native code in it."""
+    """Redirects the standard streams of this process, including its native code, to the null device."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nowhere, stream)
 
 
 def _lines(reader: int, timeout: float) -> Iterator[str | None]:
-    """Lines of a pipe; None once when nothing came for so long."""
+    """Yields the lines of a pipe; yields None and ends if no data arrives within the timeout."""
     kept = b""
     while True:
         ready, _, _ = select.select([reader], [], [], timeout)
@@ -212,7 +212,7 @@ def _status(name: str) -> float:
 
 
 def resident_megabytes() -> float:
-    """Memory that this process holds."""
+    """Returns the resident memory of this process in megabytes."""
     return _status("VmRSS")
 
 
@@ -224,7 +224,7 @@ def _peak_megabytes() -> float:
     return _status("VmHWM")
 
 
-def _forget_peak() -> None:
-    """Starts the peak of memory anew, where the kernel lets us."""
+def _reset_peak() -> None:
+    """Resets the peak of memory if the kernel permits it."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")

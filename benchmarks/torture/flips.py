@@ -1,4 +1,4 @@
-"""Changes of single bits, bytes and lengths in every kind of file that is used: refused, without effect, or accepted?"""
+"""Changes bits, bytes and lengths in every kind of file and checks that the toolkit does not accept damage."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from gft_edge.benchmarks.torture.materials import Materials
 
 CHANGES = ("bit", "byte", "delete", "insert", "truncate", "append")
 WEIGHTS = (80, 4, 4, 4, 4, 4)
-"""Per cent of the changes."""
+"""Percentages of the changes."""
 
 
 @dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Target:
 
     Args:
         kind: name in the table.
-        file: that is changed.
-        use: reads it as the toolkit does and returns what it gives, in a form that can be compared.
-        by_hand: whether people edit the file, so that another valid content is no fault.
+        file: the file to change.
+        use: reads the file as the toolkit does and returns a comparable result.
+        by_hand: True if people edit the file; a different valid content is then no failure.
     """
 
     kind: str
@@ -42,7 +42,7 @@ class Target:
 
 @dataclass(frozen=True)
 class FlipResult:
-    """What came of the changes of one kind of file; ``examples`` are of those that must not happen."""
+    """Outcomes of the changes to one kind of file; ``examples`` lists failures."""
 
     kind: str
     tried: int
@@ -51,13 +51,13 @@ class FlipResult:
 
     @property
     def failed(self) -> int:
-        """Changes that were accepted or ended in a traceback, hang or crash."""
+        """Returns the number of changes that were accepted or caused a traceback, hang, crash or too much memory."""
         return sum(n for kind, n in self.counts.items() if kind in ("accepted", "traceback", "hang", "crash", "memory"))
 
 
 @dataclass(frozen=True)
 class Change:
-    """A change of a file: ``size`` bytes at ``place`` become ``new``."""
+    """A change to a file: ``new`` replaces ``size`` bytes at ``place``."""
 
     name: str
     place: int
@@ -65,16 +65,16 @@ class Change:
     new: bytes = field(default=b"")
 
     def apply(self, data: bytes) -> bytes:
-        """The changed content."""
+        """Returns the changed content."""
         return data[: self.place] + self.new + data[self.place + self.size :]
 
     def describe(self) -> str:
-        """In a few words."""
+        """Returns a short description."""
         return f"{self.name} at {self.place}" + (f" to {self.new.hex()}" if self.new else "")
 
 
 def draw(data: bytes, rng: random.Random) -> Change:
-    """A random change of a file's content that leaves another content."""
+    """Returns a random change that alters the content."""
     name = rng.choices(CHANGES, WEIGHTS)[0]
     place = rng.randrange(len(data))
     if name == "bit":
@@ -89,7 +89,7 @@ def draw(data: bytes, rng: random.Random) -> Change:
 
 
 def targets(made: Materials) -> list[Target]:
-    """Every kind of file in use, with the call that uses it."""
+    """Returns every kind of file with the call that reads it."""
     from gft_edge.benchmarks.measuring.bench_files import read_bench
     from gft_edge.calibration.ranges import read_ranges
     from gft_edge.config.recipe import load_recipe
@@ -132,10 +132,10 @@ def measure(made: Materials, count: int, seed: int, seconds: float = float("inf"
     """Changes every kind of file ``count`` times.
 
     Args:
-        made: what is changed, and restored after every change.
+        made: files to change; each is restored after every change.
         count: changes per kind.
-        seed: of the changes.
-        seconds: for all kinds together; each gets an equal part of what is left, large files, which take longest, last.
+        seed: seed of the changes.
+        seconds: time for all kinds; each gets an equal part of the remaining time. Large files are slowest and come last.
     """
     results = {}
     every = targets(made)
@@ -147,7 +147,7 @@ def measure(made: Materials, count: int, seed: int, seconds: float = float("inf"
 
 
 def flip(target: Target, count: int, seed: int, until: float = float("inf")) -> FlipResult:
-    """Changes one file ``count`` times, each time from its intact content."""
+    """Changes one file ``count`` times; every change starts from the intact content."""
     intact = target.file.read_bytes()
     changes = [draw(intact, random.Random(f"{seed}/{target.kind}/{number}")) for number in range(count)]
     expected: list[str] = []
@@ -167,7 +167,7 @@ def flip(target: Target, count: int, seed: int, until: float = float("inf")) -> 
     try:
         outcomes = list(run_contained([lambda c=c: attack(c) for c in changes], DEFAULT, until))  # type: ignore[misc]
     finally:
-        if target.file.read_bytes() != intact:  # the process was killed between change and restoration
+        if target.file.read_bytes() != intact:  # the process ended between change and restoration
             target.file.write_bytes(intact)
     counts: Counter[str] = Counter(outcome.kind for outcome in outcomes)
     bad = [o for o in outcomes if o.kind not in ("refused", "harmless", "edited", "ok")]
@@ -176,7 +176,7 @@ def flip(target: Target, count: int, seed: int, until: float = float("inf")) -> 
 
 
 def write_change(file: Path, intact: bytes, change: Change) -> None:
-    """Writes a changed file; of changes that keep the length only the bytes that differ."""
+    """Writes a changed file; writes only the changed bytes if the length stays the same."""
     if len(change.new) == change.size:
         with file.open("r+b") as opened:
             opened.seek(change.place)
@@ -186,7 +186,7 @@ def write_change(file: Path, intact: bytes, change: Change) -> None:
 
 
 def restore(file: Path, intact: bytes, change: Change) -> None:
-    """The inverse of :func:`write_change`."""
+    """Undoes :func:`write_change`."""
     original = intact[change.place : change.place + change.size]
     if len(change.new) == change.size:
         write_change(file, intact, Change("restore", change.place, change.size, original))
@@ -195,24 +195,24 @@ def restore(file: Path, intact: bytes, change: Change) -> None:
 
 
 def text_of(value: object) -> str:
-    """A result as text: equal texts are equal results."""
+    """Returns a result as text; equal results give equal texts."""
     return json.dumps(value, sort_keys=True, default=repr)
 
 
 def predictions(made: Materials, artifact: Path) -> object:
-    """What an artefact says of pictures: every output, to the bit."""
+    """Returns exact digests of an artefact's outputs for two images, and its predictions."""
     from gft_edge.runtime.classifier import Classifier
 
     classifier = Classifier.load(artifact, threads=1, huge_pages=False)
     rng = np.random.default_rng(0)
     images = list(rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8))
     outputs = classifier.session(classifier.prepare(images))
-    said = classifier.decode(outputs)
-    return [_digests(outputs), [(one.label, one.probability) for one in said]]
+    decoded = classifier.decode(outputs)
+    return [_digests(outputs), [(one.label, one.probability) for one in decoded]]
 
 
 def golden(artifact: Path) -> object:
-    """The golden arrays."""
+    """Returns digests of the golden arrays."""
     from gft_edge.export.verify.golden import read_golden
     from gft_edge.manifest import load_artifact
 
@@ -220,7 +220,7 @@ def golden(artifact: Path) -> object:
 
 
 def manifest(made: Materials, artifact: Path) -> object:
-    """All that a manifest says, and what the artefact then says of pictures."""
+    """Returns a manifest's content and the artefact's predictions."""
     from gft_edge.manifest import load_artifact
 
     loaded = load_artifact(artifact)
@@ -230,14 +230,14 @@ def manifest(made: Materials, artifact: Path) -> object:
 
 
 def registered(artifact: Path, name: str) -> object:
-    """A file of the artefact."""
+    """Returns the hash of a file that the manifest lists."""
     from gft_edge.manifest import load_artifact
 
     return hashlib.sha256(load_artifact(artifact).file(name).read_bytes()).hexdigest()
 
 
 def engine(artifact: Path, key: str) -> object:
-    """The engine and its record after every check that comes before it is deserialised."""
+    """Returns the engine's hash and its record after all checks that precede deserialisation."""
     from gft_edge.manifest import load_artifact
     from gft_edge.runtime.engine_files import EngineHost, check_engine
 
@@ -247,7 +247,7 @@ def engine(artifact: Path, key: str) -> object:
 
 
 def checkpoint(folder: Path) -> object:
-    """Weights and everything else of a checkpoint."""
+    """Returns a checkpoint's information and digests of its weights."""
     from gft_edge.checkpoint import load_checkpoint
 
     loaded = load_checkpoint(folder)
@@ -255,7 +255,7 @@ def checkpoint(folder: Path) -> object:
 
 
 def state(made: Materials) -> object:
-    """Everything that a training goes on from."""
+    """Returns the state from which a training resumes."""
     from gft_edge.config.recipe import load_recipe
     from gft_edge.model.build import build_model
     from gft_edge.train.optim import make_optimizer
@@ -275,7 +275,7 @@ def state(made: Materials) -> object:
 
 
 def card(file: Path) -> object:
-    """A calibration card."""
+    """Returns the content of a calibration card."""
     from gft_edge.calibration.images import CalibrationSet
     from gft_edge.files import read_json
 
@@ -283,7 +283,7 @@ def card(file: Path) -> object:
 
 
 def tensorrt_cache(artifact: Path, cache: Path) -> object:
-    """Scales of a cache that must be of this artefact's graph, and what its record says."""
+    """Returns the scales of a cache that belongs to this artefact's graph, and the cache's record."""
     from gft_edge.calibration.cache import read_cache, sidecar
     from gft_edge.files import read_json
     from gft_edge.manifest import MODEL, load_artifact

@@ -1,4 +1,4 @@
-"""Runs verbs in processes forked from one that has everything imported: a start takes milliseconds, not seconds."""
+"""Runs verbs in forks of a process that has imported all modules, so that a start takes milliseconds instead of seconds."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ HEAVY = (
     "gft_edge.export.verify.artifact_alone",
     "gft_edge.train.loop",
 )
-"""What verbs import."""
+"""Modules that verbs import."""
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC
 EVENTS = ("os.", "shutil.", "tempfile.")
 READING = ("os.listdir", "os.scandir", "os.walk", "os.fwalk", "os.getxattr", "os.listxattr", "os.chdir")
@@ -42,14 +42,14 @@ READING = ("os.listdir", "os.scandir", "os.walk", "os.fwalk", "os.getxattr", "os
 
 @dataclass(frozen=True)
 class Ended:
-    """How a verb ended.
+    """End of a verb.
 
     Attributes:
-        code: exit code; negative is the number of the signal that killed it.
-        said: what it printed on both streams.
-        seconds: from its start, or from the signal where one was sent.
-        events: file events below the folder that was watched.
-        signalled: whether the signal came before it ended.
+        code: exit code; a negative value is the number of the signal that ended the verb.
+        said: output on both streams.
+        seconds: time from the start, or from the signal if one was sent.
+        events: number of file events in the watched folder.
+        signalled: True if the signal was sent before the verb ended.
     """
 
     code: int
@@ -61,11 +61,11 @@ class Ended:
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What a verb finds.
+    """Environment of a verb.
 
     Args:
-        stdout: file that standard output goes to; None keeps what is printed.
-        user: number of the user and group it runs as; None for those of this process.
+        stdout: file for standard output; None captures the output.
+        user: ID of the user and group that run the verb; None for those of this process.
     """
 
     stdout: Path | None = None
@@ -76,7 +76,7 @@ USUAL = Surroundings()
 
 
 def warm_up() -> None:
-    """Imports what verbs need, so that forked processes have it."""
+    """Imports the modules that verbs need, so that forked processes have them."""
     for name in HEAVY:
         with contextlib.suppress(ImportError, OSError):
             importlib.import_module(name)
@@ -90,33 +90,33 @@ def run_verb(
     limit: float = 120.0,
     around: Surroundings = USUAL,
 ) -> Ended:
-    """Runs a verb in a forked process of its own group.
+    """Runs a verb in a forked process with its own process group.
 
     Args:
-        argv: of the verb.
-        folder: working folder; events of files below it are counted.
+        argv: arguments of the command line.
+        folder: working folder; events of files in it are counted.
         kill_at: number of the event before which the process kills itself; 0 for none.
-        send: a signal, and after how many seconds it comes. SIGINT goes to the group, as a terminal sends it.
-        limit: seconds after which the group is killed; the code is then that of SIGKILL.
-        around: what it finds.
+        send: a signal and its delay in seconds. SIGINT goes to the process group, as from a terminal.
+        limit: seconds after which the group is killed with SIGKILL.
+        around: environment of the verb.
     """
     reader, writer = os.pipe()
     words = [str(word) for word in argv]
     child = os.fork()
     if child == 0:
         os.close(reader)
-        _be_verb(words, folder, kill_at, writer, around)
+        _run_child(words, folder, kill_at, writer, around)
     os.close(writer)
     with contextlib.suppress(OSError):
         os.setpgid(child, child)
     began, signalled = time.monotonic(), False
-    deadline, said = began + limit, b""
+    deadline, output = began + limit, b""
     moment = None if send is None else began + send[1]
     status = None
     while status is None:
         wait = 0.02 if moment is None else max(0.0, min(0.02, moment - time.monotonic()))
         if select.select([reader], [], [], wait)[0]:
-            said += os.read(reader, 1 << 16)
+            output += os.read(reader, 1 << 16)
         now = time.monotonic()
         if moment is not None and send is not None and now >= moment:
             moment, began, signalled = None, now, True
@@ -127,11 +127,11 @@ def run_verb(
         done, code = os.waitpid(child, os.WNOHANG)
         status = code if done else None
     seconds = time.monotonic() - began
-    _end(child)  # what it started itself
+    _end(child)  # processes that the verb started
     while select.select([reader], [], [], 0)[0] and (chunk := os.read(reader, 1 << 16)):
-        said += chunk
+        output += chunk
     os.close(reader)
-    text = said.decode("utf-8", "replace")
+    text = output.decode("utf-8", "replace")
     text, _, count = text.rpartition(_COUNT) if _COUNT in text else (text, "", "0")
     ended = os.waitstatus_to_exitcode(status)
     return Ended(ended, text, seconds, int(count.split()[0]), signalled)
@@ -143,13 +143,13 @@ def run_together(
     """Runs verbs at the same time in one folder.
 
     Args:
-        commands: argv of each verb.
-        folder: working folder of all.
-        delays: seconds before each of them starts.
-        limit: seconds after which each is killed.
+        commands: arguments of each verb.
+        folder: working folder of all verbs.
+        delays: seconds before each verb starts.
+        limit: seconds after which each verb is killed.
 
     Raises:
-        RuntimeError: a process that waits for a verb died.
+        RuntimeError: a process that waits for a verb ended without a result.
     """
     pipes = []
     for argv, delay in zip(commands, delays):
@@ -169,12 +169,12 @@ def run_together(
             texts.append(pipe.read())
         os.waitpid(child, 0)
     if not all(texts):
-        raise RuntimeError("a process that waits for a verb died")
+        raise RuntimeError("a process that waits for a verb ended without a result")
     return [Ended(**json.loads(text)) for text in texts]
 
 
 def said_so(verb: str, ended: Ended) -> bool:
-    """Whether the last line is the verb's own and no traceback came before it."""
+    """Returns True if the last line of the output is the verb's message and there is no traceback."""
     lines = [line for line in ended.said.splitlines() if line.strip()]
     return bool(lines) and lines[-1].startswith(f"gft-edge {verb}: ") and "Traceback" not in ended.said
 
@@ -187,15 +187,15 @@ def _end(group: int) -> None:
         os.killpg(group, signal.SIGKILL)
 
 
-def _be_verb(words: Sequence[str], folder: Path, kill_at: int, writer: int, around: Surroundings) -> None:
-    """The child: never returns."""
+def _run_child(words: Sequence[str], folder: Path, kill_at: int, writer: int, around: Surroundings) -> None:
+    """Runs a verb in the child process; never returns."""
     code = 1
     try:
         os.setpgid(0, 0)
         nowhere = os.open(os.devnull, os.O_RDONLY)
         for number, stream in ((0, nowhere), (1, writer), (2, writer)):
             os.dup2(stream, number)
-        _enter(around)
+        _apply(around)
         sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
         sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
         signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -219,7 +219,7 @@ def _be_verb(words: Sequence[str], folder: Path, kill_at: int, writer: int, arou
         os._exit(code)
 
 
-def _enter(around: Surroundings) -> None:
+def _apply(around: Surroundings) -> None:
     if around.stdout is not None:
         os.dup2(os.open(around.stdout, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666), 1)
     if around.user is not None:
@@ -229,7 +229,7 @@ def _enter(around: Surroundings) -> None:
 
 
 def _count_events(folder: Path, kill_at: int) -> list[int]:
-    """Counts events that change files below a folder from now on; kills this process before one of them."""
+    """Counts later events that change files in a folder; kills this process before event number ``kill_at``."""
     root, seen = str(folder), [0]
 
     def hook(event: str, arguments: tuple[object, ...]) -> None:

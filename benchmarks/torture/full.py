@@ -1,4 +1,4 @@
-"""Disks without room, a full standard output, and files or folders without permission: one line, exit code 2, nothing torn."""
+"""Runs verbs on full disks, with a full standard output, and without permissions; each must fail cleanly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from gft_edge.errors import EXIT_USER_ERROR
 
 TMPFS_MB = 256
 PAGE_BYTES = 4096
-"""Steps in which a tmpfs gives room."""
+"""Allocation unit of a tmpfs."""
 NOBODY = 65534
 FULL = Path("/dev/full")
 FILLER = "filler"
@@ -29,17 +29,17 @@ FILLER = "filler"
 
 @dataclass(frozen=True)
 class FullResult:
-    """What came of one trouble with one verb.
+    """Outcomes of one fault for one verb.
 
     Attributes:
-        verb: its name.
-        trouble: what it met.
-        tried: how often.
-        whole: times that everything fitted: exit code 0 and the whole result.
-        refused: times that it ended with exit code 2 in one line, left no other file and nothing torn, and led to the whole
-            result once the trouble was gone.
-        examples: of everything else.
-        note: why something was not tried.
+        verb: name of the verb.
+        trouble: name of the fault.
+        tried: number of attempts.
+        whole: attempts with exit code 0 and the complete result.
+        refused: attempts with exit code 2, a one-line message, no extra and no torn file; after a full disk, the same command
+            with enough space also gives the complete result.
+        examples: failures.
+        note: reason why attempts were skipped.
     """
 
     verb: str
@@ -52,18 +52,18 @@ class FullResult:
 
     @property
     def failed(self) -> int:
-        """Times that it ended otherwise."""
+        """Returns the number of attempts that are neither complete nor refused."""
         return self.tried - self.whole - self.refused
 
 
 @dataclass(frozen=True)
 class Denial:
-    """A command that meets a file or folder without permission.
+    """A command that accesses a file or folder without permission.
 
     Args:
-        trouble: what it meets.
-        path: that lacks permission, below the working folder.
-        mode: it has.
+        trouble: description of the missing permission.
+        path: path without permission, relative to the working folder.
+        mode: permission bits of the path.
         argv: the command, run in the working folder.
     """
 
@@ -76,15 +76,15 @@ class Denial:
 def measure(
     made: Materials, root: Path, seed: int, sizes: int, seconds: float = float("inf"), verbs: Sequence[str] = ()
 ) -> list[FullResult]:
-    """Gives every writing verb too little room, a full standard output, and files without permission.
+    """Runs every verb that writes with too little disk space, a full standard output, and missing permissions.
 
     Args:
-        made: what the verbs work on.
-        root: folder to work in.
-        seed: of the sizes of free space.
-        sizes: how many of them for each verb.
-        seconds: for all; the disks get four fifths.
-        verbs: only these.
+        made: input files of the verbs.
+        root: working folder.
+        seed: seed of the sizes of free space.
+        sizes: number of sizes for each verb.
+        seconds: time for all attempts; full disks come last and get what is left.
+        verbs: verbs to test; empty for all.
     """
     end = time.monotonic() + seconds
     found = _full_output(made, root / "output", verbs) + _denied(made, verbs)
@@ -106,7 +106,7 @@ def _full_disks(
             stage = Stage(job, root)
             rng = random.Random(f"{seed}/{job.verb}")
             rooms = [0, PAGE_BYTES, *(rng.randrange(_written(stage)) for _ in range(sizes - 2))][:sizes]
-            judged = [_short_of_room(stage, room) for room in rooms if room == 0 or time.monotonic() < until]
+            judged = [_run_with_room(stage, room) for room in rooms if room == 0 or time.monotonic() < until]
             results.append(_summary(job.verb, "full disk", judged))
             shutil.rmtree(stage.folder)
     return results
@@ -114,7 +114,7 @@ def _full_disks(
 
 @contextlib.contextmanager
 def _tmpfs(folder: Path) -> Iterator[str]:
-    """Mounts a small file system in memory; yields why it cannot be, empty where it can."""
+    """Mounts a small file system in memory; yields an empty text, or the reason if the mount fails."""
     folder.mkdir(parents=True, exist_ok=True)
     command = ["mount", "-t", "tmpfs", "-o", f"size={TMPFS_MB}m", "tmpfs", str(folder)]
     try:
@@ -137,14 +137,17 @@ def _free(folder: Path) -> int:
 
 
 def _written(stage: Stage) -> int:
-    """Bytes that the undisturbed verb adds to its folder, whose result still stands; at least two pages."""
+    """Returns the bytes that the undisturbed verb adds to its folder, at least two pages.
+
+    The result of the undisturbed verb must still exist; the folder is then reset.
+    """
     after = _free(stage.folder)
     stage.fresh()
     return max(_free(stage.folder) - after, 2 * PAGE_BYTES)
 
 
-def _short_of_room(stage: Stage, room: int) -> tuple[str, str]:
-    """Runs the verb with so many bytes free, and again with enough."""
+def _run_with_room(stage: Stage, room: int) -> tuple[str, str]:
+    """Runs the verb with ``room`` bytes free, and again with enough."""
     stage.fresh()
     filler = stage.folder.parent / FILLER
     with filler.open("wb") as file:
@@ -156,19 +159,19 @@ def _short_of_room(stage: Stage, room: int) -> tuple[str, str]:
     finally:
         filler.unlink()
     if kind == "refused":
-        went_on, said = stage.go_on()
-        if not went_on or stage.left():
-            kind, text = "failed", f"afterwards, with room: {said[-200:]} left {list(stage.left())}"
+        resumed, output = stage.go_on()
+        if not resumed or stage.left():
+            kind, text = "failed", f"run again with free space: {output[-200:]} leftovers: {list(stage.left())}"
     return kind, f"{room} bytes free: {text}"
 
 
 def judge(stage: Stage, ended: Ended) -> tuple[str, str]:
-    """``"whole"``, ``"refused"`` or ``"failed"``, and what is wrong."""
+    """Returns ``"whole"``, ``"refused"`` or ``"failed"``, and a description of the failure."""
     standing, detail = stage.standing()
     if standing == "torn":
         return "failed", f"exit code {ended.code}, torn: {detail}"
     if stage.left():
-        return "failed", f"exit code {ended.code}, left: {list(stage.left())}"
+        return "failed", f"exit code {ended.code}, leftovers: {list(stage.left())}"
     if ended.code == 0 and (standing == "new" or stage.new is None):
         return "whole", ""
     if ended.code == EXIT_USER_ERROR and said_so(stage.job.verb, ended):
@@ -183,9 +186,9 @@ def _summary(verb: str, trouble: str, judged: Sequence[tuple[str, str]]) -> Full
 
 
 def _full_output(made: Materials, root: Path, verbs: Sequence[str]) -> list[FullResult]:
-    """Every verb that prints a result, with standard output on a device that is always full."""
+    """Runs every verb with standard output on a device that is always full."""
     if not FULL.exists():
-        return [FullResult("all", "full standard output", 0, note=f"There is no {FULL} here.")]
+        return [FullResult("all", "full standard output", 0, note=f"This system has no {FULL}.")]
     results = []
     for job in jobs(made):
         if verbs and job.verb not in verbs:
@@ -199,14 +202,14 @@ def _full_output(made: Materials, root: Path, verbs: Sequence[str]) -> list[Full
         ended = run_verb(job.argv, stage.folder, limit=job.seconds, around=Surroundings(stdout=FULL))
         kind, text = judge(stage, ended)
         if kind == "whole" and prints:
-            kind, text = "failed", "exit code 0 although what it prints was lost"
+            kind, text = "failed", "exit code 0 although the output was lost"
         results.append(_summary(job.verb, "full standard output", [(kind, text)]))
     shutil.rmtree(root, ignore_errors=True)
     return results
 
 
 def denials() -> list[Denial]:
-    """All commands that meet something without permission."""
+    """Returns all commands that access a path without permission."""
     data = ("--data", "data")
     predict = ("predict", "artifact", "image.png", "--out", "out.json")
     export = ("export", "checkpoint", *data, "--out", "out")
@@ -241,9 +244,9 @@ def denials() -> list[Denial]:
 
 
 def _denied(made: Materials, verbs: Sequence[str]) -> list[FullResult]:
-    """Runs all denials as a user who is not root."""
+    """Runs all commands without permission as a user who is not root."""
     root = Path(tempfile.mkdtemp(prefix="gft-denied-"))
-    root.chmod(0o755)  # another user passes through it
+    root.chmod(0o755)  # another user needs access to the subfolder
     user = NOBODY if os.geteuid() == 0 else None
     folder = root / "work"
     try:
@@ -267,7 +270,7 @@ def _by_verb(judged: Sequence[tuple[Denial, tuple[str, str]]]) -> list[FullResul
 
 
 def _prepare(made: Materials, folder: Path, user: int | None) -> None:
-    """Copies of everything that the denials name, owned by the user."""
+    """Copies all files that the commands use; the user owns the copies."""
     if folder.exists():
         shutil.rmtree(folder)
     folder.mkdir()
@@ -302,5 +305,5 @@ def _deny(made: Materials, folder: Path, user: int | None, one: Denial) -> tuple
     after = hashes_of(folder)
     if after != before:
         changed = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
-        return "failed", f"{one.trouble}: exit code 2, and changed: {' '.join(changed[:4])}"
+        return "failed", f"{one.trouble}: exit code 2, but files changed: {' '.join(changed[:4])}"
     return "refused", ""

@@ -1,4 +1,4 @@
-"""Verbs that write, the folder each of them works in, and digests of what stands there before and after."""
+"""Defines the verbs that write, their working folders, and digests of the files before and after."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ class Job:
     """A verb that writes.
 
     Args:
-        verb: its name.
-        prepare: puts what it needs into a folder.
+        verb: name of the verb.
+        prepare: copies the verb's input into a folder.
         argv: the command, run in that folder.
-        state: digest of what stands there, read as the toolkit reads it; raises GFTEdgeError where that refuses it, and
-            FileNotFoundError where there is nothing.
-        further: what may be added to the command to go on; the plain command is tried first.
-        between: further digests that are right, of states between the first and the last.
-        seconds: how long it may take before it counts as hung.
+        state: digest of the result, read as the toolkit reads it; raises GFTEdgeError if the toolkit refuses the result, and
+            FileNotFoundError if there is no result.
+        further: flags that may resume the command; the command without them is tried first.
+        between: digests of valid intermediate states.
+        seconds: time after which the verb counts as hung.
     """
 
     verb: str
@@ -44,7 +44,7 @@ class Job:
 
 
 def jobs(made: Materials) -> list[Job]:
-    """All verbs that write, on what stands in ``made``, which is copied."""
+    """Returns all verbs that write; they use copies of the files in ``made``."""
     data = ("--data", made.data)
 
     def nothing(folder: Path) -> None:
@@ -89,14 +89,14 @@ def jobs(made: Materials) -> list[Job]:
             ("predict", "artifact", made.image, "--out", "out.json"),
             lambda folder: json_state(folder / "out.json"),
         ),
-        # the slowest comes last: it gets the time that the others leave
+        # the slowest comes last: it gets the remaining time
         Job("export", nothing, exported, lambda folder: artifact_state(folder / "out")),
     ]
     return [job for job in every if job.verb != "build" or made.key()]
 
 
 class Stage:
-    """A job's folder, made anew for each attack, and what an undisturbed run gives.
+    """A job's folder, created again for each attack, and the result of an undisturbed run.
 
     Raises:
         RuntimeError: the undisturbed run fails.
@@ -114,24 +114,24 @@ class Stage:
         self.new, self.names = self.digest(), self.listing()
 
     def fresh(self) -> None:
-        """The folder as it is before the verb."""
+        """Creates the folder again in its state before the verb."""
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir(parents=True)
         self.job.prepare(self.folder)
 
     def listing(self) -> set[str]:
-        """Names of all files and folders."""
+        """Returns the names of all files and folders."""
         return {str(path.relative_to(self.folder)) for path in self.folder.rglob("*")}
 
     def digest(self) -> str | None:
-        """What stands, None where nothing does."""
+        """Returns the digest of the result, None if there is no result."""
         try:
             return text_of(self.job.state(self.folder))
         except FileNotFoundError:
             return None
 
     def standing(self) -> tuple[Standing, str]:
-        """What stands after an attack."""
+        """Returns the state of the result after an attack, and a description of the fault."""
         try:
             found = self.digest()
         except GFTEdgeError as error:
@@ -142,27 +142,27 @@ class Stage:
             return "absent", ""
         if found == self.new:
             return "new", ""
-        return ("old", "") if found == self.old or found in self.between else ("torn", "another result is accepted")
+        return ("old", "") if found == self.old or found in self.between else ("torn", "a different result is accepted")
 
     def go_on(self) -> tuple[bool, str]:
-        """Whether the same command, or one with a flag more, leads to the whole result; and what they said."""
-        said = ""
+        """Runs the command again, also with further flags; returns True for the complete result, and the output."""
+        output = ""
         for more in ((), *self.job.further):
             ended = run_verb((*self.job.argv, *more), self.folder, limit=self.job.seconds)
-            said += ended.said[-300:]
+            output += ended.said[-300:]
             if ended.code == 0:
                 standing, detail = self.standing()
-                return standing == "new", detail or said
-        return False, said
+                return standing == "new", detail or output
+        return False, output
 
     def left(self) -> tuple[str, ...]:
-        """What nobody needs, outermost names only."""
+        """Returns the names of leftover files and folders; omits the content of leftover folders."""
         extra = sorted(self.listing() - self.names)
         return tuple(name for name in extra if not any(name.startswith(f"{other}/") for other in extra))
 
 
 def artifact_state(folder: Path) -> object:
-    """Every listed file, by content; of engines what :func:`_engine_state` says."""
+    """Returns the hash of every file in the manifest, and for engines the result of :func:`_engine_state`."""
     from gft_edge.manifest import load_artifact
 
     if not folder.exists():
@@ -175,10 +175,10 @@ def artifact_state(folder: Path) -> object:
 
 
 def _engine_state(folder: Path, key: str) -> object:
-    """Size and record of an engine that passes every check before it is loaded.
+    """Returns the record, without the hash, of an engine that passes every check before it is loaded.
 
-    Two builds of the same graph differ in a few bytes of the engine (TensorRT-RTX 1.7: 70 of 9 million), so that its content
-    cannot be compared with that of another build. The check compares it with the hashes in its record and in the manifest.
+    Two builds of the same graph differ in a few bytes of the engine (TensorRT-RTX 1.7: 70 of 9 million), so the contents of
+    two builds cannot be compared. The check compares the engine with the hashes in its record and in the manifest.
     """
     from gft_edge.manifest import load_artifact
     from gft_edge.runtime.engine_files import EngineHost, check_engine
@@ -190,14 +190,14 @@ def _engine_state(folder: Path, key: str) -> object:
 
 
 def checkpoint_state(folder: Path) -> object:
-    """Weights and everything else of a checkpoint."""
+    """Returns a checkpoint's information and digests of its weights."""
     if not folder.exists():
         raise FileNotFoundError(folder)
     return checkpoint(folder)
 
 
 def training_state(folder: Path) -> object:
-    """Weights and figures of the result, and of ``best`` as a pair; the time it took is left out."""
+    """Returns weight hashes and metrics of a training's result and of its ``best``; omits times."""
     out = folder / "out"
     final = _pair(out) if (out / "config.json").exists() or (out / "model.safetensors").exists() else None
     best = _pair(out / "best") if (out / "best").exists() else None
@@ -214,7 +214,7 @@ def _pair(folder: Path) -> object:
 
 
 def _best_states(made: Materials, folder: Path) -> Sequence[object]:
-    """What stands when a training is left after each of its evaluations, and with either of these as ``best`` at its end."""
+    """Returns the states of a training that stops after 2, 3 and 4 steps."""
     from gft_edge.config.recipe import load_recipe
     from gft_edge.train.loop import train
 
@@ -228,7 +228,7 @@ def _best_states(made: Materials, folder: Path) -> Sequence[object]:
 
 
 def page_state(file: Path) -> object:
-    """A whole page; its content differs from run to run."""
+    """Returns ``"whole"`` for a complete page; the content differs between runs."""
     text = file.read_text(encoding="utf-8")
     if not text.rstrip().endswith("</html>"):
         raise ValueError(f"{file} is cut off")
@@ -244,7 +244,7 @@ def _bench(file: Path) -> object:
 
 
 def json_state(file: Path) -> object:
-    """The values of a JSON file."""
+    """Returns the values of a JSON file."""
     return json.loads(file.read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""Kills verbs at every file event and at random moments, and interrupts them: what stands, can one go on, what is left?"""
+"""Kills and interrupts verbs; checks the remaining result, the next run and the leftover files."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from gft_edge.benchmarks.torture.jobs import Stage, Standing, jobs
 from gft_edge.benchmarks.torture.materials import Materials
 
 PROMPT_S = 5.0
-"""Within so many seconds a signal must end a verb."""
+"""Maximum seconds from a signal to the end of the verb."""
 
 
 @dataclass(frozen=True)
 class Killed:
-    """What came of one kill.
+    """Outcome of one kill.
 
     Attributes:
-        moment: number of the file event, or seconds.
-        standing: what stood afterwards; ``"torn"`` is neither old nor new and yet accepted.
-        went_on: whether one command then led to the whole result.
-        left: names of files that stay although nobody needs them.
-        detail: what was said where something is wrong.
+        moment: number of the file event, or seconds from the start.
+        standing: state of the result after the kill; ``"torn"`` is neither old nor new but is accepted.
+        went_on: True if one command then gave the complete result.
+        left: names of leftover files.
+        detail: error or output that describes a failure.
     """
 
     moment: float
@@ -52,7 +52,7 @@ class KillResult:
 
     @property
     def failed(self) -> int:
-        """Kills after which something is torn, is a dead end, or stays behind."""
+        """Returns the number of torn results, dead ends and kills with leftover files."""
         return self.standing.get("torn", 0) + self.dead_ends + self.with_leftovers
 
 
@@ -61,10 +61,10 @@ class SignalResult:
     """Interrupts of one verb by one signal.
 
     Attributes:
-        tried: that came while it ran.
-        right_code: ended with 128 + the signal's number.
-        one_line: said so in a last line, without a traceback.
-        clean: left nothing behind.
+        tried: number of signals that arrived while the verb ran.
+        right_code: ends with exit code 128 + the signal's number.
+        one_line: ends with a message in the last line and without a traceback.
+        clean: ends without leftover files.
         slowest_s: longest time from the signal to the end.
     """
 
@@ -79,7 +79,7 @@ class SignalResult:
 
     @property
     def failed(self) -> int:
-        """Interrupts with another code, without a line, with leftovers, or too slow."""
+        """Returns the number of wrong exit codes, missing messages and leftovers, plus one if an end was too slow."""
         late = 1 if self.slowest_s > PROMPT_S else 0
         return 3 * self.tried - self.right_code - self.one_line - self.clean + late
 
@@ -93,15 +93,16 @@ def measure(
     seconds: float = float("inf"),
     verbs: Sequence[str] = (),
 ) -> list[KillResult]:
-    """Kills each verb at up to ``events`` of its file events (evenly spread where it has more) and at ``moments`` moments.
+    """Kills each verb at file events and at random times.
 
     Args:
-        made: what the verbs work on.
-        root: folder to work in.
-        seed: of the moments.
-        events, moments: how many.
-        seconds: for all verbs; each gets an equal part of what is left.
-        verbs: only these.
+        made: input files of the verbs.
+        root: working folder.
+        seed: seed of the random times.
+        events: maximum number of file events for each verb, evenly spread.
+        moments: number of random times for each verb.
+        seconds: time for all verbs; each gets an equal part of the remaining time.
+        verbs: verbs to test; empty for all.
     """
     results: list[KillResult] = []
     for stage, until in _stages(made, root, seconds, verbs):
@@ -121,7 +122,7 @@ def measure(
 
 
 def _stages(made: Materials, root: Path, seconds: float, verbs: Sequence[str]) -> Iterator[tuple[Stage, float]]:
-    """Stages of the verbs that still fit, each with the reading of ``time.monotonic`` at which its part of the time ends."""
+    """Yields a stage for each verb while time remains, with the value of ``time.monotonic`` at which its time ends."""
     chosen = [job for job in jobs(made) if not verbs or job.verb in verbs]
     end = time.monotonic() + seconds
     for number, job in enumerate(chosen):
@@ -134,7 +135,7 @@ def _stages(made: Materials, root: Path, seconds: float, verbs: Sequence[str]) -
 
 
 def spread(count: int, most: int) -> list[int]:
-    """At most so many of the numbers 1 to ``count``, evenly spread."""
+    """Returns at most ``most`` of the numbers 1 to ``count``, evenly spread."""
     chosen = min(count, most)
     return [1 + number * count // chosen for number in range(chosen)]
 
@@ -144,10 +145,10 @@ def _kill(stage: Stage, shown: float, event: int, moment: float | None) -> Kille
     send = None if moment is None else (signal.SIGKILL, moment)
     run_verb(stage.job.argv, stage.folder, event, send, limit=stage.job.seconds)
     standing, detail = stage.standing()
-    went_on, said = (True, "") if standing == "new" else stage.go_on()
-    if standing == "new":  # the next command of the same folder is what removes leftovers
+    went_on, output = (True, "") if standing == "new" else stage.go_on()
+    if standing == "new":  # the next command in the same folder removes leftovers
         run_verb(stage.job.argv, stage.folder, limit=stage.job.seconds)
-    return Killed(shown, standing, went_on, stage.left(), detail if standing == "torn" else "" if went_on else said)
+    return Killed(shown, standing, went_on, stage.left(), detail if standing == "torn" else "" if went_on else output)
 
 
 def _summary(verb: str, how: str, found: Sequence[Killed]) -> KillResult:
@@ -168,7 +169,7 @@ def _summary(verb: str, how: str, found: Sequence[Killed]) -> KillResult:
 def interrupt(
     made: Materials, root: Path, seed: int, count: int, seconds: float = float("inf"), verbs: Sequence[str] = ()
 ) -> list[SignalResult]:
-    """Sends SIGINT and SIGTERM at random moments, ``count`` each to every verb."""
+    """Sends ``count`` SIGINT and ``count`` SIGTERM signals to every verb at random times."""
     results: list[SignalResult] = []
     for stage, until in _stages(made, root, seconds, verbs):
         for which in (signal.SIGINT, signal.SIGTERM):
@@ -190,7 +191,7 @@ def _signals(verb: str, which: signal.Signals, found: Sequence[tuple[Ended, tupl
     right = [ended.code == code for ended, _ in found]
     lines = [said_so(verb, ended) for ended, _ in found]
     examples = [
-        f"exit code {ended.code} after {ended.seconds:.1f} s, left {list(left)}: {ended.said[-200:].strip()}"
+        f"exit code {ended.code} after {ended.seconds:.1f} s, leftovers {list(left)}: {ended.said[-200:].strip()}"
         for (ended, left), good, line in zip(found, right, lines)
         if not good or not line or left
     ]

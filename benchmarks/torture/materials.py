@@ -1,4 +1,4 @@
-"""What the attacks are made on: a tiny model in every form the toolkit writes, made anew with the toolkit itself."""
+"""Creates the files to attack: a tiny model in every form that the toolkit writes."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from gft_edge.preprocess import PreprocessSpec
 LABELS = ("ant", "bee", "cat", "dog")
 SIDE = 32
 IMAGES = 6
-"""Of each class in each split."""
+"""Number of images of each class in each split."""
 
 RECIPE = """[model]
 preset = "gft_typeface"
@@ -67,18 +67,18 @@ reason = "a large product"
 
 @dataclass(frozen=True)
 class Materials:
-    """Paths of everything below one folder.
+    """Paths of the files to attack, in one folder.
 
     Attributes:
         root: the folder.
         data: image folder with train, val and test, four classes.
-        image: one picture.
-        recipe: TOML of a training of four steps.
-        checkpoint, quantized: full precision, and INT8.
-        artifact: FP32 with compact maps, reports, calibration, and an engine where TensorRT-RTX is installed.
+        image: one image.
+        recipe: TOML recipe of a training with four steps.
+        checkpoint, quantized: checkpoints in full precision and in INT8.
+        artifact: FP32 with compact maps, reports, calibration, and an engine if TensorRT-RTX is installed.
         family: FP32 with two token budgets and shared weights.
-        ranges: of the checkpoint, with card.json.
-        bench: figures of one artefact.
+        ranges: ranges of the checkpoint, with card.json.
+        bench: bench file of the FP32 and the INT8 artefact.
         run: folder of a run for the report page.
     """
 
@@ -86,81 +86,81 @@ class Materials:
 
     @property
     def data(self) -> Path:
-        """Image folder."""
+        """Returns the image folder."""
         return self.root / "data"
 
     @property
     def image(self) -> Path:
-        """One picture."""
+        """Returns one image."""
         return next(iter(sorted((self.data / "test" / LABELS[0]).iterdir())))
 
     @property
     def recipe(self) -> Path:
-        """Recipe of the training."""
+        """Returns the recipe of the training."""
         return self.root / "recipe.toml"
 
     @property
     def policy(self) -> Path:
-        """Quantization policy."""
+        """Returns the quantization policy."""
         return self.root / "policy.toml"
 
     @property
     def checkpoint(self) -> Path:
-        """Full precision."""
+        """Returns the checkpoint in full precision."""
         return self.root / "checkpoint"
 
     @property
     def trained(self) -> Path:
-        """Checkpoint of a training that was left after half of its steps."""
+        """Returns the output of a training that stopped after half of its steps."""
         return self.root / "trained"
 
     @property
     def quantized(self) -> Path:
-        """INT8."""
+        """Returns the INT8 checkpoint."""
         return self.root / "int8"
 
     @property
     def run(self) -> Path:
-        """Folder of a run."""
+        """Returns the folder of a run."""
         return self.root / "run"
 
     @property
     def artifact(self) -> Path:
-        """FP32 artefact."""
+        """Returns the FP32 artefact."""
         return self.run / "fp32-pruned"
 
     @property
     def plain(self) -> Path:
-        """The FP32 artefact as export wrote it."""
+        """Returns the FP32 artefact as export wrote it."""
         return self.root / "plain"
 
     @property
     def int8_artifact(self) -> Path:
-        """INT8 artefact."""
+        """Returns the INT8 artefact."""
         return self.run / "int8-pruned"
 
     @property
     def family(self) -> Path:
-        """Artefact with two budgets."""
+        """Returns the artefact with two budgets."""
         return self.root / "family"
 
     @property
     def ranges(self) -> Path:
-        """Folder of calibrate."""
+        """Returns the output folder of calibrate."""
         return self.root / "ranges"
 
     @property
     def bench(self) -> Path:
-        """Bench file."""
+        """Returns the bench file."""
         return self.run / "bench.json"
 
     def key(self) -> str:
-        """Key of the artefact's engine, empty where none was built."""
+        """Returns the key of the artefact's engine, empty if there is no engine."""
         return next((file.stem for file in sorted((self.artifact / "engines").glob("*.engine"))), "")
 
 
 def command(*words: object) -> int:
-    """Runs a verb of the command line in this process, silently; the exit code."""
+    """Runs a verb in this process without output; returns the exit code."""
     from gft_edge.cli.main import main
 
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
@@ -171,18 +171,22 @@ def command(*words: object) -> int:
 
 
 def require(*words: object) -> None:
-    """Runs a verb that must succeed."""
+    """Runs a verb that must succeed.
+
+    Raises:
+        RuntimeError: the verb fails.
+    """
     from gft_edge.cli.main import main
 
-    said = io.StringIO()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
+    errors = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(errors):
         code = main([str(word) for word in words])
     if code:
-        raise RuntimeError(f"gft-edge {' '.join(map(str, words))}: exit code {code}: {said.getvalue()[-2000:]}")
+        raise RuntimeError(f"gft-edge {' '.join(map(str, words))}: exit code {code}: {errors.getvalue()[-2000:]}")
 
 
 def make_basics(root: Path, seed: int = 0) -> Materials:
-    """Images, recipe, policy and the checkpoint: what every other file is made from; takes no verb."""
+    """Creates the images, the recipe, the policy and the checkpoint without running a verb."""
     made = Materials(root)
     rng = np.random.default_rng(seed)
     tint = rng.uniform(0, 255, (len(LABELS), 3))
@@ -227,16 +231,16 @@ def _typeface() -> GFTConfig:
 
 
 def make_artifact(made: Materials) -> None:
-    """The FP32 artefact alone."""
+    """Creates the FP32 artefact."""
     require("export", made.checkpoint, "--data", made.data, "--maps", "compact", "--out", made.artifact)
 
 
 def make_all(made: Materials, small: bool = False) -> None:
-    """Every other form, by the verbs that users type.
+    """Creates all other files with the toolkit's verbs.
 
     Args:
-        made: with :func:`make_basics` done.
-        small: one export instead of three, no quantization and no engine: other forms are then copies of the first.
+        made: result of :func:`make_basics`.
+        small: run one export instead of three, no quantization and no engine build; copies replace the other forms.
     """
     from gft_edge.config.recipe import load_recipe
     from gft_edge.train.loop import train
@@ -278,23 +282,23 @@ def make_all(made: Materials, small: bool = False) -> None:
 
 
 def make_apart(root: Path, seed: int = 0, small: bool = False) -> Materials:
-    """Makes the files in a process of its own: autograd does not work in a fork of a process that has used it.
+    """Creates the files in a separate process: autograd does not work in a fork of a process that has used it.
 
     Raises:
-        RuntimeError: it failed; its traceback is on stderr.
+        RuntimeError: the process failed; its traceback is on stderr.
     """
     command = [sys.executable, "-m", "gft_edge.benchmarks.torture.materials", str(root), "--seed", str(seed)]
     if subprocess.run([*command, *(["--small"] if small else [])]).returncode:
-        raise RuntimeError("making the files to attack failed; see above")
+        raise RuntimeError("cannot create the files to attack; see the error above")
     return Materials(root)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Makes the files."""
+    """Creates the files from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("root", type=Path, metavar="DIR", help="new folder")
-    parser.add_argument("--seed", type=int, default=0, help="of everything random (0)")
-    parser.add_argument("--small", action="store_true", help="only what the tests need")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all random numbers (0)")
+    parser.add_argument("--small", action="store_true", help="create only the files that the tests need")
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     make_all(make_basics(args.root, args.seed), args.small)

@@ -1,4 +1,4 @@
-"""Tens of thousands of changed inputs through every reader: none may end in a traceback, a hang, a crash or too much memory."""
+"""Runs many mutated inputs through every reader; none may cause a traceback, a hang, a crash or too much memory."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from gft_edge.benchmarks.torture.mutate import MUTATORS
 from gft_edge.benchmarks.torture.readers import Reader
 
 LEAST = 100
-"""Inputs of each reader, however slow it is."""
+"""Minimum number of inputs for each reader."""
 
 
 @dataclass(frozen=True)
 class Find:
-    """An input that must not do what it did.
+    """An input that caused a failure.
 
     Attributes:
-        reader: that read it.
-        kind: of the outcome.
-        detail: where it arose.
-        file: name of the file that holds it, below the folder of finds; as it must stand in ``tests/attacks``.
-        times: how many inputs did the same.
+        reader: name of the reader.
+        kind: kind of the outcome.
+        detail: text and location of the error.
+        file: name of the file with the input, relative to the folder of finds; also its name in ``tests/attacks``.
+        times: number of inputs with the same failure.
     """
 
     reader: str
@@ -39,7 +39,7 @@ class Find:
 
 @dataclass(frozen=True)
 class MutantResult:
-    """What the inputs of one reader led to."""
+    """Outcomes of the inputs of one reader."""
 
     reader: str
     tried: int
@@ -50,12 +50,12 @@ class MutantResult:
 
     @property
     def failed(self) -> int:
-        """Inputs that must not do what they did."""
+        """Returns the number of inputs that caused a failure."""
         return sum(count for kind, count in self.counts.items() if kind not in GOOD)
 
 
 def mutant(reader: Reader, seed: int, number: int) -> bytes:
-    """The input of that number."""
+    """Returns the input with a given number."""
     rng = random.Random(f"{seed}/{reader.name}/{number}")
     return MUTATORS[reader.form](rng.choice(reader.seeds), rng)
 
@@ -63,15 +63,16 @@ def mutant(reader: Reader, seed: int, number: int) -> bytes:
 def measure(
     every: Sequence[Reader], count: int, seed: int, scratch: Path, finds: Path, seconds: float = float("inf")
 ) -> list[MutantResult]:
-    """Runs about ``count`` inputs over all readers, by their shares, but :data:`LEAST` of each where so many are wanted.
+    """Runs about ``count`` inputs, divided between readers by their shares, with at least :data:`LEAST` for each.
 
     Args:
         every: readers.
-        count: inputs altogether.
-        seed: of the inputs.
-        scratch: folder for the input being read.
-        finds: folder that inputs which must not do what they did are written to.
-        seconds: for all; each reader gets an equal part of what is left, the readers of small shares, which are slow, last.
+        count: total number of inputs; the minimum for each reader never exceeds an equal part of it.
+        seed: seed of the inputs.
+        scratch: folder for the current input.
+        finds: folder for inputs that cause a failure.
+        seconds: time for all readers; each gets an equal part of the remaining time. Readers with small shares are slow and
+            come last.
     """
     end, whole = time.monotonic() + seconds, sum(reader.share for reader in every)
     least = min(LEAST, count // len(every))
@@ -92,7 +93,7 @@ def read_mutants(
     until: float = float("inf"),
     limits: Limits = DEFAULT,
 ) -> MutantResult:
-    """Runs the inputs of one reader."""
+    """Runs ``count`` inputs through one reader."""
     file = scratch / f"input{reader.suffix}"
 
     def attack(number: int) -> Kind:
@@ -115,7 +116,7 @@ def read_mutants(
 
 
 def _keep(reader: Reader, seed: int, bad: Sequence[Outcome], finds: Path) -> list[Find]:
-    """Writes the smallest input of each kind and place."""
+    """Writes the smallest input of each failure, by kind and location."""
     kept = []
     for kind, where in dict.fromkeys((outcome.kind, signature(outcome)) for outcome in bad):
         alike = [outcome for outcome in bad if (outcome.kind, signature(outcome)) == (kind, where)]
@@ -128,5 +129,5 @@ def _keep(reader: Reader, seed: int, bad: Sequence[Outcome], finds: Path) -> lis
 
 
 def signature(outcome: Outcome) -> str:
-    """What finds of one cause have in common: the error's type and place, without its words."""
+    """Returns the error's type and location without its message, which are equal for finds with the same cause."""
     return outcome.detail.partition(":")[0] + ":" + outcome.detail.partition(":")[2].partition(":")[0]

@@ -1,4 +1,4 @@
-"""Seeded changes of inputs that know a little of their form: JSON values, lines of text, fields of ONNX, bytes."""
+"""Mutates inputs with a seed, according to their format: JSON values, lines of text, fields of ONNX, bytes."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ TOKENS = (
 
 
 def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
-    """A few changes anywhere: bits, bytes, numbers of 2 to 8 bytes, blocks moved, removed, repeated; a cut."""
+    """Changes bits, bytes and numbers of 1 to 8 bytes; moves, removes and repeats blocks; truncates."""
     new = bytearray(data)
     for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
         if not new:
@@ -117,7 +117,7 @@ def mutate_bytes(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_text(data: bytes, rng: random.Random) -> bytes:
-    """Changes of lines and words; now and then of bytes."""
+    """Changes lines and words, sometimes bytes."""
     if rng.random() < 0.15:
         return mutate_bytes(data, rng)
     lines = data.decode("utf-8", "replace").splitlines()
@@ -148,7 +148,7 @@ def mutate_text(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_json(data: bytes, rng: random.Random) -> bytes:
-    """Replaces, removes, doubles or nests values; now and then changes the text itself."""
+    """Replaces, removes, duplicates or nests values; sometimes changes the text."""
     kind = rng.random()
     if kind < 0.08:
         return mutate_bytes(data, rng)
@@ -159,13 +159,13 @@ def mutate_json(data: bytes, rng: random.Random) -> bytes:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         value = mutate_value(value, rng)
     text = json.dumps(value)
-    if rng.random() < 0.03:  # a key given twice
+    if rng.random() < 0.03:  # a duplicate key
         text = re.sub(r'("\w+": )', lambda m: m[1] + "0, " + m[1] if rng.random() < 0.1 else m[1], text)
     return text.encode("utf-8", "surrogatepass")
 
 
 def mutate_value(value: Any, rng: random.Random) -> Any:
-    """A JSON value with one change somewhere inside."""
+    """Returns a JSON value with one random change."""
     places: list[tuple[Any, Any]] = []
 
     def walk(node: Any) -> None:
@@ -180,7 +180,7 @@ def mutate_value(value: Any, rng: random.Random) -> Any:
     node, key = rng.choice(places)
     kind = rng.randrange(10)
     if kind < 5:
-        node[key] = _like(node[key], rng)
+        node[key] = _similar_value(node[key], rng)
     elif kind == 5:
         del node[key]
     elif kind == 6 and isinstance(node, dict):
@@ -201,12 +201,12 @@ def mutate_value(value: Any, rng: random.Random) -> Any:
 def _get(node: Any, key: Any) -> Any:
     try:
         return node[key]
-    except (LookupError, TypeError):  # what an earlier change removed
+    except (LookupError, TypeError):  # an earlier change removed it
         return None
 
 
-def _like(value: Any, rng: random.Random) -> Any:
-    """A value of the same type half of the time, else any."""
+def _similar_value(value: Any, rng: random.Random) -> Any:
+    """Returns a value of the same type in about half of the calls, else any value."""
     if rng.random() < 0.5:
         if isinstance(value, bool):
             return not value
@@ -221,7 +221,7 @@ def _like(value: Any, rng: random.Random) -> Any:
 
 
 def mutate_onnx(data: bytes, rng: random.Random) -> bytes:
-    """Changes of decoded fields of the graph, which the parser of the format then takes."""
+    """Changes decoded fields of the graph, so that the parser still accepts the file; sometimes changes bytes."""
     import onnx
 
     if rng.random() < 0.15:
@@ -303,7 +303,7 @@ def _change_graph(model: Any, graph: Any, rng: random.Random) -> None:
 
 
 def mutate_safetensors(data: bytes, rng: random.Random) -> bytes:
-    """Changes of the JSON header with its length put right, or of bytes."""
+    """Changes the JSON header and usually corrects its length, or changes bytes."""
     if rng.random() < 0.3:
         return mutate_bytes(data, rng)
     size = struct.unpack("<Q", data[:8])[0]
@@ -313,7 +313,7 @@ def mutate_safetensors(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_zip(data: bytes, rng: random.Random) -> bytes:
-    """Changes of the entries of a zip file (npz, .pth) with its checksums put right, or of bytes."""
+    """Changes an entry of a zip file (npz, .pth) and corrects the checksums, or changes bytes."""
     if rng.random() < 0.3:
         return mutate_bytes(data, rng)
     out = io.BytesIO()
@@ -330,7 +330,7 @@ def mutate_zip(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_npz(data: bytes, rng: random.Random) -> bytes:
-    """Arrays of other shapes, types and values; else as any zip file."""
+    """Changes shapes, types and values of arrays, or mutates the file as a zip file."""
     if rng.random() < 0.4:
         return mutate_zip(data, rng)
     arrays = dict(np.load(io.BytesIO(data)))
@@ -361,13 +361,13 @@ def mutate_npz(data: bytes, rng: random.Random) -> bytes:
 
 
 def mutate_sealed(data: bytes, rng: random.Random) -> bytes:
-    """A changed JSON record, sealed anew most of the time, as somebody who knows the format would."""
+    """Changes a JSON record and usually seals it again, as an attacker who knows the format does."""
     changed = mutate_json(data, rng)
     return reseal(changed) if rng.random() < 0.85 else changed
 
 
 def reseal(data: bytes) -> bytes:
-    """The record with the seal of its content; what is no JSON object stays as it is."""
+    """Returns the record with a correct seal; returns data unchanged if it is not a JSON object."""
     from gft_edge.files import canonical_json
     from gft_edge.storage.seals import SEAL, seal_of
 
@@ -388,4 +388,4 @@ MUTATORS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "npz": mutate_npz,
     "sealed": mutate_sealed,
 }
-"""Ways to change an input, by the form it has."""
+"""Functions that mutate an input, by its format."""

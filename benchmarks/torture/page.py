@@ -1,4 +1,4 @@
-"""The page "What is promised, and how it is tested", from the figures of a measurement."""
+"""Renders the page with the promises and their test results, from the figures of a measurement."""
 
 from __future__ import annotations
 
@@ -7,27 +7,29 @@ from typing import Any
 
 from gft_edge.benchmarks.torture.contained import GOOD
 
-HEAD = """# What is promised, and how it is tested
+HEAD = """# Promises and their tests
 
-Made by `make torture`; edit `benchmarks/torture/page.py`, not this page. The same attacks run in a short form in `make test`.
+`make torture` writes this page: edit `benchmarks/torture/page.py`, not the page. `make test` runs a short form of these attacks.
 
-## Who may hand you what
+## Threat model and promises
 
-1. Assumed hostile: every file you did not make yourself, that is checkpoints, artefacts, engines, ONNX graphs, images, recipes,
-   policies, calibration files, logs, bench files, and all names and texts in them.
-2. Promised for each of them: it is used or refused with one line; no traceback, no endless loop, no more than 1 GB of memory for
-   a small file, no code of it is run, no connection is opened, nothing outside the folder named is read or written.
+1. Assumed hostile: every file that you did not make yourself (checkpoints, artefacts, engines, ONNX graphs, images, recipes,
+   policies, calibration files, logs, bench files), and all names and texts in these files.
+2. Promised for each of them: the toolkit uses the file or refuses it with a one-line message. There is no traceback and no
+   endless loop; a small file takes at most 1 GB of memory; no code in the file runs; no connection is opened; nothing outside
+   the given folder is read or written.
 3. Weights are read as tensors only (safetensors; PyTorch files with `weights_only`), arrays without pickled objects.
-4. An engine is native code and cannot be checked: it is loaded only where the artefact's manifest holds its hash.
-5. Damage is found: manifest, configuration and records carry a seal of their content, and every file that is used is in the
-   manifest with its hash, or in the checkpoint's configuration.
-6. A seal is no signature. Who can write the folder can seal it anew; keep the hash of the manifest where only you can write.
-7. `verify --checkpoint` finds a graph that is not the export of its checkpoint; a checkpoint that was itself trained to
-   misbehave is found by no tool here.
-8. Writers work on temporary copies and rename: a kill leaves the old file, the new one, or nothing. Power loss is not tested.
-9. A verb that finds no room or no permission says so in one line with exit code 2 and leaves nothing half-written.
-10. Two processes that write to one artefact wait for each other, and both results are kept; of two that make the same new
-    folder, the second is refused in one line.
+4. An engine is native code and cannot be checked. It is loaded only if the artefact's manifest contains its hash.
+5. Damage is detected: the manifest, the configuration and the records carry a seal of their content; the manifest or the
+   checkpoint's configuration contains the hash of every file that is used.
+6. A seal is not a signature. Anyone who can write to the folder can seal its content again; keep the hash of the manifest where
+   only you can write.
+7. `verify --checkpoint` detects a graph that is not the export of its checkpoint. No tool here detects a checkpoint that was
+   trained to misbehave.
+8. Verbs write temporary copies and rename them: a kill leaves the old file, the new file or no file. Power loss is not tested.
+9. A verb without disk space or permission prints a one-line message, exits with code 2 and leaves no partial file.
+10. Two processes that write to one artefact wait for each other, and both results are kept. If two processes make the same new
+    folder, the second is refused with a one-line message.
 11. Not promised: the safety of Pillow, ONNX Runtime, PyTorch and TensorRT themselves.
 12. Not promised: several users of one folder with different rights, and files that change while they are read.
 """
@@ -37,7 +39,7 @@ ROWS = {
     "kills": "Kills",
     "signals": "Ctrl-C and SIGTERM",
     "writers": "Two writers",
-    "full": "No room, no permission",
+    "full": "No disk space, no permission",
     "mutants": "Hostile input",
     "soak": "Long use",
     "repeat": "Repeatability",
@@ -45,10 +47,10 @@ ROWS = {
 
 
 def markdown(data: Mapping[str, Any]) -> str:
-    """The page.
+    """Returns the page as Markdown.
 
     Args:
-        data: what ``python -m gft_edge.benchmarks.torture`` measured, as plain JSON values.
+        data: figures of ``python -m gft_edge.benchmarks.torture``, as plain JSON values.
     """
     parts = [HEAD, _measured(data), _summary(data)]
     makers = {
@@ -69,8 +71,8 @@ def _measured(data: Mapping[str, Any]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in sorted(data["versions"].items()) if version)
     return (
         f"## Measured\n\nSeed {data['seed']}, {data['seconds']:.0f} s on {data['machine']}; commit {data['commit'] or 'unknown'}.\n"
-        f"{versions}.\n\nThe model is tiny (three blocks of width 32), its files are of every kind. Figures without a fault are "
-        "counts of attempts, not proofs.\n"
+        f"{versions}.\n\nThe model is tiny (three blocks of width 32) and has files of every kind. Zero failures "
+        "are a result of these attempts, not a proof.\n"
     )
 
 
@@ -94,8 +96,9 @@ def _flips(results: Sequence[Mapping[str, Any]]) -> str:
         good = [counts.get(kind, 0) for kind in ("refused", "harmless", "edited")]
         rows.append((one["kind"], one["tried"], *good, counts.get("accepted", 0), other))
     text = (
-        "## Damaged files\n\nOne bit (4 of 5), byte, insertion, deletion, cut or addition at a random place. "
-        "Harmless: the same result, compared to the bit. Edited: a file that people edit, read as it now says.\n\n"
+        "## Damaged files\n\nEach attempt changes one bit (4 of 5 attempts) or byte, or inserts, deletes, truncates "
+        "or appends bytes at a random place. Harmless: the result is bit-identical. Edited: people edit this kind of file, and "
+        "the toolkit reads its new content.\n\n"
     )
     head = (
         "file",
@@ -115,18 +118,25 @@ def _kills(results: Sequence[Mapping[str, Any]]) -> str:
         standing = one["standing"]
         states = [standing.get(kind, 0) for kind in ("absent", "old", "new", "refused", "torn")]
         rows.append(
-            (one["verb"], "file event" if one["how"] == "event" else "moment", one["tried"], *states, *_two(one))
+            (
+                one["verb"],
+                "file event" if one["how"] == "event" else "random time",
+                one["tried"],
+                *states,
+                *_failures(one),
+            )
         )
     text = (
-        "## Kills\n\n`kill -9` at file events that change something, and at random moments. Afterwards stands nothing, what stood "
-        "before, the whole result, or something that is refused; torn would be another result that is accepted. Dead end: "
-        "neither the same command nor the same with `--resume` leads to the whole result. Left: a file stays after that.\n\n"
+        "## Kills\n\n`kill -9` ends verbs at events that change files, and at random times. Then there is no result, the old "
+        "result, the complete new result, or a result that the toolkit refuses. Torn: it accepts a different result. Dead end: "
+        "neither the same command nor the command with `--resume` gives the complete result. Leftovers: a file remains after "
+        "that.\n\n"
     )
-    head = ("verb", "killed at a", "tried", "nothing", "old", "whole", "refused", "torn", "dead end", "left")
+    head = ("verb", "kill at", "tried", "no result", "old", "complete", "refused", "torn", "dead end", "leftovers")
     return text + table(head, rows) + examples(results)
 
 
-def _two(one: Mapping[str, Any]) -> tuple[int, int]:
+def _failures(one: Mapping[str, Any]) -> tuple[int, int]:
     return one["dead_ends"], one["with_leftovers"]
 
 
@@ -135,29 +145,29 @@ def _signals(results: Sequence[Mapping[str, Any]]) -> str:
         (r["verb"], r["signal"], r["tried"], r["right_code"], r["one_line"], r["clean"], f"{r['slowest_s']:.1f} s")
         for r in results
     ]
-    head = ("verb", "signal", "tried", "exit code 130 or 143", "one line", "nothing left", "slowest end")
-    return "## Ctrl-C and SIGTERM\n\nAt random moments.\n\n" + table(head, rows) + examples(results)
+    head = ("verb", "signal", "tried", "exit code 130 or 143", "one-line message", "no leftovers", "slowest end")
+    return "## Ctrl-C and SIGTERM\n\nThe signals arrive at random times.\n\n" + table(head, rows) + examples(results)
 
 
 def _writers(results: Sequence[Mapping[str, Any]]) -> str:
     rows = [(r["pair"], r["tried"], r["both"], r["one"], r["failed"]) for r in results]
     text = (
-        "## Two writers\n\nTwo commands in the same folder, the second started a random time after or before the first. "
-        "What stands afterwards is compared with what both give one after the other.\n\n"
+        "## Two writers\n\nTwo commands run in the same folder; the second starts at a random time after or before the "
+        "first. The result is compared with that of sequential runs.\n\n"
     )
-    head = ("writers", "tried", "both results kept", "one refused in one line", "otherwise")
+    head = ("writers", "tried", "both results kept", "one refused with one line", "failed")
     return text + table(head, rows) + examples(results)
 
 
 def _full(results: Sequence[Mapping[str, Any]]) -> str:
     rows = [(r["verb"], r["trouble"], r["tried"], r["whole"], r["refused"], r["failed"]) for r in results if r["tried"]]
     text = (
-        "## No room, no permission\n\nFull disk: a small file system in memory with 0, 4096 and random numbers of bytes free, "
-        "fewer than the verb writes; afterwards the same command with room must give the whole result. Full standard output: "
-        "`/dev/full`. No permission: files and folders that may not be read or written, as a user who is not root. Refused: exit "
-        "code 2, one line, nothing half-written, no other file left.\n\n"
+        "## No disk space, no permission\n\nFull disk: a small file system in memory has 0, 4096 or a random number of bytes free, "
+        "less than the verb writes; the same command with enough space must then give the complete result. Full standard output: "
+        "`/dev/full`. No permission: a user who is not root lacks access to files and folders. Refused: exit code 2, a one-line "
+        "message, no partial file and no leftovers.\n\n"
     )
-    head = ("verb", "trouble", "tried", "whole", "refused in one line", "otherwise")
+    head = ("verb", "fault", "tried", "complete", "refused with one line", "failed")
     notes = "".join(f"\n{r['note']}\n" for r in results if r["note"])
     return text + table(head, rows) + notes + examples(results)
 
@@ -171,8 +181,8 @@ def _mutants(results: Sequence[Mapping[str, Any]]) -> str:
         ]
         rows.append((one["reader"], one["tried"], *kinds, f"{one['most_megabytes']:.0f} MB"))
     text = (
-        "## Hostile input\n\nIntact files changed at random with some knowledge of their form; records sealed anew. "
-        "At most 10 s and 1 GB for each; no connections, no shell. Finds become files of `tests/attacks`.\n\n"
+        "## Hostile input\n\nRandom changes mutate intact files according to their format and seal records again. Limits for "
+        "each input: 10 s, 1 GB, no connection, no shell. Finds become files in `tests/attacks`.\n\n"
     )
     head = (
         "reader",
@@ -184,11 +194,11 @@ def _mutants(results: Sequence[Mapping[str, Any]]) -> str:
         "crash",
         "memory",
         "connection or shell",
-        "most memory",
+        "peak memory",
     )
     finds = [find for one in results for find in one["finds"]]
     listed = [(f["file"], f["kind"], f["times"], f"`{f['detail'][:120].replace('|', '/')}`") for f in finds]
-    more = "\n" + table(("find", "kind", "times", "where"), listed) if listed else ""
+    more = "\n" + table(("find", "kind", "times", "error"), listed) if listed else ""
     return text + table(head, rows) + more
 
 
@@ -204,27 +214,28 @@ def _soak(results: Sequence[Mapping[str, Any]]) -> str:
         )
         for r in results
     ]
-    text = "## Long use\n\nOne `Classifier` on ONNX Runtime; answers compared to the bit with those of one thread.\n\n"
-    return text + table(("use", "requests done", "wrong", "memory", "file descriptors", "took"), rows)
+    text = "## Long use\n\nTests one `Classifier` on ONNX Runtime; correct answers are bit-identical to those of one thread.\n\n"
+    return text + table(("use", "requests done", "wrong", "memory", "file descriptors", "time"), rows)
 
 
 def _repeat(results: Sequence[Mapping[str, Any]]) -> str:
     rows = [(r["command"], r["surroundings"], r["files"], ", ".join(r["differing"]) or "none") for r in results]
     text = (
-        "## Repeatability\n\nThe same checkpoint and flags; every file against that of one thread and hash seed 0.\n\n"
+        "## Repeatability\n\nThe same commands run in different environments; every file is compared with that of one thread "
+        "and hash seed 0.\n\n"
     )
-    return text + table(("command", "surroundings", "files", "differing"), rows)
+    return text + table(("command", "environment", "files", "different files"), rows)
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """A Markdown table."""
+    """Returns a Markdown table."""
     lines = ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(str(cell) for cell in row) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
 def examples(results: Sequence[Mapping[str, Any]]) -> str:
-    """What went wrong, a few of each kind."""
+    """Returns a Markdown list with a few failures of each kind."""
     lines = [
         f"- {one.get('kind') or one.get('verb') or one.get('pair')}: `{' '.join(text.replace('`', ' ').split())[:300]}`"
         for one in results

@@ -1,4 +1,4 @@
-"""Every reader of the toolkit that takes a file from outside, with intact files to start from."""
+"""Defines every reader of the toolkit that accepts external files, with intact files as seeds."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Reader:
     """One kind of input.
 
     Args:
-        name: in tables and file names.
-        form: which of :data:`gft_edge.benchmarks.torture.mutate.MUTATORS` knows it.
-        suffix: of the files.
-        seeds: intact contents; a seed's own suffix goes before it where there are several.
+        name: name in tables and file names.
+        form: format, a key of :data:`gft_edge.benchmarks.torture.mutate.MUTATORS`.
+        suffix: suffix of the files.
+        seeds: intact contents.
         read: uses a file as the toolkit does.
-        share: of the inputs, relative to the other readers.
+        share: share of the inputs, relative to the other readers.
     """
 
     name: str
@@ -42,11 +42,11 @@ class Reader:
 
 
 def readers(made: Materials, scratch: Path) -> list[Reader]:
-    """All readers.
+    """Returns all readers.
 
     Args:
-        made: intact files; left as they are.
-        scratch: folder for copies that inputs are put into.
+        made: intact files; they stay unchanged.
+        scratch: folder for copies, in which inputs replace files.
     """
     scratch.mkdir(parents=True, exist_ok=True)
     return [
@@ -64,7 +64,7 @@ def _copy(source: Path, target: Path) -> Path:
 
 
 def _placed(file: Path, use: Callable[[], object]) -> Read:
-    """Puts the input in the place of a file and uses what it belongs to."""
+    """Returns a function that replaces a file by the input and then calls ``use``."""
 
     def read(path: Path) -> object:
         shutil.copyfile(path, file)
@@ -249,7 +249,7 @@ def _model_readers(made: Materials, scratch: Path) -> list[Reader]:
 
 
 def canonical(value: object) -> bytes:
-    """JSON as the toolkit writes it."""
+    """Returns JSON as the toolkit writes it."""
     from gft_edge.files import canonical_json
 
     return canonical_json(value).encode()
@@ -267,7 +267,7 @@ def _pickled() -> tuple[bytes, ...]:
 
 
 def _pictures() -> dict[str, tuple[bytes, ...]]:
-    """Small pictures in the formats that Pillow writes here."""
+    """Returns small images in the formats that this Pillow can write."""
     rng = np.random.default_rng(0)
     color = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
     deep = Image.fromarray(rng.integers(0, 65536, (24, 32), dtype=np.uint16))
@@ -305,7 +305,7 @@ def _pictures() -> dict[str, tuple[bytes, ...]]:
             file = io.BytesIO()
             try:
                 mode.save(file, kind)
-            except (OSError, KeyError, ValueError):  # this format has no such pixels, or is not built in
+            except (OSError, KeyError, ValueError):  # the format lacks this pixel type, or Pillow lacks the format
                 continue
             written.append(file.getvalue())
         if written:

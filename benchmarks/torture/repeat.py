@@ -1,4 +1,4 @@
-"""The same checkpoint and flags in other surroundings: the same bytes of every file?"""
+"""Runs the same commands in different environments and compares every output file byte by byte."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ for argv in json.loads(sys.argv[1]):
 
 @dataclass(frozen=True)
 class Surroundings:
-    """What may differ from run to run: environment variables, and the working folder."""
+    """An environment of a run: environment variables and the working folder."""
 
     name: str
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -45,7 +45,7 @@ SURROUNDINGS = (
 
 @dataclass(frozen=True)
 class RepeatResult:
-    """Files of one command in one of the surroundings, against those in the first."""
+    """Comparison of one command's files in one environment with those in the first."""
 
     command: str
     surroundings: str
@@ -54,12 +54,12 @@ class RepeatResult:
 
     @property
     def failed(self) -> int:
-        """Files that differ, are missing or additional."""
+        """Returns the number of files that differ, are missing or are additional."""
         return len(self.differing)
 
 
 def commands(made: Materials, out: Path) -> dict[str, list[str]]:
-    """Commands whose results must not depend on where they run, by the name of what they write."""
+    """Returns the commands whose results must not depend on the environment, by the name of the output folder."""
     checkpoint, data = str(made.checkpoint), ["--data", str(made.data)]
     return {
         "calibrate": ["calibrate", checkpoint, *data, "--images", "16", "--out", str(out / "calibrate")],
@@ -76,7 +76,7 @@ def measure(
     seconds: float = float("inf"),
     names: Sequence[str] = (),
 ) -> list[RepeatResult]:
-    """Runs all commands in each of the surroundings and compares every file with the first.
+    """Runs all commands in each environment and compares every file with that of the first.
 
     Raises:
         RuntimeError: a command fails.
@@ -90,7 +90,7 @@ def measure(
     for where in surroundings:
         if results and time.monotonic() > end:
             break
-        shutil.rmtree(out, ignore_errors=True)  # always the same path, which a result may name
+        shutil.rmtree(out, ignore_errors=True)  # the path stays the same because a result may contain it
         out.mkdir(parents=True)
         folder = out / "elsewhere" if where.elsewhere else root
         folder.mkdir(exist_ok=True)
@@ -116,6 +116,6 @@ def measure(
 
 
 def hashes_of(folder: Path) -> dict[str, str]:
-    """sha256 of every file below a folder, by its name there."""
+    """Returns the sha256 of every file in a folder and its subfolders, by relative path."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}

@@ -1,4 +1,4 @@
-"""One Classifier in many threads and for a long time: the same answers, no memory and no file descriptor lost."""
+"""Uses one Classifier in many threads and for a long time; checks for wrong answers and leaks."""
 
 from __future__ import annotations
 
@@ -19,25 +19,25 @@ from gft_edge.benchmarks.torture.materials import SIDE
 
 Pixels = npt.NDArray[np.uint8]
 LOST_MB = 8.0
-"""Growth of memory above which something is lost."""
+"""Growth of memory that counts as a leak."""
 SHARES = (0.4, 0.45, 0.15)
-"""Of the time, for the three uses."""
+"""Shares of the time for the three uses."""
 SETTLING = 0.1
-"""Part of a use after which memory is first measured: until then caches and the allocator's arenas fill."""
+"""Part of a use after which memory is first measured; before that, caches and the allocator's arenas fill."""
 
 
 @dataclass(frozen=True)
 class SoakResult:
-    """What long use led to.
+    """Outcome of one long use.
 
     Attributes:
-        what: which use.
-        tried: requests, or loads.
-        target: how many there would have been with enough time.
-        wrong: answers that differ from those of one thread, to the bit.
-        grown_mb: memory at the end less that after the first part (:data:`SETTLING`).
-        descriptors: files open at the end less those after the first part.
-        seconds: it took.
+        what: name of the use.
+        tried: number of requests or loads.
+        target: planned number of requests or loads.
+        wrong: answers that are not bit-identical to those of one thread.
+        grown_mb: memory at the end minus memory after the first part (:data:`SETTLING`).
+        descriptors: open files at the end minus open files after the first part.
+        seconds: duration.
     """
 
     what: str
@@ -50,21 +50,21 @@ class SoakResult:
 
     @property
     def failed(self) -> int:
-        """Wrong answers, and one for memory or descriptors that were lost."""
+        """Returns the number of wrong answers, plus one each for leaked memory and leaked descriptors."""
         return self.wrong + (self.grown_mb > LOST_MB) + (self.descriptors > 0)
 
 
 def measure(
     artifact: Path, threads: int, requests: int, predictions: int, loads: int, seconds: float = float("inf")
 ) -> list[SoakResult]:
-    """Runs all three uses in a forked process, whose threads are then gone.
+    """Runs all three uses in a forked process, so that this process gets no threads.
 
     Args:
-        artifact: with compact maps.
-        threads, requests: of the first use; requests are of each thread.
-        predictions: of the second, one after the other.
-        loads: of the third: open, ask once, let go.
-        seconds: for all three, which are shortened to fit.
+        artifact: artefact with compact maps.
+        threads, requests: number of threads in the first use, and of requests by each thread.
+        predictions: number of sequential requests in the second use.
+        loads: number of loads in the third use; each load makes one prediction.
+        seconds: time for all three uses; they stop early to meet it.
 
     Raises:
         RuntimeError: the process failed.
@@ -93,12 +93,12 @@ def measure(
     with os.fdopen(reader, "rb") as pipe:
         text = pipe.read()
     if os.waitpid(child, 0)[1]:
-        raise RuntimeError("soak: the process failed; see above")
+        raise RuntimeError("soak: the process failed; see the error above")
     return [SoakResult(**one) for one in json.loads(text)]
 
 
 def _in_time(uses: Sequence[Callable[[float], SoakResult]], seconds: float) -> list[SoakResult]:
-    """Runs the uses one after the other; each gets its share of the time that is left."""
+    """Runs the uses in sequence; each gets its share of the remaining time."""
     found, end = [], time.monotonic() + seconds
     for number, use in enumerate(uses):
         now = time.monotonic()
@@ -107,19 +107,19 @@ def _in_time(uses: Sequence[Callable[[float], SoakResult]], seconds: float) -> l
 
 
 class _Watch:
-    """Memory and descriptors since the mark."""
+    """Growth of memory and descriptors since the last mark."""
 
     def __init__(self) -> None:
         self.began = time.monotonic()
         self.mark()
 
     def mark(self) -> None:
-        """From here on."""
+        """Sets the mark at the current memory and descriptors."""
         gc.collect()
         self.megabytes, self.files = resident_megabytes(), _open_files()
 
     def steps(self, count: int, until: float, settling: float) -> Iterator[int]:
-        """Numbers from 0 until the count or the time is reached; marks after the first part of either."""
+        """Yields numbers from 0 until the count or the time is reached; sets the mark after the first part of either."""
         marked, settled = False, self.began + (until - self.began) * settling
         for number in range(count):
             now = time.monotonic()
@@ -131,7 +131,7 @@ class _Watch:
             yield number
 
     def result(self, what: str, tried: int, target: int, wrong: int) -> SoakResult:
-        """What grew."""
+        """Returns the outcome with the growth since the mark."""
         gc.collect()
         grown, files = resident_megabytes() - self.megabytes, _open_files() - self.files
         return SoakResult(what, tried, target, wrong, grown, files, time.monotonic() - self.began)
@@ -142,7 +142,7 @@ def _open_files() -> int:
 
 
 def _pictures() -> list[list[Pixels]]:
-    """Requests of one or two pictures, of several sizes."""
+    """Returns requests with one or two images of several sizes."""
     rng = np.random.default_rng(0)
     sizes = [(SIDE, SIDE), (48, 40), (20, 64)]
     singles = [[rng.integers(0, 256, (*sizes[n % 3], 3), dtype=np.uint8)] for n in range(12)]
@@ -150,7 +150,7 @@ def _pictures() -> list[list[Pixels]]:
 
 
 def _answers(classifier: object, images: list[Pixels]) -> bytes:
-    """Everything a prediction holds, to the bit."""
+    """Returns the exact bytes of all values of the predictions."""
     from gft_edge.runtime.classifier import Classifier
 
     assert isinstance(classifier, Classifier)
@@ -190,7 +190,7 @@ def _threads(artifact: Path, threads: int, requests: int, until: float) -> SoakR
     all_at_once(max(1, int(requests * SETTLING)), watch.began + (until - watch.began) * SETTLING)
     watch.mark()
     all_at_once(requests, until)
-    return watch.result(f"{threads} threads at once", sum(done), threads * requests, sum(wrong))
+    return watch.result(f"{threads} concurrent threads", sum(done), threads * requests, sum(wrong))
 
 
 def _predictions(artifact: Path, count: int, until: float) -> SoakResult:
@@ -204,7 +204,7 @@ def _predictions(artifact: Path, count: int, until: float) -> SoakResult:
         which = number % len(pictures)
         wrong += _answers(classifier, pictures[which]) != expected[which]
         done += 1
-    return watch.result("one after the other", done, count, wrong)
+    return watch.result("sequential requests", done, count, wrong)
 
 
 def _loads(artifact: Path, count: int, until: float) -> SoakResult:
@@ -216,4 +216,4 @@ def _loads(artifact: Path, count: int, until: float) -> SoakResult:
     for _ in watch.steps(count, until, 0.25):  # the allocator's arenas fill more slowly than with requests
         wrong += _answers(Classifier.load(artifact, threads=1, huge_pages=False), images) != expected
         done += 1
-    return watch.result("open, ask once, let go", done, count, wrong)
+    return watch.result("load, predict once, release", done, count, wrong)

@@ -1,4 +1,4 @@
-"""Two writers of one artefact, folder or file at the same time: both results are kept, or one writer is refused in one line."""
+"""Starts two writers of one artefact, folder or file at the same time; both results are kept or one writer is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from gft_edge.errors import EXIT_USER_ERROR
 
 Argv = tuple[object, ...]
 LIMIT_S = 120.0
-"""A verb that takes longer counts as hung."""
+"""Time after which a verb counts as hung."""
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Pair:
     """Two commands that write to the same place.
 
     Args:
-        name: in the table.
-        prepare: puts what they need into a folder.
-        commands: both, run in that folder.
-        state: digest of what stands there, read as the toolkit reads it; raises an error where that is refused or torn.
+        name: name in the table.
+        prepare: copies the input of the commands into a folder.
+        commands: the two commands, run in that folder.
+        state: digest of the result, read as the toolkit reads it; raises an error if the result is refused or torn.
     """
 
     name: str
@@ -40,14 +40,14 @@ class Pair:
 
 @dataclass(frozen=True)
 class WritersResult:
-    """What came of two writers at the same time.
+    """Outcomes of two writers at the same time.
 
     Attributes:
-        pair: which writers.
-        tried: times that both were started.
-        both: both ended with exit code 0 and both results stand.
-        one: one was refused in one line with exit code 2, and the result of the other stands.
-        examples: of everything else.
+        pair: name of the pair.
+        tried: number of attempts.
+        both: attempts in which both end with exit code 0 and both results exist.
+        one: attempts in which one ends with exit code 2 and a one-line message, and the result of the other exists.
+        examples: failures.
     """
 
     pair: str
@@ -58,18 +58,18 @@ class WritersResult:
 
     @property
     def failed(self) -> int:
-        """Times that a result was lost or torn, a file was left, or a writer ended otherwise."""
+        """Returns the number of attempts with a lost or torn result, a leftover file, or another end of a writer."""
         return self.tried - self.both - self.one
 
 
 @dataclass
 class _Right:
-    """What may stand afterwards, by the exit codes of both commands, from runs one after the other.
+    """Valid results, from sequential runs of both commands.
 
     Attributes:
-        states: digests, by exit codes.
-        names: all files that any of these runs leaves.
-        seconds: that each command takes alone.
+        states: digests of the results, by the exit codes of both commands.
+        names: names of all files after any of these runs.
+        seconds: duration of each command when it runs alone.
     """
 
     states: dict[tuple[int, int], set[str]] = field(default_factory=dict)
@@ -78,7 +78,7 @@ class _Right:
 
 
 def pairs(made: Materials) -> list[Pair]:
-    """All pairs of writers."""
+    """Returns all pairs of writers."""
     data = ("--data", made.data, "--images", 16)
     images = sorted((made.data / "test" / LABELS[1]).iterdir())
     verify, calibrate = ("verify", "artifact"), ("calibrate", "artifact", *data)
@@ -119,11 +119,11 @@ def pairs(made: Materials) -> list[Pair]:
             on_artifact("build the same engine twice", builds[0], builds[0]),
             on_artifact("build two engines of one artefact", builds[0], builds[1]),
         ]
-    return [*found, export_twice]  # the slowest, which gets what time is left
+    return [*found, export_twice]  # the slowest comes last: it gets the remaining time
 
 
 def _training_with_log(folder: Path) -> object:
-    """A training's results, and the steps of its log, which two writers would double."""
+    """Returns a training's results and the steps of its log; two writers would duplicate the steps."""
     lines = [json.loads(line) for line in (folder / "out/log.jsonl").read_text(encoding="utf-8").splitlines()]
     return [training_state(folder), [(sorted(line), line.get("step")) for line in lines]]
 
@@ -131,15 +131,15 @@ def _training_with_log(folder: Path) -> object:
 def measure(
     made: Materials, root: Path, seed: int, count: int, seconds: float = float("inf"), names: Sequence[str] = ()
 ) -> list[WritersResult]:
-    """Starts every pair ``count`` times, the second a random time after or before the first.
+    """Starts every pair ``count`` times; the second command starts at a random time after or before the first.
 
     Args:
-        made: what they work on.
-        root: folder to work in.
-        seed: of the times.
-        count: of each pair.
-        seconds: for all; each pair gets an equal part of what is left.
-        names: only these pairs.
+        made: input files of the commands.
+        root: working folder.
+        seed: seed of the random times.
+        count: number of attempts for each pair.
+        seconds: time for all pairs; each gets an equal part of the remaining time.
+        names: pairs to test; empty for all.
     """
     results: list[WritersResult] = []
     chosen = [pair for pair in pairs(made) if not names or pair.name in names]
@@ -163,16 +163,16 @@ def _measure(pair: Pair, folder: Path, rng: random.Random, count: int, until: fl
 
 
 def _delays(right: _Right, rng: random.Random, count: int) -> Iterator[float]:
-    """Seconds from the start of the first to that of the second, negative where the second comes first."""
+    """Yields the seconds from the first start to the second; a negative value starts the second command first."""
     for number in range(count):
         yield rng.uniform(-right.seconds[1], right.seconds[0]) if number else 0.0
 
 
 def _right(pair: Pair, folder: Path) -> _Right:
-    """Runs each command alone, and both one after the other in both orders.
+    """Runs each command alone, and both commands in sequence in both orders.
 
     Raises:
-        RuntimeError: a command fails although it is alone.
+        RuntimeError: a command fails when it runs alone.
     """
     right = _Right()
     for order in ((0,), (1,), (0, 1), (1, 0)):
@@ -191,8 +191,8 @@ def _right(pair: Pair, folder: Path) -> _Right:
 
 
 def _attempt(pair: Pair, folder: Path, right: _Right, delay: float, until: float) -> tuple[tuple[int, int], str] | None:
-    """Exit codes and what is wrong; None when the time is up."""
-    if time.monotonic() > until and delay:  # the first attempt, which has no delay, is always made
+    """Returns both exit codes and the problem, empty if there is none; returns None if no time remains."""
+    if time.monotonic() > until and delay:  # the first attempt has no delay and always runs
         return None
     _fresh(pair, folder)
     first, second = run_together(pair.commands, folder, (max(0.0, -delay), max(0.0, delay)), LIMIT_S)
@@ -201,21 +201,23 @@ def _attempt(pair: Pair, folder: Path, right: _Right, delay: float, until: float
 
 
 def _problem(pair: Pair, folder: Path, right: _Right, ended: tuple[Ended, Ended]) -> str:
-    """What is wrong, empty where nothing is."""
+    """Returns the problem of an attempt, empty if there is none."""
     codes = (ended[0].code, ended[1].code)
     for argv, one in zip(pair.commands, ended):
         if one.code and (one.code != EXIT_USER_ERROR or not said_so(str(argv[0]), one)):
             return f"exit code {one.code}: {one.said[-300:]}"
     if codes not in right.states:
-        return f"exit codes {codes}, which no order of the two gives: {ended[0].said[-150:]} {ended[1].said[-150:]}"
+        return (
+            f"exit codes {codes}, which no order of the commands gives: {ended[0].said[-150:]} {ended[1].said[-150:]}"
+        )
     try:
         state = text_of(pair.state(folder))
-    except Exception as error:  # whatever the reader says of a torn result
+    except Exception as error:  # a reader may raise any error for a torn result
         return f"exit codes {codes}: {type(error).__name__}: {error}"
-    left = sorted(_listing(folder) - right.names)
-    if left:
-        return f"left: {' '.join(left[:3])}"
-    return "" if state in right.states[codes] else f"exit codes {codes}: another result than one after the other"
+    leftovers = sorted(_listing(folder) - right.names)
+    if leftovers:
+        return f"leftovers: {' '.join(leftovers[:3])}"
+    return "" if state in right.states[codes] else f"exit codes {codes}: another result than sequential runs give"
 
 
 def _fresh(pair: Pair, folder: Path) -> None:

@@ -1,1 +1,1 @@
-"""How files are kept: locks, seals, leftovers of killed processes, and what kind a file is."""
+"""Storage of files: locks, seals, leftovers of killed processes, and detection of a file's kind."""

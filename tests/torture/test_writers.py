@@ -46,7 +46,7 @@ def test_lost_and_torn_results_and_other_ends_are_told_apart(pair, tmp_path, con
 def test_a_file_that_no_order_leaves_is_named(pair, tmp_path):
     (tmp_path / "x").write_text("12")
     (tmp_path / ".x.tmp").touch()
-    assert "left: .x.tmp" in writers._problem(pair, tmp_path, RIGHT, (Ended(0, "", 0.1), Ended(0, "", 0.1)))
+    assert "leftovers: .x.tmp" in writers._problem(pair, tmp_path, RIGHT, (Ended(0, "", 0.1), Ended(0, "", 0.1)))
 
 
 def test_what_is_neither_kept_nor_refused_failed():

@@ -93,7 +93,7 @@ class RunFiles:
 
     @property
     def is_empty(self) -> bool:
-        """Whether the folder has nothing that a page can show."""
+        """Returns True if the folder contains nothing that a page can show."""
         lists = (self.evaluations, self.predictions, self.benches, self.sensitivities, self.verifications)
         return not (self.artifacts or self.checkpoints or any(lists) or any((self.cards, self.ranges, self.selections)))
 
