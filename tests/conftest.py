@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from gft_edge.checkpoint import CheckpointInfo, save_checkpoint
 from gft_edge.config.model import GFTConfig, preset
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
+from gft_edge.storage.locks import locked
 
 settings.register_profile("gft_edge", deadline=None, derandomize=True, database=None)
 settings.load_profile("gft_edge")
@@ -85,9 +87,32 @@ def tiny_checkpoint(tiny_model, tiny_info, tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def wheel(tmp_path_factory) -> Path:
-    """The wheel of this working tree, built in a copy: two workers may build at a time, and earlier builds leave files."""
-    out = tmp_path_factory.mktemp("wheel")
+def filled_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """Fills a folder once in a run of the tests, however many workers it has; its content is not to be changed."""
+    root = tmp_path_factory.getbasetemp()
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+
+    def fill(name: str, filler: Callable[[Path], object]) -> Path:
+        place = root / "filled-once" / name
+        place.mkdir(parents=True, exist_ok=True)
+        with locked(place, wait=900):
+            if not (place / "done").exists():
+                shutil.rmtree(place / "content", ignore_errors=True)
+                filler(place / "content")
+                (place / "done").touch()
+        return place / "content"
+
+    return fill
+
+
+@pytest.fixture(scope="session")
+def wheel(filled_once) -> Path:
+    """The wheel of this working tree."""
+    return next(filled_once("wheel", _build_wheel).glob("*.whl"))
+
+
+def _build_wheel(out: Path) -> None:
+    """Builds in a copy, since earlier builds leave files that setuptools would take along."""
     root = Path(__file__).parents[1]
     for name in ("gft_edge", "export", "calibration", "benchmarks"):
         shutil.copytree(root / name, out / "tree" / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -107,7 +132,6 @@ def wheel(tmp_path_factory) -> Path:
     ]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    return next(out.glob("*.whl"))
 
 
 @pytest.fixture

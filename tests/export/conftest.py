@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,13 +46,16 @@ def checkpoints(tiny_checkpoint, tiny_info, tiny_model, tmp_path_factory) -> dic
 
 
 @pytest.fixture(scope="session")
-def exported_once(checkpoints, clear_images, tmp_path_factory) -> Callable[..., Artifact]:
-    """Exports a checkpoint with budgets and options, the same ones once in a session; artefacts are not to be changed."""
+def exported_once(checkpoints, clear_images, filled_once) -> Callable[..., Artifact]:
+    """Exports a checkpoint with budgets and options, the same ones once in a run; artefacts are not to be changed."""
 
     @functools.cache
     def make(precision: str, options: GraphOptions, budgets: tuple[TokenBudget, ...] = ()) -> Artifact:
-        out = tmp_path_factory.mktemp("exported") / "artifact"
-        return export_artifact(checkpoints[precision], out, clear_images, budgets, options)
+        named = repr((precision, options, [budget.id for budget in budgets]))
+        name = f"exported-{hashlib.sha256(named.encode()).hexdigest()[:16]}"
+        return load_artifact(
+            filled_once(name, lambda out: export_artifact(checkpoints[precision], out, clear_images, budgets, options))
+        )
 
     return make
 
