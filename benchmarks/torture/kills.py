@@ -61,11 +61,12 @@ class SignalResult:
     """Interrupts of one verb by one signal.
 
     Attributes:
-        tried: number of signals that arrived while the verb ran.
+        tried: number of signals that arrived while the verb ran, and had not finished its work.
         right_code: ends with exit code 128 + the signal's number.
         one_line: ends with a message in the last line and without a traceback.
         clean: ends without leftover files.
         slowest_s: longest time from the signal to the end.
+        finished: further signals, which came after the work: exit code 0, the complete result, no leftover files.
     """
 
     verb: str
@@ -76,6 +77,7 @@ class SignalResult:
     clean: int
     slowest_s: float
     examples: tuple[str, ...] = ()
+    finished: int = 0
 
     @property
     def failed(self) -> int:
@@ -175,18 +177,24 @@ def interrupt(
         for which in (signal.SIGINT, signal.SIGTERM):
             rng = random.Random(f"{seed}/{stage.job.verb}/{which}")
             found: list[tuple[Ended, tuple[str, ...]]] = []
+            finished = 0
             for _ in range(count):
                 if time.monotonic() < until or not found:
                     stage.fresh()
                     moment = rng.uniform(0.01, 0.95 * stage.run.seconds)
                     ended = run_verb(stage.job.argv, stage.folder, 0, (which, moment), stage.job.seconds)
-                    if ended.signalled:
-                        found.append((ended, stage.left()))
-            results.append(_signals(stage.job.verb, which, found))
+                    left = stage.left()
+                    if ended.code == 0 and not left and stage.standing()[0] == "new":
+                        finished += ended.signalled
+                    elif ended.signalled:
+                        found.append((ended, left))
+            results.append(_signals(stage.job.verb, which, found, finished))
     return results
 
 
-def _signals(verb: str, which: signal.Signals, found: Sequence[tuple[Ended, tuple[str, ...]]]) -> SignalResult:
+def _signals(
+    verb: str, which: signal.Signals, found: Sequence[tuple[Ended, tuple[str, ...]]], finished: int = 0
+) -> SignalResult:
     code = 128 + which
     right = [ended.code == code for ended, _ in found]
     lines = [said_so(verb, ended) for ended, _ in found]
@@ -204,4 +212,5 @@ def _signals(verb: str, which: signal.Signals, found: Sequence[tuple[Ended, tupl
         sum(not left for _, left in found),
         max((ended.seconds for ended, _ in found), default=0.0),
         tuple(examples[:3]),
+        finished,
     )

@@ -142,11 +142,28 @@ def _failures(one: Mapping[str, Any]) -> tuple[int, int]:
 
 def _signals(results: Sequence[Mapping[str, Any]]) -> str:
     rows = [
-        (r["verb"], r["signal"], r["tried"], r["right_code"], r["one_line"], r["clean"], f"{r['slowest_s']:.1f} s")
+        (
+            *(r[name] for name in ("verb", "signal", "tried", "right_code", "one_line", "clean")),
+            f"{r['slowest_s']:.1f} s",
+            r["finished"],
+        )
         for r in results
     ]
-    head = ("verb", "signal", "tried", "exit code 130 or 143", "one-line message", "no leftovers", "slowest end")
-    return "## Ctrl-C and SIGTERM\n\nThe signals arrive at random times.\n\n" + table(head, rows) + examples(results)
+    head = (
+        "verb",
+        "signal",
+        "tried",
+        "exit code 130 or 143",
+        "one-line message",
+        "no leftovers",
+        "slowest end",
+        "too late",
+    )
+    text = (
+        "## Ctrl-C and SIGTERM\n\nThe signals arrive at random times. Too late: the work was complete when the signal came; "
+        "exit code 0, the complete result, no leftovers.\n\n"
+    )
+    return text + table(head, rows) + examples(results)
 
 
 def _writers(results: Sequence[Mapping[str, Any]]) -> str:

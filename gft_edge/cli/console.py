@@ -102,7 +102,7 @@ def standard_output() -> Iterator[None]:
 def print_out(text: str) -> None:
     """Prints a text on standard output and flushes it; raises like :func:`standard_output`."""
     with standard_output():
-        print(text, flush=True)
+        print(f"{text}\n", end="", flush=True)  # one write: an interrupt cannot come between the text and its newline
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -49,6 +49,7 @@ def test_page_has_every_part_and_well_formed_tables():
                 "one_line": 1,
                 "clean": 1,
                 "slowest_s": 0.1,
+                "finished": 2,
             }
         ],
         "mutants": [
