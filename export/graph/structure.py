@@ -285,3 +285,32 @@ def _circle(nodes: Sequence[NodeProto], before: Sequence[set[int]], done: set[in
     if len(circle) == 1:
         return f"{circle[0]} reads its own output"
     return f"{circle[0]} reads its own output through {', '.join(circle[1:3])}"
+
+
+def execution_order(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Returns the nodes of a graph; nodes that read only weights stand right before the first node that reads them."""
+    computed = {value.name for value in graph.input}
+    waiting: dict[str, onnx.NodeProto] = {}
+    order: list[onnx.NodeProto] = []
+
+    def emit(name: str) -> None:
+        node = waiting.get(name)
+        if node is None:
+            return
+        for output in node.output:
+            waiting.pop(output, None)
+        for read in node.input:
+            emit(read)
+        order.append(node)
+
+    for node in graph.node:
+        if computed.isdisjoint(node.input):
+            waiting.update(dict.fromkeys(node.output, node))
+            continue
+        for name in node.input:
+            emit(name)
+        order.append(node)
+        computed.update(filter(None, node.output))
+    for name in list(waiting):
+        emit(name)
+    return order

@@ -21,6 +21,7 @@ import onnx
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.export.graph.node_differences import node_differences
+from gft_edge.export.graph.structure import execution_order
 from gft_edge.export.onnx.tracing import GraphOptions, export_graph
 from gft_edge.export.verify.module_trace import (
     SAME_INT8_TENSOR_DB,
@@ -137,35 +138,6 @@ class _Pair:
     def before(self, node: onnx.NodeProto) -> float:
         """Returns the smallest agreement of the tensors that a node of ``fresh`` reads."""
         return min((db for db in map(self.sqnr, node.input) if db is not None), default=math.inf)
-
-
-def execution_order(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Returns the nodes of a graph; nodes that read only weights stand right before the first node that reads them."""
-    computed = {value.name for value in graph.input}
-    waiting: dict[str, onnx.NodeProto] = {}
-    order: list[onnx.NodeProto] = []
-
-    def emit(name: str) -> None:
-        node = waiting.get(name)
-        if node is None:
-            return
-        for output in node.output:
-            waiting.pop(output, None)
-        for read in node.input:
-            emit(read)
-        order.append(node)
-
-    for node in graph.node:
-        if computed.isdisjoint(node.input):
-            waiting.update(dict.fromkeys(node.output, node))
-            continue
-        for name in node.input:
-            emit(name)
-        order.append(node)
-        computed.update(filter(None, node.output))
-    for name in list(waiting):
-        emit(name)
-    return order
 
 
 def first_difference(fresh: onnx.ModelProto, found: onnx.ModelProto, feed: npt.NDArray[Any]) -> Place | None:
