@@ -1,40 +1,41 @@
-# Everything runs in .venv, made on first use. `make PYTHON=python3.12 ...` takes another interpreter.
+# Everything runs in .venv, which is created on first use. `make PYTHON=python3.12 ...` uses another interpreter.
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test bench lint gpu-check torture builtin clean distclean
 
-help: ## this list
-	@echo "make TARGET [PYTHON=python3.12]; everything runs in .venv, which is made on first use (about 6 GB)"
+help: ## print this list
+	@echo "make TARGET [PYTHON=python3.12]; everything runs in .venv, which is created on first use (about 6 GB)"
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-install: .venv/installed ## make .venv and install everything; then: . .venv/bin/activate
+install: .venv/installed ## create .venv and install everything; then run: . .venv/bin/activate
 
 .venv/installed: pyproject.toml constraints.txt
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: .venv/installed ## the whole chain on the built-in task, to runs/demo/report.html; a few minutes
+demo: .venv/installed ## run the whole chain on the built-in task, into runs/demo/report.html; a few minutes
 	rm -rf runs/demo
 	.venv/bin/gft-edge demo --out runs/demo $(DEMO_FLAGS)
 
-# One thread for each worker: two that share a core with another worker's run several times slower.
-test: .venv/installed lint ## lint, types and tests; up to half an hour on two cores
+# One thread per worker: threads that share a core with another worker's threads run several times slower.
+test: .venv/installed lint ## run lint, types and tests; about a quarter of an hour on two idle cores
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
 
-# mypy does not know setuptools' package-dir map, so it reads a folder of links that looks like the installed package.
-lint: .venv/installed ## ruff and mypy
+# mypy does not read setuptools' package-dir map. It checks a folder of links with the layout of the installed package.
+lint: .venv/installed ## run ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	rm -rf .venv/mypy && mkdir -p .venv/mypy/gft_edge
 	ln -s $(CURDIR)/gft_edge/* $(CURDIR)/export $(CURDIR)/calibration $(CURDIR)/benchmarks .venv/mypy/gft_edge
 	MYPYPATH=.venv/mypy .venv/bin/mypy
 
-# Peers side by side and the speed targets, into benchmarks/RESULTS.md; FP32 at all patches, FP32 pruned and INT8 pruned of
-# the built-in model, at one and two threads; one checkpoint at ten budgets; the training step against the published code.
-bench: .venv/installed ## peers side by side and the speed targets, into benchmarks/RESULTS.md
+# Writes the comparison with peers and the speed targets to benchmarks/RESULTS.md. Also measures the built-in model as FP32 with all
+# patches, FP32 pruned and INT8 pruned, with one and two threads; one checkpoint at ten budgets; and the training step against
+# the published code.
+bench: .venv/installed ## measure peers and the speed targets, into benchmarks/RESULTS.md
 	rm -rf runs/bench && mkdir -p runs/bench
 	.venv/bin/python -m gft_edge.benchmarks.experiments.peers.suite runs/bench/peers.json benchmarks/RESULTS.md
 	.venv/bin/gft-edge quantize builtin --out runs/bench/checkpoint-int8 > /dev/null
@@ -47,24 +48,24 @@ bench: .venv/installed ## peers side by side and the speed targets, into benchma
 	.venv/bin/python -m gft_edge.benchmarks.experiments.calibration_speed runs/bench/calibration.json
 	OMP_NUM_THREADS=1 .venv/bin/python -m gft_edge.benchmarks.experiments.preprocessing_speed runs/bench/preprocessing.json
 
-# Damage, kills, hostile input and long use, measured into docs/promises.md; TORTURE_FLAGS="--seconds 600" for a shorter run.
-torture: .venv/installed ## what damaged files, kills and hostile input lead to, measured into docs/promises.md
+# Tests damaged files, kills, hostile input and long use, and writes docs/promises.md. TORTURE_FLAGS="--seconds 600" shortens the run.
+torture: .venv/installed ## measure the effect of damaged files, kills and hostile input, into docs/promises.md
 	mkdir -p runs/torture
 	OMP_NUM_THREADS=1 .venv/bin/python -m gft_edge.benchmarks.torture runs/torture/torture.json docs/promises.md $(TORTURE_FLAGS)
 
-# For people who have one: everything marked gpu or jetson.
-gpu-check: .venv/installed ## the tests marked for a GPU or a Jetson board
+# Runs every test marked gpu or jetson, on a machine that has the hardware.
+gpu-check: .venv/installed ## run the tests marked for a GPU or a Jetson board
 	.venv/bin/python -m pytest -m "gpu or jetson"
 
-# How the checkpoint in gft_edge/builtin was made; more than an hour on two cores.
-builtin: .venv/installed ## train the shipped checkpoint anew; more than an hour on two cores
+# Reproduces the training of the checkpoint in gft_edge/builtin; more than an hour on two cores.
+builtin: .venv/installed ## train the built-in checkpoint again; more than an hour on two cores
 	.venv/bin/gft-edge train --config recipes/typeface-start.toml --out runs/typeface-start
 	.venv/bin/gft-edge train --config recipes/typeface.toml --out runs/typeface
 	.venv/bin/python -m gft_edge.benchmarks.experiments.publish runs/typeface runs/builtin recipes/typeface-start.toml recipes/typeface.toml
 
-clean: ## remove what was built and cached; .venv and runs/ stay
+clean: ## remove build output and caches; keep .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv/mypy
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
-distclean: clean ## clean, and remove .venv and everything in runs/
+distclean: clean ## clean, then remove .venv and runs/
 	rm -rf .venv runs

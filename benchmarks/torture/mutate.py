@@ -8,6 +8,7 @@ import math
 import random
 import re
 import struct
+import sys
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -211,7 +212,8 @@ def _similar_value(value: Any, rng: random.Random) -> Any:
         if isinstance(value, bool):
             return not value
         if isinstance(value, (int, float)):
-            return rng.choice((value + 1, value - 1, -value, value * 1000, float(value), 0, 10**18, 1e300))
+            as_float = float(value) if abs(value) <= sys.float_info.max else 1e300
+            return rng.choice((value + 1, value - 1, -value, value * 1000, as_float, 0, 10**18, 1e300))
         if isinstance(value, str):
             cut = rng.randrange(len(value) + 1)
             return value[:cut] + rng.choice(TOKENS) + value[cut:]

@@ -71,3 +71,9 @@ def test_every_reader_gets_its_least_number_and_the_others_by_share(scratch, tmp
     every = [Reader(f"r{share}", "bytes", ".bin", (b"abc",), Path.read_bytes, share) for share in (0.01, 1.0, 2.0)]
     found = mutants.measure(every, 60, 0, scratch, tmp_path)
     assert [(result.reader, result.tried) for result in found] == [("r0.01", 3), ("r1.0", 20), ("r2.0", 40)]
+
+
+def test_integers_beyond_the_range_of_floats_are_changed_too():
+    rng = random.Random(0)
+    for _ in range(100):
+        mutate_json(json.dumps({"steps": 10**400}).encode(), rng)
