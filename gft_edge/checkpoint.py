@@ -203,6 +203,8 @@ def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module, half: bo
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu().contiguous()
         tensors[name] = tensor.half() if half and tensor.is_floating_point() else tensor.clone()
+    for leftover in path.glob(".tmp??????"):  # safetensors' own temporaries of a killed process
+        leftover.unlink(missing_ok=True)
     with replacing(path / WEIGHTS) as temporary:
         save_file(tensors, str(temporary))
         weights = sha256(temporary)

@@ -212,3 +212,11 @@ def test_a_flipped_bit_of_a_checkpoint_is_refused(checkpoint, name):
         file.write_bytes(changed)
         with pytest.raises(ArtifactError):
             load_checkpoint(checkpoint)
+
+
+def test_temporaries_that_safetensors_left_are_removed(tiny_info, tiny_model, tmp_path):
+    folder = tmp_path / "best"
+    folder.mkdir()
+    (folder / ".tmpQ0qc6p").write_bytes(b"half of the weights")
+    save_checkpoint(folder, tiny_info, tiny_model)
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}

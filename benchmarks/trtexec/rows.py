@@ -64,7 +64,8 @@ def result_row(
     stages = {
         stage: {"p50_ms": log.metrics[metric]["median"]}
         for stage, metric in {**transfers, "inference": "GPU Compute Time"}.items()
-        if log.metrics.get(metric, {}).get("max", 0) > 0  # without transfers trtexec prints 0 ms: absent, not zero
+        # Without transfers trtexec prints 0 ms: absent, not zero. A line that is cut off has no median.
+        if log.metrics.get(metric, {}).get("max", 0) > 0 and "median" in log.metrics[metric]
     }
     settings = log.settings
     meaning = "one query enqueued ahead of time: host work is hidden, this is no request latency"

@@ -82,11 +82,14 @@ def check_engine(artifact: Artifact, key: str, host: EngineHost) -> tuple[Path, 
     for field, (expected, reason) in facts.items():
         if record.get(field) != expected:
             raise refuse(reason.format(record.get(field)))
-    capabilities = [str(capability) for capability in record.get("compute_capabilities") or ()]
+    named = record.get("compute_capabilities")
+    capabilities = [str(capability) for capability in named] if isinstance(named, list) else []
     if host.compute_capability not in capabilities:
-        raise refuse(f"it is for compute capability {', '.join(capabilities)}, this GPU has {host.compute_capability}")
+        raise refuse(
+            f"it is for compute capability {', '.join(capabilities) or 'unknown'}, this GPU has {host.compute_capability}"
+        )
     built_for = record.get("device")
-    if built_for is not None and host.device is not None and _hardware(built_for) != _hardware(host.device):
+    if built_for is not None and host.device is not None and _hardware(str(built_for)) != _hardware(host.device):
         raise refuse(f"it was built on {built_for}, this is {host.device}")
     return artifact.path / engine, record
 

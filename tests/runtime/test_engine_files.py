@@ -95,6 +95,11 @@ TAMPERED = {
         "for compute capability 8.6, this",
     ),
     "no capability": (lambda a, k: edit_record(a, k, compute_capabilities=None), "for compute capability"),
+    "a number as capabilities": (
+        lambda a, k: edit_record(a, k, compute_capabilities=8.7),
+        "for compute capability unknown",
+    ),
+    "a number as board": (lambda a, k: edit_record(a, k, device=5), "built on 5, this is orin-nano-8gb"),
     "other board": (
         lambda a, k: edit_record(a, k, device="agx-orin-64gb"),
         "built on agx-orin-64gb, this is orin-nano-8gb",
