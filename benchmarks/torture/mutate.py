@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 import math
@@ -177,7 +178,7 @@ def mutate_value(value: Any, rng: random.Random) -> Any:
 
     walk(value)
     if not places or rng.random() < 0.02:
-        return rng.choice(VALUES)
+        return _any_value(rng)
     node, key = rng.choice(places)
     kind = rng.randrange(10)
     if kind < 5:
@@ -195,8 +196,13 @@ def mutate_value(value: Any, rng: random.Random) -> Any:
     elif isinstance(node, list):
         node.insert(key, json.loads(json.dumps(node[key])))
     else:
-        node[rng.choice(TOKENS)] = rng.choice(VALUES)
+        node[rng.choice(TOKENS)] = _any_value(rng)
     return value
+
+
+def _any_value(rng: random.Random) -> Any:
+    """Returns a copy of one of :data:`VALUES`: a shared list could come to contain itself."""
+    return copy.deepcopy(rng.choice(VALUES))
 
 
 def _get(node: Any, key: Any) -> Any:
@@ -219,7 +225,7 @@ def _similar_value(value: Any, rng: random.Random) -> Any:
             return value[:cut] + rng.choice(TOKENS) + value[cut:]
         if isinstance(value, list) and value:
             return rng.choice((value[:-1], value[::-1], value * 2))
-    return rng.choice(VALUES)
+    return _any_value(rng)
 
 
 def mutate_onnx(data: bytes, rng: random.Random) -> bytes:

@@ -77,3 +77,9 @@ def test_integers_beyond_the_range_of_floats_are_changed_too():
     rng = random.Random(0)
     for _ in range(100):
         mutate_json(json.dumps({"steps": 10**400}).encode(), rng)
+
+
+def test_no_changed_value_contains_itself():
+    data = json.dumps({"a": {"b": [[], {}]}}).encode()
+    for seed in range(3000):
+        mutate_json(data, random.Random(seed))
