@@ -12,16 +12,11 @@ from gft_edge.data.splits import SPLITS
 from gft_edge.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
     from gft_edge.calibration.options import CalibrationOptions, Callbacks
     from gft_edge.checkpoint import CheckpointInfo
-    from gft_edge.config.model import GFTConfig
     from gft_edge.data.sets import ImageSet
     from gft_edge.data.splits import Split
     from gft_edge.manifest import DeploymentManifest
-    from gft_edge.preprocess import PreprocessSpec
 
 
 DATA_HELP = (
@@ -174,27 +169,6 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
     return value
-
-
-def labelled_batches(
-    data: str,
-    split: Any,
-    images: int,
-    config: GFTConfig,
-    labels: tuple[str, ...],
-    spec: PreprocessSpec,
-    problem: Callable[[str], None] | None = None,
-    model: Path | None = None,
-) -> tuple[int, Iterator[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]]:
-    """Returns the number of images, and preprocessed batches with the model's class numbers, matched by name.
-
-    An image that cannot be read is an error, unless a ``problem`` callback is given; the image is then left out. So are
-    images that ``model`` was trained on, see :func:`labelled_images`.
-    """
-    from gft_edge.data.batches import evaluation_batches
-
-    images_set = labelled_images(data, split, images, config.image_size, labels, model=model)
-    return len(images_set), evaluation_batches(images_set, spec, problem=problem)
 
 
 def labelled_images(
