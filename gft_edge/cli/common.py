@@ -13,10 +13,7 @@ from gft_edge.errors import ArtifactError, ConfigError
 
 if TYPE_CHECKING:
     from gft_edge.calibration.options import CalibrationOptions, Callbacks
-    from gft_edge.checkpoint import CheckpointInfo
-    from gft_edge.data.sets import ImageSet
     from gft_edge.data.splits import Split
-    from gft_edge.manifest import DeploymentManifest
 
 
 DATA_HELP = (
@@ -27,7 +24,7 @@ DATA_HELP = (
 
 
 def add_data_arguments(parser: argparse.ArgumentParser, images: int, split: Split | None = None) -> None:
-    """``--data``, ``--images``, ``--split``; :func:`settle_data` fills missing ones."""
+    """``--data``, ``--images``, ``--split``."""
     parser.add_argument("--data", metavar="D", help=DATA_HELP)
     parser.add_argument("--images", type=positive, default=images, metavar="N", help=f"how many images ({images})")
     default = split or "test, or val where there are no test images"
@@ -130,21 +127,9 @@ def result_kept(show: Callable[[Any], None]) -> Iterator[None]:
         raise
 
 
-def settle_data(args: argparse.Namespace, source: CheckpointInfo | DeploymentManifest, where: object) -> None:
-    """Fills ``args.data``, and ``args.split`` where it has no value, from the model and the data.
-
-    Verbs that open images by :func:`labelled_images` call this first.
-
-    Raises:
-        ConfigError, DataError: as :func:`~gft_edge.data.for_model.known_data`; or data without evaluation images.
-    """
-    from gft_edge.data.datasets import held_out_split
-    from gft_edge.data.for_model import known_data
-
+def forget_notes() -> None:
+    """Lets the next verb of this process show its notes on images again."""
     _shown.clear()
-    args.data = known_data(args.data, source.data, where)
-    if "split" in args and args.split is None:
-        args.split = held_out_split(args.data)
 
 
 def say_note(text: str) -> None:
@@ -169,27 +154,6 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, found {value}")
     return value
-
-
-def labelled_images(
-    data: str,
-    split: Any,
-    images: int,
-    size: int,
-    labels: tuple[str, ...],
-    seed: int = 0,
-    model: Path | None = None,
-) -> ImageSet:
-    """Opens a data set with the model's class numbers, matched by name, and shows how its images were found.
-
-    Val and test images that the checkpoint or artefact in the folder ``model`` was trained on are left out.
-
-    Raises:
-        DataError: nothing usable there, or classes that the model does not know.
-    """
-    from gft_edge.data import for_model
-
-    return for_model.labelled_images(for_model.Request(data, split, images, seed), size, labels, model, say_note)
 
 
 def is_artifact(path: str) -> bool:
