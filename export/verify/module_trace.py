@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from torch import Tensor, nn
 
 from gft_edge.budget import TokenBudget
-from gft_edge.export.onnx.reference import reference_outputs
 from gft_edge.export.verify.places import Place, agreement_db, decibels, finite
+from gft_edge.model.focal_block import Choice
 from gft_edge.quant.modules import Quantizer
 from gft_edge.stats.agreement import Arrays
 
@@ -32,8 +33,17 @@ class ModuleCall:
     outputs: tuple[npt.NDArray[Any], ...]
 
 
-def module_calls(model: nn.Module, images: npt.NDArray[np.float32], budget: TokenBudget) -> list[ModuleCall]:
-    """Returns the calls of all modules, in the order in which they finish (children before parents)."""
+def module_calls(
+    model: nn.Module, images: npt.NDArray[np.float32], budget: TokenBudget, choose: Choice | None = None
+) -> list[ModuleCall]:
+    """Returns the calls of all modules, in the order in which they finish (children before parents).
+
+    Args:
+        model: in eval mode.
+        images: preprocessed, (B, 3, H, W).
+        budget: of the graph.
+        choose: selects patches in the graph's order; raster order by default.
+    """
     calls: list[ModuleCall] = []
 
     def recorder(path: str) -> Any:
@@ -45,7 +55,8 @@ def module_calls(model: nn.Module, images: npt.NDArray[np.float32], budget: Toke
     modules = [(path, m) for path, m in model.named_modules() if path and not isinstance(m, Quantizer)]
     handles = [module.register_forward_hook(recorder(path)) for path, module in modules]
     try:
-        reference_outputs(model, images, budget)
+        with torch.no_grad():
+            model(torch.from_numpy(images), budget, maps=True, **({} if choose is None else {"choose": choose}))
     finally:
         for handle in handles:
             handle.remove()

@@ -11,7 +11,7 @@ from torch import nn
 from gft_edge.budget import TokenBudget
 from gft_edge.export.onnx.plain_modules import PlainAttend, exportable
 from gft_edge.export.onnx.quantized import QDQLayer
-from gft_edge.model.layers import Attend, ClassRowBlock, RowAttention, SelfAttention
+from gft_edge.model.layers import Attend, SelfAttention
 from gft_edge.quant.modules import QuantLinear, insert_quantizers
 
 BUDGETS = [TokenBudget((12, 6), 16), TokenBudget((16, 16), 16), TokenBudget((2, 2), 16)]
