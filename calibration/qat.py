@@ -26,7 +26,7 @@ from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import Augment, TrainSection
 from gft_edge.data.batches import Problem
 from gft_edge.data.datasets import ImageSet
-from gft_edge.data.training import BatchOptions, training_batches
+from gft_edge.data.training import BatchOptions, byte_batches, normalizer
 from gft_edge.errors import CheckFailed, ConfigError
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
@@ -54,7 +54,7 @@ class QatSettings:
         seed: of data order and budgets.
         train_images: how many to draw from (files on disk give at most what they have).
         augment: kind of augmentation.
-        num_workers: processes that prepare images.
+        num_workers: processes that prepare images, see :class:`gft_edge.data.training.BatchOptions`.
 
     Raises:
         ConfigError: listing every problem found.
@@ -69,7 +69,7 @@ class QatSettings:
     seed: int = 0
     train_images: int = 100_000
     augment: Augment = "none"
-    num_workers: int = 1
+    num_workers: int | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -82,8 +82,9 @@ class QatSettings:
         if not 0 <= self.label_weight < math.inf:
             problems.append(f"label_weight must be at least 0 and finite, found {self.label_weight}")
         for name, least in (("train_images", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                problems.append(f"{name} must be at least {least}, found {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                problems.append(f"{name} must be at least {least}, found {value}")
         if problems:
             raise ConfigError("; ".join(problems))
 
@@ -108,7 +109,7 @@ class TrainingRecord:
 
     Attributes:
         steps, images: optimiser steps taken and images used.
-        data_sha256: of all images and labels, in their order; None before the end.
+        data_sha256: of the bytes of all images and of their labels, in their order; None before the end.
         distillation: loss at each step, mean over its budgets.
     """
 
@@ -205,11 +206,12 @@ def fine_tune(
     records = [TrainingRecord() for _ in students]
     digest = hashlib.sha256()
     numbers = range(settings.steps)
-    options = BatchOptions(settings.batch_size, settings.seed, settings.augment, settings.num_workers)
-    batches = training_batches(task.images, task.spec, numbers, options, problem)
-    for step, (batch, labels) in zip(track(numbers, "train", settings.steps), batches):
-        digest.update(batch.numpy().tobytes() + labels.numpy().tobytes())
-        batch, labels = batch.to(device), labels.to(device)
+    options = BatchOptions(settings.batch_size, settings.seed, settings.augment, settings.num_workers, device)
+    batches = byte_batches(task.images, task.spec, numbers, options, problem)
+    normalize = normalizer(task.spec, device)
+    for step, (pixels, labels) in zip(track(numbers, "train", settings.steps), batches):
+        digest.update(pixels.numpy().tobytes() + labels.numpy().tobytes())
+        batch, labels = normalize(pixels), labels.to(device, non_blocking=True)
         budgets = step_budgets(config, schedule, step)
         with torch.no_grad():
             targets = [teacher(batch, budget) for budget in budgets]
