@@ -118,6 +118,7 @@ class TrainSection:
         eval_every, checkpoint_every: in steps; 0 means only at the end.
         seed: fixes weights, data order and budgets.
         threads: torch threads; 0 leaves torch's default.
+        deterministic: use only operations on a GPU that give the same weights in every run; a CPU always does.
         init: start from this checkpoint folder, or from ``"builtin"``.
     """
 
@@ -148,6 +149,7 @@ class TrainSection:
     checkpoint_every: int = 200
     seed: int = 0
     threads: int = 0
+    deterministic: bool = True
     init: str | None = None
 
     def __post_init__(self) -> None:

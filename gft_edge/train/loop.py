@@ -33,6 +33,7 @@ from gft_edge.model.backbone import architecture_of
 from gft_edge.model.build import build_model
 from gft_edge.progress import Track, silent
 from gft_edge.storage.locks import locked
+from gft_edge.train.determinism import deterministic
 from gft_edge.train.distributed import Workers, barrier, parallel, total, workers
 from gft_edge.train.log import Pace, cut_log, training_log
 from gft_edge.train.optim import make_optimizer, set_rate, step_in_backward
@@ -90,8 +91,8 @@ def train(
     Args:
         recipe: model, data and settings.
         out: folder of the checkpoint, log.jsonl, state.pt (for resuming) and, with ``eval_every``, ``best``.
-        resume: continue from state.pt; the result equals that of an uninterrupted run bit by bit. A training that stopped
-            before its first state restarts in its folder.
+        resume: continue from state.pt; the result equals that of an uninterrupted run bit by bit, on a GPU if
+            ``train.deterministic`` is on. A training that stopped before its first state restarts in its folder.
         track: progress display.
         report: receives a line of text now and then.
         stop_after: stop at this step of the schedule, with the state saved.
@@ -105,7 +106,7 @@ def train(
     settings = recipe.train
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    with workers() as group, _exclusive(out, group) as new:
+    with workers() as group, _exclusive(out, group) as new, _repeatable(recipe, group):
         data = open_training_data(recipe, group)
         for note in data.notes if group.is_first else ():
             report(f"data: {note}")
@@ -126,6 +127,12 @@ def train(
         first, started = progress.step, time.monotonic()
         _run_steps(run, progress, track, stop_after)
         return _finish(run, progress, first, started)
+
+
+def _repeatable(recipe: Recipe, group: Workers) -> contextlib.AbstractContextManager[None]:
+    if not recipe.train.deterministic:
+        return contextlib.nullcontext()
+    return deterministic(group.device, "set train.deterministic to false, and two runs may differ")
 
 
 def _started_model(recipe: Recipe, config: GFTConfig, group: Workers) -> tuple[Any, GFTConfig]:
@@ -206,7 +213,7 @@ def _run_steps(run: _Run, progress: Progress, track: Track, stop_after: int | No
     stepper = Stepper(network, state, config, settings, make_mixup(settings, config))
     batches = run.data.batches(run.recipe, group, range(first, last))
     log_every = min(50, max(1, settings.steps // 16))
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(3, dtype=torch.float64, device=group.device)
     started = time.monotonic()
     pace = Pace(last - first)
     steps: Iterable[int] = range(first, last)
@@ -222,6 +229,9 @@ def _run_steps(run: _Run, progress: Progress, track: Track, stop_after: int | No
             if group.is_first and (line := pace.step()):
                 run.report(line)
             evaluating = bool(settings.eval_every) and done % settings.eval_every == 0
+            saving = bool(settings.checkpoint_every) and done % settings.checkpoint_every == 0
+            if done % log_every == 0 or done == last or evaluating or saving:
+                stepper.watch.finish()
             if done % log_every == 0 or done == last or evaluating:
                 loss, right, count = total(sums).tolist()
                 sums.zero_()
@@ -238,9 +248,8 @@ def _run_steps(run: _Run, progress: Progress, track: Track, stop_after: int | No
                 if group.is_first:
                     run.report(", ".join(f"{k} {v:.4g}" for k, v in row.items()))
             stopping = bool(settings.early_stop) and progress.stale >= settings.early_stop
-            saving = bool(settings.checkpoint_every) and done % settings.checkpoint_every == 0
-            progress.unreadable = sorted(run.data.unreadable)
             if group.is_first and (done == last or saving or stopping):
+                progress.unreadable = sorted(run.data.unreadable)
                 save_state(run.out, run.recipe, state, progress)
             if stopping:
                 run.report(f"no improvement in {progress.stale} evaluations: stopped at step {done}")
