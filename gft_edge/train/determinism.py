@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -38,7 +39,8 @@ def deterministic(device: torch.device, remedy: str) -> Iterator[None]:
         return
     if os.environ.get(CUBLAS_WORKSPACE) not in WORKSPACES:
         os.environ[CUBLAS_WORKSPACE] = WORKSPACES[0]
-    cudnn, memory = torch.backends.cudnn, torch.utils.deterministic
+    cudnn: Any = torch.backends.cudnn
+    memory: Any = torch.utils.deterministic
     before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
     flags = cudnn.benchmark, cudnn.deterministic, memory.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)

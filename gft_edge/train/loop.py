@@ -65,6 +65,7 @@ class _Run:
         group: this process among all.
         state: model, optimiser, scaler and averages.
         report: receives lines of text.
+        stepper: class that takes the steps.
     """
 
     recipe: Recipe
@@ -73,6 +74,7 @@ class _Run:
     group: Workers
     state: TrainingState
     report: Report
+    stepper: type[Stepper]
 
 
 def train(
@@ -82,6 +84,7 @@ def train(
     track: Track = silent,
     report: Report = lambda line: None,
     stop_after: int | None = None,
+    stepper: type[Stepper] = Stepper,
 ) -> CheckpointInfo:
     """Trains by a recipe and writes a checkpoint folder.
 
@@ -96,6 +99,7 @@ def train(
         track: progress display.
         report: receives a line of text now and then.
         stop_after: stop at this step of the schedule, with the state saved.
+        stepper: takes the steps; another class may do less, to measure the rest.
 
     Raises:
         ConfigError: the recipe does not fit its data, differs from the one being resumed, or another process trains into
@@ -111,7 +115,8 @@ def train(
         for note in data.notes if group.is_first else ():
             report(f"data: {note}")
         model, config = _started_model(recipe, data.config, group)
-        run = _Run(recipe, out, dataclasses.replace(data, config=config), group, _state(model, recipe, config), report)
+        state = _state(model, recipe, config)
+        run = _Run(recipe, out, dataclasses.replace(data, config=config), group, state, report, stepper)
         progress = _resumed(run, new) if resume else Progress()
         if settings.step_in_backward:
             if group.count > 1:
@@ -210,7 +215,7 @@ def _run_steps(run: _Run, progress: Progress, track: Track, stop_after: int | No
     first = progress.step
     last = settings.steps if stop_after is None else min(settings.steps, stop_after)
     network = parallel(state.model, group, unused=config.variant == "published")
-    stepper = Stepper(network, state, config, settings, make_mixup(settings, config))
+    stepper = run.stepper(network, state, config, settings, make_mixup(settings, config))
     batches = run.data.batches(run.recipe, group, range(first, last))
     log_every = min(50, max(1, settings.steps // 16))
     sums = torch.zeros(3, dtype=torch.float64, device=group.device)
