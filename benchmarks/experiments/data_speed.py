@@ -183,9 +183,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("out", type=Path, metavar="FILE", help="figures as JSON")
     parser.add_argument("--workers", type=int, metavar="N", help="processes that prepare images; default: as on a GPU")
     parser.add_argument("--batch", type=int, default=64, metavar="N", help="images in a batch; default: %(default)s")
-    parser.add_argument("--seconds", type=float, default=8.0, metavar="S", help="of a measurement; default: %(default)s")
     parser.add_argument(
-        "--step-ms", type=float, nargs="+", default=Sizes.step_ms, metavar="T", help="lengths of a step; default: 5 to 40"
+        "--seconds", type=float, default=8.0, metavar="S", help="of a measurement; default: %(default)s"
+    )
+    parser.add_argument(
+        "--step-ms",
+        type=float,
+        nargs="+",
+        default=Sizes.step_ms,
+        metavar="T",
+        help="lengths of a step; default: 5 to 40",
     )
     args = parser.parse_args(arguments)
     workers = default_workers(torch.device("cuda")) if args.workers is None else args.workers

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -16,7 +17,7 @@ from torchvision.transforms import v2
 
 from gft_edge.config.recipe import Augment
 from gft_edge.data.batches import Problem
-from gft_edge.data.sets import ImageSet
+from gft_edge.data.sets import ImageSet, decoded_smaller
 from gft_edge.errors import DataError, GFTEdgeError
 from gft_edge.preprocess import PreprocessSpec
 
@@ -50,12 +51,16 @@ def _augmentation(kind: Augment, size: tuple[int, int]) -> v2.Transform | None:
 class _Prepared(Dataset[Item | GFTEdgeError]):
     """Geometry and augmentation of one item at a time, in a worker; randomness depends only on seed and draw.
 
+    Large JPEG files are decoded at a lower resolution, but at twice that of the network's input or more, which also suffices
+    for the smallest crop of an augmentation.
+
     An image that cannot be read is replaced by its neighbour. Errors are returned, not raised: torch would replace the error
     by the text of the worker's traceback.
     """
 
     def __init__(self, images: ImageSet, spec: PreprocessSpec, augment: Augment, seed: int) -> None:
-        self.images, self.spec, self.augment, self.seed = images, spec, augment, seed
+        suffices = math.ceil(2 * max(spec.height, spec.width) / spec.crop_ratio)
+        self.images, self.spec, self.augment, self.seed = decoded_smaller(images, suffices), spec, augment, seed
         self.transform = _augmentation(augment, (spec.height, spec.width))
 
     def __getitem__(self, key: tuple[int, int]) -> Item | GFTEdgeError:
@@ -80,12 +85,16 @@ class _Prepared(Dataset[Item | GFTEdgeError]):
         """Converts (H, W, 3) uint8 to (height, width, 3) uint8."""
         if self.augment != "modern":
             pixels = self.spec.geometry(pixels)
-        image = torch.from_numpy(np.array(pixels))  # a copy: decoded files are read-only
+        image = torch.from_numpy(pixels if pixels.flags.writeable else pixels.copy())
         if self.transform is None:
             return image
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(np.random.SeedSequence([self.seed, draw]).generate_state(1)[0]))
+        generator = torch.default_generator  # torch.manual_seed would record a stack trace for a GPU that is not in use
+        before = generator.get_state()
+        generator.manual_seed(int(np.random.SeedSequence([self.seed, draw]).generate_state(1)[0]))
+        try:
             return self.transform(image.permute(2, 0, 1)).permute(1, 2, 0)
+        finally:
+            generator.set_state(before)
 
 
 @dataclass(frozen=True)

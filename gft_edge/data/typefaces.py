@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from gft_edge.data.splits import SPLITS, Split
 from gft_edge.errors import ConfigError, DataError, MissingExtraError
+from gft_edge.resample import interleaved
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -176,7 +177,7 @@ def render(file: str, word: str, size: int, rng: np.random.Generator) -> npt.NDA
     planes += noise
     np.rint(planes, out=planes)
     np.clip(planes, 0, 255, out=planes)
-    return planes.astype(np.uint8).transpose(1, 2, 0).copy()
+    return interleaved(planes)
 
 
 @functools.lru_cache(maxsize=8)
