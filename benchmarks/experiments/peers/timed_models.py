@@ -24,9 +24,10 @@ from gft_edge.benchmarks.experiments.peers.models import PlainPublishedGFT, expo
 from gft_edge.benchmarks.experiments.peers.scale import CLASSES, Scale
 from gft_edge.benchmarks.experiments.peers.vit_sizes import VitSizes
 from gft_edge.calibration.ptq import quantize_int8
-from gft_edge.config.model import GFTConfig, preset
+from gft_edge.config.model import preset
 from gft_edge.export.onnx.tracing import GraphOptions, export_graph
 from gft_edge.manifest import MapsMode
+from gft_edge.model.backbone import timm_vit
 from gft_edge.model.build import build_model
 from gft_edge.model.macs import count_macs
 from gft_edge.preprocess import PreprocessSpec
@@ -59,17 +60,6 @@ class TimedModel:
         if not self.feeds:
             return functools.partial(session, images)
         return functools.partial(session._session.run, None, dict(self.feeds))
-
-
-def plain_vit(config: GFTConfig, backbone: str | None = None, **options: Any) -> nn.Module:
-    """Returns timm's model of a configuration's size, randomly initialised."""
-    if backbone is None:
-        names = ("image_size", "patch_size", "embed_dim", "depth", "num_heads")
-        sizes: dict[str, Any] = {("img_size" if n == "image_size" else n): getattr(config, n) for n in names}
-    else:
-        sizes = {}
-    torch.manual_seed(0)
-    return timm.create_model(backbone or config.backbone, **{"num_classes": CLASSES, **sizes, **options}).eval()
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]
@@ -114,7 +104,8 @@ def focal_group(scale: Scale, images: Images) -> dict[str, TimedModel]:
     floats = graph_of(model)
     int8 = graph_of(quantize_int8(model, [images]).model)
     side = config.image_size
-    vit = plain_vit(config)
+    torch.manual_seed(0)
+    vit = timm_vit(config, False, 0.0, num_classes=CLASSES).eval()
     plain = export_peer(vit, side).SerializeToString()
     sizes = VitSizes.of(config, CLASSES)
     merged = tome.schedule(macs, sizes)
@@ -146,9 +137,10 @@ def published_group(scale: Scale) -> dict[str, TimedModel]:
     blocks = min(8, focal.depth)
     config = dataclasses.replace(focal, variant="published", stages=(blocks,) * len(focal.budget.keep), num_classes=100)
     torch.manual_seed(0)
-    plain = PlainPublishedGFT(config.budget, backbone=config.backbone, maps=True, vit=plain_vit(config), blocks=blocks)
+    vit = timm_vit(config, False, 0.0, num_classes=CLASSES)
+    plain = PlainPublishedGFT(config.budget, backbone=config.backbone, maps=True, vit=vit, blocks=blocks)
     ours = build_model(config).eval()
-    eight = plain_vit(config, depth=blocks, num_classes=100)
+    eight = timm_vit(dataclasses.replace(config, depth=blocks), False, 0.0, num_classes=100).eval()
     eight.norm = nn.Identity()
     names = ["logits", *(f"{kind}_{i}" for i in range(len(config.budget.keep)) for kind in ("importance", "kept"))]
     macs = count_macs(config)
@@ -164,7 +156,9 @@ def smaller_group(scale: Scale, images: Images) -> dict[str, TimedModel]:
     """Returns plain ViTs of smaller sizes, FP32 and INT8 by ONNX Runtime, and GFTs of the presets in FP32 and INT8."""
     found = {}
     for name in scale.smaller:
-        plain = export_peer(plain_vit(scale.config, name), scale.config.image_size).SerializeToString()
+        torch.manual_seed(0)
+        network = timm.create_model(name, num_classes=CLASSES).eval()
+        plain = export_peer(network, scale.config.image_size).SerializeToString()
         label = name.partition("_patch")[0]
         found[f"{label} FP32"] = TimedModel(plain, huge_pages=False)
         int8 = quantized_by_onnxruntime(plain, images)
