@@ -49,7 +49,7 @@ def _of_times(parts: Data) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for part, batch, over, least in LEAST_OVER:
         found = {r["name"]: r for r in parts.get(part, {}).get("rows", ()) if r["batch"] == batch and "p50_ms" in r}
-        row = {
+        row: dict[str, Any] = {
             "what": f"{part}, batch {batch}: GFT over {over}",
             "target": f">= {least:g}x",
             "value": None,
