@@ -72,13 +72,13 @@ class Family:
         self._focal: dict[GFTConfig, nn.Module] = {}
 
     def focal(self, **changes: Any) -> nn.Module:
-        """Returns the focal model, with some fields of its configuration changed."""
+        """Returns the focal model with the weights of the plain ViT, and some fields of its configuration changed."""
         config = dataclasses.replace(self.config, **changes)
         if config not in self._focal:
-            torch.manual_seed(0)
             with self.place.device:
-                model = build_model(config)
-            self._focal[config] = model.eval().requires_grad_(False).to(self.place.dtype)
+                model = build_model(config).to(self.place.dtype)
+            model.load_state_dict(self.vit.state_dict())
+            self._focal[config] = model.eval().requires_grad_(False)
         return self._focal[config]
 
     def images(self, batch: int) -> Tensor:
@@ -89,7 +89,8 @@ class Family:
     def gft(self, budget: TokenBudget | None = None, maps: bool = False, **changes: Any) -> Candidate:
         """Returns the focal model at a budget, its own by default."""
         budget = budget or self.config.budget
-        return Candidate(self.focal(**changes), count_macs(self.config, budget), {"budget": budget, "maps": maps})
+        macs = count_macs(dataclasses.replace(self.config, **changes), budget)
+        return Candidate(self.focal(**changes), macs, {"budget": budget, "maps": maps})
 
     def plain(self) -> Candidate:
         """Returns the plain ViT."""

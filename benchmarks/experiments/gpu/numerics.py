@@ -49,16 +49,35 @@ PRECISIONS = {
 
 
 def run(scale: Scale, place: Place, until: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Compares every precision with the CPU.
+    """Compares every precision with the CPU, for the built-in checkpoint.
+
+    Returns:
+        ``rows`` and ``errors`` of :func:`compared`; the checkpoint's hash.
+    """
+    checkpoint = load_checkpoint("builtin")
+    pixels, labels = evaluation_images(checkpoint, scale.images)
+    say(f"numerics: {len(pixels)} images")
+    return {"checkpoint": checkpoint.sha256, **compared(checkpoint.model, pixels, labels, place, until)}
+
+
+def compared(
+    model: nn.Module, pixels: npt.NDArray[np.float32], labels: npt.NDArray[np.int64], place: Place, until: float
+) -> dict[str, Any]:
+    """Compares a focal model on a device, in every precision, with FP32 on the CPU.
+
+    Args:
+        model: stays as it is.
+        pixels: preprocessed, (B, 3, H, W).
+        labels: true classes, (B,).
+        place: gives the device.
+        until: value of ``time.monotonic`` after which no precision is begun.
 
     Returns:
         ``rows``, one per precision, with the fields of :class:`~gft_edge.stats.agreement.Comparison`, and ``jaccard``,
         that of the kept sets by stage; ``errors`` of precisions that could not run.
     """
-    checkpoint = load_checkpoint("builtin")
-    pixels, labels = evaluation_images(checkpoint, scale.images)
-    reference = outputs(checkpoint.model, pixels, torch.device("cpu"), Precision())
-    say(f"numerics: {len(pixels)} images on the CPU")
+    focal: Any = model
+    reference = outputs(model, pixels, torch.device("cpu"), Precision())
     rows, errors = [], []
     for name, precision in PRECISIONS.items():
         if time.monotonic() > until:
@@ -66,16 +85,16 @@ def run(scale: Scale, place: Place, until: float, say: Callable[[str], None]) ->
             continue
         try:
             with _tf32(precision.tf32):
-                found = outputs(checkpoint.model, pixels, place.device, precision)
+                found = outputs(model, pixels, place.device, precision)
             sides = (
                 Computation("torch", "fp32", "cpu fp32"),
                 Computation("torch", name, f"{place.device.type} {name}"),
             )
-            comparison = compare(sides, reference, found, labels, checkpoint.info.model.num_patches)
+            comparison = compare(sides, reference, found, labels, focal.config.num_patches)
             rows.append({"name": name, **asdict(comparison), "jaccard": [one.jaccard for one in comparison.stages]})
         except Exception as error:
             errors.append({"name": name, "error": reason(error)})
-    return {"images": len(pixels), "checkpoint": checkpoint.sha256, "rows": rows, "errors": errors}
+    return {"images": len(pixels), "rows": rows, "errors": errors}
 
 
 def evaluation_images(checkpoint: Checkpoint, count: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]:

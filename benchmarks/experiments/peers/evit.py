@@ -15,7 +15,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from gft_edge.benchmarks.experiments.peers.vit_sizes import VitSizes
-from gft_edge.model.selection import gather_tokens
+from gft_edge.model.selection import gather_tokens, select_unordered
 
 PLACES = (4, 7, 10)
 """Blocks that drop patches, counted from 1, as in the paper."""
@@ -34,7 +34,7 @@ def keep_and_fuse(x: Tensor, attention: Tensor, k: int) -> Tensor:
     Returns:
         (B, 1 + k + 1, C)
     """
-    kept = attention.topk(k, dim=1, sorted=False).indices
+    kept = select_unordered(attention, k)
     patches = gather_tokens(x[:, 1:], kept)
     fused = attention.unsqueeze(1) @ x[:, 1:] - attention.gather(1, kept).unsqueeze(1) @ patches
     return torch.cat((x[:, :1], patches, fused), dim=1)

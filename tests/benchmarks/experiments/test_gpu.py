@@ -12,14 +12,14 @@ import torch
 
 from gft_edge.benchmarks.experiments import compile_speed
 from gft_edge.benchmarks.experiments.gpu import __main__ as gpu
-from gft_edge.benchmarks.experiments.gpu import candidates, compiled, exact, inference, results, timing
+from gft_edge.benchmarks.experiments.gpu import candidates, compiled, exact, inference, numerics, results, timing
 from gft_edge.benchmarks.experiments.gpu.scale import SECONDS, Place, aligned, full_scale, quick_scale
 from gft_edge.budget import TokenBudget
 from gft_edge.errors import ConfigError
 from gft_edge.model.macs import count_macs
 
 CPU = Place(torch.device("cpu"), torch.float32)
-HERE = ("inference", "kernels", "training", "numerics")
+HERE = ("inference", "kernels", "training")
 
 
 @pytest.fixture(scope="module")
@@ -87,12 +87,17 @@ def test_selecting_blocks_launch_fewer_kernels_than_evit(measured):
     assert sum(kernel["count"] for kernel in rows[candidates.VIT]["by_name"]) == rows[candidates.VIT]["kernels"]
 
 
-def test_numerics_compare_sets(measured):
-    rows = {row["name"]: row for row in measured[0]["parts"]["numerics"]["rows"]}
-    assert rows["fp32"]["jaccard"] == [1.0, 1.0, 1.0]
+def test_numerics_compare_sets(tiny_model):
+    pixels = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)).numpy()
+    found = numerics.compared(tiny_model, pixels, np.zeros(8, np.int64), CPU, math.inf)
+    rows = {row["name"]: row for row in found["rows"]}
+    assert set(rows) == set(numerics.PRECISIONS), found["errors"]
+    assert rows["fp32"]["jaccard"] == [1.0, 1.0]
     assert rows["fp32"]["logit_sqnr_db"] is None
     assert rows["bf16"]["logit_sqnr_db"] < rows["fp16"]["logit_sqnr_db"]
     assert all(0 < value <= 1 for row in rows.values() for value in row["jaccard"])
+    assert next(tiny_model.parameters()).dtype == torch.float32
+    assert numerics.compared(tiny_model, pixels, np.zeros(8, np.int64), CPU, 0)["errors"][0]["error"] == "no time left"
 
 
 def test_every_budget_is_a_multiple_of_eight_tokens():
@@ -232,6 +237,7 @@ def test_macs_of_the_candidates_are_by_the_formula(family):
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU and driver")
 def test_quick_run_on_a_gpu(tmp_path):
     assert gpu.main(["--quick", "--out", str(tmp_path / "gpu.json")]) == 0
     data = json.loads((tmp_path / "gpu.json").read_text())
