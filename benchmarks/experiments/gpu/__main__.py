@@ -34,7 +34,7 @@ from gft_edge.benchmarks.experiments.gpu.scale import (
     quick_scale,
     reason,
 )
-from gft_edge.benchmarks.measuring.protocol import conditions
+from gft_edge.benchmarks.measuring.protocol import commit, conditions
 from gft_edge.errors import ConfigError, did_you_mean, exit_code
 from gft_edge.files import require_writable, write_json
 
@@ -103,7 +103,7 @@ def run(scale: Scale, names: Sequence[str], say: Say) -> dict[str, Any]:
             "dtype": str(place.dtype),
             "gpu": before,
             "versions": {"torch": torch.__version__, "cuda": torch.version.cuda, "timm": timm.__version__},
-            "machine": conditions(),
+            "machine": {**conditions(), "commit": commit(Path(__file__).resolve().parent)},  # links may lead here
             "model": scale.config.to_json(),
             "seconds": time.monotonic() - started,
             "targets": targets(parts, scale.name == "full"),

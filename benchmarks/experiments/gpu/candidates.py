@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,25 +96,25 @@ class Family:
         """Returns the plain ViT."""
         return Candidate(self.vit, tome.count_macs([0] * self.config.depth, self.sizes))
 
-    def evit(self, keep: tuple[int, ...], fused: bool = False) -> Candidate:
-        """Returns EViT that keeps these patches in the blocks in which the focal model selects."""
-        places = self.config.stages
+    def evit(self, keep: Sequence[int], places: Sequence[int], fused: bool = False) -> Candidate:
+        """Returns EViT that keeps so many patches in these blocks."""
         return Candidate(evit.EViT(self.vit, keep, places, fused), evit.count_macs(keep, self.sizes, places))
 
-    def tome(self, merged: tuple[int, ...]) -> Candidate:
+    def tome(self, merged: Sequence[int]) -> Candidate:
         """Returns ToMe that merges so many pairs in each block."""
         return Candidate(tome.ToMe(self.vit, merged), tome.count_macs(merged, self.sizes))
 
     def main(self) -> Makers:
-        """Returns the plain ViT, the focal model, and EViT at the same patches and at equal multiply-accumulates."""
+        """Returns the plain ViT, the focal model, and EViT with the same patches kept and at equal multiply-accumulates."""
         config = self.config
-        keep = config.budget.keep
+        same = config.budget.keep, config.stages
+        places = evit.places(config)
         return {
             VIT: self.plain,
             GFT: self.gft,
-            EVIT: lambda: self.evit(keep),
-            EVIT_FUSED: lambda: self.evit(keep, fused=True),
-            EVIT_MACS: lambda: self.evit(tuple(evit.keep_counts(count_macs(config), self.sizes, config.stages))),
+            EVIT: lambda: self.evit(*same),
+            EVIT_FUSED: lambda: self.evit(*same, fused=True),
+            EVIT_MACS: lambda: self.evit(evit.keep_counts(count_macs(config), self.sizes, places), places),
         }
 
     def variants(self) -> Makers:
@@ -130,10 +130,7 @@ class Family:
 
     def merging(self) -> Makers:
         """Returns ToMe with as many tokens after each block as the focal model, and at equal multiply-accumulates."""
-        config = self.config
-        dropped = dict(zip(config.stages, map(lambda a, b: a - b, config.budget.stage_inputs, config.budget.keep)))
-        merged = tuple(dropped.get(number, 0) for number in range(1, config.depth + 1))
         return {
-            TOME: lambda: self.tome(merged),
-            TOME_MACS: lambda: self.tome(tuple(tome.schedule(count_macs(config), self.sizes))),
+            TOME: lambda: self.tome(tome.same_tokens(self.config)),
+            TOME_MACS: lambda: self.tome(tome.schedule(count_macs(self.config), self.sizes)),
         }

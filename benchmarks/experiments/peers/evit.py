@@ -15,10 +15,16 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from gft_edge.benchmarks.experiments.peers.vit_sizes import VitSizes
+from gft_edge.config.model import GFTConfig
 from gft_edge.model.selection import gather_tokens, select_unordered
 
 PLACES = (4, 7, 10)
 """Blocks that drop patches, counted from 1, as in the paper."""
+
+
+def places(config: GFTConfig) -> tuple[int, ...]:
+    """Returns the blocks of the paper, or those in which the focal model selects where there are fewer blocks."""
+    return PLACES if config.depth >= max(PLACES) else config.stages
 
 
 def keep_and_fuse(x: Tensor, attention: Tensor, k: int) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -96,26 +96,30 @@ def graph_of(model: Any, maps: MapsMode = "none") -> onnx.ModelProto:
 
 
 def focal_group(scale: Scale, images: Images) -> dict[str, TimedModel]:
-    """Returns the focal model, plain ViT, ToMe and EViT of equal multiply-accumulates, and the focal model's products alone."""
-    config = scale.config
+    """Returns the focal model, plain ViT, ToMe and EViT (same patches, and equal multiply-accumulates), and its products alone."""
+    config, side = scale.config, scale.config.image_size
     macs = count_macs(config)
     torch.manual_seed(0)
     model = build_model(config).eval()
     floats = graph_of(model)
     int8 = graph_of(quantize_int8(model, [images]).model)
-    side = config.image_size
     torch.manual_seed(0)
     vit = timm_vit(config, False, 0.0, num_classes=CLASSES).eval()
     plain = export_peer(vit, side).SerializeToString()
     sizes = VitSizes.of(config, CLASSES)
-    merged = tome.schedule(macs, sizes)
-    places = scale.places
-    keep = evit.keep_counts(macs, sizes, places)
-    tome_macs = tome.count_macs(merged, sizes)
-    evit_macs = evit.count_macs(keep, sizes, places)
+
+    def merging(merged: Sequence[int]) -> TimedModel:
+        graph = export_peer(tome.ToMe(vit, merged), side)
+        return TimedModel(graph.SerializeToString(), macs=tome.count_macs(merged, sizes))
+
+    def dropping(keep: Sequence[int], places: Sequence[int]) -> TimedModel:
+        graph = export_peer(evit.EViT(vit, keep, places), side)
+        return TimedModel(graph.SerializeToString(), macs=evit.count_macs(keep, sizes, places))
+
     vit_macs = tome.count_macs([0] * config.depth, sizes)
     alone, alone_feeds = products_alone(floats)
     alone_int8, alone_int8_feeds = products_alone(int8)
+    places = evit.places(config)
     return {
         "ViT FP32": TimedModel(plain, macs=vit_macs, huge_pages=False),
         "ViT INT8 (quantize_static)": TimedModel(
@@ -124,8 +128,10 @@ def focal_group(scale: Scale, images: Images) -> dict[str, TimedModel]:
         "ViT FP32, huge pages": TimedModel(plain, macs=vit_macs),
         "GFT FP32": TimedModel(floats.SerializeToString(), macs=macs),
         "GFT INT8": TimedModel(int8.SerializeToString(), True, macs),
-        "ToMe FP32": TimedModel(export_peer(tome.ToMe(vit, merged), side).SerializeToString(), macs=tome_macs),
-        "EViT FP32": TimedModel(export_peer(evit.EViT(vit, keep, places), side).SerializeToString(), macs=evit_macs),
+        "ToMe FP32": merging(tome.same_tokens(config)),
+        "EViT FP32": dropping(config.budget.keep, config.stages),
+        "ToMe FP32, equal MACs": merging(tome.schedule(macs, sizes)),
+        "EViT FP32, equal MACs": dropping(evit.keep_counts(macs, sizes, places), places),
         "products of GFT FP32": TimedModel(alone, feeds=alone_feeds),
         "products of GFT INT8": TimedModel(alone_int8, True, feeds=alone_int8_feeds),
     }

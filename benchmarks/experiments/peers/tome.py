@@ -14,6 +14,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from gft_edge.benchmarks.experiments.peers.vit_sizes import VitSizes
+from gft_edge.config.model import GFTConfig
 from gft_edge.model.selection import gather_tokens
 
 
@@ -102,3 +103,12 @@ def schedule(macs: int, sizes: VitSizes) -> list[int]:
         if r * depth + extra < patches
     ]
     return min(candidates, key=lambda m: abs(count_macs(m, sizes) - macs))
+
+
+def same_tokens(config: GFTConfig) -> list[int]:
+    """Returns the pairs per block after which as many tokens leave each block as in the focal model at its own budget."""
+    dropped = {
+        place: before - after
+        for place, before, after in zip(config.stages, config.budget.stage_inputs, config.budget.keep)
+    }
+    return [dropped.get(number, 0) for number in range(1, config.depth + 1)]
