@@ -23,7 +23,7 @@ import timm
 import torch
 
 from gft_edge.benchmarks.experiments import compile_speed
-from gft_edge.benchmarks.experiments.gpu import compiled, inference, kernels, numerics, training
+from gft_edge.benchmarks.experiments.gpu import compiled, inference, kernels, numerics, pieces, training
 from gft_edge.benchmarks.experiments.gpu.results import plain, targets, text
 from gft_edge.benchmarks.experiments.gpu.scale import (
     MOST_SECONDS,
@@ -61,9 +61,10 @@ def _compile(scale: Scale, place: Place, until: float, say: Say) -> dict[str, An
 
 PARTS: dict[str, Part] = {
     "inference": inference.run,
-    "kernels": kernels.run,
     "training": training.run,
+    "kernels": kernels.run,
     "numerics": numerics.run,
+    "pieces": pieces.run,
     "compiled": compiled.run,
     "compile": _compile,
 }

@@ -91,9 +91,10 @@ def text(data: Data) -> str:
         lines.append("quick run: its times mean nothing")
     rows = ((r["what"], r["target"], _number(r["value"]), VERDICTS[r["met"]]) for r in data["targets"])
     lines += ["", table(("target", "", "measured", ""), rows)]
-    for part in ("inference", "training", "compiled"):
+    for part in ("inference", "training", "compiled", "pieces"):
         if parts.get(part, {}).get("rows"):
-            lines += ["", f"{part}, ms (times faster than the plain ViT)", _times(parts[part]["rows"])]
+            unit = "microseconds of one call" if part == "pieces" else "ms (times faster than the plain ViT)"
+            lines += ["", f"{part}, {unit}", _times(parts[part]["rows"])]
     for part, columns in _COLUMNS.items():
         found = parts.get(part, {}).get("calls" if part == "compile" else "rows", ())
         if found:
@@ -116,7 +117,8 @@ def _times(rows: Iterable[Data]) -> str:
     for row in timed:
         over = f" ({row['over_vit'][0]:.2f}x)" if "over_vit" in row else ""
         memory = f", {row['peak_gb']:.2f} GB" if row.get("peak_gb") else ""
-        cells.setdefault(row["name"], {})[row["batch"]] = f"{row['p50_ms']:.3f}{over}{memory}"
+        value = f"{row['us']:.1f}" if "us" in row else f"{row['p50_ms']:.3f}"
+        cells.setdefault(row["name"], {})[row["batch"]] = f"{value}{over}{memory}"
     header = ("", *(f"batch {batch}" for batch in batches))
     return table(header, ((name, *(found.get(batch, "") for batch in batches)) for name, found in cells.items()))
 

@@ -12,7 +12,15 @@ from gft_edge.budget import PREFIX_TOKENS, TokenBudget
 from gft_edge.config.model import GFTConfig, preset
 
 SECONDS: Mapping[str, float] = types.MappingProxyType(
-    {"inference": 60.0, "kernels": 10.0, "training": 30.0, "numerics": 20.0, "compiled": 40.0, "compile": 110.0}
+    {
+        "inference": 50.0,
+        "training": 30.0,
+        "kernels": 10.0,
+        "numerics": 20.0,
+        "pieces": 15.0,
+        "compiled": 40.0,
+        "compile": 110.0,
+    }
 )
 """Parts of a run in their order, with the most seconds of each."""
 MOST_SECONDS = 235.0
