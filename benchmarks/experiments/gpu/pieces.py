@@ -11,14 +11,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from timm.layers import PatchEmbed
 from torch import Tensor
 
 from gft_edge.benchmarks.experiments.gpu.inference import figures
 from gft_edge.benchmarks.experiments.gpu.scale import Place, Scale, reason
 from gft_edge.benchmarks.experiments.gpu.timing import Call, Replay, interleaved
 from gft_edge.config.model import GFTConfig
+from gft_edge.model.layers import embed_patches
 from gft_edge.model.scores import SCORES
-from gft_edge.model.selection import gather_tokens, select_patches, select_unordered, token_indices
+from gft_edge.model.selection import gather_all, gather_tokens, select_patches, select_unordered, token_indices
 
 CALLS = 20
 """Of a step in one graph, so that the gaps between graphs do not count."""
@@ -48,13 +50,14 @@ class Block:
         self.scores = self.score(self.q, self.k, self.heads, 1)
         self.kept = select_patches(self.scores, self.kept_count)
         self.rows = token_indices(self.kept, 1)
-        self.starts = tokens * torch.arange(batch, device=place.device).unsqueeze(1)
-        self.images = torch.arange(batch, device=place.device).unsqueeze(1)
+        self.numbers = torch.arange(batch, device=place.device).unsqueeze(1)
         self.mean = torch.full((batch, 1, tokens), 1 / config.num_patches, **options)
         self.mean[:, :, 0] = 0
         self.first = torch.zeros(1, tokens, 1, **options)
         self.first[:, 0] = FIRST
         self.q_rows = gather_tokens(self.q, self.rows)
+        self.images = torch.randn(batch, 3, config.image_size, config.image_size, **options)
+        self.embedding = PatchEmbed(config.image_size, config.patch_size, 3, width).to(**options)
 
     def groups(self) -> Groups:
         """Returns the ways of each step; those of one step return equal values, kept indices as a sorted list."""
@@ -73,9 +76,9 @@ class Block:
                 "sort": lambda: self.scores.sort(dim=1, descending=True).indices[:, :k],
             },
             "rows": {
-                "gather": lambda: torch.cat((gather_tokens(self.x, self.rows), gather_tokens(self.q, self.rows))),
-                "index": lambda: torch.cat((self.x[self.images, self.rows], self.q[self.images, self.rows])),
-                "index_select": lambda: torch.cat((self._selected(self.x), self._selected(self.q))),
+                "as in the model": lambda: torch.cat(gather_all((self.x, self.q), self.rows)),
+                "gather": lambda: torch.cat((self._gathered(self.x), self._gathered(self.q))),
+                "index": lambda: torch.cat((self.x[self.numbers, self.rows], self.q[self.numbers, self.rows])),
             },
             "attention": {
                 "rows": lambda: self._attention(self.q_rows),
@@ -86,29 +89,27 @@ class Block:
             "selection": {
                 "as in the model": self.as_in_the_model,
                 "class token first by its score, sort": self.by_sort,
-                "the same, index_select": lambda: self.by_sort(flat=True),
+            },
+            "embedding": {
+                "as in the model": lambda: embed_patches(self.embedding, self.images),
+                "convolution": lambda: self.embedding(self.images),
             },
         }
 
     def as_in_the_model(self) -> Tensor:
-        """Returns rows of tokens and queries (2 B, R, C): mean, bmm, top k, add, pad, two gathers."""
+        """Returns rows of tokens and queries (2 B, R, C): mean, bmm, top k, add, pad, rows of two tensors."""
         kept = select_unordered(self.score(self.q, self.k, self.heads, 1), self.kept_count)
-        rows = token_indices(kept, 1)
-        return torch.cat((gather_tokens(self.x, rows), gather_tokens(self.q, rows)))
+        return torch.cat(gather_all((self.x, self.q), token_indices(kept, 1)))
 
-    def by_sort(self, flat: bool = False) -> Tensor:
-        """Returns the same rows: mean, bmm that adds the class token's score, sort, two gathers."""
+    def by_sort(self) -> Tensor:
+        """Returns the same rows: mean, bmm that adds the class token's score, sort, rows of two tensors."""
         vector = self.q[:, 1:].mean(dim=1).unsqueeze(2)
         scores = torch.baddbmm(self.first, self.k, vector).squeeze(2)
         rows = scores.sort(dim=1, descending=True).indices[:, : self.kept_count + 1]
-        if flat:
-            return torch.cat((self._selected(self.x, rows), self._selected(self.q, rows)))
-        return torch.cat((gather_tokens(self.x, rows), gather_tokens(self.q, rows)))
+        return torch.cat(gather_all((self.x, self.q), rows))
 
-    def _selected(self, tokens: Tensor, rows: Tensor | None = None) -> Tensor:
-        rows = self.rows if rows is None else rows
-        flat = tokens.as_strided((tokens.shape[0] * tokens.shape[1], tokens.shape[2]), (tokens.stride(1), 1))
-        return flat.index_select(0, (rows + self.starts).flatten()).unflatten(0, tuple(rows.shape))
+    def _gathered(self, tokens: Tensor) -> Tensor:
+        return tokens.gather(1, self.rows.unsqueeze(2).expand(-1, -1, tokens.shape[2]))
 
     def _attention(self, rows: Tensor) -> Tensor:
         q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in (rows, self.k, self.v))

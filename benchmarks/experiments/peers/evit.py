@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gft_edge.benchmarks.experiments.peers.vit_sizes import VitSizes
 from gft_edge.config.model import GFTConfig
+from gft_edge.model.layers import embed_patches
 from gft_edge.model.selection import gather_tokens, select_unordered
 
 PLACES = (4, 7, 10)
@@ -68,7 +69,7 @@ class EViT(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Maps (B, 3, H, W) to logits (B, classes)."""
         vit = self.vit
-        x = vit.patch_embed(images)
+        x = embed_patches(vit.patch_embed, images)
         x = torch.cat((vit.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + vit.pos_embed
         for number, block in enumerate(vit.blocks, start=1):
             x = self._dropping(block, x, self.keep[number]) if number in self.keep else block(x)
