@@ -90,7 +90,8 @@ def text(data: Data) -> str:
     if data["scale"] != "full":
         lines.append("quick run: its times mean nothing")
     rows = ((r["what"], r["target"], _number(r["value"]), VERDICTS[r["met"]]) for r in data["targets"])
-    lines += ["", table(("target", "", "measured", ""), rows)]
+    if data["targets"]:
+        lines += ["", table(("target", "", "measured", ""), rows)]
     for part in ("inference", "training", "compiled", "pieces"):
         if parts.get(part, {}).get("rows"):
             unit = "microseconds of one call" if part == "pieces" else "ms (times faster than the plain ViT)"

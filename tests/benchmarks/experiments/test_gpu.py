@@ -28,7 +28,7 @@ from gft_edge.errors import ConfigError
 from gft_edge.model.macs import count_macs
 
 CPU = Place(torch.device("cpu"), torch.float32)
-HERE = ("inference", "training", "kernels", "pieces")
+HERE = ("inference", "training", "kernels", "pieces", "numerics")
 
 
 @pytest.fixture(scope="module")
