@@ -63,7 +63,9 @@ def _sort_top_k(model: onnx.ModelProto) -> None:
                 attribute.i = 1
         if types.get(node.input[0]) == onnx.TensorProto.BFLOAT16:
             name = f"{node.name}_scores"
-            cast = helper.make_node("Cast", [node.input[0]], [name], name=f"{node.name}_cast", to=onnx.TensorProto.FLOAT)
+            cast = helper.make_node(
+                "Cast", [node.input[0]], [name], name=f"{node.name}_cast", to=onnx.TensorProto.FLOAT
+            )
             node.input[0] = name
             model.graph.node.insert(number, cast)
 

@@ -110,7 +110,9 @@ def stage_place(comparisons: Sequence[Comparison], config: GFTConfig) -> Place:
         if s.identical + s.ties < s.images or (sqnr is not None and sqnr < DEFAULT_LIMITS.fp32_importance_sqnr_db):
             module = stage_module(config, s.stage)
             text = f"stage {s.stage} ({module}) is the first whose patches, scores or importance differ"
-            return Place("stage", module, f"{text}: the fault is in it or before it; {hint}", module=module, sqnr_db=sqnr)
+            return Place(
+                "stage", module, f"{text}: the fault is in it or before it; {hint}", module=module, sqnr_db=sqnr
+            )
     where = "all stages agree: the fault is after patch selection" if stages else "only the logits are compared"
     return Place("stage", "logits", f"{where}; {hint}", tensor="logits")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -119,6 +119,7 @@ def first_bad_module(calls: Iterable[ModuleCall], recognize: Recognizer) -> Plac
     """
     before = math.inf
     first: tuple[ModuleCall, float] | None = None
+    calls = list(calls)
     for call in calls:
         if not call.outputs:
             continue
@@ -131,13 +132,21 @@ def first_bad_module(calls: Iterable[ModuleCall], recognize: Recognizer) -> Plac
         return None
     call, db = first
     inputs_found = all(recognize(array)[0] for array in call.inputs)
-    path = call.path if inputs_found else call.path.rpartition(".")[0]
+    path = call.path if inputs_found else _caller(call.path, {call.path for call in calls})
     where = path or "the model itself"
     text = f"module {where}: no tensor of the graph is its output (nearest: {decibels(db)})"
     if not inputs_found:
         text = f"module {where}: the input of {call.path} is not in the graph (nearest output: {decibels(db)})"
     text += f"; tensors before it have {decibels(before)}"
     return Place("module", path, text, module=path, sqnr_db=finite(db), sqnr_before_db=finite(before))
+
+
+def _caller(path: str, called: Collection[str]) -> str:
+    """Returns the innermost module around a path that runs as a whole; "" for the model itself."""
+    while path := path.rpartition(".")[0]:
+        if path in called:
+            break
+    return path
 
 
 def node_modules(graph: onnx.GraphProto, calls: Iterable[ModuleCall], recognize: Recognizer) -> dict[str, str]:
