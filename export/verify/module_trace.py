@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gft_edge.budget import TokenBudget
 from gft_edge.export.verify.places import Place, agreement_db, decibels, finite
-from gft_edge.model.focal_block import Choice
+from gft_edge.model.scores import SCORES
 from gft_edge.quant.modules import Quantizer
 from gft_edge.stats.agreement import Arrays
 
@@ -34,7 +34,7 @@ class ModuleCall:
 
 
 def module_calls(
-    model: nn.Module, images: npt.NDArray[np.float32], budget: TokenBudget, choose: Choice | None = None
+    model: nn.Module, images: npt.NDArray[np.float32], budget: TokenBudget, graph: onnx.GraphProto
 ) -> list[ModuleCall]:
     """Returns the calls of all modules, in the order in which they finish (children before parents).
 
@@ -42,7 +42,7 @@ def module_calls(
         model: in eval mode.
         images: preprocessed, (B, 3, H, W).
         budget: of the graph.
-        choose: selects patches in the graph's order; raster order by default.
+        graph: whose maps are computed too, and whose order of the patches is followed.
     """
     calls: list[ModuleCall] = []
 
@@ -56,11 +56,22 @@ def module_calls(
     handles = [module.register_forward_hook(recorder(path)) for path, module in modules]
     try:
         with torch.no_grad():
-            model(torch.from_numpy(images), budget, maps=True, **({} if choose is None else {"choose": choose}))
+            _run_as(graph, model, torch.from_numpy(images), budget)
     finally:
         for handle in handles:
             handle.remove()
     return calls
+
+
+def _run_as(graph: onnx.GraphProto, model: nn.Module, images: Tensor, budget: TokenBudget) -> None:
+    """Runs a model with maps if a graph has them; without them patches go on in the order in which TopK gives them."""
+    config: Any = model.config
+    if len(graph.output) > 1:
+        model(images, budget, maps=True)
+    elif config.variant == "focal" and not SCORES[config.score].reads_neighbours:
+        model(images, budget, choose=lambda scores, k: scores.topk(k, dim=1).indices)
+    else:
+        model(images, budget)
 
 
 def _float_arrays(value: Any) -> Iterator[npt.NDArray[Any]]:
@@ -123,8 +134,9 @@ def first_bad_module(calls: Iterable[ModuleCall], recognize: Recognizer) -> Plac
     for call in calls:
         if not call.outputs:
             continue
-        name, db = recognize(call.outputs[0])
-        if name:
+        found = [recognize(array) for array in call.outputs]
+        db = min(db for _, db in found)
+        if all(name for name, _ in found):
             before, first = min(before, db), None
         elif first is None:
             first = (call, db)

@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-from torch import Tensor
 
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import Checkpoint
@@ -355,8 +354,7 @@ def trace(
     place = _first_wrong(pair)
     if exact:
         place = _earlier(fresh, _first_changed(pair), place)
-    choose = _highest_first if checkpoint.info.model.variant == "focal" and not _sorts_indices(fresh) else None
-    calls = module_calls(checkpoint.model, images, budget, choose)
+    calls = module_calls(checkpoint.model, images, budget, fresh.graph)
     same_db = SAME_TENSOR_DB if checkpoint.info.quantization is None else SAME_INT8_TENSOR_DB
     recognize = Recognizer(pair.expected, same_db)
     if place is None:
@@ -368,16 +366,6 @@ def trace(
     module = next((modules[name] for name in outputs if name in modules), "")
     text = f"{place.text} (in {module or 'the model itself'})"
     return replace(place, module=module, text=text)
-
-
-def _highest_first(scores: Tensor, k: int) -> Tensor:
-    """Returns the indices of the k highest scores in the order that TopK gives them in a graph: (B, N) to (B, k)."""
-    return scores.topk(k, dim=1).indices
-
-
-def _sorts_indices(graph: onnx.ModelProto) -> bool:
-    """Returns whether a graph puts the patches that it keeps in raster order: a second TopK, smallest first."""
-    return any(a.name == "largest" and a.i == 0 for n in graph.graph.node if n.op_type == "TopK" for a in n.attribute)
 
 
 def _earlier(fresh: onnx.ModelProto, changed: Place | None, wrong: Place | None) -> Place | None:

@@ -201,12 +201,10 @@ def stage_agreement(
         inputs: positions on the grid of the patches entering the stage on the reference side, (B, N).
         found_inputs: the same of the candidate's side; ``inputs`` by default.
     """
-    kept, scores, importance = (
-        (reference.get(f"{name}_{stage}"), candidate.get(f"{name}_{stage}"))
-        for name in ("kept", "scores", "importance")
+    kept = (reference[f"kept_{stage}"], candidate[f"kept_{stage}"])
+    scores, importance = (
+        (reference.get(f"{name}_{stage}"), candidate.get(f"{name}_{stage}")) for name in ("scores", "importance")
     )
-    assert kept[0] is not None
-    assert kept[1] is not None
     jaccard, identical, reordered, ties = [], 0, 0, []
     for row, (expected, found) in enumerate(zip(*kept)):
         both, either = np.intersect1d(expected, found), np.union1d(expected, found)

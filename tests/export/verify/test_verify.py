@@ -163,7 +163,7 @@ class TestSeededFaults:
             ("int8-none", _scaled("blocks.0.mlp.fc2.weight_scale", 2)),
             ("int8-compact", _scaled("blocks.1.attn.proj.weight_scale", 2)),
             ("int8-none", _scaled("blocks.2.mlp.fc1.weight_scale", 2)),
-            ("int8-none", _scaled("blocks.1.attn.qkv.input_scale", 8)),
+            ("int8-none", _scaled("blocks.1.attn.qkv.input_scale", 64)),
             ("int8-none", _scaled("head.bias", -1)),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
