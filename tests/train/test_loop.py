@@ -144,8 +144,8 @@ def test_weight_decay_is_for_matrices_and_kernels_only(tiny_model, tiny_config):
     decayed, rest = ([names[id(p)] for p in group["params"]] for group in groups)
     assert [(group["weight_decay"], group["lr_scale"]) for group in groups] == [(0.05, 1.0), (0.0, 1.0)]
     assert sorted(decayed + rest) == sorted(names.values())
-    assert {"pos_embed", "cls_token", "stages.0.smooth.weight", "norm.weight", "head.bias"} <= set(rest)
-    assert {"head.weight", "blocks.0.mlp.fc1.weight", "stages.0.attn.q.weight", "patch_embed.proj.weight"} <= set(
+    assert {"pos_embed", "cls_token", "blocks.0.norm1.weight", "norm.weight", "head.bias"} <= set(rest)
+    assert {"head.weight", "blocks.0.mlp.fc1.weight", "blocks.0.attn.qkv.weight", "patch_embed.proj.weight"} <= set(
         decayed
     )
 
@@ -157,8 +157,8 @@ def test_layer_decay_lowers_the_rate_with_the_distance_from_the_classifier(tiny_
     assert tiny_config.stages == (1, 2)
     assert scale["head.weight"] == scale["norm.bias"] == 1.0
     assert scale["blocks.2.mlp.fc1.weight"] == 0.5
-    assert scale["blocks.1.mlp.fc1.bias"] == scale["stages.1.attn.q.weight"] == 0.25
-    assert scale["blocks.0.norm1.weight"] == scale["stages.0.smooth.weight"] == 0.125
+    assert scale["blocks.1.mlp.fc1.bias"] == scale["blocks.1.attn.qkv.weight"] == 0.25
+    assert scale["blocks.0.norm1.weight"] == 0.125
     assert scale["pos_embed"] == scale["cls_token"] == scale["patch_embed.proj.bias"] == 0.0625
     assert len(scale) == len(names)
 
