@@ -21,7 +21,7 @@ from gft_edge.errors import ArtifactError, CheckFailed, ConfigError, DataError
 from gft_edge.model.build import logits_function
 from gft_edge.train.loop import train
 from gft_edge.train.optim import parameter_groups
-from gft_edge.train.schedule import learning_rate, step_budgets
+from gft_edge.train.schedule import learning_rate, seed_step, step_budgets
 from gft_edge.train.training_data import TrainingData
 
 STEPS = 6
@@ -136,6 +136,15 @@ def test_without_elastic_training_the_models_own_budget_is_trained_alone():
     settings = TrainSection(elastic=False)
     assert step_budgets(preset("gft_base"), settings, 7) == [preset("gft_base").budget]
     assert step_budgets(preset("resnet50"), TrainSection(elastic=True), 7) == [NO_BUDGET]
+
+
+def test_the_seed_of_a_step_is_torchs():
+    seed_step(3, 5, 1)
+    drawn = torch.rand(4), np.random.random(3)  # noqa: NPY002
+    first, second = np.random.SeedSequence([3, 5, 1]).generate_state(2).tolist()
+    torch.manual_seed(first)
+    assert torch.equal(drawn[0], torch.rand(4))
+    assert np.array_equal(drawn[1], np.random.RandomState(second).random(3))
 
 
 def test_weight_decay_is_for_matrices_and_kernels_only(tiny_model, tiny_config):
