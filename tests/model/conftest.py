@@ -37,7 +37,9 @@ def plain_vit(randomize) -> Callable[[GFTConfig], timm.models.VisionTransformer]
     """Builds timm's own network of a configuration, with random weights."""
 
     def build(config: GFTConfig) -> timm.models.VisionTransformer:
-        sizes = {name: getattr(config, name) for name in ("num_classes", "patch_size", "embed_dim", "depth", "num_heads")}
+        sizes = {
+            name: getattr(config, name) for name in ("num_classes", "patch_size", "embed_dim", "depth", "num_heads")
+        }
         return randomize(timm.create_model(config.backbone, img_size=config.image_size, **sizes), seed=7)
 
     return build

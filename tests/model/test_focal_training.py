@@ -12,6 +12,7 @@ from gft_edge.budget import TokenBudget
 from gft_edge.model.build import build_model
 from gft_edge.model.gft import FocalGFT
 
+
 @pytest.fixture
 def images():
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(5))

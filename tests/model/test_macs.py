@@ -63,7 +63,7 @@ def test_formula_equals_the_counter_on_every_family(family):
     st.sampled_from(tuple(SCORES)),
     st.sampled_from([1, 5]),
 )
-@settings(max_examples=40)
+@settings(max_examples=12)
 def test_formula_equals_the_counter(keep, stages, score, prefix):
     backbone = {1: "vit_small_patch14_dinov2", 5: "vit_small_patch14_reg4_dinov2"}[prefix]
     budget = TokenBudget(tuple(sorted(keep, reverse=True)), 16)

@@ -133,10 +133,16 @@ def test_backbones_that_cannot_select_are_refused_in_one_line(backbone, message)
         ({}, None),
         ({"global_pool": "avg"}, "classifies the pooled patches (global_pool 'avg'), not the class token"),
         ({"global_pool": "map"}, "classifies the pooled patches (global_pool 'map'), not the class token"),
-        ({"fc_norm": True}, "normalises the class token between its last norm and the classifier, which is not supported"),
+        (
+            {"fc_norm": True},
+            "normalises the class token between its last norm and the classifier, which is not supported",
+        ),
         ({"qk_norm": True}, "normalises or gates its queries, keys or attention, which is not supported"),
         ({"mlp_ratio": 3}, "has an MLP that is not two layers of ratio 4"),
-        ({"class_token": False, "global_pool": "avg"}, "has no class token, which the classifier of a focal model reads"),
+        (
+            {"class_token": False, "global_pool": "avg"},
+            "has no class token, which the classifier of a focal model reads",
+        ),
         ({"reg_tokens": 3}, "has 4 tokens before the patches, num_prefix_tokens is 1"),
         ({"pos_embed": "none"}, "needs a flat patch embedding with a position embedding"),
         ({"dynamic_img_size": True}, "needs a flat patch embedding with a position embedding"),

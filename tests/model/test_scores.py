@@ -111,7 +111,9 @@ def test_vector_added_to_every_key_changes_the_ranking_of_rows_alone():
 def test_tokens_before_the_patches_do_not_count_unless_the_score_reads_them():
     generator = torch.Generator().manual_seed(0)
     q, k = (torch.randn(2, 20, 12, dtype=torch.float64, generator=generator) for _ in range(2))
-    others = [torch.cat((torch.randn(2, 5, 12, dtype=torch.float64, generator=generator), t[:, 5:]), dim=1) for t in (q, k)]
+    others = [
+        torch.cat((torch.randn(2, 5, 12, dtype=torch.float64, generator=generator), t[:, 5:]), dim=1) for t in (q, k)
+    ]
     for name in SCORES:
         same = torch.equal(SCORES[name](q, k, 3, 5), SCORES[name](*others, 3, 5))
         assert same == (name != "class-row"), name
