@@ -18,8 +18,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from gft_edge.errors import ConfigError, DataError
-from gft_edge.model.gft import FocalStage
-from gft_edge.model.layers import ClassRowBlock
+from gft_edge.model.focal_block import FocalBlock
 from gft_edge.quant.policy import QuantPolicy
 
 
@@ -45,12 +44,8 @@ def folds(model: nn.Module, policy: QuantPolicy) -> dict[str, Fold]:
 
 
 def _readers(module: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Returns all layers that read a norm, by norm of a block or stage."""
-    if isinstance(module, FocalStage):
-        return {"norm": ("attn.q", "attn.kv")}  # and the importance, through the weights of these two
-    if isinstance(module, ClassRowBlock):
-        return {"norm1": ("attn.q", "attn.kv"), "norm2": ("mlp.fc1",)}
-    if isinstance(module, Block):
+    """Returns all layers that read a norm, by norm of a block."""
+    if isinstance(module, (Block, FocalBlock)):  # scores and importance read the weights of attn.qkv too
         return {"norm1": ("attn.qkv",), "norm2": ("mlp.fc1",)}
     return {}
 

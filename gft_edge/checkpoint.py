@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from gft_edge import __version__
 from gft_edge.config.model import GFTConfig
-from gft_edge.config.reader import load_dataclass
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import canonical_json, replacing, sha256
 from gft_edge.labels import require_names
@@ -90,7 +89,7 @@ class CheckpointInfo:
             raise ArtifactError(f"{where}: schema {data.get('schema')!r}, this version reads {SCHEMA}")
         try:
             return cls(
-                model=load_dataclass(GFTConfig, data["model"], where),
+                model=GFTConfig.from_json(data["model"], where),
                 labels=tuple(data["labels"]),
                 preprocess=PreprocessSpec.from_json(data["preprocess"]),
                 metrics=data.get("metrics", {}),

@@ -19,7 +19,7 @@ from gft_edge.data.datasets import open_images
 from gft_edge.errors import exit_code
 from gft_edge.files import replacing, require_writable_folder, write_json
 from gft_edge.model.build import logits_function
-from gft_edge.model.gft import Choice
+from gft_edge.model.focal_block import Choice
 from gft_edge.model.macs import count_macs
 from gft_edge.model.selection import select_patches
 from gft_edge.report.figures import plots

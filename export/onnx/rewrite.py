@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
     """Applies all rewrites in place and returns the model with its intermediate shapes inferred again."""
     _gather_rows(model)
+    _sort_top_k(model.graph)
     _fold_norms(model.graph)
     drop_unused(model.graph)
     del model.graph.value_info[:]
@@ -45,6 +46,15 @@ def _gather_rows(model: onnx.ModelProto) -> None:
             "GatherND", [node.input[0], unsqueeze.output[0]], list(node.output), name=node.name, batch_dims=1
         )
         node.CopyFrom(gather)
+
+
+def _sort_top_k(graph: onnx.GraphProto) -> None:
+    """Sets TopK to sorted, the only form that TensorRT's parser takes; the order of the kept patches changes no result."""
+    for node in graph.node:
+        if node.op_type == "TopK":
+            for attribute in node.attribute:
+                if attribute.name == "sorted":
+                    attribute.i = 1
 
 
 def _fold_norms(graph: onnx.GraphProto) -> None:

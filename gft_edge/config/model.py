@@ -14,6 +14,8 @@ from gft_edge.config.reader import load_dataclass
 from gft_edge.errors import ConfigError, did_you_mean
 
 Variant = Literal["focal", "published", "timm", "transfg"]
+SCORES = ("column-mean", "column-gala", "row-gala", "class-row", "random")
+"""Names of the scores that rank patches; ``gft_edge.model.scores`` computes them."""
 BASELINES: tuple[Variant, ...] = ("timm", "transfg")
 """Models without stages, for comparison; their sizes are those of their backbone."""
 
@@ -28,11 +30,14 @@ class GFTConfig:
         image_size, patch_size: pixels; the image must hold a whole number of patches.
         num_classes: outputs of the classifier.
         embed_dim, depth, num_heads: width, number of blocks, heads.
-        stages: after how many blocks each stage stands, 1 to ``depth``; increasing (focal) or all the same (published).
+        stages: focal: the blocks that select patches, counted from 1, increasing. Published: after how many blocks the stages
+            stand, all the same number.
         budget: default token budget, one count per stage.
         variant: ``"focal"`` (selection matters), ``"published"`` (reproduces the published code), or a baseline without
             stages: ``"timm"`` (any classifier of timm), ``"transfg"`` (a Vision Transformer with TransFG's part selection).
         stem: ``"linear"`` patch embedding or ``"conv"`` (strided 3x3 convolutions).
+        score: what ranks the patches of a focal model, one of :data:`SCORES`.
+        num_prefix_tokens: tokens before the patches: the class token, with a distillation token 2, with registers more.
 
     Raises:
         ConfigError: listing every problem found.
@@ -49,6 +54,8 @@ class GFTConfig:
     budget: TokenBudget = NO_BUDGET
     variant: Variant = "focal"
     stem: Literal["linear", "conv"] = "linear"
+    score: str = SCORES[0]
+    num_prefix_tokens: int = PREFIX_TOKENS
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", tuple(self.stages))
@@ -57,7 +64,7 @@ class GFTConfig:
             raise ConfigError(f"model configuration: variant must be one of {choices}, found {self.variant!r}")
         sizes = ["image_size", "num_classes"]
         if not self.is_baseline:
-            sizes += ["patch_size", "embed_dim", "depth", "num_heads"]
+            sizes += ["patch_size", "embed_dim", "depth", "num_heads", "num_prefix_tokens"]
         problems = []
         for name in sizes:
             value = getattr(self, name)
@@ -74,8 +81,8 @@ class GFTConfig:
         set_names = [n for n in ("patch_size", "embed_dim", "depth", "num_heads", "stages") if getattr(self, n)]
         if self.budget != NO_BUDGET:
             set_names.append("budget")
-        if self.stem != "linear":
-            set_names.append("stem")
+        defaults = {"stem": "linear", "score": SCORES[0], "num_prefix_tokens": PREFIX_TOKENS}
+        set_names += [name for name, default in defaults.items() if getattr(self, name) != default]
         return [
             f"variant {self.variant!r} is the unchanged backbone and has no stages: leave out {', '.join(set_names)}"
         ] * bool(set_names)
@@ -90,7 +97,7 @@ class GFTConfig:
             if self.embed_dim % self.num_heads:
                 problems.append(f"embed_dim {self.embed_dim} is not a multiple of num_heads {self.num_heads}")
             if any(not 1 <= after <= self.depth for after in self.stages):
-                problems.append(f"stages must stand after blocks 1 to {self.depth}, found {list(self.stages)}")
+                problems.append(f"stages must be blocks 1 to {self.depth}, found {list(self.stages)}")
         if not self.stages:
             problems.append("stages must name at least one block")
         elif self.variant == "published":
@@ -104,6 +111,14 @@ class GFTConfig:
             problems.append(f"stages must be increasing, found {list(self.stages)}")
         if len(self.stages) != len(self.budget.keep):
             problems.append(f"budget {self.budget.id} has {len(self.budget.keep)} counts for {len(self.stages)} stages")
+        if self.score not in SCORES:
+            problems.append(
+                f"unknown score {self.score!r}{did_you_mean(self.score, SCORES)}; there are: {', '.join(SCORES)}"
+            )
+        if self.variant == "published" and (self.score != SCORES[0] or self.num_prefix_tokens != PREFIX_TOKENS):
+            problems.append(
+                "variant 'published' has its own score and one class token: leave out score, num_prefix_tokens"
+            )
         if self.stem not in ("linear", "conv"):
             problems.append(f"stem must be 'linear' or 'conv', found {self.stem!r}")
         if self.stem == "conv" and not problems and not wrong_sizes:
@@ -121,6 +136,11 @@ class GFTConfig:
         return self.variant in BASELINES
 
     @property
+    def is_distilled(self) -> bool:
+        """True for DeiT's models with a distillation token and a second classifier; timm has the word in their names."""
+        return "distilled" in self.backbone
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the patch grid; none for a baseline."""
         side = self.image_size // self.patch_size if self.patch_size else 0
@@ -131,11 +151,6 @@ class GFTConfig:
         """Patches of one image."""
         rows, cols = self.grid
         return rows * cols
-
-    @property
-    def num_prefix_tokens(self) -> int:
-        """Number of tokens before the patches: the class token."""
-        return PREFIX_TOKENS
 
     @property
     def full_budget(self) -> TokenBudget:
@@ -160,9 +175,22 @@ class GFTConfig:
         return {**data, "stages": list(self.stages), "budget": self.budget.to_json()}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> GFTConfig:
-        """Reads what :meth:`to_json` returns."""
-        return load_dataclass(cls, data, "model configuration")
+    def from_json(cls, data: Mapping[str, Any], where: str = "model configuration") -> GFTConfig:
+        """Reads what :meth:`to_json` returns.
+
+        Args:
+            data: plain JSON values.
+            where: begins the messages.
+
+        Raises:
+            ConfigError: every problem found, or the configuration is of the form that is gone.
+        """
+        if isinstance(data, Mapping) and data.get("variant") == "focal" and "score" not in data:
+            raise ConfigError(
+                f"{where}: is a focal model of the old form, with attention layers between the blocks; this version "
+                "selects inside the blocks: train it again, or give the weights of its backbone to gft-edge adopt"
+            )
+        return load_dataclass(cls, data, where)
 
 
 def conv_stem_widths(patch_size: int, embed_dim: int) -> tuple[int, ...]:
@@ -180,7 +208,7 @@ def _preset(backbone: str, embed_dim: int, num_heads: int) -> GFTConfig:
         embed_dim=embed_dim,
         depth=12,
         num_heads=num_heads,
-        stages=(2, 4, 6),
+        stages=(3, 5, 7),
         budget=TokenBudget.from_ratios((0.75, 0.5, 0.25), 196),
     )
 

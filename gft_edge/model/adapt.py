@@ -12,16 +12,14 @@ from gft_edge.budget import PREFIX_TOKENS
 from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ConfigError
 
-CLASSIFIERS = ("head.", "classifier.", "network.head.", "network.fc.", "network.classifier.")
+CLASSIFIERS = ("head.", "head_dist.", "classifier.", "network.head.", "network.fc.", "network.classifier.")
 POSITIONS = ("pos_embed", "base_model.pos_embed", "network.pos_embed")
-AVERAGES = (".ema", ".ema_seen")
 
 
 def adapt_weights(weights: Mapping[str, Tensor], old: GFTConfig, new: GFTConfig) -> dict[str, Tensor]:
     """Returns the weights of a model of configuration ``old`` that fit one of configuration ``new``.
 
-    Another grid resamples the position embedding (bicubic, antialiased) and drops the moving averages per position;
-    another number of classes drops the classifier.
+    Another grid resamples the position embedding (bicubic, antialiased); another number of classes drops the classifier.
 
     Raises:
         ConfigError: the models differ in more than image size, classes and budget.
@@ -34,12 +32,11 @@ def adapt_weights(weights: Mapping[str, Tensor], old: GFTConfig, new: GFTConfig)
     if old.num_classes != new.num_classes:
         fitting = {name: tensor for name, tensor in fitting.items() if not name.startswith(CLASSIFIERS)}
     if old.image_size != new.image_size or old.grid != new.grid:
-        fitting = {name: tensor for name, tensor in fitting.items() if not name.endswith(AVERAGES)}
         for name in POSITIONS:
             if name in fitting:
-                fitting[name] = resample_abs_pos_embed(
-                    fitting[name], _grid(new, old, fitting[name]), num_prefix_tokens=PREFIX_TOKENS
-                )
+                grid = _grid(new, old, fitting[name])
+                prefix = fitting[name].shape[1] - (old.num_patches or fitting[name].shape[1] - PREFIX_TOKENS)
+                fitting[name] = resample_abs_pos_embed(fitting[name], grid, num_prefix_tokens=prefix)
     return fitting
 
 

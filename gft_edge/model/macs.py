@@ -10,6 +10,7 @@ import itertools
 from gft_edge.budget import TokenBudget, patches_per_block
 from gft_edge.config.model import GFTConfig, conv_stem_widths
 from gft_edge.errors import ConfigError
+from gft_edge.model.scores import SCORES
 
 
 def count_macs(config: GFTConfig, budget: TokenBudget | None = None) -> int:
@@ -32,31 +33,29 @@ def count_macs(config: GFTConfig, budget: TokenBudget | None = None) -> int:
     if config.variant == "published":
         tokens = config.num_patches + prefix
         return total + config.stages[0] * _block(tokens, tokens, width)
-    kept = dict(zip(config.stages, budget.keep))
+    keep = dict(zip(config.stages, budget.keep))
+    is_pruned = budget.keep[-1] < config.num_patches
+    if config.is_distilled:
+        total += width * config.num_classes
     patches_of = patches_per_block(config.stages, budget.keep, config.num_patches, config.depth)
     for number, patches in enumerate(patches_of, start=1):
-        # Only the class token is read after the last block or the last stage.
-        last, tokens = number == config.depth, patches + prefix
-        total += _block(1 if last and number not in kept else tokens, tokens, width)
-        if number in kept:
-            rows = 1 if last else kept[number] + prefix
-            total += _attention(rows, tokens, width) + _scores(patches, width, config.num_heads)
+        kept = keep.get(number, patches)
+        class_only = is_pruned and number == config.depth
+        rows = prefix if class_only else kept + prefix
+        total += _block(rows, patches + prefix, width)
+        if kept < patches and not class_only:
+            total += _scores(config.score, patches + prefix, width)
     return total
 
 
-def _attention(rows: int, tokens: int, width: int) -> int:
-    """Counts queries and output projection of R rows, keys and values of T tokens, and two products with the attention."""
-    return 2 * rows * width**2 + 2 * tokens * width**2 + 2 * rows * tokens * width
-
-
 def _block(rows: int, tokens: int, width: int) -> int:
-    """Counts attention and an MLP of ratio 4: 12 T C^2 + 2 T^2 C when every token attends."""
-    return _attention(rows, tokens, width) + 8 * rows * width**2
+    """Counts queries, keys and values of T tokens, attention, output projection and an MLP of ratio 4 of R rows."""
+    return 3 * tokens * width**2 + 2 * rows * tokens * width + 9 * rows * width**2
 
 
-def _scores(patches: int, width: int, num_heads: int) -> int:
-    """Counts mean key and its projection (2 C^2), one product per patch and head (N H C), smoothing (3 N)."""
-    return 2 * width**2 + patches * num_heads * width + 3 * patches
+def _scores(score: str, tokens: int, width: int) -> int:
+    """Counts the matrix products of a score: one vector with every token, or none where heads are read apart."""
+    return 0 if SCORES[score].by_head else tokens * width
 
 
 def _embedding(config: GFTConfig) -> int:

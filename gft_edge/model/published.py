@@ -19,12 +19,14 @@ from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.model import gala
 from gft_edge.model.backbone import timm_vit
-from gft_edge.model.gft import EMA_MIX, EMA_MOMENTUM, GFTOutput, StageMaps, check_budget, layer_number, run_block
+from gft_edge.model.gft import GFTOutput, StageMaps, check_budget, layer_number, run_block
 from gft_edge.model.layers import Attend
 from gft_edge.model.selection import gather_tokens
 from gft_edge.model.weights_file import looks_like
 
 STALE = "ema_grad"
+EMA_MOMENTUM = 0.9
+EMA_MIX = 0.5
 
 
 class PublishedStage(nn.Module):
@@ -150,7 +152,7 @@ class PublishedGFT(nn.Module):
             importance = stage.importance(x)
             kept = importance.topk(k, dim=1).indices
             positions = kept if positions is None else positions.gather(1, kept)
-            trace.append(StageMaps(importance, positions))
+            trace.append(StageMaps(importance, positions, importance))
             x = stage(x, kept)
         return trace
 

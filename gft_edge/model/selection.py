@@ -11,7 +11,12 @@ def select_patches(scores: Tensor, k: int) -> Tensor:
 
     A constant k keeps every shape in the exported graph static.
     """
-    return scores.topk(k, dim=1).indices.sort(dim=1).values
+    return select_unordered(scores, k).sort(dim=1).values
+
+
+def select_unordered(scores: Tensor, k: int) -> Tensor:
+    """Returns the indices of the k highest scores in any order. (B, N) to (B, k) int64."""
+    return scores.topk(k, dim=1, sorted=False).indices
 
 
 def gather_tokens(x: Tensor, indices: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ LayerPrecision = Literal["int8", "int8-weights", "fp8", "high"]
 AttentionPrecision = Literal["int8", "fp8", "high"]
 
 ATTEND = "attend"
-"""Last part of the name of an attention's products: ``blocks.0.attn.attend``, ``stages.1.attn.attend``."""
+"""Last part of the name of an attention's products: ``blocks.0.attn.attend``."""
 
 
 def is_attend(name: str) -> bool:
@@ -122,8 +122,6 @@ def uniform_policy(
 
 _RULES = (
     QuantRule("head", "high", "the classifier is one small product; its error goes straight into the logits"),
-    QuantRule("*.attn.q", "int8", "query projection of a stage or the last block"),
-    QuantRule("*.attn.kv", "int8", "key and value projection of a stage or the last block"),
     QuantRule("*.attn.qkv", "int8", "query, key and value projection"),
     QuantRule("*.attn.proj", "int8", "output projection of the attention"),
     QuantRule("*.mlp.fc1", "int8", "first layer of the MLP, half of its work"),

@@ -17,7 +17,7 @@ from gft_edge.model.baselines import TimmClassifier
 def parameter_groups(model: nn.Module, config: GFTConfig, train: TrainSection) -> list[dict[str, Any]]:
     """Returns groups with ``weight_decay`` and ``lr_scale``.
 
-    Only matrices and kernels decay, not norms, biases, position embedding, class token and smoothing. Layer-wise decay: the
+    Only matrices and kernels decay, not norms, biases, position embedding and single tokens. Layer-wise decay: the
     rate of a layer is ``layer_decay`` to the power of its distance from the classifier. timm defines the layers of a baseline.
     """
     if isinstance(model, TimmClassifier):

@@ -14,7 +14,6 @@ from typing import Any
 
 from gft_edge.benchmarks.measuring.bench_files import SCHEMA as BENCH_SCHEMA
 from gft_edge.config.model import GFTConfig
-from gft_edge.config.reader import load_dataclass
 from gft_edge.errors import ArtifactError, GFTEdgeError
 from gft_edge.manifest import MANIFEST, MODEL, Artifact, load_artifact
 from gft_edge.report.results import forms
@@ -240,7 +239,7 @@ def _checkpoint(data: Mapping[str, Any], where: str) -> FoundCheckpoint:
         _within(recipe, "data").get("name"),
     )
     labels = checked(data["labels"], [TEXT], "labels")
-    model = load_dataclass(GFTConfig, checked(data["model"], forms.ANY_OBJECT, "model"), where)
+    model = GFTConfig.from_json(checked(data["model"], forms.ANY_OBJECT, "model"), where)
     if len(labels) != model.num_classes:
         raise ArtifactError(f"labels: {len(labels)} for {model.num_classes} classes")
     quantization = data.get("quantization")
