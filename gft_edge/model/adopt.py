@@ -14,9 +14,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
+from gft_edge.budget import TokenBudget
+from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError, did_you_mean
 from gft_edge.model.backbone import create_network
 from gft_edge.model.foreign_names import TimmWeights, sizes
+from gft_edge.model.gft import unsupported
 
 _PATCHES = "patch_embed.proj.weight"
 _PARTS = ("blocks.", "patch_embed.", "norm", "fc_norm.", "attn_pool.", "cls_token", "pos_embed", "reg_token", "dist_token", "rope")
@@ -89,6 +92,43 @@ def reference_vit(backbone: str, image_size: int | None = None) -> VisionTransfo
             f"backbone {backbone!r} is a {type(network).__name__}, not a timm VisionTransformer with a class token"
         )
     return network
+
+
+def default_stages(depth: int) -> tuple[int, ...]:
+    """Returns the blocks that select: at 1/4, 5/12 and 7/12 of the depth, 3, 5 and 7 of 12."""
+    return tuple(sorted({max(1, math.floor(depth * share / 12 + 0.5)) for share in (3, 5, 7)}))
+
+
+def focal_config(backbone: str, vit: VisionTransformer, num_classes: int, stages: tuple[int, ...] = ()) -> GFTConfig:
+    """Returns the configuration of a focal model on a backbone.
+
+    Args:
+        backbone: its name.
+        vit: made by :func:`reference_vit`.
+        num_classes: of the classifier.
+        stages: blocks that select, :func:`default_stages` if empty. They keep shares of the patches in equal steps: 75, 50 and 25 %
+            for three.
+
+    Raises:
+        ConfigError: the stages do not fit, or images or patches are not square.
+    """
+    (rows, cols), (height, width) = vit.patch_embed.img_size, vit.patch_embed.patch_size
+    if rows != cols or height != width:
+        raise ConfigError(f"backbone {backbone!r}: only square images and patches are supported")
+    stages = stages or default_stages(len(vit.blocks))
+    shares = tuple(1 - (number + 1) / (len(stages) + 1) for number in range(len(stages)))
+    return GFTConfig(
+        backbone=backbone,
+        image_size=rows,
+        num_classes=num_classes,
+        patch_size=height,
+        embed_dim=vit.embed_dim,
+        depth=len(vit.blocks),
+        num_heads=vit.blocks[0].attn.num_heads,
+        stages=stages,
+        budget=TokenBudget.from_ratios(shares, vit.patch_embed.num_patches),
+        num_prefix_tokens=vit.num_prefix_tokens,
+    )
 
 
 def fit_weights(found: TimmWeights, vit: VisionTransformer) -> FittedWeights | Difference:
@@ -210,7 +250,7 @@ def nearest_backbone(found: TimmWeights) -> str | None:
             fitted = fit_weights(found, vit)
         except (ConfigError, ArtifactError):
             continue
-        if isinstance(fitted, FittedWeights) and vit.global_pool == "token":
+        if isinstance(fitted, FittedWeights) and unsupported(vit, focal_config(name, vit, 1)) is None:
             if not fitted.resampled:
                 return name
             second = second or name

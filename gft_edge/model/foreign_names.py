@@ -164,14 +164,13 @@ def timm_weights(found: StateDict) -> TimmWeights | None:
     if "pos_embed" in trunk and trunk["pos_embed"].ndim == 2:
         trunk["pos_embed"] = trunk["pos_embed"].unsqueeze(0)
     beside = dict(found.beside)
-    head, name, notes = _head(family, trunk, beside)
-    for own in head:
-        origin.setdefault(own, name)
+    head, sources, notes = _head(family, trunk, beside)
+    origin.update(sources)
     return TimmWeights(
         family=family.title,
         trunk=trunk,
         head=head,
-        projection=name.endswith(_PROJECTIONS),
+        projection=sources.get("head.weight", "").endswith(_PROJECTIONS),
         origin=origin,
         dropped=tuple(beside),
         notes=tuple(notes),
@@ -195,39 +194,31 @@ def _join_qkv(trunk: dict[str, Tensor], origin: dict[str, str]) -> None:
 
 def _head(
     family: Family, trunk: dict[str, Tensor], beside: dict[str, Tensor]
-) -> tuple[dict[str, Tensor], str, list[str]]:
+) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     """Takes the classifier out of the tensors of the model or of those beside it.
 
     Returns:
-        tensors under timm's names, the name of its weight in the file, and notes.
+        tensors under timm's names, their names in the file, and notes.
     """
     width = len(trunk["patch_embed.proj.weight"])
     head: dict[str, Tensor] = {}
+    sources: dict[str, str] = {}
     notes: list[str] = []
-    taken = ""
-    for name, place in _named(family.heads, trunk, beside):
-        weight = place[name].T if name.rpartition(".")[2] == "proj" else place[name]
-        if weight.ndim != 2 or weight.shape[1] != width:
+    for own, names in (("head", family.heads), ("head_dist", _DISTILLED)):
+        for name, place in _named(names, trunk, beside):
+            weight = place[name].T if name.rpartition(".")[2] == "proj" else place[name]
+            if weight.ndim == 2 and weight.shape[1] == width:
+                head[f"{own}.weight"], sources[f"{own}.weight"] = weight.float().contiguous(), name
+                del place[name]
+                bias = name.removesuffix("weight") + "bias"
+                if name.endswith("weight") and bias in place:
+                    head[f"{own}.bias"], sources[f"{own}.bias"] = place.pop(bias).float(), bias
+                else:
+                    head[f"{own}.bias"] = torch.zeros(len(weight))
+                break
             if weight.ndim == 2:
-                notes.append(
-                    f"classifier {name} reads {weight.shape[1]} values, the class token has {width}: left out"
-                )
-            continue
-        head["head.weight"], taken = weight.float().contiguous(), name
-        del place[name]
-        _take_bias(head, "head", name, place)
-        break
-    for name, place in _named(_DISTILLED, trunk, beside):
-        head["head_dist.weight"] = place.pop(name).float()
-        _take_bias(head, "head_dist", name, place)
-        break
-    return head, taken, notes
-
-
-def _take_bias(head: dict[str, Tensor], own: str, name: str, place: dict[str, Tensor]) -> None:
-    """Takes the bias of a classifier; one without is zeros."""
-    bias = place.pop(name.removesuffix(".weight") + ".bias", None) if name.endswith(".weight") else None
-    head[f"{own}.bias"] = torch.zeros(len(head[f"{own}.weight"])) if bias is None else bias.float()
+                notes.append(f"classifier {name} reads {weight.shape[1]} values, the class token has {width}: left out")
+    return head, sources, notes
 
 
 def _named(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +29,10 @@ from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.evaluation import Evaluation, EvaluationOptions, evaluate
 from gft_edge.files import new_folder, parse_json, require_free, sha256
 from gft_edge.labels import read_labels
-from gft_edge.model.adopt import FittedWeights, fit_weights, misfit, reference_vit
+from gft_edge.model.adopt import FittedWeights, fit_weights, focal_config, misfit, reference_vit
 from gft_edge.model.build import build_model
 from gft_edge.model.foreign_names import ANCHORS, TimmWeights, timm_weights
+from gft_edge.model.gft import check_budget
 from gft_edge.model.macs import count_macs
 from gft_edge.model.weights_file import looks_like, read_weights_file
 from gft_edge.preprocess import PreprocessSpec
@@ -46,8 +46,6 @@ original model. {head}
 UNTRAINED = "The classifier is untrained: its accuracy means nothing before training."
 CLASSES = 1000
 """Outputs of an untrained classifier when neither the weights, nor labels, nor timm give a number; timm's own default."""
-_STAGES_AT = (1 / 4, 5 / 12, 7 / 12)
-"""Shares of the depth at which the stages stand: blocks 3, 5 and 7 of 12."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +155,7 @@ def adopt_weights(
     vit = reference_vit(options.backbone, options.image_size)
     labels, labels_from, head = _labels(found, vit, options)
     config = _config(vit, len(labels), options)
-    budgets = _budgets(config, options)
+    budgets = [config.budget, *(_parsed(config, text) for text in options.budgets[1:])]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = build_model(config).eval()
@@ -282,63 +280,23 @@ def _imagenet_labels(options: AdoptOptions) -> tuple[str, ...]:
     return tuple(word if words.count(word) == 1 else f"{word} ({name})" for word, name in zip(words, ids))
 
 
-def default_stages(depth: int) -> tuple[int, ...]:
-    """Returns the blocks that select: at 1/4, 5/12 and 7/12 of the depth."""
-    return tuple(sorted({max(1, math.floor(depth * share + 0.5)) for share in _STAGES_AT}))
-
-
 def _config(vit: VisionTransformer, num_classes: int, options: AdoptOptions) -> GFTConfig:
-    """Returns the configuration of the focal model on this backbone.
-
-    Raises:
-        ConfigError: the options do not fit.
-    """
-    (rows, cols), (height, width) = vit.patch_embed.img_size, vit.patch_embed.patch_size
-    if rows != cols or height != width:
-        raise ConfigError(f"backbone {options.backbone!r}: only square images and patches are supported")
-    depth = len(vit.blocks)
-    stages = options.stages or default_stages(depth)
-    num_patches = vit.patch_embed.num_patches
-    if options.budgets and options.budgets[0] != "full":
-        budget = TokenBudget.parse(options.budgets[0], num_patches)
-    elif options.budgets:
-        budget = TokenBudget.full(len(stages), num_patches)
-    else:
-        shares = tuple(1 - (number + 1) / (len(stages) + 1) for number in range(len(stages)))
-        budget = TokenBudget.from_ratios(shares, num_patches)
+    """Returns the configuration of the focal model; raises ConfigError if the options do not fit."""
+    config = focal_config(options.backbone, vit, num_classes, options.stages)
+    changed: dict[str, Any] = {}
+    if options.budgets:
+        changed["budget"] = _parsed(config, options.budgets[0])
     if options.align is not None:
-        budget = budget.align(options.align)
-    return GFTConfig(
-        backbone=options.backbone,
-        image_size=rows,
-        num_classes=num_classes,
-        patch_size=height,
-        embed_dim=vit.embed_dim,
-        depth=depth,
-        num_heads=vit.blocks[0].attn.num_heads,
-        stages=stages,
-        budget=budget,
-        num_prefix_tokens=vit.num_prefix_tokens,
-        **({} if options.score is None else {"score": options.score}),
-    )
+        changed["budget"] = changed.get("budget", config.budget).align(options.align)
+    if options.score is not None:
+        changed["score"] = options.score
+    return dataclasses.replace(config, **changed)
 
 
-def _budgets(config: GFTConfig, options: AdoptOptions) -> list[TokenBudget]:
-    """Returns the default budget and the further ones.
-
-    Raises:
-        ConfigError: one is for another number of stages.
-    """
-    budgets = [config.budget]
-    for text in options.budgets[1:]:
-        budget = config.parse_budget(text)
-        if len(budget.keep) != len(config.stages):
-            raise ConfigError(
-                f"token budget {text!r} has {len(budget.keep)} counts for {len(config.stages)} stages "
-                f"(blocks {', '.join(str(block) for block in config.stages)})"
-            )
-        budgets.append(budget)
-    return budgets
+def _parsed(config: GFTConfig, text: str) -> TokenBudget:
+    budget = config.parse_budget(text)
+    check_budget(budget, config)
+    return budget
 
 
 def _preprocess(vit: VisionTransformer, image_size: int) -> tuple[PreprocessSpec, str]:
