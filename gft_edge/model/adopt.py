@@ -14,7 +14,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import Tensor
 
-from gft_edge.budget import TokenBudget
+from gft_edge.budget import MIN_TOKENS, TokenBudget
 from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError, did_you_mean
 from gft_edge.model.backbone import create_network
@@ -22,11 +22,22 @@ from gft_edge.model.foreign_names import TimmWeights, sizes
 from gft_edge.model.gft import unsupported
 
 _PATCHES = "patch_embed.proj.weight"
-_PARTS = ("blocks.", "patch_embed.", "norm", "fc_norm.", "attn_pool.", "cls_token", "pos_embed", "reg_token", "dist_token", "rope")
+_PARTS = (
+    "blocks.",
+    "patch_embed.",
+    "norm",
+    "fc_norm.",
+    "attn_pool.",
+    "cls_token",
+    "pos_embed",
+    "reg_token",
+    "dist_token",
+    "rope",
+)
 """Starts of names that belong to the image model: tensors of these names cannot be left out."""
 _FAMILIES = ("vit_*", "deit*")
-MOST_PREFIX_TOKENS = 9
-"""Class token, distillation token, registers."""
+_PREFIXES = (0, 1, 2, 5)
+"""Usual numbers of positions before the patches: none, class token, distillation token, four registers."""
 _WIDTHS = {
     192: ("tiny",),
     256: ("xsmall", "little"),
@@ -84,14 +95,17 @@ def reference_vit(backbone: str, image_size: int | None = None) -> VisionTransfo
             f"backbone {backbone!r}: timm has no model of this name{did_you_mean(plain, known)}; "
             "python -c \"import timm; print(timm.list_models('vit*'))\" lists them"
         )
-    options = {} if image_size is None else {"img_size": image_size}
     with torch.device("meta"):
-        network = create_network(backbone, False, num_classes=0, **options)
-    if not isinstance(network, VisionTransformer):
-        raise ConfigError(
-            f"backbone {backbone!r} is a {type(network).__name__}, not a timm VisionTransformer with a class token"
-        )
-    return network
+        network = create_network(backbone, False, num_classes=0)
+        if not isinstance(network, VisionTransformer):
+            raise ConfigError(
+                f"backbone {backbone!r} is a {type(network).__name__}, not a timm VisionTransformer with a class token"
+            )
+        if image_size is None:
+            return network
+        resized = create_network(backbone, False, num_classes=0, img_size=image_size)
+    assert isinstance(resized, VisionTransformer)
+    return resized
 
 
 def default_stages(depth: int) -> tuple[int, ...]:
@@ -116,7 +130,8 @@ def focal_config(backbone: str, vit: VisionTransformer, num_classes: int, stages
     if rows != cols or height != width:
         raise ConfigError(f"backbone {backbone!r}: only square images and patches are supported")
     stages = stages or default_stages(len(vit.blocks))
-    shares = tuple(1 - (number + 1) / (len(stages) + 1) for number in range(len(stages)))
+    patches, steps = vit.patch_embed.num_patches, len(stages) + 1
+    keep = tuple(max(patches * (steps - number) // steps, MIN_TOKENS) for number in range(1, steps))
     return GFTConfig(
         backbone=backbone,
         image_size=rows,
@@ -126,8 +141,8 @@ def focal_config(backbone: str, vit: VisionTransformer, num_classes: int, stages
         depth=len(vit.blocks),
         num_heads=vit.blocks[0].attn.num_heads,
         stages=stages,
-        budget=TokenBudget.from_ratios(shares, vit.patch_embed.num_patches),
-        num_prefix_tokens=vit.num_prefix_tokens,
+        budget=TokenBudget(keep, patches),
+        num_prefix_tokens=vit.num_prefix_tokens or 1,  # the model refuses one without any
     )
 
 
@@ -160,7 +175,7 @@ def fit_weights(found: TimmWeights, vit: VisionTransformer) -> FittedWeights | D
     needed = next((name for name in extra if name.startswith(_PARTS)), None)
     if needed is not None:
         return Difference(needed, tuple(fitting[needed].shape), None)
-    resampled = ()
+    resampled: tuple[str, ...] = ()
     new = vit.patch_embed.grid_size
     if grid is not None and grid != new:
         resampled = (f"pos_embed from {grid[0]} x {grid[1]} to {new[0]} x {new[1]} patches",)
@@ -197,7 +212,7 @@ def _grid(positions: tuple[int, ...], expected: int) -> tuple[int, tuple[int, in
     """
     if len(positions) != 3:
         raise ArtifactError(f"pos_embed is {positions}, expected (1, positions, width)")
-    for prefix in (expected, *range(MOST_PREFIX_TOKENS + 1)):
+    for prefix in (expected, *_PREFIXES):
         side = math.isqrt(max(positions[1] - prefix, 0))
         if side > 1 and side * side == positions[1] - prefix:
             return prefix, (side, side)

@@ -240,7 +240,11 @@ def sizes(weights: Mapping[str, Tensor]) -> str:
     parts.append(f"depth {depth(weights)}")
     if patch is not None and patch.ndim == 4:
         parts.append(f"patches of {patch.shape[-1]} pixels")
-    for name, title in (("dist_token", "distillation token"), ("reg_token", "registers"), ("register_tokens", "registers")):
+    for name, title in (
+        ("dist_token", "distillation token"),
+        ("reg_token", "registers"),
+        ("register_tokens", "registers"),
+    ):
         if name in weights:
             parts.append(f"{weights[name].shape[1]} {title}" if title == "registers" else title)
     if "norm_pre.weight" in weights:

@@ -46,6 +46,8 @@ _STATES = ("optim", "sched", "scaler", "config", "cfg", "args", "hparams", "rng"
 """Prefixes of keys that do not hold a model."""
 _ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """Parts that torch.compile and FSDP insert into names, before any module."""
+MANY_CONVOLUTIONS = 8
+"""A ViT has one, a ViT with a convolutional stem a few."""
 _HINTS = {
     FileKind.TORCHSCRIPT: "; save its weights: torch.save(torch.jit.load(FILE).state_dict(), NEW)",
     FileKind.ONNX: "; gft-edge lint reads graphs",
@@ -303,4 +305,7 @@ def looks_like(weights: Mapping[str, Tensor]) -> str | None:
         return f"a plain ResNet of timm or torchvision ({blocks} blocks{f', {classes} classes' if classes else ''})"
     if any("relative_position_bias_table" in name for name in weights):
         return "a Swin Transformer"
+    convolutions = sum(tensor.ndim == 4 for tensor in weights.values())
+    if convolutions >= MANY_CONVOLUTIONS:
+        return f"a convolutional network ({convolutions} convolutions)"
     return None

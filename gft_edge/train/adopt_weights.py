@@ -32,7 +32,7 @@ from gft_edge.labels import read_labels
 from gft_edge.model.adopt import FittedWeights, fit_weights, focal_config, misfit, reference_vit
 from gft_edge.model.build import build_model
 from gft_edge.model.foreign_names import ANCHORS, TimmWeights, timm_weights
-from gft_edge.model.gft import check_budget
+from gft_edge.model.gft import check_budget, unsupported
 from gft_edge.model.macs import count_macs
 from gft_edge.model.weights_file import looks_like, read_weights_file
 from gft_edge.preprocess import PreprocessSpec
@@ -156,17 +156,22 @@ def adopt_weights(
     labels, labels_from, head = _labels(found, vit, options)
     config = _config(vit, len(labels), options)
     budgets = [config.budget, *(_parsed(config, text) for text in options.budgets[1:])]
+    if problem := unsupported(vit, config):  # before a model of any size is built
+        raise ConfigError(f"backbone {options.backbone!r} {problem}")
+    try:
+        fitted = fit_weights(found, vit)
+    except ArtifactError as error:
+        raise ArtifactError(f"{file}: {error}") from None
+    if not isinstance(fitted, FittedWeights):
+        raise ArtifactError(f"{file}: {misfit(found, fitted, options.backbone)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
         model = build_model(config).eval()
-    fitted = fit_weights(found, vit)
-    if not isinstance(fitted, FittedWeights):
-        raise ArtifactError(f"{file}: {misfit(found, fitted, options.backbone)}")
     own = model.state_dict()
     weights = {**fitted.weights, **head}
     missing = tuple(name for name in own if name not in weights)
     load_weights(model, {**{name: own[name] for name in missing}, **weights}, str(file))
-    preprocess, preprocess_from = _preprocess(vit, config.image_size)
+    preprocess, preprocess_from = preprocess_of(vit, config.image_size)
     unused = [found.origin[name] for name in found.head if name not in head and name.endswith("weight")]
     result = AdoptedModel(
         config=config,
@@ -194,9 +199,7 @@ def adopt_weights(
     with new_folder(out) as folder:
         save_checkpoint(folder, info, model)
         stages = ", ".join(str(block) for block in config.stages)
-        card = CARD.format(
-            name=file.name, backbone=options.backbone, stages=stages, head=UNTRAINED * result.untrained
-        )
+        card = CARD.format(name=file.name, backbone=options.backbone, stages=stages, head=UNTRAINED * result.untrained)
         (folder / "card.md").write_text(card, encoding="utf-8")
     return result
 
@@ -210,17 +213,21 @@ def _translated(file: Path) -> TimmWeights:
     if file.is_dir():
         if (file / CONFIG).is_file() and _own_config(file / CONFIG) is not None:
             raise ArtifactError(f"{file}: is a checkpoint of gft-edge already; quantize or export it, or train from it")
-        inside = [each.name for each in sorted(file.iterdir()) if each.suffix in (".safetensors", ".pth", ".pt", ".bin")]
+        inside = [
+            each.name for each in sorted(file.iterdir()) if each.suffix in (".safetensors", ".pth", ".pt", ".bin")
+        ]
         raise ArtifactError(f"{file}: is a folder" + (f"; give {file / inside[0]}" if inside else " without weights"))
     if file.name == WEIGHTS and (_own_config(file.parent / CONFIG) or {}).get("quantization") is not None:
-        raise ArtifactError(f"{file}: belongs to a quantized checkpoint; adopt the full-precision weights, then quantize")
+        raise ArtifactError(
+            f"{file}: belongs to a quantized checkpoint; adopt the full-precision weights, then quantize"
+        )
     read = read_weights_file(file, ANCHORS)
     like = looks_like(read.weights)
     needs = "adopt needs a ViT with a class token"
     if any(name.startswith("stages.") for name in read.weights) and "cls_token" in read.weights:
         raise ArtifactError(
             f"{file}: holds a focal GFT of an earlier form, with attention layers between the blocks, which cannot be used "
-            "any more; adopt the ViT that it was trained from, or train again"
+            "any more; train it again, or adopt the weights of its backbone"
         )
     if "base_model.pos_embed" in read.weights:
         raise ArtifactError(f"{file}: holds weights of the published GFT code; use gft-edge import-published")
@@ -258,7 +265,8 @@ def _labels(
     if head:
         count = len(head["head.weight"])
         if len({len(head[name]) for name in heads}) > 1:
-            raise ArtifactError("its two classifiers have different numbers of classes")
+            counts = " and ".join(str(len(head[name])) for name in heads)
+            raise ArtifactError(f"the two classifiers of the weights have {counts} classes; they need the same number")
     else:
         count = int(vit.pretrained_cfg.get("num_classes") or CLASSES)
     if options.labels is not None:
@@ -299,7 +307,7 @@ def _parsed(config: GFTConfig, text: str) -> TokenBudget:
     return budget
 
 
-def _preprocess(vit: VisionTransformer, image_size: int) -> tuple[PreprocessSpec, str]:
+def preprocess_of(vit: VisionTransformer, image_size: int) -> tuple[PreprocessSpec, str]:
     """Returns the preprocessing of timm's pretrained weights of this name, and the name with its tag."""
     cfg = vit.pretrained_cfg
     interpolation = str(cfg.get("interpolation"))
@@ -315,9 +323,7 @@ def _preprocess(vit: VisionTransformer, image_size: int) -> tuple[PreprocessSpec
     return spec, ".".join(str(part) for part in (cfg.get("architecture"), cfg.get("tag")) if part)
 
 
-def _notes(
-    found: TimmWeights, vit: VisionTransformer, spec: PreprocessSpec, untrained: bool, head: bool
-) -> list[str]:
+def _notes(found: TimmWeights, vit: VisionTransformer, spec: PreprocessSpec, untrained: bool, head: bool) -> list[str]:
     """Returns what a user should know about the model."""
     notes = []
     if untrained:

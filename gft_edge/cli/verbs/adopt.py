@@ -115,7 +115,10 @@ def _text(args: argparse.Namespace, found: AdoptedModel) -> str:
     crop = "stretched" if spec.resize == "stretch" else f"centre {spec.crop_ratio:.3g}"
     facts = [
         ("model", f"focal GFT on {config.backbone}, {found.parameters:,} parameters"),
-        ("selection", f"in blocks {blocks} of {config.depth} by {config.score}, budget {config.budget.id} of {config.num_patches}"),
+        (
+            "selection",
+            f"in blocks {blocks} of {config.depth} by {config.score}, budget {config.budget.id} of {config.num_patches}",
+        ),
         ("cost", f"{found.macs / 1e9:.3g} of {found.macs_full / 1e9:.3g} GMAC, {found.macs / found.macs_full:.1%}"),
         ("classes", f"{config.num_classes}, names: {found.labels_from}" + ", classifier untrained" * found.untrained),
         (
@@ -171,7 +174,9 @@ def _next(args: argparse.Namespace, found: AdoptedModel) -> list[str]:
     """Returns the commands that usually follow."""
     out, data = args.out, args.data or "DATA"
     if found.untrained:
-        return [f"next: train the classifier, with train.init={out} and model.backbone={found.config.backbone} in a recipe"]
+        return [
+            f"next: train the classifier, with train.init={out} and model.backbone={found.config.backbone} in a recipe"
+        ]
     return [
         "next:",
         f"  gft-edge quantize {out} --data {data} --out {out}-int8",
