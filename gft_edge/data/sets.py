@@ -53,11 +53,13 @@ class Files:
         labels: class names.
         samples: path and class number of each image.
         notes: see :class:`ImageSet`.
+        at_least: rows and columns that suffice, 0 for all; see :func:`gft_edge.data.images.read_image`.
     """
 
     labels: tuple[str, ...]
     samples: tuple[tuple[Path, int], ...]
     notes: tuple[str, ...] = ()
+    at_least: int = 0
 
     @property
     def rendered_split(self) -> Split | None:
@@ -80,7 +82,7 @@ class Files:
         path, label = self.samples[index]
         if not is_readable_format(path):
             raise DataError(f"image {path}: Pillow does not read {path.suffix} here; convert it to JPEG or PNG")
-        return read_image(path), label
+        return read_image(path, self.at_least), label
 
 
 @dataclass(frozen=True)
@@ -170,6 +172,15 @@ def readable(images: ImageSet) -> ImageSet:
     if isinstance(images, Subset) and isinstance(images.base, Files):
         samples = images.base.samples
         return Subset(images.base, tuple(i for i in images.indices if is_readable_format(samples[i][0])))
+    return images
+
+
+def decoded_smaller(images: ImageSet, at_least: int) -> ImageSet:
+    """Returns the images with JPEG files decoded no larger than needed, see :func:`gft_edge.data.images.read_image`."""
+    if isinstance(images, Files):
+        return dataclasses.replace(images, at_least=at_least)
+    if isinstance(images, (Subset, Relabelled)):
+        return dataclasses.replace(images, base=decoded_smaller(images.base, at_least))
     return images
 
 

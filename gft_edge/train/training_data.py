@@ -63,16 +63,16 @@ class TrainingData:
         return {"val_top1_full": full / images, "val_top1_budget": pruned / images, "val_images": images}
 
     def batches(self, recipe: Recipe, group: Workers, steps: range) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields this process's batches, ``accumulate`` per step, interleaved with those of the other processes."""
+        """Yields this process's batches on its device, ``accumulate`` per step, interleaved with those of other processes."""
         settings = recipe.train
         per_step = settings.accumulate * group.count
         own = [
             step * per_step + micro * group.count + group.rank for step in steps for micro in range(settings.accumulate)
         ]
-        options = BatchOptions(settings.batch_size, settings.seed, recipe.data.augment, recipe.data.num_workers)
-        loader = training_batches(self.images, self.spec, own, options, self.unreadable.add)
-        for images, labels in loader:
-            yield images.to(group.device), labels.to(group.device)
+        options = BatchOptions(
+            settings.batch_size, settings.seed, recipe.data.augment, recipe.data.num_workers, group.device
+        )
+        return training_batches(self.images, self.spec, own, options, self.unreadable.add)
 
 
 def open_training_data(recipe: Recipe, group: Workers) -> TrainingData:

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from gft_edge.data import sets
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import (
     Files,
@@ -398,3 +399,15 @@ def test_fewer_images_of_a_benchmark_keep_its_labels(tmp_path, kind):
     LAYOUTS[kind](tmp_path)
     images = open_images(f"{kind}:{tmp_path}", "train", 1, 32)
     assert (len(images), len(images.labels)) == (1, 2)
+
+
+def test_training_decodes_large_jpegs_at_twice_the_size_of_the_network_and_evaluation_whole(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(sets, "read_image", lambda path, least: asked.append(least) or np.zeros((40, 40, 3), np.uint8))
+    files = Files(("auk",), ((tmp_path / "0.jpg", 0),))
+    relabelled = Relabelled(Subset(files, (0,)), ("wren", "auk"), (1,), ())
+    for spec in (SPEC, PreprocessSpec(32, 48, resize="crop", crop_ratio=0.75)):
+        ((_, labels),) = training_batches(relabelled, spec, range(1), BatchOptions(1, num_workers=0))
+        assert labels.tolist() == [1]
+    list(evaluation_batches(relabelled, SPEC))
+    assert asked == [2 * SPEC.height, 128, 0]
