@@ -138,10 +138,16 @@ def chosen_by_doubled_scores(g):
 
 def scores_shifted(g):
     """The score of a patch of the second stage is that of the token before it."""
-    node = g.maker(g.maker(g.selections()[0][1].input[0]).input[0])
-    assert node.op_type == "Slice"
+    node = g.scored(1)
     g.own(node, 1, np.array([0]))
     g.own(node, 2, np.array([12]))
+    return node.name
+
+
+def row_of_the_class_token(g):
+    """The first patch goes on in the place of the class token."""
+    node = g.of("Pad")[0]
+    g.own(node, 2, np.array(1))
     return node.name
 
 

@@ -212,8 +212,9 @@ def lost_class_row(g):
 
 def score_of_queries(g):
     """Patches are ranked by their queries instead of their keys."""
-    queries, keys, _ = g.of("Split")[0].output
-    next(n for n in g.of("MatMul") if n.input[0] == keys).input[0] = queries
+    node, (queries, keys, _) = g.scored(0), g.of("Split")[0].output
+    assert node.input[0] == keys
+    node.input[0] = queries
 
 
 def mean_with_class_token(g):
@@ -226,8 +227,7 @@ def largest_query(g):
 
 def scores_shifted(g):
     """The score of a patch is that of the token before it."""
-    node = g.maker(g.maker(g.selections()[0][0].input[0]).input[0])
-    assert node.op_type == "Slice"
+    node = g.scored(0)
     g.own(node, 1, np.array([0]))
     g.own(node, 2, np.array([16]))
 
@@ -354,7 +354,7 @@ GRAPH_FAULTS = {
     ),
     "LayerNorm scale zeroed": Fault(zeroed_norm, (FP32,), "LayerNormalization", "blocks.1.norm1", "is all zeros"),
     "class row lost": Fault(lost_class_row, (FP32,), "Pad", "blocks.0", "is missing"),
-    "score of the queries": Fault(score_of_queries, (FP32, MAPS), "MatMul", "blocks.0", "reads"),
+    "score of the queries": Fault(score_of_queries, (FP32, MAPS), "Slice", "blocks.0", "reads"),
     "class token in the mean": Fault(mean_with_class_token, (FP32,), "Slice", "blocks.0", "is 0 instead of 1"),
     "largest query instead of the mean": Fault(largest_query, (FP32, INT8), "ReduceMean", "blocks.0", "ReduceMax"),
     "scores shifted by a token": Fault(scores_shifted, (FP32, INT8), "Slice", "blocks.0", "is 0 instead of 1"),
