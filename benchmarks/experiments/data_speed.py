@@ -86,12 +86,17 @@ def core_speed(name: str, side: int, augment: Augment, sizes: Sizes) -> float:
     """Returns images per second of processor time, without workers; other load on the machine hardly matters to it."""
     images, options = open_images(name, "train", 1_000_000, side), BatchOptions(sizes.batch, 0, augment, 0)
     batches = byte_batches(images, PreprocessSpec(side, side), range(1_000_000), options)
-    next(batches)
-    count, busy, started = 0, time.process_time(), time.perf_counter()
-    while count == 0 or time.perf_counter() - started < sizes.seconds / 2:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker
+    try:
         next(batches)
-        count += 1
-    return count * sizes.batch / (time.process_time() - busy)
+        count, busy, started = 0, time.process_time(), time.perf_counter()
+        while count == 0 or time.perf_counter() - started < sizes.seconds / 2:
+            next(batches)
+            count += 1
+        return count * sizes.batch / (time.process_time() - busy)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def loader_speed(name: str, side: int, augment: Augment, sizes: Sizes, device: torch.device) -> dict[str, float]:
