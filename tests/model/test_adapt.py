@@ -47,10 +47,15 @@ def test_classifier_is_left_out_for_other_classes(small):
 
 def test_another_architecture_is_refused_and_said(small):
     config, model = small
-    with pytest.raises(ConfigError, match="its model differs in stages"):
-        adapt_weights(
-            model.state_dict(), config, dataclasses.replace(config, stages=(1, 2), budget=TokenBudget((9, 4), 16))
-        )
+    with pytest.raises(ConfigError, match="its model differs in num_heads, stem"):
+        adapt_weights(model.state_dict(), config, dataclasses.replace(config, num_heads=4, stem="conv"))
+
+
+def test_stages_and_score_do_not_change_the_weights(small):
+    config, model = small
+    other = dataclasses.replace(config, stages=(1, 2), budget=TokenBudget((9, 4), 16), score="class-row")
+    adapted = adapt_weights(model.state_dict(), config, other)
+    assert adapted.keys() == build_model(other).state_dict().keys()
 
 
 def test_the_shipped_checkpoint_starts_a_training_at_another_size(tmp_path):
