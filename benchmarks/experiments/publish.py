@@ -1,6 +1,6 @@
 """Converts a trained checkpoint to the one that the package ships: float16 weights, test accuracy, a card.
 
-python -m gft_edge.benchmarks.experiments.publish runs/typeface gft_edge/builtin recipes/typeface-start.toml recipes/typeface.toml
+python -m gft_edge.benchmarks.experiments.publish runs/typeface gft_edge/builtin recipes/typeface.toml
 """
 
 from __future__ import annotations
