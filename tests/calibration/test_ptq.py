@@ -107,14 +107,6 @@ def test_the_policy_decides_what_is_quantized(tiny_model, batches):
 
 
 @torch.no_grad()
-def test_importance_of_the_same_tokens_is_equal_bit_for_bit(tiny_model, quantized):
-    z = torch.randn(4, 16, 32, generator=torch.Generator().manual_seed(0))
-    for plain, stage in zip(tiny_model.stages, quantized.model.stages, strict=True):
-        assert isinstance(stage.attn.q, QuantLinear)
-        assert torch.equal(stage.scores(z), plain.scores(z))
-
-
-@torch.no_grad()
 def test_logits_change_a_little(tiny_model, quantized, batches):
     images = torch.from_numpy(batches[0])
     plain, int8 = tiny_model(images), quantized.model(images)
@@ -164,5 +156,5 @@ def test_nothing_to_quantize_is_refused(tiny_model, batches):
 
 
 def test_ranges_that_miss_a_layer_are_refused(tiny_model):
-    with pytest.raises(ConfigError, match=r"ranges: none for the input of blocks\.0\.attn\.qkv and 18 others"):
+    with pytest.raises(ConfigError, match=r"ranges: none for the input of blocks\.0\.attn\.qkv and 11 others"):
         quantize_with(tiny_model, {}, DEFAULT_POLICY, "max", 1)
