@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gft_edge.model import gala
 from gft_edge.model.layers import Attend, SelfAttention
 from gft_edge.model.scores import SCORES
-from gft_edge.model.selection import gather_tokens, token_indices
+from gft_edge.model.selection import gather_all, token_indices
 
 Choice = Callable[[Tensor, int], Tensor]
 """Maps scores (B, N) and k to the indices of the patches that stay (B, k)."""
@@ -85,7 +85,7 @@ class FocalBlock(nn.Module):
             x, q = x[:, :prefix], q[:, :prefix]
         elif kept is not None:
             rows = token_indices(kept, prefix)
-            x, q = gather_tokens(x, rows), gather_tokens(q, rows)
+            x, q = gather_all((x, q), rows)
         tokens = self._rest(x, self.attn.proj(self.attn.attend(q, key, v)))
         return Selection(tokens, kept, scores, self._importance(z)) if maps else Selection(tokens, kept)
 

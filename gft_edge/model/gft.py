@@ -19,7 +19,7 @@ from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ConfigError
 from gft_edge.model.backbone import timm_vit
 from gft_edge.model.focal_block import Choice, FocalBlock
-from gft_edge.model.layers import ConvStem, is_plain
+from gft_edge.model.layers import ConvStem, embed_patches, is_plain
 from gft_edge.model.scores import SCORES
 from gft_edge.model.selection import select_patches, select_unordered
 
@@ -112,7 +112,7 @@ class FocalGFT(nn.Module):
 
     def embed(self, images: Tensor) -> Tensor:
         """Returns the tokens before the first block: (B, 3, H, W) to (B, prefix + P, C)."""
-        x = self.patch_embed(images)
+        x = embed_patches(self.patch_embed, images)
         extra = [getattr(self, name) for name in EXTRA_TOKENS if hasattr(self, name)]
         prefix = [token.expand(x.shape[0], -1, -1) for token in (self.cls_token, *extra)]
         if self.pos_embed.shape[1] == x.shape[1]:  # positions of the patches alone
