@@ -19,21 +19,23 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gft_edge.calibration.ptq import PostTrained, QuantizedModel
 from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import Augment, TrainSection
 from gft_edge.data.batches import Problem
 from gft_edge.data.datasets import ImageSet
-from gft_edge.data.training import BatchOptions, training_batches
+from gft_edge.data.training import BatchOptions, byte_batches, normalizer
 from gft_edge.errors import CheckFailed, ConfigError
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
 from gft_edge.quant.modules import follow_weights
+from gft_edge.train.determinism import deterministic
 from gft_edge.train.losses import distillation_loss, label_loss
 from gft_edge.train.optim import make_optimizer, set_rate
 from gft_edge.train.schedule import learning_rate, step_budgets
+from gft_edge.train.watch import LossWatch
 
 WARMUP_SHARE = 0.1
 LAST_RATE = 0.01
@@ -54,7 +56,7 @@ class QatSettings:
         seed: of data order and budgets.
         train_images: how many to draw from (files on disk give at most what they have).
         augment: kind of augmentation.
-        num_workers: processes that prepare images.
+        num_workers: processes that prepare images, see :class:`gft_edge.data.training.BatchOptions`.
 
     Raises:
         ConfigError: listing every problem found.
@@ -69,7 +71,7 @@ class QatSettings:
     seed: int = 0
     train_images: int = 100_000
     augment: Augment = "none"
-    num_workers: int = 1
+    num_workers: int | None = None
 
     def __post_init__(self) -> None:
         problems = []
@@ -82,8 +84,9 @@ class QatSettings:
         if not 0 <= self.label_weight < math.inf:
             problems.append(f"label_weight must be at least 0 and finite, found {self.label_weight}")
         for name, least in (("train_images", 1), ("num_workers", 0)):
-            if getattr(self, name) < least:
-                problems.append(f"{name} must be at least {least}, found {getattr(self, name)}")
+            value = getattr(self, name)
+            if value is not None and value < least:
+                problems.append(f"{name} must be at least {least}, found {value}")
         if problems:
             raise ConfigError("; ".join(problems))
 
@@ -108,7 +111,7 @@ class TrainingRecord:
 
     Attributes:
         steps, images: optimiser steps taken and images used.
-        data_sha256: of all images and labels, in their order; None before the end.
+        data_sha256: of the bytes of all images and of their labels, in their order; None before the end.
         distillation: loss at each step, mean over its budgets.
     """
 
@@ -182,6 +185,10 @@ def quantization_aware(
     return QatOutcome(trained, control, post_training(control), *records)
 
 
+def _diverged(loss: float, step: int) -> CheckFailed:
+    return CheckFailed(f"QAT: loss is {loss} at step {step}; lower lr (--qat-set lr=...)")
+
+
 def fine_tune(
     task: Distillation, students: Sequence[nn.Module], track: Track = silent, problem: Problem | None = None
 ) -> list[TrainingRecord]:
@@ -205,34 +212,39 @@ def fine_tune(
     records = [TrainingRecord() for _ in students]
     digest = hashlib.sha256()
     numbers = range(settings.steps)
-    options = BatchOptions(settings.batch_size, settings.seed, settings.augment, settings.num_workers)
-    batches = training_batches(task.images, task.spec, numbers, options, problem)
-    for step, (batch, labels) in zip(track(numbers, "train", settings.steps), batches):
-        digest.update(batch.numpy().tobytes() + labels.numpy().tobytes())
-        batch, labels = batch.to(device), labels.to(device)
-        budgets = step_budgets(config, schedule, step)
-        with torch.no_grad():
-            targets = [teacher(batch, budget) for budget in budgets]
-        for student, optimizer, record in zip(students, optimizers, records):
-            optimizer.zero_grad(set_to_none=True)
-            total = 0.0
-            for budget, target in zip(budgets, targets):
-                logits = student(batch, budget)
-                distillation = distillation_loss(logits, target, settings.temperature)
-                loss = distillation + settings.label_weight * label_loss(logits, labels)
-                loss.backward()
-                if not math.isfinite(loss.item()):
-                    raise CheckFailed(f"QAT: loss is {loss.item()} at step {step}; lower lr (--qat-set lr=...)")
-                total += distillation.item()
-            if settings.grad_clip:
-                nn.utils.clip_grad_norm_(student.parameters(), settings.grad_clip)
-            set_rate(optimizer, learning_rate(schedule, step))
-            optimizer.step()
-            follow_weights(student)
-            record.steps += 1
-            record.images += len(labels)
-            record.distillation.append(total / len(budgets))
-    for student, record in zip(students, records):
+    options = BatchOptions(settings.batch_size, settings.seed, settings.augment, settings.num_workers, device)
+    batches = byte_batches(task.images, task.spec, numbers, options, problem)
+    normalize = normalizer(task.spec, device)
+    watch = LossWatch(_diverged)
+    courses: list[list[Tensor]] = [[] for _ in students]
+    with deterministic(device, "train on the CPU, with CUDA_VISIBLE_DEVICES set to nothing"):
+        for step, (pixels, labels) in zip(track(numbers, "train", settings.steps), batches):
+            digest.update(pixels.numpy().tobytes() + labels.numpy().tobytes())
+            batch, labels = normalize(pixels), labels.to(device, non_blocking=True)
+            budgets = step_budgets(config, schedule, step)
+            with torch.no_grad():
+                targets = [teacher(batch, budget) for budget in budgets]
+            for student, optimizer, record, course in zip(students, optimizers, records, courses):
+                optimizer.zero_grad(set_to_none=True)
+                total = torch.zeros((), dtype=torch.float64, device=device)
+                for budget, target in zip(budgets, targets):
+                    logits = student(batch, budget)
+                    distillation = distillation_loss(logits, target, settings.temperature)
+                    loss = distillation + settings.label_weight * label_loss(logits, labels)
+                    loss.backward()
+                    watch.see(loss.detach(), step)
+                    total += distillation.detach()
+                if settings.grad_clip:
+                    nn.utils.clip_grad_norm_(student.parameters(), settings.grad_clip)
+                set_rate(optimizer, learning_rate(schedule, step))
+                optimizer.step()
+                follow_weights(student)
+                record.steps += 1
+                record.images += len(labels)
+                course.append(total / len(budgets))
+        watch.finish()
+    for student, record, course in zip(students, records, courses):
+        record.distillation = torch.stack(course).tolist()
         student.zero_grad(set_to_none=True)
         record.data_sha256 = digest.hexdigest()
     for model in (teacher, *students):

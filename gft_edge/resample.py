@@ -142,8 +142,15 @@ def resampled_planes(
 
 
 def interleaved(planes: npt.NDArray[Any]) -> UInt8Image:
-    """Converts (3, H, W) whole numbers 0 ... 255 to an (H, W, 3) image."""
-    return planes.transpose(1, 2, 0).astype(np.uint8, order="C", copy=False)
+    """Converts (3, H, W) whole numbers 0 ... 255 to an (H, W, 3) image; returns a view of planes that are one already."""
+    image = planes.transpose(1, 2, 0)
+    if image.dtype == np.uint8 and image.flags.c_contiguous:
+        return image
+    levels = planes.astype(np.uint8, order="K", copy=False)
+    result = np.empty(image.shape, np.uint8)
+    for channel, plane in enumerate(levels):  # one by one: numpy is slow where the innermost axis is short
+        result[..., channel] = plane
+    return result
 
 
 def resize(image: UInt8Image, height: int, width: int, interpolation: Interpolation = "bicubic") -> UInt8Image:

@@ -51,6 +51,8 @@ USES = (
     Use("train --config RECIPE", (*_CHECKPOINT, *_IMAGES)),
     Use("evaluate CKPT", (*_CHECKPOINT, *_IMAGES)),
     Use("import-published FILE.pth", _CHECKPOINT),
+    Use("adopt WEIGHTS", _CHECKPOINT),
+    Use("adopt WEIGHTS --data D", (*_CHECKPOINT, *_IMAGES)),
     Use("calibrate CKPT", (*_CHECKPOINT, *_IMAGES, "matplotlib")),
     Use("calibrate ARTIFACT", (*_CHECKPOINT, *_IMAGES, "onnx", "onnxruntime", "matplotlib")),
     Use("sensitivity CKPT", (*_CHECKPOINT, *_IMAGES, "onnx", "onnxruntime", "matplotlib", "jinja2")),

@@ -23,6 +23,7 @@ VERBS = {
     "demo": "run the whole chain on the built-in task and write a report page",
     "train": "train a model from a recipe",
     "import-published": "convert a .pth file of the published code to a checkpoint",
+    "adopt": "make a focal GFT checkpoint of any trained ViT, without training",
     "evaluate": "measure the accuracy of a checkpoint or artefact",
     "calibrate": "find activation ranges and the number of images they need",
     "sensitivity": "measure the effect of INT8 on each layer; choose layers for mixed precision",

@@ -63,19 +63,27 @@ class ModelSection:
 
 @dataclass(frozen=True)
 class DataSection:
-    """``[data]`` of a recipe: ``name`` is an argument of :func:`gft_edge.data.datasets.open_images`."""
+    """``[data]`` of a recipe.
+
+    Args:
+        name: argument of :func:`gft_edge.data.datasets.open_images`.
+        train_images, eval_images: how many to train on and to measure the accuracy with.
+        augment: kind of augmentation.
+        num_workers: processes that prepare images; 0 uses the training process itself. By default all processors but one
+            when a GPU trains, else a quarter of them.
+    """
 
     name: str = "typefaces"
     train_images: int = 100_000
     eval_images: int = 1_600
     augment: Augment = "none"
-    num_workers: int = 1
+    num_workers: int | None = None
 
     def __post_init__(self) -> None:
         problems = [
-            f"{name} must be at least {least}, found {getattr(self, name)}"
+            f"{name} must be at least {least}, found {value}"
             for name, least in (("train_images", 1), ("eval_images", 1), ("num_workers", 0))
-            if getattr(self, name) < least
+            if (value := getattr(self, name)) is not None and value < least
         ]
         if problems:
             raise ConfigError("; ".join(problems))
@@ -110,6 +118,7 @@ class TrainSection:
         eval_every, checkpoint_every: in steps; 0 means only at the end.
         seed: fixes weights, data order and budgets.
         threads: torch threads; 0 leaves torch's default.
+        deterministic: use only operations on a GPU that give the same weights in every run; a CPU always does.
         init: start from this checkpoint folder, or from ``"builtin"``.
     """
 
@@ -140,6 +149,7 @@ class TrainSection:
     checkpoint_every: int = 200
     seed: int = 0
     threads: int = 0
+    deterministic: bool = True
     init: str | None = None
 
     def __post_init__(self) -> None:

@@ -53,11 +53,13 @@ class Files:
         labels: class names.
         samples: path and class number of each image.
         notes: see :class:`ImageSet`.
+        at_least: rows and columns that suffice, 0 for all; see :func:`gft_edge.data.images.read_image`.
     """
 
     labels: tuple[str, ...]
     samples: tuple[tuple[Path, int], ...]
     notes: tuple[str, ...] = ()
+    at_least: int = 0
 
     @property
     def rendered_split(self) -> Split | None:
@@ -80,7 +82,7 @@ class Files:
         path, label = self.samples[index]
         if not is_readable_format(path):
             raise DataError(f"image {path}: Pillow does not read {path.suffix} here; convert it to JPEG or PNG")
-        return read_image(path), label
+        return read_image(path, self.at_least), label
 
 
 @dataclass(frozen=True)
@@ -158,6 +160,42 @@ class Relabelled:
         return pixels, self.numbers[label]
 
 
+class Kept:
+    """A set whose images stay in memory once read, those read first up to a limit; for a set that is read again and again.
+
+    Args:
+        base: the images.
+        max_bytes: of the pixels that are kept.
+    """
+
+    rendered_split: Split | None
+
+    def __init__(self, base: ImageSet, max_bytes: int) -> None:
+        self.base, self.labels, self.notes, self.rendered_split = base, base.labels, base.notes, base.rendered_split
+        self._room = max_bytes
+        self._items: dict[int, tuple[npt.NDArray[np.uint8], int]] = {}
+
+    def name(self, index: int) -> str:
+        """Returns the name in the base set."""
+        return self.base.name(index)
+
+    def class_numbers(self) -> list[int]:
+        """Returns the class number of each image."""
+        return self.base.class_numbers()
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+        found = self._items.get(index)
+        if found is None:
+            found = self.base[index]
+            if found[0].nbytes <= self._room:
+                self._room -= found[0].nbytes
+                self._items[index] = found
+        return found
+
+
 def readable(images: ImageSet) -> ImageSet:
     """Returns the images without files of formats that Pillow does not read here."""
     if isinstance(images, Files):
@@ -170,6 +208,15 @@ def readable(images: ImageSet) -> ImageSet:
     if isinstance(images, Subset) and isinstance(images.base, Files):
         samples = images.base.samples
         return Subset(images.base, tuple(i for i in images.indices if is_readable_format(samples[i][0])))
+    return images
+
+
+def decoded_smaller(images: ImageSet, at_least: int) -> ImageSet:
+    """Returns the images with JPEG files decoded no larger than needed, see :func:`gft_edge.data.images.read_image`."""
+    if isinstance(images, Files):
+        return dataclasses.replace(images, at_least=at_least)
+    if isinstance(images, (Subset, Relabelled)):
+        return dataclasses.replace(images, base=decoded_smaller(images.base, at_least))
     return images
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +19,10 @@ import numpy.typing as npt
 
 from gft_edge.data.splits import SPLITS, Split
 from gft_edge.errors import ConfigError, DataError, MissingExtraError
+from gft_edge.resample import interleaved
 
 if TYPE_CHECKING:
-    from PIL import ImageFont
+    from PIL import Image, ImageFont
 
 FACES: tuple[tuple[str, str], ...] = (
     ("dejavu-sans", "DejaVuSans"),
@@ -73,6 +75,7 @@ _VOWELS = ["a", "e", "i", "o", "u", "ea", "ou", "y"]
 _CODAS = ["", "", "n", "r", "s", "t", "l", "m", "g", "x", "nd", "k"]
 
 
+@functools.cache
 def font_folder() -> Path:
     """Returns the folder of the fonts of matplotlib.
 
@@ -134,7 +137,8 @@ def random_word(rng: np.random.Generator, split: Split) -> str:
     while True:
         word = ""
         for _ in range(2):
-            word += rng.choice(_ONSETS) + rng.choice(_VOWELS) + rng.choice(_CODAS)
+            for parts in (_ONSETS, _VOWELS, _CODAS):
+                word += parts[rng.integers(0, len(parts))]  # the draws of rng.choice, which converts the list each time
         if 3 <= len(word) <= 6 and split_of(word) == split:
             return word.capitalize() if rng.random() < 0.5 else word
 
@@ -143,41 +147,79 @@ def render(file: str, word: str, size: int, rng: np.random.Generator) -> npt.NDA
     """Renders a word in a font with random size, place, slope, colours, blur and noise. Returns (size, size, 3) uint8."""
     x_height = rng.uniform(0.17, 0.24) * size
     points = round(x_height * _points_per_x_height(file) * 4) / 4
+    font = _font(file, points)
     from PIL import Image, ImageDraw, ImageFilter  # after the font: opening it raises the error about Pillow
 
     # Two rows of the same word broken in half fill the square with large letters.
     half = (len(word) + 1) // 2
     canvas = Image.new("L", (2 * size, 2 * size), 0)
     draw = ImageDraw.Draw(canvas)
-    font = _font(file, points)
     line = x_height * rng.uniform(1.9, 2.2)
     for row, text in enumerate((word[:half], word[half:])):
         left, _, right, _ = font.getbbox(text)
         shift = rng.uniform(-0.06, 0.06) * size
         draw.text((size - (left + right) / 2 + shift, size + (row - 0.5) * line + x_height / 2), text, 255, font, "ls")
     angle = rng.uniform(-5, 5)
-    canvas = canvas.rotate(angle, Image.Resampling.BICUBIC)
-    dx, dy = rng.uniform(-0.06, 0.06, 2) * size
-    left, top = round(size / 2 + dx), round(size / 2 + dy)
-    mask_image = canvas.crop((left, top, left + size, top + size))
+    dx, dy = rng.uniform(-0.06, 0.06, 2).tolist()
+    mask_image = _turned(canvas, angle, round(size / 2 + dx * size), round(size / 2 + dy * size), size)
     sigma = rng.uniform(0, 0.7) * size / 96
     if sigma > 0.2:
         mask_image = mask_image.filter(ImageFilter.GaussianBlur(sigma))
-    mask = np.asarray(mask_image, dtype=np.float32)[..., None] / 255
     paper, ink = _colors(rng)
-    ramp = np.linspace(-1, 1, size, dtype=np.float32)
     tilt = rng.uniform(-12, 12, 2).astype(np.float32)
-    shade = (ramp[:, None] * tilt[0] + ramp[None, :] * tilt[1])[..., None]
-    noise = rng.standard_normal((size, size, 1), dtype=np.float32) * np.float32(rng.uniform(0, 8))
-    image = paper * (1 - mask) + ink * mask + shade + noise
-    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+    ramp, levels = _ramps(size)
+    table = paper[:, None] * (1 - levels) + ink[:, None] * levels
+    # By colour: numpy is slow where the innermost axis is short.
+    planes = table.take(np.asarray(mask_image), axis=1)
+    planes += ramp[:, None] * tilt[0] + ramp * tilt[1]
+    noise = rng.standard_normal((size, size), dtype=np.float32)
+    noise *= np.float32(rng.uniform(0, 8))
+    planes += noise
+    np.rint(planes, out=planes)
+    np.clip(planes, 0, 255, out=planes)
+    return interleaved(planes)
+
+
+@functools.lru_cache(maxsize=8)
+def _ramps(size: int) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Returns -1 ... 1 along the side of an image, and 0 ... 1 for the 256 levels of a mask."""
+    return np.linspace(-1, 1, size, dtype=np.float32), np.arange(256, dtype=np.float32) / np.float32(255)
+
+
+def _turned(canvas: Image.Image, angle: float, left: int, top: int, size: int) -> Image.Image:
+    """Returns the square of ``size`` pixels at (left, top) of ``canvas.rotate(angle, BICUBIC)``, and computes no more of it.
+
+    The matrix is Pillow's. Outside the ink the result is 0, so only the rectangle around the turned ink is computed.
+    """
+    from PIL import Image
+
+    mask = Image.new("L", (size, size), 0)
+    ink = canvas.getbbox()
+    if ink is None:
+        return mask
+    center = canvas.width / 2
+    cos, sin = (round(value, 15) for value in (math.cos(math.radians(-angle)), math.sin(math.radians(-angle))))
+    across = [center + cos * (x - center) - sin * (y - center) for x in ink[::2] for y in ink[1::2]]
+    down = [center + sin * (x - center) + cos * (y - center) for x in ink[::2] for y in ink[1::2]]
+    # The cubic filter reads two pixels on each side.
+    first_x, first_y = max(math.floor(min(across)) - 3, left), max(math.floor(min(down)) - 3, top)
+    last_x, last_y = min(math.ceil(max(across)) + 3, left + size), min(math.ceil(max(down)) + 3, top + size)
+    if first_x >= last_x or first_y >= last_y:
+        return mask
+    x, y = first_x - center, first_y - center
+    matrix = (cos, sin, cos * x + sin * y + center, -sin, cos, -sin * x + cos * y + center)
+    part = canvas.transform(
+        (last_x - first_x, last_y - first_y), Image.Transform.AFFINE, matrix, Image.Resampling.BICUBIC
+    )
+    mask.paste(part, (first_x - left, first_y - top))
+    return mask
 
 
 def _colors(rng: np.random.Generator) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
     """Draws paper and ink with a difference of brightness of at least 80 levels; one of three prints light on dark."""
     while True:
         paper, ink = rng.uniform(130, 255, 3), rng.uniform(0, 130, 3)
-        if paper.mean() - ink.mean() >= 80:
+        if sum(paper.tolist()) / 3 - sum(ink.tolist()) / 3 >= 80:
             break
     if rng.random() < 1 / 3:
         paper, ink = ink, paper

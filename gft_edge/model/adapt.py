@@ -1,4 +1,4 @@
-"""Adapts the weights of one model to another image size, number of classes or budget."""
+"""Adapts the weights of one model to another image size, number of classes, budget, stages or score."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ POSITIONS = ("pos_embed", "base_model.pos_embed", "network.pos_embed")
 def adapt_weights(weights: Mapping[str, Tensor], old: GFTConfig, new: GFTConfig) -> dict[str, Tensor]:
     """Returns the weights of a model of configuration ``old`` that fit one of configuration ``new``.
 
-    Another grid resamples the position embedding (bicubic, antialiased); another number of classes drops the classifier.
+    Another grid resamples the position embedding (bicubic, antialiased); another number of classes drops the classifier. The
+    weights of a focal model do not depend on its stages and score.
 
     Raises:
-        ConfigError: the models differ in more than image size, classes and budget.
+        ConfigError: the models differ in more than image size, classes and budget, or stages and score of a focal model.
     """
-    names = [f.name for f in dataclasses.fields(new) if f.name not in ("image_size", "num_classes", "budget")]
+    free = {"image_size", "num_classes", "budget"}
+    if old.variant == new.variant == "focal":
+        free |= {"stages", "score"}
+    names = [f.name for f in dataclasses.fields(new) if f.name not in free]
     different = [name for name in names if getattr(old, name) != getattr(new, name)]
     if different:
         raise ConfigError(f"its model differs in {', '.join(different)}")

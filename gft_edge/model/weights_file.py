@@ -10,7 +10,7 @@ import types
 import warnings
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
@@ -46,6 +46,8 @@ _STATES = ("optim", "sched", "scaler", "config", "cfg", "args", "hparams", "rng"
 """Prefixes of keys that do not hold a model."""
 _ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 """Parts that torch.compile and FSDP insert into names, before any module."""
+MANY_CONVOLUTIONS = 8
+"""A ViT has one, a ViT with a convolutional stem a few."""
 _HINTS = {
     FileKind.TORCHSCRIPT: "; save its weights: torch.save(torch.jit.load(FILE).state_dict(), NEW)",
     FileKind.ONNX: "; gft-edge lint reads graphs",
@@ -59,10 +61,12 @@ class StateDict:
     Attributes:
         weights: tensors by name, without wrappers and prefixes.
         notes: the choices made and the tensors left out, one sentence each.
+        beside: tensors outside the prefix of the model, by their names in the file, such as a classifier or a text encoder.
     """
 
     weights: Mapping[str, Tensor]
     notes: tuple[str, ...] = ()
+    beside: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def read_weights_file(path: Path, anchors: Sequence[str] = ()) -> StateDict:
@@ -202,8 +206,8 @@ def state_dict_of(tree: object, where: str, anchors: Sequence[str] = ()) -> Stat
     if not weights:
         keys = ", ".join(repr(key) for key in list(state)[:3]) or "nothing"
         raise ArtifactError(f"{where}: not a state dict: it has no tensors, it holds {keys}")
-    weights, more = strip_prefixes(weights, anchors)
-    return StateDict(weights, (*notes, *more))
+    found = strip_prefixes(weights, anchors)
+    return StateDict(found.weights, (*notes, *found.notes), found.beside)
 
 
 def _is_state(key: object, value: object) -> bool:
@@ -216,12 +220,8 @@ def _is_state(key: object, value: object) -> bool:
     )
 
 
-def strip_prefixes(weights: Mapping[str, Tensor], anchors: Sequence[str] = ()) -> tuple[dict[str, Tensor], list[str]]:
-    """Removes the prefixes that DataParallel, torch.compile, Lightning and similar programs add to names.
-
-    Returns:
-        the renamed weights, and the choices made and the tensors left out, one sentence each.
-    """
+def strip_prefixes(weights: Mapping[str, Tensor], anchors: Sequence[str] = ()) -> StateDict:
+    """Removes the prefixes that DataParallel, torch.compile, Lightning and similar programs add to names."""
     named = {}
     for name, tensor in weights.items():
         plain = name
@@ -233,16 +233,16 @@ def strip_prefixes(weights: Mapping[str, Tensor], anchors: Sequence[str] = ()) -
     )
     if prefixes:
         kept = {name[len(prefixes[0]) :]: tensor for name, tensor in named.items() if name.startswith(prefixes[0])}
-        left = sorted({name for name in named if not name.startswith(prefixes[0])})
+        left = {name: named[name] for name in sorted(named) if not name.startswith(prefixes[0])}
         notes = []
         if len(prefixes) > 1:
             notes.append(f"took {prefixes[0] or 'no prefix'!r}, left out {', '.join(repr(p) for p in prefixes[1:])}")
         elif left:
-            notes.append(f"left out {len(left)} tensors beside the model ({', '.join(left[:3])})")
-        return kept, notes
+            notes.append(f"left out {len(left)} tensors beside the model ({', '.join(list(left)[:3])})")
+        return StateDict(kept, tuple(notes), left)
     while (shared := _shared_prefix(named)) is not None:
         named = {name[len(shared) :]: tensor for name, tensor in named.items()}
-    return named, []
+    return StateDict(named)
 
 
 _SHELLS = (
@@ -305,4 +305,7 @@ def looks_like(weights: Mapping[str, Tensor]) -> str | None:
         return f"a plain ResNet of timm or torchvision ({blocks} blocks{f', {classes} classes' if classes else ''})"
     if any("relative_position_bias_table" in name for name in weights):
         return "a Swin Transformer"
+    convolutions = sum(tensor.ndim == 4 for tensor in weights.values())
+    if convolutions >= MANY_CONVOLUTIONS:
+        return f"a convolutional network ({convolutions} convolutions)"
     return None

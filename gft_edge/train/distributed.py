@@ -34,14 +34,16 @@ class Workers:
 
 @contextlib.contextmanager
 def workers() -> Iterator[Workers]:
-    """Joins the processes that torchrun started (gloo on CPUs, nccl on GPUs), or yields this one alone."""
+    """Joins the processes that torchrun started (gloo for tensors of CPUs, nccl for those of GPUs), or yields this one alone."""
     use_cuda = torch.cuda.is_available()
     local = int(os.environ.get("LOCAL_RANK", "0"))
     device = torch.device("cuda", local) if use_cuda else torch.device("cpu")
+    if use_cuda:
+        torch.cuda.set_device(device)  # the one of barriers and pinned memory
     if "RANK" not in os.environ or dist.is_initialized():
         yield Workers(device=device)
         return
-    dist.init_process_group("nccl" if use_cuda else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if use_cuda else "gloo")
     try:
         yield Workers(dist.get_rank(), dist.get_world_size(), device)
     finally:

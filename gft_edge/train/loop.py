@@ -33,6 +33,7 @@ from gft_edge.model.backbone import architecture_of
 from gft_edge.model.build import build_model
 from gft_edge.progress import Track, silent
 from gft_edge.storage.locks import locked
+from gft_edge.train.determinism import deterministic
 from gft_edge.train.distributed import Workers, barrier, parallel, total, workers
 from gft_edge.train.log import Pace, cut_log, training_log
 from gft_edge.train.optim import make_optimizer, set_rate, step_in_backward
@@ -64,6 +65,7 @@ class _Run:
         group: this process among all.
         state: model, optimiser, scaler and averages.
         report: receives lines of text.
+        stepper: class that takes the steps.
     """
 
     recipe: Recipe
@@ -72,6 +74,7 @@ class _Run:
     group: Workers
     state: TrainingState
     report: Report
+    stepper: type[Stepper]
 
 
 def train(
@@ -81,6 +84,7 @@ def train(
     track: Track = silent,
     report: Report = lambda line: None,
     stop_after: int | None = None,
+    stepper: type[Stepper] = Stepper,
 ) -> CheckpointInfo:
     """Trains by a recipe and writes a checkpoint folder.
 
@@ -90,11 +94,12 @@ def train(
     Args:
         recipe: model, data and settings.
         out: folder of the checkpoint, log.jsonl, state.pt (for resuming) and, with ``eval_every``, ``best``.
-        resume: continue from state.pt; the result equals that of an uninterrupted run bit by bit. A training that stopped
-            before its first state restarts in its folder.
+        resume: continue from state.pt; the result equals that of an uninterrupted run bit by bit, on a GPU if
+            ``train.deterministic`` is on. A training that stopped before its first state restarts in its folder.
         track: progress display.
         report: receives a line of text now and then.
         stop_after: stop at this step of the schedule, with the state saved.
+        stepper: takes the steps; another class may do less, to measure the rest.
 
     Raises:
         ConfigError: the recipe does not fit its data, differs from the one being resumed, or another process trains into
@@ -105,12 +110,13 @@ def train(
     settings = recipe.train
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    with workers() as group, _exclusive(out, group) as new:
+    with workers() as group, _exclusive(out, group) as new, _repeatable(recipe, group):
         data = open_training_data(recipe, group)
         for note in data.notes if group.is_first else ():
             report(f"data: {note}")
         model, config = _started_model(recipe, data.config, group)
-        run = _Run(recipe, out, dataclasses.replace(data, config=config), group, _state(model, recipe, config), report)
+        state = _state(model, recipe, config)
+        run = _Run(recipe, out, dataclasses.replace(data, config=config), group, state, report, stepper)
         progress = _resumed(run, new) if resume else Progress()
         if settings.step_in_backward:
             if group.count > 1:
@@ -126,6 +132,12 @@ def train(
         first, started = progress.step, time.monotonic()
         _run_steps(run, progress, track, stop_after)
         return _finish(run, progress, first, started)
+
+
+def _repeatable(recipe: Recipe, group: Workers) -> contextlib.AbstractContextManager[None]:
+    if not recipe.train.deterministic:
+        return contextlib.nullcontext()
+    return deterministic(group.device, "set train.deterministic to false, and two runs may differ")
 
 
 def _started_model(recipe: Recipe, config: GFTConfig, group: Workers) -> tuple[Any, GFTConfig]:
@@ -203,10 +215,10 @@ def _run_steps(run: _Run, progress: Progress, track: Track, stop_after: int | No
     first = progress.step
     last = settings.steps if stop_after is None else min(settings.steps, stop_after)
     network = parallel(state.model, group, unused=config.variant == "published")
-    stepper = Stepper(network, state, config, settings, make_mixup(settings, config))
+    stepper = run.stepper(network, state, config, settings, make_mixup(settings, config))
     batches = run.data.batches(run.recipe, group, range(first, last))
     log_every = min(50, max(1, settings.steps // 16))
-    sums = torch.zeros(3, dtype=torch.float64)
+    sums = torch.zeros(3, dtype=torch.float64, device=group.device)
     started = time.monotonic()
     pace = Pace(last - first)
     steps: Iterable[int] = range(first, last)
@@ -222,6 +234,9 @@ def _run_steps(run: _Run, progress: Progress, track: Track, stop_after: int | No
             if group.is_first and (line := pace.step()):
                 run.report(line)
             evaluating = bool(settings.eval_every) and done % settings.eval_every == 0
+            saving = bool(settings.checkpoint_every) and done % settings.checkpoint_every == 0
+            if done % log_every == 0 or done == last or evaluating or saving:
+                stepper.watch.finish()
             if done % log_every == 0 or done == last or evaluating:
                 loss, right, count = total(sums).tolist()
                 sums.zero_()
@@ -238,9 +253,8 @@ def _run_steps(run: _Run, progress: Progress, track: Track, stop_after: int | No
                 if group.is_first:
                     run.report(", ".join(f"{k} {v:.4g}" for k, v in row.items()))
             stopping = bool(settings.early_stop) and progress.stale >= settings.early_stop
-            saving = bool(settings.checkpoint_every) and done % settings.checkpoint_every == 0
-            progress.unreadable = sorted(run.data.unreadable)
             if group.is_first and (done == last or saving or stopping):
+                progress.unreadable = sorted(run.data.unreadable)
                 save_state(run.out, run.recipe, state, progress)
             if stopping:
                 run.report(f"no improvement in {progress.stale} evaluations: stopped at step {done}")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from timm.data import Mixup
@@ -18,6 +17,11 @@ from gft_edge.errors import CheckFailed
 from gft_edge.train.losses import label_loss, teacher_loss
 from gft_edge.train.schedule import step_budgets
 from gft_edge.train.state import TrainingState
+from gft_edge.train.watch import LossWatch
+
+
+def _diverged(loss: float, step: int) -> CheckFailed:
+    return CheckFailed(f"loss is {loss} at step {step}; lower train.lr or raise train.warmup_steps")
 
 
 @dataclass(frozen=True)
@@ -30,6 +34,7 @@ class Stepper:
         config: of the model.
         settings: of the recipe.
         mixup: mixes images and labels; see :func:`make_mixup`.
+        watch: checks the losses; call its ``finish`` before the model is used.
     """
 
     network: nn.Module
@@ -37,17 +42,20 @@ class Stepper:
     config: GFTConfig
     settings: TrainSection
     mixup: Mixup | None
+    watch: LossWatch = field(default_factory=lambda: LossWatch(_diverged))
 
     def step(self, batches: Sequence[tuple[Tensor, Tensor]], number: int) -> Tensor:
-        """Takes one optimiser step; returns loss and right answers summed over its images, and their number.
+        """Takes one optimiser step; returns loss and right answers summed over its images, and their number, on the device.
+
+        Nothing in it makes the host wait for a GPU to finish this step.
 
         Raises:
-            CheckFailed: the loss is NaN or infinite.
+            CheckFailed: the loss of this step, on a GPU that of the last one, is NaN or infinite.
         """
         settings, state = self.settings, self.state
         passes = step_budgets(self.config, settings, number)
         state.optimizer.zero_grad(set_to_none=True)
-        sums = torch.zeros(3, dtype=torch.float64)
+        sums = torch.zeros(3, dtype=torch.float64, device=batches[0][0].device)
         for micro, (images, labels) in enumerate(batches):
             targets: Tensor = labels
             if self.mixup is not None:
@@ -68,13 +76,14 @@ class Stepper:
                         smoothing = settings.label_smoothing if self.mixup is None else 0.0  # Mixup smooths targets
                         loss = label_loss(logits, targets, smoothing)
                         teacher = logits.detach().softmax(dim=1)
-                        right = int((logits.detach().argmax(1) == labels).sum())
-                        sums += torch.tensor([loss.item() * len(labels), right, len(labels)], dtype=torch.float64)
+                        right = (logits.detach().argmax(1) == labels).sum()
+                        sums[0] += loss.detach().double() * len(labels)
+                        sums[1] += right
+                        sums[2] += len(labels)
                     else:
                         loss = teacher_loss(logits, teacher)
                     state.scaler.scale(loss / len(batches)).backward()
-        if not math.isfinite(sums[0].item()):
-            raise CheckFailed(f"loss is {sums[0].item()} at step {number}; lower train.lr or raise train.warmup_steps")
+        self.watch.see(sums[0], number)
         state.scaler.unscale_(state.optimizer)
         if settings.grad_clip:
             nn.utils.clip_grad_norm_(state.model.parameters(), settings.grad_clip)

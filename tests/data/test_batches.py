@@ -9,7 +9,14 @@ import torch
 from gft_edge.config.recipe import Augment
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import Subset
-from gft_edge.data.training import NEIGHBOURS, BatchOptions, training_batches
+from gft_edge.data.training import (
+    NEIGHBOURS,
+    BatchOptions,
+    byte_batches,
+    default_workers,
+    normalized_on,
+    training_batches,
+)
 from gft_edge.errors import DataError
 from gft_edge.preprocess import PreprocessSpec
 
@@ -115,3 +122,35 @@ def test_evaluation_leaves_unreadable_images_out_and_batches_without_any():
     red = [np.rint((pixels[:, 0, 0, 0] * SPEC.std[0] + SPEC.mean[0]) * 255).tolist() for pixels, _ in batches]
     assert red == [labels.tolist() for _, labels in batches]
     assert problems == [f"image {i}: gone" for i in (1, 4, 5, 6, 7)]
+
+
+@pytest.mark.parametrize("order", ["rgb", "bgr"])
+def test_a_device_normalises_to_the_bits_of_the_specification(order):
+    spec = PreprocessSpec(16, 16, mean=(0.5, 0.45, 0.4), std=(0.2, 0.25, 0.3), color_order=order)
+    every = np.arange(256 * 3, dtype=np.uint8).reshape(1, 16, 16, 3)
+    pixels = torch.from_numpy(np.concatenate([every, every[..., ::-1], np.roll(every, 7)]))
+    found = normalized_on(torch.device("cpu"), spec, pixels)
+    assert found.is_contiguous()
+    np.testing.assert_array_equal(found.numpy(), spec.normalize(pixels.numpy()))
+
+
+def test_byte_batches_are_the_batches_before_normalisation():
+    options = BatchOptions(4, 0, "light", 0)
+    pairs = zip(
+        byte_batches(Photographs(), SPEC, range(3), options),
+        training_batches(Photographs(), SPEC, range(3), options),
+        strict=True,
+    )
+    for (pixels, labels), (images, same_labels) in pairs:
+        assert (tuple(pixels.shape), pixels.dtype) == ((4, 16, 16, 3), torch.uint8)
+        np.testing.assert_array_equal(images.numpy(), SPEC.normalize(pixels.numpy()))
+        assert torch.equal(labels, same_labels)
+
+
+@pytest.mark.parametrize(("processors", "processes", "cpu", "gpu"), [(16, None, 4, 15), (16, 4, 1, 3), (2, None, 1, 1)])
+def test_workers_by_default_follow_from_the_processors(monkeypatch, processors, processes, cpu, gpu):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(processors)), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if processes:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    assert (default_workers(torch.device("cpu")), default_workers(torch.device("cuda"))) == (cpu, gpu)

@@ -122,3 +122,27 @@ def test_folder_in_place_of_an_image_is_refused(tmp_path):
 def test_exif_orientation_is_applied_for_tiff_too(tmp_path):
     Image.fromarray(PIXELS).save(tmp_path / "a.tif", tiffinfo={0x0112: 6})
     np.testing.assert_array_equal(read_image(tmp_path / "a.tif"), np.rot90(PIXELS, -1))
+
+
+def test_a_jpeg_is_decoded_no_smaller_than_asked(tmp_path):
+    levels = np.add.outer(np.arange(400), np.arange(600)) * 255 // 998
+    pixels = np.stack([levels, 255 - levels, levels // 2], axis=2).astype(np.uint8)
+    for suffix in ("jpg", "png"):
+        Image.fromarray(pixels).save(tmp_path / f"a.{suffix}")
+    sizes = {
+        least: read_image(tmp_path / "a.jpg", least).shape[:2] for least in (0, 401, 400, 201, 200, 100, 51, 50, 1)
+    }
+    whole, half, quarter, eighth = (400, 600), (200, 300), (100, 150), (50, 75)
+    assert list(sizes.values()) == [whole, whole, whole, whole, half, quarter, quarter, eighth, eighth]
+    assert read_image(tmp_path / "a.png", 50).shape == (400, 600, 3)
+    for least in (200, 100, 50):
+        small = read_image(tmp_path / "a.jpg", least)
+        plain = np.asarray(Image.fromarray(pixels).resize(small.shape[1::-1], Image.Resampling.BOX))
+        assert np.abs(small.astype(int) - plain).mean() < 3
+
+
+def test_a_jpeg_turned_by_exif_is_decoded_smaller_too(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (600, 400), (200, 10, 10)).save(tmp_path / "a.jpg", exif=exif)
+    assert read_image(tmp_path / "a.jpg", 100).shape == (150, 100, 3)

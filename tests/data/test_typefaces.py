@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
 
 from gft_edge.data import typefaces
 from gft_edge.data.typefaces import FACES, LABELS, SPLITS, Typefaces, font_folder_faces, random_word, split_of
@@ -132,3 +133,66 @@ def test_unusable_folders_of_fonts_are_refused(fonts, change, message):
     change(fonts)
     with pytest.raises(DataError, match=message):
         font_folder_faces(fonts)
+
+
+def _word_by_choice(rng, split):
+    """:func:`random_word` by numpy's own choice."""
+    while True:
+        parts = (typefaces._ONSETS, typefaces._VOWELS, typefaces._CODAS) * 2
+        word = "".join(str(rng.choice(part)) for part in parts)
+        if 3 <= len(word) <= 6 and split_of(word) == split:
+            return word.capitalize() if rng.random() < 0.5 else word
+
+
+def _plain_render(file, word, size, rng):
+    """:func:`typefaces.render` without its shortcuts: the whole canvas is turned, all arithmetic is by pixel."""
+    x_height = rng.uniform(0.17, 0.24) * size
+    points = round(x_height * typefaces._points_per_x_height(file) * 4) / 4
+    font = ImageFont.truetype(str(typefaces.font_folder() / f"{file}.ttf"), points)
+    canvas = Image.new("L", (2 * size, 2 * size), 0)
+    half, line = (len(word) + 1) // 2, x_height * rng.uniform(1.9, 2.2)
+    for row, text in enumerate((word[:half], word[half:])):
+        left, _, right, _ = font.getbbox(text)
+        place = size - (left + right) / 2 + rng.uniform(-0.06, 0.06) * size
+        ImageDraw.Draw(canvas).text((place, size + (row - 0.5) * line + x_height / 2), text, 255, font, "ls")
+    canvas = canvas.rotate(rng.uniform(-5, 5), Image.Resampling.BICUBIC)
+    left, top = (round(size / 2 + by) for by in rng.uniform(-0.06, 0.06, 2) * size)
+    mask = canvas.crop((left, top, left + size, top + size))
+    sigma = rng.uniform(0, 0.7) * size / 96
+    mask = mask.filter(ImageFilter.GaussianBlur(sigma)) if sigma > 0.2 else mask
+    mask = np.asarray(mask, dtype=np.float32)[..., None] / 255
+    while True:
+        paper, ink = rng.uniform(130, 255, 3), rng.uniform(0, 130, 3)
+        if paper.mean() - ink.mean() >= 80:
+            break
+    if rng.random() < 1 / 3:
+        paper, ink = ink, paper
+    ramp, tilt = np.linspace(-1, 1, size, dtype=np.float32), rng.uniform(-12, 12, 2).astype(np.float32)
+    shade = (ramp[:, None] * tilt[0] + ramp[None, :] * tilt[1])[..., None]
+    noise = rng.standard_normal((size, size, 1), dtype=np.float32) * np.float32(rng.uniform(0, 8))
+    image = paper.astype(np.float32) * (1 - mask) + ink.astype(np.float32) * mask + shade + noise
+    return np.clip(np.rint(image), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize(("split", "size", "count"), [("test", 96, 96), ("val", 32, 48), ("train", 112, 48)])
+def test_images_have_the_bytes_of_the_plain_rendering(split, size, count):
+    images = Typefaces(split, count, size, seed=7)
+    for index in range(count):
+        rng = np.random.default_rng([7, SPLITS.index(split), index])
+        file = FACES[index % len(FACES)][1]
+        expected = _plain_render(file, _word_by_choice(rng, split), size, rng)
+        np.testing.assert_array_equal(images[index][0], expected)
+
+
+@pytest.mark.parametrize("ink", [None, (0, 0, 3, 3), (61, 0, 64, 64), (20, 25, 44, 39)], ids=str)
+@pytest.mark.parametrize("angle", [-5.0, 0.0, 3.3])
+def test_the_turned_part_is_that_of_the_turned_canvas(ink, angle):
+    canvas = Image.new("L", (64, 64), 0)
+    if ink is not None:
+        drawn = np.random.default_rng(0).integers(1, 256, (ink[3] - ink[1], ink[2] - ink[0]), dtype=np.uint8)
+        canvas.paste(Image.fromarray(drawn), ink[:2])
+    whole = canvas.rotate(angle, Image.Resampling.BICUBIC)
+    for left, top in ((0, 0), (16, 20), (32, 32)):
+        expected = whole.crop((left, top, left + 32, top + 32))
+        found = typefaces._turned(canvas, angle, left, top, 32)
+        np.testing.assert_array_equal(np.asarray(found), np.asarray(expected))

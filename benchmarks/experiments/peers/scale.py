@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gft_edge.benchmarks.experiments import calibration_speed as calibration
-from gft_edge.benchmarks.experiments.peers import evit
 from gft_edge.budget import TokenBudget
 from gft_edge.config.model import GFTConfig, preset
 
@@ -19,7 +18,6 @@ class Scale:
 
     Args:
         config: the focal model; its backbone is that of every peer.
-        places: blocks in which EViT drops patches, counted from 1.
         smaller: timm names of further plain models.
         presets: further GFTs, by name.
         preset: the one that is exported and verified in a fresh process.
@@ -31,7 +29,6 @@ class Scale:
     """
 
     config: GFTConfig
-    places: tuple[int, ...] = evit.PLACES
     smaller: tuple[str, ...] = SMALLER
     presets: tuple[str, ...] = ("gft_small", "gft_tiny")
     preset: str = "gft_base"
@@ -54,7 +51,6 @@ def quick_scale() -> Scale:
     config = preset("gft_tiny", image_size=96, depth=2, stages=(1,), budget=TokenBudget((18,), 36), num_classes=CLASSES)
     return Scale(
         config,
-        places=(1,),
         smaller=(),
         presets=(),
         preset="gft_typeface",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from gft_edge.benchmarks.experiments.peers.models import PlainPublishedGFT, expo
 from gft_edge.benchmarks.experiments.peers.scale import CLASSES, Scale
 from gft_edge.benchmarks.experiments.peers.vit_sizes import VitSizes
 from gft_edge.calibration.ptq import quantize_int8
-from gft_edge.config.model import GFTConfig, preset
+from gft_edge.config.model import preset
 from gft_edge.export.onnx.tracing import GraphOptions, export_graph
 from gft_edge.manifest import MapsMode
+from gft_edge.model.backbone import timm_vit
 from gft_edge.model.build import build_model
 from gft_edge.model.macs import count_macs
 from gft_edge.preprocess import PreprocessSpec
@@ -59,17 +60,6 @@ class TimedModel:
         if not self.feeds:
             return functools.partial(session, images)
         return functools.partial(session._session.run, None, dict(self.feeds))
-
-
-def plain_vit(config: GFTConfig, backbone: str | None = None, **options: Any) -> nn.Module:
-    """Returns timm's model of a configuration's size, randomly initialised."""
-    if backbone is None:
-        names = ("image_size", "patch_size", "embed_dim", "depth", "num_heads")
-        sizes: dict[str, Any] = {("img_size" if n == "image_size" else n): getattr(config, n) for n in names}
-    else:
-        sizes = {}
-    torch.manual_seed(0)
-    return timm.create_model(backbone or config.backbone, **{"num_classes": CLASSES, **sizes, **options}).eval()
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]
@@ -106,25 +96,30 @@ def graph_of(model: Any, maps: MapsMode = "none") -> onnx.ModelProto:
 
 
 def focal_group(scale: Scale, images: Images) -> dict[str, TimedModel]:
-    """Returns the focal model, plain ViT, ToMe and EViT of equal multiply-accumulates, and the focal model's products alone."""
-    config = scale.config
+    """Returns the focal model, plain ViT, ToMe and EViT (same patches, and equal multiply-accumulates), and its products alone."""
+    config, side = scale.config, scale.config.image_size
     macs = count_macs(config)
     torch.manual_seed(0)
     model = build_model(config).eval()
     floats = graph_of(model)
     int8 = graph_of(quantize_int8(model, [images]).model)
-    side = config.image_size
-    vit = plain_vit(config)
+    torch.manual_seed(0)
+    vit = timm_vit(config, False, 0.0, num_classes=CLASSES).eval()
     plain = export_peer(vit, side).SerializeToString()
     sizes = VitSizes.of(config, CLASSES)
-    merged = tome.schedule(macs, sizes)
-    places = scale.places
-    keep = evit.keep_counts(macs, sizes, places)
-    tome_macs = tome.count_macs(merged, sizes)
-    evit_macs = evit.count_macs(keep, sizes, places)
+
+    def merging(merged: Sequence[int]) -> TimedModel:
+        graph = export_peer(tome.ToMe(vit, merged), side)
+        return TimedModel(graph.SerializeToString(), macs=tome.count_macs(merged, sizes))
+
+    def dropping(keep: Sequence[int], places: Sequence[int]) -> TimedModel:
+        graph = export_peer(evit.EViT(vit, keep, places), side)
+        return TimedModel(graph.SerializeToString(), macs=evit.count_macs(keep, sizes, places))
+
     vit_macs = tome.count_macs([0] * config.depth, sizes)
     alone, alone_feeds = products_alone(floats)
     alone_int8, alone_int8_feeds = products_alone(int8)
+    places = evit.places(config)
     return {
         "ViT FP32": TimedModel(plain, macs=vit_macs, huge_pages=False),
         "ViT INT8 (quantize_static)": TimedModel(
@@ -133,8 +128,10 @@ def focal_group(scale: Scale, images: Images) -> dict[str, TimedModel]:
         "ViT FP32, huge pages": TimedModel(plain, macs=vit_macs),
         "GFT FP32": TimedModel(floats.SerializeToString(), macs=macs),
         "GFT INT8": TimedModel(int8.SerializeToString(), True, macs),
-        "ToMe FP32": TimedModel(export_peer(tome.ToMe(vit, merged), side).SerializeToString(), macs=tome_macs),
-        "EViT FP32": TimedModel(export_peer(evit.EViT(vit, keep, places), side).SerializeToString(), macs=evit_macs),
+        "ToMe FP32": merging(tome.same_tokens(config)),
+        "EViT FP32": dropping(config.budget.keep, config.stages),
+        "ToMe FP32, equal MACs": merging(tome.schedule(macs, sizes)),
+        "EViT FP32, equal MACs": dropping(evit.keep_counts(macs, sizes, places), places),
         "products of GFT FP32": TimedModel(alone, feeds=alone_feeds),
         "products of GFT INT8": TimedModel(alone_int8, True, feeds=alone_int8_feeds),
     }
@@ -146,9 +143,10 @@ def published_group(scale: Scale) -> dict[str, TimedModel]:
     blocks = min(8, focal.depth)
     config = dataclasses.replace(focal, variant="published", stages=(blocks,) * len(focal.budget.keep), num_classes=100)
     torch.manual_seed(0)
-    plain = PlainPublishedGFT(config.budget, backbone=config.backbone, maps=True, vit=plain_vit(config), blocks=blocks)
+    vit = timm_vit(config, False, 0.0, num_classes=CLASSES)
+    plain = PlainPublishedGFT(config.budget, backbone=config.backbone, maps=True, vit=vit, blocks=blocks)
     ours = build_model(config).eval()
-    eight = plain_vit(config, depth=blocks, num_classes=100)
+    eight = timm_vit(dataclasses.replace(config, depth=blocks), False, 0.0, num_classes=100).eval()
     eight.norm = nn.Identity()
     names = ["logits", *(f"{kind}_{i}" for i in range(len(config.budget.keep)) for kind in ("importance", "kept"))]
     macs = count_macs(config)
@@ -164,7 +162,9 @@ def smaller_group(scale: Scale, images: Images) -> dict[str, TimedModel]:
     """Returns plain ViTs of smaller sizes, FP32 and INT8 by ONNX Runtime, and GFTs of the presets in FP32 and INT8."""
     found = {}
     for name in scale.smaller:
-        plain = export_peer(plain_vit(scale.config, name), scale.config.image_size).SerializeToString()
+        torch.manual_seed(0)
+        network = timm.create_model(name, num_classes=CLASSES).eval()
+        plain = export_peer(network, scale.config.image_size).SerializeToString()
         label = name.partition("_patch")[0]
         found[f"{label} FP32"] = TimedModel(plain, huge_pages=False)
         int8 = quantized_by_onnxruntime(plain, images)

@@ -14,6 +14,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
 from gft_edge.benchmarks.experiments.peers.vit_sizes import VitSizes
+from gft_edge.config.model import GFTConfig
+from gft_edge.model.layers import embed_patches
 from gft_edge.model.selection import gather_tokens
 
 
@@ -60,7 +62,7 @@ class ToMe(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Maps (B, 3, H, W) to logits (B, classes)."""
         vit = self.vit
-        x = vit.patch_embed(images)
+        x = embed_patches(vit.patch_embed, images)
         x = torch.cat((vit.cls_token.expand(x.shape[0], -1, -1), x), dim=1) + vit.pos_embed
         size: Tensor | None = None
         for block, r in zip(vit.blocks, self.merged):
@@ -102,3 +104,12 @@ def schedule(macs: int, sizes: VitSizes) -> list[int]:
         if r * depth + extra < patches
     ]
     return min(candidates, key=lambda m: abs(count_macs(m, sizes) - macs))
+
+
+def same_tokens(config: GFTConfig) -> list[int]:
+    """Returns the pairs per block after which as many tokens leave each block as in the focal model at its own budget."""
+    dropped = {
+        place: before - after
+        for place, before, after in zip(config.stages, config.budget.stage_inputs, config.budget.keep)
+    }
+    return [dropped.get(number, 0) for number in range(1, config.depth + 1)]
