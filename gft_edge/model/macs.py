@@ -39,7 +39,7 @@ def count_macs(config: GFTConfig, budget: TokenBudget | None = None) -> int:
     for patches, kept in zip(patches_per_block(*sizes), rows_per_block(*sizes)):
         total += _block(kept + prefix, patches + prefix, width)
         if 0 < kept < patches:  # for the class token alone nothing is selected
-            total += _scores(config, patches + prefix)
+            total += _scores(config, patches)
     return total
 
 
@@ -48,9 +48,11 @@ def _block(rows: int, tokens: int, width: int) -> int:
     return 3 * tokens * width**2 + 2 * rows * tokens * width + 9 * rows * width**2
 
 
-def _scores(config: GFTConfig, tokens: int) -> int:
-    """Counts the matrix products of a score: one vector with every token, or none where several heads are read apart."""
-    return 0 if SCORES[config.score].by_head and config.num_heads > 1 else tokens * config.embed_dim
+def _scores(config: GFTConfig, patches: int) -> int:
+    """Counts the matrix products of a score: one vector with every token read, or none where several heads are read apart."""
+    score = SCORES[config.score]
+    tokens = patches + config.num_prefix_tokens * score.all_tokens
+    return 0 if score.by_head and config.num_heads > 1 else tokens * config.embed_dim
 
 
 def _embedding(config: GFTConfig) -> int:
