@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 
+from gft_edge.budget import TokenBudget
 from gft_edge.calibration.ptq import quantize_int8
+from gft_edge.config.model import GFTConfig
 from gft_edge.model.scores import SCORES
 from gft_edge.model.selection import select_patches
 from gft_edge.quant.modules import QuantLinear
 from gft_edge.quant.policy import QuantPolicy, QuantRule, uniform_policy
+from gft_edge.stats.metrics import sqnr_db
 
 HEADS = 2
 POLICIES = {
@@ -87,3 +90,25 @@ def test_rounded_queries_and_keys_would_rank_otherwise(tiny_model):
         assert torch.equal(block(x, 8, select_patches, maps=True).kept, exact)
         changed.append((rounded != exact).any(dim=1).float().mean())
     assert max(changed) > 0
+
+
+BACKBONES = {"deit_tiny_distilled_patch16_224": (16, 2), "vit_small_patch14_reg4_dinov2": (14, 5)}
+
+
+@pytest.mark.parametrize("backbone", BACKBONES)
+@torch.no_grad()
+def test_tokens_before_the_patches_are_quantized_with_the_others(make_model, backbone):
+    patch, prefix = BACKBONES[backbone]
+    size, budget = {"patch_size": patch, "embed_dim": 32, "depth": 3, "num_heads": HEADS}, TokenBudget((10, 5), 16)
+    config = GFTConfig(backbone, 4 * patch, 4, stages=(1, 2), budget=budget, num_prefix_tokens=prefix, **size)
+    full = make_model(config)
+    images = np.random.default_rng(0).standard_normal((8, 3, 4 * patch, 4 * patch)).astype(np.float32)
+    policy = uniform_policy("int8", smoothquant=0.5, attention="int8")
+    quantized = quantize_int8(full, [images], policy)
+    expected, found = (model(torch.from_numpy(images), maps=True) for model in (full, quantized.model))
+    assert torch.equal(found.stages[0].kept, expected.stages[0].kept), "nothing is rounded before the first block ranks"
+    exact, same = (out.stages[0].scores - out.stages[0].scores.mean(dim=1, keepdim=True) for out in (expected, found))
+    torch.testing.assert_close(same, exact, rtol=0, atol=1e-5 * float(exact.abs().max()))
+    assert torch.equal(found.stages[0].importance, expected.stages[0].importance)
+    assert sqnr_db(expected.logits.numpy(), found.logits.numpy()) > 8
+    assert len(quantized.summary["precisions"]) == 3 * 5
