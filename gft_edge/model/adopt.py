@@ -242,6 +242,8 @@ def misfit(found: TimmWeights, difference: Difference, backbone: str) -> Artifac
         where = f"{difference.name} {difference.weights} is in the weights and not in the backbone"
     else:
         where = f"{difference.name} is {text(difference.weights, 'the weights')}, {difference.backbone} in the backbone"
+    if ".lora_" in difference.name:
+        return ArtifactError(f"{where}; merge the LoRA layers into the weights first (merge_and_unload of peft)")
     near = nearest_backbone(found)
     advice = f"; give --backbone {near}" if near else "; no ViT of timm with a class token has these sizes"
     return ArtifactError(f"backbone {backbone!r} does not fit: {where}; the weights have {sizes(found.trunk)}{advice}")

@@ -44,6 +44,7 @@ A {backbone} whose blocks {stages} select patches; no weight was trained. At the
 original model. {head}
 """
 UNTRAINED = "The classifier is untrained: its accuracy means nothing before training."
+UNKNOWN_TRAINING = "the weights do not record their training images: measure on images that they were not trained on"
 CLASSES = 1000
 """Outputs of an untrained classifier when neither the weights, nor labels, nor timm give a number; timm's own default."""
 
@@ -170,6 +171,10 @@ def adopt_weights(
     own = model.state_dict()
     weights = {**fitted.weights, **head}
     missing = tuple(name for name in own if name not in weights)
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ArtifactError(f"{file}: {found.origin[name]} is {kind}; adopt full-precision weights, then quantize")
     load_weights(model, {**{name: own[name] for name in missing}, **weights}, str(file))
     preprocess, preprocess_from = preprocess_of(vit, config.image_size)
     unused = [found.origin[name] for name in found.head if name not in head and name.endswith("weight")]
@@ -194,7 +199,7 @@ def adopt_weights(
         texts = tuple(dict.fromkeys(("full", *(budget.id for budget in budgets))))
         asked = EvaluationOptions(options.data, options.split, options.images, texts)
         measured = evaluate(Checkpoint(info, model, "", out), asked, note, track)
-        result = dataclasses.replace(result, evaluation=measured)
+        result = dataclasses.replace(result, evaluation=measured, notes=(*result.notes, UNKNOWN_TRAINING))
         info = dataclasses.replace(info, metrics=_metrics(measured))
     with new_folder(out) as folder:
         save_checkpoint(folder, info, model)

@@ -39,6 +39,13 @@ def files(tmp_path_factory, quantized, tiny_checkpoint):
         "pickled.pth": {"model": vit, "cfg": Code()},
         "optimizer.pth": {"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "epoch": 3},
         "nan.pth": {**vit, "norm.weight": torch.full((192,), torch.nan)},
+        "int8.pth": {**vit, "blocks.0.mlp.fc1.weight": torch.ones(768, 192, dtype=torch.int8)},
+        "lora.pth": {**vit, "blocks.0.attn.qkv.lora_A.weight": torch.ones(4, 192)},
+        "dino.pth": {
+            **{f"student.backbone.{name}": tensor for name, tensor in vit.items()},
+            **{f"teacher.backbone.{name}": tensor for name, tensor in vit.items()},
+        },
+        "list.pth": [vit],
         "narrow.pth": timm.create_model(TINY, img_size=64, embed_dim=100, num_heads=2, num_classes=4).state_dict(),
     }
     for name, content in contents.items():
@@ -101,17 +108,18 @@ def test_json_has_everything(adopt):
     assert "note: the weights have no classifier that fits" in done.err
 
 
-def test_many_names_are_listed_with_v(adopt, files):
+def test_many_names_are_listed_with_v(adopt, files, tmp_path):
     state = torch.load(files["root"] / "vit.pth")["model"]
     torch.save({**state, **{f"text.layer{number}": torch.ones(1) for number in range(12)}}, files["root"] / "more.pth")
-    done = adopt("more.pth")
-    assert "left out   12     text.layer0, text.layer1, text.layer10 ... (-v lists all)" in done.out
-
-
-def test_many_names_are_all_listed_with_v(adopt, files):
-    state = torch.load(files["root"] / "vit.pth")["model"]
-    torch.save({**state, **{f"text.layer{number}": torch.ones(1) for number in range(12)}}, files["root"] / "more.pth")
+    assert "left out   12     text.layer0, text.layer1, text.layer10 ... (-v lists all)" in adopt("more.pth").out
+    (tmp_path / "out").rename(tmp_path / "first")
     assert "text.layer11" in adopt("more.pth", "-v").out
+
+
+def test_which_of_two_models_was_taken_is_said(adopt):
+    done = adopt("dino.pth")
+    assert done.code == 0, done.err
+    assert "note: took 'student.backbone.', left out 'teacher.backbone.'" in done.err
 
 
 def test_with_data_the_price_is_known(adopt, files, animals, tmp_path):
@@ -133,6 +141,7 @@ def test_with_data_as_text_and_as_evaluate(gft_edge, adopt, files, animals, tmp_
     table = done.out[done.out.index("budget  ") :].splitlines()
     assert table[2].split()[:2] == ["16-16-16", "100.0%"] and table[2].split()[-1] == "+0.00"
     assert f"--data {animals}" in done.out
+    assert "measure on images that they were not trained on" in done.err
     again = gft_edge("evaluate", tmp_path / "out", "--data", animals, "--images", 12, "--json")
     assert f"{again.json['results'][1]['top1']:.2%}" in table[3]
     config = load_checkpoint(tmp_path / "out").info.model
@@ -171,6 +180,9 @@ REFUSED = {
     "pickled code": (["pickled.pth"], "test_adopt.Code, which is code and is not run"),
     "optimizer": (["optimizer.pth"], "it has no tensors, it holds 'optimizer', 'epoch'"),
     "nan": (["nan.pth"], "norm.weight holds NaN or infinity"),
+    "int8 weights": (["int8.pth"], "blocks.0.mlp.fc1.weight is int8; adopt full-precision weights"),
+    "lora": (["lora.pth"], "merge the LoRA layers into the weights first"),
+    "list": (["list.pth"], "holds a list, not a state dict"),
     "empty": (["empty.pth"], "it is an empty file"),
     "missing": (["none.pth"], "none.pth: no such file"),
     "own checkpoint": (["{ckpt}"], "is a checkpoint of gft-edge already"),
