@@ -59,9 +59,8 @@ gpu-check: .venv/installed ## run the tests marked for a GPU or a Jetson board
 
 # Reproduces the training of the checkpoint in gft_edge/builtin; more than an hour on two cores.
 builtin: .venv/installed ## train the built-in checkpoint again; more than an hour on two cores
-	.venv/bin/gft-edge train --config recipes/typeface-start.toml --out runs/typeface-start
 	.venv/bin/gft-edge train --config recipes/typeface.toml --out runs/typeface
-	.venv/bin/python -m gft_edge.benchmarks.experiments.publish runs/typeface runs/builtin recipes/typeface-start.toml recipes/typeface.toml
+	.venv/bin/python -m gft_edge.benchmarks.experiments.publish runs/typeface runs/builtin recipes/typeface.toml
 
 clean: ## remove build output and caches; keep .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv/mypy

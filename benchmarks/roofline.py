@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from gft_edge.budget import TokenBudget
+from gft_edge.budget import TokenBudget, patches_per_block, rows_per_block
 from gft_edge.config.model import GFTConfig, conv_stem_widths
 from gft_edge.errors import ConfigError
 from gft_edge.hardware.devices import Device, PeakPrecision
@@ -23,8 +23,8 @@ BYTES: dict[str, int] = {"fp32": 4, "fp16": 2, "bf16": 2, "int8": 1, "fp8": 1}
 KERNELS_PER_BLOCK = 5
 """Products that no compiler merges: qkv, attention, output projection, two of the MLP; the rest is fused."""
 
-KERNELS_PER_STAGE = 3
-"""Queries with keys and values, attention, output projection."""
+KERNELS_PER_SELECTION = 3
+"""Product of the score, top k, rows gathered; the mean before it and the sums around it may be fused."""
 
 LAUNCH_MS = 0.002
 """Time of one kernel at batch 1, the lower end of the 2 to 4 us measured on data-centre GPUs."""
@@ -134,9 +134,7 @@ def model_roofline(
     if io_bytes is None:
         io_bytes = batch * 3 * config.image_size**2
     per_ms = device.bandwidth_gb_s * 1e6
-    published = config.variant == "published"
-    num_blocks, num_stages = (config.stages[0], 0) if published else (config.depth, len(config.stages))
-    num_kernels = 2 + KERNELS_PER_BLOCK * num_blocks + KERNELS_PER_STAGE * num_stages
+    num_kernels = 2 + KERNELS_PER_BLOCK * _blocks(config) + KERNELS_PER_SELECTION * _selections(config, budget)
     return Roofline(
         device=device.name,
         precision=precision,
@@ -158,10 +156,21 @@ def count_weights(config: GFTConfig) -> int:
     The published variant is counted as deployed: without its stages and the blocks after them.
     """
     width = config.embed_dim
-    published = config.variant == "published"
-    blocks = 12 * width**2 * (config.stages[0] if published else config.depth)
-    stages = 0 if published else 4 * width**2 * len(config.stages)
-    return _embedding_weights(config) + blocks + stages + width * config.num_classes
+    classifiers = 2 if config.is_distilled else 1
+    return _embedding_weights(config) + 12 * width**2 * _blocks(config) + classifiers * width * config.num_classes
+
+
+def _blocks(config: GFTConfig) -> int:
+    """Returns the number of blocks that the logits need."""
+    return config.stages[0] if config.variant == "published" else config.depth
+
+
+def _selections(config: GFTConfig, budget: TokenBudget) -> int:
+    """Returns the number of blocks in which patches are selected for the logits: those that drop some and keep some."""
+    if config.variant == "published":
+        return 0
+    sizes = config.stages, budget.keep, config.num_patches, config.depth
+    return sum(0 < rows < patches for patches, rows in zip(patches_per_block(*sizes), rows_per_block(*sizes)))
 
 
 def _embedding_weights(config: GFTConfig) -> int:

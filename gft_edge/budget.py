@@ -1,4 +1,4 @@
-"""Static token budgets: how many patches are kept after each stage."""
+"""Static token budgets: how many patches each stage keeps."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from gft_edge.errors import ConfigError
 MIN_TOKENS = 2
 """The spatial gradient of GALA needs two neighbouring patches."""
 PREFIX_TOKENS = 1
-"""Tokens before the patches in every supported model: the class token."""
+"""Tokens before the patches of a model with a class token alone; others have more."""
 
 
 def patches_per_block(stages: Sequence[int], keep: Sequence[int], num_patches: int, depth: int) -> tuple[int, ...]:
-    """Returns the number of patches that enter each of ``depth`` blocks.
+    """Returns the number of patches that enter each of ``depth`` blocks; a selecting block makes keys and values of these.
 
     Args:
-        stages: after how many blocks each stage stands.
+        stages: the blocks that select, counted from 1. A stage of the published variant stands behind its block, which is the same
+            here.
         keep: patches kept by each stage.
         num_patches: patches of the whole image.
         depth: number of blocks.
@@ -31,13 +32,27 @@ def patches_per_block(stages: Sequence[int], keep: Sequence[int], num_patches: i
     return tuple(counts)
 
 
+def rows_per_block(stages: Sequence[int], keep: Sequence[int], num_patches: int, depth: int) -> tuple[int, ...]:
+    """Returns the number of patches for which each block of a focal model computes attention rows, projection and MLP.
+
+    A selecting block computes them for the patches it keeps. Behind the last selection only the class token is read, so the
+    last block computes them for none once a patch was dropped. The arguments are those of :func:`patches_per_block`.
+    """
+    kept = dict(zip(stages, keep))
+    entering = patches_per_block(stages, keep, num_patches, depth)
+    rows = [kept.get(block, patches) for block, patches in enumerate(entering, start=1)]
+    if rows[-1] < num_patches:
+        rows[-1] = 0
+    return tuple(rows)
+
+
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
 class TokenBudget:
-    """Patches kept after each stage, the class token not counted.
+    """Patches kept by each stage, the tokens before the patches (class token) not counted.
 
     Args:
         keep: one count per stage, non-increasing, each between 2 and ``num_patches``.
@@ -112,11 +127,18 @@ class TokenBudget:
         """Number of patches that enter each stage."""
         return (self.num_patches, *self.keep[:-1])
 
-    def align(self, multiple: int) -> TokenBudget:
-        """Rounds each stage's tokens (patches and class token) to the nearest multiple, up on a tie.
+    def align(self, multiple: int, num_prefix_tokens: int) -> TokenBudget:
+        """Rounds each stage's tokens to the nearest multiple, up on a tie.
 
         Token counts that are multiples of 8 or 16 fill the tiles of INT8 and FP16 matrix kernels. A stage that keeps
         every patch does not change; the result is a valid budget.
+
+        Args:
+            multiple: that patches and the tokens before them are to be together.
+            num_prefix_tokens: the model's tokens before the patches.
+
+        Raises:
+            ConfigError: ``multiple`` is not a positive integer.
         """
         if not _is_int(multiple) or multiple < 1:
             raise ConfigError(f"token budget: align needs a positive integer, found {multiple!r}")
@@ -124,7 +146,7 @@ class TokenBudget:
         available = self.num_patches
         for k in self.keep:
             if k < self.num_patches:
-                aligned = (k + PREFIX_TOKENS + multiple // 2) // multiple * multiple - PREFIX_TOKENS
+                aligned = (k + num_prefix_tokens + multiple // 2) // multiple * multiple - num_prefix_tokens
                 while aligned > available:
                     aligned -= multiple
                 k = aligned if aligned >= MIN_TOKENS else min(k, available)

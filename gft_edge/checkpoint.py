@@ -89,7 +89,7 @@ class CheckpointInfo:
             raise ArtifactError(f"{where}: schema {data.get('schema')!r}, this version reads {SCHEMA}")
         try:
             return cls(
-                model=GFTConfig.from_json(data["model"], where),
+                model=GFTConfig.from_json(data["model"]),
                 labels=tuple(data["labels"]),
                 preprocess=PreprocessSpec.from_json(data["preprocess"]),
                 metrics=data.get("metrics", {}),

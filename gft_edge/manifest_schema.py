@@ -208,7 +208,7 @@ class DeploymentManifest:
             if spec.id != data["preprocess"]["id"]:
                 raise ArtifactError(f"{where}: preprocessing does not match its id {data['preprocess']['id']!r}")
             return cls(
-                model=GFTConfig.from_json(data["model"], where),
+                model=GFTConfig.from_json(data["model"]),
                 labels=tuple(data["labels"]),
                 preprocess=spec,
                 budget=TokenBudget.from_json(data["budget"]),

@@ -33,7 +33,7 @@ def _one_thread():
 
 @pytest.fixture(scope="session")
 def tiny_config() -> GFTConfig:
-    """Convolutional stem, 16 patches, stages after blocks 1 and 2 of 3."""
+    """Convolutional stem, 16 patches, blocks 1 and 2 of 3 select."""
     return preset(
         "gft_typeface",
         image_size=32,
@@ -47,12 +47,11 @@ def tiny_config() -> GFTConfig:
 
 
 @pytest.fixture(scope="session")
-def make_model() -> Callable[..., nn.Module]:
-    """Builds a model in eval mode whose every weight and buffer is random and far from its initial value."""
+def randomize() -> Callable[..., nn.Module]:
+    """Gives every weight and buffer of a model a random value far from its initial one; returns the model in eval mode."""
 
-    def make(config: GFTConfig, seed: int = 0) -> nn.Module:
+    def fill(model: nn.Module, seed: int = 0) -> nn.Module:
         generator = torch.Generator().manual_seed(seed)
-        model = build_model(config)
         with torch.no_grad():
             for name, tensor in model.state_dict().items():
                 if not tensor.is_floating_point():
@@ -60,13 +59,19 @@ def make_model() -> Callable[..., nn.Module]:
                 noise = torch.randn(tensor.shape, generator=generator)
                 if name.endswith("running_var"):
                     tensor.copy_(0.5 + noise.abs())
-                elif name.endswith("smooth.weight") or (tensor.ndim == 1 and name.endswith("weight")):
+                elif name.endswith("smooth.weight") or (tensor.ndim == 1 and name.endswith(("weight", "gamma"))):
                     tensor.copy_(1 + 0.2 * noise)
                 else:
                     tensor.copy_(0.2 * noise)
         return model.eval()
 
-    return make
+    return fill
+
+
+@pytest.fixture(scope="session")
+def make_model(randomize) -> Callable[..., nn.Module]:
+    """Builds a model in eval mode whose every weight and buffer is random and far from its initial value."""
+    return lambda config, seed=0: randomize(build_model(config), seed)
 
 
 @pytest.fixture(scope="session")

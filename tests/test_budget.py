@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.budget import MIN_TOKENS, NO_BUDGET, TokenBudget, patches_per_block
+from gft_edge.budget import MIN_TOKENS, NO_BUDGET, TokenBudget, patches_per_block, rows_per_block
 from gft_edge.constants import MAX_TOPK
 from gft_edge.errors import ConfigError
 
@@ -64,39 +64,55 @@ def test_full_keeps_everything(num_stages, num_patches):
     assert TokenBudget.full(num_stages, num_patches).keep == (num_patches,) * num_stages
 
 
-@given(budgets(), st.integers(1, 64))
-def test_align_gives_the_nearest_multiples(budget, multiple):
-    aligned = budget.align(multiple)
+@pytest.mark.parametrize(
+    ("stages", "keep", "expected"),
+    [
+        ((3, 5, 7), (12, 8, 4), (16, 16, 12, 12, 8, 8, 4, 0)),
+        ((1, 8), (12, 8), (12, 12, 12, 12, 12, 12, 12, 0)),
+        ((1, 8), (16, 8), (16, 16, 16, 16, 16, 16, 16, 0)),
+        ((1, 8), (16, 16), (16,) * 8),
+        ((), (), (16,) * 8),
+    ],
+)
+def test_a_selecting_block_computes_the_rows_it_keeps(stages, keep, expected):
+    assert rows_per_block(stages, keep, 16, 8) == expected
+
+
+@given(budgets(), st.integers(1, 64), st.integers(1, 5))
+def test_align_gives_the_nearest_multiples(budget, multiple, prefix):
+    aligned = budget.align(multiple, prefix)
     assert aligned.num_patches == budget.num_patches
     for before, after, available in zip(budget.keep, aligned.keep, aligned.stage_inputs):
-        smallest_multiple = -(-(MIN_TOKENS + 1) // multiple) * multiple
+        smallest_multiple = -(-(MIN_TOKENS + prefix) // multiple) * multiple
         if before == budget.num_patches:
             assert after == before
-        elif (after + 1) % multiple:
+        elif (after + prefix) % multiple:
             assert after <= before
-            assert after + 1 < smallest_multiple, "could have been rounded down"
+            assert after + prefix < smallest_multiple, "could have been rounded down"
         elif before <= available:
-            nearest = min(abs(t - before - 1) for t in range(smallest_multiple, available + 2, multiple))
+            nearest = min(abs(t - before - prefix) for t in range(smallest_multiple, available + prefix + 1, multiple))
             assert abs(after - before) == nearest
 
 
-@given(budgets(), st.integers(1, 64))
-def test_align_twice_is_align_once(budget, multiple):
-    assert budget.align(multiple).align(multiple) == budget.align(multiple)
+@given(budgets(), st.integers(1, 64), st.integers(1, 5))
+def test_align_twice_is_align_once(budget, multiple, prefix):
+    assert budget.align(multiple, prefix).align(multiple, prefix) == budget.align(multiple, prefix)
 
 
 def test_align_examples():
     budget = TokenBudget((147, 98, 49), 196)
-    assert budget.align(8).keep == (151, 95, 47)
-    assert budget.align(1) == budget
-    assert TokenBudget((196, 98), 196).align(8).keep == (196, 95)
-    assert TokenBudget((3,), 196).align(8).keep == (7,), "a tie goes up"
+    assert budget.align(8, 1).keep == (151, 95, 47)
+    assert budget.align(8, 2).keep == (150, 102, 46)
+    assert budget.align(8, 5).keep == (147, 99, 51)
+    assert budget.align(1, 1) == budget
+    assert TokenBudget((196, 98), 196).align(8, 1).keep == (196, 95)
+    assert TokenBudget((3,), 196).align(8, 1).keep == (7,), "a tie goes up"
 
 
 @pytest.mark.parametrize("multiple", [0, -8, 2.0, True, "8"])
 def test_align_refuses_what_is_no_positive_integer(multiple):
     with pytest.raises(ConfigError, match="align needs a positive integer"):
-        TokenBudget((147,), 196).align(multiple)
+        TokenBudget((147,), 196).align(multiple, 1)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from gft_edge.benchmarks.roofline import implausible, roofline
-from gft_edge.budget import patches_per_block
+from gft_edge.budget import rows_per_block
 from gft_edge.hardware.devices import Device, PeakPrecision
 from gft_edge.manifest import MODEL, Artifact
 
@@ -23,14 +23,17 @@ def identity(artifact: Artifact) -> dict[str, Any]:
 
 
 def mean_tokens(artifact: Artifact) -> float | None:
-    """Returns the tokens per block, class token included, mean over the blocks that the logits need; None for a baseline."""
+    """Returns the tokens of which a block computes attention rows, projection and MLP, mean over the blocks; None for a baseline.
+
+    The tokens before the patches count. Blocks that the logits do not need are left out.
+    """
     model, budget = artifact.manifest.model, artifact.manifest.budget
     if model.is_baseline:
         return None
     if model.variant == "published":  # its stages choose patches that the logits do not depend on
         return float(model.num_patches + model.num_prefix_tokens)
-    patches = patches_per_block(model.stages, budget.keep, model.num_patches, model.depth)
-    return sum(count + model.num_prefix_tokens for count in patches) / model.depth
+    rows = rows_per_block(model.stages, budget.keep, model.num_patches, model.depth)
+    return sum(rows) / model.depth + model.num_prefix_tokens
 
 
 def bound_of(artifact: Artifact, device: Device, batch: int, measured_ms: float) -> dict[str, Any]:

@@ -37,7 +37,7 @@ class LayerShape:
 
     Attributes:
         weight: (out, in) of a linear layer, (out, in / groups, height, width) of a convolution.
-        input: (rows, in) with the class token among the rows, or (in, height, width).
+        input: (rows, in) with the tokens before the patches among the rows, or (in, height, width).
         bias: whether it has one.
         stride, padding, groups: of a convolution.
         rows: positions of the output, each of ``out`` values.

@@ -175,7 +175,7 @@ class GFTConfig:
         return {**data, "stages": list(self.stages), "budget": self.budget.to_json()}
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any], where: str = "model configuration") -> GFTConfig:
+    def from_json(cls, data: Mapping[str, Any], where: str = "model") -> GFTConfig:
         """Reads what :meth:`to_json` returns.
 
         Args:
@@ -187,8 +187,8 @@ class GFTConfig:
         """
         if isinstance(data, Mapping) and data.get("variant") == "focal" and "score" not in data:
             raise ConfigError(
-                f"{where}: is a focal model of the old form, with attention layers between the blocks; this version "
-                "selects inside the blocks: train it again, or give the weights of its backbone to gft-edge adopt"
+                f"{where}: is a focal model of the old form, with attention layers between its blocks; this version selects "
+                "inside the blocks; train it again, or give the weights of its backbone to gft-edge adopt"
             )
         return load_dataclass(cls, data, where)
 
@@ -199,17 +199,17 @@ def conv_stem_widths(patch_size: int, embed_dim: int) -> tuple[int, ...]:
     return (3, *(max(embed_dim >> (num_convs - 1 - i), 16) for i in range(num_convs)))
 
 
-def _preset(backbone: str, embed_dim: int, num_heads: int) -> GFTConfig:
+def _preset(backbone: str, embed_dim: int, num_heads: int, image_size: int = 224) -> GFTConfig:
     return GFTConfig(
         backbone=backbone,
-        image_size=224,
+        image_size=image_size,
         patch_size=16,
         num_classes=1000,
         embed_dim=embed_dim,
         depth=12,
         num_heads=num_heads,
         stages=(3, 5, 7),
-        budget=TokenBudget.from_ratios((0.75, 0.5, 0.25), 196),
+        budget=TokenBudget.from_ratios((0.75, 0.5, 0.25), (image_size // 16) ** 2),
     )
 
 
@@ -218,6 +218,9 @@ PRESETS: Mapping[str, GFTConfig] = types.MappingProxyType(
         "gft_base": _preset("vit_base_patch16_224", 768, 12),
         "gft_small": _preset("vit_small_patch16_224", 384, 6),
         "gft_tiny": _preset("vit_tiny_patch16_224", 192, 3),
+        "gft_base_448": _preset("vit_base_patch16_224", 768, 12, 448),
+        "gft_small_448": _preset("vit_small_patch16_224", 384, 6, 448),
+        "gft_tiny_448": _preset("vit_tiny_patch16_224", 192, 3, 448),
         "gft_base_published": dataclasses.replace(
             _preset("vit_base_patch16_224", 768, 12), num_classes=100, stages=(8, 8, 8), variant="published"
         ),

@@ -160,6 +160,42 @@ class Relabelled:
         return pixels, self.numbers[label]
 
 
+class Kept:
+    """A set whose images stay in memory once read, those read first up to a limit; for a set that is read again and again.
+
+    Args:
+        base: the images.
+        max_bytes: of the pixels that are kept.
+    """
+
+    rendered_split: Split | None
+
+    def __init__(self, base: ImageSet, max_bytes: int) -> None:
+        self.base, self.labels, self.notes, self.rendered_split = base, base.labels, base.notes, base.rendered_split
+        self._room = max_bytes
+        self._items: dict[int, tuple[npt.NDArray[np.uint8], int]] = {}
+
+    def name(self, index: int) -> str:
+        """Returns the name in the base set."""
+        return self.base.name(index)
+
+    def class_numbers(self) -> list[int]:
+        """Returns the class number of each image."""
+        return self.base.class_numbers()
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+        found = self._items.get(index)
+        if found is None:
+            found = self.base[index]
+            if found[0].nbytes <= self._room:
+                self._room -= found[0].nbytes
+                self._items[index] = found
+        return found
+
+
 def readable(images: ImageSet) -> ImageSet:
     """Returns the images without files of formats that Pillow does not read here."""
     if isinstance(images, Files):

@@ -30,7 +30,8 @@ def create_network(name: str, pretrained: bool, **options: Any) -> nn.Module:
         return timm.create_model(name, pretrained=pretrained, **options)
     except Exception as error:  # timm and its hub raise exceptions of any type
         hint = "; without network, set model.pretrained=false or start from a checkpoint (train.init)" * pretrained
-        raise ConfigError(f"backbone {name!r}: timm cannot build it ({error}){hint}") from None
+        reason = str(error) or type(error).__name__
+        raise ConfigError(f"backbone {name!r}: timm cannot build it ({reason}){hint}") from None
 
 
 def architecture_of(model: nn.Module, backbone: str) -> str:

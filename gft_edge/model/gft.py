@@ -270,6 +270,8 @@ def unsupported(vit: VisionTransformer, config: GFTConfig) -> str | None:
         return f"has {vit.num_prefix_tokens} tokens before the patches, num_prefix_tokens is {config.num_prefix_tokens}"
     if positions not in (0, config.num_prefix_tokens):
         return f"has {positions + config.num_patches} positions for {config.num_patches} patches"
-    if vit.global_pool != "token" or vit.attn_pool is not None or not isinstance(vit.fc_norm, nn.Identity):
+    if vit.global_pool != "token" or vit.attn_pool is not None:
         return f"classifies the pooled patches (global_pool {vit.global_pool!r}), not the class token"
+    if not isinstance(vit.fc_norm, nn.Identity):
+        return "normalises the class token between its last norm and the classifier, which is not supported"
     return None

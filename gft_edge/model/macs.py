@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 
-from gft_edge.budget import TokenBudget, patches_per_block
+from gft_edge.budget import TokenBudget, patches_per_block, rows_per_block
 from gft_edge.config.model import GFTConfig, conv_stem_widths
 from gft_edge.errors import ConfigError
 from gft_edge.model.scores import SCORES
@@ -33,18 +33,13 @@ def count_macs(config: GFTConfig, budget: TokenBudget | None = None) -> int:
     if config.variant == "published":
         tokens = config.num_patches + prefix
         return total + config.stages[0] * _block(tokens, tokens, width)
-    keep = dict(zip(config.stages, budget.keep))
-    is_pruned = budget.keep[-1] < config.num_patches
     if config.is_distilled:
         total += width * config.num_classes
-    patches_of = patches_per_block(config.stages, budget.keep, config.num_patches, config.depth)
-    for number, patches in enumerate(patches_of, start=1):
-        kept = keep.get(number, patches)
-        class_only = is_pruned and number == config.depth
-        rows = prefix if class_only else kept + prefix
-        total += _block(rows, patches + prefix, width)
-        if kept < patches and not class_only:
-            total += _scores(config.score, patches + prefix, width)
+    sizes = config.stages, budget.keep, config.num_patches, config.depth
+    for patches, kept in zip(patches_per_block(*sizes), rows_per_block(*sizes)):
+        total += _block(kept + prefix, patches + prefix, width)
+        if 0 < kept < patches:  # for the class token alone nothing is selected
+            total += _scores(config, patches)
     return total
 
 
@@ -53,9 +48,11 @@ def _block(rows: int, tokens: int, width: int) -> int:
     return 3 * tokens * width**2 + 2 * rows * tokens * width + 9 * rows * width**2
 
 
-def _scores(score: str, tokens: int, width: int) -> int:
-    """Counts the matrix products of a score: one vector with every token, or none where heads are read apart."""
-    return 0 if SCORES[score].by_head else tokens * width
+def _scores(config: GFTConfig, patches: int) -> int:
+    """Counts the matrix products of a score: one vector with every token read, or none where several heads are read apart."""
+    score = SCORES[config.score]
+    tokens = patches + config.num_prefix_tokens * score.all_tokens
+    return 0 if score.by_head and config.num_heads > 1 else tokens * config.embed_dim
 
 
 def _embedding(config: GFTConfig) -> int:

@@ -36,21 +36,23 @@ class Score:
 
     Args:
         operand: the vector. With a query the products are those of the keys, q . k_j; with the mean key those of the queries.
-        finish: maps the products of all tokens (B, T, H) and the number of tokens before the patches to scores (B, N).
-        by_head: whether ``finish`` reads the heads apart; else the products are sums over all heads, (B, T, 1).
+        finish: maps products (B, M, H) to one value per token (B, M).
+        by_head: whether ``finish`` reads the heads apart; else the products are sums over all heads, (B, M, 1).
+        all_tokens: whether ``finish`` reads every token (M = T) or the patches alone (M = N).
         reads_neighbours: whether the order of the patches matters.
     """
 
     operand: Operand
-    finish: Callable[[Tensor, int], Tensor]
+    finish: Callable[[Tensor], Tensor]
     by_head: bool = True
+    all_tokens: bool = False
     reads_neighbours: bool = False
 
     def __call__(self, q: Tensor, k: Tensor, num_heads: int, prefix: int) -> Tensor:
         """Returns the scores (B, N) from queries and keys of all tokens, (B, T, C) each; ``prefix`` tokens are no patches."""
-        heads = num_heads if self.by_head else 1
-        vector = self._scaled(_vector(self.operand, k if self.operand == "mean key" else q, prefix), num_heads)
-        return self.finish(_products(q if self.operand == "mean key" else k, vector, heads), prefix)
+        tokens, others = (q, k) if self.operand == "mean key" else (k, q)
+        vector = self._scaled(_vector(self.operand, others, prefix), num_heads)
+        return self._finished(_products(self._read(tokens, prefix), vector, num_heads if self.by_head else 1), prefix)
 
     def folded(self, z: Tensor, weight: Tensor, bias: Tensor | None, num_heads: int, prefix: int) -> Tensor:
         """Returns the scores (B, N) from the input of the projection to queries, keys and values, without these.
@@ -71,7 +73,16 @@ class Score:
         vector = self._scaled(vector, num_heads)
         rows = (w_q if of_key else w_k).unflatten(0, (heads, -1))
         directions = (vector.unflatten(1, (heads, 1, -1)) @ rows).squeeze(2)
-        return self.finish(z @ directions.transpose(1, 2), prefix)
+        return self._finished(self._read(z, prefix) @ directions.transpose(1, 2), prefix)
+
+    def _read(self, tokens: Tensor, prefix: int) -> Tensor:
+        """Returns the tokens whose products are read, (B, M, C)."""
+        return tokens if self.all_tokens else tokens[:, prefix:]
+
+    def _finished(self, products: Tensor, prefix: int) -> Tensor:
+        """Returns the scores (B, N) of products (B, M, H)."""
+        values = self.finish(products)
+        return values[:, prefix:] if self.all_tokens else values
 
     def _scaled(self, vector: Tensor, num_heads: int) -> Tensor:
         """Returns the vector over the root of d where a function of the products that is not linear reads them."""
@@ -90,24 +101,24 @@ def _products(tokens: Tensor, vector: Tensor, heads: int) -> Tensor:
     return (tokens * vector.unsqueeze(1)).unflatten(2, (heads, -1)).sum(dim=3)
 
 
-def _class_attention(products: Tensor, prefix: int) -> Tensor:
+def _class_attention(products: Tensor) -> Tensor:
     """Returns the attention of the class token, mean over heads: the rule of EViT (Liang et al., 2022, arXiv 2202.07800)."""
-    return products.softmax(dim=1)[:, prefix:].mean(dim=2)
+    return products.softmax(dim=1).mean(dim=2)
 
 
-def _mean(products: Tensor, prefix: int) -> Tensor:
-    return products[:, prefix:].squeeze(2)
+def _sum(products: Tensor) -> Tensor:
+    return products.squeeze(2)
 
 
-def _gradient(products: Tensor, prefix: int) -> Tensor:
+def _gradient(products: Tensor) -> Tensor:
     """Returns steps 2 to 4 of GALA: gradient along the patches, absolute value, mean over heads, sum of three neighbours."""
-    gradient = gala.spatial_gradient(products[:, prefix:]).abs().mean(dim=2)
+    gradient = gala.spatial_gradient(products).abs().mean(dim=2)
     return F.avg_pool1d(gradient.unsqueeze(1), 3, stride=1, padding=1).squeeze(1)
 
 
-def _random(products: Tensor, prefix: int) -> Tensor:
+def _random(products: Tensor) -> Tensor:
     """Returns one pseudo-random order of the positions, the same for every image: distinct integers below 2^22."""
-    count = products.shape[1] - prefix
+    count = products.shape[1]
     bits = (torch.arange(count, device=products.device) * 2654435 + 1013904) % RANDOM_RANGE
     for factor in RANDOM_FACTORS:  # each step is one-to-one on 22 bits
         bits = (bits ^ (bits >> 11)) * factor % RANDOM_RANGE
@@ -116,10 +127,10 @@ def _random(products: Tensor, prefix: int) -> Tensor:
 
 SCORES: Mapping[str, Score] = types.MappingProxyType(
     {
-        "column-mean": Score("mean query", _mean, by_head=False),
+        "column-mean": Score("mean query", _sum, by_head=False),
         "column-gala": Score("mean query", _gradient, reads_neighbours=True),
         "row-gala": Score("mean key", _gradient, reads_neighbours=True),
-        "class-row": Score("class query", _class_attention),
+        "class-row": Score("class query", _class_attention, all_tokens=True),
         "random": Score("mean query", _random, by_head=False),
     }
 )

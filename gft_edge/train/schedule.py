@@ -44,5 +44,7 @@ def step_budgets(config: GFTConfig, train: TrainSection, step: int) -> list[Toke
 def seed_step(seed: int, step: int, rank: int) -> None:
     """Seeds torch (drop path, dropout) and numpy (mixup) for one step, so that resuming does not need the state of a generator."""
     state = np.random.SeedSequence([seed, step, rank]).generate_state(2)
-    torch.manual_seed(int(state[0]))
+    torch.default_generator.manual_seed(int(state[0]))  # torch.manual_seed records stack traces for devices not in use
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(int(state[0]))
     np.random.seed(int(state[1]))  # noqa: NPY002 - timm's Mixup draws from it

@@ -13,6 +13,7 @@ from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import Recipe
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, readable, split_names
+from gft_edge.data.sets import Kept
 from gft_edge.data.trained import not_trained_on
 from gft_edge.data.training import BatchOptions, training_batches
 from gft_edge.errors import ConfigError, DataError
@@ -20,6 +21,9 @@ from gft_edge.model.build import logits_function
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.runtime.accuracy import measure_accuracy
 from gft_edge.train.distributed import Workers, total
+
+KEPT_BYTES = 1 << 28
+"""Of validation images kept in memory between evaluations."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +109,7 @@ def open_training_data(recipe: Recipe, group: Workers) -> TrainingData:
     # Fail now, not after the training, when no validation image is readable.
     if next(evaluation_batches(held_out, spec, 1, unreadable.add), None) is None:
         raise DataError(f"data {name}: none of its validation images can be read ({min(unreadable)})")
-    share = Subset(held_out, tuple(range(group.rank, len(held_out), group.count)))
+    share = Kept(Subset(held_out, tuple(range(group.rank, len(held_out), group.count))), KEPT_BYTES)
     notes = tuple(dict.fromkeys((*images.notes, *held_out.notes)))
     return TrainingData(images, spec, config, share, notes, unreadable)
 

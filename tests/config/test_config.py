@@ -35,8 +35,17 @@ def test_presets_survive_json(name):
 
 def test_presets_keep_the_published_counts():
     assert preset("gft_base").budget.id == "147-98-49"
-    assert preset("gft_base").stages == (2, 4, 6)
-    assert preset("gft_typeface").num_patches == 144
+    assert preset("gft_base").stages == (3, 5, 7)
+    assert (preset("gft_typeface").stages, preset("gft_typeface").num_patches) == ((2, 3, 4), 144)
+    assert preset("gft_base_published").stages == (8, 8, 8)
+    assert preset("gft_base").num_prefix_tokens == 1
+
+
+@pytest.mark.parametrize("name", ["gft_base", "gft_small", "gft_tiny"])
+def test_presets_at_448_are_those_at_224_on_a_larger_image(name):
+    large = preset(f"{name}_448")
+    assert large == preset(name, image_size=448)
+    assert large.budget.id == "588-392-196"
 
 
 def test_preset_scales_its_budget_with_the_image():
@@ -61,8 +70,22 @@ def test_unknown_preset_names_the_nearest():
         ({"patch_size": 10}, "image_size 224 is not a multiple of patch_size 10"),
         ({"image_size": 448}, "budget is for 196 patches, the image has 784"),
         ({"num_heads": 5}, "embed_dim 768 is not a multiple of num_heads 5"),
-        ({"stages": (2, 4, 13)}, r"stages must stand after blocks 1 to 12, found \[2, 4, 13\]"),
-        ({"stages": (0, 4, 6)}, "stages must stand after blocks 1 to 12"),
+        ({"stages": (2, 4, 13)}, r"stages must be blocks 1 to 12, found \[2, 4, 13\]"),
+        ({"stages": (0, 4, 6)}, "stages must be blocks 1 to 12"),
+        ({"stages": (), "budget": NO_BUDGET}, "stages must name at least one block"),
+        ({"num_prefix_tokens": 0}, "num_prefix_tokens must be a positive integer, found 0"),
+        ({"num_prefix_tokens": True}, "num_prefix_tokens must be a positive integer, found True"),
+        (
+            {"score": "colum-mean"},
+            r"unknown score 'colum-mean' \(did you mean 'column-mean'\?\); there are: column-mean, column-gala, row-gala, "
+            "class-row, random",
+        ),
+        ({"variant": "published", "stages": (3, 3, 3), "score": "random"}, "has its own score and one class token"),
+        (
+            {"variant": "published", "stages": (3, 3, 3), "num_prefix_tokens": 2},
+            "has its own score and one class token",
+        ),
+        ({"variant": "published"}, "stages of variant 'published' all stand after the same block"),
         ({"stages": (4, 2, 6)}, "stages must be increasing"),
         ({"stages": (2, 2, 6)}, "stages must be increasing"),
         ({"stages": (2, 4)}, "budget 147-98-49 has 3 counts for 2 stages"),
@@ -84,6 +107,32 @@ def test_malformed_model_configuration_names_missing_and_unknown_keys():
         ConfigError, match=r"unknown key embed_dims \(did you mean 'embed_dim'\?\); missing key num_classes"
     ):
         GFTConfig.from_json(data)
+
+
+def test_a_model_of_the_old_form_gets_one_line_with_the_remedies():
+    data = preset("gft_tiny").to_json()
+    del data["score"], data["num_prefix_tokens"]
+    message = (
+        "model: is a focal model of the old form, with attention layers between its blocks; this version selects inside "
+        "the blocks; train it again, or give the weights of its backbone to gft-edge adopt"
+    )
+    with pytest.raises(ConfigError, match=message):
+        GFTConfig.from_json(data)
+    for name in ("gft_base_published", "vit_tiny"):
+        data = preset(name).to_json()
+        del data["score"], data["num_prefix_tokens"]
+        assert GFTConfig.from_json(data) == preset(name), "other variants are as they were"
+
+
+def test_baselines_have_no_score_and_no_tokens_of_their_own():
+    with pytest.raises(ConfigError, match="has no stages: leave out score, num_prefix_tokens"):
+        dataclasses.replace(preset("vit_tiny"), score="random", num_prefix_tokens=2)
+
+
+def test_distilled_models_are_told_by_their_name():
+    distilled = dataclasses.replace(preset("gft_tiny"), backbone="deit_tiny_distilled_patch16_224", num_prefix_tokens=2)
+    assert distilled.is_distilled
+    assert not preset("gft_tiny").is_distilled
 
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.name)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -411,3 +412,30 @@ def test_training_decodes_large_jpegs_at_twice_the_size_of_the_network_and_evalu
         assert labels.tolist() == [1]
     list(evaluation_batches(relabelled, SPEC))
     assert asked == [2 * SPEC.height, 128, 0]
+
+
+def test_kept_images_are_read_once_as_far_as_they_fit():
+    class Counted(Numbered):
+        rendered_split = "val"
+        reads: ClassVar[list[int]] = []
+
+        def class_numbers(self):
+            return [index % 3 for index in range(len(self))]
+
+        def __getitem__(self, index):
+            self.reads.append(index)
+            if index == 3:
+                raise DataError("image 3: gone")
+            return super().__getitem__(index)
+
+    base = Counted(5)
+    kept = sets.Kept(base, 2 * 16 * 16 * 3 + 1)
+    for _ in range(2):
+        problems = []
+        (batch,) = evaluation_batches(kept, SPEC, problem=problems.append)
+        assert _numbers(batch[0]) == [0, 1, 2, 4]
+        assert batch[1].tolist() == [0, 1, 2, 1]
+        assert problems == ["image 3: gone"]
+    assert base.reads == [0, 1, 2, 3, 4, 2, 3, 4]
+    assert (kept.labels, kept.notes, kept.rendered_split, len(kept)) == (base.labels, base.notes, "val", 5)
+    assert (kept.name(4), kept.class_numbers()) == ("number 4", [0, 1, 2, 0, 1])

@@ -29,10 +29,24 @@ def test_mean_scores_are_the_mean_of_the_attention_matrix(batch, num_patches, he
     width = heads * head_dim
     x = _randn(batch, num_patches, width, seed=seed)
     q_weight, k_weight = _randn(2, width, width, seed=seed + 100)
-    q, k = ((x @ w.T).reshape(batch, num_patches, heads, head_dim).transpose(1, 2) for w in (q_weight, k_weight))
-    matrix = q @ k.transpose(2, 3) / head_dim**0.5
-    result = gala.mean_scores(x, q_weight, k_weight, heads)
-    torch.testing.assert_close(result, matrix.mean(dim=3).transpose(1, 2), rtol=0, atol=1e-10)
+    k_bias = _randn(width, seed=seed + 200)
+    for bias in (None, k_bias):
+        keys = x @ k_weight.T + (0 if bias is None else bias)
+        q, k = (t.reshape(batch, num_patches, heads, head_dim).transpose(1, 2) for t in (x @ q_weight.T, keys))
+        matrix = q @ k.transpose(2, 3) / head_dim**0.5
+        result = gala.mean_scores(x, q_weight, k_weight, heads, bias)
+        torch.testing.assert_close(result, matrix.mean(dim=3).transpose(1, 2), rtol=0, atol=1e-10)
+
+
+@given(st.integers(2, 40), st.integers(0, 99))
+def test_bias_of_the_queries_is_removed_by_the_gradient(num_patches, seed):
+    x, bias = _randn(2, num_patches, 12, seed=seed), _randn(12, seed=seed + 1)
+    q_weight, k_weight = _randn(2, 12, 12, seed=seed + 2)
+    means = []
+    for q in (x @ q_weight.T, x @ q_weight.T + bias):
+        q, k = (t.reshape(2, num_patches, 3, 4).transpose(1, 2) for t in (q, x @ k_weight.T))
+        means.append((q @ k.transpose(2, 3)).mean(dim=3).transpose(1, 2))
+    torch.testing.assert_close(*(gala.spatial_gradient(m) for m in means), rtol=1e-10, atol=1e-10)
 
 
 @given(st.integers(1, 3), st.integers(2, 40), st.integers(1, 4), st.integers(0, 99))
@@ -56,6 +70,15 @@ def test_scores_are_standardized_per_image():
     )
     torch.testing.assert_close(scores.mean(dim=1), torch.zeros(3).double(), rtol=0, atol=1e-10)
     torch.testing.assert_close(scores.std(dim=1), torch.ones(3).double(), rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_mean_scores_of_half_precision_are_computed_in_float32(dtype):
+    x, (q_weight, k_weight) = _randn(2, 30, 12).to(dtype), _randn(2, 12, 12).to(dtype)
+    result = gala.mean_scores(x, q_weight, k_weight, 3)
+    assert result.dtype == torch.float32
+    exact = gala.mean_scores(x.double(), q_weight.double(), k_weight.double(), 3)
+    torch.testing.assert_close(result.double(), exact, rtol=1e-4, atol=1e-4)
 
 
 def test_constant_images_have_finite_scores_and_gradients():

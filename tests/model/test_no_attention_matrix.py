@@ -6,7 +6,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from gft_edge.budget import TokenBudget
-from gft_edge.config.model import preset
+from gft_edge.config.model import SCORES, preset
+from gft_edge.model import scores
 from gft_edge.model.build import build_model
 
 
@@ -28,14 +29,11 @@ def quadratic(shapes, tokens):
     return [s for s in shapes if len(s) >= 2 and s[-1] in sizes and s[-2] in sizes]
 
 
-@pytest.fixture(scope="module")
-def model():
-    config = preset("gft_tiny", image_size=112, num_classes=3, embed_dim=32, num_heads=2, depth=4, stages=(1, 2, 3))
-    return build_model(config)
-
-
+@pytest.mark.parametrize("score", SCORES)
 @pytest.mark.parametrize("training", [True, False])
-def test_no_tensor_has_two_axes_of_tokens(model, training):
+def test_no_tensor_has_two_axes_of_tokens(score, training):
+    sizes = {"embed_dim": 32, "num_heads": 2, "depth": 4, "stages": (1, 2, 3)}
+    model = build_model(preset("gft_tiny", image_size=112, num_classes=3, score=score, **sizes))
     budget = TokenBudget((36, 23, 11), 49)
     with Shapes() as trace:
         out = model.train(training)(torch.randn(2, 3, 112, 112), budget, maps=True)
@@ -43,6 +41,14 @@ def test_no_tensor_has_two_axes_of_tokens(model, training):
             out.logits.sum().backward()
     assert len(trace.seen) > 50
     assert quadratic(trace.seen, (49, 36, 23, 11)) == []
+
+
+@pytest.mark.parametrize("score", [name for name in SCORES if name != "random"])
+def test_quantized_layers_rank_without_a_matrix(score):
+    z, weight = torch.randn(2, 50, 24), torch.randn(72, 24)
+    with Shapes() as trace:
+        scores.SCORES[score].folded(z, weight, None, 3, 1)
+    assert quadratic(trace.seen, (49,)) == []
 
 
 def test_the_trace_would_see_an_attention_matrix():

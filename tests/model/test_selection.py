@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.model.selection import gather_tokens, select_patches
+from gft_edge.model.selection import gather_tokens, select_patches, select_unordered, token_indices
 
 
 @st.composite
@@ -25,9 +25,26 @@ def test_the_k_highest_scores_are_kept_in_raster_order(case):
 
 
 @given(scores_and_k())
+def test_without_order_the_same_patches_are_kept(case):
+    scores, k = case
+    kept = select_unordered(scores, k)
+    assert kept.dtype == torch.int64
+    assert torch.equal(kept.sort(dim=1).values, select_patches(scores, k))
+
+
+@given(scores_and_k())
 def test_gathered_tokens_are_the_rows_at_the_indices(case):
     scores, k = case
     kept = select_patches(scores, k)
     x = torch.arange(scores.numel() * 3).reshape(*scores.shape, 3)
     expected = torch.stack([image[indices] for image, indices in zip(x, kept)])
     assert torch.equal(gather_tokens(x, kept), expected)
+
+
+@given(scores_and_k(), st.integers(1, 6))
+def test_token_indices_begin_with_every_prefix_token(case, prefix):
+    kept = select_unordered(*case)
+    rows = token_indices(kept, prefix)
+    assert rows.dtype == torch.int64
+    assert [row[:prefix] for row in rows.tolist()] == [list(range(prefix))] * len(kept)
+    assert [[r - prefix for r in row[prefix:]] for row in rows.tolist()] == kept.tolist()

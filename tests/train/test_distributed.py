@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 
-from gft_edge.checkpoint import read_info, read_weights
+from gft_edge.checkpoint import read_info
 
 # A linear patch embedding: batch norm of a convolutional stem sees each process's own images on a CPU.
 RECIPE = {
@@ -51,13 +51,6 @@ def test_validation_counts_every_image_once(runs):
     for row in rows(runs[2]):
         if "val_top1_full" in row:
             assert row["val_top1_full"] * 70 == pytest.approx(round(row["val_top1_full"] * 70))
-
-
-def test_moving_averages_are_of_all_images(runs):
-    one, two = read_weights(runs[1]), read_weights(runs[2])
-    for stage in range(3):
-        assert bool(one[f"stages.{stage}.ema_seen"].any())
-    np.testing.assert_allclose(two["stages.0.ema"], one["stages.0.ema"], atol=5e-3)
 
 
 def test_only_the_first_process_writes(runs):

@@ -21,7 +21,7 @@ from gft_edge.errors import ArtifactError, CheckFailed, ConfigError, DataError
 from gft_edge.model.build import logits_function
 from gft_edge.train.loop import train
 from gft_edge.train.optim import parameter_groups
-from gft_edge.train.schedule import learning_rate, step_budgets
+from gft_edge.train.schedule import learning_rate, seed_step, step_budgets
 from gft_edge.train.training_data import TrainingData
 
 STEPS = 6
@@ -138,14 +138,23 @@ def test_without_elastic_training_the_models_own_budget_is_trained_alone():
     assert step_budgets(preset("resnet50"), TrainSection(elastic=True), 7) == [NO_BUDGET]
 
 
+def test_the_seed_of_a_step_is_torchs():
+    seed_step(3, 5, 1)
+    drawn = torch.rand(4), np.random.random(3)  # noqa: NPY002
+    first, second = np.random.SeedSequence([3, 5, 1]).generate_state(2).tolist()
+    torch.manual_seed(first)
+    assert torch.equal(drawn[0], torch.rand(4))
+    assert np.array_equal(drawn[1], np.random.RandomState(second).random(3))
+
+
 def test_weight_decay_is_for_matrices_and_kernels_only(tiny_model, tiny_config):
     names = {id(parameter): name for name, parameter in tiny_model.named_parameters()}
     groups = parameter_groups(tiny_model, tiny_config, TrainSection(weight_decay=0.05))
     decayed, rest = ([names[id(p)] for p in group["params"]] for group in groups)
     assert [(group["weight_decay"], group["lr_scale"]) for group in groups] == [(0.05, 1.0), (0.0, 1.0)]
     assert sorted(decayed + rest) == sorted(names.values())
-    assert {"pos_embed", "cls_token", "stages.0.smooth.weight", "norm.weight", "head.bias"} <= set(rest)
-    assert {"head.weight", "blocks.0.mlp.fc1.weight", "stages.0.attn.q.weight", "patch_embed.proj.weight"} <= set(
+    assert {"pos_embed", "cls_token", "blocks.0.norm1.weight", "norm.weight", "head.bias"} <= set(rest)
+    assert {"head.weight", "blocks.0.mlp.fc1.weight", "blocks.0.attn.qkv.weight", "patch_embed.proj.weight"} <= set(
         decayed
     )
 
@@ -157,8 +166,8 @@ def test_layer_decay_lowers_the_rate_with_the_distance_from_the_classifier(tiny_
     assert tiny_config.stages == (1, 2)
     assert scale["head.weight"] == scale["norm.bias"] == 1.0
     assert scale["blocks.2.mlp.fc1.weight"] == 0.5
-    assert scale["blocks.1.mlp.fc1.bias"] == scale["stages.1.attn.q.weight"] == 0.25
-    assert scale["blocks.0.norm1.weight"] == scale["stages.0.smooth.weight"] == 0.125
+    assert scale["blocks.1.mlp.fc1.bias"] == scale["blocks.1.attn.qkv.weight"] == 0.25
+    assert scale["blocks.0.norm1.weight"] == 0.125
     assert scale["pos_embed"] == scale["cls_token"] == scale["patch_embed.proj.bias"] == 0.0625
     assert len(scale) == len(names)
 

@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
     config = checkpoint.info.model
     budgets = [config.parse_budget(text) for text in args.budget or [config.budget.id]]
     if args.align is not None:
-        budgets = [budget.align(args.align) for budget in budgets]
+        budgets = [budget.align(args.align, config.num_prefix_tokens) for budget in budgets]
     manifest = export_with_data(checkpoint, args.out, args.data, budgets, options, say).manifest
     data = {
         "out": str(args.out),

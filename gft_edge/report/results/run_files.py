@@ -239,7 +239,7 @@ def _checkpoint(data: Mapping[str, Any], where: str) -> FoundCheckpoint:
         _within(recipe, "data").get("name"),
     )
     labels = checked(data["labels"], [TEXT], "labels")
-    model = GFTConfig.from_json(checked(data["model"], forms.ANY_OBJECT, "model"), where)
+    model = GFTConfig.from_json(checked(data["model"], forms.ANY_OBJECT, "model"))
     if len(labels) != model.num_classes:
         raise ArtifactError(f"labels: {len(labels)} for {model.num_classes} classes")
     quantization = data.get("quantization")

@@ -66,14 +66,13 @@ def test_shapes_are_those_at_the_budget(tiny_model):
     shapes = layer_shapes(tiny_model, names, 32)
     assert list(shapes) == names
     rows = {name: shape.rows for name, shape in shapes.items()}
-    assert rows["blocks.0.mlp.fc1"] == 17, "16 patches and the class token"
-    assert (rows["stages.0.attn.kv"], rows["stages.0.attn.q"]) == (17, 13)
-    assert (rows["blocks.1.attn.qkv"], rows["blocks.2.attn.kv"], rows["blocks.2.attn.q"]) == (13, 7, 1)
+    assert [rows[f"blocks.{block}.attn.qkv"] for block in range(3)] == [17, 13, 7]
+    for layer in ("attn.proj", "mlp.fc1", "mlp.fc2"):
+        assert [rows[f"blocks.{block}.{layer}"] for block in range(3)] == [13, 7, 1], "of the patches kept inside"
     assert (rows["patch_embed.proj"], rows["head"]) == (16, 1)
-    assert shapes["blocks.0.mlp.fc1"] == LayerShape((128, 32), (17, 32), True, 17)
-    assert shapes["stages.0.attn.q"].bias is False
+    assert shapes["blocks.0.mlp.fc1"] == LayerShape((128, 32), (13, 32), True, 13)
     assert shapes["patch_embed.proj"].input == (32, 4, 4)
-    assert (str(shapes["blocks.0.mlp.fc1"]), shapes["blocks.0.mlp.fc1"].macs) == ("17 x 32 x 128", 17 * 32 * 128)
+    assert (str(shapes["blocks.0.mlp.fc1"]), shapes["blocks.0.mlp.fc1"].macs) == ("13 x 32 x 128", 13 * 32 * 128)
     assert not any(module._forward_hooks for module in tiny_model.modules())
 
 
