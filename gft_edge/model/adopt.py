@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -95,7 +96,8 @@ def reference_vit(backbone: str, image_size: int | None = None) -> VisionTransfo
             f"backbone {backbone!r}: timm has no model of this name{did_you_mean(plain, known)}; "
             "python -c \"import timm; print(timm.list_models('vit*'))\" lists them"
         )
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm warns of names that it has replaced; see current_name
         network = create_network(backbone, False, num_classes=0)
         if not isinstance(network, VisionTransformer):
             raise ConfigError(
@@ -106,6 +108,14 @@ def reference_vit(backbone: str, image_size: int | None = None) -> VisionTransfo
         resized = create_network(backbone, False, num_classes=0, img_size=image_size)
     assert isinstance(resized, VisionTransformer)
     return resized
+
+
+def current_name(backbone: str, vit: VisionTransformer) -> str:
+    """Returns timm's name of today for a backbone, where timm has replaced the given one."""
+    cfg = vit.pretrained_cfg
+    if cfg.get("architecture") in (None, backbone.partition(".")[0]):
+        return backbone
+    return ".".join(str(part) for part in (cfg["architecture"], cfg.get("tag")) if part)
 
 
 def default_stages(depth: int) -> tuple[int, ...]:

@@ -29,7 +29,7 @@ from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.evaluation import Evaluation, EvaluationOptions, evaluate
 from gft_edge.files import new_folder, parse_json, require_free, sha256
 from gft_edge.labels import read_labels
-from gft_edge.model.adopt import FittedWeights, fit_weights, focal_config, misfit, reference_vit
+from gft_edge.model.adopt import FittedWeights, current_name, fit_weights, focal_config, misfit, reference_vit
 from gft_edge.model.build import build_model
 from gft_edge.model.foreign_names import ANCHORS, TimmWeights, timm_weights
 from gft_edge.model.gft import check_budget, unsupported
@@ -204,7 +204,7 @@ def adopt_weights(
     with new_folder(out) as folder:
         save_checkpoint(folder, info, model)
         stages = ", ".join(str(block) for block in config.stages)
-        card = CARD.format(name=file.name, backbone=options.backbone, stages=stages, head=UNTRAINED * result.untrained)
+        card = CARD.format(name=file.name, backbone=config.backbone, stages=stages, head=UNTRAINED * result.untrained)
         (folder / "card.md").write_text(card, encoding="utf-8")
     return result
 
@@ -295,7 +295,7 @@ def _imagenet_labels(options: AdoptOptions) -> tuple[str, ...]:
 
 def _config(vit: VisionTransformer, num_classes: int, options: AdoptOptions) -> GFTConfig:
     """Returns the configuration of the focal model; raises ConfigError if the options do not fit."""
-    config = focal_config(options.backbone, vit, num_classes, options.stages)
+    config = focal_config(current_name(options.backbone, vit), vit, num_classes, options.stages)
     changed: dict[str, Any] = {}
     if options.budgets:
         changed["budget"] = _parsed(config, options.budgets[0])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,6 +12,8 @@ import torch
 
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint
+from gft_edge.cli.parsing import verb_parser
+from gft_edge.cli.verbs import adopt as adopt_verb
 from gft_edge.model.macs import count_macs
 
 TINY = "vit_tiny_patch16_224"
@@ -246,6 +250,15 @@ def test_an_output_that_is_not_empty_is_left_alone(gft_edge, files, tmp_path):
     done = gft_edge("adopt", files["root"] / "vit.pth", "--backbone", TINY, "--out", tmp_path / "out")
     assert done.code == 2 and "not empty; give another --out or remove it first" in done.err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_the_page_names_the_options_of_the_verb():
+    page = (Path(__file__).parents[2] / "docs/adopt.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `(--[a-z-]+)", page, re.MULTILINE))
+    flags = set(verb_parser("adopt", adopt_verb).flags())
+    assert named <= flags and len(named) == 7
+    for command in re.findall(r"^gft-edge adopt (.*)$", page, re.MULTILINE):
+        verb_parser("adopt", adopt_verb).parse_args(command.split())
 
 
 def test_backbone_is_required(gft_edge, files):
