@@ -296,14 +296,10 @@ def _imagenet_labels(options: AdoptOptions) -> tuple[str, ...]:
 def _config(vit: VisionTransformer, num_classes: int, options: AdoptOptions) -> GFTConfig:
     """Returns the configuration of the focal model; raises ConfigError if the options do not fit."""
     config = focal_config(current_name(options.backbone, vit), vit, num_classes, options.stages)
-    changed: dict[str, Any] = {}
-    if options.budgets:
-        changed["budget"] = _parsed(config, options.budgets[0])
+    budget = _parsed(config, options.budgets[0]) if options.budgets else config.budget
     if options.align is not None:
-        changed["budget"] = changed.get("budget", config.budget).align(options.align)
-    if options.score is not None:
-        changed["score"] = options.score
-    return dataclasses.replace(config, **changed)
+        budget = budget.align(options.align, config.num_prefix_tokens)
+    return dataclasses.replace(config, budget=budget, score=config.score if options.score is None else options.score)
 
 
 def _parsed(config: GFTConfig, text: str) -> TokenBudget:

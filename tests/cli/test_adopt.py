@@ -107,7 +107,7 @@ def test_json_has_everything(adopt):
     assert data["missing"] == ["head.weight", "head.bias"] and data["untrained"]
     assert data["resampled"] == ["pos_embed from 4 x 4 to 8 x 8 patches"]
     assert data["config"]["stages"] == [2, 4]
-    assert data["config"]["budget"]["keep"] == list(TokenBudget((42, 21), 64).align(2).keep)
+    assert data["config"]["budget"]["keep"] == list(TokenBudget((42, 21), 64).align(2, 1).keep)
     assert data["matched"] == 150 and data["preprocess"]["height"] == 128
     assert "note: the weights have no classifier that fits" in done.err
 
