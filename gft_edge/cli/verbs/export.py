@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget",
         action="append",
         metavar="K,K,K",
-        help="patches kept after each stage, shares such as 75%%,50%%,25%%, or 'full'; default: the checkpoint's own; "
+        help="patches kept by each stage, shares such as 75%%,50%%,25%%, or 'full'; default: the checkpoint's own; "
         "repeatable: further budgets share the weights, and ARTIFACT@K-K-K names them",
     )
     parser.add_argument(
