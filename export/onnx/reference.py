@@ -22,7 +22,7 @@ from gft_edge.runtime.finite import require_finite
 def reference_outputs(
     model: nn.Module, images: npt.NDArray[np.float32], budget: TokenBudget
 ) -> dict[str, npt.NDArray[Any]]:
-    """Returns logits, ``importance_i`` and ``kept_i`` of PyTorch for preprocessed images (B, 3, H, W)."""
+    """Returns logits, ``importance_i``, ``scores_i`` and ``kept_i`` of PyTorch for preprocessed images (B, 3, H, W)."""
     return named_outputs(model(torch.from_numpy(images), budget, maps=True))
 
 

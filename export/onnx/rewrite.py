@@ -10,7 +10,7 @@ from onnx import helper, numpy_helper
 def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
     """Applies all rewrites in place and returns the model with its intermediate shapes inferred again."""
     _gather_rows(model)
-    _sort_top_k(model.graph)
+    _sort_top_k(model)
     _fold_norms(model.graph)
     drop_unused(model.graph)
     del model.graph.value_info[:]
@@ -48,13 +48,26 @@ def _gather_rows(model: onnx.ModelProto) -> None:
         node.CopyFrom(gather)
 
 
-def _sort_top_k(graph: onnx.GraphProto) -> None:
-    """Sets TopK to sorted, the only form that TensorRT's parser takes; the order of the kept patches changes no result."""
-    for node in graph.node:
-        if node.op_type == "TopK":
-            for attribute in node.attribute:
-                if attribute.name == "sorted":
-                    attribute.i = 1
+def _sort_top_k(model: onnx.ModelProto) -> None:
+    """Sets TopK to sorted, the only form that TensorRT's parser takes, and its input to a type that TopK has in every opset.
+
+    The order of the kept patches changes no result; bfloat16 is a type of TopK from opset 24 on, and float32 holds its values.
+    """
+    inferred = onnx.shape_inference.infer_shapes(model).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in inferred.value_info}
+    for number, node in reversed(list(enumerate(model.graph.node))):
+        if node.op_type != "TopK":
+            continue
+        for attribute in node.attribute:
+            if attribute.name == "sorted":
+                attribute.i = 1
+        if types.get(node.input[0]) == onnx.TensorProto.BFLOAT16:
+            name = f"{node.name}_scores"
+            cast = helper.make_node(
+                "Cast", [node.input[0]], [name], name=f"{node.name}_cast", to=onnx.TensorProto.FLOAT
+            )
+            node.input[0] = name
+            model.graph.node.insert(number, cast)
 
 
 def _fold_norms(graph: onnx.GraphProto) -> None:

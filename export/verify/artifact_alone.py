@@ -117,7 +117,7 @@ def verify_golden(
     comparisons = compare_all(artifact.manifest, references, found, None)
     more = (*refused, *(place.text for place in claims))
     assessment = assess_all(comparisons, sides, limits, more)
-    by_stage = (stage_place(comparisons),) if assessment.failures and not claims else ()
+    by_stage = (stage_place(comparisons, artifact.manifest.model),) if assessment.failures and not claims else ()
     return VerifyReport(
         **identity(artifact, f"{len(images)} golden images", limits),
         comparisons=comparisons,

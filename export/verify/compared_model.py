@@ -1,4 +1,4 @@
-"""An artefact as a backend runs it, with the kept patches and their importance, whatever outputs its graph has."""
+"""An artefact as a backend runs it, with the kept patches and what ranks them, whatever outputs its graph has."""
 
 from __future__ import annotations
 
@@ -7,13 +7,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.constants import TEMPERATURE
 from gft_edge.errors import ArtifactError
 from gft_edge.manifest import Artifact, DeploymentManifest
 from gft_edge.runtime.artifact_graph import load_artifact_graph
 from gft_edge.runtime.sessions import ONNXRUNTIME, Session, fitted, onnxruntime_session, open_session
 from gft_edge.stats.agreement import Arrays, Computation
-from gft_edge.stats.metrics import softmax
 
 
 class ComparedModel:
@@ -50,7 +48,10 @@ class ComparedModel:
                 self.note = "kept patches of a graph without --maps compact are not compared: onnx is not installed"
 
     def __call__(self, images: npt.NDArray[np.float32]) -> Arrays:
-        """Returns logits, ``importance_i`` and ``kept_i`` on the original grid for preprocessed images (B, 3, H, W).
+        """Returns the outputs for preprocessed images (B, 3, H, W), in raster order whatever order the graph has inside.
+
+        Besides those of the graph: ``scores_i`` (B, N_i) and ``kept_i`` (B, k_i) where inner tensors can be read, and
+        ``importance_i`` (B, N_i) of a graph with dense maps.
 
         Raises:
             ArtifactError: the graph cannot be run, or its outputs differ from its manifest.
@@ -58,15 +59,24 @@ class ComparedModel:
         feed = to_graph_input(images, self.manifest)
         outputs = self.session(feed)
         self._require_outputs(outputs, len(images))
-        if self._taps is None:
-            return outputs
-        values = list(self._taps(feed).values())
-        positions: npt.NDArray[Any] | None = None
-        for stage, scores, local in zip(selecting_stages(self.manifest), values[::2], values[1::2]):
-            outputs[f"importance_{stage}"] = softmax(scores.astype(np.float64) / TEMPERATURE)
-            positions = local if positions is None else np.take_along_axis(positions, local, axis=1)
-            outputs[f"kept_{stage}"] = positions
+        if self._taps is not None:
+            self._add_selections(outputs, list(self._taps(feed).values()))
         return outputs
+
+    def _add_selections(self, outputs: Arrays, taps: list[npt.NDArray[Any]]) -> None:
+        """Adds what the inner tensors show; ``taps`` are scores and kept indices of each selection, in the graph's order."""
+        images, patches = len(outputs["logits"]), self.manifest.model.num_patches
+        positions: npt.NDArray[Any] = np.broadcast_to(np.arange(patches), (images, patches))
+        inputs = {0: positions}
+        for stage, scores, local in zip(selecting_stages(self.manifest), taps[::2], taps[1::2]):
+            order = np.argsort(positions, axis=1)
+            outputs[f"scores_{stage}"] = np.take_along_axis(scores, order, axis=1)
+            positions = np.take_along_axis(positions, local, axis=1)
+            outputs[f"kept_{stage}"] = inputs[stage + 1] = np.sort(positions, axis=1)
+        for stage, entering in inputs.items():
+            if "gala_maps" in outputs and stage < len(self.manifest.budget.keep):
+                dense = outputs["gala_maps"][:, stage].reshape(images, -1)
+                outputs[f"importance_{stage}"] = np.take_along_axis(dense, entering, axis=1)
 
     def _require_outputs(self, outputs: Arrays, images: int) -> None:
         for tensor in self.manifest.outputs:
@@ -91,7 +101,7 @@ def to_graph_input(images: npt.NDArray[Any], manifest: DeploymentManifest) -> np
 
 
 def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
-    """Opens a session that gives scores and kept indices of each selecting stage of a graph without kept outputs.
+    """Opens a session that gives scores and kept indices of each selection of a graph without kept outputs.
 
     Returns:
         The session, None when the graph selects nothing; and the error in the graph's selections, None when there is none.
@@ -100,24 +110,23 @@ def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
 
     model = load_artifact_graph(artifact)
     producers = {name: node for node in model.graph.node for name in node.output}
-    # select_patches sorts the indices it keeps by a second TopK, smallest first.
-    sorts = [
-        node
-        for node in model.graph.node
-        if node.op_type == "TopK" and any(a.name == "largest" and a.i == 0 for a in node.attribute)
-    ]
+    topks = [node for node in model.graph.node if node.op_type == "TopK"]
+    # Where the order of the patches matters a second TopK sorts the indices that were chosen, smallest first.
+    sorts = [node for node in topks if any(a.name == "largest" and a.i == 0 for a in node.attribute)]
+    choices = [node for node in topks if node not in sorts]
     expected = len(selecting_stages(artifact.manifest))
-    problem = f"graph has {len(sorts)} selections, its budget needs {expected}" if len(sorts) != expected else None
-    if problem or not sorts:
+    problem = f"graph has {len(choices)} selections, its budget needs {expected}" if len(choices) != expected else None
+    if problem or not choices:
         return None, problem
-    names = []
+    kept = {node.output[1]: node.output[1] for node in choices}
     for node in sorts:
-        choice = producers.get(node.input[0])
-        while choice is not None and choice.op_type in ("Cast", "Identity"):
-            choice = producers.get(choice.input[0])
-        if choice is None or choice.op_type != "TopK":
+        name = node.input[0]
+        while name not in kept and name in producers and producers[name].op_type in ("Cast", "Identity"):
+            name = producers[name].input[0]
+        if name not in kept:
             return None, f"graph sorts {node.input[0]}, which is not the result of a selection"
-        names += [choice.input[0], node.output[0]]
+        kept[name] = node.output[0]
+    names = [name for node in choices for name in (node.input[0], kept[node.output[1]])]
     del model.graph.output[:]
     model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
     manifest = artifact.manifest

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ArtifactError
 from gft_edge.export.verify.places import Place
 from gft_edge.export.verify.verdict import DEFAULT_LIMITS
@@ -21,7 +22,7 @@ QUANTIZED_LOGITS = "logits_quantized"
 
 
 def read_golden(artifact: Artifact) -> Arrays:
-    """Reads the arrays of golden.npz: ``images`` (B, 3, H, W), ``logits`` (B, classes), ``importance_i`` and ``kept_i``.
+    """Reads the arrays of golden.npz: ``images`` (B, 3, H, W), ``logits`` (B, classes), ``importance_i``, ``scores_i``, ``kept_i``.
 
     Raises:
         ArtifactError: missing, damaged, or arrays that do not fit the manifest.
@@ -94,19 +95,28 @@ def _expected_arrays(golden: Arrays, manifest: DeploymentManifest) -> dict[str, 
     if QUANTIZED_LOGITS in golden:
         expected[QUANTIZED_LOGITS] = logits
     for stage, (n, k) in enumerate(zip(manifest.budget.stage_inputs, manifest.budget.keep)):
-        expected[f"importance_{stage}"] = _Expected((count, n), "f")
+        expected[f"importance_{stage}"] = expected[f"scores_{stage}"] = _Expected((count, n), "f")
         expected[f"kept_{stage}"] = _Expected((count, k), "iu", positions=model.num_patches)
     return expected
 
 
-def stage_place(comparisons: Sequence[Comparison]) -> Place:
-    """Returns the place of a fault as precisely as golden outputs show it."""
+def stage_place(comparisons: Sequence[Comparison], config: GFTConfig) -> Place:
+    """Returns the place of a fault as precisely as golden outputs of a model show it."""
     hint = "give --checkpoint to have the node named"
     stages = comparisons[0].stages if comparisons else ()
     for s in stages:
-        sqnr = s.importance_sqnr_db
+        known = [sqnr for sqnr in (s.importance_sqnr_db, s.score_sqnr_db) if sqnr is not None]
+        sqnr = min(known, default=None)
         if s.identical + s.ties < s.images or (sqnr is not None and sqnr < DEFAULT_LIMITS.fp32_importance_sqnr_db):
-            text = f"stage {s.stage} is the first whose patches or importance differ: the fault is in it or before it; {hint}"
-            return Place("stage", f"stages.{s.stage}", text, module=f"stages.{s.stage}", sqnr_db=sqnr)
+            module = stage_module(config, s.stage)
+            text = f"stage {s.stage} ({module}) is the first whose patches, scores or importance differ"
+            return Place(
+                "stage", module, f"{text}: the fault is in it or before it; {hint}", module=module, sqnr_db=sqnr
+            )
     where = "all stages agree: the fault is after patch selection" if stages else "only the logits are compared"
     return Place("stage", "logits", f"{where}; {hint}", tensor="logits")
+
+
+def stage_module(config: GFTConfig, stage: int) -> str:
+    """Returns the path of the module that selects patches in a stage."""
+    return f"hierarchical_blocks.{stage}" if config.variant == "published" else f"blocks.{config.stages[stage] - 1}"

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import onnx
+import torch
 from torch import Tensor, nn
 
 from gft_edge.budget import TokenBudget
-from gft_edge.export.onnx.reference import reference_outputs
 from gft_edge.export.verify.places import Place, agreement_db, decibels, finite
+from gft_edge.model.scores import SCORES
 from gft_edge.quant.modules import Quantizer
 from gft_edge.stats.agreement import Arrays
 
@@ -32,8 +33,17 @@ class ModuleCall:
     outputs: tuple[npt.NDArray[Any], ...]
 
 
-def module_calls(model: nn.Module, images: npt.NDArray[np.float32], budget: TokenBudget) -> list[ModuleCall]:
-    """Returns the calls of all modules, in the order in which they finish (children before parents)."""
+def module_calls(
+    model: nn.Module, images: npt.NDArray[np.float32], budget: TokenBudget, graph: onnx.GraphProto
+) -> list[ModuleCall]:
+    """Returns the calls of all modules, in the order in which they finish (children before parents).
+
+    Args:
+        model: in eval mode.
+        images: preprocessed, (B, 3, H, W).
+        budget: of the graph.
+        graph: whose maps are computed too, and whose order of the patches is followed.
+    """
     calls: list[ModuleCall] = []
 
     def recorder(path: str) -> Any:
@@ -45,11 +55,23 @@ def module_calls(model: nn.Module, images: npt.NDArray[np.float32], budget: Toke
     modules = [(path, m) for path, m in model.named_modules() if path and not isinstance(m, Quantizer)]
     handles = [module.register_forward_hook(recorder(path)) for path, module in modules]
     try:
-        reference_outputs(model, images, budget)
+        with torch.no_grad():
+            _run_as(graph, model, torch.from_numpy(images), budget)
     finally:
         for handle in handles:
             handle.remove()
     return calls
+
+
+def _run_as(graph: onnx.GraphProto, model: nn.Module, images: Tensor, budget: TokenBudget) -> None:
+    """Runs a model with maps if a graph has them; without them patches go on in the order in which TopK gives them."""
+    config: Any = model.config
+    if len(graph.output) > 1:
+        model(images, budget, maps=True)
+    elif config.variant == "focal" and not SCORES[config.score].reads_neighbours:
+        model(images, budget, choose=lambda scores, k: scores.topk(k, dim=1).indices)
+    else:
+        model(images, budget)
 
 
 def _float_arrays(value: Any) -> Iterator[npt.NDArray[Any]]:
@@ -108,11 +130,13 @@ def first_bad_module(calls: Iterable[ModuleCall], recognize: Recognizer) -> Plac
     """
     before = math.inf
     first: tuple[ModuleCall, float] | None = None
+    calls = list(calls)
     for call in calls:
         if not call.outputs:
             continue
-        name, db = recognize(call.outputs[0])
-        if name:
+        found = [recognize(array) for array in call.outputs]
+        db = min(db for _, db in found)
+        if all(name for name, _ in found):
             before, first = min(before, db), None
         elif first is None:
             first = (call, db)
@@ -120,13 +144,21 @@ def first_bad_module(calls: Iterable[ModuleCall], recognize: Recognizer) -> Plac
         return None
     call, db = first
     inputs_found = all(recognize(array)[0] for array in call.inputs)
-    path = call.path if inputs_found else call.path.rpartition(".")[0]
+    path = call.path if inputs_found else _caller(call.path, {call.path for call in calls})
     where = path or "the model itself"
     text = f"module {where}: no tensor of the graph is its output (nearest: {decibels(db)})"
     if not inputs_found:
         text = f"module {where}: the input of {call.path} is not in the graph (nearest output: {decibels(db)})"
     text += f"; tensors before it have {decibels(before)}"
     return Place("module", path, text, module=path, sqnr_db=finite(db), sqnr_before_db=finite(before))
+
+
+def _caller(path: str, called: Collection[str]) -> str:
+    """Returns the innermost module around a path that runs as a whole; "" for the model itself."""
+    while path := path.rpartition(".")[0]:
+        if path in called:
+            break
+    return path
 
 
 def node_modules(graph: onnx.GraphProto, calls: Iterable[ModuleCall], recognize: Recognizer) -> dict[str, str]:

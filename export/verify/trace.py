@@ -354,7 +354,7 @@ def trace(
     place = _first_wrong(pair)
     if exact:
         place = _earlier(fresh, _first_changed(pair), place)
-    calls = module_calls(checkpoint.model, images, budget)
+    calls = module_calls(checkpoint.model, images, budget, fresh.graph)
     same_db = SAME_TENSOR_DB if checkpoint.info.quantization is None else SAME_INT8_TENSOR_DB
     recognize = Recognizer(pair.expected, same_db)
     if place is None:

@@ -21,7 +21,7 @@ class Limits:
     Args:
         fp32_relative_error: largest logit difference over the largest logit, FP32 graph against FP32 PyTorch, and any
             graph against a fresh export of the same checkpoint by the same tools.
-        fp32_importance_sqnr_db: importance maps, likewise.
+        fp32_importance_sqnr_db: importance maps and the scores that rank patches, likewise.
         same_sqnr_db: INT8 graph against the same INT8 arithmetic in PyTorch; what remains are rounding ties.
         fp16_sqnr_db: FP16 graph against FP32 PyTorch.
         int8_sqnr_db, int8_top1_agreement, int8_jaccard, int8_rank_correlation: INT8 graph (or any other
@@ -90,7 +90,7 @@ def _broken_values(c: Comparison, where: str) -> list[str]:
     counts = (
         (f"{where}: logits of", c.not_finite),
         (f"{where}: logits of {c.reference} for", c.reference_not_finite),
-        *((f"{where}: importance of stage {s.stage} for", s.not_finite) for s in c.stages),
+        *((f"{where}: scores or importance of stage {s.stage} for", s.not_finite) for s in c.stages),
     )
     return [f"{what} {count} of {c.images} images are not finite" for what, count in counts if count]
 
@@ -105,12 +105,11 @@ def _exact_failures(c: Comparison, where: str, limits: Limits) -> list[str]:
             failures.append(f"{where}: stage {s.stage} keeps other patches on {s.images - s.identical - s.ties} images")
         # A tie in an earlier stage changes the inputs of the later ones.
         elif not any(earlier.ties for earlier in c.stages[: s.stage]):
-            sqnr = math.inf if s.importance_sqnr_db is None else s.importance_sqnr_db
-            if sqnr < limits.fp32_importance_sqnr_db:
-                failures.append(
-                    f"{where}: importance of stage {s.stage} has SQNR {sqnr:.1f} dB, "
-                    f"limit {limits.fp32_importance_sqnr_db:.0f}"
-                )
+            failures += [
+                f"{where}: {what} of stage {s.stage} has SQNR {sqnr:.1f} dB, limit {limits.fp32_importance_sqnr_db:.0f}"
+                for what, sqnr in (("importance", s.importance_sqnr_db), ("ranking", s.score_sqnr_db))
+                if sqnr is not None and sqnr < limits.fp32_importance_sqnr_db
+            ]
     return failures
 
 
@@ -125,7 +124,7 @@ def _compression_failures(c: Comparison, where: str, limits: Limits, least_sqnr_
             failures.append(f"{where}: stage {s.stage} Jaccard {s.jaccard:.3f}, limit {limits.int8_jaccard}")
         if s.rank_correlation is not None and s.rank_correlation < limits.int8_rank_correlation:
             failures.append(
-                f"{where}: importance of stage {s.stage} has rank correlation {s.rank_correlation:.3f}, "
+                f"{where}: ranking of stage {s.stage} has rank correlation {s.rank_correlation:.3f}, "
                 f"limit {limits.int8_rank_correlation}"
             )
         if s.importance_sqnr_db is not None and s.importance_sqnr_db < limits.int8_importance_sqnr_db:

@@ -104,7 +104,7 @@ class FocalBlock(nn.Module):
     def _importance(self, z: Tensor) -> Tensor:
         """Returns the GALA map of normalised tokens, (B, T, C) to (B, N)."""
         width, qkv = z.shape[-1], self.attn.qkv
-        q_weight, k_weight, _ = qkv.weight.chunk(3)
+        q_weight, k_weight = qkv.weight[:width], qkv.weight[width : 2 * width]
         k_bias = None if qkv.bias is None else qkv.bias[width : 2 * width]
         m = gala.mean_scores(z[:, self.num_prefix_tokens :], q_weight, k_weight, self.attn.num_heads, k_bias)
         return gala.importance(gala.standardized_scores(m))

@@ -11,7 +11,7 @@ from gft_edge.model.gft import GFTOutput
 
 
 def named_outputs(output: GFTOutput) -> dict[str, npt.NDArray[Any]]:
-    """Returns ``logits`` (B, classes) and for each stage ``importance_i`` (B, N_i) and ``kept_i`` (B, k_i) int32.
+    """Returns ``logits`` (B, classes) and for each stage ``importance_i`` and ``scores_i`` (B, N_i) and ``kept_i`` (B, k_i) int32.
 
     Args:
         output: detached from any graph of gradients.
@@ -20,4 +20,5 @@ def named_outputs(output: GFTOutput) -> dict[str, npt.NDArray[Any]]:
     for stage, maps in enumerate(output.stages):
         arrays[f"importance_{stage}"] = maps.importance.numpy()
         arrays[f"kept_{stage}"] = maps.kept.numpy().astype(np.int32)
+        arrays[f"scores_{stage}"] = maps.scores.numpy()
     return arrays

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gft_edge.budget import PREFIX_TOKENS, TokenBudget
 from gft_edge.config.model import GFTConfig
+from gft_edge.constants import TEMPERATURE
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.model import gala
 from gft_edge.model.backbone import timm_vit
@@ -152,7 +153,8 @@ class PublishedGFT(nn.Module):
             importance = stage.importance(x)
             kept = importance.topk(k, dim=1).indices
             positions = kept if positions is None else positions.gather(1, kept)
-            trace.append(StageMaps(importance, positions, importance))
+            scores = importance.clamp_min(torch.finfo(importance.dtype).tiny).log() * TEMPERATURE
+            trace.append(StageMaps(importance, positions, scores))
             x = stage(x, kept)
         return trace
 

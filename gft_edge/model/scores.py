@@ -67,7 +67,7 @@ class Score:
         """
         width, heads = z.shape[-1], num_heads if self.by_head else 1
         w_q, w_k = weight[:width].to(z.dtype), weight[width : 2 * width].to(z.dtype)
-        b_q, b_k = (None, None) if bias is None else bias[: 2 * width].to(z.dtype).chunk(2)
+        b_q, b_k = (None, None) if bias is None else (b.to(z.dtype) for b in (bias[:width], bias[width : 2 * width]))
         of_key = self.operand == "mean key"
         vector = F.linear(_vector(self.operand, z, prefix), w_k if of_key else w_q, b_k if of_key else b_q)
         vector = self._scaled(vector, num_heads)

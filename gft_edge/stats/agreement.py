@@ -8,7 +8,6 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.constants import TEMPERATURE
 from gft_edge.stats.grid import scatter
 from gft_edge.stats.metrics import accuracy, spearman, sqnr_db
 from gft_edge.stats.paired import PairedTop1, paired_top1
@@ -19,7 +18,7 @@ Kind = Literal["exact", "same_arithmetic", "compression"]
 LEAST_DB = -300.0
 """Reported for a signal of zero, whose ratio JSON cannot express."""
 TIE = 1e-4
-"""Scores have unit standard deviation per image; closer than this at the boundary is float noise, not a preference."""
+"""In standard deviations of an image's scores: closer than this at the boundary is float noise, not a preference."""
 NAMED_TIES = 20
 """Ties that a report names one by one; the rest are counted."""
 
@@ -54,7 +53,7 @@ class Tie:
 
 @dataclass(frozen=True)
 class StageAgreement:
-    """Kept patches and importance of one stage on two sides.
+    """Kept patches, scores that rank them, and importance of one stage on two sides.
 
     Attributes:
         jaccard: |both| / |either|, mean over images.
@@ -64,9 +63,11 @@ class StageAgreement:
         tied: the first of those ties, with the patches that differ (positions on the original grid).
         reordered: images with the same set in another order; the order is part of the contract.
         importance_sqnr_db: of the importance maps on the grid; None when bit-identical or missing on one side.
-        rank_correlation: Spearman's, over the patches that enter the stage on both sides, mean over images; None when
-            missing on one side.
-        not_finite: images whose importance is not finite on the candidate's side; such values count as zeros above.
+        rank_correlation: Spearman's, of the scores or, where the candidate has none, of the importance, over the patches that
+            enter the stage on both sides, mean over images; None when missing on one side.
+        not_finite: images whose scores or importance are not finite on the candidate's side; such values count as zeros above.
+        score_sqnr_db: of the scores less their mean over the patches, which ranks nothing; None when bit-identical or missing
+            on one side.
     """
 
     stage: int
@@ -79,6 +80,7 @@ class StageAgreement:
     importance_sqnr_db: float | None = None
     rank_correlation: float | None = None
     not_finite: int = 0
+    score_sqnr_db: float | None = None
 
 
 @dataclass(frozen=True)
@@ -132,7 +134,7 @@ def compare(
 
     Args:
         sides: what computed reference and candidate.
-        reference: logits (B, classes) and any of ``importance_i`` (B, N_i), ``kept_i`` (B, k_i).
+        reference: logits (B, classes) and any of ``importance_i`` and ``scores_i`` (B, N_i), ``kept_i`` (B, k_i).
         candidate: likewise.
         labels: true classes (B,), or None.
         num_patches: of the whole grid.
@@ -190,32 +192,35 @@ def stage_agreement(
     inputs: npt.NDArray[Any],
     found_inputs: npt.NDArray[Any] | None = None,
 ) -> StageAgreement:
-    """Compares the kept patches and the importance of one stage.
+    """Compares the kept patches, the scores and the importance of one stage.
 
     Args:
-        reference: with ``importance_i`` and ``kept_i``.
-        candidate: with ``kept_i``, and ``importance_i`` where it has them.
+        reference: with ``kept_i``, and ``scores_i`` and ``importance_i`` where it has them; without scores no difference is a tie.
+        candidate: likewise.
         stage: its number.
         inputs: positions on the grid of the patches entering the stage on the reference side, (B, N).
         found_inputs: the same of the candidate's side; ``inputs`` by default.
     """
-    name = f"kept_{stage}"
+    kept = (reference[f"kept_{stage}"], candidate[f"kept_{stage}"])
+    scores, importance = (
+        (reference.get(f"{name}_{stage}"), candidate.get(f"{name}_{stage}")) for name in ("scores", "importance")
+    )
     jaccard, identical, reordered, ties = [], 0, 0, []
-    for row, (expected, found) in enumerate(zip(reference[name], candidate[name])):
+    for row, (expected, found) in enumerate(zip(*kept)):
         both, either = np.intersect1d(expected, found), np.union1d(expected, found)
         jaccard.append(len(both) / len(either))
         if len(both) == len(either) and len(expected) == len(found):
             identical += 1
             reordered += not np.array_equal(expected, found)
-        elif _is_tie(reference[f"importance_{stage}"][row], inputs[row], expected, found):
+        elif scores[0] is not None and _is_tie(scores[0][row], inputs[row], expected, found):
             ties.append(Tie(row, tuple(np.setxor1d(expected, found).tolist())))
-    sqnr, correlation = _importance_agreement(
-        reference.get(f"importance_{stage}"),
-        candidate.get(f"importance_{stage}"),
-        inputs,
-        inputs if found_inputs is None else found_inputs,
-    )
-    found_importance = candidate.get(f"importance_{stage}")
+    places = (inputs, inputs if found_inputs is None else found_inputs)
+    importance_sqnr, importance_correlation = _value_agreement(importance, places)
+    score_sqnr, score_correlation = _value_agreement((_centred(scores[0]), _centred(scores[1])), places)
+    broken = np.zeros(len(jaccard), np.bool_)
+    for _, values in (scores, importance):
+        if values is not None:
+            broken |= ~np.isfinite(values).all(axis=1)
     return StageAgreement(
         stage,
         float(np.mean(jaccard)),
@@ -224,34 +229,41 @@ def stage_agreement(
         len(jaccard),
         tuple(ties[:NAMED_TIES]),
         reordered,
-        sqnr,
-        correlation,
-        0 if found_importance is None else int((~np.isfinite(found_importance).all(axis=1)).sum()),
+        importance_sqnr,
+        importance_correlation if score_correlation is None else score_correlation,
+        int(broken.sum()),
+        score_sqnr,
     )
 
 
 def _is_tie(
-    importance: npt.NDArray[Any], inputs: npt.NDArray[Any], expected: npt.NDArray[Any], found: npt.NDArray[Any]
+    scores: npt.NDArray[Any], inputs: npt.NDArray[Any], expected: npt.NDArray[Any], found: npt.NDArray[Any]
 ) -> bool:
     """Returns whether two sets of one image differ only in patches whose scores equal the boundary's up to float noise."""
-    with np.errstate(divide="ignore"):
-        scores = TEMPERATURE * np.log(importance.astype(np.float64))
+    scores = scores.astype(np.float64)
     kept = np.isin(inputs, expected)
     if not kept.any():  # a damaged record: no position is among the stage's inputs
         return False
     boundary = scores[kept].min()
     differing = np.setxor1d(expected, found)
     known = np.isin(differing, inputs).all() and len(set(found.tolist())) == len(found) == len(expected)
-    return bool(known and (np.abs(scores[np.isin(inputs, differing)] - boundary) < TIE).all())
+    distance = np.abs(scores[np.isin(inputs, differing)] - boundary)
+    return bool(known and (distance <= TIE * scores.std()).all())
 
 
-def _importance_agreement(
-    expected: npt.NDArray[Any] | None,
-    found: npt.NDArray[Any] | None,
-    inputs: npt.NDArray[Any],
-    found_inputs: npt.NDArray[Any],
+def _centred(values: npt.NDArray[Any] | None) -> npt.NDArray[np.float64] | None:
+    """Returns scores (B, N) less their mean over the patches of each image."""
+    if values is None:
+        return None
+    values = np.nan_to_num(values.astype(np.float64), posinf=0, neginf=0)
+    return values - values.mean(axis=1, keepdims=True)
+
+
+def _value_agreement(
+    sides: tuple[npt.NDArray[Any] | None, npt.NDArray[Any] | None], places: tuple[npt.NDArray[Any], npt.NDArray[Any]]
 ) -> tuple[float | None, float | None]:
-    """Returns SQNR on the grid and mean rank correlation of two importances (B, N) at their positions (B, N)."""
+    """Returns SQNR on the grid and mean rank correlation of two sides' values (B, N) at their positions (B, N)."""
+    (expected, found), (inputs, found_inputs) = sides, places
     if expected is None or found is None or found.shape != found_inputs.shape or expected.shape != inputs.shape:
         return None, None
     if inputs.min() < 0 or found_inputs.min() < 0:  # no positions on a grid

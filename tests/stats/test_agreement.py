@@ -39,7 +39,7 @@ class TestImportanceAgreement:
         assert self._stage([(0.5, 0.3, 0.2)]).rank_correlation is None
 
     def test_ties_are_named(self):
-        reference = {"importance_0": np.array([[0.25, 0.25, 0.25, 0.25]]), "kept_0": np.array([[0, 1]])}
+        reference = {"scores_0": np.array([[0.25, 0.25, 0.25, 0.25]]), "kept_0": np.array([[0, 1]])}
         found = stage_agreement(reference, {"kept_0": np.array([[0, 3]])}, 0, np.arange(4)[None])
         assert found.tied == (Tie(0, (1, 3)),)
 

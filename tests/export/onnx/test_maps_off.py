@@ -29,30 +29,36 @@ class NoMaps(nn.Module):
         super().__init__()
         parts = exportable(model)
         self.patch_embed, self.cls_token, self.pos_embed = parts.patch_embed, parts.cls_token, parts.pos_embed
-        self.blocks, self.stages, self.norm, self.head = parts.blocks, parts.stages, parts.norm, parts.head
-        self.stage_after = {after: (self.stages[i], keep[i]) for i, after in enumerate(model.config.stages)}
+        self.blocks, self.norm, self.head = parts.blocks, parts.norm, parts.head
+        self.keep = dict(zip(model.config.stages, keep))
 
     def forward(self, image: torch.Tensor) -> torch.Tensor:
         patches = self.patch_embed(image)
         x = torch.cat((self.cls_token.expand(patches.shape[0], -1, -1), patches), dim=1) + self.pos_embed
         for number, block in enumerate(self.blocks, start=1):
-            x = block(x)
-            if number in self.stage_after:
-                x = self.select(x, *self.stage_after[number])
-        return self.head(self.norm(x[:, 0]))
+            x = self.run(x, block, self.keep.get(number))
+        return self.head(self.norm(x)[:, 0])
 
     @staticmethod
-    def select(x: torch.Tensor, stage: nn.Module, k: int) -> torch.Tensor:
-        z = stage.norm(x)
-        scores = stage.scores(z[:, 1:])
-        if k == scores.shape[1]:
-            rows, z_rows = x, z
+    def run(x: torch.Tensor, block: nn.Module, k: int | None) -> torch.Tensor:
+        """Runs a block that keeps k patches, or the last one, which computes the class token alone."""
+        z = block.norm1(x)
+        qkv, width = block.attn.qkv, x.shape[2]
+        q, keys, values = qkv(z).chunk(3, dim=2)
+        if k is None:
+            x, q = x[:, :1], q[:, :1]
         else:
-            chosen = scores.topk(k, dim=1).indices.sort(dim=1).values
-            chosen = F.pad(chosen + 1, (1, 0)).unsqueeze(-1).expand(-1, -1, x.shape[2])
-            rows, z_rows = x.gather(1, chosen), z.gather(1, chosen)
-        gate = F.pad(2 * torch.sigmoid(scores), (1, 0), value=1.0)
-        return rows + stage.attn(z_rows, z, gate)
+            if isinstance(qkv, nn.Linear):
+                products = keys @ q[:, 1:].mean(dim=1).unsqueeze(2)
+            else:  # from the weights before they were rounded
+                mean = F.linear(z[:, 1:].mean(dim=1), qkv.weight[:width], qkv.bias[:width])
+                direction = mean.reshape(-1, 1, 1, width) @ qkv.weight[width : 2 * width].reshape(1, width, width)
+                products = z @ direction.squeeze(2).transpose(1, 2)
+            chosen = products[:, 1:].squeeze(2).topk(k, dim=1, sorted=False).indices
+            chosen = F.pad(chosen + 1, (1, 0)).unsqueeze(-1).expand(-1, -1, width)
+            x, q = x.gather(1, chosen), q.gather(1, chosen)
+        x = x + block.attn.proj(block.attn.attend(q, keys, values))
+        return x + block.mlp(block.norm2(x))
 
 
 def export_no_maps(model: nn.Module, keep: tuple[int, ...]) -> onnx.ModelProto:

@@ -11,7 +11,7 @@ from torch import nn
 from gft_edge.budget import TokenBudget
 from gft_edge.export.onnx.plain_modules import PlainAttend, exportable
 from gft_edge.export.onnx.quantized import QDQLayer
-from gft_edge.model.layers import Attend, ClassRowBlock, RowAttention, SelfAttention
+from gft_edge.model.layers import Attend, SelfAttention
 from gft_edge.quant.modules import QuantLinear, insert_quantizers
 
 BUDGETS = [TokenBudget((12, 6), 16), TokenBudget((16, 16), 16), TokenBudget((2, 2), 16)]
@@ -37,22 +37,16 @@ def test_exportable_model_computes_what_the_model_computes(tiny_model, budget, d
 def test_every_attention_is_written_out(tiny_model):
     kinds = [type(module) for module in exportable(tiny_model).modules()]
     assert not {Attention, Attend} & set(kinds)
-    assert kinds.count(SelfAttention) == 2
-    assert kinds.count(PlainAttend) == 2 + 1 + 2, "two blocks, the last block, two stages"
-    assert kinds.count(ClassRowBlock) == 1
+    assert kinds.count(SelfAttention) == kinds.count(PlainAttend) == 3
 
 
 @pytest.mark.parametrize("rows", [1, 4, 9])
 @torch.no_grad()
-def test_row_attention_is_that_of_the_model(rows):
+def test_attention_of_some_rows_is_that_of_the_model(rows):
     torch.manual_seed(0)
-    layer = nn.Sequential(RowAttention(24, 3, qkv_bias=True).double())
-    plain = exportable(layer)[0]
-    assert type(plain.attend) is PlainAttend
-    context = 3 * torch.randn(2, 9, 24, dtype=torch.float64)
-    gate = torch.rand(2, 9, dtype=torch.float64)
-    for arguments in ((context[:, :rows], context), (context[:, :rows], context, gate)):
-        torch.testing.assert_close(plain(*arguments), layer[0](*arguments), rtol=1e-12, atol=1e-12)
+    q, k, v = 3 * torch.randn(3, 2, 9, 24, dtype=torch.float64)
+    arguments = (q[:, :rows], k, v)
+    torch.testing.assert_close(PlainAttend(3)(*arguments), Attend(3)(*arguments), rtol=1e-12, atol=1e-12)
 
 
 @torch.no_grad()
@@ -100,7 +94,7 @@ def test_the_original_is_left_unchanged(tiny_model, dtype):
 
 def test_quantized_linears_are_replaced_and_no_other(tiny_model):
     model = copy.deepcopy(tiny_model)
-    names = ["stages.0.attn.q", "blocks.0.attn.qkv", "blocks.2.mlp.fc2"]
+    names = ["blocks.0.attn.qkv", "blocks.1.attn.proj", "blocks.2.mlp.fc2"]
     insert_quantizers(model, dict.fromkeys(names, 1.0))
     found = exportable(model)
     assert [name for name, module in found.named_modules() if isinstance(module, QDQLayer)] == sorted(names)

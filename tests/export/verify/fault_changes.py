@@ -122,18 +122,52 @@ def attention_scale_doubled(g):
 def residual_of_the_norm(g):
     """The second block's residual is taken behind its norm instead of before it."""
     norm = g.reader(g.tensor("blocks.1.norm1.weight"))
-    node = next(n for n in g.of("Add") if norm.input[0] in n.input)
-    node.input[list(node.input).index(norm.input[0])] = norm.output[0]
+    node = next(n for n in g.of("GatherND") if norm.input[0] in n.input)
+    node.input[0] = norm.output[0]
     return node.name
 
 
-def chosen_by_sigmoid(g):
+def chosen_by_doubled_scores(g):
     """Same order, so no image shows it."""
     node = g.selections()[0][0]
-    sigmoid = next(n for n in g.of("Sigmoid") if n.input[0] == node.input[0])
-    g.nodes.remove(sigmoid)
-    g.nodes.insert(list(g.nodes).index(node), sigmoid)
-    node.input[0] = sigmoid.output[0]
+    doubled = helper.make_node("Add", [node.input[0]] * 2, ["f_doubled"], "f_doubled")
+    g.nodes.insert(list(g.nodes).index(node), doubled)
+    node.input[0] = "f_doubled"
+    return node.name
+
+
+def scores_shifted(g):
+    """The score of a patch of the second stage is that of the token before it."""
+    node = g.scored(1)
+    g.own(node, 1, np.array([0]))
+    g.own(node, 2, np.array([12]))
+    return node.name
+
+
+def row_of_the_class_token(g):
+    """The first patch goes on in the place of the class token."""
+    node = g.of("Pad")[0]
+    g.own(node, 2, np.array(1))
+    return node.name
+
+
+def rows_of_the_norm(g):
+    """The rows of the queries are gathered from the normalised tokens."""
+    node = g.rows(1)[1]
+    node.input[0] = g.reader(g.tensor("blocks.1.norm1.weight")).output[0]
+    return node.name
+
+
+def last_row_of_a_patch(g):
+    node = g.reader(g.of("Split")[2].output[0])
+    g.own(node, 1, np.array([1]))
+    g.own(node, 2, np.array([2]))
+    return node.name
+
+
+def keys_not_transposed(g):
+    node = g.maker(g.maker(g.of("Softmax")[0].input[0]).input[1])
+    g.attribute(node, "perm", [0, 2, 1, 3])
     return node.name
 
 
@@ -274,7 +308,7 @@ def trigger(g):
 
 
 def folded_constant(g):
-    """One bit of a weight that the exporter has computed from others."""
+    """One bit of a weight of the queries, which the score of a quantized layer reads in full precision."""
     node = g.of("Gemm")[0]
     place = next(i for i, name in enumerate(node.input) if g.is_weight(name))
     g.set(node.input[place], one_bit(g.value(node.input[place]).copy()))
@@ -293,13 +327,9 @@ def shifted_slice(g):
 
 
 def keys_for_values(g):
-    node = next(n for n in g.of("Split") if len(n.output) == 2 and "blocks.2" in "".join(_weights_before(g, n)))
-    node.output[0], node.output[1] = node.output[1], node.output[0]
+    node = g.of("Split")[2]
+    node.output[1], node.output[2] = node.output[2], node.output[1]
     return node.name
-
-
-def _weights_before(g, node):
-    return g.maker(node.input[0]).input
 
 
 def filters_exchanged(g):
@@ -327,7 +357,7 @@ def input_renamed(g):
 
 
 def output_added(g):
-    value = helper.make_tensor_value_info(g.of("Sigmoid")[0].output[0], onnx.TensorProto.FLOAT, None)
+    value = helper.make_tensor_value_info(g.of("Softmax")[0].output[0], onnx.TensorProto.FLOAT, None)
     g.model.graph.output.append(value)
     return "outputs"
 

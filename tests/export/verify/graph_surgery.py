@@ -77,6 +77,24 @@ class Graph:
         nodes = self.of("TopK")
         return [n for n, s in zip(nodes, smallest) if not s], [n for n, s in zip(nodes, smallest) if s]
 
+    def kept(self, stage: int) -> str:
+        """The indices that a stage keeps, sorted where the graph sorts them."""
+        chosen, sorts = self.selections()
+        return sorts[stage].output[0] if sorts else chosen[stage].output[1]
+
+    def rows(self, stage: int) -> tuple[onnx.NodeProto, onnx.NodeProto]:
+        """The nodes that gather tokens and queries of a stage."""
+        split = self.of("Split")[stage].output[0]
+        nodes = self.of("GatherND")[2 * stage : 2 * stage + 2]
+        return tuple(sorted(nodes, key=lambda node: node.input[0] == split))
+
+    def scored(self, stage: int) -> onnx.NodeProto:
+        """The slice of the tokens whose products with one vector rank the patches of a stage."""
+        product = self.maker(self.maker(self.selections()[0][stage].input[0]).input[0])
+        node = self.maker(product.input[0])
+        assert (product.op_type, node.op_type) == ("MatMul", "Slice")
+        return node
+
     def is_weight(self, name: str) -> bool:
         """Whether a tensor is an initialiser."""
         return any(tensor.name == name for tensor in self.model.graph.initializer)

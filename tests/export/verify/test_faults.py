@@ -117,15 +117,14 @@ def permuted_classes(g):
 
 
 def missing_residual(g):
-    node = next(n for n in g.of("Add") if n.input[0] == g.reader(g.tensor("pos_embed")).output[0])
+    tokens = g.rows(0)[0].output[0]
+    node = next(n for n in g.of("Add") if n.input[0] == tokens)
     g.bypass(node, node.input[1])
 
 
 def wrong_smoothing(g):
-    name = g.tensor("stages.0.smooth.weight")
-    array = g.value(name).copy()
-    array[0, 0, 1] *= 3
-    g.set(name, array)
+    node = next(n for n in g.of("Conv") if g.value(n.input[1]).shape == (1, 1, 3))
+    g.own(node, 1, np.array([[[1, 3, 1]]], np.float32))
 
 
 def wrong_gradient(g):
@@ -150,7 +149,7 @@ def unordered(g):
 
 
 def first_image_for_all(g):
-    indices = g.selections()[1][0].output[0]
+    indices = g.kept(0)
     for name, array in (("start", [0]), ("end", [1]), ("axis", [0])):
         g.model.graph.initializer.append(numpy_helper.from_array(np.array(array, np.int64), name))
     g.after(
@@ -170,17 +169,16 @@ def other_k(stage):
     def change(g):
         chosen, sorts = g.selections()
         k = g.value(chosen[stage].input[1]) - 1
-        g.own(chosen[stage], 1, k)
-        g.own(sorts[stage], 1, k)
+        for node in (*chosen[stage : stage + 1], *sorts[stage : stage + 1]):
+            g.own(node, 1, k)
 
     return change
 
 
 def skipped_stage(g):
     """The tokens that the second stage selects go on without its attention."""
-    rows = {node.output[0] for node in g.of("GatherND")}
-    node = [n for n in g.of("Add") if rows.intersection(n.input)][1]
-    g.bypass(node, next(name for name in node.input if name in rows))
+    tokens = g.rows(1)[0].output[0]
+    g.bypass(next(n for n in g.of("Add") if tokens in n.input), tokens)
 
 
 def dropped_class_token(g):
@@ -207,17 +205,75 @@ def zeroed_norm(g):
     g.own(node, 1, np.zeros_like(g.value(node.input[1])))
 
 
-def missing_gate(g):
-    pad = next(n for n in g.of("Pad") if g.maker(n.input[0]).op_type == "Mul")
-    gate = g.reader(g.reader(pad.output[0]).output[0])
-    assert gate.op_type == "Mul"
-    g.bypass(gate, gate.input[0])
+def lost_class_row(g):
+    node = g.of("Pad")[0]
+    g.bypass(node, node.input[0])
+
+
+def score_of_queries(g):
+    """Patches are ranked by their queries instead of their keys."""
+    node, (queries, keys, _) = g.scored(0), g.of("Split")[0].output
+    assert node.input[0] == keys
+    node.input[0] = queries
+
+
+def mean_with_class_token(g):
+    g.own(g.maker(g.of("ReduceMean")[0].input[0]), 1, np.array([0]))
+
+
+def largest_query(g):
+    g.of("ReduceMean")[0].op_type = "ReduceMax"
+
+
+def scores_shifted(g):
+    """The score of a patch is that of the token before it."""
+    node = g.scored(0)
+    g.own(node, 1, np.array([0]))
+    g.own(node, 2, np.array([16]))
+
+
+def next_token(g):
+    g.own(g.maker(g.of("Pad")[0].input[0]), 1, np.array(2))
+
+
+def rows_of_normalised(g):
+    g.rows(0)[0].input[0] = g.of("LayerNormalization")[0].output[0]
+
+
+def query_rows_of_keys(g):
+    g.rows(0)[1].input[0] = g.of("Split")[0].output[1]
+
+
+def queries_of_other_rows(g):
+    """The rows of the queries are counted from the other end."""
+    node = g.rows(0)[1]
+    g.model.graph.initializer.append(numpy_helper.from_array(np.array(16), "last"))
+    mirrored = helper.make_node("Sub", ["last", node.input[1]], ["mirrored"], "mirror")
+    g.nodes.insert(list(g.nodes).index(node), mirrored)
+    node.input[1] = "mirrored"
+
+
+def last_row_of_a_patch(g):
+    node = g.reader(g.of("Split")[2].output[0])
+    g.own(node, 1, np.array([1]))
+    g.own(node, 2, np.array([2]))
+
+
+def last_residual_of_a_patch(g):
+    tokens = g.reader(g.tensor("blocks.2.norm1.weight")).input[0]
+    node = next(n for n in g.of("Slice") if n.input[0] == tokens)
+    g.own(node, 1, np.array([1]))
+    g.own(node, 2, np.array([2]))
+
+
+def descending(g):
+    g.attribute(g.selections()[1][0], "largest", 1)
 
 
 def queries_for_keys(g):
-    split = g.of("Split")[0]
-    q, k = (g.reader(name) for name in split.output[:2])
-    q.input[0], k.input[0] = k.input[0], q.input[0]
+    """Attention reads the keys where it reads the queries, and the other way round."""
+    rows, keys = g.rows(0)[1], next(n for n in g.of("Reshape") if n.input[0] == g.of("Split")[0].output[1])
+    rows.input[0], keys.input[0] = keys.input[0], rows.input[0]
 
 
 def shifted_convolution(g):
@@ -266,34 +322,49 @@ GRAPH_FAULTS = {
     "square weight transposed": Fault(transposed, (FP32,), "MatMul", "blocks.0.attn.proj", "is transposed"),
     "weights of two layers swapped": Fault(swapped_layers, (FP32,), "MatMul", "blocks.0.mlp.fc1", "elements"),
     "bias dropped": Fault(dropped_bias, (FP32, INT8), "Add", "blocks.0.mlp.fc1", "is missing"),
-    "attention scale missing": Fault(missing_attention_scale, (FP32, INT8), "Mul", "blocks.0.attn", "is missing"),
-    "softmax over the wrong axis": Fault(softmax_axis, (FP32, INT8), "Softmax", "blocks.0.attn", "axis is 2"),
+    "attention scale missing": Fault(
+        missing_attention_scale, (FP32, INT8), "Mul", "blocks.0.attn.attend", "is missing"
+    ),
+    "softmax over the wrong axis": Fault(softmax_axis, (FP32, INT8), "Softmax", "blocks.0.attn.attend", "axis is 2"),
     "GELU by tanh": Fault(gelu_tanh, (FP32, INT8), "Gelu", "blocks.1.mlp.act", "approximate is tanh instead of none"),
     "FP16 overflow": Fault(fp16_overflow, (FP32,), "MatMul", "blocks.0.mlp.fc2", "Cast to_half is the first"),
     "position embedding shifted": Fault(shifted_positions, (FP32, INT8), "Add", "", "permuted along axis 1"),
     "classes permuted": Fault(permuted_classes, (FP32, INT8), "Gemm", "head", "is permuted along axis"),
     "residual missing": Fault(missing_residual, (FP32, INT8), "Add", "blocks.0", "is missing"),
-    "smoothing kernel wrong": Fault(wrong_smoothing, (FP32, INT8), "Conv", "stages.0", "smooth.weight"),
-    "spatial gradient doubled": Fault(wrong_gradient, (FP32, INT8), "Mul", "stages.0", "is 1 instead of 0.5"),
-    "temperature doubled": Fault(wrong_temperature, (MAPS, INT8), "Div", "", "is 0.2 instead of 0.1"),
+    "smoothing kernel wrong": Fault(wrong_smoothing, (MAPS, INT8), "Conv", "blocks.0", "in the element [0, 0, 1]"),
+    "spatial gradient doubled": Fault(wrong_gradient, (MAPS, INT8), "Mul", "blocks.0", "is 1 instead of 0.5"),
+    "temperature doubled": Fault(wrong_temperature, (MAPS, INT8), "Div", "blocks.0", "is 0.2 instead of 0.1"),
     "kept indices relative": Fault(relative_indices, (MAPS, INT8), "Cast", "", "reads"),
-    "order of kept patches lost": Fault(unordered, (FP32, MAPS, INT8), "TopK", "stages.0", "is missing"),
-    "first image's selection for all": Fault(first_image_for_all, (FP32, INT8), "Add", "stages.0", "made by Expand"),
-    "smallest instead of largest": Fault(smallest, (FP32, INT8), "TopK", "stages.0", "largest is 0"),
-    "k of stage 0 off by one": Fault(other_k(0), (FP32, INT8), "TopK", "stages.0", "is 11 instead of 12"),
-    "k of stage 1 off by one": Fault(other_k(1), (FP32, MAPS), "TopK", "stages.1", "is 5 instead of 6"),
-    "stage skipped": Fault(skipped_stage, (FP32,), "Add", "stages.1", "is missing"),
-    "class token dropped": Fault(dropped_class_token, (FP32, INT8), "Pad", "stages.0", " is 1)"),
-    "wrong token gathered": Fault(wrong_token, (FP32, INT8), "Add", "stages.0", "is 0 instead of 1"),
+    "order of kept patches lost": Fault(unordered, (MAPS, INT8), "TopK", "blocks.0", "is missing"),
+    "kept patches in descending order": Fault(
+        descending, (MAPS, INT8), "TopK", "blocks.0", "largest is 1 instead of 0"
+    ),
+    "first image's selection for all": Fault(first_image_for_all, (FP32, INT8), "Add", "blocks.0", "made by Expand"),
+    "smallest instead of largest": Fault(smallest, (FP32, INT8), "TopK", "blocks.0", "largest is 0"),
+    "k of stage 0 off by one": Fault(other_k(0), (FP32, INT8), "TopK", "blocks.0", "is 11 instead of 12"),
+    "k of stage 1 off by one": Fault(other_k(1), (FP32, MAPS), "TopK", "blocks.1", "is 5 instead of 6"),
+    "stage skipped": Fault(skipped_stage, (FP32,), "Add", "blocks.1", "is missing"),
+    "class token dropped": Fault(dropped_class_token, (FP32, INT8), "Pad", "blocks.0", " is 1)"),
+    "wrong token gathered": Fault(wrong_token, (FP32, INT8), "Add", "blocks.0", "is 0 instead of 1"),
     "LayerNorm epsilon": Fault(
         large_epsilon, (FP32, INT8), "LayerNormalization", "blocks.0.norm2", "epsilon is 0.1 instead of 1e-06"
     ),
     "LayerNorm scale and bias swapped": Fault(
         swapped_norm, (FP32,), "LayerNormalization", "blocks.0.norm1", "elements"
     ),
-    "LayerNorm scale zeroed": Fault(zeroed_norm, (FP32,), "LayerNormalization", "stages.0.norm", "is all zeros"),
-    "gate missing": Fault(missing_gate, (FP32, INT8), "Mul", "stages.0.attn", "is missing"),
-    "queries for keys": Fault(queries_for_keys, (FP32, INT8), "Reshape", "blocks.0.attn", "reads"),
+    "LayerNorm scale zeroed": Fault(zeroed_norm, (FP32,), "LayerNormalization", "blocks.1.norm1", "is all zeros"),
+    "class row lost": Fault(lost_class_row, (FP32,), "Pad", "blocks.0", "is missing"),
+    "score of the queries": Fault(score_of_queries, (FP32, MAPS), "Slice", "blocks.0", "reads"),
+    "class token in the mean": Fault(mean_with_class_token, (FP32,), "Slice", "blocks.0", "is 0 instead of 1"),
+    "largest query instead of the mean": Fault(largest_query, (FP32, INT8), "ReduceMean", "blocks.0", "ReduceMax"),
+    "scores shifted by a token": Fault(scores_shifted, (FP32, INT8), "Slice", "blocks.0", "is 0 instead of 1"),
+    "next token gathered": Fault(next_token, (FP32, INT8), "Add", "blocks.0", "is 2 instead of 1"),
+    "rows of the normalised tokens": Fault(rows_of_normalised, (FP32, INT8), "GatherND", "blocks.0", "reads"),
+    "rows of the keys as queries": Fault(query_rows_of_keys, (FP32, INT8), "GatherND", "blocks.0", "reads"),
+    "queries of other rows": Fault(queries_of_other_rows, (FP32, INT8), "GatherND", "blocks.0", "reads"),
+    "last block queries a patch": Fault(last_row_of_a_patch, (FP32, INT8), "Slice", "blocks.2", "is 1 instead of 0"),
+    "last block adds to a patch": Fault(last_residual_of_a_patch, (FP32,), "Slice", "blocks.2", "is 1 instead of 0"),
+    "queries for keys": Fault(queries_for_keys, (FP32, INT8), "Reshape", "blocks.0.attn.attend", "reads"),
     "convolution shifted": Fault(shifted_convolution, (FP32,), "Conv", "patch_embed.convs", "pads is"),
     "ReLU missing": Fault(missing_relu, (FP32,), "Relu", "patch_embed.convs.5", "is missing"),
     "image rows for columns": Fault(swapped_axes_of_image, (FP32,), "Shape", "", "made by Transpose"),
@@ -376,6 +447,8 @@ def _stale(kind):
             golden["images"] = np.ascontiguousarray(golden["images"][:, ::-1])
         elif kind == "kept":
             golden["kept_0"] = 15 - golden["kept_0"][:, ::-1]
+        elif kind == "scores":
+            golden["scores_0"] = np.roll(golden["scores_0"], 1, axis=1)
         elif kind == "importance":
             golden["importance_0"] = np.roll(golden["importance_0"], 1, axis=1)
         elif kind == "budget":
@@ -388,7 +461,7 @@ def _stale(kind):
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(kind, FP32) for kind in ("logits", "images", "kept", "importance", "budget")] + [("int8 logits", INT8)],
+    [(kind, FP32) for kind in ("logits", "images", "kept", "importance", "scores", "budget")] + [("int8 logits", INT8)],
 )
 def test_stale_golden_is_found_and_placed(copied, verify, kind, name, record_property):
     artifact = copied(name)

@@ -122,28 +122,29 @@ def _smallest_instead_of_largest(model):
 def _first_patches(model):
     """The first stage keeps patches 0 to 11 of every image."""
     graph = model.graph
-    topk, sort = [n for n in graph.node if n.op_type == "TopK"][:2]
-    at = list(graph.node).index(sort)
+    topk, *sort = [n for n in graph.node if n.op_type == "TopK"][
+        : 2 if "kept_0" in {v.name for v in graph.output} else 1
+    ]
+    kept = sort[0].output[0] if sort else topk.output[1]
+    at = list(graph.node).index(topk)
     graph.initializer.append(numpy_helper.from_array(np.arange(12, dtype=np.int64)[None], "first"))
     graph.initializer.append(numpy_helper.from_array(np.array([1], np.int64), "one"))
     nodes = [
         onnx.helper.make_node("Shape", [topk.input[0]], ["rows"], start=0, end=1),
         onnx.helper.make_node("Concat", ["rows", "one"], ["tiles"], axis=0),
-        onnx.helper.make_node("Tile", ["first", "tiles"], [sort.output[0]]),
+        onnx.helper.make_node("Tile", ["first", "tiles"], [kept]),
     ]
     for node in reversed(nodes):
         graph.node.insert(at, node)
-    graph.node.remove(sort)
-    graph.node.remove(topk)
+    for node in (topk, *sort):
+        graph.node.remove(node)
 
 
 def _other_k(stage, k):
     """Gives the selection of a stage another k, and nothing else."""
 
     def change(model):
-        nodes = [n for n in model.graph.node if n.op_type == "TopK"][2 * stage : 2 * stage + 2]
-        name = nodes[0].input[1]
-        assert all(n.input[1] == name for n in nodes)
+        name = [n for n in model.graph.node if n.op_type == "TopK"][stage].input[1]
         tensor = next(t for t in model.graph.initializer if t.name == name)
         tensor.CopyFrom(numpy_helper.from_array(np.array([k], np.int64), name))
 
@@ -156,13 +157,13 @@ class TestSeededFaults:
         [
             ("fp32-none", _shifted("head.bias", 0.01)),
             ("fp32-compact", _shifted("blocks.0.mlp.fc1.bias", 0.05)),
-            ("fp32-none", _scaled("stages.0.smooth.weight", 1.5, only=(0, 0, 0))),
-            ("fp32-none", _scaled("stages.1.attn.proj.bias", 1.01)),
+            ("fp32-none", _scaled("blocks.0.norm1.weight", 1.5, only=3)),
+            ("fp32-none", _scaled("blocks.1.attn.proj.bias", 1.01)),
             ("fp32-none", _scaled("norm.weight", -1, only=5)),
             ("int8-none", _scaled("blocks.0.mlp.fc2.weight_scale", 2)),
-            ("int8-compact", _scaled("stages.1.attn.proj.weight_scale", 2)),
+            ("int8-compact", _scaled("blocks.1.attn.proj.weight_scale", 2)),
             ("int8-none", _scaled("blocks.2.mlp.fc1.weight_scale", 2)),
-            ("int8-none", _scaled("blocks.1.attn.qkv.input_scale", 8)),
+            ("int8-none", _scaled("blocks.1.attn.qkv.input_scale", 64)),
             ("int8-none", _scaled("head.bias", -1)),
         ],
         ids=lambda value: value if isinstance(value, str) else "",
@@ -271,7 +272,7 @@ class TestDamagedGolden:
         with pytest.raises(ArtifactError, match=r"golden\.npz is damaged"):
             verify_golden(register_files(artifact, [GOLDEN]))
 
-    @pytest.mark.parametrize("name", ["images", "logits", "kept_0"])
+    @pytest.mark.parametrize("name", ["images", "logits", "kept_0", "scores_0"])
     def test_missing_array_is_refused(self, with_golden, name):
         artifact = with_golden("fp32-none", **{name: None})
         with pytest.raises(ArtifactError, match=r"golden\.npz is damaged"):
@@ -284,9 +285,8 @@ class TestDamagedGolden:
 
 
 def _reference(scores, kept):
-    """One image: importance of scores at temperature 0.1, kept positions."""
-    importance = np.exp(10 * (np.array(scores) - max(scores)))
-    return {"importance_0": (importance / importance.sum())[None].astype(np.float32), "kept_0": np.array([kept])}
+    """One image: scores, kept positions."""
+    return {"scores_0": np.array([scores], np.float32), "kept_0": np.array([kept])}
 
 
 def _agreement(scores, kept, found, inputs=None):
@@ -353,9 +353,25 @@ class TestStageAgreement:
         assert _agreement(SCORES, [1, 2, 4], [1, 2, 6], inputs).ties == 1
         assert _agreement(SCORES, [1, 2, 4], [1, 2, 7], inputs).ties == 0
 
-    def test_importance_that_underflows_is_no_tie(self):
-        found = _agreement([30.0, 20.0, 10.0, 5.0], [0, 1], [0, 2])
+    def test_float_noise_is_relative_to_the_spread_of_the_scores(self):
+        scores = np.array([2.0, 1.0, 1.0 - 1e-3, -3.0])
+        for factor, offset, ties in ((1, 0, 0), (1e-4, 0, 0), (1e3, 5, 0)):
+            assert _agreement(list(factor * scores + offset), [0, 1], [0, 2]).ties == ties
+        assert _agreement([100.0, 1.0, 1.0 - 1e-3, -100.0], [0, 1], [0, 2]).ties == 1
+
+    def test_without_scores_no_difference_is_a_tie(self):
+        reference = {"kept_0": np.array([[0, 1]]), "importance_0": np.full((1, 4), 0.25)}
+        found = stage_agreement(reference, {"kept_0": np.array([[0, 2]])}, 0, np.arange(4)[None])
         assert (found.identical, found.ties) == (0, 0)
+
+    def test_what_is_added_to_all_scores_ranks_nothing(self):
+        sides = [{"kept_0": np.array([[0, 1]]), "scores_0": np.array([[4.0, 3.0, 2.0, 1.0]]) + c} for c in (0, 8)]
+        found = stage_agreement(*sides, 0, np.arange(4)[None])
+        assert (found.score_sqnr_db, found.rank_correlation) == (None, 1.0)
+        sides[1]["scores_0"] = sides[1]["scores_0"] * [1, 1, 1, np.nan]
+        found = stage_agreement(*sides, 0, np.arange(4)[None])
+        assert found.not_finite == 1
+        assert found.score_sqnr_db < 20
 
 
 SIDES = (Computation("torch", "fp32", "a"), Computation("onnxruntime", "int8", "b"))
@@ -407,9 +423,9 @@ class TestCompare:
         reference = {
             "logits": self.LOGITS[:1],
             "kept_0": np.array([[1, 2, 3]]),
-            "importance_0": np.array([[0.1, 0.3, 0.3, 0.3]]),
+            "scores_0": np.array([[0.1, 0.3, 0.3, 0.3]]),
             "kept_1": np.array([[2, 3]]),
-            "importance_1": np.array([[0.3, 0.3, 0.4]]),
+            "scores_1": np.array([[0.3, 0.3, 0.4]]),
         }
         candidate = {**reference, "kept_1": np.array([[1, 3]])}
         stages = compare(SIDES, reference, candidate, None, 4).stages
