@@ -52,7 +52,13 @@ def test_models_that_differ_in_their_score_are_told_apart(samples, laid):
 
 def test_the_staircase_steps_inside_a_selecting_block(monkeypatch):
     drawn = []
-    monkeypatch.setattr(Axes, "stairs", lambda self, values, edges, **_: drawn.append((list(values), list(edges))))
+    real = Axes.stairs
+
+    def stairs(axes, values, edges, **options):
+        drawn.append((list(values), list(edges)))
+        return real(axes, values, edges, **options)
+
+    monkeypatch.setattr(Axes, "stairs", stairs)
     sizes = (3, (1, 3), {"9-4": (9, 4)}, 16)
     plots.staircase(*sizes, is_inside=True)
     plots.staircase(*sizes, is_inside=False)
