@@ -11,6 +11,8 @@ from gft_edge.export.graph.view import DEQUANTIZE, MOVES, QUANTIZE, GraphView, a
 from gft_edge.export.lint.rule import Problems, rule, warning, warning_when_weak
 from gft_edge.hardware.tensorrt_versions import Platform
 
+LOGITS = "logits"
+
 
 @rule(
     "GE001",
@@ -24,7 +26,9 @@ def decomposed_layer_norm(graph: GraphView, platform: Platform) -> Problems:
     half = ("fp16", "fp32") if platform.is_weak else ("fp16",)
     importance = {node.output[0] for node in graph.importance_path}
     for node in graph.of_type("Sqrt"):
-        if graph.dtype(node.output[0]) not in half or (node.output[0] in importance and not _is_fp16(graph, node)):
+        if graph.dtype(node.output[0]) not in half:
+            continue
+        if not _is_fp16(graph, node) and (node.output[0] in importance or _is_of_maps(graph, node)):
             continue
         mean = graph.producer(node.input[0], ("Add", "Clip", "Max", "Cast", "Div"))
         if mean is None or mean.op_type not in ("ReduceMean", "ReduceSum"):
@@ -35,6 +39,11 @@ def decomposed_layer_norm(graph: GraphView, platform: Platform) -> Problems:
                 node_label(node),
                 "mean, power and root of a normalisation as separate operators in FP16; squares overflow",
             )
+
+
+def _is_of_maps(graph: GraphView, node: NodeProto) -> bool:
+    """Returns whether a node of an artefact computes maps alone: the logits do not depend on it."""
+    return LOGITS in graph.outputs and not graph.depends_on(LOGITS, node.output[0])
 
 
 def _is_fp16(graph: GraphView, node: NodeProto) -> bool:
@@ -64,8 +73,8 @@ def half_quantized_attention(graph: GraphView, platform: Platform) -> Problems:
 @rule(
     "GE005",
     "Q/DQ on the importance path",
-    "Importance is a small difference of means; quantized, its order changes and other patches are kept, which no "
-    "tolerance on logits shows (GALA, arXiv 2504.09852).",
+    "Patches are ranked by small differences of scores; quantized, their order changes and other patches are kept, which "
+    "no tolerance on logits shows.",
 )
 def quantized_importance(graph: GraphView, platform: Platform) -> Problems:
     """Finds quantizers between the tokens and TopK."""

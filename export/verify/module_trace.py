@@ -124,22 +124,28 @@ def _sample(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
 def first_bad_module(calls: Iterable[ModuleCall], recognize: Recognizer) -> Place | None:
     """Returns the first module from which on no output of PyTorch is found in the graph; None when the last ones are found.
 
+    Maps, which no later module reads, count by themselves.
+
     Args:
         calls: of PyTorch, in order.
         recognize: finds the graph's tensors on the same images.
     """
     before = math.inf
     first: tuple[ModuleCall, float] | None = None
+    maps: tuple[ModuleCall, float] | None = None
     calls = list(calls)
     for call in calls:
         if not call.outputs:
             continue
-        found = [recognize(array) for array in call.outputs]
-        db = min(db for _, db in found)
-        if all(name for name, _ in found):
+        name, db = recognize(call.outputs[0])
+        if name:
             before, first = min(before, db), None
         elif first is None:
             first = (call, db)
+        lost = [db for name, db in map(recognize, call.outputs[1:]) if not name]
+        if name and lost and maps is None:
+            maps = (call, lost[0])
+    first = first or maps
     if first is None:
         return None
     call, db = first

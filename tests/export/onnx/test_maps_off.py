@@ -49,12 +49,13 @@ class NoMaps(nn.Module):
             x, q = x[:, :1], q[:, :1]
         else:
             if isinstance(qkv, nn.Linear):
-                products = keys @ q[:, 1:].mean(dim=1).unsqueeze(2)
+                mean = q[:, 1:].mean(dim=1)
+                products = keys[:, 1:] @ mean.unsqueeze(2)
             else:  # from the weights before they were rounded
                 mean = F.linear(z[:, 1:].mean(dim=1), qkv.weight[:width], qkv.bias[:width])
                 direction = mean.reshape(-1, 1, 1, width) @ qkv.weight[width : 2 * width].reshape(1, width, width)
-                products = z @ direction.squeeze(2).transpose(1, 2)
-            chosen = products[:, 1:].squeeze(2).topk(k, dim=1, sorted=False).indices
+                products = z[:, 1:] @ direction.squeeze(2).transpose(1, 2)
+            chosen = products.squeeze(2).topk(k, dim=1, sorted=False).indices
             chosen = F.pad(chosen + 1, (1, 0)).unsqueeze(-1).expand(-1, -1, width)
             x, q = x.gather(1, chosen), q.gather(1, chosen)
         x = x + block.attn.proj(block.attn.attend(q, keys, values))
@@ -119,7 +120,7 @@ def test_description_sees_wiring_attributes_and_constants(no_maps):
         return described(model)
 
     def swap_inputs(graph):
-        node = next(n for n in graph.node if n.op_type == "Sub")
+        node = next(n for n in graph.node if n.op_type == "MatMul")
         node.input[0], node.input[1] = node.input[1], node.input[0]
 
     def change_attribute(graph):

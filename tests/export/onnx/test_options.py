@@ -16,6 +16,7 @@ from gft_edge.errors import ConfigError
 from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.export.verify.claims import claim_places
+from gft_edge.export.verify.verdict import Limits
 from gft_edge.manifest import MODEL
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.quant.policy import QuantPolicy, QuantRule, uniform_policy
@@ -181,7 +182,7 @@ def test_other_eight_bit_forms_compute_what_torch_computes(
     assert kinds.count(getattr(TensorProto, stored)) == len(quantized.summary["precisions"])
     found = open_session(artifact)(clear_images)["logits"]
     same, full = (m(torch.from_numpy(clear_images)).numpy() for m in (quantized.model, source.model))
-    assert sqnr_db(same, found) > 30
+    assert sqnr_db(same, found) > Limits().same_sqnr_db
     assert sqnr_db(full, found) > least_db
 
 
