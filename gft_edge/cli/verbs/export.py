@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "repeatable: further budgets share the weights, and ARTIFACT@K-K-K names them",
     )
     parser.add_argument(
-        "--align", type=int, metavar="N", help="make the tokens, patches and those before them, a multiple of N where pruned"
+        "--align",
+        type=int,
+        metavar="N",
+        help="make the tokens, patches and those before them, a multiple of N where pruned",
     )
     parser.add_argument(
         "--maps",
