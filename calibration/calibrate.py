@@ -32,9 +32,9 @@ from gft_edge.errors import ConfigError, OutputError
 from gft_edge.files import new_folder, replacing, require_free, require_writable_folder
 from gft_edge.manifest import MODEL, Artifact, register_files
 from gft_edge.preprocess import PreprocessSpec
-from gft_edge.quant.attention import MEASURED_PARTS, attention_names
+from gft_edge.quant.attention import MEASURED_PARTS, attention_names, unused_patterns
 from gft_edge.quant.modules import quantized_names
-from gft_edge.quant.policy import DEFAULT_POLICY
+from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy
 from gft_edge.runtime.artifact_graph import load_artifact_graph
 from gft_edge.storage.locks import locked
 from gft_edge.storage.seals import write_sealed
@@ -44,6 +44,7 @@ SAVE_EVERY = 8
 """Batches between two writes of the state."""
 FOLDER = "calibration"
 CARD, RANGES, CONVERGENCE = "card.json", "ranges.json", "convergence.svg"
+SHOWN_PATTERNS = 3
 
 Batches = Iterable[npt.NDArray[np.float32]]
 
@@ -278,6 +279,15 @@ class _Run:
                 collector.save(state, identity)
         if state is not None:
             collector.save(state, identity)
+
+
+def note_unused_rules(model: nn.Module, policy: QuantPolicy, callbacks: Callbacks) -> None:
+    """Notes the rules of a policy that match nothing in a model, such as those written for another one."""
+    unused = unused_patterns(model, policy)
+    if unused and callbacks.note is not None:
+        shown = ", ".join(map(repr, unused[:SHOWN_PATTERNS]))
+        more = f" and {len(unused) - SHOWN_PATTERNS} more" if len(unused) > SHOWN_PATTERNS else ""
+        callbacks.note(f"quantization policy: no layer of this model matches {shown}{more}; these rules do nothing")
 
 
 def write_calibration(folder: Path, card: CalibrationSet | None, ranges: Ranges, callbacks: Callbacks) -> list[str]:

@@ -22,7 +22,7 @@ def linear_tensors(model: onnx.ModelProto) -> list[str]:
     """Returns inputs and outputs of the linear layers: products of an activation and a constant matrix, and their bias's sum.
 
     These are the tensors that need a scale for the linears to run in INT8 and nothing else: TensorRT keeps a layer out
-    of INT8 when a tensor it reads or writes has none. Products of two activations, the importance path and the
+    of INT8 when a tensor it reads or writes has none. Products of two activations, scores, maps and the
     classifier (a Gemm) are not among them.
 
     Raises:

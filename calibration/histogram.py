@@ -55,7 +55,7 @@ def count_magnitudes(x: Tensor) -> Tensor:
 
 
 class Activation:
-    """An activation, summarised for the layers that read it.
+    """An activation and its histogram.
 
     Args:
         x: the activation.

@@ -49,21 +49,17 @@ class Collector:
         self.stats = {name: TensorStats() for name in names}
         self.images = 0
         self.history: list[tuple[int, dict[str, float]]] = []
-        self._last: Activation | None = None
 
     def add(self, name: str, x: Tensor) -> None:
-        """Adds one activation; a tensor that several layers read one after another is summarised once.
+        """Adds one activation.
 
         Raises:
             DataError: a value is NaN or infinite.
         """
-        if self._last is None or self._last.x is not x:
-            self._last = Activation(x, name, histogram=self.method != "max")
-        self.stats[name].add(self._last)
+        self.stats[name].add(Activation(x, name, histogram=self.method != "max"))
 
     def end_batch(self, images: int) -> None:
         """Counts the images of a batch whose activations were added."""
-        self._last = None
         self.images += images
         if not self.history or self.images >= self.history[-1][0] * GROWTH:
             self._note()

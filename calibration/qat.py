@@ -3,7 +3,7 @@
 Forward passes round as the quantized layers do; backward passes treat rounding as the identity within the range (straight-
 through estimator; Bengio et al., 2013, arXiv 1308.3432). Activation ranges stay those of the calibration. Weight ranges
 follow the largest weight of each channel, as they do when a checkpoint is read, so no weight is ever clipped and every weight
-has a gradient. Importance reads the full-precision weights and stays in full precision.
+has a gradient. Scores and maps of a quantized block read its full-precision weights and stay in full precision.
 
 Further steps may improve a full-precision model too. So a control is trained as well: the unquantized model, on the same
 batches with the same loss, rate and number of steps, and quantized afterwards.

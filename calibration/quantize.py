@@ -18,6 +18,7 @@ from gft_edge.calibration.calibrate import (
     FOLDER,
     Source,
     module_ranges,
+    note_unused_rules,
     require_full_precision,
     with_known_data,
     write_calibration,
@@ -159,6 +160,7 @@ def quantize_checkpoint(
     """
     require_full_precision(checkpoint)
     needs_ranges = bool(observed_names(checkpoint.model, options.policy))  # refuses the policy before images are read
+    note_unused_rules(checkpoint.model, options.policy, callbacks)
     options = dataclasses.replace(options, calibration=with_known_data(checkpoint, options.calibration))
     callbacks = dataclasses.replace(callbacks, note=once(callbacks.note))
     result = None

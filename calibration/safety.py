@@ -1,9 +1,9 @@
 """Checks whether selection survives compression: the margin at each stage's boundary against the noise of its scores.
 
-A stage keeps the k patches of highest score. Quantization adds noise to the scores, and patches near the boundary change
-sides. Their number is predicted by adding noise of the measured distribution, independent from patch to patch, to the scores
-of the full-precision model, and reported next to the observed number. An observed number far above the prediction means that
-the noise of an image's patches is correlated.
+A stage keeps the k patches of highest score (:mod:`gft_edge.model.scores`), whatever map it puts out. Quantization adds noise
+to the scores, and patches near the boundary change sides. Their number is predicted by adding noise of the measured
+distribution, independent from patch to patch, to the scores of the full-precision model, and reported next to the observed
+number. An observed number far above the prediction means that the noise of an image's patches is correlated.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from gft_edge.constants import TEMPERATURE
 from gft_edge.errors import DataError
 from gft_edge.runtime.finite import require_finite
 from gft_edge.stats.grid import mask_of
@@ -108,7 +107,7 @@ class SelectionSafety:
 
 @dataclass(frozen=True)
 class StageOutput:
-    """One stage of one model: scores up to a constant per image (B, N), positions that enter (B, N) and are kept (B, K)."""
+    """One stage of one model: scores (B, N) of unit deviation per image, positions that enter (B, N) and are kept (B, K)."""
 
     scores: Floats
     inputs: npt.NDArray[np.int64]
@@ -153,14 +152,20 @@ def selection_safety(
 def _stages(trace: Any) -> list[StageOutput]:
     sides, inputs = [], None
     for maps in trace:
-        # Softmax at TEMPERATURE turned scores into importance; far below the boundary it may have come out as 0.
-        scores = TEMPERATURE * np.log(np.maximum(maps.importance.numpy().astype(np.float64), np.finfo(np.float32).tiny))
+        scores = _standardized(maps.scores.numpy().astype(np.float64))
         if inputs is None:
             inputs = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
         kept = np.sort(maps.kept.numpy(), axis=1)
         sides.append(StageOutput(scores, inputs, kept))
         inputs = maps.kept.numpy()
     return sides
+
+
+def _standardized(scores: Floats) -> Floats:
+    """Returns scores (B, N) of zero mean and unit standard deviation per image: their scale is arbitrary."""
+    centered = scores - scores.mean(axis=1, keepdims=True)
+    deviation = centered.std(axis=1, keepdims=True)
+    return centered / np.where(deviation > 0, deviation, 1.0)
 
 
 def _join(parts: Iterable[StageOutput]) -> StageOutput:
@@ -223,7 +228,7 @@ def _noise(full: StageOutput, compressed: StageOutput, row: int, distance: Float
     """Returns the noise of one image's scores near the boundary, for the patches that enter the stage in both models."""
     _, ours, theirs = np.intersect1d(full.inputs[row], compressed.inputs[row], return_indices=True)
     difference = compressed.scores[row, theirs] - full.scores[row, ours]
-    difference -= np.median(difference)  # scores are known up to a constant per image
+    difference -= np.median(difference)  # one constant for all patches of an image changes no ranking
     return difference[distance[ours] < NEAR]
 
 

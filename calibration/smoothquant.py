@@ -1,13 +1,15 @@
 """SmoothQuant: scales down outlier channels of a LayerNorm's output and scales up the weights that read them.
 
 Xiao et al., 2023 (arXiv 2211.10438): channel j is divided by s_j = max|x_j|^alpha / max|w_j|^(1 - alpha). Here s_j is rounded
-to a power of two, so that dividing the norm's weight and bias and multiplying the columns of the linears leaves every
-result of the full-precision model unchanged to the bit: the logits, and the importance that GALA computes from queries and keys.
+to a power of two, so that dividing the norm's weight and bias and multiplying the columns of the linear layer leaves every
+result of the full-precision model unchanged to the bit: the logits, the scores that rank patches and the maps. Exact scores of a
+quantized layer are unchanged likewise, since they read its weights and the norm's output.
 """
 
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -24,30 +26,26 @@ from gft_edge.quant.policy import QuantPolicy
 
 @dataclass(frozen=True)
 class Fold:
-    """A LayerNorm and all linear layers that read its output."""
+    """A LayerNorm and the linear layer that alone reads its output."""
 
     norm: nn.LayerNorm
-    linears: tuple[nn.Linear, ...]
+    linear: nn.Linear
+
+
+READERS = {"norm1": "attn.qkv", "norm2": "mlp.fc1"}
+"""Names of a block's norms and of the layers that read them."""
 
 
 def folds(model: nn.Module, policy: QuantPolicy) -> dict[str, Fold]:
-    """Returns the LayerNorms, by name, whose readers the policy quantizes."""
+    """Returns the LayerNorms of blocks, by name, whose reader the policy quantizes."""
     found = {}
-    for name, module in model.named_modules():
-        for norm, readers in _readers(module).items():
-            if any(policy.is_quantized(f"{name}.{reader}") for reader in readers):
-                linears = tuple(module.get_submodule(reader) for reader in readers)
-                layer = module.get_submodule(norm)
-                if isinstance(layer, nn.LayerNorm) and all(isinstance(linear, nn.Linear) for linear in linears):
-                    found[f"{name}.{norm}"] = Fold(layer, linears)
+    blocks = ((name, module) for name, module in model.named_modules() if isinstance(module, (Block, FocalBlock)))
+    for (name, block), (norm, reader) in itertools.product(blocks, READERS.items()):
+        layer, linear = block.get_submodule(norm), block.get_submodule(reader)
+        fits = isinstance(layer, nn.LayerNorm) and isinstance(linear, nn.Linear)
+        if fits and policy.is_quantized(f"{name}.{reader}"):
+            found[f"{name}.{norm}"] = Fold(layer, linear)
     return found
-
-
-def _readers(module: nn.Module) -> dict[str, tuple[str, ...]]:
-    """Returns all layers that read a norm, by norm of a block."""
-    if isinstance(module, (Block, FocalBlock)):  # scores and importance read the weights of attn.qkv too
-        return {"norm1": ("attn.qkv",), "norm2": ("mlp.fc1",)}
-    return {}
 
 
 @torch.no_grad()
@@ -86,13 +84,11 @@ def smooth(model: nn.Module, batches: Iterable[npt.NDArray[np.float32]], policy:
     if not largest:
         raise DataError("calibration: no images")
     for name, fold in found.items():
-        weights = torch.stack([linear.weight.abs().amax(dim=0) for linear in fold.linears]).amax(dim=0)
-        scale = smoothing(largest[name], weights, float(policy.smoothquant))
+        scale = smoothing(largest[name], fold.linear.weight.abs().amax(dim=0), float(policy.smoothquant))
         fold.norm.weight.div_(scale)
         if fold.norm.bias is not None:
             fold.norm.bias.div_(scale)
-        for linear in fold.linears:
-            linear.weight.mul_(scale)
+        fold.linear.weight.mul_(scale)
     return model
 
 

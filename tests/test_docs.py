@@ -5,8 +5,11 @@ import re
 from pathlib import Path
 
 import gft_edge
+from gft_edge.config.model import SCORES
 
-PAGE = (Path(__file__).parents[1] / "docs/python.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+PAGE = (DOCS / "python.md").read_text(encoding="utf-8")
+SELECTION = (DOCS / "selection.md").read_text(encoding="utf-8")
 
 
 def test_the_program_of_the_python_page_runs(tmp_path, monkeypatch, capsys):
@@ -19,6 +22,17 @@ def test_the_program_of_the_python_page_runs(tmp_path, monkeypatch, capsys):
     verdict, figures = capsys.readouterr().out.splitlines()
     assert verdict in ("pass", "inconclusive")
     assert 0.8 < float(figures.split()[0]) <= 1
+
+
+def test_the_program_of_the_selection_page_runs(capsys):
+    program = re.search(r"```python\n(.*?)```", SELECTION, re.DOTALL)[1]
+    exec(compile(program, "docs/selection.md", "exec"), {})
+    assert capsys.readouterr().out.splitlines() == ["True", "[147, 98, 49]"]
+
+
+def test_the_selection_page_lists_every_score():
+    names = re.findall(r"^\| `([a-z-]+)`", SELECTION, re.MULTILINE)
+    assert tuple(names) == SCORES
 
 
 def test_functions_of_the_table_exist():

@@ -24,7 +24,7 @@ from gft_edge.benchmarks.measuring.protocol import conditions
 from gft_edge.config.recipe import Augment, DataSection, ModelSection, Recipe, TrainSection
 from gft_edge.data.datasets import open_images
 from gft_edge.data.seeded import seeded_images
-from gft_edge.data.training import BatchOptions, default_workers, training_batches
+from gft_edge.data.training import BatchOptions, byte_batches, default_workers, training_batches
 from gft_edge.errors import MissingExtraError, exit_code
 from gft_edge.files import require_writable, write_json
 from gft_edge.preprocess import PreprocessSpec
@@ -80,6 +80,23 @@ def make_folder(root: Path, files: int) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(folder / f"{number}.jpg", quality=90)
     return root
+
+
+def core_speed(name: str, side: int, augment: Augment, sizes: Sizes) -> float:
+    """Returns images per second of processor time, without workers; other load on the machine hardly matters to it."""
+    images, options = open_images(name, "train", 1_000_000, side), BatchOptions(sizes.batch, 0, augment, 0)
+    batches = byte_batches(images, PreprocessSpec(side, side), range(1_000_000), options)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in a worker
+    try:
+        next(batches)
+        count, busy, started = 0, time.process_time(), time.perf_counter()
+        while count == 0 or time.perf_counter() - started < sizes.seconds / 2:
+            next(batches)
+            count += 1
+        return count * sizes.batch / (time.process_time() - busy)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def loader_speed(name: str, side: int, augment: Augment, sizes: Sizes, device: torch.device) -> dict[str, float]:
@@ -142,6 +159,7 @@ def run(sizes: Sizes) -> dict[str, Any]:
             (FOLDER, str(folder), "gft_tiny", 224, "modern"),
         )
         for label, name, preset, side, augment in cases:
+            core = core_speed(name, side, augment, sizes)
             loader = loader_speed(name, side, augment, sizes, device)
             loop = loop_speed(name, preset, augment, sizes, loader["images_per_second"])
             for way, found in (("loader", loader), ("training loop", loop)):
@@ -153,6 +171,7 @@ def run(sizes: Sizes) -> dict[str, Any]:
                         "way": way,
                         **found,
                         "images_per_second_and_worker": rate / max(1, sizes.workers),
+                        "images_per_second_of_a_core": core,
                         "waiting": {f"{ms:g}": waiting(rate, sizes.batch, ms) for ms in sizes.step_ms},
                     }
                 )
@@ -172,7 +191,8 @@ def summary(data: dict[str, Any]) -> str:
         waits = ", ".join(f"{share:.0%} of a step of {ms} ms" for ms, share in row["waiting"].items())
         lines.append(
             f"{row['data']}, augment {row['augment']}, {row['way']}: {row['images_per_second']:.0f} images/s, "
-            f"{row['images_per_second_and_worker']:.0f} per worker; waits {waits}"
+            f"{row['images_per_second_and_worker']:.0f} per worker, {row['images_per_second_of_a_core']:.0f} per second of a "
+            f"processor; waits {waits}"
         )
     return "\n".join(lines)
 

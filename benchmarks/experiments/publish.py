@@ -1,6 +1,6 @@
 """Converts a trained checkpoint to the one that the package ships: float16 weights, test accuracy, a card.
 
-python -m gft_edge.benchmarks.experiments.publish runs/typeface gft_edge/builtin recipes/typeface-start.toml recipes/typeface.toml
+python -m gft_edge.benchmarks.experiments.publish runs/typeface gft_edge/builtin recipes/typeface.toml
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ A focal Gradient Focal Transformer that classifies {classes} typefaces in {side}
 |---|---|
 | classes | {labels} |
 | patches | {rows} x {cols} of a {side} px image |
-| blocks, width | {depth}, {width}; stages after blocks {stages} |
+| blocks, width | {depth}, {width}; patches selected in blocks {stages} |
 | parameters | {parameters:,}; stored as float16, {megabytes:.2f} MB |
 | training data | words of pronounceable syllables in the free fonts that matplotlib ships; splits share no word |
 | training | `gft-edge train` with {recipes} |

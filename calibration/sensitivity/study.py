@@ -16,6 +16,7 @@ from gft_edge.calibration.calibrate import (
     CARD,
     Source,
     module_ranges,
+    note_unused_rules,
     require_full_precision,
     with_known_data,
     write_calibration,
@@ -258,6 +259,7 @@ def study_sensitivity(
     """
     require_full_precision(checkpoint)
     names = quantized_names(checkpoint.model, options.policy)
+    note_unused_rules(checkpoint.model, options.policy, callbacks)
     calibration = with_known_data(checkpoint, options.calibration)
     options = dataclasses.replace(options, calibration=calibration, eval_data=options.eval_data or calibration.data)
     opening = dataclasses.replace(callbacks, note=once(callbacks.note))

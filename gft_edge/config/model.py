@@ -16,13 +16,15 @@ from gft_edge.errors import ConfigError, did_you_mean
 Variant = Literal["focal", "published", "timm", "transfg"]
 SCORES = ("column-mean", "column-gala", "row-gala", "class-row", "random")
 """Names of the scores that rank patches; ``gft_edge.model.scores`` computes them."""
+GALA_SCORE = "row-gala"
+"""The score that ranks as GALA maps show, the published form."""
 BASELINES: tuple[Variant, ...] = ("timm", "transfg")
 """Models without stages, for comparison; their sizes are those of their backbone."""
 
 
 @dataclass(frozen=True)
 class GFTConfig:
-    """Configuration of a model: its backbone, the place of its stages, and its default token budget.
+    """Configuration of a model: its backbone, the blocks that select patches, and its default token budget.
 
     Args:
         backbone: timm name of a Vision Transformer; the sizes below override the named model's own. For the baselines,

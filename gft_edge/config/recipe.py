@@ -28,8 +28,10 @@ class ModelSection:
             baseline such as ``resnet50``, of any classifier.
         patch_size, image_size: pixels.
         num_classes: optional; if given it must equal the data set's number of classes.
-        stages: after how many blocks each stage stands.
+        stages: the blocks that select patches, counted from 1.
         budget: counts or shares of patches kept.
+        score: what ranks the patches, one of :data:`gft_edge.config.model.SCORES`.
+        num_prefix_tokens: the backbone's tokens before the patches: 1, with a distillation token 2, with four registers 5.
         pretrained: start from timm's pretrained weights of the backbone (needs network or timm's cache).
     """
 
@@ -40,6 +42,8 @@ class ModelSection:
     image_size: int | None = None
     stages: tuple[int, ...] | None = None
     budget: str | None = None
+    score: str | None = None
+    num_prefix_tokens: int | None = None
     pretrained: bool = False
 
     def resolve(self, num_classes: int) -> GFTConfig:
@@ -49,7 +53,7 @@ class ModelSection:
                 f"model.num_classes is {self.num_classes}, the data has {num_classes} classes; leave it out"
             )
         overrides: dict[str, Any] = {"num_classes": num_classes}
-        for name in ("backbone", "patch_size", "image_size", "stages"):
+        for name in ("backbone", "patch_size", "image_size", "stages", "score", "num_prefix_tokens"):
             if getattr(self, name) is not None:
                 overrides[name] = getattr(self, name)
         if self.budget is not None:

@@ -6,6 +6,7 @@ import contextlib
 import io
 import logging
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -95,7 +96,8 @@ def reference_vit(backbone: str, image_size: int | None = None) -> VisionTransfo
             f"backbone {backbone!r}: timm has no model of this name{did_you_mean(plain, known)}; "
             "python -c \"import timm; print(timm.list_models('vit*'))\" lists them"
         )
-    with torch.device("meta"):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm warns of names that it has replaced; see current_name
         network = create_network(backbone, False, num_classes=0)
         if not isinstance(network, VisionTransformer):
             raise ConfigError(
@@ -106,6 +108,14 @@ def reference_vit(backbone: str, image_size: int | None = None) -> VisionTransfo
         resized = create_network(backbone, False, num_classes=0, img_size=image_size)
     assert isinstance(resized, VisionTransformer)
     return resized
+
+
+def current_name(backbone: str, vit: VisionTransformer) -> str:
+    """Returns timm's name of today for a backbone, where timm has replaced the given one."""
+    cfg = vit.pretrained_cfg
+    if cfg.get("architecture") in (None, backbone.partition(".")[0]):
+        return backbone
+    return ".".join(str(part) for part in (cfg["architecture"], cfg.get("tag")) if part)
 
 
 def default_stages(depth: int) -> tuple[int, ...]:
@@ -242,6 +252,8 @@ def misfit(found: TimmWeights, difference: Difference, backbone: str) -> Artifac
         where = f"{difference.name} {difference.weights} is in the weights and not in the backbone"
     else:
         where = f"{difference.name} is {text(difference.weights, 'the weights')}, {difference.backbone} in the backbone"
+    if ".lora_" in difference.name:
+        return ArtifactError(f"{where}; merge the LoRA layers into the weights first (merge_and_unload of peft)")
     near = nearest_backbone(found)
     advice = f"; give --backbone {near}" if near else "; no ViT of timm with a class token has these sizes"
     return ArtifactError(f"backbone {backbone!r} does not fit: {where}; the weights have {sizes(found.trunk)}{advice}")

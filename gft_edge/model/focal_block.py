@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
@@ -102,7 +103,10 @@ class FocalBlock(nn.Module):
         return score.folded(z, attn.qkv.weight, attn.qkv.bias, attn.num_heads, self.num_prefix_tokens)
 
     def _importance(self, z: Tensor) -> Tensor:
-        """Returns the GALA map of normalised tokens, (B, T, C) to (B, N)."""
+        """Returns the GALA map of normalised tokens, (B, T, C) to (B, N), float32 even under autocast."""
+        if torch.is_autocast_enabled(z.device.type):
+            with torch.autocast(z.device.type, enabled=False):
+                return self._importance(z.float())
         width, qkv = z.shape[-1], self.attn.qkv
         q_weight, k_weight = qkv.weight[:width], qkv.weight[width : 2 * width]
         k_bias = None if qkv.bias is None else qkv.bias[width : 2 * width]

@@ -173,7 +173,7 @@ def timm_weights(found: StateDict) -> TimmWeights | None:
         projection=sources.get("head.weight", "").endswith(_PROJECTIONS),
         origin=origin,
         dropped=tuple(beside),
-        notes=tuple(notes),
+        notes=(*found.choices, *notes),
     )
 
 

@@ -10,7 +10,9 @@ import itertools
 from gft_edge.budget import TokenBudget, patches_per_block, rows_per_block
 from gft_edge.config.model import GFTConfig, conv_stem_widths
 from gft_edge.errors import ConfigError
-from gft_edge.model.scores import SCORES
+
+BY_PRODUCT = ("column-mean", "random")
+"""Scores whose heads are summed, so that one matrix product gives them; :mod:`gft_edge.model.scores` has the scores."""
 
 
 def count_macs(config: GFTConfig, budget: TokenBudget | None = None) -> int:
@@ -49,10 +51,8 @@ def _block(rows: int, tokens: int, width: int) -> int:
 
 
 def _scores(config: GFTConfig, patches: int) -> int:
-    """Counts the matrix products of a score: one vector with every token read, or none where several heads are read apart."""
-    score = SCORES[config.score]
-    tokens = patches + config.num_prefix_tokens * score.all_tokens
-    return 0 if score.by_head and config.num_heads > 1 else tokens * config.embed_dim
+    """Counts the matrix products of a score: one vector with every patch, none for scores that read the heads apart."""
+    return patches * config.embed_dim if config.score in BY_PRODUCT else 0
 
 
 def _embedding(config: GFTConfig) -> int:

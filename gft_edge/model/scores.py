@@ -52,7 +52,11 @@ class Score:
         """Returns the scores (B, N) from queries and keys of all tokens, (B, T, C) each; ``prefix`` tokens are no patches."""
         tokens, others = (q, k) if self.operand == "mean key" else (k, q)
         vector = self._scaled(_vector(self.operand, others, prefix), num_heads)
-        return self._finished(_products(self._read(tokens, prefix), vector, num_heads if self.by_head else 1), prefix)
+        tokens = self._read(tokens, prefix)
+        if not self.by_head:
+            return self._finished(tokens @ vector.unsqueeze(2), prefix)
+        products = (tokens * vector.unsqueeze(1)).unflatten(2, (num_heads, -1)).sum(dim=3)
+        return self._finished(products, prefix)
 
     def folded(self, z: Tensor, weight: Tensor, bias: Tensor | None, num_heads: int, prefix: int) -> Tensor:
         """Returns the scores (B, N) from the input of the projection to queries, keys and values, without these.
@@ -92,13 +96,6 @@ class Score:
 def _vector(operand: Operand, tokens: Tensor, prefix: int) -> Tensor:
     """Returns the class token or the mean of the patches of tokens (B, T, C): (B, C)."""
     return tokens[:, 0] if operand == "class query" else tokens[:, prefix:].mean(dim=1)
-
-
-def _products(tokens: Tensor, vector: Tensor, heads: int) -> Tensor:
-    """Returns the product of each token with the vector, head by head: (B, T, C), (B, C) to (B, T, H)."""
-    if heads == 1:
-        return tokens @ vector.unsqueeze(2)
-    return (tokens * vector.unsqueeze(1)).unflatten(2, (heads, -1)).sum(dim=3)
 
 
 def _class_attention(products: Tensor) -> Tensor:

@@ -62,11 +62,13 @@ class StateDict:
         weights: tensors by name, without wrappers and prefixes.
         notes: the choices made and the tensors left out, one sentence each.
         beside: tensors outside the prefix of the model, by their names in the file, such as a classifier or a text encoder.
+        choices: those of the notes that say which of several state dicts was taken.
     """
 
     weights: Mapping[str, Tensor]
     notes: tuple[str, ...] = ()
     beside: Mapping[str, Tensor] = field(default_factory=dict)
+    choices: tuple[str, ...] = ()
 
 
 def read_weights_file(path: Path, anchors: Sequence[str] = ()) -> StateDict:
@@ -207,7 +209,7 @@ def state_dict_of(tree: object, where: str, anchors: Sequence[str] = ()) -> Stat
         keys = ", ".join(repr(key) for key in list(state)[:3]) or "nothing"
         raise ArtifactError(f"{where}: not a state dict: it has no tensors, it holds {keys}")
     found = strip_prefixes(weights, anchors)
-    return StateDict(found.weights, (*notes, *found.notes), found.beside)
+    return StateDict(found.weights, (*notes, *found.notes), found.beside, (*notes, *found.choices))
 
 
 def _is_state(key: object, value: object) -> bool:
@@ -234,12 +236,14 @@ def strip_prefixes(weights: Mapping[str, Tensor], anchors: Sequence[str] = ()) -
     if prefixes:
         kept = {name[len(prefixes[0]) :]: tensor for name, tensor in named.items() if name.startswith(prefixes[0])}
         left = {name: named[name] for name in sorted(named) if not name.startswith(prefixes[0])}
-        notes = []
+        choices: tuple[str, ...] = ()
+        notes: tuple[str, ...] = ()
         if len(prefixes) > 1:
-            notes.append(f"took {prefixes[0] or 'no prefix'!r}, left out {', '.join(repr(p) for p in prefixes[1:])}")
+            others = ", ".join(repr(prefix) for prefix in prefixes[1:])
+            notes = choices = (f"took {prefixes[0] or 'no prefix'!r}, left out {others}",)
         elif left:
-            notes.append(f"left out {len(left)} tensors beside the model ({', '.join(list(left)[:3])})")
-        return StateDict(kept, tuple(notes), left)
+            notes = (f"left out {len(left)} tensors beside the model ({', '.join(list(left)[:3])})",)
+        return StateDict(kept, notes, left, choices)
     while (shared := _shared_prefix(named)) is not None:
         named = {name[len(shared) :]: tensor for name, tensor in named.items()}
     return StateDict(named)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,8 @@ from torch.utils.hooks import RemovableHandle
 from gft_edge.constants import MAX_FUSED_INT8_TOKENS
 from gft_edge.errors import ConfigError
 from gft_edge.model.layers import Attend
-from gft_edge.quant.modules import find_attention, require_attention
-from gft_edge.quant.policy import ATTEND, LayerPrecision, QuantPolicy, is_attend
+from gft_edge.quant.modules import QUANTIZABLE, find_attention, require_attention
+from gft_edge.quant.policy import ATTEND, DEFAULT_POLICY, LayerPrecision, QuantPolicy, is_attend
 
 MEASURED_PARTS = ("q", "k", "v")
 """Operands whose range must be measured; that of the probabilities is fixed by definition."""
@@ -52,6 +53,18 @@ def quantized_attention(model: nn.Module, policy: QuantPolicy) -> dict[str, Laye
     elif any(is_attend(rule.pattern) and rule.precision != "high" for rule in policy.rules):
         raise ConfigError("quantization policy: no attention of this model matches the rules that quantize attention")
     return chosen
+
+
+def unused_patterns(model: nn.Module, policy: QuantPolicy) -> tuple[str, ...]:
+    """Returns the patterns of a policy that match no linear layer, convolution or attention of a model.
+
+    Those of the default policy, which is for several kinds of networks, are left out.
+    """
+    layers = [name for name, module in model.named_modules() if isinstance(module, QUANTIZABLE)]
+    attentions = attention_names(model)
+    known = {rule.pattern for rule in DEFAULT_POLICY.rules}
+    own = dict.fromkeys(rule.pattern for rule in policy.rules if rule.pattern not in known)
+    return tuple(p for p in own if not fnmatch.filter(attentions if is_attend(p) else layers, p))
 
 
 def attention_tensors(model: nn.Module, policy: QuantPolicy) -> list[str]:

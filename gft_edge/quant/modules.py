@@ -17,7 +17,7 @@ from gft_edge.quant.levels import E4M3_MAX, E4M3_STEP, QMAX, QMIN, SMALLEST_RANG
 from gft_edge.quant.policy import LayerPrecision, QuantPolicy, is_attend
 
 ATTENTION_PARTS = ("q", "k", "v", "probs")
-"""Operands of an attention's two products: scaled queries, keys, gated values, probabilities."""
+"""Operands of an attention's two products: scaled queries, keys, values, probabilities."""
 
 
 class Quantizer(nn.Module):

@@ -54,7 +54,7 @@ class QuantPolicy:
     INT8 is symmetric, with weights per output channel, activations per tensor and the bias in high precision; FP8 is
     E4M3, both per tensor. The two products of an attention go by its name, ``blocks.0.attn.attend``, which only patterns
     that end in ``attend`` match: queries, keys, probabilities and values are quantized per tensor, all or none.
-    Everything else (patch embedding, LayerNorm, the softmax itself, GELU, residual adds, the importance path) stays high
+    Everything else (patch embedding, LayerNorm, the softmax itself, GELU, residual adds, what ranks patches, the maps) stays high
     precision always: quantizing those is what makes INT8 Vision Transformers collapse.
 
     Args:

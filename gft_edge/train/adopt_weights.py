@@ -29,7 +29,7 @@ from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.evaluation import Evaluation, EvaluationOptions, evaluate
 from gft_edge.files import new_folder, parse_json, require_free, sha256
 from gft_edge.labels import read_labels
-from gft_edge.model.adopt import FittedWeights, fit_weights, focal_config, misfit, reference_vit
+from gft_edge.model.adopt import FittedWeights, current_name, fit_weights, focal_config, misfit, reference_vit
 from gft_edge.model.build import build_model
 from gft_edge.model.foreign_names import ANCHORS, TimmWeights, timm_weights
 from gft_edge.model.gft import check_budget, unsupported
@@ -44,6 +44,7 @@ A {backbone} whose blocks {stages} select patches; no weight was trained. At the
 original model. {head}
 """
 UNTRAINED = "The classifier is untrained: its accuracy means nothing before training."
+UNKNOWN_TRAINING = "the weights do not record their training images: measure on images that they were not trained on"
 CLASSES = 1000
 """Outputs of an untrained classifier when neither the weights, nor labels, nor timm give a number; timm's own default."""
 
@@ -170,6 +171,10 @@ def adopt_weights(
     own = model.state_dict()
     weights = {**fitted.weights, **head}
     missing = tuple(name for name in own if name not in weights)
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise ArtifactError(f"{file}: {found.origin[name]} is {kind}; adopt full-precision weights, then quantize")
     load_weights(model, {**{name: own[name] for name in missing}, **weights}, str(file))
     preprocess, preprocess_from = preprocess_of(vit, config.image_size)
     unused = [found.origin[name] for name in found.head if name not in head and name.endswith("weight")]
@@ -194,12 +199,12 @@ def adopt_weights(
         texts = tuple(dict.fromkeys(("full", *(budget.id for budget in budgets))))
         asked = EvaluationOptions(options.data, options.split, options.images, texts)
         measured = evaluate(Checkpoint(info, model, "", out), asked, note, track)
-        result = dataclasses.replace(result, evaluation=measured)
+        result = dataclasses.replace(result, evaluation=measured, notes=(*result.notes, UNKNOWN_TRAINING))
         info = dataclasses.replace(info, metrics=_metrics(measured))
     with new_folder(out) as folder:
         save_checkpoint(folder, info, model)
         stages = ", ".join(str(block) for block in config.stages)
-        card = CARD.format(name=file.name, backbone=options.backbone, stages=stages, head=UNTRAINED * result.untrained)
+        card = CARD.format(name=file.name, backbone=config.backbone, stages=stages, head=UNTRAINED * result.untrained)
         (folder / "card.md").write_text(card, encoding="utf-8")
     return result
 
@@ -290,15 +295,11 @@ def _imagenet_labels(options: AdoptOptions) -> tuple[str, ...]:
 
 def _config(vit: VisionTransformer, num_classes: int, options: AdoptOptions) -> GFTConfig:
     """Returns the configuration of the focal model; raises ConfigError if the options do not fit."""
-    config = focal_config(options.backbone, vit, num_classes, options.stages)
-    changed: dict[str, Any] = {}
-    if options.budgets:
-        changed["budget"] = _parsed(config, options.budgets[0])
+    config = focal_config(current_name(options.backbone, vit), vit, num_classes, options.stages)
+    budget = _parsed(config, options.budgets[0]) if options.budgets else config.budget
     if options.align is not None:
-        changed["budget"] = changed.get("budget", config.budget).align(options.align)
-    if options.score is not None:
-        changed["score"] = options.score
-    return dataclasses.replace(config, **changed)
+        budget = budget.align(options.align, config.num_prefix_tokens)
+    return dataclasses.replace(config, budget=budget, score=config.score if options.score is None else options.score)
 
 
 def _parsed(config: GFTConfig, text: str) -> TokenBudget:

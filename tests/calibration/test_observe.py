@@ -73,21 +73,6 @@ def test_damaged_state_is_refused(tmp_path, names, content):
         Collector(names).restore(tmp_path / "state", IDENTITY)
 
 
-def test_a_tensor_read_by_two_layers_is_summarised_once(monkeypatch):
-    from gft_edge.calibration import histogram as module
-
-    calls, count = [], module.count_magnitudes
-    monkeypatch.setattr(module, "count_magnitudes", lambda x: calls.append(1) or count(x))
-    collector, x = Collector(["q", "kv"], "mse"), torch.tensor([-1.0, 2.0])
-    collector.add("q", x)
-    collector.add("kv", x)
-    collector.end_batch(1)
-    assert len(calls) == 1
-    assert collector.ranges() == {"q": 2.0, "kv": 2.0}
-    collector.add("q", x)
-    assert len(calls) == 2, "another batch may reuse the memory"
-
-
 @pytest.mark.parametrize("shape", [(2, 1, 32, 32), (2, 3, 16, 16), (3, 32, 32), (0, 3, 32, 32)])
 def test_images_of_another_size_are_refused(tiny_model, names, shape):
     with pytest.raises(DataError, match=r"the model takes \(B, 3, 32, 32\) float32"):

@@ -20,7 +20,7 @@ from gft_edge.calibration.sensitivity.study import LayerTimes, SensitivityOption
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.errors import ConfigError, OutputError
-from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, uniform_policy
+from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, QuantRule, uniform_policy
 from gft_edge.storage.seals import read_sealed
 
 
@@ -119,6 +119,21 @@ def test_sensitivity_takes_times_from_anywhere(checkpoint, calibration, tmp_path
     assert (record["times"]["source"], record["layers"][0]["macs"], record["search"]) == ("made up", 6, None)
     assert (record["evaluation"]["split"], record["evaluation"]["images"]) == ("val", 4)
     assert result.unmet is None
+
+
+def test_rules_that_do_nothing_are_noted(checkpoint, calibration, tmp_path):
+    rules = tuple(QuantRule(f"stages.{i}.*", "int8", "of another model") for i in range(4))
+    policy, notes = QuantPolicy((*rules, *DEFAULT_POLICY.rules)), []
+    result = quantize_checkpoint(
+        checkpoint, QuantizeOptions(calibration, policy), tmp_path / "out", Callbacks(note=notes.append)
+    )
+    assert notes[0] == (
+        "quantization policy: no layer of this model matches 'stages.0.*', 'stages.1.*', 'stages.2.*' and 1 more; "
+        "these rules do nothing"
+    )
+    assert len(result.summary["ranges"]) == 12
+    with pytest.raises(ConfigError, match="no linear layer or convolution of this model matches"):
+        quantize_checkpoint(checkpoint, QuantizeOptions(calibration, QuantPolicy(rules)), tmp_path / "none")
 
 
 def test_other_precisions_have_no_sensitivity():

@@ -228,7 +228,7 @@ def test_training_brings_the_model_nearer_to_its_teacher(
 
 
 def test_what_runs_is_what_is_trained(task, tiny_model):
-    """Batch norms keep their statistics and stages their averages; every model ends as it came, in eval mode."""
+    """Batch norms keep their statistics; every model ends as it came, in eval mode."""
     student = copy.deepcopy(tiny_model)
     fine_tune(task, [student])
     assert not any(module.training for module in student.modules())

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from gft_edge.calibration.ptq import quantize_int8
-from gft_edge.calibration.safety import StageOutput, selection_safety, stage_safety
+from gft_edge.calibration.safety import StageOutput, _stages, selection_safety, stage_safety
 from gft_edge.errors import DataError
+from gft_edge.model.gft import StageMaps
 
 
 def _sides(noise, images=300, patches=60, k=20, seed=0):
@@ -73,18 +74,39 @@ def test_a_model_agrees_with_itself(tiny_model, batches):
 
 
 def test_scores_are_those_of_the_stages(tiny_model, batches):
-    seen = []
-    handle = tiny_model.stages[0].register_forward_hook(lambda _, __, out: seen.append(out[1].numpy()))
     found = selection_safety(tiny_model, tiny_model, batches)
-    handle.remove()
-    scores = -np.sort(-np.concatenate(seen[::2]), axis=1)
-    assert found.stages[0].margin_p50 == pytest.approx(np.median(scores[:, 11] - scores[:, 12]), abs=1e-4)
+    with torch.no_grad():
+        stages = tiny_model(torch.from_numpy(np.concatenate(batches)), maps=True).stages
+    for stage, maps, k in zip(found.stages, stages, (12, 6), strict=True):
+        scores, importance = (-np.sort(-values.numpy(), axis=1) for values in (maps.scores, maps.importance))
+        margins, others = ((s[:, k - 1] - s[:, k]) / s.std(axis=1) for s in (scores, importance))
+        assert stage.margin_p50 == pytest.approx(np.median(margins), rel=1e-4)
+        assert stage.margin_p50 != pytest.approx(np.median(others), rel=0.1), "the map does not rank"
+
+
+def test_scores_of_any_scale_are_compared(tiny_model, batches):
+    """A factor on all keys changes the scores of every patch and the ranking of none."""
+    scaled = copy.deepcopy(tiny_model)
+    with torch.no_grad():
+        for name in ("weight", "bias"):
+            getattr(scaled.blocks[0].attn.qkv, name)[32:64] *= 4
+    found = selection_safety(tiny_model, scaled, batches).stages[0]
+    assert (found.jaccard, found.noise_std, found.observed_flips) == (1, pytest.approx(0, abs=1e-6), 0)
+
+
+def test_equal_scores_have_no_margin():
+    scores = torch.ones(2, 4)
+    side = _stages([StageMaps(scores / 4, torch.tensor([[0, 1]] * 2), scores)])[0]
+    found = stage_safety(0, side, side, 0.9)
+    assert (found.margin_p50, found.noise_std, found.jaccard) == (0, 0, 1)
 
 
 def test_quantization_is_seen(tiny_model, batches):
     quantized = quantize_int8(tiny_model, batches).model
     found = selection_safety(tiny_model, quantized, batches)
-    assert found.stages[0].noise_std > 0
+    assert found.stages[0].noise_std < 1e-5 < found.stages[1].noise_std, (
+        "nothing is rounded before the first block ranks"
+    )
     with torch.no_grad():
         kept = [m(torch.from_numpy(np.concatenate(batches)), maps=True).stages[1].kept for m in (tiny_model, quantized)]
     sets = [[set(row.tolist()) for row in side] for side in kept]

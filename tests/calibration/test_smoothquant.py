@@ -11,6 +11,8 @@ from gft_edge.calibration.smoothquant import folds, smooth, smoothing
 from gft_edge.config.model import preset
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.model.build import build_model
+from gft_edge.model.scores import SCORES
+from gft_edge.model.selection import select_patches
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, QuantRule, uniform_policy
 
 POLICY = uniform_policy("int8", smoothquant=0.5)
@@ -29,31 +31,46 @@ def spiky(tiny_model):
     with torch.no_grad():
         for fold in folds(model, DEFAULT_POLICY).values():
             fold.norm.weight[3] *= 100
-            for linear in fold.linears:
-                linear.weight[:, 3] /= 100
+            fold.linear.weight[:, 3] /= 100
     return model
 
 
 def test_every_norm_before_a_quantized_linear_is_found(tiny_model):
     assert set(folds(tiny_model, DEFAULT_POLICY)) == {
-        *(f"blocks.{i}.{norm}" for i in range(3) for norm in ("norm1", "norm2")),
-        *(f"stages.{i}.norm" for i in range(2)),
+        f"blocks.{i}.{norm}" for i in range(3) for norm in ("norm1", "norm2")
     }
     only = QuantPolicy((QuantRule("*.mlp.fc1", "int8", "test"),))
     assert set(folds(tiny_model, only)) == {f"blocks.{i}.norm2" for i in range(3)}
 
 
+@pytest.mark.parametrize("score", SCORES)
 @torch.no_grad()
-def test_not_a_bit_of_logits_or_importance_changes(spiky, batches):
+def test_not_a_bit_of_logits_scores_or_importance_changes(spiky, batches, score):
+    spiky = copy.deepcopy(spiky)
+    for block in spiky.blocks:
+        block.score = score
     smoothed = smooth(spiky, batches, POLICY)
     images = torch.from_numpy(batches[0])
     before, after = spiky(images, maps=True), smoothed(images, maps=True)
     assert torch.equal(before.logits, after.logits)
     for a, b in zip(before.stages, after.stages):
         assert torch.equal(a.importance, b.importance)
+        assert torch.equal(a.scores, b.scores)
         assert torch.equal(a.kept, b.kept)
     changed = [n for n, t in smoothed.state_dict().items() if not torch.equal(t, spiky.state_dict()[n])]
-    assert {"blocks.0.norm1.weight", "stages.0.attn.kv.weight", "blocks.2.mlp.fc1.weight"} <= set(changed)
+    assert {"blocks.0.norm1.weight", "blocks.1.attn.qkv.weight", "blocks.2.mlp.fc1.weight"} <= set(changed)
+
+
+@torch.no_grad()
+def test_scores_of_quantized_layers_stay_the_same_to_the_bit(spiky, batches):
+    """Exact weights and tokens are scaled by powers of two that cancel."""
+    x = torch.randn(4, 17, 32, generator=torch.Generator().manual_seed(0))
+    models = [quantize_int8(spiky, batches, QuantPolicy(POLICY.rules, alpha)).model for alpha in (None, 0.5)]
+    for one, other in zip(*(model.blocks[:2] for model in models), strict=True):
+        assert not torch.equal(one.norm1.weight, other.norm1.weight)
+        a, b = (block(x, 8, select_patches, maps=True) for block in (one, other))
+        assert torch.equal(a.scores, b.scores)
+        assert torch.equal(a.importance, b.importance)
 
 
 @torch.no_grad()

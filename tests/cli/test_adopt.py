@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from pathlib import Path
 
 import pytest
 import timm
@@ -10,6 +12,8 @@ import torch
 
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint
+from gft_edge.cli.parsing import verb_parser
+from gft_edge.cli.verbs import adopt as adopt_verb
 from gft_edge.model.macs import count_macs
 
 TINY = "vit_tiny_patch16_224"
@@ -39,6 +43,13 @@ def files(tmp_path_factory, quantized, tiny_checkpoint):
         "pickled.pth": {"model": vit, "cfg": Code()},
         "optimizer.pth": {"optimizer": {"state": {0: {"exp_avg": torch.ones(2)}}}, "epoch": 3},
         "nan.pth": {**vit, "norm.weight": torch.full((192,), torch.nan)},
+        "int8.pth": {**vit, "blocks.0.mlp.fc1.weight": torch.ones(768, 192, dtype=torch.int8)},
+        "lora.pth": {**vit, "blocks.0.attn.qkv.lora_A.weight": torch.ones(4, 192)},
+        "dino.pth": {
+            **{f"student.backbone.{name}": tensor for name, tensor in vit.items()},
+            **{f"teacher.backbone.{name}": tensor for name, tensor in vit.items()},
+        },
+        "list.pth": [vit],
         "narrow.pth": timm.create_model(TINY, img_size=64, embed_dim=100, num_heads=2, num_classes=4).state_dict(),
     }
     for name, content in contents.items():
@@ -96,22 +107,23 @@ def test_json_has_everything(adopt):
     assert data["missing"] == ["head.weight", "head.bias"] and data["untrained"]
     assert data["resampled"] == ["pos_embed from 4 x 4 to 8 x 8 patches"]
     assert data["config"]["stages"] == [2, 4]
-    assert data["config"]["budget"]["keep"] == list(TokenBudget((42, 21), 64).align(2).keep)
+    assert data["config"]["budget"]["keep"] == list(TokenBudget((42, 21), 64).align(2, 1).keep)
     assert data["matched"] == 150 and data["preprocess"]["height"] == 128
     assert "note: the weights have no classifier that fits" in done.err
 
 
-def test_many_names_are_listed_with_v(adopt, files):
+def test_many_names_are_listed_with_v(adopt, files, tmp_path):
     state = torch.load(files["root"] / "vit.pth")["model"]
     torch.save({**state, **{f"text.layer{number}": torch.ones(1) for number in range(12)}}, files["root"] / "more.pth")
-    done = adopt("more.pth")
-    assert "left out   12     text.layer0, text.layer1, text.layer10 ... (-v lists all)" in done.out
-
-
-def test_many_names_are_all_listed_with_v(adopt, files):
-    state = torch.load(files["root"] / "vit.pth")["model"]
-    torch.save({**state, **{f"text.layer{number}": torch.ones(1) for number in range(12)}}, files["root"] / "more.pth")
+    assert "left out   12     text.layer0, text.layer1, text.layer10 ... (-v lists all)" in adopt("more.pth").out
+    (tmp_path / "out").rename(tmp_path / "first")
     assert "text.layer11" in adopt("more.pth", "-v").out
+
+
+def test_which_of_two_models_was_taken_is_said(adopt):
+    done = adopt("dino.pth")
+    assert done.code == 0, done.err
+    assert "note: took 'student.backbone.', left out 'teacher.backbone.'" in done.err
 
 
 def test_with_data_the_price_is_known(adopt, files, animals, tmp_path):
@@ -133,6 +145,7 @@ def test_with_data_as_text_and_as_evaluate(gft_edge, adopt, files, animals, tmp_
     table = done.out[done.out.index("budget  ") :].splitlines()
     assert table[2].split()[:2] == ["16-16-16", "100.0%"] and table[2].split()[-1] == "+0.00"
     assert f"--data {animals}" in done.out
+    assert "measure on images that they were not trained on" in done.err
     again = gft_edge("evaluate", tmp_path / "out", "--data", animals, "--images", 12, "--json")
     assert f"{again.json['results'][1]['top1']:.2%}" in table[3]
     config = load_checkpoint(tmp_path / "out").info.model
@@ -171,6 +184,9 @@ REFUSED = {
     "pickled code": (["pickled.pth"], "test_adopt.Code, which is code and is not run"),
     "optimizer": (["optimizer.pth"], "it has no tensors, it holds 'optimizer', 'epoch'"),
     "nan": (["nan.pth"], "norm.weight holds NaN or infinity"),
+    "int8 weights": (["int8.pth"], "blocks.0.mlp.fc1.weight is int8; adopt full-precision weights"),
+    "lora": (["lora.pth"], "merge the LoRA layers into the weights first"),
+    "list": (["list.pth"], "holds a list, not a state dict"),
     "empty": (["empty.pth"], "it is an empty file"),
     "missing": (["none.pth"], "none.pth: no such file"),
     "own checkpoint": (["{ckpt}"], "is a checkpoint of gft-edge already"),
@@ -234,6 +250,15 @@ def test_an_output_that_is_not_empty_is_left_alone(gft_edge, files, tmp_path):
     done = gft_edge("adopt", files["root"] / "vit.pth", "--backbone", TINY, "--out", tmp_path / "out")
     assert done.code == 2 and "not empty; give another --out or remove it first" in done.err
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["mine"]
+
+
+def test_the_page_names_the_options_of_the_verb():
+    page = (Path(__file__).parents[2] / "docs/adopt.md").read_text(encoding="utf-8")
+    named = set(re.findall(r"^\| `(--[a-z-]+)", page, re.MULTILINE))
+    flags = set(verb_parser("adopt", adopt_verb).flags())
+    assert named <= flags and len(named) == 7
+    for command in re.findall(r"^gft-edge adopt (.*)$", page, re.MULTILINE):
+        verb_parser("adopt", adopt_verb).parse_args(command.split())
 
 
 def test_backbone_is_required(gft_edge, files):

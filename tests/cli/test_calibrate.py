@@ -46,7 +46,7 @@ def test_calibrate_a_checkpoint(calibrated, made):
     ranges = read_ranges(out / "ranges.json")
     assert ranges.card_id == card.id
     assert ranges.model_sha256 == load_checkpoint(made["ckpt"]).sha256
-    assert (ranges.method, ranges.images, len(ranges.values)) == ("entropy", 24, 19)
+    assert (ranges.method, ranges.images, len(ranges.values)) == ("entropy", 24, 12)
     assert ranges.convergence.images == (16, 24)
     assert (out / "convergence.svg").read_text().startswith("<svg")
     assert said["ranges"] == read_sealed(out / "ranges.json", "ranges", "")
@@ -56,7 +56,7 @@ def test_calibrate_a_checkpoint(calibrated, made):
 def test_calibrate_in_words(gft_edge, made, data, tmp_path):
     done = gft_edge("calibrate", made["ckpt"], *data, "--choose", "coverage", "--out", tmp_path / "out")
     assert (done.code, done.err) == (0, "")
-    assert done.out.startswith(f"{tmp_path / 'out'}: ranges of 19 tensors by max\n24 train images of ")
+    assert done.out.startswith(f"{tmp_path / 'out'}: ranges of 12 tensors by max\n24 train images of ")
     assert f"; 0 of them among 24 test images of {data[1]}" in done.out
     assert done.notes == (
         f"data: {data[1]} has no train, val and test folders: split by a hash of each file, 24 train, 24 val, 24 test images",
@@ -110,11 +110,11 @@ def test_attention_is_quantized_where_asked_for(gft_edge, made, data, animals, t
     command = ["quantize", made["ckpt"], *data, "--attention", "int8"]
     done = gft_edge(*command, "--out", tmp_path / "q")
     assert done.code == 0, done.err
-    assert "19 layers and 5 attentions in INT8, calibrated on 24 images" in done.out
+    assert "12 layers and 3 attentions in INT8, calibrated on 24 images" in done.out
     attends = re.findall(r"attend +(\d+) +int8 .*both products of the attention in INT8, asked for", done.out)
-    assert sum(map(int, attends)) == 5
+    assert sum(map(int, attends)) == 3
     ranges = read_ranges(tmp_path / "q/calibration/ranges.json")
-    assert sorted(name.rpartition(".")[2] for name in ranges.values if ".attend." in name) == sorted("qkv" * 5)
+    assert sorted(name.rpartition(".")[2] for name in ranges.values if ".attend." in name) == sorted("qkv" * 3)
     calibrate = gft_edge("calibrate", made["ckpt"], *data, "--attention", "--out", tmp_path / "r")
     assert calibrate.code == 0, calibrate.err
     done = gft_edge(*command, "--ranges", tmp_path / "r/ranges.json", "--out", tmp_path / "again")
@@ -133,7 +133,7 @@ def test_attention_is_quantized_where_asked_for(gft_edge, made, data, animals, t
     [
         (["--attention", "fp8"], "--attention fp8 goes with --precision fp8, not int8"),
         (["--attention", "high", "--policy", "x.toml"], "--policy decides on attention too"),
-        (["--attention", "int8", "--ranges"], "none for the input of blocks.0.attn.attend.q and 14 others"),
+        (["--attention", "int8", "--ranges"], "none for the input of blocks.0.attn.attend.q and 8 others"),
     ],
 )
 def test_attention_that_does_not_go_with_the_rest_is_refused(
@@ -179,7 +179,7 @@ def test_calibrate_an_artefact(gft_edge, artifact, data, animals):
         for n in graph.graph.node
         if n.op_type == "MatMul" and n.input[1] in {i.name for i in graph.graph.initializer if len(i.dims) == 2}
     ]
-    assert len(linears) == 19
+    assert len(linears) == 12
     assert {n.input[0] for n in linears} | {n.output[0] for n in linears} <= set(ranges.values)
     del graph.graph.output[:]
     graph.graph.output.extend(onnx.helper.make_tensor_value_info(n, 1, None) for n in ranges.values)

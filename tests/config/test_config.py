@@ -158,6 +158,17 @@ def test_model_section_resolves_shares_on_the_image_it_asks_for():
     assert (config.budget.id, config.num_patches, config.stages, config.num_classes) == ("392-196", 784, (3, 6), 7)
 
 
+def test_model_section_chooses_score_and_tokens_before_the_patches(write):
+    text = "[model]\npreset = 'gft_small'\nbackbone = 'vit_small_patch14_reg4_dinov2'\npatch_size = 14\n"
+    recipe = load_recipe(write(text + "image_size = 112\nnum_prefix_tokens = 5\nscore = 'class-row'\n"))
+    config = recipe.model.resolve(7)
+    assert (config.score, config.num_prefix_tokens, config.num_patches) == ("class-row", 5, 64)
+    with pytest.raises(ConfigError, match=r"unknown score 'clas-row' \(did you mean 'class-row'\?\)"):
+        load_recipe(write("[model]\nscore = 'clas-row'\n")).model.resolve(7)
+    with pytest.raises(ConfigError, match="has no stages: leave out score"):
+        ModelSection("vit_tiny", score="random").resolve(7)
+
+
 def test_empty_recipe_is_the_default(write):
     assert load_recipe(write("")) == Recipe()
 

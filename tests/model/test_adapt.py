@@ -92,12 +92,6 @@ def test_both_classifiers_of_a_distilled_model_are_left_out(small):
     assert set(weights) - set(adapted) == {"head.weight", "head.bias", "head_dist.weight", "head_dist.bias"}
 
 
-def test_another_score_is_another_model(small):
-    config, model = small
-    with pytest.raises(ConfigError, match="its model differs in score"):
-        adapt_weights(model.state_dict(), config, dataclasses.replace(config, score="class-row"))
-
-
 @pytest.mark.parametrize(("stages", "keep"), [((2,), (5,)), ((1, 2, 3), (14, 9, 3)), ((3,), (4,))])
 def test_fewer_and_other_stages(stages, keep):
     config = preset("gft_tiny", image_size=64, stages=stages, budget=TokenBudget(keep, 16), **SMALL)

@@ -13,7 +13,7 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.errors import ArtifactError
-from gft_edge.model.adopt import Difference, fit_weights, nearest_backbone, reference_vit
+from gft_edge.model.adopt import Difference, current_name, fit_weights, nearest_backbone, reference_vit
 from gft_edge.model.foreign_names import ANCHORS, TimmWeights, timm_weights
 from gft_edge.model.weights_file import StateDict, state_dict_of
 from gft_edge.train.adopt_weights import AdoptOptions, adopt_weights, preprocess_of
@@ -268,6 +268,13 @@ def test_nearest_backbone(backbone):
     """Of the weights at timm's own size; a DeiT of the same sizes has the longer name."""
     state = {name: torch.zeros(tensor.shape) for name, tensor in reference_vit(backbone).state_dict().items()}
     assert nearest_backbone(timm_weights(StateDict(state))) == backbone
+
+
+def test_names_that_timm_has_replaced(recwarn):
+    vit = reference_vit("vit_base_patch16_224_dino")
+    assert current_name("vit_base_patch16_224_dino", vit) == "vit_base_patch16_224.dino"
+    assert current_name("vit_base_patch16_224", reference_vit("vit_base_patch16_224")) == "vit_base_patch16_224"
+    assert not recwarn.list
 
 
 def test_no_backbone_has_such_sizes():

@@ -117,6 +117,17 @@ def test_bfloat16_autocast_trains_and_keeps_most_patches(tiny_config, make_model
     assert all(torch.isfinite(p.grad).all() for p in model.parameters())
 
 
+@torch.no_grad()
+def test_gala_maps_are_float32_under_autocast(tiny_model, images):
+    tokens = tiny_model.embed(images)
+    block = tiny_model.blocks[0]
+    exact = block(tokens, 16, None, maps=True).importance
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        rough = block(tokens, 16, None, maps=True).importance
+    assert rough.dtype == torch.float32
+    torch.testing.assert_close(rough, exact, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize(("keep", "maps"), [((12, 6), False), ((12, 6), True), ((16, 16), False)])
 @torch.no_grad()
 def test_compiled_model_is_one_graph_with_the_same_logits(tiny_model, images, keep, maps):

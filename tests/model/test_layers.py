@@ -2,10 +2,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from timm.layers import Attention
+from timm.layers import Attention, PatchEmbed
 from torch import nn
 
-from gft_edge.model.layers import Attend, ConvStem, SelfAttention, is_plain
+from gft_edge.model.layers import Attend, ConvStem, SelfAttention, embed_patches, is_plain
 
 TOKENS = torch.randn(2, 9, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -74,3 +74,22 @@ def test_conv_stem_gives_one_token_per_patch_in_raster_order(patch_size, embed_d
     assert tokens.shape == (2, 8, embed_dim)
     for patch in range(8):
         assert torch.equal(tokens[:, patch], grid[:, :, patch // 4, patch % 4])
+
+
+class OnGPU(torch.Tensor):
+    """A tensor that says it is on a GPU, so that a CPU runs what a GPU runs."""
+
+    is_cuda = True
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_patches_embedded_by_a_product_are_those_of_the_convolution(bias):
+    torch.manual_seed(0)
+    layer = PatchEmbed((24, 40), 8, 3, 16, bias=bias, norm_layer=nn.LayerNorm).double()
+    images = torch.randn(2, 3, 24, 40, dtype=torch.float64)
+    by_product = embed_patches(layer, images.as_subclass(OnGPU))
+    torch.testing.assert_close(by_product.as_subclass(torch.Tensor), layer(images), rtol=0, atol=1e-12)
+    assert torch.equal(embed_patches(layer, images), layer(images))
+    stem = ConvStem(8, 32).eval()
+    assert torch.equal(embed_patches(stem, images.float().as_subclass(OnGPU)), stem(images.float()))

@@ -4,7 +4,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.model.selection import gather_tokens, select_patches, select_unordered, token_indices
+from gft_edge.model.selection import gather_all, gather_tokens, select_patches, select_unordered, token_indices
 
 
 @st.composite
@@ -48,3 +48,21 @@ def test_token_indices_begin_with_every_prefix_token(case, prefix):
     assert rows.dtype == torch.int64
     assert [row[:prefix] for row in rows.tolist()] == [list(range(prefix))] * len(kept)
     assert [[r - prefix for r in row[prefix:]] for row in rows.tolist()] == kept.tolist()
+
+
+class OnGPU(torch.Tensor):
+    """A tensor that says it is on a GPU, so that a CPU runs what a GPU runs."""
+
+    is_cuda = True
+
+
+@given(scores_and_k())
+def test_rows_copied_on_a_gpu_are_the_gathered_ones(case):
+    scores, k = case
+    kept = select_unordered(scores, k)
+    tensors = [torch.randn(*scores.shape, width) for width in (3, 5)]
+    copied = gather_all(tensors, kept.as_subclass(OnGPU))
+    for x, found, gathered in zip(tensors, copied, gather_all(tensors, kept), strict=True):
+        expected = torch.stack([image[indices] for image, indices in zip(x, kept)])
+        assert torch.equal(found.as_subclass(torch.Tensor), expected)
+        assert torch.equal(gathered, expected)

@@ -222,11 +222,10 @@ def _measured(
 
 
 KINDS = {
-    "qkv, q, kv": ("blocks.*.attn.q*", "blocks.*.attn.kv"),
+    "qkv": ("blocks.*.attn.qkv",),
     "proj": ("blocks.*.attn.proj",),
     "fc1": ("blocks.*.mlp.fc1",),
     "fc2": ("blocks.*.mlp.fc2",),
-    "stages": ("stages.*",),
 }
 """Layers of a focal model by kind."""
 

@@ -96,31 +96,22 @@ def make_fonts(folder: Path) -> tuple[str, ...]:
 
 
 def make_start(folder: Path, config: GFTConfig, labels: tuple[str, ...], file: Path, seed: int) -> None:
-    """Writes the checkpoint that training starts from: the trained backbone, stages that add zero, a new classifier.
+    """Writes the checkpoint that training starts from: the trained backbone and a new classifier.
 
     Args:
         folder: new.
         config: focal, with a backbone of the file's sizes.
         labels: of the classes.
         file: ONNX file with the weights.
-        seed: of the new weights.
+        seed: of the classifier's weights.
 
     Raises:
         ArtifactError: the weights do not fit.
     """
     torch.manual_seed(seed)
     model = build_model(config)
-    weights = model.state_dict()
-    for name, tensor in read_backbone(file, timm_vit(config, False, 0.0, num_classes=0)).items():
-        if name in weights:
-            weights[name] = tensor
-        else:  # the last block computes one row and has separate queries
-            weights[name.replace("qkv", "q")] = tensor[: config.embed_dim]
-            weights[name.replace("qkv", "kv")] = tensor[config.embed_dim :]
-    for stage in range(len(config.stages)):
-        name = f"stages.{stage}.attn.proj.weight"
-        weights[name] = torch.zeros_like(weights[name])
-    load_weights(model, weights, f"backbone {file}")
+    backbone = read_backbone(file, timm_vit(config, False, 0.0, num_classes=0))
+    load_weights(model, {**model.state_dict(), **backbone}, f"backbone {file}")
     spec = PreprocessSpec(config.image_size, config.image_size)
     with new_folder(folder) as temporary:
         save_checkpoint(temporary, CheckpointInfo(config, labels, spec), model)

@@ -20,11 +20,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--budget",
         action="append",
         metavar="K,K,K",
-        help="patches kept after each stage, shares such as 75%%,50%%,25%%, or 'full'; default: the checkpoint's own; "
+        help="patches kept by each stage, shares such as 75%%,50%%,25%%, or 'full'; default: the checkpoint's own; "
         "repeatable: further budgets share the weights, and ARTIFACT@K-K-K names them",
     )
     parser.add_argument(
-        "--align", type=int, metavar="N", help="make patches + class token a multiple of N where pruned"
+        "--align",
+        type=int,
+        metavar="N",
+        help="make the tokens, patches and those before them, a multiple of N where pruned",
     )
     parser.add_argument(
         "--maps",

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=[name for name in get_args(LayerPrecision) if name != "high"],
         default="int8",
-        help="of the linear layers of blocks and stages (int8)",
+        help="of the linear layers of the blocks (int8)",
     )
     parser.add_argument(
         "--attention",

@@ -1,4 +1,4 @@
-"""Pictures of a prediction: the image, its importance map, and the patches that each stage kept.
+"""Pictures of a prediction: the image, its GALA map, and the patches that each stage kept.
 
 This module also runs on boards: numpy draws the panels, and Pillow, which boards need to read images, writes text and files.
 """
@@ -24,8 +24,9 @@ PAPER = 232  # grey level of dropped patches
 HEADING, TITLE, LEGEND = 30, 24, 28
 """Heights of the parts around the panels, in pixels."""
 BAR_LEFT = 36
-"""Pixels from the edge of the importance panel to its colour scale."""
+"""Pixels from the edge of the map's panel to its colour scale."""
 INK = (31, 41, 55)
+MAP_TITLE = "GALA map"
 
 # Seven stops of matplotlib's "inferno" (public domain), dark to bright.
 _INFERNO = np.array(
@@ -36,7 +37,7 @@ _INFERNO = np.array(
 def overlay(
     image: npt.NDArray[np.uint8], prediction: Prediction, manifest: DeploymentManifest
 ) -> npt.NDArray[np.uint8]:
-    """Returns panels side by side: image, importance at the first stage, and per stage the image with dropped patches faded.
+    """Returns panels side by side: image, GALA map of the first stage, and per stage the image with dropped patches faded.
 
     Args:
         image: input of the network, (height, width, 3) uint8.
@@ -76,7 +77,7 @@ def write_overlay(
         MissingExtraError: Pillow is not installed.
     """
     panels = overlay(image, prediction, manifest)
-    titles = ["image", *(["importance"] if prediction.importance else [])]
+    titles = ["image", *([MAP_TITLE] if prediction.importance else [])]
     titles += [
         f"stage {stage}: {int(mask.sum())} of {mask.size}" for stage, mask in enumerate(prediction.kept, start=1)
     ]
@@ -91,12 +92,12 @@ def label_text(prediction: Prediction) -> str:
 
 
 def captioned(panels: npt.NDArray[np.uint8], heading: str, titles: Sequence[str]) -> npt.NDArray[np.uint8]:
-    """Returns panels with a heading, a title above each one, and a colour scale below the importance panel.
+    """Returns panels with a heading, a title above each one, and a colour scale below the map.
 
     Args:
         panels: from :func:`overlay`, (PANEL, W, 3).
         heading: first line.
-        titles: one per panel; the scale is below the panel ``"importance"``.
+        titles: one per panel; the scale is below the panel :data:`MAP_TITLE`.
 
     Returns:
         (HEADING + TITLE + PANEL + LEGEND, W, 3) uint8
@@ -113,7 +114,7 @@ def captioned(panels: npt.NDArray[np.uint8], heading: str, titles: Sequence[str]
     page[HEADING + TITLE : HEADING + TITLE + PANEL] = panels
     bar = (PANEL // 3, 10)
     lefts = [number * (PANEL + GAP) for number in range(len(titles))]
-    heat = lefts[titles.index("importance")] if "importance" in titles else None
+    heat = lefts[titles.index(MAP_TITLE)] if MAP_TITLE in titles else None
     left = 0
     if heat is not None:
         levels = np.linspace(0, 1, bar[0], dtype=np.float32)

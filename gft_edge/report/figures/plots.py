@@ -149,14 +149,26 @@ def accuracy(results: Sequence[Mapping[str, Any]], colors: Mapping[str, str]) ->
     return responsive(draw, 0.9 + 0.55 * len(results), "accuracy")
 
 
-def staircase(depth: int, stages: Sequence[int], budgets: Mapping[str, Sequence[int]], num_patches: int) -> str:
-    """Draws the number of patches in each block, for several budgets."""
+def staircase(
+    depth: int, stages: Sequence[int], budgets: Mapping[str, Sequence[int]], num_patches: int, is_inside: bool
+) -> str:
+    """Draws the number of patches along the blocks, for several budgets.
+
+    Args:
+        depth: number of blocks.
+        stages: numbers of blocks.
+        budgets: patches kept by each stage, by name.
+        num_patches: of the whole image.
+        is_inside: whether these blocks select, with the step in their middle; else the stages stand behind them.
+    """
 
     def draw(_: Figure, axes: Axes) -> None:
         for (name, keep), color in zip(budgets.items(), itertools.cycle(COLORS)):
-            patches = patches_per_block(stages, keep, num_patches, depth)
-            edges = np.arange(depth + 1) + 0.5
-            axes.stairs(patches, edges, color=color, lw=2.2, label=name, baseline=None)
+            leaving = dict(zip(stages, keep)) if is_inside else {}
+            entering = patches_per_block(stages, keep, num_patches, depth)
+            halves = [count for block, n in enumerate(entering, start=1) for count in (n, leaving.get(block, n))]
+            edges = np.arange(2 * depth + 1) / 2 + 0.5
+            axes.stairs(halves, edges, color=color, lw=2.2, label=name, baseline=None)
         ticks = range(1, depth + 1, 1 + depth // 13)
         axes.set(xlabel="block", ylabel="patches", ylim=(0, num_patches * 1.12), xticks=ticks)
         axes.legend(frameon=False, loc="lower left")

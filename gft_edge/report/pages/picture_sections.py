@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
+from gft_edge.config.model import GALA_SCORE
 from gft_edge.errors import GFTEdgeError
+from gft_edge.manifest import DeploymentManifest
 from gft_edge.report.figures import class_plots, plots
 from gft_edge.report.figures.pictures import data_url
 from gft_edge.report.pages.models import Evaluated
@@ -95,21 +97,28 @@ def predictions(view: View) -> Iterator[Section]:
                     "images": len(record["predictions"]),
                     "unreadable": len(record["unreadable"] or ()),
                     "has_truth": any(row["truth"] is not None for row in pictures),
+                    "score": _other_score(view, record["artifact"]),
                 }
             )
     if groups:
         yield Section("Importance and kept patches", "predictions", {"groups": groups})
 
 
+def _manifests(view: View, artifact: str) -> list[DeploymentManifest]:
+    """Returns the manifests of the artefact that made predictions; none if it is unknown."""
+    name = PurePosixPath(artifact).name.partition("@")[0]
+    return [entry.artifact.manifest for known, entry in view.artifacts if known == name or entry.artifact.name == name]
+
+
 def _labels_of(view: View, artifact: str) -> frozenset[str]:
     """Returns the class names of the artefact that made predictions; empty if it is unknown, so no file name passes for a class."""
-    name = PurePosixPath(artifact).name.partition("@")[0]
-    return frozenset(
-        label
-        for known, entry in view.artifacts
-        if known == name or entry.artifact.name == name
-        for label in entry.artifact.manifest.labels
-    )
+    return frozenset(label for manifest in _manifests(view, artifact) for label in manifest.labels)
+
+
+def _other_score(view: View, artifact: str) -> str | None:
+    """Returns the score that ranks the patches of an artefact where it is not what a GALA map shows; else None."""
+    models = [manifest.model for manifest in _manifests(view, artifact)]
+    return next((model.score for model in models if model.variant == "focal" and model.score != GALA_SCORE), None)
 
 
 def maps(view: View) -> Iterator[Section]:

@@ -58,6 +58,8 @@ def _models(view: View) -> Iterator[Section]:
             config.embed_dim,
             config.stages,
             config.variant,
+            config.score,
+            config.num_prefix_tokens,
             labels,
         )
         shown: dict[str, Any] = {"config": config, "labels": [printable(str(label)) for label in labels], "names": []}
@@ -66,8 +68,10 @@ def _models(view: View) -> Iterator[Section]:
         config = shown["config"]
         kept = dict(budgets[name] for name in shown["names"] if name in budgets)
         kept = kept or ({config.budget.id: config.budget.keep} if config.budget.keep else {})
-        is_drawn = bool(kept) and not config.is_baseline
-        shown["figure"] = plots.staircase(config.depth, config.stages, kept, config.num_patches) if is_drawn else None
+        shown["figure"] = None
+        if kept and not config.is_baseline:
+            sizes = config.depth, config.stages, kept, config.num_patches
+            shown["figure"] = plots.staircase(*sizes, is_inside=config.variant == "focal")
     if models:
         yield Section("The model" if len(models) == 1 else "The models", "models", {"models": list(models.values())})
 

@@ -5,7 +5,15 @@ import json
 import pytest
 
 from gft_edge.benchmarks.experiments import data_speed
-from gft_edge.benchmarks.experiments.data_speed import Sizes, loader_speed, loop_speed, main, make_folder, waiting
+from gft_edge.benchmarks.experiments.data_speed import (
+    Sizes,
+    core_speed,
+    loader_speed,
+    loop_speed,
+    main,
+    make_folder,
+    waiting,
+)
 
 
 @pytest.mark.parametrize(
@@ -29,6 +37,7 @@ def test_every_case_is_measured_and_written(tmp_path, monkeypatch, capsys):
 
     monkeypatch.setattr(data_speed, "loader_speed", loader)
     monkeypatch.setattr(data_speed, "loop_speed", loop)
+    monkeypatch.setattr(data_speed, "core_speed", lambda *case: 40.0)
     monkeypatch.setattr(data_speed, "make_folder", lambda root, files: root)
     out = tmp_path / "data.json"
     assert main([str(out), "--workers", "3", "--batch", "10", "--step-ms", "50", "400"]) == 0
@@ -44,7 +53,10 @@ def test_every_case_is_measured_and_written(tmp_path, monkeypatch, capsys):
     ]
     assert data["results"][1]["waiting"] == {"50": 0.75, "400": 0.0}
     assert data["results"][1]["images_per_second_and_worker"] == pytest.approx(50 / 3)
-    assert "50 images/s, 17 per worker; waits 75% of a step of 50 ms, 0% of a step of 400 ms" in capsys.readouterr().out
+    assert (
+        "50 images/s, 17 per worker, 40 per second of a processor; waits 75% of a step of 50 ms, 0% of a step of 400 ms"
+        in capsys.readouterr().out
+    )
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -56,6 +68,7 @@ def test_the_loader_and_the_loop_run(tmp_path, workers):
         found = loader_speed(name, side, "none", sizes, data_speed.torch.device("cpu"))
         assert found["images_per_second"] > 0
         assert found["own_ms_per_batch"] >= 0
+        assert core_speed(name, side, "none", sizes) > 0
     assert loop_speed("typefaces", "gft_typeface", "none", sizes, 400)["images_per_second"] > 0
 
 

@@ -71,7 +71,7 @@ def test_every_figure_is_that_of_a_model_quantized_with_one_rule_per_layer(tiny_
     found, _ = measured
     labels = np.concatenate([truth for _, truth in data])
     full, full_kept = slow(tiny_model, ranges, data, [])
-    assert (found.images, len(found.layers)) == (12, 19)
+    assert (found.images, len(found.layers)) == (12, 12)
     assert found.top1 == (full.argmax(1) == labels).mean()
     assert found.signal == pytest.approx((full.astype(np.float64) ** 2).mean())
     assert np.array_equal(found.reference, full)
@@ -90,7 +90,7 @@ def test_every_figure_is_that_of_a_model_quantized_with_one_rule_per_layer(tiny_
 def test_layers_differ_and_all_together_are_worse_than_most_alone(measured):
     found, _ = measured
     alone = [layer.only.noise for layer in found.layers]
-    assert len(set(alone)) > 15
+    assert len(set(alone)) > 10
     assert found.everything.noise > np.median(alone)
     assert any(min(layer.only.jaccard) < 1 for layer in found.layers)
 
@@ -125,11 +125,11 @@ def test_progress_counts_every_configuration(tiny_model, ranges, names, data):
         return iter(())
 
     measure_sensitivity(MixedModel(tiny_model, ranges, names), lambda: data, len(data), 16, track)
-    assert seen[-1] == ("sensitivity", 80, 80)
+    assert seen[-1] == ("sensitivity", 52, 52)
 
 
 def test_ranges_that_miss_a_layer_and_no_images_are_refused(tiny_model, ranges, names, mixed):
-    with pytest.raises(ConfigError, match=r"ranges: none for the input of blocks\.0\.attn\.qkv and 18 others"):
+    with pytest.raises(ConfigError, match=r"ranges: none for the input of blocks\.0\.attn\.qkv and 11 others"):
         MixedModel(tiny_model, {}, names)
     with pytest.raises(DataError, match="no images"):
         measure_sensitivity(mixed, lambda: [], 0, 16)
