@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench lint gpu-check torture builtin clean distclean
+.PHONY: help install demo test bench gpu-bench lint gpu-check torture builtin clean distclean
 
 help: ## print this list
 	@echo "make TARGET [PYTHON=python3.12]; everything runs in .venv, which is created on first use (about 6 GB)"
@@ -45,6 +45,8 @@ bench: .venv/installed ## measure peers and the speed targets, into benchmarks/R
 	.venv/bin/gft-edge bench runs/bench/fp32-full runs/bench/fp32-pruned runs/bench/int8-pruned --threads 1 2 --out runs/bench/bench.json
 	.venv/bin/python -m gft_edge.benchmarks.experiments.elastic builtin runs/bench
 	.venv/bin/python -m gft_edge.benchmarks.experiments.training_speed runs/bench/training.json
+	.venv/bin/python -m gft_edge.benchmarks.experiments.compile_speed runs/bench/compile.json
+	.venv/bin/python -m gft_edge.benchmarks.experiments.data_speed runs/bench/data.json
 	.venv/bin/python -m gft_edge.benchmarks.experiments.calibration_speed runs/bench/calibration.json
 	OMP_NUM_THREADS=1 .venv/bin/python -m gft_edge.benchmarks.experiments.preprocessing_speed runs/bench/preprocessing.json
 
@@ -53,12 +55,16 @@ torture: .venv/installed ## measure the effect of damaged files, kills and hosti
 	mkdir -p runs/torture
 	OMP_NUM_THREADS=1 .venv/bin/python -m gft_edge.benchmarks.torture runs/torture/torture.json docs/promises.md $(TORTURE_FLAGS)
 
+# Needs an NVIDIA GPU; benchmarks/GPU.md says how to run it from a plain checkout.
+gpu-bench: .venv/installed ## measure inference, training and numerics on a GPU; under four minutes
+	.venv/bin/python -m gft_edge.benchmarks.experiments.gpu --out runs/bench/gpu.json
+
 # Runs every test marked gpu or jetson, on a machine that has the hardware.
 gpu-check: .venv/installed ## run the tests marked for a GPU or a Jetson board
 	.venv/bin/python -m pytest -m "gpu or jetson"
 
-# Reproduces the training of the checkpoint in gft_edge/builtin; more than an hour on two cores.
-builtin: .venv/installed ## train the built-in checkpoint again; more than an hour on two cores
+# Reproduces the training of the checkpoint in gft_edge/builtin: two hours on two cores, five minutes on a GPU.
+builtin: .venv/installed ## train the built-in checkpoint again; two hours on two cores, minutes on a GPU
 	.venv/bin/gft-edge train --config recipes/typeface.toml --out runs/typeface
 	.venv/bin/python -m gft_edge.benchmarks.experiments.publish runs/typeface runs/builtin recipes/typeface.toml
 

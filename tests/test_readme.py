@@ -21,9 +21,9 @@ def test_the_first_block_names_targets_of_the_makefile():
 
 
 def test_the_other_blocks_are_commands_and_a_program():
-    """``tests/cli/test_demo.py`` runs them."""
-    assert [language for language, _ in BLOCKS[1:]] == ["sh", "python"]
-    lines = BLOCKS[1][1].strip().splitlines()
+    """``tests/cli/test_adopt.py`` runs the quickest path, ``tests/cli/test_demo.py`` the others."""
+    assert [language for language, _ in BLOCKS[1:]] == ["text", "sh", "python"]
+    lines = [line for _, text in BLOCKS[1:3] for line in text.strip().splitlines()]
     assert all(line.split()[0] == "gft-edge" and line.split()[1] in VERBS for line in lines)
 
 

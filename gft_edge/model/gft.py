@@ -254,13 +254,12 @@ def _backbone(config: GFTConfig, pretrained: bool, drop_path: float) -> VisionTr
 
 def unsupported(vit: VisionTransformer, config: GFTConfig) -> str | None:
     """Returns why a Vision Transformer cannot select inside its blocks, None if it can."""
-    block = vit.blocks[0]
     positions = None if vit.pos_embed is None else vit.pos_embed.shape[1] - config.num_patches
     if not all(type(block) is Block and type(block.attn) is Attention for block in vit.blocks):
         return "has blocks that are not timm's Block with timm's Attention"
-    if not is_plain(block.attn):
+    if not all(is_plain(block.attn) for block in vit.blocks):
         return "normalises or gates its queries, keys or attention, which is not supported"
-    if type(block.mlp) is not Mlp or block.mlp.fc1.out_features != 4 * config.embed_dim:
+    if not all(type(block.mlp) is Mlp and block.mlp.fc1.out_features == 4 * config.embed_dim for block in vit.blocks):
         return "has an MLP that is not two layers of ratio 4"
     if not isinstance(vit.patch_embed, PatchEmbed) or not vit.patch_embed.flatten or positions is None:
         return "needs a flat patch embedding with a position embedding"
