@@ -74,7 +74,7 @@ def half_quantized_attention(graph: GraphView, platform: Platform) -> Problems:
     "GE005",
     "Q/DQ on the importance path",
     "Patches are ranked by small differences of scores; quantized, their order changes and other patches are kept, which "
-    "no tolerance on logits shows.",
+    "no tolerance on logits shows (GALA, arXiv 2504.09852).",
 )
 def quantized_importance(graph: GraphView, platform: Platform) -> Problems:
     """Finds quantizers between the tokens and TopK."""

@@ -16,6 +16,7 @@ from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.verify import with_checkpoint as module
 from gft_edge.export.verify.artifact_alone import comparison_kind, verify_golden
 from gft_edge.export.verify.claims import claim_places
+from gft_edge.export.verify.verdict import Limits
 from gft_edge.export.verify.with_checkpoint import verify_checkpoint
 from gft_edge.manifest import GOLDEN, MODEL, TensorInfo, load_artifact, register_files
 from gft_edge.runtime.artifact_graph import load_artifact_graph
@@ -64,7 +65,7 @@ class TestEightBitPrecisions:
         ]
         assert [c.arithmetic for c in report.comparisons] == [precision, precision]
         assert not [failure for failure in report.failures if "SQNR" in failure and "importance" not in failure]
-        assert report.comparisons[1].logit_sqnr_db > 30
+        assert report.comparisons[1].logit_sqnr_db > Limits().same_sqnr_db
         assert claim_places(artifact.manifest, load_artifact_graph(artifact)) == []
 
     def test_a_precision_that_the_graph_contradicts_is_named(self, made):
