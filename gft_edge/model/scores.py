@@ -39,7 +39,7 @@ class Score:
         finish: maps products (B, M, H) to one value per token (B, M).
         by_head: whether ``finish`` reads the heads apart; else the products are sums over all heads, (B, M, 1).
         all_tokens: whether ``finish`` reads every token (M = T) or the patches alone (M = N).
-        reads_neighbours: whether the order of the patches matters.
+        reads_neighbours: whether the order of the patches matters; to the random score too, which goes by their places.
     """
 
     operand: Operand
@@ -128,7 +128,7 @@ SCORES: Mapping[str, Score] = types.MappingProxyType(
         "column-gala": Score("mean query", _gradient, reads_neighbours=True),
         "row-gala": Score("mean key", _gradient, reads_neighbours=True),
         "class-row": Score("class query", _class_attention, all_tokens=True),
-        "random": Score("mean query", _random, by_head=False),
+        "random": Score("mean query", _random, by_head=False, reads_neighbours=True),
     }
 )
 """Attention a patch receives; its gradient along the patches; the gradient of the mean score of a row, as published; attention
