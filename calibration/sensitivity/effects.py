@@ -134,7 +134,7 @@ class MixedModel:
 
     @torch.no_grad()
     def outputs(self, images: npt.NDArray[np.float32]) -> Arrays:
-        """Returns logits (B, classes), ``importance_i`` (B, N_i) and ``kept_i`` (B, k_i) at the model's own token budget."""
+        """Returns the outputs at the model's own token budget, named as :func:`named_outputs` does."""
         return named_outputs(self.model(torch.from_numpy(images), maps=True))
 
 
@@ -229,20 +229,21 @@ def _configurations(
     for what, int8 in (("none", set()), ("all", every)):
         mixed.set(int8)
         outputs, recorded[what] = replay.record(run)
-        yield (what, ""), outputs if what == "none" else _without_importance(outputs)
+        yield (what, ""), outputs if what == "none" else _classes_and_kept(outputs)
     for name, (what, base) in itertools.product(mixed.names, (("only", "none"), ("all but", "all"))):
         mixed.set({name} if what == "only" else every - {name})
-        yield (what, name), _without_importance(replay.again(run, recorded[base], [name]))
+        yield (what, name), _classes_and_kept(replay.again(run, recorded[base], [name]))
 
 
 def run_mixed(mixed: MixedModel, int8: Collection[str], batches: Batches) -> Arrays:
-    """Returns outputs over all images with these layers in INT8, without importance."""
+    """Returns outputs over all images with these layers in INT8: logits and kept patches."""
     mixed.set(int8)
-    return _join([_without_importance(mixed.outputs(images)) for images, _ in batches()])
+    return _join([_classes_and_kept(mixed.outputs(images)) for images, _ in batches()])
 
 
-def _without_importance(outputs: Arrays) -> Arrays:
-    return {name: value for name, value in outputs.items() if not name.startswith("importance_")}
+def _classes_and_kept(outputs: Arrays) -> Arrays:
+    """Returns the logits and the kept patches: all that an effect is judged by, and little to store."""
+    return {name: value for name, value in outputs.items() if name.startswith(("logits", "kept_"))}
 
 
 def _join(parts: Sequence[Arrays]) -> Arrays:
