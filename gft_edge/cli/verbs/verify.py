@@ -110,7 +110,7 @@ def _text(report: VerifyReport) -> str:
         "largest error",
         "same class",
         "kept-set Jaccard by stage",
-        "map rank correlation",
+        "rank correlation",
     )
     lines = [f"{report.artifact} on {report.source}", table(header, map(_row, report.comparisons))]
     lines += [line for c in report.comparisons for line in _selection_lines(c)]
