@@ -103,6 +103,8 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
         "report RUN_DIR": ["report", str(root)],
         "train --config RECIPE": ["train", "--config", str(root / "recipe.toml"), "--out", out],
         "evaluate CKPT": ["evaluate", checkpoint, "--data", data],
+        "controls CKPT": ["controls", checkpoint, "--data", data],
+        "controls CKPT --out DIR": ["controls", checkpoint, "--data", data, "--out", out],
         "import-published FILE.pth": ["import-published", str(root / "weights.pth"), "--out", out],
         "calibrate CKPT": ["calibrate", checkpoint, "--data", data, "--out", out],
         "calibrate ARTIFACT": ["calibrate", art, "--data", data, "--out", out],

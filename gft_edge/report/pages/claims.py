@@ -32,6 +32,7 @@ def title(view: View, shown: Sequence[Section]) -> str:
     names = {
         "training": "training",
         "accuracy": "accuracy",
+        "controls": "selection",
         "quantization": "quantization",
         "sensitivities": "sensitivity",
         "verification": "verification",
@@ -57,8 +58,13 @@ def contents(view: View) -> list[str]:
         (len(found.benches), "bench file"),
         (len(found.predictions), "file of predictions"),
         (len(found.sensitivities), "sensitivity measurement"),
+        (len(found.controls), "comparison of selections"),
     )
-    plural = {"file of accuracies": "files of accuracies", "file of predictions": "files of predictions"}
+    plural = {
+        "file of accuracies": "files of accuracies",
+        "file of predictions": "files of predictions",
+        "comparison of selections": "comparisons of selections",
+    }
     return [f"{n} {what if n == 1 else plural.get(what, what + 's')}" for n, what in counts if n]
 
 
