@@ -241,9 +241,10 @@ def verdict(budget: str, own: npt.NDArray[np.bool_], random: Rights, test: Paire
             f"{start} makes no measurable difference: {counts} ({points:+.1f} points, {low:+.1f} to {high:+.1f}, "
             f"{p_text(test.largest_p)})."
         )
+    found = f"{counts} ({p_text(test.largest_p)})."
     if points > 0:
-        return f"{start} is worth {points:.1f} points ({low:.1f} to {high:.1f}) over random patches: {counts} ({p_text(test.largest_p)})."
-    return f"{start} costs {-points:.1f} points ({-high:.1f} to {-low:.1f}) against random patches: {counts} ({p_text(test.largest_p)})."
+        return f"{start} is worth {points:.1f} points ({low:.1f} to {high:.1f}) over random patches: {found}"
+    return f"{start} costs {-points:.1f} points ({-high:.1f} to {-low:.1f}) against random patches: {found}"
 
 
 def p_text(p: float) -> str:

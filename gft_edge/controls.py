@@ -129,8 +129,8 @@ def controls(
         track: shows progress, batch by batch.
 
     Raises:
-        ConfigError: the model has no selection that its logits depend on; a budget that does not fit or drops nothing; no data given or
-            recorded.
+        ConfigError: the model has no selection that its logits depend on; a budget that does not fit or drops nothing; no data
+            given or recorded.
         DataError: nothing usable in the data, or the model does not know a class.
         CheckFailed: NaN or infinite logits.
     """
@@ -186,7 +186,8 @@ def require_selection(config: GFTConfig, where: str) -> None:
         )
     if config.is_baseline:
         raise ConfigError(
-            f"{where}: is a baseline of variant {config.variant!r} without stages, which selects no patches; give a focal checkpoint"
+            f"{where}: is a baseline of variant {config.variant!r} without stages, which selects no patches; "
+            "give a focal checkpoint"
         )
 
 
@@ -204,8 +205,8 @@ def require_dropping(budget: TokenBudget, config: GFTConfig) -> None:
         )
     if not dropping_stages(budget, config):
         raise ConfigError(
-            f"token budget {budget.id}: drops patches in the last block only, after which nothing reads them; the logits do not depend "
-            "on the selection"
+            f"token budget {budget.id}: drops patches in the last block only, after which nothing reads them; the logits do not "
+            "depend on the selection"
         )
 
 
@@ -222,7 +223,7 @@ def dropping_stages(budget: TokenBudget, config: GFTConfig) -> list[int]:
 def learn_places(
     model: nn.Module, config: GFTConfig, images: ImageSet, spec: PreprocessSpec, track: Track = silent
 ) -> tuple[Tensor, int]:
-    """Returns the places of the grid in the order of their mean score over images, as distinct values (stages, P), and the number of images.
+    """Returns ranks of the places of the grid by their mean score over images, (stages, P), and the number of images.
 
     The scores are those of the network with every patch, so that every place counts in every image and one pass serves all budgets.
     A score only ranks the patches of one image, so each image's scores are standardised before the mean.

@@ -212,10 +212,7 @@ def test_every_answer_is_that_of_the_image_alone(tiny_model, tiny_config):
             LEAST: [lambda s, p, n: -s],
             STATIC: [lambda s, p, n: first[p]],
             CENTRE: [lambda s, p, n: centre[p]],
-            RANDOM: [
-                lambda s, p, n, seed=seed: torch.from_numpy(np.random.default_rng((seed, index)).permutation(16))[p]
-                for seed in SEEDS
-            ],
+            RANDOM: [choices.by_place(choices.random_places([index], 16, seed)) for seed in SEEDS],
         }
         for name, draws in ranks.items():
             for draw, rank in enumerate(draws):

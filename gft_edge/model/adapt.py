@@ -47,12 +47,12 @@ def adapt_weights(weights: Mapping[str, Tensor], old: GFTConfig, new: GFTConfig)
 
 
 def smaller_model(model: nn.Module, config: GFTConfig, macs: int) -> tuple[GFTConfig, nn.Module] | None:
-    """Returns a focal model's weights for smaller images, with every patch, at the cost nearest to a number of multiply-accumulates.
+    """Returns a focal model's weights as a model for smaller images, with every patch, at the cost nearest to ``macs``.
 
     Args:
         model: not quantized.
         config: of the model.
-        macs: wanted cost of an image.
+        macs: wanted multiply-accumulates of an image.
 
     Returns:
         Configuration and model in eval mode; None where no smaller image has at least two patches.

@@ -14,15 +14,17 @@ from torch import Tensor
 from gft_edge.model.selection import select_patches
 
 Rank = Callable[[Tensor, Tensor, int], Tensor]
-"""Maps scores (B, N), positions on the original grid (B, N) and the number of the selection, from 0, to values (B, N); the highest stay."""
+"""Maps scores (B, N), positions on the original grid (B, N) and the number of the selection, from 0, to values (B, N).
+
+The patches of the highest values stay."""
 
 
 class Following:
     """A :data:`gft_edge.model.focal_block.Choice` that knows where on the original grid the patches lie.
 
-    The model passes scores and k alone, so that nothing of this is in its code or its graph. It calls the choice once at each selection, in order,
-    and the patches that enter one selection are those that the choice before kept: the positions follow from the choices themselves. One object
-    therefore serves one forward pass.
+    The model passes scores and k alone, so that nothing of this is in its code or its graph. It calls the choice once at each
+    selection, in order, and the patches that enter one selection are those that the choice before kept: the positions follow from
+    the choices themselves. One object therefore serves one forward pass.
 
     Args:
         rank: values whose highest stay.

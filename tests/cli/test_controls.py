@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.config.model import preset
 from gft_edge.controls import ControlOptions, controls
@@ -164,18 +166,15 @@ def test_an_artefact_is_refused(refused, made, animals):
 
 
 def test_a_baseline_and_the_published_variant_are_refused(refused, make_model, tiny_info, animals, tmp_path):
-    from dataclasses import replace
-
-    published = preset(
-        "gft_base_published", backbone="test_vit", image_size=32, num_classes=4, patch_size=16, embed_dim=64, depth=6,
-        num_heads=2, stages=(2,), budget=preset("gft_tiny", image_size=32, stages=(1,)).budget.full(1, 4),
-    )  # fmt: skip
+    budget = TokenBudget((2,), 4)
+    sizes = {"image_size": 32, "patch_size": 16, "num_classes": 4, "embed_dim": 64, "depth": 6, "num_heads": 2}
+    published = preset("gft_base_published", backbone="test_vit", stages=(2,), budget=budget, **sizes)
     vit = preset("vit_tiny", backbone="test_vit", image_size=32, num_classes=4)
     for name, config, facts in (
         ("published", published, "do not depend on the selection"),
         ("vit", vit, "without stages"),
     ):
-        save_checkpoint(tmp_path / name, replace(tiny_info, model=config), make_model(config))
+        save_checkpoint(tmp_path / name, dataclasses.replace(tiny_info, model=config), make_model(config))
         assert facts in refused(tmp_path / name, "--data", animals)
 
 

@@ -1,8 +1,9 @@
 """Does the selection matter on these images: accuracy with the patches that the model keeps, and with those of other rules.
 
-At every patch and at each budget: the most important patches (the model's own score), random ones (three draws), the least important, static
-ones (the same places in every image, by their mean score on other images), those nearest to the centre, and the same weights on smaller
-images at about the same cost. Where the data knows its marks, also an oracle and the normalised gain G. Paired tests and a sentence each.
+Measured with every patch, and at each budget: the most important patches (the model's own score), random ones (three draws), the
+least important, static ones (the same places in every image, by their mean score on other images), those nearest to the centre,
+and the same weights on smaller images at about the same cost. Where the data knows its marks, also an oracle and the normalised
+gain G. Paired tests and a sentence for each budget.
 """
 
 from __future__ import annotations

@@ -124,6 +124,9 @@ def evidence(view: View) -> Any:
         names = dict.fromkeys(name for name, _ in view.verifications)
         sources = dict.fromkeys(record["source"] for _, record in view.verifications)
         rows.append((f"verification of {', '.join(names)}", run, f"both models ran on {'; '.join(sources)}"))
+    for file, record in view.found.controls:
+        how = f"PyTorch ran every rule on the same images, {file}"
+        rows.append((f"value of the selection of {record['model']}", run, how))
     for file, bench in view.found.benches:
         for backend in dict.fromkeys(row["backend"] for row in bench["results"]):
             names = dict.fromkeys(row["name"] for row in bench["results"] if row["backend"] == backend)
