@@ -81,6 +81,7 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
     """Arguments for every entry of doctor's table; ``new`` is an empty folder."""
     art, data, out = str(root / "art"), str(root / "data"), str(new / "out")
     image = str(next((root / "data").rglob("*.png")))
+    weights, backbone = str(root / "weights.pth"), ["--backbone", "vit_tiny_patch16_224"]
     quick = ["--rounds", "2", "--runs", "1", "--warmup", "0", "--skip", "stages", "throughput", "process"]
     bench = ["bench", art, "--power", "none", *quick]
     return {
@@ -105,7 +106,9 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
         "evaluate CKPT": ["evaluate", checkpoint, "--data", data],
         "controls CKPT": ["controls", checkpoint, "--data", data],
         "controls CKPT --out DIR": ["controls", checkpoint, "--data", data, "--out", out],
-        "import-published FILE.pth": ["import-published", str(root / "weights.pth"), "--out", out],
+        "import-published FILE.pth": ["import-published", weights, "--out", out],
+        "adopt WEIGHTS": ["adopt", weights, *backbone, "--out", out],
+        "adopt WEIGHTS --data D": ["adopt", weights, *backbone, "--data", data, "--out", out],
         "calibrate CKPT": ["calibrate", checkpoint, "--data", data, "--out", out],
         "calibrate ARTIFACT": ["calibrate", art, "--data", data, "--out", out],
         "sensitivity CKPT": ["sensitivity", checkpoint, "--data", data, "--out", out],

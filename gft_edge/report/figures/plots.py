@@ -229,7 +229,7 @@ def _controls(data: Mapping[str, Any]) -> Draw:
                 ]
                 axes.errorbar(costs, heights, yerr=errors, fmt="none", color=color, capsize=3)
         axes.set(xlabel="million multiply-accumulates", ylabel="top-1, per cent")
-        axes.legend(frameon=False, fontsize=8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="best")
 
     return draw
 
