@@ -16,6 +16,7 @@ from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.config.model import preset
 from gft_edge.controls import ControlOptions, controls
 from gft_edge.data.images import read_image
+from gft_edge.errors import OutputError
 from gft_edge.model.macs import count_macs
 from gft_edge.model.selection import select_patches
 
@@ -190,3 +191,21 @@ def test_data_without_images_is_refused(refused, tiny_checkpoint, tmp_path):
 def test_an_output_that_cannot_be_written_is_refused_before_the_work(refused, tiny_checkpoint, animals, tmp_path):
     (tmp_path / "file").write_text("mine")
     assert "is a file" in refused(tiny_checkpoint, "--data", animals, "--out", tmp_path / "file")
+
+
+def test_the_result_is_printed_though_its_files_do_not_fit(gft_edge, tiny_checkpoint, animals, tmp_path, monkeypatch):
+    def fail(*_):
+        raise OutputError(tmp_path / "out/controls.svg", "No space left on device")
+
+    monkeypatch.setattr("gft_edge.report.pages.controls.write_controls", fail)
+    found = gft_edge("controls", tiny_checkpoint, "--data", animals, "--images", 8, "--out", tmp_path / "out")
+    assert found.code == 2
+    assert "most important" in found.out and "On these 8 images" in found.out
+    assert found.err.splitlines()[-1].endswith("controls.svg: No space left on device")
+
+
+def test_the_same_command_gives_the_same_bytes(gft_edge, tiny_checkpoint, animals, done):
+    again = gft_edge(
+        "controls", tiny_checkpoint, "--data", animals, "--budget", "12,6", "--budget", "4,4", "--json"
+    )  # fmt: skip
+    assert again.out == done[0].out

@@ -38,6 +38,7 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.console import result, say, say_left_out, track
     from gft_edge.controls import ControlOptions, controls
+    from gft_edge.errors import OutputError
     from gft_edge.files import require_writable_folder
     from gft_edge.manifest import load_artifact
 
@@ -50,9 +51,13 @@ def run(args: argparse.Namespace) -> int:
     found = controls(model, options, say, track)
     say_left_out(found.unreadable)
     data = {"model": str(args.model), **found.to_json()}
-    result(args, data, _text(data))
     if args.out:
-        write_controls(args.out, data)
+        try:
+            write_controls(args.out, data)
+        except OutputError:  # the result took long to measure: show it although the files cannot be written
+            result(args, data, _text(data))
+            raise
+    result(args, data, _text(data))
     return 0
 
 
