@@ -9,7 +9,7 @@ from typing import Any
 from gft_edge.control_results import gain_text, rule_table
 from gft_edge.files import replacing, write_json
 from gft_edge.report.figures import plots
-from gft_edge.report.pages.tables import number, table
+from gft_edge.report.pages.tables import Head, number, table
 
 DATA = "controls.json"
 FIGURE = "controls.svg"
@@ -39,7 +39,7 @@ def section(record: Mapping[str, Any]) -> dict[str, Any]:
     shown = []
     for at in record["budgets"]:
         titles, rows = rule_table(at)
-        heads = [titles[0], *(number(title) for title in titles[1:])]
+        heads: list[Head | str] = [titles[0], *(number(title) for title in titles[1:])]
         gain = gain_text(at, record["has_marks"])
         shown.append({"budget": at["budget"], "verdict": at["verdict"], "gain": gain, "table": table(heads, rows)})
     return {**record, "figure": plots.controls(record), "budgets": shown}
