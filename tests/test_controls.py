@@ -344,3 +344,21 @@ def test_the_page_lists_every_rule():
     names = re.findall(r"^\| ([a-z][^|]*?) \|", page.partition("## The figures")[0], re.MULTILINE)[1:]
     assert names == [OWN, RANDOM, LEAST, STATIC, CENTRE, ORACLE, "all, S pixels"]
     assert LOWER not in names
+
+
+def test_a_checkpoint_on_data_with_marks_has_an_oracle(tiny_model, tiny_info, monkeypatch):
+    images = Subset(MarkedPatches(), tuple(range(20)))
+    monkeypatch.setattr("gft_edge.data.for_model.open_images", lambda *_: Subset(images, tuple(range(20))))
+    monkeypatch.setattr("gft_edge.controls.open_images", lambda *_: images)
+    info = dataclasses.replace(tiny_info, labels=MarkedPatches.labels)
+    checkpoint = Checkpoint(info, tiny_model, "", Path("somewhere"))
+    found = controls(checkpoint, ControlOptions("typefaces", budgets=("50%,25%",)))
+    assert found.has_marks and found.images == 20
+    (at,) = found.budgets
+    recalls = {rule.rule: rule.recall for rule in at.rules}
+    assert list(recalls) == [OWN, RANDOM, LEAST, STATIC, CENTRE, ORACLE, LOWER]
+    assert recalls.pop(LOWER) is None and recalls[ORACLE] == 1
+    assert all(0 <= recall < 1 for rule, recall in recalls.items() if rule != ORACLE)
+    titles, rows = rule_table(at.to_json())
+    assert titles[4] == "of the mark kept" and rows[5][4] == "100%"
+    assert gain_text(at.to_json(), True).startswith(("normalised gain G = ", "no normalised gain G: the oracle is not"))

@@ -90,12 +90,13 @@ def test_text_has_a_table_a_gain_and_a_verdict(gft_edge, tiny_checkpoint, animal
     at = done[0].json["budgets"][0]
     assert "24 test images" in lines[0] and "every patch: " in lines[0]
     assert lines[1] == "static: places of the highest mean score on 24 train images"
-    assert lines[3].startswith("12-6 patches kept, ")  # the checkpoint's own budget
-    names = [line.split("  ")[0] for line in lines[6:12]]
+    assert "not trained at that size" in lines[2]
+    assert lines[4].startswith("12-6 patches kept, ")  # the checkpoint's own budget
+    names = [line.split("  ")[0] for line in lines[7:13]]
     pixels = at["lower_resolution"]["image_size"]
     assert names[:5] == RULES[:5] and names[5].startswith(f"all, {pixels} pixels")
-    assert lines[12] == "no oracle and no normalised gain G: the data does not know where its marks are"
-    assert lines[13] == at["verdict"]
+    assert lines[13] == "no oracle and no normalised gain G: the data does not know where its marks are"
+    assert lines[14] == at["verdict"]
 
 
 def test_the_library_returns_what_the_verb_prints(done, tiny_checkpoint, animals):

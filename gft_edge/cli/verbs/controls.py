@@ -72,6 +72,10 @@ def _text(data: dict[str, Any]) -> str:
         f"static: places of the highest mean score on {static['images']} {static['split']} images"
         + (", the evaluated ones" if static["split"] == data["split"] else ""),
     ]
+    if any(at["lower_resolution"] for at in data["budgets"]):
+        lines.append(
+            "all, S pixels: the same weights on smaller images, not trained at that size: a lower bound of a network that is"
+        )
     for at in data["budgets"]:
         lines += ["", f"{at['budget']} patches kept, {at['macs'] / 1e6:.0f} million MACs", table(*rule_table(at))]
         lines += [gain_text(at, data["has_marks"]), at["verdict"]]
