@@ -157,7 +157,7 @@ def evaluate(
     options = options or EvaluationOptions()
     if isinstance(model, Artifact):
         return _evaluate(_artifact_subject(model, options), options, note, track)
-    with _torch_threads(options.threads):
+    with torch_threads(options.threads):
         return _evaluate(_checkpoint_subject(model, options), options, note, track)
 
 
@@ -216,7 +216,7 @@ def _checkpoint_subject(checkpoint: Checkpoint, options: EvaluationOptions) -> _
 
 
 @contextlib.contextmanager
-def _torch_threads(threads: int) -> Iterator[None]:
+def torch_threads(threads: int) -> Iterator[None]:
     """Runs PyTorch with a number of threads inside the block; 0 leaves the number alone."""
     import torch
 

@@ -104,6 +104,8 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
         "report RUN_DIR": ["report", str(root)],
         "train --config RECIPE": ["train", "--config", str(root / "recipe.toml"), "--out", out],
         "evaluate CKPT": ["evaluate", checkpoint, "--data", data],
+        "controls CKPT": ["controls", checkpoint, "--data", data],
+        "controls CKPT --out DIR": ["controls", checkpoint, "--data", data, "--out", out],
         "import-published FILE.pth": ["import-published", weights, "--out", out],
         "adopt WEIGHTS": ["adopt", weights, *backbone, "--out", out],
         "adopt WEIGHTS --data D": ["adopt", weights, *backbone, "--data", data, "--out", out],

@@ -19,7 +19,7 @@ LAYERS = (
     ("model",),
     ("quant",),
     ("checkpoint",),
-    ("evaluation",),
+    ("evaluation", "controls", "control_results"),
     ("train",),
     ("calibration",),
     ("export",),

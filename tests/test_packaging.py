@@ -21,6 +21,7 @@ NEEDS = {
     **dict.fromkeys((f"calibration.{name}" for name in ("cache", "images", "options", "ranges")), ""),
     "calibration.graph": "onnx",
     "checkpoint": "torch",
+    "controls": "torch",
     "data.training": "torch",
     "export.graph.*": "onnx",
     "export.graph.native": "",

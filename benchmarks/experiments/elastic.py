@@ -10,19 +10,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.cli.console import table
+from gft_edge.control_results import Controls
+from gft_edge.controls import ControlOptions, controls
 from gft_edge.data.datasets import open_images
 from gft_edge.errors import exit_code
 from gft_edge.files import replacing, require_writable_folder, write_json
 from gft_edge.model.build import logits_function
-from gft_edge.model.focal_block import Choice
 from gft_edge.model.macs import count_macs
-from gft_edge.model.selection import select_patches
 from gft_edge.report.figures import plots
+from gft_edge.report.pages.controls import write_controls
 from gft_edge.runtime.accuracy import measure_accuracy
 
 SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15)
@@ -55,29 +54,18 @@ def run(name: str, data: str = "typefaces", num_images: int = 1600) -> dict[str,
     return {"checkpoint": str(name), "sha256": checkpoint.sha256, "data": data, "images": found[0].count, "rows": rows}
 
 
-def control(name: str, data: str = "typefaces", num_images: int = 800) -> dict[str, Any]:
-    """Returns right answers if each stage keeps its most important, random or least important patches."""
+def control(name: str, data: str = "typefaces", num_images: int = 800) -> Controls:
+    """Returns what the selection is worth at three budgets with the same share of patches in every stage."""
     checkpoint = load_checkpoint(name)
-    info = checkpoint.info
-    stages, patches = len(info.model.stages), info.model.num_patches
-    evaluated = [TokenBudget.from_ratios((share,) * stages, patches) for share in (0.5, 0.3, 0.15)]
-    images = open_images(data, "test", num_images, info.model.image_size)
-    generator = torch.Generator().manual_seed(0)
-    choices: dict[str, Choice] = {
-        "most important": select_patches,
-        "random": lambda scores, k: select_patches(torch.rand(scores.shape, generator=generator), k),
-        "least important": lambda scores, k: select_patches(-scores, k),
-    }
-    right = {}
-    for kept, choice in choices.items():
-        models = [(budget.id, logits_function(checkpoint.model, budget, choose=choice)) for budget in evaluated]
-        found = measure_accuracy(models, images, info.labels, info.preprocess)
-        right[kept] = [accuracy.right for accuracy in found]
-    return {"budgets": [budget.id for budget in evaluated], "images": found[0].count, "right": right}
+    config = checkpoint.info.model
+    compared = [
+        TokenBudget.from_ratios((share,) * len(config.stages), config.num_patches) for share in (0.5, 0.3, 0.15)
+    ]
+    return controls(checkpoint, ControlOptions(data, "test", num_images, tuple(budget.id for budget in compared)))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes elastic.json and elastic.svg and prints the table."""
+    """Writes elastic.json, elastic.svg, controls.json and controls.svg and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="CKPT", help="checkpoint folder, or 'builtin'")
     parser.add_argument("out", type=Path, metavar="DIR", help="output folder")
@@ -94,9 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ]
     print(table(("budget", "million MACs", "top-1", "95 % interval"), cells))
     compared = control(name)
-    write_json(out / "control.json", compared)
-    print(f"right of {compared['images']} images, by the patches that every stage keeps")
-    print(table(("kept", *compared["budgets"]), [(kept, *right) for kept, right in compared["right"].items()]))
+    write_controls(out, {"model": str(name), **compared.to_json()})
+    print(f"right of {compared.images} images, by the patches that every stage keeps")
+    columns = [[", ".join(map(str, rule.right)) for rule in found.rules] for found in compared.budgets]
+    rows = zip((rule.rule for rule in compared.budgets[0].rules), *columns)
+    print(table(("kept", *(found.budget for found in compared.budgets)), rows))
     return 0
 
 

@@ -50,6 +50,8 @@ USES = (
     Use("report RUN_DIR", ("matplotlib", "jinja2")),
     Use("train --config RECIPE", (*_CHECKPOINT, *_IMAGES)),
     Use("evaluate CKPT", (*_CHECKPOINT, *_IMAGES)),
+    Use("controls CKPT", (*_CHECKPOINT, *_IMAGES)),
+    Use("controls CKPT --out DIR", (*_CHECKPOINT, *_IMAGES, "matplotlib")),
     Use("import-published FILE.pth", _CHECKPOINT),
     Use("adopt WEIGHTS", _CHECKPOINT),
     Use("adopt WEIGHTS --data D", (*_CHECKPOINT, *_IMAGES)),

@@ -25,6 +25,7 @@ VERBS = {
     "import-published": "convert a .pth file of the published code to a checkpoint",
     "adopt": "make a focal GFT checkpoint of any trained ViT, without training",
     "evaluate": "measure the accuracy of a checkpoint or artefact",
+    "controls": "measure whether the patches that a model keeps are better than random ones",
     "calibrate": "find activation ranges and the number of images they need",
     "sensitivity": "measure the effect of INT8 on each layer; choose layers for mixed precision",
     "quantize": "calibrate and quantize a checkpoint",

@@ -6,11 +6,13 @@ import dataclasses
 from collections.abc import Mapping
 
 from timm.layers import resample_abs_pos_embed
-from torch import Tensor
+from torch import Tensor, nn
 
-from gft_edge.budget import PREFIX_TOKENS
+from gft_edge.budget import MIN_TOKENS, PREFIX_TOKENS, TokenBudget
 from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ConfigError
+from gft_edge.model.build import build_model
+from gft_edge.model.macs import count_macs
 
 CLASSIFIERS = ("head.", "head_dist.", "classifier.", "network.head.", "network.fc.", "network.classifier.")
 POSITIONS = ("pos_embed", "base_model.pos_embed", "network.pos_embed")
@@ -42,6 +44,32 @@ def adapt_weights(weights: Mapping[str, Tensor], old: GFTConfig, new: GFTConfig)
                 prefix = fitting[name].shape[1] - (old.num_patches or fitting[name].shape[1] - PREFIX_TOKENS)
                 fitting[name] = resample_abs_pos_embed(fitting[name], grid, num_prefix_tokens=prefix)
     return fitting
+
+
+def smaller_model(model: nn.Module, config: GFTConfig, macs: int) -> tuple[GFTConfig, nn.Module] | None:
+    """Returns a focal model's weights as a model for smaller images, with every patch, at the cost nearest to ``macs``.
+
+    Args:
+        model: not quantized.
+        config: of the model.
+        macs: wanted multiply-accumulates of an image.
+
+    Returns:
+        Configuration and model in eval mode; None where no smaller image has at least two patches.
+    """
+    sizes = range(config.patch_size, config.image_size, config.patch_size)
+    counts = {size: (size // config.patch_size) ** 2 for size in sizes}
+    possible = [
+        dataclasses.replace(config, image_size=size, budget=TokenBudget.full(len(config.stages), count))
+        for size, count in counts.items()
+        if count >= MIN_TOKENS
+    ]
+    if not possible:
+        return None
+    new = min(possible, key=lambda one: abs(count_macs(one) - macs))
+    smaller = build_model(new)
+    smaller.load_state_dict(adapt_weights(model.state_dict(), config, new))
+    return new, smaller.eval()
 
 
 def _grid(new: GFTConfig, old: GFTConfig, positions: Tensor) -> list[int]:

@@ -9,8 +9,9 @@ from gft_edge.budget import TokenBudget
 from gft_edge.config.model import GFTConfig, preset
 from gft_edge.config.recipe import DataSection, ModelSection, Recipe, TrainSection
 from gft_edge.errors import ConfigError
-from gft_edge.model.adapt import adapt_weights
+from gft_edge.model.adapt import adapt_weights, smaller_model
 from gft_edge.model.build import build_model
+from gft_edge.model.macs import count_macs
 from gft_edge.train.loop import train
 
 SMALL = {"embed_dim": 32, "num_heads": 2, "depth": 3, "num_classes": 4}
@@ -99,3 +100,27 @@ def test_fewer_and_other_stages(stages, keep):
     with torch.no_grad():
         out = model(torch.randn(2, 3, 64, 64), maps=True)
     assert [stage.kept.shape[1] for stage in out.stages] == list(keep)
+
+
+def test_a_smaller_model_has_the_same_weights_and_the_nearest_cost(small):
+    config, model = small
+    for share in ((1.0,) * 3, (0.5, 0.5, 0.25)):
+        wanted = count_macs(config, TokenBudget.from_ratios(share, 16))
+        new, smaller = smaller_model(model, config, wanted)
+        costs = {
+            size: count_macs(
+                dataclasses.replace(config, image_size=size, budget=TokenBudget.full(3, (size // 16) ** 2))
+            )
+            for size in (32, 48)
+        }
+        assert new.image_size == min(costs, key=lambda size: abs(costs[size] - wanted))
+        assert not smaller.training
+        assert smaller(torch.zeros(1, 3, new.image_size, new.image_size)).shape == (1, 4)
+        for name, tensor in smaller.state_dict().items():
+            assert name == "pos_embed" or torch.equal(tensor, model.state_dict()[name])
+
+
+def test_images_of_one_patch_have_no_smaller_model(small):
+    config, _ = small
+    tiny = dataclasses.replace(config, image_size=32, budget=TokenBudget((3, 3, 2), 4))
+    assert smaller_model(build_model(tiny), tiny, 1) is None

@@ -267,6 +267,45 @@ def sensitivity(layers: int = 30) -> dict[str, Any]:
     }
 
 
+def controls(model: str = "runs/ckpt", budgets: tuple[str, ...] = ("12-6", "4-4")) -> dict[str, Any]:
+    """What ``controls --out`` writes."""
+
+    def accuracy(right: list[int], **more: Any) -> dict[str, Any]:
+        top1 = sum(right) / len(right) / 40
+        return {"right": right, "top1": top1, "interval": [max(top1 - 0.1, 0), min(top1 + 0.1, 1)], **more}
+
+    rules = {"most important": [36], "random": [30, 31, 29], "least important": [12], "static": [28], "oracle": [37]}
+    rows = [accuracy(right, rule=rule, recall=0.5) for rule, right in rules.items()]
+    rows.append(accuracy([20], rule="lower resolution", recall=None))
+    tests = [
+        {"against": rule, "difference": 0.15, "interval": [0.05, 0.25], "p": [0.012, 0.031, 0.004]}
+        for rule in ("random", "static", "least important")
+    ]
+    return {
+        "model": model,
+        "data": "parts",
+        "split": "test",
+        "images": 40,
+        "unreadable_images": 0,
+        "seeds": [0, 1, 2],
+        "static": {"data": "parts", "split": "train", "images": 64},
+        "has_marks": True,
+        "full": {"budget": "16-16", "macs": 900_000, "right": 38, "top1": 0.95, "interval": [0.83, 0.99]},
+        "budgets": [
+            {
+                "budget": budget,
+                "macs": 500_000 - 100_000 * number,
+                "rules": rows,
+                "tests": tests,
+                "gain": {"value": 0.86, "interval": [0.4, 1.2]},
+                "lower_resolution": {"image_size": 24, "macs": 520_000},
+                "verdict": f"On these 40 images the selection at {budget} is worth 15.0 points (5.0 to 25.0).",
+            }
+            for number, budget in enumerate(budgets)
+        ],
+    }
+
+
 def verification(name: str = "art", verdict: str = "pass") -> dict[str, Any]:
     """What ``verify --json`` prints."""
     comparison = {
@@ -329,6 +368,7 @@ def samples() -> dict[str, Callable[..., Any]]:
         "bench": bench,
         "predict": predictions,
         "sensitivity": sensitivity,
+        "controls": controls,
         "verify": verification,
         "checkpoint": checkpoint,
         "picture": picture,

@@ -61,6 +61,7 @@ def pages(samples, tmp_path_factory):
         "bench.json": samples["bench"]("art-a", "art-b", "an artefact of a rather long name"),
         "guesses.json": samples["predict"](LABELS[:2], "runs/art-b"),
         "sens/sensitivity.json": samples["sensitivity"](12),
+        "selection/controls.json": samples["controls"](),
         "verify.json": samples["verify"]("art-b", "inconclusive"),
         "model/config.json": samples["checkpoint"](LABELS, "builtin"),
         "run.json": {

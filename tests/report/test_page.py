@@ -86,7 +86,9 @@ def claims(texts):
 
 # Texts of a page, and the kind of file that each one needs.
 CLAIMS = {
-    r"top-1 on |top-1, per cent|95 % interval": "evaluate",
+    r"top-1 on ": "evaluate",
+    r"top-1, per cent|95 % interval": "evaluate or controls",
+    r"Does the selection matter|own is better by|is worth|McNemar": "controls",
     r"accuracy of ": "evaluate",
     r"Wilson": "evaluate",
     r"Errors by class": "evaluate",
@@ -123,6 +125,7 @@ def files(samples, kinds):
         "bench": {"speed of it.json": samples["bench"]("art-a", "art-b")},
         "predict": {"guesses.json": samples["predict"](LABELS[:2], "runs/art-b"), "maps/0.png": 64, "maps/1.png": 64},
         "sensitivity": {"sens/result.json": samples["sensitivity"](8)},
+        "controls": {"selection.json": samples["controls"]()},
         "verify": {"checked.json": samples["verify"]("art-b")},
         "checkpoint": {
             "model/config.json": samples["checkpoint"](LABELS),
@@ -139,10 +142,11 @@ def files(samples, kinds):
         ("evaluate",),
         ("predict",),
         ("sensitivity",),
+        ("controls",),
         ("verify",),
         ("checkpoint",),
         ("evaluate", "bench"),
-        ("evaluate", "bench", "predict", "sensitivity", "verify", "checkpoint"),
+        ("evaluate", "bench", "predict", "sensitivity", "controls", "verify", "checkpoint"),
     ],
     ids="+".join,
 )
@@ -247,7 +251,7 @@ def test_further_training_is_told_from_a_course_from_the_start(samples, laid):
 
 
 def test_sections_are_numbered_without_gaps_and_the_contents_lead_to_each(samples, laid):
-    kinds = ("evaluate", "bench", "predict", "sensitivity", "verify", "checkpoint")
+    kinds = ("evaluate", "bench", "predict", "sensitivity", "controls", "verify", "checkpoint")
     texts = read(write_page(laid(files(samples, kinds))).page)
     numbers = [int(number) for number in re.findall(r"<h2>(\d+)\. ", (laid({}) / "report.html").read_text())]
     assert numbers == list(range(1, len(numbers) + 1))
@@ -335,3 +339,31 @@ def test_a_section_of_text_figure_and_table_needs_no_template():
     assert section.anchor == "a-figure"
     assert "<p>a &lt; b</p>" in html and "<figure><svg></svg><figcaption>c</figcaption></figure>" in html
     assert "<bdi>e</bdi>" in html
+
+
+def test_a_comparison_of_selections_shows_every_rule_gain_and_verdict(samples, laid):
+    record = samples["controls"](budgets=("12-6",))
+    texts = read(write_page(laid({"controls.json": record})).page)
+    text = claims(texts)
+    (at,) = record["budgets"]
+    assert at["verdict"] in text
+    for rule in ("most important", "random", "least important", "static", "oracle", "all, 24 pixels, 1.04 of the cost"):
+        assert rule in text
+    assert "normalised gain G = 0.86 (0.40 to 1.20)." in text
+    assert "30, 31, 29" in text and "+15.0 (+5.0 to +25.0)" in text and "0.031" in text
+    assert "value of the selection of runs/ckpt run PyTorch ran every rule" in " ".join(text.split())
+    assert "1 comparison of selections" in " ".join(text.split())
+
+
+@pytest.mark.parametrize(
+    ("change", "facts"),
+    [
+        ({"images": 0}, "holds no image or no budget"),
+        ({"budgets": []}, "holds no image or no budget"),
+        ({"images": 39}, "is not a top-1 of"),
+    ],
+)
+def test_a_comparison_that_contradicts_itself_is_named(samples, laid, change, facts):
+    written = write_page(laid({"one.json": {**samples["controls"](), **change}, "two.json": samples["controls"]()}))
+    assert [unused.file for unused in written.unused] == ["one.json"]
+    assert facts in written.unused[0].why

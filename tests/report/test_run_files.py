@@ -31,6 +31,7 @@ def everything(samples):
         "bench": bench,
         "predict": samples["predict"](LABELS),
         "sensitivity": samples["sensitivity"](2),
+        "controls": samples["controls"](),
         "verify": samples["verify"](),
     }
 
@@ -59,7 +60,7 @@ def changed(data, path, value=None, remove=False):
     return data
 
 
-@pytest.mark.parametrize("kind", ["evaluate", "bench", "predict", "sensitivity", "verify"])
+@pytest.mark.parametrize("kind", ["evaluate", "bench", "predict", "sensitivity", "controls", "verify"])
 def test_every_entry_may_be_missing_or_of_any_kind(everything, laid, kind):
     data = everything[kind]
     paths = list(entries(data))

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from gft_edge.budget import patches_per_block
 from gft_edge.report.figures.svg import COLORS, INK, WIDE, Draw, is_narrow, responsive, short, svg
 
+CONTROLS_HEIGHT = 3.6
 SMOOTHED = 0.2
 """Weight of a new value in the smoothed curve of a training log."""
 
@@ -192,6 +193,51 @@ def elastic(rows: Sequence[Mapping[str, Any]]) -> str:
         axes.set(xlabel="million multiply-accumulates", ylabel="top-1, per cent")
 
     return svg(draw, WIDE, 3.2, "accuracy by budget")
+
+
+def controls_file(data: Mapping[str, Any]) -> str:
+    """Draws the figure of :func:`controls` as an SVG file."""
+    return svg(_controls(data), WIDE, CONTROLS_HEIGHT, "accuracy by selection")
+
+
+def controls(data: Mapping[str, Any]) -> str:
+    """Draws top-1 against multiply-accumulates, one line per rule that chooses the patches; from controls.json."""
+    return responsive(_controls(data), CONTROLS_HEIGHT, "accuracy by selection")
+
+
+def _controls(data: Mapping[str, Any]) -> Draw:
+    full = data["full"]
+    budgets = sorted(data["budgets"], key=lambda at: at["macs"])
+
+    def draw(_: Figure, axes: Axes) -> None:
+        for (name, color), marker in zip(_rule_colors(budgets).items(), itertools.cycle("osvD^PX*")):
+            points = []
+            for at in budgets:
+                row = next((row for row in at["rules"] if row["rule"] == name), None)
+                if row is not None:
+                    smaller = at["lower_resolution"]
+                    cost = smaller["macs"] if name == "lower resolution" and smaller is not None else at["macs"]
+                    points.append((cost / 1e6, 100 * row["top1"], [100 * bound for bound in row["interval"]]))
+            points.append((full["macs"] / 1e6, 100 * full["top1"], [100 * bound for bound in full["interval"]]))
+            costs, heights, bounds = zip(*sorted(points))
+            is_own = name == budgets[0]["rules"][0]["rule"]
+            axes.plot(costs, heights, f"{marker}-", color=color, lw=2.4 if is_own else 1.2, ms=5, label=name)
+            if is_own:
+                errors = [
+                    [max(h - b[0], 0) for h, b in zip(heights, bounds)],
+                    [max(b[1] - h, 0) for h, b in zip(heights, bounds)],
+                ]
+                axes.errorbar(costs, heights, yerr=errors, fmt="none", color=color, capsize=3)
+        axes.set(xlabel="million multiply-accumulates", ylabel="top-1, per cent")
+        axes.legend(frameon=False, fontsize=8, loc="best")
+
+    return draw
+
+
+def _rule_colors(budgets: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Returns a colour for each rule; the model's own comes first, in blue."""
+    names = dict.fromkeys(row["rule"] for at in budgets for row in at["rules"])
+    return dict(zip(names, itertools.cycle((COLORS[1], COLORS[0], COLORS[3], COLORS[2], COLORS[4], COLORS[5], INK))))
 
 
 def convergence(images: Sequence[int], ranges: Mapping[str, Sequence[float]], needed: int) -> str:

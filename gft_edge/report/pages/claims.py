@@ -32,6 +32,7 @@ def title(view: View, shown: Sequence[Section]) -> str:
     names = {
         "training": "training",
         "accuracy": "accuracy",
+        "controls": "selection",
         "quantization": "quantization",
         "sensitivities": "sensitivity",
         "verification": "verification",
@@ -57,8 +58,13 @@ def contents(view: View) -> list[str]:
         (len(found.benches), "bench file"),
         (len(found.predictions), "file of predictions"),
         (len(found.sensitivities), "sensitivity measurement"),
+        (len(found.controls), "comparison of selections"),
     )
-    plural = {"file of accuracies": "files of accuracies", "file of predictions": "files of predictions"}
+    plural = {
+        "file of accuracies": "files of accuracies",
+        "file of predictions": "files of predictions",
+        "comparison of selections": "comparisons of selections",
+    }
     return [f"{n} {what if n == 1 else plural.get(what, what + 's')}" for n, what in counts if n]
 
 
@@ -118,6 +124,9 @@ def evidence(view: View) -> Any:
         names = dict.fromkeys(name for name, _ in view.verifications)
         sources = dict.fromkeys(record["source"] for _, record in view.verifications)
         rows.append((f"verification of {', '.join(names)}", run, f"both models ran on {'; '.join(sources)}"))
+    for file, record in view.found.controls:
+        how = f"PyTorch ran every rule on the same images, {file}"
+        rows.append((f"value of the selection of {record['model']}", run, how))
     for file, bench in view.found.benches:
         for backend in dict.fromkeys(row["backend"] for row in bench["results"]):
             names = dict.fromkeys(row["name"] for row in bench["results"] if row["backend"] == backend)

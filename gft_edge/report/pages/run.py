@@ -35,7 +35,7 @@ def write_page(run: Path) -> Written:
     """Writes ``report.html`` into a run's folder.
 
     Results are found by the contents of the files, not by their names: artefacts with their engines and records, checkpoints
-    with their logs, and the files that evaluate, bench, predict, calibrate, quantize, sensitivity and verify write.
+    with their logs, and the files that evaluate, bench, predict, controls, calibrate, quantize, sensitivity and verify write.
 
     Raises:
         ArtifactError: the folder does not exist, or holds nothing that a page can show.

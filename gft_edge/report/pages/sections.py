@@ -7,6 +7,7 @@ from typing import Any
 
 from gft_edge.manifest import MODEL
 from gft_edge.report.figures import plots
+from gft_edge.report.pages.controls import section as controls_section
 from gft_edge.report.pages.picture_sections import classes, maps, predictions
 from gft_edge.report.pages.sensitivity import section as sensitivity_section
 from gft_edge.report.pages.tables import TONES, VERDICTS, Cell, Table, decibels, megabytes, number, percent, table
@@ -22,6 +23,7 @@ def sections(view: View) -> list[Section]:
         _training,
         _accuracy,
         classes,
+        _controls,
         predictions,
         _quantization,
         _sensitivity,
@@ -151,6 +153,12 @@ def _accuracy(view: View) -> Iterator[Section]:
         )
     if groups:
         yield Section("Accuracy", "accuracy", {"groups": groups})
+
+
+def _controls(view: View) -> Iterator[Section]:
+    shown = [{"file": file, **controls_section(record)} for file, record in view.found.controls]
+    if shown:
+        yield Section("Does the selection matter", "controls", {"records": shown})
 
 
 def _quantization(view: View) -> Iterator[Section]:

@@ -34,6 +34,28 @@ EVALUATION: Form = {
     ],
 }
 
+_WITH_INTERVAL: Form = {"top1": SHARE, "interval": Pair(SHARE)}
+CONTROLS: Form = {
+    "model": TEXT,
+    "data": TEXT,
+    "split": TEXT,
+    "images": COUNT,
+    "has_marks": FLAG,
+    "static": {"split": TEXT, "images": COUNT},
+    "full": {"budget": TEXT, "macs": COUNT, "right": COUNT, **_WITH_INTERVAL},
+    "budgets": [
+        {
+            "budget": TEXT,
+            "macs": COUNT,
+            "rules": [{"rule": TEXT, "right": [COUNT], "recall": Maybe(SHARE), **_WITH_INTERVAL}],
+            "tests": [{"against": TEXT, "difference": NUMBER, "interval": Pair(NUMBER), "p": [SHARE]}],
+            "gain": Maybe({"value": NUMBER, "interval": Pair(NUMBER)}),
+            "lower_resolution": Maybe({"image_size": COUNT, "macs": COUNT}),
+            "verdict": TEXT,
+        }
+    ],
+}
+
 PREDICTIONS: Form = {
     "artifact": TEXT,
     "predictions": [

@@ -147,6 +147,24 @@ def _evaluation(record: Mapping[str, Any]) -> None:
                 raise ArtifactError(f"{where}.confusion: expected {wanted} x {wanted} numbers")
 
 
+def _controls(record: Mapping[str, Any]) -> None:
+    images = record["images"]
+    if not images or not record["budgets"]:
+        raise ArtifactError("file: holds no image or no budget")
+    for number, at in enumerate(record["budgets"]):
+        where = f"file.budgets[{number}]"
+        if not at["rules"] or not at["macs"]:
+            raise ArtifactError(f"{where}: holds no rule or no cost")
+        for row in at["rules"]:
+            right, (low, high) = row["right"], row["interval"]
+            if not right or max(right) > images or abs(row["top1"] - sum(right) / len(right) / images) > 1e-6:
+                raise ArtifactError(f"{where}: {right} correct of {images} images is not a top-1 of {row['top1']}")
+            if not low <= row["top1"] + 1e-9 or not row["top1"] <= high + 1e-9:
+                raise ArtifactError(f"{where}: the interval of {row['rule']} does not contain its top-1")
+        if not all(test["p"] for test in at["tests"]):
+            raise ArtifactError(f"{where}.tests: a test has no p value")
+
+
 def _verification(record: Mapping[str, Any]) -> None:
     if not record["comparisons"] and not record["failures"]:
         raise ArtifactError("file.comparisons: is empty")
@@ -177,12 +195,14 @@ def _sensitivity(record: Mapping[str, Any]) -> None:
 EVALUATION = Kind(forms.EVALUATION, frozenset({"results"}), _evaluation, "evaluations")
 VERIFICATION = Kind(forms.VERIFICATION, frozenset({"comparisons"}), _verification, "verifications")
 MAPS = Kind(forms.MAPS, frozenset({"fractions"}), _maps, "")
+CONTROLS = Kind(forms.CONTROLS, frozenset({"budgets", "has_marks"}), _controls, "controls")
 SENSITIVITY = Kind(forms.SENSITIVITY, frozenset({"layers", "everything"}), _sensitivity, "sensitivities")
 KINDS = (
     EVALUATION,
     Kind(forms.PREDICTIONS, frozenset({"predictions"}), _any, "predictions"),
     VERIFICATION,
     SENSITIVITY,
+    CONTROLS,
     Kind(forms.CARD, frozenset({"class_counts"}), _any, "cards"),
     Kind(forms.RANGES, frozenset({"tensors"}), _any, "ranges"),
     Kind(forms.SELECTION, frozenset({"limit", "stages"}), _any, "selections"),

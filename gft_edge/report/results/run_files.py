@@ -70,7 +70,7 @@ class RunFiles:
     Attributes:
         folder: of the run.
         artifacts, checkpoints: by the path of their folder, relative to the run's.
-        evaluations, predictions, benches, sensitivities, verifications: files of the verbs' ``--out``.
+        evaluations, predictions, benches, sensitivities, controls, verifications: files of the verbs' ``--out``.
         cards, ranges, selections: of calibration.
         record: of the steps, written by demo.
         unused: files that cannot be used.
@@ -83,6 +83,7 @@ class RunFiles:
     predictions: list[Named] = field(default_factory=list)
     benches: list[Named] = field(default_factory=list)
     sensitivities: list[Named] = field(default_factory=list)
+    controls: list[Named] = field(default_factory=list)
     verifications: list[Named] = field(default_factory=list)
     cards: list[Named] = field(default_factory=list)
     ranges: list[Named] = field(default_factory=list)
@@ -93,7 +94,14 @@ class RunFiles:
     @property
     def is_empty(self) -> bool:
         """Returns True if the folder contains nothing that a page can show."""
-        lists = (self.evaluations, self.predictions, self.benches, self.sensitivities, self.verifications)
+        lists = (
+            self.evaluations,
+            self.predictions,
+            self.benches,
+            self.sensitivities,
+            self.controls,
+            self.verifications,
+        )
         return not (self.artifacts or self.checkpoints or any(lists) or any((self.cards, self.ranges, self.selections)))
 
 

@@ -1,0 +1,82 @@
+"""Does the selection matter on these images: accuracy with the patches that the model keeps, and with those of other rules.
+
+Measured with every patch, and at each budget: the most important patches (the model's own score), random ones (three draws), the
+least important, static ones (the same places in every image, by their mean score on other images), those nearest to the centre,
+and the same weights on smaller images at about the same cost. Where the data knows its marks, also an oracle and the normalised
+gain G. Paired tests and a sentence for each budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from gft_edge.cli.common import add_data_arguments, add_threads_argument, is_artifact
+
+EXAMPLE = "gft-edge controls builtin --budget 43,43,43 --out runs/controls"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    parser.add_argument("model", metavar="CKPT", help="folder of a focal checkpoint, or 'builtin'")
+    add_data_arguments(parser, images=400)
+    parser.add_argument(
+        "--budget",
+        action="append",
+        metavar="K,K,K",
+        help="repeatable: patches kept, or shares such as 75%%,50%%,25%%; default: the checkpoint's own",
+    )
+    add_threads_argument(parser, default=0)
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="also write controls.json and controls.svg into a folder"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb."""
+    from gft_edge.checkpoint import load_checkpoint
+    from gft_edge.cli.console import result, say, say_left_out, track
+    from gft_edge.controls import ControlOptions, controls
+    from gft_edge.errors import OutputError
+    from gft_edge.files import require_writable_folder
+    from gft_edge.manifest import load_artifact
+
+    if args.out:
+        from gft_edge.report.pages.controls import write_controls  # without matplotlib it fails before the work
+
+        require_writable_folder(args.out)
+    options = ControlOptions(args.data, args.split, args.images, tuple(args.budget or ()), args.threads)
+    model = load_artifact(args.model) if is_artifact(args.model) else load_checkpoint(args.model)
+    found = controls(model, options, say, track)
+    say_left_out(found.unreadable)
+    data = {"model": str(args.model), **found.to_json()}
+    if args.out:
+        try:
+            write_controls(args.out, data)
+        except OutputError:  # the result took long to measure: show it although the files cannot be written
+            result(args, data, _text(data))
+            raise
+    result(args, data, _text(data))
+    return 0
+
+
+def _text(data: dict[str, Any]) -> str:
+    from gft_edge.cli.console import table
+    from gft_edge.control_results import gain_text, rule_table
+
+    full, static = data["full"], data["static"]
+    lines = [
+        f"{data['model']} on {data['images']} {data['split']} images of {data['data']}; every patch: {full['right']} right, "
+        f"{full['top1']:.2%}, {full['macs'] / 1e6:.0f} million MACs",
+        f"static: places of the highest mean score on {static['images']} {static['split']} images"
+        + (", the evaluated ones" if static["split"] == data["split"] else ""),
+    ]
+    if any(at["lower_resolution"] for at in data["budgets"]):
+        lines.append(
+            "all, S pixels: the same weights on smaller images, not trained at that size: a lower bound of a network that is"
+        )
+    for at in data["budgets"]:
+        lines += ["", f"{at['budget']} patches kept, {at['macs'] / 1e6:.0f} million MACs", table(*rule_table(at))]
+        lines += [gain_text(at, data["has_marks"]), at["verdict"]]
+    return "\n".join(lines)

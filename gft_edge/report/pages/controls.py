@@ -1,0 +1,45 @@
+"""Files and page section of a comparison of the selection with other rules; all numbers come from controls.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gft_edge.control_results import gain_text, rule_table
+from gft_edge.files import replacing, write_json
+from gft_edge.report.figures import plots
+from gft_edge.report.pages.tables import Head, number, table
+
+DATA = "controls.json"
+FIGURE = "controls.svg"
+
+
+def write_controls(folder: Path, data: Mapping[str, Any]) -> None:
+    """Writes ``controls.json`` and ``controls.svg`` into a folder.
+
+    Args:
+        folder: is made if it does not exist; files of these names are replaced.
+        data: what :meth:`gft_edge.control_results.Controls.to_json` returns, and ``model``.
+
+    Raises:
+        OutputError: a file cannot be written.
+    """
+    write_json(folder / DATA, data)
+    with replacing(folder / FIGURE) as temporary:
+        temporary.write_text(plots.controls_file(data), encoding="utf-8")
+
+
+def section(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the data of the section: the record, its figure, and a table for each budget.
+
+    Args:
+        record: checked against its form.
+    """
+    shown = []
+    for at in record["budgets"]:
+        titles, rows = rule_table(at)
+        heads: list[Head | str] = [titles[0], *(number(title) for title in titles[1:])]
+        gain = gain_text(at, record["has_marks"])
+        shown.append({"budget": at["budget"], "verdict": at["verdict"], "gain": gain, "table": table(heads, rows)})
+    return {**record, "figure": plots.controls(record), "budgets": shown}
