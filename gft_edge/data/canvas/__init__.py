@@ -1,0 +1,1 @@
+"""What scenes are drawn with: textures for the background, masks of signs, shapes and strokes."""
