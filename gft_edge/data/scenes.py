@@ -15,9 +15,18 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.config.reader import load_dataclass, parse_scalar
-from gft_edge.data.canvas.photographs import backdrop, photographs_in, photographs_of
-from gft_edge.data.canvas.sprites import Mask, glyph, shape, stored_glyph, stroke
-from gft_edge.data.canvas.textures import noise, texture, texture_count
+from gft_edge.data.canvas import (
+    Mask,
+    backdrop,
+    glyph,
+    noise,
+    photographs_in,
+    shape,
+    stored_glyph,
+    stroke,
+    texture,
+    texture_count,
+)
 from gft_edge.data.splits import SPLITS, Split
 from gft_edge.data.typefaces import FACES, split_of
 from gft_edge.errors import ConfigError, DataError
@@ -54,7 +63,7 @@ class Scenes:
         share: of the image that the box of the mark covers, at most.
         distractors: number of other signs, shapes and strokes.
         scale: factor of the mark's side, 1 for the task itself; a curriculum begins with more.
-        photographs: files of photographs for the background instead of textures, of all splits.
+        photographs: files of photographs for the background instead of textures, those of this split.
 
     Raises:
         ConfigError: unknown split, bad size or number, or a mark that is too small to be read or larger than the canvas.
@@ -102,8 +111,8 @@ class Scenes:
     @property
     def notes(self) -> tuple[str, ...]:
         """Where the backgrounds come from, if they are photographs."""
-        own = len(self._own_photographs)
-        return (f"scenes {self.split}: {own} of {len(self.photographs)} photographs as backgrounds",) if own else ()
+        count = len(self.photographs)
+        return (f"scenes {self.split}: {count} photographs as backgrounds",) if count else ()
 
     @property
     def rendered_split(self) -> Split | None:
@@ -114,10 +123,6 @@ class Scenes:
     def _side(self) -> float:
         """Side of a square of the mark's share, in pixels."""
         return math.sqrt(self.share) * self.size
-
-    @property
-    def _own_photographs(self) -> tuple[Path, ...]:
-        return photographs_of(self.photographs, self.split)
 
     def name(self, index: int) -> str:
         """Returns for example ``scenes test 12``."""
@@ -150,10 +155,10 @@ class Scenes:
         """Returns the image (size, size, 3) uint8 RGB, or the same image without its mark."""
         mask, left, top = self._mark(index)
         box = (left - MARGIN, top - MARGIN, left + mask.shape[1] + MARGIN, top + mask.shape[0] + MARGIN)
-        rng = self._rng(index, 1)
+        rng, others = self._rng(index, 1), self._rng(index, 2)  # what else is there does not depend on the mark
         pixels = self._background(rng)
         for _ in range(self.distractors):
-            other = self._distractor(rng)
+            other = self._distractor(others)
             _stamp(pixels, other, _place_beside(rng, box, other, self.size), rng)
         if with_mark:
             _stamp(pixels, mask, (left, top), rng)
@@ -190,15 +195,14 @@ class Scenes:
     def _background(self, rng: np.random.Generator) -> Pixels:
         """Draws the texture or the photograph, its crop, colours and noise."""
         size, side = self.size, self.size * 3 // 2
-        part, photographs = SPLITS.index(self.split), self._own_photographs
         left, top, turn = (int(v) for v in rng.integers((side - size + 1, side - size + 1, 8)))
-        if photographs:
-            whole = backdrop(photographs[int(rng.integers(len(photographs)))], side)
-            pixels: npt.NDArray[np.int16] = whole[top : top + size, left : left + size].astype(np.int16)
-            if turn & 1:
-                pixels = pixels[:, ::-1]
-            return np.clip(pixels + _grains(rng, self.seed, size)[..., None], 0, 255).astype(np.uint8)
-        grey = texture(self.seed, part, int(rng.integers(texture_count())), side)[top : top + size, left : left + size]
+        if self.photographs:
+            whole = backdrop(self.photographs[int(rng.integers(len(self.photographs)))], side)
+            pixels = whole[top : top + size, left : left + size, :].astype(np.int16)
+            softer = (pixels[:, :: 1 if turn & 1 else -1] * 5 >> 3) + 48  # else no ink stands out from dark and light
+            return np.clip(softer + _grains(rng, self.seed, size)[..., None], 0, 255).astype(np.uint8)
+        number = int(rng.integers(texture_count()))
+        grey = texture(self.seed, SPLITS.index(self.split), number, side)[top : top + size, left : left + size]
         grey = grey[:: 1 if turn & 1 else -1, :: 1 if turn & 2 else -1]
         levels = (grey.T if turn & 4 else grey) + _grains(rng, self.seed, size)
         return _colours(rng).take(np.clip(levels, 0, 255)).view(np.uint8).reshape(size, size, 4)[..., :3].copy()
@@ -212,7 +216,8 @@ def touched_patches(marks: npt.NDArray[np.bool_], patch_size: int) -> npt.NDArra
         patch_size: pixels.
     """
     rows, cols = (pixels // patch_size for pixels in marks.shape)
-    found: npt.NDArray[np.bool_] = marks.reshape(rows, patch_size, cols, patch_size).any(axis=(1, 3))
+    cells = marks.reshape(rows, patch_size, cols, patch_size)
+    found: npt.NDArray[np.bool_] = cells.any(axis=3).any(axis=1)
     return found
 
 
@@ -264,7 +269,7 @@ def open_scenes(name: str, split: Split, num_images: int, size: int, seed: int =
         ConfigError: options out of range, see :class:`Scenes`.
     """
     options, folder = _parsed(name)
-    photographs = () if folder is None else photographs_in(folder)
+    photographs = () if folder is None else photographs_in(folder, split)
     return Scenes(split, num_images, size, seed, options.share, options.distractors, photographs=photographs)
 
 
