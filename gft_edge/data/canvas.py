@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from gft_edge.data.images import read_image
 from gft_edge.data.scan import is_readable_format, looks_like_image
-from gft_edge.data.seeded import seeded_images
+from gft_edge.data.seeded import FRACTION, enlarged
 from gft_edge.data.splits import SPLITS, Split, content_key, split_by_hash
 from gft_edge.data.typefaces import opened_font
 from gft_edge.errors import DataError, MissingExtraError
@@ -67,12 +67,27 @@ def noise(seed: int, side: int) -> npt.NDArray[np.int16]:
 
 
 def _clouds(rng: np.random.Generator, side: int) -> Whole:
-    return seeded_images(1, side, side, int(rng.integers(1 << 31)))[0, ..., 0].astype(np.int64)
+    """Detail at all scales, with the edges of a few flat rectangles."""
+    levels = _smooth(rng, side, 6)
+    for _ in range(6):
+        top, bottom = sorted(rng.integers(0, side + 1, 2).tolist())
+        left, right = sorted(rng.integers(0, side + 1, 2).tolist())
+        levels[top:bottom, left:right] += int(rng.integers(-40, 41))
+    return levels
+
+
+def _smooth(rng: np.random.Generator, side: int, octaves: int) -> Whole:
+    """Sums grids of 2, 4, 8, ... cells, each with half the contrast of the one before; levels of about -128 to 128."""
+    total: Whole = np.zeros((side, side, 1), dtype=np.int64)
+    for octave in range(octaves):
+        cells = 2 << octave
+        total += enlarged(rng.integers(-128, 128, (cells + 1, cells + 1, 1)), side, side) >> octave
+    return total[..., 0] >> FRACTION
 
 
 def _stripes(rng: np.random.Generator, side: int) -> Whole:
     """Bands in any direction, bent by clouds."""
-    return _waves(rng, side, 6, 30) + _clouds(rng, side) // 4
+    return _waves(rng, side, 6, 30) + _smooth(rng, side, 4) // 4
 
 
 def _bricks(rng: np.random.Generator, side: int) -> Whole:
@@ -89,7 +104,7 @@ def _grain(rng: np.random.Generator, side: int) -> Whole:
     levels: Whole = rng.integers(0, 256, (side + 8, side + 8))
     down, along = ((1, 8), (8, 1), (2, 2), (4, 4))[int(rng.integers(4))]
     smeared = sum(levels[i : side + i, j : side + j] for i in range(down) for j in range(along))
-    whole: Whole = np.asarray(smeared) // (down * along) + _clouds(rng, side) // 3
+    whole: Whole = np.asarray(smeared) // (down * along) + _smooth(rng, side, 4) // 3
     return whole
 
 
@@ -103,7 +118,7 @@ def _waves(rng: np.random.Generator, side: int, shortest: int, longest: int) -> 
     period, slope = int(rng.integers(shortest, longest)), int(rng.integers(-256, 257))
     place = np.arange(side, dtype=np.int64) * 256
     across, along = (place[:, None], place[None, :])[:: 1 if rng.random() < 0.5 else -1]
-    phase = (across + along * slope // 256) * 2 // period + _clouds(rng, side)
+    phase = (across + along * slope // 256) * 2 // period + _smooth(rng, side, 3)
     levels: Whole = np.abs(phase % 512 - 256)
     return levels
 
@@ -155,8 +170,8 @@ def backdrop(path: Path, side: int) -> npt.NDArray[np.uint8]:
 Mask = npt.NDArray[np.uint8]
 
 SAMPLE = 100
-_VISIBLE = [level if level >= 24 else 0 for level in range(256)]
-"""Ink too faint to be seen is none: it would make a mark touch patches that show nothing of it."""
+VISIBLE = 24
+"""Of 255. Ink that is too faint to be seen is none: it would make a mark touch patches that show nothing of it."""
 FINER = 3
 """Shapes and strokes are drawn so many times larger and reduced, which smooths their edges."""
 
@@ -228,6 +243,19 @@ def stroke(rng: np.random.Generator, side: float) -> Mask:
     return _reduced(canvas)
 
 
+FIGURES = 256
+"""Different shapes and strokes of one size."""
+
+
+@functools.lru_cache(maxsize=8 * FIGURES)
+def figure(number: int, side: float) -> Mask:
+    """Returns the shape (even numbers) or the stroke of a number below :data:`FIGURES`, of about ``side`` pixels or more."""
+    rng = np.random.default_rng([number, 1])
+    if number % 2:
+        return stroke(rng, side * rng.uniform(1.0, 3.5))
+    return shape(rng, side * rng.uniform(0.8, 1.3))
+
+
 def _turned_glyph(file: str, text: str, points: int, angle: float) -> Mask:
     font = opened_font(file, float(points))
     from PIL import Image, ImageDraw  # after the font: opening it raises the error about Pillow
@@ -236,7 +264,7 @@ def _turned_glyph(file: str, text: str, points: int, angle: float) -> Mask:
     side = math.ceil(math.hypot(right - left, bottom - top)) + 6
     canvas = Image.new("L", (side, side), 0)
     ImageDraw.Draw(canvas).text(((side - left - right) / 2, (side - top - bottom) / 2), text, 255, font)
-    return _ink(canvas.rotate(angle, Image.Resampling.BICUBIC).point(_VISIBLE))
+    return _ink(canvas.rotate(angle, Image.Resampling.BICUBIC))
 
 
 def _paper(side: float) -> tuple[Image.Image, ImageDraw.ImageDraw]:
@@ -253,6 +281,10 @@ def _reduced(canvas: Image.Image) -> Mask:
 
 
 def _ink(canvas: Image.Image) -> Mask:
-    """Returns the smallest part with all ink; one empty pixel where there is none."""
-    mask: Mask = np.asarray(canvas.crop(canvas.getbbox() or (0, 0, 1, 1)))
+    """Returns the smallest part with all visible ink, read only; there is some."""
+    drawn = np.asarray(canvas)
+    mask: Mask = np.where(drawn < VISIBLE, 0, drawn).astype(np.uint8)
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    mask = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].copy()
+    mask.flags.writeable = False
     return mask

@@ -16,14 +16,14 @@ import numpy.typing as npt
 
 from gft_edge.config.reader import load_dataclass, parse_scalar
 from gft_edge.data.canvas import (
+    FIGURES,
     Mask,
     backdrop,
+    figure,
     glyph,
     noise,
     photographs_in,
-    shape,
     stored_glyph,
-    stroke,
     texture,
     texture_count,
 )
@@ -185,12 +185,12 @@ class Scenes:
 
     def _distractor(self, rng: np.random.Generator) -> Mask:
         """Draws a sign (every second one), a shape or a stroke of about the size of a mark of scale 1."""
-        kind = rng.random()
-        if kind < 0.5:
-            sign, face, step, turn = (int(v) for v in rng.integers((len(SIGNS), len(FACES), 4, 5)))
-            return stored_glyph(FACES[face][1], SIGNS[sign], self._side**2 * (0.6 + 0.2 * step), 5.0 * turn - 10)
-        side = self._side * rng.uniform(0.8, 1.3)
-        return shape(rng, side) if kind < 0.75 else stroke(rng, min(side * rng.uniform(1.2, 3.0), self.size / 3))
+        kind, number, sign, face, step, turn = (
+            int(v) for v in rng.integers((2, FIGURES, len(SIGNS), len(FACES), 3, 3))
+        )
+        if kind:
+            return figure(number, min(self._side, self.size / 10))
+        return stored_glyph(FACES[face][1], SIGNS[sign], self._side**2 * (0.6 + 0.3 * step), 8.0 * turn - 8)
 
     def _background(self, rng: np.random.Generator) -> Pixels:
         """Draws the texture or the photograph, its crop, colours and noise."""

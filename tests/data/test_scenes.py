@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import math
+import re
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +17,7 @@ from gft_edge.data import scenes
 from gft_edge.data.canvas import glyph, noise, photographs_in, shape, stroke, texture, texture_count
 from gft_edge.data.datasets import Subset, is_folder, is_rendered, match_labels, open_images, split_names
 from gft_edge.data.for_model import known_data
-from gft_edge.data.scenes import LABELS, SIGNS, Scenes, touched_patches
+from gft_edge.data.scenes import DISTRACTORS, LABELS, SHARE, SIGNS, Scenes, touched_patches
 from gft_edge.data.splits import SPLITS
 from gft_edge.data.typefaces import FACES
 from gft_edge.errors import ConfigError, DataError, GFTEdgeError
@@ -316,3 +319,26 @@ def test_scenes_go_through_the_preprocessing_unchanged():
     image, _ = Scenes("val", 16)[3]
     np.testing.assert_array_equal(spec.geometry(image), image)
     assert Subset(Scenes("val", 16), (3,)).name(0) == "scenes val 3"
+
+
+def test_textures_are_fixed_bytes():
+    """Integers alone make them, so that they are the same on every machine."""
+    digest = hashlib.sha256(b"".join(texture(1, 0, number, 64).tobytes() for number in range(10)))
+    assert digest.hexdigest() == "1ad91682220ba4a1568065c4211eaeede79abd288d600b7a5761b0e31372aa0d"
+
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_program_of_the_page_runs(capsys):
+    page = (DOCS / "scenes.md").read_text(encoding="utf-8")
+    exec(compile(re.search(r"```python\n(.*?)```", page, re.DOTALL)[1], "docs/scenes.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("Q (")
+    assert " ".join(LABELS) in page
+    assert " ".join(SIGNS) in page
+    assert f"({SHARE})" in page
+    assert f"({DISTRACTORS})" in page
+
+
+def test_the_picture_of_the_page_is_small():
+    assert (DOCS / "scenes.png").stat().st_size <= 150_000
