@@ -39,6 +39,8 @@ SIGNS = "234579+=#%&?@*"
 SHARE, DISTRACTORS = 0.015, 6
 MIN_SIDE, MIN_SIZE = 6, 64
 """Pixels that a letter needs to be read, and of the smallest canvas."""
+LARGEST = 0.5
+"""Side of a mark as a part of the canvas's side, at most."""
 MAX_DISTRACTORS = 200
 MARGIN = 2
 """Pixels between the mark and other ink."""
@@ -66,7 +68,7 @@ class Scenes:
         photographs: files of photographs for the background instead of textures, those of this split.
 
     Raises:
-        ConfigError: unknown split, bad size or number, or a mark that is too small to be read or larger than the canvas.
+        ConfigError: unknown split, bad size or number, or a mark that is too small to be read or too large for the canvas.
     """
 
     split: Split
@@ -92,10 +94,12 @@ class Scenes:
                 f"scenes: share and scale must be above 0 and finite, found {self.share:g} and {self.scale:g}"
             )
         side = self._side * self.scale
-        if side + 2 * MARGIN > self.size:
+        if (
+            side > LARGEST * self.size
+        ):  # a letter is up to a third longer; with less room, no place might be of the split
             raise ConfigError(
-                f"scenes: a mark of {side:.0f} px (share {self.share:g}, scale {self.scale:g}) is larger than the canvas of "
-                f"{self.size} px; lower share or scale"
+                f"scenes: a mark of {side:.0f} px (share {self.share:g}, scale {self.scale:g}) is too large for a canvas of "
+                f"{self.size} px, which takes {LARGEST * self.size:.0f} px; lower share or scale"
             )
         if side < MIN_SIDE:
             raise ConfigError(

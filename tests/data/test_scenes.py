@@ -72,7 +72,7 @@ def test_iteration_ends_with_the_last_image():
 
 @pytest.mark.parametrize(
     ("size", "share", "scale"),
-    [(96, 0.015, 1.0), (192, 0.015, 1.0), (192, 0.04, 1.0), (128, 0.005, 1.0), (96, 0.015, 2.0)],
+    [(96, 0.015, 1.0), (192, 0.015, 1.0), (192, 0.04, 1.0), (64, 0.24, 1.0), (128, 0.005, 1.0), (96, 0.015, 2.0)],
 )
 def test_the_mark_has_the_share_and_holds_all_its_ink(size, share, scale):
     images = Scenes("train", 48, size, seed=1, share=share, scale=scale)
@@ -234,9 +234,9 @@ def test_textures_are_of_all_kinds_and_use_all_levels():
         ({"scale": math.inf}, "share and scale must be above 0 and finite, found 0.015 and inf"),
         (
             {"share": 1.0},
-            r"a mark of 192 px \(share 1, scale 1\) is larger than the canvas of 192 px; lower share or scale",
+            r"a mark of 192 px \(share 1, scale 1\) is too large for a canvas of 192 px, which takes 96 px; lower share",
         ),
-        ({"scale": 9.0}, r"a mark of 212 px \(share 0.015, scale 9\) is larger than the canvas of 192 px"),
+        ({"scale": 9.0}, r"a mark of 212 px \(share 0.015, scale 9\) is too large for a canvas of 192 px"),
         ({"share": 0.0005}, r"a mark of 4.3 px \(share 0.0005 of 192 px\) cannot be read, needs 6 px; raise share"),
     ],
 )
@@ -263,7 +263,7 @@ def test_scenes_are_opened_by_name_with_options():
         ("scenes,share", "share must be of type float, found ''"),
         ("scenes,share=big", "share must be of type float, found 'big'"),
         ("scenes,distractors=2.5", "distractors must be of type int, found 2.5"),
-        ("scenes,share=2", "larger than the canvas"),
+        ("scenes,share=2", "too large for a canvas of 192 px"),
     ],
 )
 def test_bad_names_are_refused(name, message):
