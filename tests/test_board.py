@@ -81,6 +81,7 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
     """Arguments for every entry of doctor's table; ``new`` is an empty folder."""
     art, data, out = str(root / "art"), str(root / "data"), str(new / "out")
     image = str(next((root / "data").rglob("*.png")))
+    weights, backbone = str(root / "weights.pth"), ["--backbone", "vit_tiny_patch16_224"]
     quick = ["--rounds", "2", "--runs", "1", "--warmup", "0", "--skip", "stages", "throughput", "process"]
     bench = ["bench", art, "--power", "none", *quick]
     return {
@@ -103,7 +104,9 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
         "report RUN_DIR": ["report", str(root)],
         "train --config RECIPE": ["train", "--config", str(root / "recipe.toml"), "--out", out],
         "evaluate CKPT": ["evaluate", checkpoint, "--data", data],
-        "import-published FILE.pth": ["import-published", str(root / "weights.pth"), "--out", out],
+        "import-published FILE.pth": ["import-published", weights, "--out", out],
+        "adopt WEIGHTS": ["adopt", weights, *backbone, "--out", out],
+        "adopt WEIGHTS --data D": ["adopt", weights, *backbone, "--data", data, "--out", out],
         "calibrate CKPT": ["calibrate", checkpoint, "--data", data, "--out", out],
         "calibrate ARTIFACT": ["calibrate", art, "--data", data, "--out", out],
         "sensitivity CKPT": ["sensitivity", checkpoint, "--data", data, "--out", out],

@@ -36,7 +36,7 @@ NEEDS = {
         (f"export.verify.{name}" for name in ("claims", "module_trace", "trace", "with_checkpoint")), "onnx"
     ),
     "model.*": "torch",
-    **dict.fromkeys((f"model.{name}" for name in ("adapt", "adopt", "backbone", "baselines", "focal_block")), "timm"),
+    **dict.fromkeys((f"model.{name}" for name in ("adapt", "adopt", "backbone", "baselines")), "timm"),
     "model.macs": "",
     **dict.fromkeys(("quant.attention", "quant.modules"), "torch"),
     "report.figures.*": "matplotlib",

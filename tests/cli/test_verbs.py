@@ -85,7 +85,7 @@ def test_quantized_checkpoint_knows_what_it_was_made_from(made, animals):
     assert info.quantization["split"] == "train"
     assert info.quantization["calibration_images"] == 24
     assert info.quantization["preprocess"] == parent.info.preprocess.id
-    assert len(info.quantization["ranges"]) == 19
+    assert len(info.quantization["ranges"]) == 12
 
 
 def test_export_enters_its_budget_and_files(made):

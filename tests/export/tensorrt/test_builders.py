@@ -264,8 +264,9 @@ def test_whole_model_with_fp16_rest_compiles_for_turing_too(exported, tmp_path, 
     plan = make_plan(summarize(model), "rtx", BuildOptions(compute_capabilities=("7.5", "8.9")))
     assert (plan.precision, plan.rest) == ("int8" if "int8" in name else "fp16", "fp16")
     assert len(compile_plan(trt, tmp_path / "model.onnx", plan)[0]) > 10_000
-    # standardising importance squares in FP16, which lint finds and the compiler does not
-    assert {finding.rule for finding in lint(model, plan.platform).findings} == {"GE001"}
+    # standardising the importance of maps squares in FP16, which lint finds and the compiler does not
+    found = {finding.rule for finding in lint(model, plan.platform).findings}
+    assert found == ({"GE001"} if "compact" in name else set())
 
 
 def test_refusal_of_the_compiler_names_the_node(tmp_path, monkeypatch):
