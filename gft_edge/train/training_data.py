@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from gft_edge.checkpoint import read_info, resolve_checkpoint
-from gft_edge.config.model import GFTConfig
+from gft_edge.config.model import GFTConfig, preset
 from gft_edge.config.recipe import Recipe
 from gft_edge.data.batches import evaluation_batches
-from gft_edge.data.datasets import ImageSet, Subset, is_rendered, match_labels, open_images, readable, split_names
+from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, readable, split_names
 from gft_edge.data.scenes import Scenes
 from gft_edge.data.sets import Kept
 from gft_edge.data.trained import not_trained_on
@@ -26,8 +26,6 @@ from gft_edge.train.schedule import Phase, phases
 
 KEPT_BYTES = 1 << 28
 """Of validation images kept in memory between evaluations."""
-PROBE_SIZE = 224
-"""Pixels of rendered images before the model's size is known."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,16 +101,13 @@ def open_training_data(recipe: Recipe, group: Workers) -> TrainingData:
     """
     settings, name = recipe.train, recipe.data.name
     _require_val(name)
-    probe = open_images(name, "train", recipe.data.train_images, PROBE_SIZE, settings.seed)
-    config = recipe.model.resolve(len(probe.labels))
+    size = recipe.model.image_size or preset(recipe.model.preset).image_size
+    images = readable(open_images(name, "train", recipe.data.train_images, size, settings.seed))
+    config = recipe.model.resolve(len(images.labels))
     spec = PreprocessSpec(config.image_size, config.image_size)
     if settings.init:
         initial = read_info(resolve_checkpoint(settings.init))
         spec = dataclasses.replace(initial.preprocess, height=config.image_size, width=config.image_size)
-    size = config.image_size
-    # Only rendered images depend on the size; files are listed once.
-    images = open_images(name, "train", recipe.data.train_images, size, settings.seed) if is_rendered(name) else probe
-    images = readable(images)
     if len(images) < settings.batch_size:
         raise ConfigError(
             f"data {name}: {len(images)} training images are fewer than one batch of {settings.batch_size}; lower "
