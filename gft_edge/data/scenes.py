@@ -221,8 +221,7 @@ def touched_patches(marks: npt.NDArray[np.bool_], patch_size: int) -> npt.NDArra
     """
     rows, cols = (pixels // patch_size for pixels in marks.shape)
     cells = marks.reshape(rows, patch_size, cols, patch_size)
-    found: npt.NDArray[np.bool_] = cells.any(axis=3).any(axis=1)
-    return found
+    return np.asarray(cells.any(axis=(1, 3)), dtype=np.bool_)
 
 
 def _grains(rng: np.random.Generator, seed: int, size: int) -> npt.NDArray[np.int16]:
