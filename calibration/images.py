@@ -14,7 +14,15 @@ import numpy.typing as npt
 
 from gft_edge.calibration.options import CHOICES, CalibrationOptions, Choice
 from gft_edge.data.batches import evaluation_batches
-from gft_edge.data.datasets import held_out_split, is_folder, match_labels, open_images, split_names, unlabelled_folder
+from gft_edge.data.datasets import (
+    held_out_split,
+    is_folder,
+    is_rendered,
+    match_labels,
+    open_images,
+    split_names,
+    unlabelled_folder,
+)
 from gft_edge.data.sets import NO_CLASSES, ImageSet, Subset, readable, spread
 from gft_edge.data.splits import Split, file_size
 from gft_edge.data.trained import not_trained_on, paths_of
@@ -186,7 +194,7 @@ def _open_pool(data: str, split: Split, count: int, size: int) -> ImageSet:
     loose = unlabelled_folder(Path(data)) if is_folder(data) else None
     if loose is not None:
         return readable(loose)
-    rendered = data.partition(":")[0] == "typefaces"
+    rendered = is_rendered(data)
     return readable(open_images(data, split, count if rendered else EVERYTHING, size))
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 DATA_HELP = (
     "image folder, ROOT/CLASS/image or ROOT/{train,val,test}/CLASS/image (without folders of splits, a hash of each file "
-    "splits it 80/10/10); 'typefaces'; typefaces:FOLDER of fonts; fgvc-aircraft:ROOT; food101:ROOT; coco:ROOT "
+    "splits it 80/10/10); 'scenes'; 'typefaces'; typefaces:FOLDER of fonts; fgvc-aircraft:ROOT; food101:ROOT; coco:ROOT "
     "(the data the model was trained on)"
 )
 

@@ -238,6 +238,18 @@ PRESETS: Mapping[str, GFTConfig] = types.MappingProxyType(
             budget=TokenBudget.from_ratios((0.75, 0.5, 0.25), 144),
             stem="conv",
         ),
+        "gft_scenes": GFTConfig(
+            backbone="vit_tiny_patch16_224",
+            image_size=192,
+            patch_size=8,
+            num_classes=16,
+            embed_dim=128,
+            depth=6,
+            num_heads=4,
+            stages=(2, 3, 4),
+            budget=TokenBudget.from_ratios((0.25, 0.125, 0.125), 576),
+            stem="conv",
+        ),
         "vit_base": GFTConfig("vit_base_patch16_224", 224, 1000, variant="timm"),
         "vit_small": GFTConfig("vit_small_patch16_224", 224, 1000, variant="timm"),
         "vit_tiny": GFTConfig("vit_tiny_patch16_224", 224, 1000, variant="timm"),
@@ -247,7 +259,7 @@ PRESETS: Mapping[str, GFTConfig] = types.MappingProxyType(
         "transfg_base": GFTConfig("vit_base_patch16_224", 224, 1000, variant="transfg"),
     }
 )
-"""Configurations by name; ``gft_typeface`` is that of the built-in task, names without gft are baselines."""
+"""Configurations by name; ``gft_typeface`` and ``gft_scenes`` are those of rendered tasks, names without gft are baselines."""
 
 
 def preset(name: str, **overrides: Any) -> GFTConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Iterable
@@ -75,6 +76,8 @@ class DataSection:
         augment: kind of augmentation.
         num_workers: processes that prepare images; 0 uses the training process itself. By default all processors but one
             when a GPU trains, else a quarter of them.
+        curriculum: of scenes alone: phases of the training, each the share of steps where it begins, the scale of the marks
+            and the number of distractors. The last phase is the task itself. Evaluation is always on the task itself.
     """
 
     name: str = "typefaces"
@@ -82,6 +85,7 @@ class DataSection:
     eval_images: int = 1_600
     augment: Augment = "none"
     num_workers: int | None = None
+    curriculum: tuple[tuple[float, ...], ...] = ()
 
     def __post_init__(self) -> None:
         problems = [
@@ -89,8 +93,23 @@ class DataSection:
             for name, least in (("train_images", 1), ("eval_images", 1), ("num_workers", 0))
             if (value := getattr(self, name)) is not None and value < least
         ]
+        problems += self._curriculum_problems()
         if problems:
             raise ConfigError("; ".join(problems))
+
+    def _curriculum_problems(self) -> list[str]:
+        for number, row in enumerate(self.curriculum):
+            if len(row) != 3:
+                return [f"curriculum[{number}] must be [share of steps, mark scale, distractors], found {list(row)}"]
+            _, scale, distractors = row
+            if not 0 < scale < math.inf:
+                return [f"curriculum[{number}]: the mark scale must be above 0 and finite, found {scale:g}"]
+            if not (0 <= distractors < math.inf and distractors == int(distractors)):
+                return [f"curriculum[{number}]: distractors must be a whole number from 0, found {distractors:g}"]
+        starts = [row[0] for row in self.curriculum]
+        if starts and (starts[0] != 0 or starts[-1] >= 1 or any(not a < b for a, b in itertools.pairwise(starts))):
+            return [f"curriculum: its shares of steps must rise from 0 to below 1, found {starts}"]
+        return []
 
 
 @dataclass(frozen=True)

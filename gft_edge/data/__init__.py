@@ -1,1 +1,1 @@
-"""Data sets: the built-in typefaces and image folders."""
+"""Data sets: the built-in scenes and typefaces, and image folders."""

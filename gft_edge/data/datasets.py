@@ -1,4 +1,4 @@
-"""Data sets by name: the built-in typefaces, published benchmarks in their own layouts on disk, and image folders."""
+"""Data sets by name: the built-in scenes and typefaces, published benchmarks in their own layouts on disk, and image folders."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 from gft_edge.data.folders import read_folder, spelling
 from gft_edge.data.published import PUBLISHED, open_published, published_splits
 from gft_edge.data.scan import is_hidden_folder, looks_like_image
+from gft_edge.data.scenes import open_scenes
 from gft_edge.data.sets import NO_CLASSES, Files, ImageSet, Relabelled, Subset, readable, spread
 from gft_edge.data.splits import SPLITS, Split
 from gft_edge.data.typefaces import Typefaces, font_folder_faces
@@ -21,6 +22,7 @@ __all__ = [
     "held_out_split",
     "image_folder",
     "is_folder",
+    "is_rendered",
     "match_labels",
     "open_images",
     "readable",
@@ -36,7 +38,8 @@ def open_images(name: str, split: Split, num_images: int, size: int, seed: int =
     """Opens a data set by name.
 
     Args:
-        name: ``"typefaces"``; ``"typefaces:FOLDER"`` of .ttf and .otf files, one class each; ``"fgvc-aircraft:ROOT"``,
+        name: ``"scenes"``, with options and a folder of photographs as :func:`gft_edge.data.scenes.open_scenes` reads them;
+            ``"typefaces"``; ``"typefaces:FOLDER"`` of .ttf and .otf files, one class each; ``"fgvc-aircraft:ROOT"``,
             ``"food101:ROOT"``, ``"coco:ROOT"`` in their published layouts; else the path of an image folder,
             see :mod:`gft_edge.data.folders`.
         split: part of the data.
@@ -48,6 +51,8 @@ def open_images(name: str, split: Split, num_images: int, size: int, seed: int =
         DataError: nothing usable is there, or no such part.
     """
     kind, colon, root = name.partition(":")
+    if _is_scenes(name):
+        return open_scenes(name, split, num_images, size, seed)
     if kind == "typefaces":
         return Typefaces(split, num_images, size, seed, font_folder_faces(Path(root)) if colon else None)
     published = colon and kind in PUBLISHED
@@ -58,7 +63,16 @@ def open_images(name: str, split: Split, num_images: int, size: int, seed: int =
 def is_folder(name: str) -> bool:
     """Returns whether a data set of this name is an image folder."""
     kind, colon, _ = name.partition(":")
-    return kind != "typefaces" and not (colon and kind in PUBLISHED)
+    return not is_rendered(name) and not (colon and kind in PUBLISHED)
+
+
+def is_rendered(name: str) -> bool:
+    """Returns whether the images of a data set of this name are drawn, in any number and size."""
+    return _is_scenes(name) or name.partition(":")[0] == "typefaces"
+
+
+def _is_scenes(name: str) -> bool:
+    return name.partition(":")[0].partition(",")[0] == "scenes"
 
 
 def split_names(name: str) -> tuple[Split, ...]:
@@ -70,7 +84,7 @@ def split_names(name: str) -> tuple[Split, ...]:
     if is_folder(name):
         return read_folder(Path(name)).names
     kind, _, _ = name.partition(":")
-    return SPLITS if kind == "typefaces" else published_splits(kind)
+    return SPLITS if is_rendered(name) else published_splits(kind)
 
 
 def held_out_split(name: str) -> Split:

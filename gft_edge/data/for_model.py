@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gft_edge.data.datasets import is_folder, match_labels, open_images
+from gft_edge.data.datasets import is_folder, is_rendered, match_labels, open_images
 from gft_edge.data.sets import ImageSet
 from gft_edge.data.splits import Split
 from gft_edge.data.trained import not_trained_on
@@ -49,8 +49,10 @@ def known_data(data: str | None, trained_on: str, where: object) -> str:
         return data
     if not trained_on:
         raise ConfigError(f"{where}: does not record the data it was trained on; give --data")
-    root = Path(trained_on.partition(":")[2] if not is_folder(trained_on) else trained_on)
-    if trained_on != "typefaces" and not root.is_dir():
+    _, colon, after = trained_on.partition(":")
+    needs_folder = bool(colon) or not is_rendered(trained_on)
+    root = Path(trained_on if is_folder(trained_on) else after)
+    if needs_folder and not root.is_dir():
         raise DataError(f"data {trained_on}: no such folder here; {where} was trained on it, give --data")
     return trained_on
 

@@ -31,7 +31,7 @@ def _image(bits: np.random.PCG64, height: int, width: int) -> npt.NDArray[np.uin
         cells = 1 << octave
         grey = _draw(bits, (cells + 1, cells + 1, 1)) * 3
         colour = _draw(bits, (cells + 1, cells + 1, 3))
-        total += _enlarged(grey + colour, height, width) >> octave
+        total += enlarged(grey + colour, height, width) >> octave
     for _ in range(6):
         top, bottom = sorted(int(v) % (height + 1) for v in bits.random_raw(2))
         left, right = sorted(int(v) % (width + 1) for v in bits.random_raw(2))
@@ -46,8 +46,8 @@ def _draw(bits: np.random.PCG64, shape: tuple[int, ...]) -> npt.NDArray[np.int64
     return (np.asarray(bits.random_raw(count)) >> np.uint64(56)).astype(np.int64).reshape(shape) - 128
 
 
-def _enlarged(grid: npt.NDArray[np.int64], height: int, width: int) -> npt.NDArray[np.int64]:
-    """Interpolates bilinearly (n + 1, n + 1, 3) values between -512 and 511 to (height, width, 3), times 2**FRACTION."""
+def enlarged(grid: npt.NDArray[np.int64], height: int, width: int) -> npt.NDArray[np.int64]:
+    """Interpolates bilinearly (n + 1, n + 1, C) values between -512 and 511 to (height, width, C), times 2**FRACTION."""
     one = 1 << (FRACTION // 2)
 
     def along(size: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

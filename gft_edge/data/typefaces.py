@@ -89,7 +89,17 @@ def font_folder() -> Path:
 
 
 @functools.lru_cache(maxsize=4096)
-def _font(file: str, size: float) -> ImageFont.FreeTypeFont:
+def opened_font(file: str, size: float) -> ImageFont.FreeTypeFont:
+    """Returns a font of so many points; the last ones stay open.
+
+    Args:
+        file: name of a font of matplotlib without ending, or the absolute path of a font.
+        size: in points.
+
+    Raises:
+        MissingExtraError: Pillow or matplotlib is not installed.
+        DataError: the font cannot be read.
+    """
     try:
         from PIL import ImageFont
     except ImportError:
@@ -104,7 +114,7 @@ def _font(file: str, size: float) -> ImageFont.FreeTypeFont:
 @functools.lru_cache(maxsize=64)
 def _points_per_x_height(file: str) -> float:
     """Returns the font size in points per pixel of x-height; with it all faces look equally large."""
-    _, top, _, bottom = _font(file, 200.0).getbbox("x")
+    _, top, _, bottom = opened_font(file, 200.0).getbbox("x")
     return 200.0 / (bottom - top)
 
 
@@ -120,7 +130,7 @@ def font_folder_faces(folder: Path) -> tuple[tuple[str, str], ...]:
     if len({path.stem for path in files}) != len(files):
         raise DataError(f"typefaces:{folder}: two fonts have the same file name")
     for path in files:
-        _, top, _, bottom = _font(str(path), 200.0).getbbox("x")
+        _, top, _, bottom = opened_font(str(path), 200.0).getbbox("x")
         if bottom <= top:
             raise DataError(f"typefaces: font {path} has no letter x")
     return tuple((path.stem, str(path)) for path in files)
@@ -147,7 +157,7 @@ def render(file: str, word: str, size: int, rng: np.random.Generator) -> npt.NDA
     """Renders a word in a font with random size, place, slope, colours, blur and noise. Returns (size, size, 3) uint8."""
     x_height = rng.uniform(0.17, 0.24) * size
     points = round(x_height * _points_per_x_height(file) * 4) / 4
-    font = _font(file, points)
+    font = opened_font(file, points)
     from PIL import Image, ImageDraw, ImageFilter  # after the font: opening it raises the error about Pillow
 
     # Two rows of the same word broken in half fill the square with large letters.

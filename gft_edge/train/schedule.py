@@ -1,8 +1,9 @@
-"""Learning rate, token budgets and random seeds of each step; they depend on seed and step alone."""
+"""Learning rate, phase of a curriculum, token budgets and random seeds of each step; they depend on seed and step alone."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -11,6 +12,9 @@ from gft_edge.budget import MIN_TOKENS, TokenBudget
 from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import TrainSection
 
+Phase = tuple[float, ...]
+"""Share of steps where a phase of a curriculum begins, scale of the marks, number of distractors."""
+
 
 def learning_rate(train: TrainSection, step: int) -> float:
     """Returns the rate: linear warm-up over ``warmup_steps``, then a cosine from ``lr`` to ``min_lr`` at the last step."""
@@ -18,6 +22,24 @@ def learning_rate(train: TrainSection, step: int) -> float:
         return train.lr * (step + 1) / train.warmup_steps
     done = (step - train.warmup_steps) / max(1, train.steps - 1 - train.warmup_steps)
     return train.min_lr + 0.5 * (train.lr - train.min_lr) * (1 + math.cos(math.pi * min(done, 1.0)))
+
+
+def phases(curriculum: Sequence[Phase], train: TrainSection, steps: range) -> list[tuple[Phase, range]]:
+    """Returns the phases of a curriculum that some steps lie in, each with its steps, in order.
+
+    Args:
+        curriculum: see :class:`gft_edge.config.recipe.DataSection`; a phase begins at the first step that is at least its
+            share of all steps.
+        train: has the number of all steps.
+        steps: of one run.
+    """
+    starts = [math.ceil(phase[0] * train.steps) for phase in curriculum]
+    found = []
+    for phase, start, end in zip(curriculum, starts, [*starts[1:], train.steps]):
+        part = range(max(start, steps.start), min(end, steps.stop))
+        if part:
+            found.append((phase, part))
+    return found
 
 
 def step_budgets(config: GFTConfig, train: TrainSection, step: int) -> list[TokenBudget]:

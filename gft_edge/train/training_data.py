@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from gft_edge.checkpoint import read_info, resolve_checkpoint
-from gft_edge.config.model import GFTConfig
+from gft_edge.config.model import GFTConfig, preset
 from gft_edge.config.recipe import Recipe
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, readable, split_names
+from gft_edge.data.scenes import Scenes
 from gft_edge.data.sets import Kept
 from gft_edge.data.trained import not_trained_on
 from gft_edge.data.training import BatchOptions, training_batches
@@ -21,6 +22,7 @@ from gft_edge.model.build import logits_function
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.runtime.accuracy import measure_accuracy
 from gft_edge.train.distributed import Workers, total
+from gft_edge.train.schedule import Phase, phases
 
 KEPT_BYTES = 1 << 28
 """Of validation images kept in memory between evaluations."""
@@ -67,16 +69,28 @@ class TrainingData:
         return {"val_top1_full": full / images, "val_top1_budget": pruned / images, "val_images": images}
 
     def batches(self, recipe: Recipe, group: Workers, steps: range) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yields this process's batches on its device, ``accumulate`` per step, interleaved with those of other processes."""
+        """Yields this process's batches on its device, ``accumulate`` per step, interleaved with those of other processes.
+
+        A curriculum changes how the images are drawn, not their order, so a run can begin at any step.
+        """
         settings = recipe.train
         per_step = settings.accumulate * group.count
-        own = [
-            step * per_step + micro * group.count + group.rank for step in steps for micro in range(settings.accumulate)
-        ]
         options = BatchOptions(
             settings.batch_size, settings.seed, recipe.data.augment, recipe.data.num_workers, group.device
         )
-        return training_batches(self.images, self.spec, own, options, self.unreadable.add)
+        for images, part in self._phases(recipe, steps):
+            own = [
+                step * per_step + micro * group.count + group.rank
+                for step in part
+                for micro in range(settings.accumulate)
+            ]
+            yield from training_batches(images, self.spec, own, options, self.unreadable.add)
+
+    def _phases(self, recipe: Recipe, steps: range) -> list[tuple[ImageSet, range]]:
+        if not recipe.data.curriculum:
+            return [(self.images, steps)]
+        found = phases(recipe.data.curriculum, recipe.train, steps)
+        return [(in_phase(self.images, phase), part) for phase, part in found]
 
 
 def open_training_data(recipe: Recipe, group: Workers) -> TrainingData:
@@ -87,21 +101,19 @@ def open_training_data(recipe: Recipe, group: Workers) -> TrainingData:
     """
     settings, name = recipe.train, recipe.data.name
     _require_val(name)
-    probe = open_images(name, "train", recipe.data.train_images, 96, settings.seed)
-    config = recipe.model.resolve(len(probe.labels))
+    size = recipe.model.image_size or preset(recipe.model.preset).image_size
+    images = readable(open_images(name, "train", recipe.data.train_images, size, settings.seed))
+    config = recipe.model.resolve(len(images.labels))
     spec = PreprocessSpec(config.image_size, config.image_size)
     if settings.init:
         initial = read_info(resolve_checkpoint(settings.init))
         spec = dataclasses.replace(initial.preprocess, height=config.image_size, width=config.image_size)
-    size = config.image_size
-    # Only rendered images depend on the size; files are listed once.
-    images = open_images(name, "train", recipe.data.train_images, size, settings.seed) if _is_rendered(name) else probe
-    images = readable(images)
     if len(images) < settings.batch_size:
         raise ConfigError(
             f"data {name}: {len(images)} training images are fewer than one batch of {settings.batch_size}; lower "
             "train.batch_size"
         )
+    _check_curriculum(images, recipe)
     held_out = match_labels(open_images(name, "val", recipe.data.eval_images, size, settings.seed), images.labels, name)
     if settings.init:
         held_out = not_trained_on(held_out, resolve_checkpoint(settings.init), "val", name)
@@ -124,5 +136,30 @@ def _require_val(name: str) -> None:
         )
 
 
-def _is_rendered(name: str) -> bool:
-    return name.partition(":")[0] == "typefaces"
+def in_phase(images: ImageSet, phase: Phase) -> Scenes:
+    """Returns scenes as a phase of a curriculum draws them.
+
+    Raises:
+        ConfigError: the images are no scenes, or the marks of the phase do not fit.
+    """
+    if not isinstance(images, Scenes):
+        raise ConfigError("data.curriculum is for data 'scenes' alone; leave it out")
+    _, scale, distractors = phase
+    return dataclasses.replace(images, scale=scale, distractors=int(distractors))
+
+
+def _check_curriculum(images: ImageSet, recipe: Recipe) -> None:
+    """Raises ConfigError for a curriculum that does not fit the images, or whose last phase is not the task itself."""
+    for number, phase in enumerate(recipe.data.curriculum):
+        try:
+            last = in_phase(images, phase)
+        except ConfigError as error:
+            raise ConfigError(
+                f"data.curriculum[{number}]: {error}" if isinstance(images, Scenes) else str(error)
+            ) from None
+        if number == len(recipe.data.curriculum) - 1 and last != images:
+            assert isinstance(images, Scenes)
+            raise ConfigError(
+                f"data.curriculum[{number}]: the last phase must be the task itself, scale 1 and {images.distractors} "
+                f"distractors, found {list(phase[1:])}"
+            )
