@@ -104,8 +104,8 @@ def loader_speed(name: str, side: int, augment: Augment, sizes: Sizes, device: t
     images = open_images(name, "train", 1_000_000, side)
     options = BatchOptions(sizes.batch, 0, augment, sizes.workers, device)
     batches = training_batches(images, PreprocessSpec(side, side), range(1_000_000), options)
-    for _, _ in zip(range(2 * max(1, sizes.workers)), batches):
-        pass  # the workers start and open their fonts
+    for _ in range(2 * max(1, sizes.workers)):  # the workers start and open their fonts
+        next(batches)
     return _timed(batches, sizes, device)
 
 

@@ -127,24 +127,6 @@ def result_kept(show: Callable[[Any], None]) -> Iterator[None]:
         raise
 
 
-def forget_notes() -> None:
-    """Lets the next verb of this process show its notes on images again."""
-    _shown.clear()
-
-
-def say_note(text: str) -> None:
-    """Shows a note on images, once in each run of a verb."""
-    from gft_edge.cli.console import say
-
-    if text not in _shown:
-        _shown.add(text)
-        say(text)
-
-
-_shown: set[str] = set()
-"""Notes that this run of a verb has shown."""
-
-
 def positive(text: str) -> int:
     """Parses an integer of at least 1, for argparse."""
     try:

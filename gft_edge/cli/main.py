@@ -10,7 +10,6 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from gft_edge.cli.common import forget_notes
 from gft_edge.cli.console import print_out, standard_output
 from gft_edge.cli.parsing import nearest, split_verb, top_parser, verb_parser
 from gft_edge.cli.process import abandon_stdout, ended_by_signals, how_ended, prepare_streams
@@ -47,7 +46,6 @@ def verb_module(verb: str) -> ModuleType:
 
 def run_verb(verb: str, arguments: Sequence[str]) -> int:
     """Parses the arguments of a verb and runs it; errors propagate."""
-    forget_notes()
     module = verb_module(verb)
     code: int = module.run(verb_parser(verb, module).parse_args(arguments))
     return code

@@ -215,6 +215,22 @@ def _preset(backbone: str, embed_dim: int, num_heads: int, image_size: int = 224
     )
 
 
+def _small(image_size: int, ratios: tuple[float, ...]) -> GFTConfig:
+    """Returns the model of a rendered task of 16 classes: patches of 8 pixels, 1.3 million parameters."""
+    return GFTConfig(
+        backbone="vit_tiny_patch16_224",
+        image_size=image_size,
+        patch_size=8,
+        num_classes=16,
+        embed_dim=128,
+        depth=6,
+        num_heads=4,
+        stages=(2, 3, 4),
+        budget=TokenBudget.from_ratios(ratios, (image_size // 8) ** 2),
+        stem="conv",
+    )
+
+
 PRESETS: Mapping[str, GFTConfig] = types.MappingProxyType(
     {
         "gft_base": _preset("vit_base_patch16_224", 768, 12),
@@ -226,30 +242,8 @@ PRESETS: Mapping[str, GFTConfig] = types.MappingProxyType(
         "gft_base_published": dataclasses.replace(
             _preset("vit_base_patch16_224", 768, 12), num_classes=100, stages=(8, 8, 8), variant="published"
         ),
-        "gft_typeface": GFTConfig(
-            backbone="vit_tiny_patch16_224",
-            image_size=96,
-            patch_size=8,
-            num_classes=16,
-            embed_dim=128,
-            depth=6,
-            num_heads=4,
-            stages=(2, 3, 4),
-            budget=TokenBudget.from_ratios((0.75, 0.5, 0.25), 144),
-            stem="conv",
-        ),
-        "gft_scenes": GFTConfig(
-            backbone="vit_tiny_patch16_224",
-            image_size=192,
-            patch_size=8,
-            num_classes=16,
-            embed_dim=128,
-            depth=6,
-            num_heads=4,
-            stages=(2, 3, 4),
-            budget=TokenBudget.from_ratios((0.25, 0.125, 0.125), 576),
-            stem="conv",
-        ),
+        "gft_typeface": _small(96, (0.75, 0.5, 0.25)),
+        "gft_scenes": _small(192, (0.25, 0.125, 0.125)),
         "vit_base": GFTConfig("vit_base_patch16_224", 224, 1000, variant="timm"),
         "vit_small": GFTConfig("vit_small_patch16_224", 224, 1000, variant="timm"),
         "vit_tiny": GFTConfig("vit_tiny_patch16_224", 224, 1000, variant="timm"),

@@ -212,18 +212,6 @@ class Scenes:
         return _colours(rng).take(np.clip(levels, 0, 255)).view(np.uint8).reshape(size, size, 4)[..., :3].copy()
 
 
-def touched_patches(marks: npt.NDArray[np.bool_], patch_size: int) -> npt.NDArray[np.bool_]:
-    """Returns which patches hold ink of a mark, (rows, cols) bool.
-
-    Args:
-        marks: see :meth:`Scenes.marks`, (rows * patch_size, cols * patch_size).
-        patch_size: pixels.
-    """
-    rows, cols = (pixels // patch_size for pixels in marks.shape)
-    cells = marks.reshape(rows, patch_size, cols, patch_size)
-    return np.asarray(cells.any(axis=(1, 3)), dtype=np.bool_)
-
-
 def _grains(rng: np.random.Generator, seed: int, size: int) -> npt.NDArray[np.int16]:
     """Draws noise of a random strength and crop, (size, size) int16."""
     strength, left, top = (int(v) for v in rng.integers((16, 32, 32)))

@@ -17,7 +17,8 @@ from gft_edge.data import scenes
 from gft_edge.data.canvas import glyph, noise, photographs_in, shape, stroke, texture, texture_count
 from gft_edge.data.datasets import Subset, is_folder, is_rendered, match_labels, open_images, split_names
 from gft_edge.data.for_model import known_data
-from gft_edge.data.scenes import DISTRACTORS, LABELS, SHARE, SIGNS, Scenes, touched_patches
+from gft_edge.data.marks import marked_patches
+from gft_edge.data.scenes import DISTRACTORS, LABELS, SHARE, SIGNS, Scenes
 from gft_edge.data.splits import SPLITS
 from gft_edge.data.typefaces import FACES
 from gft_edge.errors import ConfigError, DataError, GFTEdgeError
@@ -95,8 +96,7 @@ def test_the_mark_has_the_share_and_holds_all_its_ink(size, share, scale):
 def test_patches_are_those_with_ink(sets):
     for index in range(8):
         marks = sets["test"].marks(index)
-        found = touched_patches(marks, 8)
-        assert found.shape == (12, 12)
+        found = marked_patches(marks, PreprocessSpec(96, 96), (12, 12)).reshape(12, 12)
         for row in range(12):
             for column in range(12):
                 cell = marks[row * 8 : row * 8 + 8, column * 8 : column * 8 + 8]
