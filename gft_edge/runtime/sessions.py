@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -110,7 +111,10 @@ def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, 
     options.log_severity_level = 3
     disabled = ["MatMulAddFusion"] if quantized else []
     source = str(model) if isinstance(model, Path) else model
-    before = pages.anonymous_regions() if huge_pages and pages.on_request() else None
+    before = None
+    if huge_pages and pages.on_request():
+        gc.collect()  # memory freed while the model loads would be taken for it, and would then count as old
+        before = pages.anonymous_regions()
     try:
         session = ort.InferenceSession(
             source, options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled or None

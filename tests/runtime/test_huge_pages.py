@@ -1,10 +1,12 @@
 """Huge pages: which memory is a session's own, and what the kernel says to the request."""
 
+import gc
 import mmap
 import re
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -75,10 +77,10 @@ def test_the_kernel_holds_the_memory_in_huge_pages():
     assert pages.request([(start, start)]) == 0
 
 
-@needs_huge_pages
-def test_a_large_model_gives_the_same_answers_from_huge_pages():
-    rng = np.random.default_rng(0)
-    weight = rng.standard_normal((3 * 64 * 64, 1024), dtype=np.float32)
+@pytest.fixture(scope="module")
+def large_model():
+    """A serialized model with a product of 48 MiB."""
+    weight = np.random.default_rng(0).standard_normal((3 * 64 * 64, 1024), dtype=np.float32)
     nodes = [
         helper.make_node("Flatten", ["image"], ["flat"]),
         helper.make_node("MatMul", ["flat", "weight"], ["logits"]),
@@ -91,11 +93,34 @@ def test_a_large_model_gives_the_same_answers_from_huge_pages():
         [numpy_helper.from_array(weight, "weight")],
     )
     opsets = [helper.make_opsetid("", 20)]
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
-    plain, held = (onnxruntime_session(model, False, 1, huge_pages=huge) for huge in (False, True))
+    return helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+
+
+@needs_huge_pages
+def test_a_large_model_gives_the_same_answers_from_huge_pages(large_model):
+    plain, held = (onnxruntime_session(large_model, False, 1, huge_pages=huge) for huge in (False, True))
     assert plain.options["huge_pages_bytes"] == 0
-    assert held.options["huge_pages_bytes"] >= weight.nbytes // 2
+    assert held.options["huge_pages_bytes"] >= len(large_model) // 2
     smaps = Path("/proc/self/smaps_rollup").read_text()
     assert int(re.search(r"AnonHugePages:\s+(\d+)", smaps)[1]) << 10 >= 16 << 20
-    images = rng.standard_normal((3, 3, 64, 64), dtype=np.float32)
+    images = np.random.default_rng(1).standard_normal((3, 3, 64, 64), dtype=np.float32)
     np.testing.assert_array_equal(plain(images)["logits"], held(images)["logits"])
+
+
+@needs_huge_pages
+def test_memory_of_garbage_that_the_model_takes_over_counts_as_its_own(large_model, monkeypatch):
+    class Late(onnxruntime.InferenceSession):
+        def __init__(self, *args, **kwargs):
+            gc.collect()
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Late)
+    gc.disable()
+    try:
+        garbage = [np.ones(len(large_model), dtype=np.uint8) for _ in range(8)]
+        garbage.append(garbage)
+        del garbage
+        held = onnxruntime_session(large_model, False, 1, huge_pages=True)
+    finally:
+        gc.enable()
+    assert held.options["huge_pages_bytes"] >= len(large_model) // 2
