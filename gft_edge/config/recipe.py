@@ -76,8 +76,9 @@ class DataSection:
         augment: kind of augmentation.
         num_workers: processes that prepare images; 0 uses the training process itself. By default all processors but one
             when a GPU trains, else a quarter of them.
-        curriculum: of scenes alone: phases of the training, each the share of steps where it begins, the scale of the marks
-            and the number of distractors. The last phase is the task itself. Evaluation is always on the task itself.
+        curriculum: of scenes alone: phases of the training, each the share of steps where it begins, the scale of the marks,
+            the number of distractors and the side in pixels of a window around the mark, 0 or left out for whole images. The
+            last phase is the task itself. Evaluation is always on the task itself.
     """
 
     name: str = "typefaces"
@@ -96,16 +97,23 @@ class DataSection:
         problems += self._curriculum_problems()
         if problems:
             raise ConfigError("; ".join(problems))
+        whole = tuple((*row, 0.0)[:4] for row in self.curriculum)
+        object.__setattr__(self, "curriculum", whole)
 
     def _curriculum_problems(self) -> list[str]:
         for number, row in enumerate(self.curriculum):
-            if len(row) != 3:
-                return [f"curriculum[{number}] must be [share of steps, mark scale, distractors], found {list(row)}"]
-            _, scale, distractors = row
+            if len(row) not in (3, 4):
+                return [
+                    f"curriculum[{number}] must be [share of steps, mark scale, distractors] or the same with the side of a "
+                    f"window, found {list(row)}"
+                ]
+            scale, distractors, window = (*row[1:], 0.0)[:3]
             if not 0 < scale < math.inf:
                 return [f"curriculum[{number}]: the mark scale must be above 0 and finite, found {scale:g}"]
             if not (0 <= distractors < math.inf and distractors == int(distractors)):
                 return [f"curriculum[{number}]: distractors must be a whole number from 0, found {distractors:g}"]
+            if not (0 <= window < math.inf and window == int(window)):
+                return [f"curriculum[{number}]: the side of a window must be a whole number from 0, found {window:g}"]
         starts = [row[0] for row in self.curriculum]
         if starts and (starts[0] != 0 or starts[-1] >= 1 or any(not a < b for a, b in itertools.pairwise(starts))):
             return [f"curriculum: its shares of steps must rise from 0 to below 1, found {starts}"]

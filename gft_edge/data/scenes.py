@@ -42,6 +42,8 @@ MIN_SIDE, MIN_SIZE = 6, 64
 LARGEST = 0.5
 """Side of a mark as a part of the canvas's side, at most."""
 MAX_DISTRACTORS = 200
+LONGEST = 4 / 3
+"""Longer side of a mark as a part of a square of its share, at most: a narrow or wide letter."""
 MARGIN = 2
 """Pixels between the mark and other ink."""
 CONTRAST = 80
@@ -96,7 +98,7 @@ class Scenes:
         side = self._side * self.scale
         if (
             side > LARGEST * self.size
-        ):  # a letter is up to a third longer; with less room, no place might be of the split
+        ):  # a letter is up to a third longer (LONGEST); with less room, no place might be of the split
             raise ConfigError(
                 f"scenes: a mark of {side:.0f} px (share {self.share:g}, scale {self.scale:g}) is too large for a canvas of "
                 f"{self.size} px, which takes {LARGEST * self.size:.0f} px; lower share or scale"
@@ -122,6 +124,11 @@ class Scenes:
     def rendered_split(self) -> Split | None:
         """The split that is drawn."""
         return self.split
+
+    @property
+    def longest_mark(self) -> float:
+        """Pixels of the longer side of a mark, at most."""
+        return LONGEST * self._side * self.scale
 
     @property
     def _side(self) -> float:
@@ -210,6 +217,67 @@ class Scenes:
         grey = grey[:: 1 if turn & 1 else -1, :: 1 if turn & 2 else -1]
         levels = (grey.T if turn & 4 else grey) + _grains(rng, self.seed, size)
         return _colours(rng).take(np.clip(levels, 0, 255)).view(np.uint8).reshape(size, size, 4)[..., :3].copy()
+
+
+@dataclass(frozen=True)
+class MarkWindows:
+    """Windows of scenes that show the mark and what happens to lie beside it, for the first phases of a training.
+
+    Args:
+        scenes: whole images.
+        side: of the square windows, in pixels.
+
+    Raises:
+        ConfigError: a mark may not fit, or the window is not smaller than the images.
+    """
+
+    scenes: Scenes
+    side: int
+
+    def __post_init__(self) -> None:
+        needed = math.ceil(self.scenes.longest_mark)
+        if not needed <= self.side < self.scenes.size:
+            raise ConfigError(
+                f"scenes: windows must have {needed} px, which the longest mark takes, to less than {self.scenes.size} px, "
+                f"the whole image; found {self.side} px"
+            )
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Class names."""
+        return self.scenes.labels
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Notes on the scenes."""
+        return self.scenes.notes
+
+    @property
+    def rendered_split(self) -> Split | None:
+        """The split that is drawn."""
+        return self.scenes.split
+
+    def name(self, index: int) -> str:
+        """Returns the name of the whole image."""
+        return self.scenes.name(index)
+
+    def class_numbers(self) -> list[int]:
+        """Returns the class number of each image."""
+        return self.scenes.class_numbers()
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> tuple[Pixels, int]:
+        """Returns a window (side, side, 3) uint8 RGB, at a random place around the mark, and the class number."""
+        pixels, label = self.scenes[index]
+        left, top, right, bottom = self.scenes.mark_box(index)
+        rng = np.random.default_rng([self.scenes.seed, index, 3])
+        x, y = (
+            int(rng.integers(max(0, end - self.side), min(begin, self.scenes.size - self.side) + 1))
+            for begin, end in ((left, right), (top, bottom))
+        )
+        return pixels[y : y + self.side, x : x + self.side], label
 
 
 def _grains(rng: np.random.Generator, seed: int, size: int) -> npt.NDArray[np.int16]:

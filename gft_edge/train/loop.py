@@ -37,7 +37,7 @@ from gft_edge.train.determinism import deterministic
 from gft_edge.train.distributed import Workers, barrier, parallel, total, workers
 from gft_edge.train.log import Pace, cut_log, training_log
 from gft_edge.train.optim import make_optimizer, set_rate, step_in_backward
-from gft_edge.train.schedule import learning_rate, seed_step
+from gft_edge.train.schedule import learning_rate, pixels_seen, seed_step
 from gft_edge.train.state import (
     BEST,
     STATE,
@@ -217,6 +217,7 @@ def _run_steps(run: _Run, progress: Progress, track: Track, stop_after: int | No
     network = parallel(state.model, group, unused=config.variant == "published")
     stepper = run.stepper(network, state, config, settings, make_mixup(settings, config))
     batches = run.data.batches(run.recipe, group, range(first, last))
+    seen = pixels_seen(run.recipe.data.curriculum, settings, config.image_size)
     log_every = min(50, max(1, settings.steps // 16))
     sums = torch.zeros(3, dtype=torch.float64, device=group.device)
     started = time.monotonic()
@@ -228,7 +229,7 @@ def _run_steps(run: _Run, progress: Progress, track: Track, stop_after: int | No
         for step in steps:
             micro = [next(batches) for _ in range(settings.accumulate)]
             seed_step(settings.seed, step, group.rank)  # after the loader, which draws from torch when it starts
-            set_rate(state.optimizer, learning_rate(settings, step))
+            set_rate(state.optimizer, learning_rate(settings, step, seen))
             sums += stepper.step(micro, step)
             progress.step = done = step + 1
             if group.is_first and (line := pace.step()):
@@ -244,7 +245,7 @@ def _run_steps(run: _Run, progress: Progress, track: Track, stop_after: int | No
                     "step": done,
                     "loss": loss / count,
                     "train_top1": right / count,
-                    "lr": learning_rate(settings, step),
+                    "lr": learning_rate(settings, step, seen),
                 }
                 row["seconds"] = time.monotonic() - started
                 if evaluating:

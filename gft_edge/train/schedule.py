@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -13,15 +13,45 @@ from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import TrainSection
 
 Phase = tuple[float, ...]
-"""Share of steps where a phase of a curriculum begins, scale of the marks, number of distractors."""
+"""Share of steps where a phase of a curriculum begins, scale of the marks, number of distractors, side of the windows in pixels
+(0: whole images)."""
 
 
-def learning_rate(train: TrainSection, step: int) -> float:
-    """Returns the rate: linear warm-up over ``warmup_steps``, then a cosine from ``lr`` to ``min_lr`` at the last step."""
+def learning_rate(train: TrainSection, step: int, done: Callable[[float], float] = float) -> float:
+    """Returns the rate: linear warm-up over ``warmup_steps``, then a cosine from ``lr`` to ``min_lr`` at the last step.
+
+    Args:
+        train: settings.
+        step: number of the step.
+        done: pixels seen before a step, in units of one step of whole images; see :func:`pixels_seen`.
+    """
     if step < train.warmup_steps:
         return train.lr * (step + 1) / train.warmup_steps
-    done = (step - train.warmup_steps) / max(1, train.steps - 1 - train.warmup_steps)
-    return train.min_lr + 0.5 * (train.lr - train.min_lr) * (1 + math.cos(math.pi * min(done, 1.0)))
+    start, end = done(train.warmup_steps), done(train.steps - 1)
+    part = (done(step) - start) / max(1.0, end - start)
+    return train.min_lr + 0.5 * (train.lr - train.min_lr) * (1 + math.cos(math.pi * min(part, 1.0)))
+
+
+def pixels_seen(curriculum: Sequence[Phase], train: TrainSection, size: int) -> Callable[[float], float]:
+    """Returns a function from a step to the pixels seen before it, in units of one step of whole images.
+
+    Steps on small windows are many and cheap. The learning rate follows the pixels, else little of it would be left when the
+    whole images begin.
+
+    Args:
+        curriculum: phases, of which some may have windows.
+        train: has the number of all steps.
+        size: of the whole images, in pixels.
+    """
+    weights = [
+        (part, (phase[3] / size) ** 2 if phase[3] else 1.0)
+        for phase, part in phases(curriculum, train, range(train.steps))
+    ]
+
+    def seen(step: float) -> float:
+        return sum(weight * max(0.0, min(step, part.stop) - part.start) for part, weight in weights)
+
+    return seen if weights else float
 
 
 def phases(curriculum: Sequence[Phase], train: TrainSection, steps: range) -> list[tuple[Phase, range]]:

@@ -18,6 +18,7 @@ from gft_edge.train.losses import label_loss, teacher_loss
 from gft_edge.train.schedule import step_budgets
 from gft_edge.train.state import TrainingState
 from gft_edge.train.watch import LossWatch
+from gft_edge.train.windows import window_logits
 
 
 def _diverged(loss: float, step: int) -> CheckFailed:
@@ -53,7 +54,8 @@ class Stepper:
             CheckFailed: the loss of this step, on a GPU that of the last one, is NaN or infinite.
         """
         settings, state = self.settings, self.state
-        passes = step_budgets(self.config, settings, number)
+        windows = batches[0][0].shape[-1] < self.config.image_size
+        passes = [self.config.full_budget] if windows else step_budgets(self.config, settings, number)
         state.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(3, dtype=torch.float64, device=batches[0][0].device)
         for micro, (images, labels) in enumerate(batches):
@@ -70,7 +72,10 @@ class Stepper:
                     if micro == len(batches) - 1 and index == len(passes) - 1:
                         waiting.close()
                     with _autocast(images, settings):
-                        logits = self.network(images, budget)
+                        if windows:
+                            logits = window_logits(self.network, images, self.config, settings.seed, number)
+                        else:
+                            logits = self.network(images, budget)
                     logits = logits.float()
                     if teacher is None:
                         smoothing = settings.label_smoothing if self.mixup is None else 0.0  # Mixup smooths targets

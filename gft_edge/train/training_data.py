@@ -13,7 +13,7 @@ from gft_edge.config.model import GFTConfig, preset
 from gft_edge.config.recipe import Recipe
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import ImageSet, Subset, match_labels, open_images, readable, split_names
-from gft_edge.data.scenes import Scenes
+from gft_edge.data.scenes import MarkWindows, Scenes
 from gft_edge.data.sets import Kept
 from gft_edge.data.trained import not_trained_on
 from gft_edge.data.training import BatchOptions, training_batches
@@ -78,19 +78,21 @@ class TrainingData:
         options = BatchOptions(
             settings.batch_size, settings.seed, recipe.data.augment, recipe.data.num_workers, group.device
         )
-        for images, part in self._phases(recipe, steps):
+        for images, side, part in self._phases(recipe, steps):
+            spec = dataclasses.replace(self.spec, height=side, width=side) if side else self.spec
             own = [
                 step * per_step + micro * group.count + group.rank
                 for step in part
                 for micro in range(settings.accumulate)
             ]
-            yield from training_batches(images, self.spec, own, options, self.unreadable.add)
+            yield from training_batches(images, spec, own, options, self.unreadable.add)
 
-    def _phases(self, recipe: Recipe, steps: range) -> list[tuple[ImageSet, range]]:
+    def _phases(self, recipe: Recipe, steps: range) -> list[tuple[ImageSet, int, range]]:
+        """Returns images, side of their windows (0 for whole images) and steps of each phase."""
         if not recipe.data.curriculum:
-            return [(self.images, steps)]
+            return [(self.images, 0, steps)]
         found = phases(recipe.data.curriculum, recipe.train, steps)
-        return [(in_phase(self.images, phase), part) for phase, part in found]
+        return [(in_phase(self.images, phase), int(phase[3]), part) for phase, part in found]
 
 
 def open_training_data(recipe: Recipe, group: Workers) -> TrainingData:
@@ -113,7 +115,7 @@ def open_training_data(recipe: Recipe, group: Workers) -> TrainingData:
             f"data {name}: {len(images)} training images are fewer than one batch of {settings.batch_size}; lower "
             "train.batch_size"
         )
-    _check_curriculum(images, recipe)
+    _check_curriculum(images, recipe, config)
     held_out = match_labels(open_images(name, "val", recipe.data.eval_images, size, settings.seed), images.labels, name)
     if settings.init:
         held_out = not_trained_on(held_out, resolve_checkpoint(settings.init), "val", name)
@@ -136,21 +138,28 @@ def _require_val(name: str) -> None:
         )
 
 
-def in_phase(images: ImageSet, phase: Phase) -> Scenes:
-    """Returns scenes as a phase of a curriculum draws them.
+def in_phase(images: ImageSet, phase: Phase) -> Scenes | MarkWindows:
+    """Returns scenes, or windows of them, as a phase of a curriculum draws them.
 
     Raises:
         ConfigError: the images are no scenes, or the marks of the phase do not fit.
     """
     if not isinstance(images, Scenes):
         raise ConfigError("data.curriculum is for data 'scenes' alone; leave it out")
-    _, scale, distractors = phase
-    return dataclasses.replace(images, scale=scale, distractors=int(distractors))
+    _, scale, distractors, side = phase
+    drawn = dataclasses.replace(images, scale=scale, distractors=int(distractors))
+    return MarkWindows(drawn, int(side)) if side else drawn
 
 
-def _check_curriculum(images: ImageSet, recipe: Recipe) -> None:
-    """Raises ConfigError for a curriculum that does not fit the images, or whose last phase is not the task itself."""
+def _check_curriculum(images: ImageSet, recipe: Recipe, config: GFTConfig) -> None:
+    """Raises ConfigError for a curriculum that does not fit images and model, or whose last phase is not the task itself."""
     for number, phase in enumerate(recipe.data.curriculum):
+        side = int(phase[3])
+        if side and (config.stem != "conv" or side % config.patch_size):
+            raise ConfigError(
+                f"data.curriculum[{number}]: windows of {side} px need a model with stem 'conv' and patches that divide them, "
+                f"found stem {config.stem!r} and patches of {config.patch_size} px"
+            )
         try:
             last = in_phase(images, phase)
         except ConfigError as error:
@@ -160,6 +169,6 @@ def _check_curriculum(images: ImageSet, recipe: Recipe) -> None:
         if number == len(recipe.data.curriculum) - 1 and last != images:
             assert isinstance(images, Scenes)
             raise ConfigError(
-                f"data.curriculum[{number}]: the last phase must be the task itself, scale 1 and {images.distractors} "
-                f"distractors, found {list(phase[1:])}"
+                f"data.curriculum[{number}]: the last phase must be the task itself, scale 1, {images.distractors} distractors "
+                f"and whole images, found {list(phase[1:])}"
             )
