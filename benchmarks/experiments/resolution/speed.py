@@ -16,6 +16,7 @@ from gft_edge.benchmarks.experiments.peers.timed_models import graph_of
 from gft_edge.benchmarks.experiments.resolution.plain_training import every_patch
 from gft_edge.benchmarks.measuring.latency import measure
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol, conditions, ratio_interval
+from gft_edge.budget import TokenBudget
 from gft_edge.config.model import GFTConfig, preset
 from gft_edge.errors import ConfigError
 from gft_edge.model.backbone import timm_vit
@@ -57,7 +58,8 @@ class SpeedOptions:
 
 def quick_config() -> GFTConfig:
     """Returns a model of two narrow blocks on images of 64 pixels: shows that everything runs; its times mean nothing."""
-    return preset("gft_tiny_448", image_size=64, embed_dim=48, depth=3, stages=(1, 2, 3))
+    budget = TokenBudget((8, 4, 2), 16)
+    return preset("gft_tiny_448", image_size=64, embed_dim=48, depth=3, stages=(1, 2, 3), budget=budget)
 
 
 def compare(
