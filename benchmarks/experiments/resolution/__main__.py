@@ -44,11 +44,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     else:
         data = _speed(args)
         write_json(args.out / SPEED, data)
-        rows = [
+        times = [
             (r["batch"], r["name"], r["image_size"], f"{r['p50_ms']:.1f}", f"{r['faster'][0]:.2f}x")
             for r in data["rows"]
         ]
-        print(table(("batch", "network", "pixels", "ms", "over the plain ViT"), rows))
+        print(table(("batch", "network", "pixels", "ms", "over the plain ViT"), times))
     if args.page:
         parts = [
             read_json(file, "result") if (file := args.out / name).is_file() else None for name in (ACCURACY, SPEED)

@@ -83,6 +83,7 @@ def compare(
     Raises:
         ConfigError: the preset is unknown or does not select.
     """
+    title = "a tiny model" if config else options.name
     config = config or preset(options.name)
     if config.variant != "focal":
         raise ConfigError(f"preset {options.name}: has no stages; give one that selects, for example gft_base_448")
@@ -126,7 +127,7 @@ def compare(
         ]
     return {
         "machine": {**before, "load_average_after": conditions()["load_average"]},
-        "preset": options.name,
+        "preset": title,
         "model": config.to_json(),
         "options": asdict(options),
         "rows": rows,
