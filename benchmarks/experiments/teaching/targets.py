@@ -109,7 +109,7 @@ def taylor(traces: Traces, number: int, heads: int, prefix: int) -> Tensor:
     Molchanov et al., 2017 (arXiv 1611.06440), there for channels.
     """
     of = traces[number]
-    return _effect(of.tokens, of.token_gradient, prefix)
+    return (of.tokens * of.token_gradient).sum(dim=2).abs()[:, prefix:]
 
 
 def taylor_behind(traces: Traces, number: int, heads: int, prefix: int) -> Tensor:
@@ -185,10 +185,6 @@ def standardised(scores: Tensor) -> Tensor:
     """Returns scores (B, N) with mean 0 and standard deviation 1 over the patches of each image; 0 where all are equal."""
     centred = scores - scores.mean(dim=1, keepdim=True)
     return centred * (centred.square().mean(dim=1, keepdim=True) + torch.finfo(scores.dtype).eps).rsqrt()
-
-
-def _effect(tokens: Tensor, gradient: Tensor, prefix: int) -> Tensor:
-    return (tokens.float() * gradient.float()).sum(dim=2).abs()[:, prefix:]
 
 
 def _by_head(tokens: Tensor, heads: int) -> Tensor:

@@ -102,7 +102,7 @@ def fine_tune(
         set_rate(optimizer, learning_rate(settings, step))
         optimizer.zero_grad(set_to_none=True)
         with torch.autocast(pixels.device.type, dtype=torch.bfloat16, enabled=plan.bf16):
-            logits = _pruned(model, arm, pixels, _budget(budgets, seed, step), seed, step)
+            logits = pruned_logits(model, arm, pixels, _budget(budgets, seed, step), seed, step)
             taught = (
                 _taught(model, arm.target, pixels[: plan.taught], labels[: plan.taught], plan) if arm.target else 0.0
             )
@@ -118,7 +118,7 @@ def fine_tune(
     return model.eval(), curve
 
 
-def _pruned(model: FocalGFT, arm: Arm, pixels: Tensor, budget: TokenBudget, seed: int, step: int) -> Tensor:
+def pruned_logits(model: FocalGFT, arm: Arm, pixels: Tensor, budget: TokenBudget, seed: int, step: int) -> Tensor:
     if not arm.random:
         return model(pixels, budget)
     draws = range(step * len(pixels), (step + 1) * len(pixels))
