@@ -119,6 +119,7 @@ def fine_tune(
 
 
 def pruned_logits(model: FocalGFT, arm: Arm, pixels: Tensor, budget: TokenBudget, seed: int, step: int) -> Tensor:
+    """Returns the logits (B, classes) of one step of an arm at a budget: its own patches, or new random ones."""
     if not arm.random:
         return model(pixels, budget)
     draws = range(step * len(pixels), (step + 1) * len(pixels))

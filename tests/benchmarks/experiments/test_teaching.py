@@ -186,9 +186,9 @@ def test_the_alignment_is_zero_at_its_target_and_learns_another_one(model, batch
     values = (scores - scores.mean(1, keepdim=True)) / scores.std(1, correction=0, keepdim=True)
     assert torch.allclose(standardised(scores), values, atol=1e-4)
     own = (values / 0.7).softmax(dim=1)
-    assert float(alignment_loss(block, tokens, 5 * own, 0.7)) == pytest.approx(0, abs=1e-5)
+    assert alignment_loss(block, tokens, 5 * own, 0.7).item() == pytest.approx(0, abs=1e-5)
     other = (-values).softmax(dim=1)
-    first = float(alignment_loss(block, tokens, other, 1.0))
+    first = alignment_loss(block, tokens, other, 1.0).item()
     expected = float((other * (other.log() - values.log_softmax(dim=1))).sum(dim=1).mean())
     assert first == pytest.approx(expected, rel=1e-3)
     optimizer = torch.optim.Adam([block.attn.qkv.weight], lr=1e-2)
@@ -196,7 +196,7 @@ def test_the_alignment_is_zero_at_its_target_and_learns_another_one(model, batch
         optimizer.zero_grad()
         alignment_loss(block, tokens, other, 1.0).backward()
         optimizer.step()
-    assert float(alignment_loss(block, tokens, other, 1.0)) < 0.3 * first
+    assert alignment_loss(block, tokens, other, 1.0).item() < 0.3 * first
 
 
 def test_equal_scores_and_a_target_of_zeros_give_a_finite_loss(model, batch):
@@ -206,7 +206,7 @@ def test_equal_scores_and_a_target_of_zeros_give_a_finite_loss(model, batch):
     tokens = trace(model, *batch)[1].tokens
     loss = alignment_loss(block, tokens, torch.zeros(3, 64), 1.0)
     loss.backward()
-    assert float(loss) == pytest.approx(0, abs=1e-5), "both are uniform"
+    assert loss.item() == pytest.approx(0, abs=1e-5), "both are uniform"
     assert torch.isfinite(block.attn.qkv.weight.grad).all()
 
 
