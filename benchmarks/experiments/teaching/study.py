@@ -112,10 +112,13 @@ def run(
                 say(f"{arm.name}, seed {seed}")
                 state = study.out / f"{arm.name}-{seed}.state.pt"
                 model, curve = fine_tune(start, arm, seed, plan, state, track)
-                found = {"curve": curve, "budgets": measure(model, budgets, images, start.spec, mask_of)}
+                measured: dict[str, Any] = {
+                    "curve": curve,
+                    "budgets": measure(model, budgets, images, start.spec, mask_of),
+                }
                 if arm.gate:
-                    found["gates"] = [float(v) for n, v in model.named_parameters() if n.endswith(".gate")]
-                write_json(file, found)
+                    measured["gates"] = [float(v) for n, v in model.named_parameters() if n.endswith(".gate")]
+                write_json(file, measured)
                 state.unlink(missing_ok=True)
 
 

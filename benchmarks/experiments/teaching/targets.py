@@ -91,16 +91,11 @@ def trace(model: FocalGFT, images: Tensor, labels: Tensor) -> dict[int, BlockTra
         model.train(was_training)
         for one in hooks:
             one.remove()
-    numbers, count = list(entered), len(entered)
-    return {
-        number: BlockTrace(
-            entered[number].detach(),
-            *(t.detach() for t in projected[number]),
-            gradients[place],
-            gradients[count + place],
-        )
-        for place, number in enumerate(numbers)
-    }
+    traces = {}
+    for place, (number, tokens) in enumerate(entered.items()):
+        q, k, v = (t.detach() for t in projected[number])
+        traces[number] = BlockTrace(tokens.detach(), q, k, v, gradients[place], gradients[len(entered) + place])
+    return traces
 
 
 def taylor(traces: Traces, number: int, heads: int, prefix: int) -> Tensor:

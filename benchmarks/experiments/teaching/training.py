@@ -109,7 +109,7 @@ def fine_tune(
         loss = label_loss(logits.float(), labels, settings.label_smoothing) + plan.weight * taught
         if not bool(torch.isfinite(loss)):
             raise CheckFailed(f"loss of arm {arm.name} is {float(loss)} at step {step}; lower the learning rate")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         right.append(float((logits.argmax(1) == labels).float().mean()))
         if (step + 1) % SAVE_EVERY == 0:
