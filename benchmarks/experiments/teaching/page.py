@@ -12,6 +12,7 @@ from gft_edge.benchmarks.experiments.markdown import render, table
 from gft_edge.benchmarks.experiments.teaching.measuring import from_texts
 from gft_edge.benchmarks.experiments.teaching.plan import ARMS
 from gft_edge.benchmarks.experiments.teaching.targets import TARGETS
+from gft_edge.benchmarks.experiments.teaching.training import CURVE
 from gft_edge.control_results import ORACLE, OWN, RANDOM
 
 TEMPLATE = Path(__file__).with_name("page.md.j2")
@@ -42,6 +43,7 @@ def section(title: str, found: Mapping[str, Any]) -> str:
         lines += [f"### {budget} patches kept", "", _arms(found, budget), ""]
     if figures["leads"]:
         lines += ["### Chosen patches against the twin on random patches", "", _leads(figures, found["budgets"]), ""]
+    lines += [f"### Training accuracy, mean over the seeds, of each {CURVE} steps", "", _curves(found), ""]
     lines += ["### Targets as rules on the start", "", _targets(found), ""]
     return "\n".join(lines)
 
@@ -109,6 +111,15 @@ def _leads(figures: Mapping[str, Any], budgets: Sequence[str]) -> str:
         "largest p",
         f"{figures['target'] * 100:.0f} points or more",
     )
+    return table(header, rows)
+
+
+def _curves(found: Mapping[str, Any]) -> str:
+    """Returns the training accuracy as a table: an arm that still rises at its end would gain from more steps."""
+    curves = {arm: np.mean([one["curve"] for one in found["runs"][arm].values()], axis=0) for arm in found["runs"]}
+    rows = [[ARMS[arm].title, *(f"{value:.1%}" for value in curves[arm])] for arm in ARMS if arm in curves]
+    steps = found["plan"]["steps"]
+    header = ["training", *(f"to {min(end + CURVE, steps)}" for end in range(0, steps, CURVE))]
     return table(header, rows)
 
 

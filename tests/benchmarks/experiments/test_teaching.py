@@ -413,6 +413,7 @@ def test_the_page_has_every_arm_budget_and_target():
     assert "### 8 patches kept" in text
     assert "| taught taylor | 2 | 75.0% | 0.0% | 100.0% | 50% | 0.75" in text
     assert "+25.0, +50.0" in text
+    assert "| training | to 4 |\n| --- | --- |\n| score not taught | 50.0% |" in text
     assert "75.0% of them right with every patch" in text
 
 
