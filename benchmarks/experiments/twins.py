@@ -13,7 +13,7 @@ from gft_edge.errors import exit_code
 
 PLAN = Plan(data="scenes", size=192, budgets=("72", "36", "18"), batch_size=24)
 """The task itself: 12.5, 6 and 3 % of 576 patches."""
-TAUGHT = "taylor"
+TAUGHT = "gradient-attention"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -468,7 +468,7 @@ def test_the_twins_are_cut_in_the_first_block(checkpoint, tmp_path, capsys):
     assert "Chosen patches against the twin" in capsys.readouterr().out
     written = json.loads((tmp_path / "twins" / "results.json").read_text())
     assert written["plan"]["stages"] == [1]
-    assert set(written["runs"]) == {"plain", "twin", "taylor"}
+    assert set(written["runs"]) == {"plain", "twin", "gradient-attention"}
 
 
 @pytest.mark.parametrize(
