@@ -63,6 +63,8 @@ def parts(images: Files, train: int, test: int) -> tuple[Subset, Subset]:
         DataError: there are not so many.
     """
     if train + test > len(images):
-        raise DataError(f"data {DISTRIBUTION}: has {len(images)} images, asked for {train} to learn from and {test} to test")
+        raise DataError(
+            f"data {DISTRIBUTION}: has {len(images)} images, asked for {train} to learn from and {test} to test"
+        )
     order = [int(index) for index in np.random.default_rng(SEED).permutation(len(images))]
     return Subset(images, tuple(order[len(order) - train :])), Subset(images, tuple(order[:test]))

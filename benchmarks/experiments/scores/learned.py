@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gft_edge.benchmarks.experiments.scores.candidates import column_mean, standardised
-from gft_edge.benchmarks.experiments.scores.passes import Entry, places_of
+from gft_edge.benchmarks.experiments.scores.measuring import BATCH, Arrays, Cache
+from gft_edge.benchmarks.experiments.scores.passes import Entry, full_pass, places_of
+from gft_edge.data.batches import batch_count, indexed_batches
+from gft_edge.data.marks import marked_patches, marks_of
+from gft_edge.data.sets import ImageSet
 from gft_edge.model import choices
 from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT
+from gft_edge.preprocess import PreprocessSpec
+from gft_edge.progress import Track, silent
 
 RIDGE = 0.01
 """Penalty as a part of the mean variance of a key's channels."""
@@ -105,3 +112,83 @@ def taylor(
             keys = block.attn.project(block.norm1(x))[1][:, prefix:]
             found[number] = keys, effect.argsort(dim=1).argsort(dim=1)
     return found
+
+
+def learn(
+    model: FocalGFT, images: ImageSet, spec: PreprocessSpec, blocks: Sequence[int], cache: Cache, track: Track = silent
+) -> Arrays:
+    """Returns what one pass with every patch teaches, by name.
+
+    ``tokens`` (N, C) is what the classifier reads, with the ``labels`` (N,); ``places B`` (P,) are the values of the places for the
+    static control at block B; ``marks B`` (C,) is the query whose target are the patches of the marks, where these are known.
+
+    Args:
+        model: in eval mode.
+        images: to learn from.
+        spec: preprocessing.
+        blocks: numbers of blocks.
+        cache: keeps the result.
+        track: shows progress, batch by batch.
+    """
+    arrays = cache.get("learned")
+    if arrays:
+        return arrays
+    config, mark = model.config, marks_of(images)
+    heads, prefix = config.num_heads, config.num_prefix_tokens
+    places, fits = Places(config.num_patches, blocks), {block: Ridge(config.embed_dim) for block in blocks}
+    tokens, labels = [], []
+    batches = indexed_batches(images, spec, BATCH)
+    for indices, pixels, truth in track(batches, "images to learn from", batch_count(len(images), BATCH)):
+        with torch.no_grad():
+            entries, full = full_pass(model, torch.from_numpy(pixels), blocks)
+        places.add(entries, heads, prefix)
+        if mark is not None:
+            marked = torch.from_numpy(np.stack([marked_patches(mark(index), spec, config.grid) for index in indices]))
+            for block, fit in fits.items():
+                fit.add(entries[block].projected[2][:, prefix:], marked)
+        tokens.append(full.numpy())
+        labels.append(truth)
+    arrays = {"tokens": np.concatenate(tokens), "labels": np.concatenate(labels)}
+    arrays.update({f"places {block}": found.numpy() for block, found in places.ranks().items()})
+    if mark is not None:
+        arrays.update({f"marks {block}": fit.solve().numpy() for block, fit in fits.items()})
+    cache.put("learned", arrays)
+    return arrays
+
+
+def learn_taylor(
+    model: FocalGFT,
+    images: ImageSet,
+    spec: PreprocessSpec,
+    blocks: Sequence[int],
+    classify: Classify,
+    cache: Cache,
+    track: Track = silent,
+) -> dict[int, Tensor]:
+    """Returns the query of each block whose target is the effect of dropping a patch; see :func:`taylor`.
+
+    Args:
+        model: in eval mode.
+        images: to learn from.
+        spec: preprocessing.
+        blocks: numbers of blocks.
+        classify: the classifier.
+        cache: keeps the result.
+        track: shows progress, batch by batch.
+    """
+    arrays = cache.get("queries")
+    if not arrays:
+        fits = {block: Ridge(model.config.embed_dim) for block in blocks}
+        batches = indexed_batches(images, spec, BATCH)
+        for _, pixels, labels in track(batches, "learned queries", batch_count(len(images), BATCH)):
+            found = taylor(model, torch.from_numpy(pixels), torch.from_numpy(labels), blocks, classify)
+            for block, (keys, target) in found.items():
+                fits[block].add(keys, target)
+        arrays = {str(block): fit.solve().numpy() for block, fit in fits.items()}
+        cache.put("queries", arrays)
+    return {block: torch.from_numpy(arrays[str(block)]) for block in blocks}
+
+
+def by_block(arrays: Arrays, what: str, blocks: Sequence[int]) -> dict[int, Tensor]:
+    """Returns the arrays ``what B`` of :func:`learn`, by the number of the block."""
+    return {block: torch.from_numpy(arrays[f"{what} {block}"]) for block in blocks}

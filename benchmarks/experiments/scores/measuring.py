@@ -52,8 +52,9 @@ class Cache:
 
     def put(self, name: str, arrays: Arrays) -> None:
         """Keeps arrays under a name; raises OutputError if they cannot be written."""
+        contents: dict[str, Any] = {"identity": np.array(canonical_json(self.identity)), **arrays}
         with replacing(self.folder / f"{name}.npz") as temporary, temporary.open("wb") as file:
-            np.savez(file, identity=np.array(canonical_json(self.identity)), **arrays)
+            np.savez(file, **contents)
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,7 @@ def _features(joined: Arrays, settings: Sequence[Setting], kinds: Mapping[str, s
     recalls: dict[Setting, dict[str, npt.NDArray[np.float64]]] = {}
     for setting in settings:
         for name in kinds:
-            keys = []
+            keys: list[str] = []
             while _key(setting, name, len(keys)) in joined:
                 keys.append(_key(setting, name, len(keys)))
             pruned.setdefault(setting, {})[name] = [joined[key] for key in keys]

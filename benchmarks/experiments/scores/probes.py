@@ -58,11 +58,11 @@ def fit_probe(tokens: Tokens, labels: Classes, num_classes: int) -> Probe:
     def loss() -> Tensor:
         optimizer.zero_grad()
         value = F.cross_entropy(F.linear(x, weight, bias), y) + DECAY / 2 * weight.square().sum()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return value
 
     with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
+        optimizer.step(loss)
     folded = weight.detach() / scale
     return Probe(folded.float(), (bias.detach() - folded @ mean).float())
 

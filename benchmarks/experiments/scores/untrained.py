@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from gft_edge.benchmarks.experiments.backbone.weights import backbone_file, read_backbone
 from gft_edge.benchmarks.experiments.scores.candidates import Learned, candidates
 from gft_edge.benchmarks.experiments.scores.elpv import DISTRIBUTION, data_folder, parts, solar_cells
-from gft_edge.benchmarks.experiments.scores.learned import TAYLOR, Places, Ridge, taylor
-from gft_edge.benchmarks.experiments.scores.measuring import BATCH, Arrays, Cache, Features, measure
-from gft_edge.benchmarks.experiments.scores.passes import Setting, full_pass
+from gft_edge.benchmarks.experiments.scores.learned import TAYLOR, by_block, learn, learn_taylor
+from gft_edge.benchmarks.experiments.scores.measuring import Cache, Features, measure
+from gft_edge.benchmarks.experiments.scores.passes import Setting
 from gft_edge.benchmarks.experiments.scores.probes import FOLDS, Probe, fit_probe, refit_classes
 from gft_edge.benchmarks.experiments.scores.results import Reading, section
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_weights
 from gft_edge.config.model import GFTConfig
-from gft_edge.data.batches import batch_count, indexed_batches
 from gft_edge.data.sets import ImageSet, Subset
 from gft_edge.errors import ConfigError
 from gft_edge.evaluation import torch_threads
@@ -58,7 +56,9 @@ class UntrainedOptions:
 
     def __post_init__(self) -> None:
         if self.images < FOLDS or self.train_images < FOLDS:
-            raise ConfigError(f"images: needs {FOLDS} or more, found {self.images} and {self.train_images} to learn from")
+            raise ConfigError(
+                f"images: needs {FOLDS} or more, found {self.images} and {self.train_images} to learn from"
+            )
         if not 1 <= self.query_images <= self.train_images:
             raise ConfigError(
                 f"images for the learned queries: 1 to {self.train_images}, which are those to learn from, found "
@@ -132,7 +132,12 @@ def _study(
     }
     cache = Cache(out / "untrained", identity)
     with torch_threads(options.threads):
-        learned, probe = learn(model, train, spec, options.query_images, cache, track)
+        blocks = sorted({block for stages in STAGES for block in stages})
+        arrays = learn(model, train, spec, blocks, cache, track)
+        probe = fit_probe(arrays["tokens"], arrays["labels"], model.config.num_classes)
+        few = Subset(train, tuple(range(options.query_images)))
+        queries = learn_taylor(model, few, spec, blocks, probe, cache, track)
+        learned = Learned({TAYLOR: queries}, by_block(arrays, "places", blocks))
         features = measure(
             model,
             settings,
@@ -151,57 +156,6 @@ def _study(
         "folds": FOLDS,
         **section(features, readings, settings, model.config),
     }
-
-
-def learn(
-    model: FocalGFT, images: ImageSet, spec: PreprocessSpec, query_images: int, cache: Cache, track: Track = silent
-) -> tuple[Learned, Probe]:
-    """Returns places and queries that were learned from images with every patch, and the probe of the class token.
-
-    Args:
-        model: in eval mode.
-        images: to learn from.
-        spec: preprocessing.
-        query_images: the first so many, for the queries.
-        cache: for the places, the queries and the tokens.
-        track: shows progress, batch by batch.
-    """
-    config, blocks = model.config, sorted({block for stages in STAGES for block in stages})
-    heads, prefix = config.num_heads, config.num_prefix_tokens
-    arrays = cache.get("learned")
-    if not arrays:
-        places, tokens, labels = Places(config.num_patches, blocks), [], []
-        batches = indexed_batches(images, spec, BATCH)
-        for _, pixels, truth in track(batches, "probe", batch_count(len(images), BATCH)):
-            with torch.no_grad():
-                entries, full = full_pass(model, torch.from_numpy(pixels), blocks)
-            places.add(entries, heads, prefix)
-            tokens.append(full.numpy())
-            labels.append(truth)
-        arrays = {"tokens": np.concatenate(tokens), "labels": np.concatenate(labels)}
-        arrays.update({f"places {block}": found.numpy() for block, found in places.ranks().items()})
-        cache.put("learned", arrays)
-    probe = fit_probe(arrays["tokens"], arrays["labels"], config.num_classes)
-    queries = cache.get("queries")
-    if not queries:
-        queries = _queries(model, Subset(images, tuple(range(query_images))), spec, blocks, probe, track)
-        cache.put("queries", queries)
-    return Learned(
-        {TAYLOR: {block: torch.from_numpy(queries[str(block)]) for block in blocks}},
-        {block: torch.from_numpy(arrays[f"places {block}"]) for block in blocks},
-    ), probe
-
-
-def _queries(
-    model: FocalGFT, images: ImageSet, spec: PreprocessSpec, blocks: list[int], probe: Probe, track: Track
-) -> Arrays:
-    fits = {block: Ridge(model.config.embed_dim) for block in blocks}
-    batches = indexed_batches(images, spec, BATCH)
-    for _, pixels, labels in track(batches, "learned queries", batch_count(len(images), BATCH)):
-        found = taylor(model, torch.from_numpy(pixels), torch.from_numpy(labels), blocks, probe)
-        for block, (keys, target) in found.items():
-            fits[block].add(keys, target)
-    return {str(block): fit.solve().numpy() for block, fit in fits.items()}
 
 
 def probe_reading(features: Features, probe: Probe) -> Reading:

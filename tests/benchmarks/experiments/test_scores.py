@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import numpy as np
 import pytest
@@ -29,9 +30,7 @@ PLACES = np.array([[0, 1, 2, 4, 5, 7, 8, 11, 13, 14, 16, 19], [0, 2, 3, 4, 6, 7,
 def block():
     """Tokens of two images with 12 patches left of 20, float64."""
     generator = torch.Generator().manual_seed(3)
-    z, q, k, v = (
-        torch.randn(2, PREFIX + 12, HEADS * D, generator=generator, dtype=torch.float64) for _ in range(4)
-    )
+    z, q, k, v = (torch.randn(2, PREFIX + 12, HEADS * D, generator=generator, dtype=torch.float64) for _ in range(4))
     depths = torch.randn(2, 12, generator=generator, dtype=torch.float64)
     return (z, q, k, v), State(3, 1, GRID, torch.from_numpy(PLACES), depths)
 
@@ -224,7 +223,7 @@ def test_fused_token_is_the_mean_of_what_is_dropped(four_blocks, images):
         found, positions = pruned_pass(four_blocks, entries[2], setting, candidate)
         for image in range(3):
             x = entries[2].x[image]
-            z, q, k, v = (t[image] for t in entries[2].projected)
+            _, q, k, v = (t[image] for t in entries[2].projected)
             kept = positions[image] + 1
             dropped = torch.tensor([i for i in range(1, 26) if i not in kept])
             share = torch.zeros(26)
@@ -244,8 +243,7 @@ def test_fused_token_is_the_mean_of_what_is_dropped(four_blocks, images):
 # --- what is learned, and the controls
 
 
-def test_ridge_finds_the_query(block):
-    (_, _, k, _), _ = block
+def test_ridge_finds_the_query():
     generator = torch.Generator().manual_seed(4)
     keys = torch.randn(6, 40, 10, generator=generator) + 5
     query = torch.randn(10, generator=generator)
@@ -328,7 +326,7 @@ def test_controls_choose_by_their_rule(four_blocks, images):
         kept = [pruned_pass(four_blocks, entries[1], setting, candidate)[1] for candidate in found]
     by_name = dict(zip([c.name for c in found], kept))
     draws = [k for c, k in zip(found, kept) if c.name == RANDOM]
-    assert all(not torch.equal(a, b) for a, b in zip(draws, draws[1:]))
+    assert all(not torch.equal(a, b) for a, b in itertools.pairwise(draws))
     assert not torch.equal(draws[0][0], draws[0][1])
     assert all({7, 8} <= set(row) for row in by_name[ORACLE].tolist())
     assert torch.equal(by_name[CENTRE][0], by_name[CENTRE][2]) and 12 in by_name[CENTRE][0]
