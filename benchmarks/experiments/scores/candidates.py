@@ -194,6 +194,15 @@ def learned_query(queries: Mapping[int, Tensor]) -> Scorer:
     return scored
 
 
+def at_places(places: Mapping[int, Tensor]) -> Scorer:
+    """Returns the values of the places where the patches lie, by the number of the block, (P,) each."""
+
+    def scored(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int, state: State) -> Tensor:
+        return places[state.block].expand(len(k), -1).gather(1, state.positions)
+
+    return scored
+
+
 def ranked_by(rank: choices.Rank) -> Scorer:
     """Returns a rule of the controls as a score; it is given the column mean."""
 
@@ -255,29 +264,27 @@ NOTES: Mapping[str, str] = {
 
 
 def candidates(
-    learned: Learned, stages: Sequence[int], grid: tuple[int, int], indices: Sequence[int], marked: Tensor | None
+    learned: Learned, grid: tuple[int, int], indices: Sequence[int], marked: Tensor | None
 ) -> list[Candidate]:
     """Returns everything that is compared on a batch, the three draws of random patches one by one.
 
     Args:
         learned: from training images.
-        stages: numbers of the selecting blocks.
         grid: rows and columns of the patches.
         indices: numbers of the images in their set.
         marked: which places hold a part of the mark, (B, P) bool; None leaves the oracle out.
     """
-    num_patches = grid[0] * grid[1]
-    places = torch.stack([learned.places[block] for block in stages]).unsqueeze(1)
-    ranks = [
-        *((RANDOM, choices.by_place(choices.random_places(indices, num_patches, seed))) for seed in SEEDS),
-        (LEAST, choices.least_important),
-        (STATIC, choices.by_place(places)),
-        (CENTRE, choices.by_place(choices.centre_first(grid))),
+    orders = [choices.random_places(indices, grid[0] * grid[1], seed) for seed in SEEDS]
+    controls = [
+        *((RANDOM, ranked_by(choices.by_place(order))) for order in orders),
+        (LEAST, ranked_by(choices.least_important)),
+        (STATIC, at_places(learned.places)),
+        (CENTRE, ranked_by(choices.by_place(choices.centre_first(grid)))),
     ]
     if marked is not None:
-        ranks.append((ORACLE, choices.marks_first(marked)))
+        controls.append((ORACLE, ranked_by(choices.marks_first(marked))))
     return [
         *STUDIED,
         *(Candidate(name, learned_query(queries)) for name, queries in learned.queries.items()),
-        *(Candidate(name, ranked_by(rank), "control") for name, rank in ranks),
+        *(Candidate(name, score, "control") for name, score in controls),
     ]

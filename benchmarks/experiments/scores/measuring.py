@@ -25,8 +25,8 @@ from gft_edge.progress import Track, silent
 
 BATCH = 16
 Arrays = dict[str, npt.NDArray[Any]]
-Compared = Callable[[Setting, Sequence[int], Tensor | None], list[Candidate]]
-"""Returns the candidates of a setting for the images of a batch: their numbers, and which places hold their marks, (B, P)."""
+Compared = Callable[[Sequence[int], Tensor | None], list[Candidate]]
+"""Returns the candidates for the images of a batch: their numbers, and which places hold their marks, (B, P)."""
 
 
 @dataclass(frozen=True)
@@ -110,19 +110,21 @@ def measure(
         if mark is not None:
             masks = [marked_patches(mark(index), spec, model.config.grid) for index in indices]
             marked = torch.from_numpy(np.stack(masks))
+        drawn = _drawn(compared(indices, marked))
         wanted = {
             _key(setting, candidate.name, draw): (setting, candidate)
             for setting in settings
-            for draw, candidate in _drawn(compared(setting, indices, marked))
+            for draw, candidate in drawn
         }
-        kinds.update({candidate.name: candidate.kind for _, candidate in wanted.values()})
+        kinds.update({candidate.name: candidate.kind for _, candidate in drawn})
         arrays = cache.get(f"images-{start}-{indices.stop}")
         missing = {key: value for key, value in wanted.items() if key not in arrays}
         if missing or "full" not in arrays:
             _run(model, missing, Subset(images, tuple(indices)), spec, marked, arrays)
             cache.put(f"images-{start}-{indices.stop}", arrays)
         parts.append(arrays)
-    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    common = [key for key in parts[0] if all(key in part for part in parts)]  # files may hold more, of other candidates
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in common}
     return _features(joined, settings, kinds, mark is not None)
 
 

@@ -114,7 +114,7 @@ def payoff(name: str, out: Path, options: PayoffOptions | None = None, track: Tr
 
 
 def _compared(config: GFTConfig) -> Compared:
-    def compared(setting: Setting, indices: Sequence[int], marked: Tensor | None) -> list[Candidate]:
+    def compared(indices: Sequence[int], marked: Tensor | None) -> list[Candidate]:
         assert marked is not None
         orders = [choices.by_place(choices.random_places(indices, config.num_patches, seed)) for seed in SEEDS]
         return [

@@ -161,7 +161,7 @@ def trained(
         features = measure(
             model,
             settings,
-            lambda setting, indices, marked: candidates(learned, setting.stages, config.grid, indices, marked),
+            lambda indices, marked: candidates(learned, config.grid, indices, marked),
             images,
             info.preprocess,
             cache,

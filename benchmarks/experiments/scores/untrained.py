@@ -141,7 +141,7 @@ def _study(
         features = measure(
             model,
             settings,
-            lambda setting, indices, marked: candidates(learned, setting.stages, model.config.grid, indices, marked),
+            lambda indices, marked: candidates(learned, model.config.grid, indices, marked),
             test,
             spec,
             cache,

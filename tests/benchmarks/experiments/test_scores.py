@@ -314,8 +314,8 @@ def test_controls_choose_by_their_rule(four_blocks, images):
     learned = Learned({"mine": {1: query, 2: query, 3: -query}}, places)
     marked = torch.zeros(3, 25, dtype=torch.bool)
     marked[:, [7, 8]] = True
-    found = candidates(learned, (1, 2, 3), (5, 5), [4, 5, 6], marked)
-    without = candidates(learned, (1, 2, 3), (5, 5), [4, 5, 6], None)
+    found = candidates(learned, (5, 5), [4, 5, 6], marked)
+    without = candidates(learned, (5, 5), [4, 5, 6], None)
     assert [c.name for c in found] == [c.name for c in without] + [ORACLE]
     names = [c.name for c in found if c.kind == "control"]
     assert names == [RANDOM] * 3 + [LEAST, STATIC, CENTRE, ORACLE]

@@ -245,7 +245,7 @@ def test_refit_does_not_see_the_image_it_judges():
     assert (fit_probe(tokens, labels, 2).classes(tokens) == labels).mean() > 0.85  # learned by heart
     assert (refit_classes(tokens, labels, 2) == labels).mean() < 0.7
     tokens[:, 0] += 6 * labels
-    assert (refit_classes(tokens, labels, 2) == labels).mean() > 0.9
+    assert (refit_classes(tokens, labels, 2) == labels).mean() > 0.85
 
 
 def test_cache_keeps_arrays_of_the_same_identity(tmp_path):
@@ -264,7 +264,8 @@ def test_cache_keeps_arrays_of_the_same_identity(tmp_path):
 @pytest.fixture
 def tiny_backbone(monkeypatch, make_model):
     """In place of the ViT-S/14: 16 patches of 4 blocks, random weights."""
-    monkeypatch.setattr(probes, "STEPS", 4)
+    monkeypatch.setattr(probes, "STEPS", 3)
+    monkeypatch.setattr(probes, "FOLDS", 2)
     monkeypatch.setattr(untrained, "SIZE", 32)
     monkeypatch.setattr(untrained, "STAGES", ((1, 2), (2, 3)))
     monkeypatch.setattr(untrained, "RATIOS", ((0.75, 0.5), (0.5, 0.25)))
