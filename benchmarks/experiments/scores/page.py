@@ -64,7 +64,17 @@ def _notes() -> str:
 
 def untrained(data: Mapping[str, Any]) -> str:
     """Returns the section on the backbone that was never pruned."""
-    return render(TEMPLATES / "untrained.md.j2", data=data, **_tables(data))
+    return render(TEMPLATES / "untrained.md.j2", data=data, probes=_probes(data), **_tables(data))
+
+
+def _probes(data: Mapping[str, Any]) -> str:
+    """Returns the table of probes with other penalties."""
+    others, cosine = data["other_probes"], data["probe_free"]
+    header = ("patches", "cosine", *(f"penalty {other['decay']:g}" for other in others))
+    every = ("every patch", "1.000", *(f"{other['full']:.1%}" for other in others))
+    names = sorted(cosine, key=lambda name: -cosine[name])
+    rows = [(name, f"{cosine[name]:.3f}", *(f"{other['top1'][name]:.1%}" for other in others)) for name in names]
+    return table(header, [every, *rows])
 
 
 def trained(data: Mapping[str, Any]) -> str:
@@ -147,7 +157,7 @@ def findings(rows: Sequence[Row]) -> str:
     scores = [row for row in rows if row["kind"] != "control"]
     best = max(scores, key=lambda row: row["top1"])
     parts = [
-        f"Best: {best['name']}, {best['top1']:.1%}",
+        f"Best: `{best['name']}`, {best['top1']:.1%}",
         f"better than {COLUMN}: {_named(scores, 'over_column', 1)}",
         f"worse than {COLUMN}: {_named(scores, 'over_column', -1)}",
         f"better than random patches: {_named(scores, 'over_random', 1)}",
@@ -158,7 +168,9 @@ def findings(rows: Sequence[Row]) -> str:
 
 def _named(rows: Sequence[Row], what: str, sign: int) -> str:
     """Returns the names of the rows whose whole interval lies on one side of zero."""
-    names = [row["name"] for row in rows if row[what] is not None and min(sign * b for b in row[what]["interval"]) > 0]
+    names = [
+        f"`{row['name']}`" for row in rows if row[what] is not None and min(sign * b for b in row[what]["interval"]) > 0
+    ]
     return ", ".join(names) or "none"
 
 

@@ -40,24 +40,26 @@ class Probe:
         return found
 
 
-def fit_probe(tokens: Tokens, labels: Classes, num_classes: int) -> Probe:
+def fit_probe(tokens: Tokens, labels: Classes, num_classes: int, decay: float | None = None) -> Probe:
     """Fits multinomial logistic regression by L-BFGS, on standardised features in float64.
 
     Args:
         tokens: (B, C).
         labels: (B,).
         num_classes: of the task; a class may have no images.
+        decay: penalty; :data:`DECAY` by default.
     """
     x, y = torch.from_numpy(tokens).double(), torch.from_numpy(labels)
     mean, scale = x.mean(dim=0), x.std(dim=0, correction=0).clamp_min(1e-6)
     x = (x - mean) / scale
     weight = torch.zeros(num_classes, x.shape[1], dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(num_classes, dtype=torch.float64, requires_grad=True)
+    penalty = DECAY if decay is None else decay
     optimizer = torch.optim.LBFGS([weight, bias], max_iter=STEPS, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
         optimizer.zero_grad()
-        value = F.cross_entropy(F.linear(x, weight, bias), y) + DECAY / 2 * weight.square().sum()
+        value = F.cross_entropy(F.linear(x, weight, bias), y) + penalty / 2 * weight.square().sum()
         value.backward()
         return value
 

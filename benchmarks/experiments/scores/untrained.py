@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gft_edge.benchmarks.experiments.backbone.weights import backbone_file, read_backbone
 from gft_edge.benchmarks.experiments.scores.candidates import Learned, candidates
 from gft_edge.benchmarks.experiments.scores.elpv import DISTRIBUTION, data_folder, parts, solar_cells
 from gft_edge.benchmarks.experiments.scores.learned import TAYLOR, by_block, learn, learn_taylor
-from gft_edge.benchmarks.experiments.scores.measuring import Cache, Features, measure
+from gft_edge.benchmarks.experiments.scores.measuring import Arrays, Cache, Features, measure
 from gft_edge.benchmarks.experiments.scores.passes import Setting
-from gft_edge.benchmarks.experiments.scores.probes import FOLDS, Probe, fit_probe, refit_classes
+from gft_edge.benchmarks.experiments.scores.probes import DECAY, FOLDS, Probe, fit_probe, refit_classes
 from gft_edge.benchmarks.experiments.scores.results import Reading, section
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_weights
@@ -33,6 +34,8 @@ SIZE, PATCH = 224, 14
 STAGES = ((1, 3, 5), (3, 5, 7))
 RATIOS = ((0.75, 0.5, 0.25), (0.5, 0.25, 0.125), (0.25, 0.125, 0.0625))
 FULL_PROBE, REFIT = "probe", "refit probe"
+DECAYS = (0.001, 0.01, 0.1, 1.0)
+"""Penalties of further probes, since the order of the candidates may depend on it."""
 
 
 @dataclass(frozen=True)
@@ -154,6 +157,9 @@ def _study(
         "train_images": options.train_images,
         "query_images": options.query_images,
         "folds": FOLDS,
+        "decay": DECAY,
+        "probe_free": probe_free(features),
+        "other_probes": other_probes(features, arrays, model.config.num_classes),
         **section(features, readings, settings, model.config),
     }
 
@@ -184,3 +190,36 @@ def refit_reading(features: Features, num_classes: int) -> Reading:
             for setting, found in features.pruned.items()
         },
     )
+
+
+def probe_free(features: Features) -> dict[str, float]:
+    """Returns the mean cosine of the class tokens with those of the full model, over images, settings and draws, by candidate."""
+    full = features.full / np.linalg.norm(features.full, axis=1, keepdims=True)
+
+    def cosine(tokens: npt.NDArray[np.float32]) -> float:
+        return float(((tokens * full).sum(axis=1) / np.linalg.norm(tokens, axis=1)).mean())
+
+    return {
+        name: float(np.mean([cosine(draw) for found in features.pruned.values() for draw in found[name]]))
+        for name in features.kinds
+    }
+
+
+def other_probes(features: Features, lessons: Arrays, num_classes: int) -> list[dict[str, Any]]:
+    """Returns accuracies over all settings by probes of other penalties: with every patch, and by candidate.
+
+    Args:
+        features: what was measured.
+        lessons: tokens and labels to learn from.
+        num_classes: of the task.
+    """
+    found = []
+    for decay in DECAYS:
+        probe = fit_probe(lessons["tokens"], lessons["labels"], num_classes, decay)
+        reading = probe_reading(features, probe)
+        right = {
+            name: float(np.mean([(of_one[name] == features.labels).mean() for of_one in reading.pruned.values()]))
+            for name in features.kinds
+        }
+        found.append({"decay": decay, "full": float((reading.full == features.labels).mean()), "top1": right})
+    return found

@@ -137,8 +137,8 @@ def test_findings_name_what_its_interval_shows():
         ]
     )
     assert text == (
-        f"Best: up, 70.0%; better than {COLUMN}: up; worse than {COLUMN}: down; better than random patches: {COLUMN}, up; "
-        "worse than random patches: down."
+        f"Best: `up`, 70.0%; better than {COLUMN}: `up`; worse than {COLUMN}: `down`; better than random patches: `{COLUMN}`, "
+        "`up`; worse than random patches: `down`."
     )
 
 
@@ -239,6 +239,14 @@ def test_probe_is_at_the_minimum_of_its_loss():
     assert gradient.abs().max() < 1e-3
 
 
+def test_cosine_needs_no_probe(made):
+    features, _, first, second = made
+    full = np.array([[1, 0], [0, 2]], np.float32)
+    tokens = {first: {COLUMN: [3 * full]}, second: {COLUMN: [full[::-1], -full]}}
+    features = dataclasses.replace(features, full=full, pruned=tokens, kinds={COLUMN: "product"})
+    assert untrained.probe_free(features) == {COLUMN: pytest.approx((1 + 0 - 1) / 3)}
+
+
 def test_refit_does_not_see_the_image_it_judges():
     rng = np.random.default_rng(2)
     tokens, labels = rng.normal(size=(80, 60)).astype(np.float32), rng.integers(0, 2, 80)
@@ -296,7 +304,11 @@ def test_untrained_as_a_user(cells, tiny_backbone, tmp_path, capsys, monkeypatch
     assert all(row["gain"] is None for setting in data["settings"] for row in setting["rows"]["probe"])
     text = file.read_text()
     assert printed.strip() in text and text.count("Not measured yet.") == 2
-    assert "no oracle, no recall and no G" in text and text.count("\n| random |") == 5 + 1  # once in the notes
+    assert [other["decay"] for other in data["other_probes"]] == [0.001, 0.01, 0.1, 1]
+    own, same = data["overall"]["probe"], data["other_probes"][2]
+    assert same["full"] == data["full"]["probe"]["top1"]
+    assert [same["top1"][row["name"]] for row in own] == pytest.approx([row["top1"] for row in own])
+    assert "no oracle, no recall and no G" in text and text.count("\n| random |") == 5 + 2  # notes, other probes
     monkeypatch.setattr(measuring, "full_pass", None)  # everything is cached: no network runs
     assert main("untrained", out, *UNTRAINED) == 0
     assert capsys.readouterr().out == printed
