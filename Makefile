@@ -63,10 +63,10 @@ gpu-bench: .venv/installed ## measure inference, training and numerics on a GPU;
 gpu-check: .venv/installed ## run the tests marked for a GPU or a Jetson board
 	.venv/bin/python -m pytest -m "gpu or jetson"
 
-# Reproduces the training of the checkpoint in gft_edge/builtin: two hours on two cores, five minutes on a GPU.
-builtin: .venv/installed ## train the built-in checkpoint again; two hours on two cores, minutes on a GPU
-	.venv/bin/gft-edge train --config recipes/typeface.toml --out runs/typeface
-	.venv/bin/python -m gft_edge.benchmarks.experiments.publish runs/typeface runs/builtin recipes/typeface.toml
+# Reproduces the training of the checkpoint in gft_edge/builtin: an hour and a half on two cores.
+builtin: .venv/installed ## train the built-in checkpoint again; an hour and a half on two cores
+	.venv/bin/gft-edge train --config recipes/scenes.toml --out runs/scenes
+	.venv/bin/python -m gft_edge.benchmarks.experiments.publish runs/scenes runs/builtin recipes/scenes.toml
 
 clean: ## remove build output and caches; keep .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv/mypy

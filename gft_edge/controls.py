@@ -333,7 +333,7 @@ def measure_rules(
                     right(forward, pixels, truth, f"{budget.id} with {rule.name} patches")
                 )
                 if marked is not None and choice.positions is not None:
-                    recalls[number].setdefault(rule.name, []).append(_recall(marked, choice.positions))
+                    recalls[number].setdefault(rule.name, []).append(mark_recall(marked, choice.positions))
             network = smaller[number] if smaller else None
             if network is not None:
                 found[LOWER] = [right(network[1], pixels, truth, f"{network[0].image_size} pixels")]
@@ -360,7 +360,7 @@ def _figures(
     return budget_controls(budget.id, cost, measured.rights[number], recalls, smaller[0] if smaller else None)
 
 
-def _recall(marked: Tensor, positions: Tensor) -> npt.NDArray[np.float64]:
+def mark_recall(marked: Tensor, positions: Tensor) -> npt.NDArray[np.float64]:
     """Returns the share of the marked patches (B, P) that are at the positions (B, K), (B,); NaN for an image without marks."""
     kept = marked.gather(1, positions.cpu()).sum(dim=1).double()
     shares: npt.NDArray[np.float64] = (kept / marked.sum(dim=1)).numpy()

@@ -336,7 +336,7 @@ def test_the_program_of_the_page_runs(capsys):
     page = (Path(__file__).parents[1] / "docs/controls.md").read_text(encoding="utf-8")
     program = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
     exec(compile(program.replace("images=64", "images=8"), "docs/controls.md", "exec"), {})
-    assert re.fullmatch(r"On these 8 images the selection at 43-43-43 .*\.\n", capsys.readouterr().out)
+    assert re.fullmatch(r"On these 8 images the selection at 72-72-72 .*\.\n", capsys.readouterr().out)
 
 
 def test_the_page_lists_every_rule():

@@ -24,16 +24,16 @@ from gft_edge.report.figures import plots
 from gft_edge.report.pages.controls import write_controls
 from gft_edge.runtime.accuracy import measure_accuracy
 
-SHARES = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.15)
+SHARES = (1.0, 0.8, 0.6, 0.5, 0.4, 0.3, 0.2, 0.125, 0.08, 0.05)
 """Share of the patches that every stage keeps; patches that the first one drops are missing in all later blocks."""
 
 
 def budgets(num_stages: int, num_patches: int) -> list[TokenBudget]:
-    """Returns ten budgets from every patch to 15 per cent."""
+    """Returns ten budgets from every patch to 5 per cent."""
     return [TokenBudget.from_ratios((share,) * num_stages, num_patches) for share in SHARES]
 
 
-def run(name: str, data: str = "typefaces", num_images: int = 1600) -> dict[str, Any]:
+def run(name: str, data: str = "scenes", num_images: int = 1600) -> dict[str, Any]:
     """Returns top-1 with its interval and multiply-accumulates per budget, as plain JSON values."""
     checkpoint = load_checkpoint(name)
     info = checkpoint.info
@@ -54,12 +54,12 @@ def run(name: str, data: str = "typefaces", num_images: int = 1600) -> dict[str,
     return {"checkpoint": str(name), "sha256": checkpoint.sha256, "data": data, "images": found[0].count, "rows": rows}
 
 
-def control(name: str, data: str = "typefaces", num_images: int = 800) -> Controls:
+def control(name: str, data: str = "scenes", num_images: int = 800) -> Controls:
     """Returns what the selection is worth at three budgets with the same share of patches in every stage."""
     checkpoint = load_checkpoint(name)
     config = checkpoint.info.model
     compared = [
-        TokenBudget.from_ratios((share,) * len(config.stages), config.num_patches) for share in (0.5, 0.3, 0.15)
+        TokenBudget.from_ratios((share,) * len(config.stages), config.num_patches) for share in (0.25, 0.125, 0.06)
     ]
     return controls(checkpoint, ControlOptions(data, "test", num_images, tuple(budget.id for budget in compared)))
 

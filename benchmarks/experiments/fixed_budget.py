@@ -30,18 +30,20 @@ from gft_edge.runtime.finite import require_finite
 from gft_edge.stats.metrics import mcnemar
 from gft_edge.train.loop import train
 
-SHARE = 0.3
+SHARE = 0.125
 EVAL_IMAGES = 160
 """Images of the evaluation during training."""
 ARMS = {"elastic": True, "fixed": False}
 
 
 def recipe(start: str, budget: TokenBudget, elastic: bool, steps: int) -> Recipe:
-    """Returns a short training of the typefaces task from a checkpoint."""
+    """Returns a short training of scenes from a checkpoint."""
     settings = TrainSection(
-        init=start, steps=steps, batch_size=40, lr=2e-4, warmup_steps=steps // 10, elastic=elastic, seed=5, threads=1
+        init=start, steps=steps, batch_size=16, lr=5e-5, warmup_steps=steps // 10, elastic=elastic, seed=5, threads=1
     )
-    return Recipe(ModelSection("gft_typeface", budget=budget.id), DataSection(eval_images=EVAL_IMAGES), settings)
+    return Recipe(
+        ModelSection("gft_scenes", budget=budget.id), DataSection("scenes", eval_images=EVAL_IMAGES), settings
+    )
 
 
 @torch.no_grad()
@@ -49,7 +51,7 @@ def right_answers(folder: Path, evaluated: list[TokenBudget], num_images: int) -
     """Returns the test images that are right at each budget, (budgets, images)."""
     checkpoint = load_checkpoint(folder)
     info = checkpoint.info
-    images = open_images("typefaces", "test", num_images, info.model.image_size)
+    images = open_images("scenes", "test", num_images, info.model.image_size)
 
     def classes(batch: npt.NDArray[np.float32], budget: TokenBudget) -> npt.NDArray[np.int64]:
         logits = checkpoint.model(torch.from_numpy(batch), budget).numpy()
@@ -63,7 +65,7 @@ def right_answers(folder: Path, evaluated: list[TokenBudget], num_images: int) -
     return np.concatenate([np.stack(column) for column in columns], axis=1)
 
 
-def run(start: str, out: Path, steps: int = 500, num_images: int = 3200) -> dict[str, Any]:
+def run(start: str, out: Path, steps: int = 200, num_images: int = 1600) -> dict[str, Any]:
     """Trains and evaluates both; returns plain JSON values with the exact McNemar test at the fixed budget."""
     config = read_info(resolve_checkpoint(start)).model
     evaluated = budgets(len(config.stages), config.num_patches)

@@ -1,6 +1,6 @@
 """Converts a trained checkpoint to the one that the package ships: float16 weights, test accuracy, a card.
 
-python -m gft_edge.benchmarks.experiments.publish runs/typeface gft_edge/builtin recipes/typeface.toml
+python -m gft_edge.benchmarks.experiments.publish runs/scenes runs/builtin recipes/scenes.toml
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def publish(source: Path, out: Path, recipes: list[Path]) -> None:
     """Writes the shipped checkpoint.
 
     Args:
-        source: folder of a checkpoint trained on the typefaces.
+        source: folder of a checkpoint trained on scenes.
         out: new or empty folder.
         recipes: of its trainings, in order; copied to ``out/recipes``.
 
@@ -38,7 +38,7 @@ def publish(source: Path, out: Path, recipes: list[Path]) -> None:
     with new_folder(out) as folder:
         save_checkpoint(folder, checkpoint.info, checkpoint.model, half=True)
         stored = load_checkpoint(folder)
-        images = open_images("typefaces", "test", TEST_IMAGES, config.image_size)
+        images = open_images("scenes", "test", TEST_IMAGES, config.image_size)
         budgets = (config.full_budget, config.budget)
         models = [(budget.id, logits_function(stored.model, budget)) for budget in budgets]
         full, pruned = measure_accuracy(models, images, stored.info.labels, checkpoint.info.preprocess)
@@ -77,9 +77,9 @@ def publish(source: Path, out: Path, recipes: list[Path]) -> None:
             shutil.copyfile(recipe, folder / "recipes" / recipe.name)
 
 
-CARD = """# gft_typeface
+CARD = """# gft_scenes
 
-A focal Gradient Focal Transformer that classifies {classes} typefaces in {side} x {side} images of words.
+A focal Gradient Focal Transformer that names the one letter in a {side} x {side} scene of other signs, shapes and strokes.
 
 | | |
 |---|---|
@@ -87,14 +87,14 @@ A focal Gradient Focal Transformer that classifies {classes} typefaces in {side}
 | patches | {rows} x {cols} of a {side} px image |
 | blocks, width | {depth}, {width}; patches selected in blocks {stages} |
 | parameters | {parameters:,}; stored as float16, {megabytes:.2f} MB |
-| training data | words of pronounceable syllables in the free fonts that matplotlib ships; splits share no word |
+| training data | rendered scenes with a letter of the free fonts that matplotlib ships, which covers 1.5 % of the image |
 | training | `gft-edge train` with {recipes} |
 | top-1 on {test_images} test images, all patches | {full:.1%} |
 | top-1 on {test_images} test images, {budget} patches kept | {pruned:.1%} |
 
 One set of weights serves every token budget: it was trained with budgets drawn at random for each step.
 
-Meant for trying and testing export, quantization, compilation and benchmarks. It knows rendered words only;
+Meant for trying and testing selection, export, quantization, compilation and benchmarks. It knows rendered letters only;
 photographs of print are outside its training data.
 """
 
@@ -102,7 +102,7 @@ photographs of print are outside its training data.
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parses the arguments and publishes."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("source", type=Path, metavar="CKPT", help="folder of a checkpoint trained on the typefaces")
+    parser.add_argument("source", type=Path, metavar="CKPT", help="folder of a checkpoint trained on scenes")
     parser.add_argument("out", type=Path, metavar="DIR", help="new folder")
     parser.add_argument("recipes", type=Path, nargs="*", metavar="RECIPE", help="recipes of its trainings, in order")
     args = parser.parse_args(arguments)

@@ -44,8 +44,8 @@ def pixels_seen(curriculum: Sequence[Phase], train: TrainSection, size: int) -> 
         size: of the whole images, in pixels.
     """
     weights = [
-        (part, (phase[3] / size) ** 2 if phase[3] else 1.0)
-        for phase, part in phases(curriculum, train, range(train.steps))
+        (part, (window / size) ** 2 if window else 1.0)
+        for (_, _, _, window), part in phases(curriculum, train, range(train.steps))
     ]
 
     def seen(step: float) -> float:

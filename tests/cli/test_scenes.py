@@ -57,7 +57,10 @@ def test_a_trained_model_is_evaluated_on_its_task_and_on_others(gft_edge, traine
         ("data.name=scenes,share=0.3", "a mark of 35 px (share 0.3, scale 1) is too large for a canvas of 64 px"),
         ("data.name=scenes,sharp=0.3", "unknown key sharp (did you mean 'share'?)"),
         ("data.name=scenes:/nowhere", "scenes:/nowhere: found 0 different photographs, needs 3 or more"),
-        ("data.curriculum=[[0,1,9]]", "the last phase must be the task itself, scale 1 and 2 distractors"),
+        (
+            "data.curriculum=[[0,1,9]]",
+            "the last phase must be the task itself, scale 1, 2 distractors and whole images",
+        ),
         ("data.curriculum=[[1,1,2]]", "its shares of steps must rise from 0 to below 1"),
     ],
 )

@@ -34,7 +34,7 @@ def test_what_is_written(chosen):
         "sensitivity.svg",
     ]
     data = json.loads((out / "sensitivity.json").read_text())
-    assert (data["schema"], data["budget"], len(data["layers"])) == (1, "108-72-36", 24)
+    assert (data["schema"], data["budget"], len(data["layers"])) == (1, "144-72-72", 24)
     assert data["checkpoint"] == load_checkpoint("builtin").sha256
     assert data["ranges"]["sha256"] == sha256(out / "ranges.json")
     assert data["ranges"]["calibration_set"] == json.loads((out / "card.json").read_text())["id"]
@@ -50,9 +50,9 @@ def test_what_is_written(chosen):
 def test_what_is_said(chosen):
     out, done = chosen
     assert done.out.startswith(
-        f"{out}: 24 layers on 16 val images\n16 train images of typefaces, balanced, seed 0, chosen from 64"
+        f"{out}: 24 layers on 16 val images\n16 train images of scenes, balanced, seed 0, chosen from 64"
     )
-    assert "0 of them among the 16 val images of typefaces" in done.out
+    assert "0 of them among the 16 val images of scenes" in done.out
     assert "time of layers alone: roofline of Jetson Orin Nano 4GB, a bound" in done.out
     assert "blocks.0.attn.qkv   145 x 128 x 384" in done.out
     assert "mixed precision, logit SQNR of at least 50 dB" in done.out
@@ -156,7 +156,7 @@ def test_a_limit_that_cannot_be_met_keeps_what_was_measured(gft_edge, tiny_check
         (["{ckpt}", "--eval-data", "typefaces"], "are not the model's 4"),
         (["{ckpt}", "--eval-data", "{tmp}/broken"], "zz.png: cannot be decoded as an image"),
         (["{ckpt}", "--ranges", "{tmp}/none.json"], "no such file"),
-        (["builtin", "--data", "typefaces", "--ranges", "{ckpt8}/calibration/ranges.json"], "were found on the model"),
+        (["builtin", "--data", "scenes", "--ranges", "{ckpt8}/calibration/ranges.json"], "were found on the model"),
         (["{ckpt}", "--policy", "{tmp}/fp8.toml"], "compares INT8 with full precision only; remove '*' in fp8"),
         (["{ckpt}", "--policy", "{tmp}/smooth.toml"], "remove SmoothQuant from the policy"),
         (["{ckpt}", "--policy", "{tmp}/nothing.toml"], "no linear layer or convolution of this model matches"),

@@ -46,12 +46,12 @@ def test_train_writes_a_checkpoint_that_can_be_evaluated(gft_edge, trained):
 
 
 def test_evaluate_builtin_in_words(gft_edge):
-    done = gft_edge("evaluate", "builtin", "--images", 32, "--budget", "108,72,36")
+    done = gft_edge("evaluate", "builtin", "--images", 32, "--budget", "144,72,36")
     assert (done.code, done.err) == (0, "")
     head, names, _, row, *_ = done.out.splitlines()
-    assert head == "builtin on 32 test images of typefaces, torch"
+    assert head == "builtin on 32 test images of scenes, torch"
     assert names.split() == ["budget", "precision", "top-1", "95", "%", "interval", "top-5"]
-    assert row.startswith("108-72-36  fp32")
+    assert row.startswith("144-72-36  fp32")
 
 
 def test_artefact_and_checkpoint_are_right_on_the_same_images(gft_edge, made, animals, tmp_path):

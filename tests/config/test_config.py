@@ -42,10 +42,11 @@ def test_presets_keep_the_published_counts():
 
 
 @pytest.mark.parametrize("name", ["gft_base", "gft_small", "gft_tiny"])
-def test_presets_at_448_are_those_at_224_on_a_larger_image(name):
+def test_presets_at_448_differ_in_image_stages_and_budget_alone(name):
     large = preset(f"{name}_448")
-    assert large == preset(name, image_size=448)
-    assert large.budget.id == "588-392-196"
+    assert large == preset(name, image_size=448, stages=(2, 4, 6), budget=TokenBudget((255, 127, 63), 784))
+    assert large.budget.align(64, large.num_prefix_tokens) == large.budget
+    assert large.budget.keep[0] + large.num_prefix_tokens <= 511
 
 
 def test_preset_scales_its_budget_with_the_image():

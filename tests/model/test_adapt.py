@@ -61,14 +61,14 @@ def test_stages_and_score_do_not_change_the_weights(small):
 
 def test_the_shipped_checkpoint_starts_a_training_at_another_size(tmp_path):
     recipe = Recipe(
-        ModelSection("gft_typeface", image_size=64),
-        DataSection("typefaces", train_images=64, eval_images=64, num_workers=0),
+        ModelSection("gft_scenes", image_size=96),
+        DataSection("scenes,share=0.06", train_images=64, eval_images=64, num_workers=0),
         TrainSection(init="builtin", steps=1, batch_size=4, lr=1e-8, threads=1, checkpoint_every=0),
     )
     info = train(recipe, tmp_path / "run")
-    assert info.model.num_patches == 64
-    assert info.preprocess.height == 64
-    assert info.metrics["val_top1_full"] > 0.2  # sixteen classes, words two thirds of the size it knows
+    assert info.model.num_patches == 144
+    assert info.preprocess.height == 96
+    assert info.metrics["val_top1_full"] > 0.3  # sixteen classes, letters of the size it knows
 
 
 def test_position_embedding_of_every_family_is_resampled(family, make_model):

@@ -86,3 +86,12 @@ def test_gft_base_takes_half_of_a_plain_vit():
     assert plain == counted(timm.create_model("vit_base_patch16_224"), 224) == 17_563_828_224
     assert count_macs(base) == counted(build_model(base), 224) == 8_783_492_352
     assert count_macs(base) <= 0.5002 * plain
+
+
+@pytest.mark.parametrize(
+    ("name", "least", "most"), [("gft_base", 0.95, 1.0), ("gft_small", 1.0, 1.05), ("gft_tiny", 1.1, 1.15)]
+)
+def test_448_pixels_cost_about_what_224_cost_a_plain_vit(name, least, most):
+    large, base = preset(f"{name}_448"), preset(name)
+    assert least <= count_macs(large) / count_macs(base, base.full_budget) <= most
+    assert count_macs(large, large.full_budget) >= 4.5 * count_macs(large)

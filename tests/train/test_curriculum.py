@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from gft_edge.config.model import preset
 from gft_edge.config.recipe import DataSection, ModelSection, Recipe, TrainSection, load_recipe
-from gft_edge.data.scenes import Scenes
+from gft_edge.data.scenes import MarkWindows, Scenes
 from gft_edge.errors import ConfigError
+from gft_edge.model.build import build_model
 from gft_edge.train.distributed import Workers
 from gft_edge.train.loop import train
-from gft_edge.train.schedule import phases
+from gft_edge.train.schedule import learning_rate, phases, pixels_seen
 from gft_edge.train.training_data import open_training_data
+from gft_edge.train.windows import window_logits
 
 CURRICULUM = ((0.0, 2.0, 0.0), (0.34, 1.5, 2.0), (0.67, 1.0, 3.0))
 
@@ -49,7 +52,7 @@ def whole():
 def test_each_step_has_the_images_of_its_phase(whole):
     recipe = make()
     data = open_training_data(recipe, Workers())
-    for first, (_, scale, distractors) in ((0, CURRICULUM[0]), (3, CURRICULUM[1]), (5, CURRICULUM[2])):
+    for first, (_, scale, distractors, *_) in ((0, CURRICULUM[0]), (3, CURRICULUM[1]), (5, CURRICULUM[2])):
         images = Scenes("train", 48, 64, 0, 0.04, int(distractors), scale)
         plain = dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, curriculum=()))
         expected = list(dataclasses.replace(data, images=images).batches(plain, Workers(), range(first, first + 1)))
@@ -126,7 +129,8 @@ def test_phases_cover_every_step_once(steps, run, expected):
         (
             "scenes",
             CURRICULUM,
-            r"data.curriculum\[2\]: the last phase must be the task itself, scale 1 and 6 distractors, found \[1.0, 3.0\]",
+            r"data.curriculum\[2\]: the last phase must be the task itself, scale 1, 6 distractors and whole images, found "
+            r"\[1.0, 3.0, 0.0\]",
         ),
         (
             "scenes",
@@ -134,6 +138,18 @@ def test_phases_cover_every_step_once(steps, run, expected):
             r"data.curriculum\[0\]: scenes: a mark of 71 px .* canvas of 64 px",
         ),
         ("scenes", ((0.0, 1.0, 900.0), (0.5, 1.0, 6.0)), r"data.curriculum\[0\]: scenes: distractors must be 0 to 200"),
+        (
+            "scenes",
+            ((0.0, 2.0, 6.0, 16.0), (0.5, 1.0, 6.0)),
+            r"data.curriculum\[0\]: scenes: windows must have 21 px, .* to less than 64 px, the whole image; found 16 px",
+        ),
+        ("scenes", ((0.0, 1.0, 6.0, 64.0), (0.5, 1.0, 6.0)), r"data.curriculum\[0\]: scenes: windows must have 11 px"),
+        (
+            "scenes",
+            ((0.0, 1.0, 6.0, 12.0), (0.5, 1.0, 6.0)),
+            r"data.curriculum\[0\]: windows of 12 px need a model .* found stem 'conv' and patches of 8 px",
+        ),
+        ("scenes", ((0.0, 1.0, 6.0, 32.0),), r"data.curriculum\[0\]: the last phase must be the task itself"),
     ],
 )
 def test_a_curriculum_that_does_not_fit_is_refused_before_the_training(tmp_path, name, curriculum, message):
@@ -145,7 +161,11 @@ def test_a_curriculum_that_does_not_fit_is_refused_before_the_training(tmp_path,
 @pytest.mark.parametrize(
     ("curriculum", "message"),
     [
-        ("[[0.0, 2.0]]", r"curriculum\[0\] must be \[share of steps, mark scale, distractors\], found \[0.0, 2.0\]"),
+        (
+            "[[0.0, 2.0]]",
+            r"curriculum\[0\] must be \[share of steps, mark scale, distractors\] or the same with .*, found \[0.0, 2.0\]",
+        ),
+        ("[[0.0, 2.0, 1, 8.5]]", r"curriculum\[0\]: the side of a window must be a whole number from 0, found 8.5"),
         ("[[0.0, 0.0, 1]]", r"curriculum\[0\]: the mark scale must be above 0 and finite, found 0"),
         ("[[0.0, 1.0, 1.5]]", r"curriculum\[0\]: distractors must be a whole number from 0, found 1.5"),
         ("[[0.0, 1.0, -1]]", r"curriculum\[0\]: distractors must be a whole number from 0, found -1"),
@@ -171,4 +191,102 @@ def test_the_shipped_recipe_ends_with_its_task():
     data = open_training_data(dataclasses.replace(recipe, data=small), Workers())
     assert data.config == preset("gft_scenes")
     assert (data.config.num_patches, data.config.budget.id) == (576, "144-72-72")
-    assert recipe.data.curriculum[0] == (0.0, 2.0, 0.0)
+    assert recipe.data.curriculum[0] == (0.0, 1.25, 6.0, 48.0)
+
+
+WINDOWS = ((0.0, 1.0, 3.0, 32.0), (0.5, 1.0, 3.0, 48.0), (0.75, 1.0, 3.0, 0.0))
+
+
+def test_windows_are_cut_out_around_the_mark():
+    scenes = Scenes("train", 64, 96, 3, 0.04, 3)
+    windows = MarkWindows(scenes, 32)
+    places = set()
+    for index in range(64):
+        window, label = windows[index]
+        whole, same_label = scenes[index]
+        views = np.lib.stride_tricks.sliding_window_view(whole, (32, 32), axis=(0, 1)).transpose(0, 1, 3, 4, 2)
+        ((y, x),) = np.argwhere((views == window).all(axis=(2, 3, 4)))
+        left, top, right, bottom = scenes.mark_box(index)
+        assert x <= left and right <= x + 32 and y <= top and bottom <= y + 32
+        assert label == same_label
+        places.add((left - x, top - y))
+    assert len(places) > 40
+    assert (windows.labels, windows.name(3), len(windows)) == (scenes.labels, "scenes train 3", 64)
+    assert windows.class_numbers() == scenes.class_numbers()
+
+
+@pytest.fixture(scope="module")
+def small():
+    torch.manual_seed(0)
+    config = preset("gft_scenes", image_size=64)
+    model = build_model(config).eval()
+    model.pos_embed.data.normal_()
+    return config, model
+
+
+@pytest.mark.parametrize("step", range(4))
+def test_a_window_is_classified_by_a_smaller_model_at_its_place(small, step):
+    """The smaller model has the positions of one place of the grid; places are tried until one fits."""
+    config, model = small
+    images = torch.randn(2, 3, 32, 24)
+    found = window_logits(model, images, config, seed=5, step=step)
+    grid = model.pos_embed[:, 1:].reshape(8, 8, -1)
+    fitting = []
+    for top in range(5):
+        for left in range(6):
+            x = model.patch_embed(images) + grid[top : top + 4, left : left + 3].reshape(1, 12, -1)
+            x = torch.cat([model.cls_token.expand(2, -1, -1) + model.pos_embed[:, :1], x], dim=1)
+            for block in model.blocks:
+                x = block(x)
+            if torch.equal(model.head(model.norm(x)[:, 0]), found):
+                fitting.append((top, left))
+    assert len(fitting) == 1
+    model.zero_grad()
+    found.sum().backward()
+    changed = model.pos_embed.grad[0, 1:].abs().sum(dim=1).reshape(8, 8) > 0
+    ((top, left),) = fitting
+    assert changed[top : top + 4, left : left + 3].all()
+    assert changed.sum() == 12
+
+
+def test_windows_lie_at_different_places_from_step_to_step(small):
+    config, model = small
+    images = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        found = [window_logits(model, images, config, 0, step) for step in range(12)]
+    assert len({tuple(logits[0].tolist()) for logits in found}) > 6
+    assert torch.equal(found[3], window_logits(model, images, config, 0, 3))
+
+
+@pytest.mark.parametrize("stop", [1, 4])
+def test_a_training_that_begins_with_windows_resumes_with_the_same_bits(tmp_path, stop):
+    recipe = make(WINDOWS, steps=8, elastic_start=0.0)
+    train(recipe, tmp_path / "whole")
+    train(recipe, tmp_path / "parts", stop_after=stop)
+    train(recipe, tmp_path / "parts", resume=True)
+    weights = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "parts")]
+    assert weights[0] == weights[1]
+
+
+def test_windows_need_a_stem_that_takes_any_size():
+    recipe = Recipe(
+        ModelSection("gft_tiny", image_size=64),
+        DataSection("scenes", train_images=16, eval_images=16, curriculum=((0.0, 1.0, 6.0, 32.0), (0.5, 1.0, 6.0))),
+        TrainSection(batch_size=4),
+    )
+    with pytest.raises(ConfigError, match=r"windows of 32 px need a model with stem 'conv' .* found stem 'linear'"):
+        open_training_data(recipe, Workers())
+
+
+def test_the_learning_rate_follows_the_pixels_seen():
+    settings = TrainSection(steps=400, warmup_steps=10, lr=1.0, min_lr=0.0)
+    plain = [learning_rate(settings, step) for step in range(400)]
+    same_size = pixels_seen(((0.0, 2.0, 0.0, 0.0), (0.5, 1.0, 3.0, 0.0)), settings, 64)
+    assert [learning_rate(settings, step, same_size) for step in range(400)] == plain
+    seen = pixels_seen(WINDOWS, settings, 64)
+    assert [seen(step) for step in (0, 4, 200, 300, 400)] == [0, 1, 50, 50 + 56.25, 206.25]
+    rates = [learning_rate(settings, step, seen) for step in range(400)]
+    assert rates[:10] == plain[:10]
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert rates[-1] == pytest.approx(0.0)
+    assert rates[300] > 2.5 * plain[300]

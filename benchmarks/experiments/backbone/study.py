@@ -208,7 +208,7 @@ def _outliers(
     random = build_model(checkpoint.info.model).eval()
     builtin = load_checkpoint("builtin")
     own = builtin.info.preprocess
-    theirs = open_images("typefaces", "train", sizes.outliers, own.height, TEST_SEED)
+    theirs = open_images("scenes", "train", sizes.outliers, own.height, TEST_SEED)
     return {
         "fine-tuned": outliers(checkpoint.model, batches()),
         "before fine-tuning": outliers(load_checkpoint(out / "start").model, batches()),

@@ -23,7 +23,7 @@ import timm
 import torch
 
 from gft_edge.benchmarks.experiments import compile_speed
-from gft_edge.benchmarks.experiments.gpu import compiled, inference, kernels, numerics, pieces, training
+from gft_edge.benchmarks.experiments.gpu import compiled, inference, kernels, numerics, pieces, resolution, training
 from gft_edge.benchmarks.experiments.gpu.results import plain, targets, text
 from gft_edge.benchmarks.experiments.gpu.scale import (
     MOST_SECONDS,
@@ -61,6 +61,7 @@ def _compile(scale: Scale, place: Place, until: float, say: Say) -> dict[str, An
 
 PARTS: dict[str, Part] = {
     "inference": inference.run,
+    "resolution": resolution.run,
     "training": training.run,
     "kernels": kernels.run,
     "numerics": numerics.run,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from gft_edge.config.model import GFTConfig, preset
 SECONDS: Mapping[str, float] = types.MappingProxyType(
     {
         "inference": 50.0,
+        "resolution": 12.0,
         "training": 30.0,
         "kernels": 10.0,
         "numerics": 20.0,
@@ -34,6 +36,8 @@ class Scale:
     Attributes:
         name: ``"full"`` or ``"quick"``; a process started for one part finds its sizes by it.
         config: the focal model; the plain ViT and the peers have its sizes.
+        large: the focal model on large images, with an early cut, for the part ``resolution``.
+        large_batches: images per request in that part.
         batches: images per request in the part ``inference``.
         merging_batch: the one batch at which ToMe is timed as well.
         compiled_batches: images per request in the part ``compiled``.
@@ -45,6 +49,8 @@ class Scale:
 
     name: str
     config: GFTConfig
+    large: GFTConfig
+    large_batches: tuple[int, ...] = (1, 32)
     batches: tuple[int, ...] = (1, 8, 64, 256)
     merging_batch: int = 64
     compiled_batches: tuple[int, ...] = (1, 8, 64)
@@ -79,17 +85,20 @@ class Place:
 
 
 def full_scale() -> Scale:
-    """Returns the sizes of ``gft_base`` against ViT-B."""
-    return Scale("full", preset("gft_base"))
+    """Returns the sizes of ``gft_base`` and ``gft_base_448`` against ViT-B."""
+    return Scale("full", preset("gft_base"), preset("gft_base_448"))
 
 
 def quick_scale() -> Scale:
     """Returns a model of four narrow blocks and few rounds: shows that everything runs; its times mean nothing."""
     budget = TokenBudget((27, 18, 9), 36)
     config = preset("gft_tiny", image_size=96, embed_dim=96, depth=4, stages=(1, 2, 3), budget=budget, num_classes=10)
+    large = dataclasses.replace(config, image_size=128, budget=TokenBudget((27, 18, 9), 64))
     return Scale(
         "quick",
         config,
+        large,
+        large_batches=(2,),
         batches=(1, 4),
         merging_batch=4,
         compiled_batches=(2,),

@@ -14,7 +14,7 @@ from typing import Any
 
 from gft_edge.cli.common import add_data_arguments, add_threads_argument, is_artifact
 
-EXAMPLE = "gft-edge controls builtin --budget 43,43,43 --out runs/controls"
+EXAMPLE = "gft-edge controls builtin --budget 72,72,72 --out runs/controls"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

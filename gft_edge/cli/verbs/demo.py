@@ -25,7 +25,7 @@ class Size:
     pictures: int
 
 
-NORMAL = Size(60, 800, 256, 320, 32, 40, 12)
+NORMAL = Size(16, 400, 128, 160, 16, 20, 12)
 SMALL = Size(4, 96, 32, 32, 8, 4, 12)
 
 
@@ -140,16 +140,16 @@ def _write_recipe(file: Path, size: Size) -> None:
     from gft_edge.files import write_json
 
     recipe = Recipe(
-        ModelSection(preset="gft_typeface"),
-        DataSection(name="typefaces", eval_images=min(size.eval_images, 320)),
+        ModelSection(preset="gft_scenes"),
+        DataSection(name="scenes", eval_images=min(size.eval_images, 160)),
         TrainSection(
             init="builtin",
             steps=size.train_steps,
-            batch_size=40,
-            lr=3e-5,
+            batch_size=16,
+            lr=1e-5,
             min_lr=1e-6,
             warmup_steps=min(10, size.train_steps),
-            label_smoothing=0.1,
+            label_smoothing=0.05,
             checkpoint_every=0,
             seed=11,
         ),
@@ -161,10 +161,10 @@ def _write_pictures(folder: Path, count: int) -> None:
     """Writes test images as files for the predictions of the demo."""
     from PIL import Image
 
-    from gft_edge.data.typefaces import Typefaces
+    from gft_edge.data.scenes import Scenes
     from gft_edge.files import replacing
 
-    images = Typefaces("test", count * 7)
+    images = Scenes("test", count * 7)
     for number in range(count):
         pixels, label = images[number * 7]
         path = folder / f"{images.labels[label]}.png"

@@ -17,7 +17,7 @@ from gft_edge.runtime.backends import DEFAULT, names_text
 if TYPE_CHECKING:
     from gft_edge.runtime.accuracy import Accuracy
 
-EXAMPLE = "gft-edge evaluate builtin --budget full --budget 108,72,36"
+EXAMPLE = "gft-edge evaluate builtin --budget full --budget 72,72,72"
 
 CLASSES_SHOWN = 20
 MISTAKES_SHOWN = 5

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from gft_edge.manifest import DeploymentManifest
 
-EXAMPLE = "gft-edge export builtin --budget 108,72,36 --maps compact --out runs/artifact"
+EXAMPLE = "gft-edge export builtin --budget 144,72,36 --maps compact --out runs/artifact"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

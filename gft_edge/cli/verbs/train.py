@@ -7,7 +7,7 @@ from pathlib import Path
 
 from gft_edge.cli.common import add_checkpoint_output
 
-EXAMPLE = "gft-edge train --config recipes/typeface.toml --out runs/typeface --set train.steps=200"
+EXAMPLE = "gft-edge train --config recipes/scenes.toml --out runs/scenes --set train.steps=200"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -91,7 +91,7 @@ def _training(view: View) -> Iterator[Section]:
                     "data": entry.data,
                     "figure": plots.training(entry.log),
                     "is_smoothed": len(entry.log) >= 12,
-                    "is_known_data": (entry.start, entry.data) == ("builtin", "typefaces"),
+                    "is_known_data": (entry.start, entry.data) == ("builtin", "scenes"),
                     "is_level": _is_level([row["loss"] for row in entry.log]),
                     "first": entry.log[0],
                     "last": last,

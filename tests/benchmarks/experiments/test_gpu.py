@@ -24,11 +24,12 @@ from gft_edge.benchmarks.experiments.gpu import (
 )
 from gft_edge.benchmarks.experiments.gpu.scale import SECONDS, Place, aligned, full_scale, quick_scale
 from gft_edge.budget import TokenBudget
+from gft_edge.config.model import preset
 from gft_edge.errors import ConfigError
 from gft_edge.model.macs import count_macs
 
 CPU = Place(torch.device("cpu"), torch.float32)
-HERE = ("inference", "training", "kernels", "pieces", "numerics")
+HERE = ("inference", "resolution", "training", "kernels", "pieces", "numerics")
 
 
 @pytest.fixture(scope="module")
@@ -71,6 +72,21 @@ def test_graphs_compute_what_the_eager_networks_do(measured):
     assert macs[candidates.GFT] < macs[candidates.EVIT] < macs[candidates.VIT] == macs[candidates.FULL]
     assert macs[candidates.EVIT_FUSED] == macs[candidates.EVIT]
     assert macs["GFT 23-15-7"] < macs[candidates.GFT] < macs["GFT 31-23-15"]
+
+
+def test_large_images_are_measured_against_the_plain_vit_of_their_size(measured):
+    part = measured[0]["parts"]["resolution"]
+    assert [(row["name"], row["batch"]) for row in part["rows"]] == [
+        (name, 2) for name in ("ViT", "GFT", candidates.FULL)
+    ]
+    assert all(row["finite"] and row["difference"] <= 1e-6 for row in part["rows"])
+    large, full = quick_scale().large, full_scale()
+    assert part["image_size"] == large.image_size
+    assert [row["macs"] for row in part["rows"]] == [
+        count_macs(large, b) for b in (large.full_budget, None, large.full_budget)
+    ]
+    assert (full.large, full.large_batches[-1]) == (preset("gft_base_448"), 32)
+    assert ("resolution", 32, candidates.VIT, 3.5) in results.LEAST_OVER
 
 
 def test_model_is_the_plain_vit_and_the_slow_form(measured):
