@@ -54,7 +54,7 @@ def test_what_is_said(chosen):
     )
     assert "0 of them among the 16 val images of scenes" in done.out
     assert "time of layers alone: roofline of Jetson Orin Nano 4GB, a bound" in done.out
-    assert "blocks.0.attn.qkv   145 x 128 x 384" in done.out
+    assert "blocks.0.attn.qkv   577 x 128 x 384" in done.out
     assert "mixed precision, logit SQNR of at least 50 dB" in done.out
     assert f"--ranges {out}/ranges.json --policy {out}/policy.json" in done.out
     assert "layers in INT8" in done.err
@@ -133,7 +133,7 @@ def test_a_limit_that_cannot_be_met_keeps_what_was_measured(gft_edge, tiny_check
     assert (done.code, done.err.count("\n")) == (1, 1)
     assert "no layer that saves time is within the limit (logit SQNR of at least 190 dB)" in done.err
     assert "the least harmful, blocks.0.mlp.fc1, alone has " in done.err
-    assert "blocks.0.mlp.fc1  145 x 128 x 512" in done.out
+    assert "blocks.0.mlp.fc1  577 x 128 x 512" in done.out
     assert json.loads((tmp_path / "out/sensitivity.json").read_text())["search"]["best"] is None
     assert not (tmp_path / "out/policy.json").exists()
     assert "there is no policy" in (tmp_path / "out/sensitivity.html").read_text()

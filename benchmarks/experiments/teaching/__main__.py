@@ -5,8 +5,16 @@ python -m gft_edge.benchmarks.experiments.teaching runs/scenes --out runs/teachi
 
 from __future__ import annotations
 
-from gft_edge.benchmarks.experiments.teaching.command import main
+from collections.abc import Sequence
+
+from gft_edge.benchmarks.experiments.teaching.command import main as study
 from gft_edge.errors import exit_code
 
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Trains every arm, with the seeds that were asked for."""
+    return study(__doc__ or "", arguments)
+
+
 if __name__ == "__main__":
-    raise SystemExit(exit_code(lambda: main(__doc__ or "")))
+    raise SystemExit(exit_code(main))
