@@ -240,7 +240,7 @@ def test_further_training_is_told_from_a_course_from_the_start(samples, laid):
     )
     assert "The loss stays level: these steps changed little." in text
     known = samples["checkpoint"](LABELS, "builtin", 4)
-    known["provenance"]["recipe"]["data"]["name"] = "typefaces"
+    known["provenance"]["recipe"]["data"]["name"] = "scenes"
     page = write_page(laid({"c/config.json": known, "c/log.jsonl": log})).page
     assert "already trained on these images" in " ".join(read(page).sections["training"].split())
     falling = "".join(f'{{"step": {n}, "loss": {1 / n}}}\n' for n in range(1, 5))
