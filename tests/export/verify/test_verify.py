@@ -431,6 +431,20 @@ class TestCompare:
         stages = compare(SIDES, reference, candidate, None, 4).stages
         assert [(s.jaccard, s.identical, s.ties) for s in stages] == [(1.0, 1, 0), (pytest.approx(1 / 3), 0, 1)]
 
+    def test_logits_of_an_image_with_a_tie_are_not_held_against_float_rounding(self):
+        """The other images still are, and so is an image that keeps a patch of another score."""
+        reference = {
+            "logits": np.array([[1.0, 0.0], [2.0, 0.0]]),
+            "kept_0": np.array([[0, 1], [0, 1]]),
+            "scores_0": np.array([[0.5, 0.3, 0.3, 0.0], [0.5, 0.3, 0.3, 0.0]]),
+        }
+        candidate = {"logits": np.array([[1.5, 0.0], [2.0, 0.0]]), "kept_0": np.array([[0, 2], [0, 1]])}
+        assert compare(SIDES, reference, candidate, None, 4).max_relative_error == 0
+        candidate["logits"] = np.array([[1.5, 0.0], [2.2, 0.0]])
+        assert compare(SIDES, reference, candidate, None, 4).max_relative_error == pytest.approx(0.1)
+        candidate["kept_0"] = np.array([[0, 3], [0, 1]])
+        assert compare(SIDES, reference, candidate, None, 4).max_relative_error == pytest.approx(0.25)
+
     def test_stages_the_candidate_does_not_tell_are_left_out(self):
         more = {"kept_0": np.array([[0, 1]] * 2), "importance_0": np.full((2, 4), 0.25)}
         assert self._compare(self.LOGITS, **more).stages == ()
