@@ -404,7 +404,7 @@ def test_map_as_a_user(study):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("trained", "{builtin}", "{out}", "--data", "typefaces"), ""),
+        (("trained", "{builtin}", "{out}", "--data", "typefaces"), "unknown to the model"),
         (("trained", "no-such", "{out}"), "no such folder"),
         (("trained", "{tiny}", "{out}", "--images", "0"), "needs 1 or more, found 0"),
         (("trained", "{tiny}", "{out}", "--threads", "-1"), "threads must be 0"),
