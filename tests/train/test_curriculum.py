@@ -268,6 +268,19 @@ def test_a_training_that_begins_with_windows_resumes_with_the_same_bits(tmp_path
     assert weights[0] == weights[1]
 
 
+def test_a_step_on_windows_is_one_pass_with_every_patch(tmp_path, monkeypatch):
+    """Six of eight steps are on windows; elastic budgets are for whole images."""
+    passes = []
+
+    def counted(network, images, config, seed, step):
+        passes.append((step, images.shape[-1]))
+        return window_logits(network, images, config, seed, step)
+
+    monkeypatch.setattr("gft_edge.train.steps.window_logits", counted)
+    train(make(WINDOWS, steps=8, elastic=True, elastic_start=0.0), tmp_path / "out")
+    assert passes == [(step, 32 if step < 4 else 48) for step in range(6)]
+
+
 def test_windows_need_a_stem_that_takes_any_size():
     recipe = Recipe(
         ModelSection("gft_tiny", image_size=64),
