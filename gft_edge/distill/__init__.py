@@ -1,0 +1,1 @@
+"""Losses of training and distillation; teachers, live or as stored answers."""

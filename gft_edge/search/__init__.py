@@ -1,0 +1,1 @@
+"""Cost models, the search of token budgets, the Pareto front."""
