@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 
 import pytest
@@ -10,9 +9,6 @@ import torch
 
 import gft_edge.distill.distiller as module
 from gft_edge.checkpoint import load_checkpoint, read_weights
-from gft_edge.config.model import preset
-from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.preprocess import PreprocessSpec
 from gft_edge.train.loop import train
 
 
