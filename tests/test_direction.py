@@ -25,6 +25,7 @@ LAYERS = (
     ("calibration",),
     ("export",),
     ("benchmarks",),
+    ("search",),
     ("report",),
     ("cli",),
     ("benchmarks.experiments", "benchmarks.torture"),

@@ -146,6 +146,8 @@ class TrainSection:
         elastic_start: share of the steps after which sampled budgets begin.
         elastic_samples: sampled budgets per step: 1 takes the smallest and a random one in turn, 2 takes both.
         smallest_ratio: the smallest budget, as a share of the default budget's counts.
+        align: weight of the alignment loss, 0 is off: at steps with a sampled budget the scores of the selecting blocks learn
+            which patches the pass with every patch relied on; see :mod:`gft_edge.distill.alignment`.
         eval_every, checkpoint_every: in steps; 0 means only at the end.
         seed: fixes weights, data order and budgets.
         threads: torch threads; 0 leaves torch's default.
@@ -176,6 +178,7 @@ class TrainSection:
     elastic_start: float = 0.0
     elastic_samples: int = 1
     smallest_ratio: float = 0.6
+    align: float = 0.0
     eval_every: int = 0
     checkpoint_every: int = 200
     seed: int = 0
@@ -209,7 +212,7 @@ class TrainSection:
             problems.append(f"layer_decay must be above 0 and at most 1, found {self.layer_decay}")
         if self.early_stop and not self.eval_every:
             problems.append("early_stop needs eval_every")
-        for name in ("min_lr", "weight_decay", "mixup", "cutmix", "grad_clip"):
+        for name in ("min_lr", "weight_decay", "mixup", "cutmix", "grad_clip", "align"):
             if not 0 <= getattr(self, name) < math.inf:
                 problems.append(f"{name} must be at least 0 and finite, found {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:
@@ -220,6 +223,8 @@ class TrainSection:
             problems.append(f"elastic_samples must be 1 or 2, found {self.elastic_samples}")
         if not 0 < self.smallest_ratio <= 1:
             problems.append(f"smallest_ratio must be above 0 and at most 1, found {self.smallest_ratio}")
+        if self.align and not self.elastic:
+            problems.append("align needs elastic = true: it learns from the pass with every patch")
         if problems:
             raise ConfigError("; ".join(problems))
 

@@ -14,6 +14,7 @@ from gft_edge.checkpoint import CheckpointInfo, checkpoint_hash, read_info, reso
 from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import DistillSection, Recipe
 from gft_edge.data.sets import ImageSet
+from gft_edge.distill.alignment import taught_blocks
 from gft_edge.distill.answers import ANSWERS, StoredAnswers, answers_identity, open_answers
 from gft_edge.distill.lift import classifier_of, lift_head
 from gft_edge.distill.losses import (
@@ -26,7 +27,7 @@ from gft_edge.distill.losses import (
 )
 from gft_edge.distill.teacher import Lesson, Teacher, load_teacher, ranked_patches, require_same_classes
 from gft_edge.errors import ConfigError
-from gft_edge.model.gft import StageMaps
+from gft_edge.model.gft import FocalGFT, StageMaps
 from gft_edge.preprocess import PreprocessSpec
 
 
@@ -38,6 +39,7 @@ class Distiller:
         section: of the recipe.
         config: of the student.
         load: loads the teacher.
+        taught: number of the student's selecting blocks whose choice is read afterwards.
         stored: answers on disk, None for a live teacher.
         features: the student's lifted features of the last pass, at most one.
     """
@@ -45,6 +47,7 @@ class Distiller:
     section: DistillSection
     config: GFTConfig
     load: Callable[[], Teacher]
+    taught: int = 0
     stored: StoredAnswers | None = None
     features: list[Tensor] = field(default_factory=list)
     _teacher: Teacher | None = None
@@ -110,20 +113,19 @@ class Distiller:
         return Lesson(found)
 
     def _map_losses(self, stages: Sequence[StageMaps], target: Tensor) -> Tensor:
-        """Returns the weighted losses of the scores of blocks whose choice is read afterwards, mean over these blocks."""
+        """Returns the weighted losses of the scores, mean over the taught blocks."""
         section, config = self.section, self.config
         everywhere = on_grid(target, config.grid)
         positions: Tensor | None = None
         total = torch.zeros((), device=target.device)
-        taught = [number for number in config.stages if number < config.depth]
-        for stage, keep in zip(stages[: len(taught)], config.budget.keep):
+        for stage, keep in zip(stages[: self.taught], config.budget.keep):
             goal = everywhere if positions is None else everywhere.gather(1, positions)
             if section.map_weight:
                 total = total + section.map_weight * map_loss(stage.scores, goal, section.map_temperature)
             if section.ranking_weight:
                 total = total + section.ranking_weight * ranking_loss(stage.scores, goal, min(keep, goal.shape[1]))
             positions = stage.kept
-        return total / max(1, len(taught))
+        return total / max(1, self.taught)
 
 
 def answer_loss(section: DistillSection, logits: Tensor, teacher: Tensor) -> Tensor:
@@ -179,7 +181,8 @@ def open_distiller(
     require_same_classes(info.labels, images.labels, section.teacher)
     _require_fitting(section, info, config)
     device = next(student.parameters()).device
-    distiller = Distiller(section, config, lambda: _prepared(section, path, spec, device))
+    taught = len(taught_blocks(student)) if isinstance(student, FocalGFT) else 0
+    distiller = Distiller(section, config, lambda: _prepared(section, path, spec, device), taught)
     if section.feature_weight:
         width = getattr(distiller.teacher.classifier, "in_features", 0)
         lift = lift_head(student, width)

@@ -26,6 +26,7 @@ from gft_edge.checkpoint import (
 from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import Recipe
 from gft_edge.data.trained import write_trained
+from gft_edge.distill.alignment import taught_blocks
 from gft_edge.distill.distiller import Distiller, open_distiller
 from gft_edge.distill.lift import folded
 from gft_edge.errors import ConfigError
@@ -33,6 +34,7 @@ from gft_edge.files import writing
 from gft_edge.model.adapt import adapt_weights
 from gft_edge.model.backbone import architecture_of
 from gft_edge.model.build import build_model
+from gft_edge.model.gft import FocalGFT
 from gft_edge.progress import Track, silent
 from gft_edge.storage.locks import locked
 from gft_edge.train.determinism import deterministic
@@ -151,6 +153,8 @@ def _started_model(recipe: Recipe, config: GFTConfig, group: Workers) -> tuple[A
     settings = recipe.train
     torch.manual_seed(settings.seed)
     model = build_model(config, recipe.model.pretrained, settings.drop_path)
+    if settings.align and not (isinstance(model, FocalGFT) and taught_blocks(model)):
+        raise ConfigError("train.align needs a focal model with a stage before its last block; set train.align to 0")
     config = dataclasses.replace(config, backbone=architecture_of(model, config.backbone))
     if settings.init:
         start = resolve_checkpoint(settings.init)

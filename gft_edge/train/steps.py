@@ -13,14 +13,18 @@ from torch import Tensor, nn
 
 from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import TrainSection
+from gft_edge.distill.alignment import model_alignment
 from gft_edge.distill.distiller import Distiller
 from gft_edge.distill.losses import label_loss, teacher_loss
 from gft_edge.errors import CheckFailed
-from gft_edge.model.gft import StageMaps
+from gft_edge.model.gft import FocalGFT, StageMaps
 from gft_edge.train.schedule import step_budgets
 from gft_edge.train.state import TrainingState
 from gft_edge.train.watch import LossWatch
 from gft_edge.train.windows import window_logits
+
+ALIGNED = 4
+"""One image of so many gives the scores a target: a target costs a further pass with every patch."""
 
 
 def _diverged(loss: float, step: int) -> CheckFailed:
@@ -101,6 +105,8 @@ class Stepper:
                         if distiller is not None:
                             loss = distiller.consistency(loss)
                     state.scaler.scale(loss / len(batches)).backward()
+                    if settings.align and index == 0 and len(passes) > 1:
+                        state.scaler.scale(self._alignment(images, targets) / len(batches)).backward()
         self.watch.see(sums[0], number)
         state.scaler.unscale_(state.optimizer)
         if settings.grad_clip:
@@ -110,6 +116,13 @@ class Stepper:
         if isinstance(state.average, ModelEmaV3):
             state.average.update(state.model)
         return sums
+
+    def _alignment(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Returns the weighted alignment loss of a part of a batch; its gradient reaches queries and keys alone."""
+        model, count = self.state.model, -(-len(images) // ALIGNED)
+        assert isinstance(model, FocalGFT)
+        with _autocast(images, self.settings):
+            return self.settings.align * model_alignment(model, images[:count], targets[:count])
 
 
 def _autocast(images: Tensor, settings: TrainSection) -> torch.autocast:

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from gft_edge.benchmarks.experiments.teaching.gates import add_gates
 from gft_edge.benchmarks.experiments.teaching.plan import Arm, Plan
-from gft_edge.benchmarks.experiments.teaching.targets import TARGETS, alignment_loss, taught_blocks, trace
+from gft_edge.benchmarks.experiments.teaching.targets import TARGETS
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_weights
 from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import TrainSection
 from gft_edge.data.datasets import open_images
 from gft_edge.data.training import BatchOptions, training_batches
+from gft_edge.distill.alignment import alignment_loss, taught_blocks, trace
 from gft_edge.distill.losses import label_loss
 from gft_edge.errors import CheckFailed
 from gft_edge.files import replacing
