@@ -23,6 +23,7 @@ NEEDS = {
     "checkpoint": "torch",
     "controls": "torch",
     "data.training": "torch",
+    "distill.*": "torch",
     "export.graph.*": "onnx",
     "export.graph.native": "",
     "export.lint.*": "onnx",
