@@ -105,7 +105,9 @@ def test_ranking_loss_is_a_likelihood_of_orders():
     scores = torch.tensor([[0.3, -1.0, 0.9, 0.1]])
     for kept in (1, 2, 4):
         orders = itertools.permutations(range(4))
-        total = sum(math.exp(-kept * ranking_loss(scores, -torch.tensor([order]).float(), kept).item()) for order in orders)
+        total = sum(
+            math.exp(-kept * ranking_loss(scores, -torch.tensor([order]).float(), kept).item()) for order in orders
+        )
         assert total == pytest.approx(math.factorial(4 - kept), rel=1e-4)
 
 
