@@ -24,6 +24,7 @@ LAYERS = (
     ("calibration",),
     ("export",),
     ("benchmarks",),
+    ("search",),
     ("report",),
     ("cli",),
     ("benchmarks.experiments", "benchmarks.torture"),
