@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from gft_edge.benchmarks.measuring.artifact_facts import architecture
 from gft_edge.benchmarks.measuring.bench_files import machine_label, read_bench
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol
 from gft_edge.benchmarks.roofline import model_roofline
@@ -28,7 +29,7 @@ from gft_edge.search.measuring import (
     require_measurable,
 )
 from gft_edge.search.point import Cost, CostModel, OperatingPoint
-from gft_edge.search.table import LatencyTable, TableCosts, architecture, require_architecture
+from gft_edge.search.table import LatencyTable, TableCosts, require_architecture
 from gft_edge.storage.seals import read_sealed, write_sealed
 
 SCHEMA = 1

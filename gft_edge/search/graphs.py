@@ -1,4 +1,4 @@
-"""One traced graph at other token budgets: counts of tokens are constants of the graph, so they can be exchanged without tracing."""
+"""One traced graph at other token budgets: token counts are constants, so they can be exchanged without tracing."""
 
 from __future__ import annotations
 

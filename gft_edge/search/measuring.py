@@ -185,6 +185,6 @@ def require_measurable(backend: str) -> None:
     if backend != ONNXRUNTIME:
         near = did_you_mean(backend, [ONNXRUNTIME])
         raise ConfigError(
-            f"budgets are measured on {ONNXRUNTIME} here, not {backend!r}{near}; for engines run gft-edge bench on artefacts of several "
-            "budgets and give its file as --costs"
+            f"budgets are measured on {ONNXRUNTIME} here, not {backend!r}{near}; for engines run gft-edge bench on artefacts of "
+            "several budgets and give its file as --costs"
         )

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from gft_edge.benchmarks.measuring.artifact_facts import architecture
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol, conditions
 from gft_edge.budget import MIN_TOKENS, TokenBudget
 from gft_edge.checkpoint import Checkpoint
@@ -24,7 +25,6 @@ from gft_edge.search.measuring import (
     precision_model,
     require_measurable,
 )
-from gft_edge.search.table import architecture
 
 SCHEMA = 1
 UNIFORM: Literal["uniform"] = "uniform"
