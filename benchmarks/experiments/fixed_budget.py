@@ -36,14 +36,13 @@ EVAL_IMAGES = 160
 ARMS = {"elastic": True, "fixed": False}
 
 
-def recipe(start: str, budget: TokenBudget, elastic: bool, steps: int) -> Recipe:
-    """Returns a short training of scenes from a checkpoint."""
+def recipe(start: str, size: int, budget: TokenBudget, elastic: bool, steps: int) -> Recipe:
+    """Returns a short training of scenes of ``size`` pixels from a checkpoint."""
     settings = TrainSection(
         init=start, steps=steps, batch_size=16, lr=5e-5, warmup_steps=steps // 10, elastic=elastic, seed=5, threads=1
     )
-    return Recipe(
-        ModelSection("gft_scenes", budget=budget.id), DataSection("scenes", eval_images=EVAL_IMAGES), settings
-    )
+    model = ModelSection("gft_scenes", image_size=size, budget=budget.id)
+    return Recipe(model, DataSection("scenes", eval_images=EVAL_IMAGES), settings)
 
 
 @torch.no_grad()
@@ -73,7 +72,7 @@ def run(start: str, out: Path, steps: int = 200, num_images: int = 1600) -> dict
     right = {}
     for name, elastic in ARMS.items():
         say(f"fixed: training {name}")
-        train(recipe(start, fixed, elastic, steps), out / name, track=track)
+        train(recipe(start, config.image_size, fixed, elastic, steps), out / name, track=track)
         right[name] = right_answers(out / name, evaluated, num_images)
     place = evaluated.index(fixed)
     return {
