@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gft_edge.distill.losses import map_loss
 from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT
 from gft_edge.model.scores import SCORES
@@ -142,10 +143,9 @@ def model_alignment(model: FocalGFT, images: Tensor, labels: Tensor, temperature
 
 
 def alignment_loss(block: FocalBlock, tokens: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Returns the KL divergence of the score's distribution over the patches from a target's, mean over images.
+    """Returns :func:`gft_edge.distill.losses.map_loss` of a block's score and a target.
 
-    The score is standardised for each image, since only its order matters; then softmax(score / temperature) is compared with
-    the target divided by its sum. The gradient reaches the weights that make queries and keys, and nothing else.
+    The gradient reaches the weights that make queries and keys, and nothing else.
 
     Args:
         block: that selects.
@@ -155,15 +155,7 @@ def alignment_loss(block: FocalBlock, tokens: Tensor, target: Tensor, temperatur
     """
     q, k, _ = block.attn.project(block.norm1(tokens).detach())
     scores = SCORES[block.score](q, k, block.attn.num_heads, block.num_prefix_tokens)
-    shares = (standardised(scores.float()) / temperature).log_softmax(dim=1)
-    goal = target.detach().float() + torch.finfo(torch.float32).tiny
-    return F.kl_div(shares, goal / goal.sum(dim=1, keepdim=True), reduction="batchmean")
-
-
-def standardised(scores: Tensor) -> Tensor:
-    """Returns scores (B, N) with mean 0 and standard deviation 1 over the patches of each image; 0 where all are equal."""
-    centred = scores - scores.mean(dim=1, keepdim=True)
-    return centred * (centred.square().mean(dim=1, keepdim=True) + torch.finfo(scores.dtype).eps).rsqrt()
+    return map_loss(scores, target, temperature)
 
 
 def by_head(tokens: Tensor, heads: int) -> Tensor:

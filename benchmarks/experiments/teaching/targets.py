@@ -11,6 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from gft_edge.distill import teacher
 from gft_edge.distill.alignment import Target, Traces, attention_of, gradient_attention
 
 
@@ -34,12 +35,7 @@ def rollout(traces: Traces, number: int, heads: int, prefix: int) -> Tensor:
     A is the mean over the heads (Abnar and Zuidema, 2020, arXiv 2005.00928).
     """
     later = [of for place, of in sorted(traces.items()) if place > number]
-    row = torch.zeros_like(later[0].tokens[:, :, 0])
-    row[:, 0] = 1
-    for of in reversed(later):
-        attention = attention_of(of, heads).mean(dim=1)
-        row = (row + (row.unsqueeze(1) @ attention).squeeze(1)) / 2
-    return row[:, prefix:]
+    return teacher.rollout([attention_of(of, heads).mean(dim=1) for of in later])[:, prefix:]
 
 
 TARGETS: Mapping[str, Target] = types.MappingProxyType(

@@ -21,6 +21,7 @@ from gft_edge.config.recipe import TrainSection
 from gft_edge.data.datasets import open_images
 from gft_edge.data.training import BatchOptions, training_batches
 from gft_edge.distill.alignment import alignment_loss, taught_blocks, trace
+from gft_edge.distill.losses import label_loss
 from gft_edge.errors import CheckFailed
 from gft_edge.files import replacing
 from gft_edge.model import choices
@@ -30,7 +31,6 @@ from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
-from gft_edge.train.losses import label_loss
 from gft_edge.train.optim import make_optimizer, set_rate
 from gft_edge.train.schedule import learning_rate, seed_step
 

@@ -28,7 +28,8 @@ from gft_edge.controls import measure_rules
 from gft_edge.data.datasets import open_images
 from gft_edge.data.marks import marks_of
 from gft_edge.data.scenes import LABELS
-from gft_edge.distill.alignment import alignment_loss, standardised, trace
+from gft_edge.distill.alignment import alignment_loss, trace
+from gft_edge.distill.losses import standardised
 from gft_edge.errors import CheckFailed, ConfigError, exit_code
 from gft_edge.model.build import build_model
 from gft_edge.model.scores import SCORES
