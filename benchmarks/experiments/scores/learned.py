@@ -15,7 +15,7 @@ from gft_edge.benchmarks.experiments.scores.passes import Entry, full_pass, plac
 from gft_edge.data.batches import batch_count, indexed_batches
 from gft_edge.data.marks import marked_patches, marks_of
 from gft_edge.data.sets import ImageSet
-from gft_edge.distill.alignment import standardised
+from gft_edge.distill.losses import standardised
 from gft_edge.model import choices
 from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT

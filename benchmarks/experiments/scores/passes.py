@@ -12,7 +12,7 @@ from torch import Tensor
 from gft_edge.benchmarks.experiments.scores.candidates import Candidate, State, column_mean, fused_weights
 from gft_edge.budget import TokenBudget
 from gft_edge.config.model import GFTConfig
-from gft_edge.distill.alignment import standardised
+from gft_edge.distill.losses import standardised
 from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT
 from gft_edge.model.selection import gather_all, select_patches, token_indices

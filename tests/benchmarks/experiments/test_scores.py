@@ -18,7 +18,7 @@ from gft_edge.config.model import SCORES, preset
 from gft_edge.control_results import CENTRE, LEAST, ORACLE, RANDOM, STATIC
 from gft_edge.controls import learn_places
 from gft_edge.data.datasets import open_images
-from gft_edge.distill.alignment import standardised
+from gft_edge.distill.losses import standardised
 from gft_edge.model.choices import Following, most_important
 from gft_edge.preprocess import PreprocessSpec
 
