@@ -51,6 +51,7 @@ CONTROL = "no teacher"
 ARMS: Mapping[str, dict[str, Any] | None] = {
     CONTROL: None,
     "KL": {"loss": "kl"},
+    "KL, temperature 4": {"loss": "kl", "temperature": 4.0},
     "DIST": {"loss": "dist", "weight": 2.0},
     "KL, masked teacher": {"loss": "kl", "masked": True},
 }
@@ -94,8 +95,10 @@ def make_models(source: str, study: Study, out: Path) -> tuple[Path, Path]:
         config, weights = fitted(checkpoint.model.state_dict(), checkpoint.info.model, plan, source)
         spec = dataclasses.replace(checkpoint.info.preprocess, height=study.size, width=study.size)
         budget = TokenBudget.parse(study.budget, config.num_patches)
-        for folder, changes in ((teacher, {}), (student, {"depth": study.depth, "budget": budget})):
-            own = dataclasses.replace(config, **changes)
+        for folder, own in (
+            (teacher, config),
+            (student, dataclasses.replace(config, depth=study.depth, budget=budget)),
+        ):
             model = build_model(own)
             names = model.state_dict().keys()
             load_weights(model, {name: weights[name] for name in names}, source)
@@ -171,7 +174,7 @@ def run(source: str, out: Path, study: Study) -> dict[str, Any]:
         for arm in ARMS:
             if str(seed) in runs.get(arm, {}):
                 continue
-            folder = out / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
+            folder = out / f"{arm.replace(',', '').replace(' ', '-')}-{seed}"
             train(recipe_of(study, (teacher, student), arm, seed), folder, resume=folder.exists())
             runs.setdefault(arm, {})[str(seed)] = measure(folder, study)
             write_json(file, found)
