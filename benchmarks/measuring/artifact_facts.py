@@ -6,6 +6,7 @@ from typing import Any
 
 from gft_edge.benchmarks.roofline import implausible, roofline
 from gft_edge.budget import rows_per_block
+from gft_edge.config.model import GFTConfig
 from gft_edge.hardware.devices import Device, PeakPrecision
 from gft_edge.manifest import MODEL, Artifact
 
@@ -19,7 +20,13 @@ def identity(artifact: Artifact) -> dict[str, Any]:
         "budget": manifest.budget.id,
         "mean_tokens": mean_tokens(artifact),
         "model_sha256": manifest.files[MODEL].sha256,
+        "model": architecture(manifest.model),
     }
+
+
+def architecture(config: GFTConfig) -> dict[str, Any]:
+    """Returns what the latency depends on besides the budget: the configuration without it, as plain JSON values."""
+    return {key: value for key, value in config.to_json().items() if key != "budget"}
 
 
 def mean_tokens(artifact: Artifact) -> float | None:

@@ -61,6 +61,8 @@ USES = (
     Use("sensitivity CKPT", (*_CHECKPOINT, *_IMAGES, "onnx", "onnxruntime", "matplotlib", "jinja2")),
     Use("quantize CKPT", (*_CHECKPOINT, *_IMAGES, "matplotlib")),
     Use("export CKPT", (*_CHECKPOINT, *_IMAGES, *_EXPORT)),
+    Use("sweep CKPT", (*_CHECKPOINT, *_EXPORT, "onnxruntime")),
+    Use("sweep CKPT --out DIR", (*_CHECKPOINT, *_EXPORT, "onnxruntime", "matplotlib")),
     Use("verify ARTIFACT --checkpoint CKPT", (*_CHECKPOINT, *_IMAGES, *_EXPORT, "onnxruntime")),
     Use("demo", (*_CHECKPOINT, *_IMAGES, *_EXPORT, "onnxruntime", "matplotlib", "jinja2")),
 )

@@ -33,6 +33,7 @@ VERBS = {
     "lint": "find problems of a graph: errors, slow parts, parts that a target cannot build",
     "build": "compile an artefact into a TensorRT engine",
     "verify": "check that an artefact computes the same as its model",
+    "sweep": "measure milliseconds against tokens on one backend",
     "bench": "measure and compare the latency of artefacts, or import trtexec results",
     "predict": "classify images and draw the patches that the model kept",
     "report": "write the HTML page of a run, or of bench files of several machines",
