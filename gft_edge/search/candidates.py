@@ -11,7 +11,9 @@ import numpy.typing as npt
 
 from gft_edge.budget import MIN_TOKENS, TokenBudget
 from gft_edge.config.model import GFTConfig
+from gft_edge.errors import ConfigError
 from gft_edge.search.point import Cost
+from gft_edge.search.staircase import free_tokens
 
 Chains = npt.NDArray[np.int64]
 Costs = npt.NDArray[np.float64]
@@ -22,11 +24,12 @@ MS, GMAC, MJ = range(3)
 MOST_CHAINS = 200_000
 """Up to so many budgets are all candidates; of more, some are drawn."""
 DRAWN = 40_000
-DRAWN_APART = 4_000
-"""Budgets that are drawn where each has to be asked for by itself."""
-CHECKED = 24
-"""Drawn budgets on which a chain's sum is compared with the cost itself."""
+MOST_APART = 70_000
+"""Budgets at most where the cost model has to be asked for each by itself."""
+FREE_REACH = 64
+"""Tokens more than kept that are looked at for free ones."""
 SAME = 1e-9
+"""Relative difference of a cost and its sum over neighbouring stages that is rounding."""
 
 
 @dataclass(frozen=True)
@@ -93,48 +96,94 @@ def drawn_chains(counts: Sequence[int], stages: int, number: int, seed: int) -> 
 def find_candidates(
     config: GFTConfig, price: Price, multiple: int = 8, seed: int = 0, also: Sequence[TokenBudget] = ()
 ) -> Candidates:
-    """Returns the tile-aligned budgets of a model with their costs.
+    """Returns the tile-aligned budgets of a model that have a cost.
 
     Args:
         config: of a focal model.
-        price: cost of a budget.
+        price: cost of a budget; raises ConfigError where it has no data.
         multiple: of the tokens that stay.
         seed: of draws.
-        also: budgets that are candidates whatever their counts.
+        also: budgets that are candidates whatever their counts, and without a cost too.
 
     Raises:
-        ConfigError: the cost model has no data for this model.
+        ConfigError: the cost model has no data for any budget.
     """
     own, stages = aligned_counts(config, multiple), len(config.stages)
     extra = np.array([budget.keep for budget in also], np.int64).reshape(-1, stages)
+    asked = _Asked(config, price)
     number = math.comb(len(own) + stages - 1, stages)
-
-    def candidates(complete: bool, chains: Chains, tables: _Tables | None) -> Candidates:
-        chains = np.unique(np.concatenate([chains, extra]), axis=0)
-        costs = tables.costs(chains) if tables is not None else _one_by_one(chains, config, price)
-        return Candidates(config.num_patches, chains, costs, complete, tables is not None)
-
     complete = number <= MOST_CHAINS
-    chains = all_chains(own, stages) if complete else drawn_chains(own, stages, DRAWN, seed)
+    chains = np.unique(
+        np.concatenate([all_chains(own, stages) if complete else drawn_chains(own, stages, DRAWN, seed), extra]), axis=0
+    )
     counts = sorted({*own, *extra.flatten().tolist()})
-    if stages > 1 and number > (stages - 1) * len(counts) * (len(counts) + 1) // 2:
-        tables = _tables(counts, config, price)
-        rows = np.random.default_rng(seed).choice(len(chains), min(CHECKED, len(chains)), replace=False)
-        exact = _one_by_one(chains[rows], config, price)
-        if np.allclose(tables.costs(chains[rows]), exact, rtol=SAME, atol=1e-12, equal_nan=True):
-            return candidates(complete, chains, tables)
-    if len(chains) > DRAWN_APART:
-        return candidates(False, drawn_chains(own, stages, DRAWN_APART, seed), None)
-    return candidates(complete, chains, None)
+    costs = None
+    if stages > 2 and number > stages * len(counts) ** 2:
+        costs = _separable_costs(chains, counts, asked, seed)
+    separable = costs is not None
+    if costs is None:
+        if len(chains) > MOST_APART:
+            complete = False
+            chains = np.unique(np.concatenate([drawn_chains(own, stages, DRAWN, seed), extra]), axis=0)
+        costs = asked.costs(chains)
+    named = (chains[:, None] == extra[None]).all(axis=2).any(axis=1)
+    costs[named] = asked.costs(chains[named])  # one that was measured may have a figure of its own
+    known = ~np.isnan(costs[:, GMAC])
+    if not known.any():
+        assert asked.problem is not None
+        raise asked.problem
+    known |= named
+    return Candidates(config.num_patches, chains[known], costs[known], complete, separable)
 
 
-def _row(cost: Cost) -> tuple[float, float, float]:
-    return cost.ms, cost.gmac, math.nan if cost.mj is None else cost.mj
+class _Asked:
+    """Costs of chains by the cost model; NaN where it has no data.
+
+    Args:
+        config: of the model.
+        price: raises ConfigError where it has no data; ``problem`` is the first of these errors.
+    """
+
+    def __init__(self, config: GFTConfig, price: Price) -> None:
+        self.config, self.price = config, price
+        self.problem: ConfigError | None = None
+
+    def cost(self, keep: Sequence[int]) -> tuple[float, float, float]:
+        """Returns the cost of one chain."""
+        try:
+            found = self.price(TokenBudget(tuple(int(k) for k in keep), self.config.num_patches))
+        except ConfigError as error:
+            self.problem = self.problem or error
+            return (math.nan,) * 3
+        return found.ms, found.gmac, math.nan if found.mj is None else found.mj
+
+    def costs(self, chains: Chains) -> Costs:
+        """Returns the costs of chains, (M, 3)."""
+        return np.array([self.cost(chain) for chain in chains], np.float64).reshape(-1, 3)
 
 
-def _one_by_one(chains: Chains, config: GFTConfig, price: Price) -> Costs:
-    budgets = (TokenBudget(tuple(int(k) for k in chain), config.num_patches) for chain in chains)
-    return np.array([_row(price(budget)) for budget in budgets], np.float64).reshape(-1, 3)
+def _separable_costs(chains: Chains, counts: Sequence[int], asked: _Asked, seed: int) -> Costs | None:
+    """Returns the costs of chains as sums over neighbouring stages; None if the cost is no such sum.
+
+    One drawn chain through every pair of counts of every two neighbouring stages is compared with the cost model.
+    """
+    tables = _tables(counts, chains.shape[1], asked)
+    checked = _chains_through_pairs(np.array(counts, np.int64), chains.shape[1], seed)
+    if not np.allclose(tables.costs(checked), asked.costs(checked), rtol=SAME, atol=1e-12, equal_nan=True):
+        return None
+    return tables.costs(chains)
+
+
+def _chains_through_pairs(counts: npt.NDArray[np.int64], stages: int, seed: int) -> Chains:
+    """Returns a drawn chain through every pair of counts at every two neighbouring stages."""
+    rng = np.random.default_rng(seed)
+    a, b = np.tril_indices(len(counts))
+    rows = []
+    for change in range(1, stages):
+        before = a[:, None] + (rng.random((len(a), change - 1)) * (len(counts) - a)[:, None]).astype(np.int64)
+        after = (rng.random((len(a), stages - change - 1)) * (b + 1)[:, None]).astype(np.int64)
+        rows.append(np.concatenate([-np.sort(-before), a[:, None], b[:, None], -np.sort(-after)], axis=1))
+    return counts[np.concatenate(rows)]
 
 
 @dataclass(frozen=True)
@@ -165,19 +214,37 @@ class _Tables:
         return total
 
 
-def _tables(counts: Sequence[int], config: GFTConfig, price: Price) -> _Tables:
-    stages, size = len(config.stages), len(counts)
-
-    def cost(keep: tuple[int, ...]) -> tuple[float, float, float]:
-        return _row(price(TokenBudget(keep, config.num_patches)))
-
-    same = np.array([cost((k,) * stages) for k in counts])
+def _tables(counts: Sequence[int], stages: int, asked: _Asked) -> _Tables:
+    size = len(counts)
+    same = np.array([asked.cost((k,) * stages) for k in counts])
     pairs = []
     for change in range(1, stages):
         table = np.full((size, size, 3), math.nan)
         for i, a in enumerate(counts):
             for j, b in enumerate(counts[:i]):
-                table[i, j] = cost((a,) * change + (b,) * (stages - change))
+                table[i, j] = asked.cost((a,) * change + (b,) * (stages - change))
             table[i, i] = same[i]
         pairs.append(table)
     return _Tables(np.array(counts, np.int64), tuple(pairs), same)
+
+
+def free_counts(config: GFTConfig, budget: TokenBudget, price: Price, margin: float = 0.005) -> dict[int, int]:
+    """Returns the stages, from 0, that can keep more tokens at the same cost, and the largest such count of patches.
+
+    Args:
+        config: of the model.
+        budget: whose stages are changed one at a time.
+        price: cost of a budget.
+        margin: relative difference of latencies that counts as none.
+    """
+    found = {}
+    asked = _Asked(config, price)
+    for stage, kept in enumerate(budget.keep):
+        most = budget.num_patches if stage == 0 else budget.keep[stage - 1]
+        counts = range(kept, min(most, kept + FREE_REACH) + 1)
+        keeps = {k: (*budget.keep[:stage], k, *budget.keep[stage + 1 :]) for k in counts}
+        ms = {k: value for k, keep in keeps.items() if not math.isnan(value := asked.cost(keep)[MS])}
+        free = [k for k, smallest in free_tokens(ms, margin).items() if smallest == kept]
+        if free:
+            found[stage] = max(free)
+    return found

@@ -50,12 +50,12 @@ def over_strata(
         number: of points, if there are so many.
         taken: points that are not returned, (N,).
     """
-    stratum = strata(costs, max(1, number))
-    left = ~taken
-    order = np.lexsort((-worth, stratum))
-    queues = [
-        [row for row in order[stratum[order] == name].tolist() if left[row]] for name in np.unique(stratum).tolist()
-    ]
+    left = np.flatnonzero(~taken)
+    if not len(left) or number < 1:
+        return []
+    stratum = strata(costs[left], number)
+    order = np.lexsort((-worth[left], stratum))
+    queues = [left[order[stratum[order] == name]].tolist() for name in np.unique(stratum)]
     chosen: list[int] = []
     depth = 0
     while len(chosen) < number and any(len(queue) > depth for queue in queues):

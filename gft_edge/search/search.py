@@ -5,12 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from gft_edge.budget import TokenBudget
 from gft_edge.calibration.calibrate import require_full_precision
@@ -19,104 +16,25 @@ from gft_edge.checkpoint import Checkpoint
 from gft_edge.controls import require_selection
 from gft_edge.data.datasets import split_names
 from gft_edge.data.for_model import Request, forward_notes, known_data, labelled_images
-from gft_edge.data.sets import ImageSet, Kept, Subset, spread
+from gft_edge.data.sets import Kept, Subset, spread
 from gft_edge.data.splits import Split
 from gft_edge.data.trained import not_trained_on
 from gft_edge.errors import CheckFailed, ConfigError
 from gft_edge.evaluation import torch_threads
-from gft_edge.model.gft import FocalGFT
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, read_policy
-from gft_edge.search import recommend
 from gft_edge.search.accuracy import Rights, measure_rights, models_of
-from gft_edge.search.candidates import GMAC, MJ, MS, Candidates, find_candidates
+from gft_edge.search.candidates import Candidates, find_candidates
 from gft_edge.search.front import over_strata, pareto, predicted
 from gft_edge.search.options import UNITS, SearchOptions
-from gft_edge.search.point import CostModel, OperatingPoint
-from gft_edge.stats.metrics import wilson_interval
+from gft_edge.search.point import Cost, OperatingPoint
+from gft_edge.search.points import AXES, Found, Point, Subject, is_full, within
+from gft_edge.search.pricing import Pricing, pricing
+from gft_edge.search.record import result
 
-AXES = {"ms": MS, "gmac": GMAC, "mj": MJ}
 FIRST_ROUND = 0.5
 """Share of the points that are measured before a fit says where the rest are worth most."""
 KEPT_BYTES = 1_000_000_000
 """Of decoded images that stay in memory."""
-
-
-@dataclass(frozen=True)
-class Pricing:
-    """A cost model and what it is, in words.
-
-    Attributes:
-        model: of points of any checkpoint of the search.
-        source: for example the backend and the machine.
-        kind: ``"measured"``, ``"bound"``, or ``"macs"`` where no latency is known.
-    """
-
-    model: CostModel
-    source: str
-    kind: str
-
-
-@dataclass
-class Point:
-    """A measured operating point.
-
-    Attributes:
-        subject: number of its checkpoint.
-        precision, budget: of the point.
-        costs: milliseconds, billions of MACs, millijoules; NaN where unknown.
-        rights: right answers on the images it was measured on last.
-        within: its cost is within the limits.
-        is_full_set: measured on all images, not on the subset.
-        is_front: no other point that was measured on all images and is within the limits dominates it.
-    """
-
-    subject: int
-    precision: str
-    budget: TokenBudget
-    costs: npt.NDArray[np.float64]
-    rights: Rights
-    within: bool
-    is_full_set: bool = False
-    is_front: bool = False
-
-    @property
-    def top1(self) -> float:
-        """Share of right answers."""
-        return float(self.rights.mean())
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A checkpoint of the search.
-
-    Attributes:
-        name: as the user gave it.
-        checkpoint: opened.
-        images: all of them.
-        models: by precision.
-        candidates: by precision.
-    """
-
-    name: str
-    checkpoint: Checkpoint
-    images: ImageSet
-    models: dict[str, FocalGFT]
-    candidates: dict[str, Candidates]
-
-
-@dataclass(frozen=True)
-class Found:
-    """Result of :func:`search`.
-
-    Attributes:
-        data: content of front.json.
-        unreadable: one message for each image that was left out.
-        unmet: why no point is recommended; None where one is.
-    """
-
-    data: dict[str, Any]
-    unreadable: tuple[str, ...]
-    unmet: str | None
 
 
 def require_same_labels(names: Sequence[str], checkpoints: Sequence[Checkpoint]) -> None:
@@ -141,7 +59,6 @@ def search(
     names: Sequence[str],
     checkpoints: Sequence[Checkpoint],
     options: SearchOptions,
-    pricing: Pricing,
     folder: Path,
     callbacks: Callbacks | None = None,
 ) -> Found:
@@ -151,7 +68,6 @@ def search(
         names: of the checkpoints, as commands take them.
         checkpoints: opened; focal, in full precision, of the same labels.
         options: what is asked for.
-        pricing: cost model.
         folder: of the result, for the commands.
         callbacks: progress, notes and images that cannot be read.
 
@@ -169,7 +85,8 @@ def search(
     policies = {"int8": DEFAULT_POLICY, **{f"int8:{path.stem}": read_policy(path) for path in options.policies}}
     data = known_data(options.data, checkpoints[0].info.data, f"checkpoint {names[0]}")
     split = options.split or _choice_split(data)
-    candidates = [_candidates(name, each, options, pricing) for name, each in zip(names, checkpoints)]
+    cost = pricing(names, checkpoints, options, policies, callbacks.track)
+    candidates = [_candidates(name, each, options, cost) for name, each in zip(names, checkpoints)]
     _require_within(names, candidates, options)
     unreadable: list[str] = []
     callbacks = dataclasses.replace(callbacks, problem=lambda text: _once(unreadable, text))
@@ -177,7 +94,7 @@ def search(
         subjects = _open(names, checkpoints, candidates, (data, split), options, policies, callbacks)
         points = [point for n in range(len(subjects)) for point in _explore(n, subjects[n], options, callbacks)]
         _measure_front(subjects, points, options, callbacks)
-    record, unmet = _result(subjects, points, options, pricing, (data, split), folder)
+    record, unmet = result(subjects, points, options, cost, (data, split), folder)
     return Found({**record, "seconds": time.monotonic() - started}, tuple(unreadable), unmet)
 
 
@@ -190,23 +107,17 @@ def _choice_split(data: str) -> Split:
     return "val" if "val" in split_names(data) else "test"
 
 
-def _candidates(name: str, checkpoint: Checkpoint, options: SearchOptions, pricing: Pricing) -> dict[str, Candidates]:
+def _candidates(name: str, checkpoint: Checkpoint, options: SearchOptions, cost: Pricing) -> dict[str, Candidates]:
     config = checkpoint.info.model
 
     def of(precision: str) -> Candidates:
-        def price(budget: TokenBudget) -> Any:
-            return pricing.model(OperatingPoint(name, config, budget, precision))
+        def price(budget: TokenBudget) -> Cost:
+            return cost.model(OperatingPoint(name, config, budget, precision))
 
-        return find_candidates(config, price, options.align, options.seed, (config.budget, config.full_budget))
+        also = (config.budget, config.full_budget, *cost.measured)
+        return find_candidates(config, price, options.align, options.seed, also)
 
     return {precision: of(precision) for precision in options.all_precisions}
-
-
-def _within(costs: npt.NDArray[np.float64], options: SearchOptions) -> npt.NDArray[np.bool_]:
-    within = np.ones(len(costs), bool)
-    for name, value in options.limits.items():
-        within &= costs[:, AXES[name]] <= value
-    return within
 
 
 def _require_within(names: Sequence[str], candidates: Sequence[dict[str, Candidates]], options: SearchOptions) -> None:
@@ -216,10 +127,13 @@ def _require_within(names: Sequence[str], candidates: Sequence[dict[str, Candida
         CheckFailed: names the nearest candidate.
     """
     every = [(n, p, c) for n, of_one in zip(names, candidates) for p, c in of_one.items()]
-    if any(_within(c.costs, options).any() for _, _, c in every):
+    if any(within(c.costs, options).any() for _, _, c in every):
         return
     excess = [
-        np.max([c.costs[:, AXES[name]] / value for name, value in options.limits.items()], axis=0) for _, _, c in every
+        np.nan_to_num(
+            np.max([c.costs[:, AXES[name]] / value for name, value in options.limits.items()], axis=0), nan=np.inf
+        )
+        for _, _, c in every
     ]
     place = int(np.argmin([part.min() for part in excess]))
     name, precision, found = every[place]
@@ -271,14 +185,14 @@ def _explore(number: int, subject: Subject, options: SearchOptions, callbacks: C
         new: dict[str, list[int]] = {}
         for place, (precision, found) in enumerate(subject.candidates.items()):
             known = rows.setdefault(precision, [])
-            taken = ~_within(found.costs, options)
+            axis_costs, taken = found.costs[:, axis], ~within(found.costs, options)
             taken[known] = True
             if known:
                 values = np.array([right.mean() for right in answers[precision]])
                 worth = predicted(found.chains, np.array(known), values)
             else:
                 worth = np.random.default_rng(options.seed + place).random(len(found.chains))
-            chosen = over_strata(found.costs[:, axis], worth, count, taken)
+            chosen = over_strata(axis_costs, worth, count, taken)
             if not known:
                 own = [found.row_of(config.budget), found.row_of(config.full_budget)]
                 chosen = list(dict.fromkeys([row for row in own if row is not None] + chosen))
@@ -304,7 +218,7 @@ def _explore(number: int, subject: Subject, options: SearchOptions, callbacks: C
             answers[precision] += list(part)
     return [
         Point(
-            number, precision, found.budget(row), found.costs[row], right, bool(_within(found.costs[[row]], options)[0])
+            number, precision, found.budget(row), found.costs[row], right, bool(within(found.costs[[row]], options)[0])
         )
         for precision, found in subject.candidates.items()
         for row, right in zip(rows[precision], answers[precision])
@@ -322,7 +236,7 @@ def _measure_front(
     axis = AXES[options.axis]
     inside = [point for point in points if point.within]
     again = [inside[n] for n in _front(inside, axis)]
-    again += [p for p in points if _is_full(p, subjects) and not any(p is q for q in again)]
+    again += [p for p in points if is_full(p, subjects) and not any(p is q for q in again)]
     for number, subject in enumerate(subjects):
         work = [
             (precision, [p for p in again if p.subject == number and p.precision == precision])
@@ -343,112 +257,3 @@ def _measure_front(
     final = [point for point in again if point.within]
     for n in _front(final, axis):
         final[n].is_front = True
-
-
-def _is_full(point: Point, subjects: Sequence[Subject]) -> bool:
-    return point.budget == subjects[point.subject].checkpoint.info.model.full_budget
-
-
-def _result(
-    subjects: Sequence[Subject],
-    points: list[Point],
-    options: SearchOptions,
-    pricing: Pricing,
-    where: tuple[str, Split],
-    folder: Path,
-) -> tuple[dict[str, Any], str | None]:
-    """Returns the record and, where no point is recommended, why."""
-    data, split = where
-    name = options.axis
-    axis = AXES[name]
-    points.sort(key=lambda p: (p.costs[axis], -p.top1))
-    front = [p for p in points if p.is_front]
-    full = max((p for p in points if _is_full(p, subjects) and p.is_full_set), key=lambda p: (p.top1, -p.costs[axis]))
-    choice = recommend.recommend(
-        np.array([p.costs[axis] for p in front]), [p.rights for p in front], full.rights, options.min_accuracy
-    )
-    unmet, recommended = None, None
-    if choice is None:
-        best = max(front, key=lambda p: p.top1)
-        within = f" within {options.limits.describe()}" if options.limits.items() else ""
-        unmet = (
-            f"no point{within} reaches a top-1 of {options.min_accuracy:.2%}: the nearest is {_title(best, subjects)}, "
-            f"{best.top1:.2%}, {best.costs[axis]:.4g} {UNITS[name]}"
-        )
-    else:
-        best = front[choice.point]
-        share = best.costs[axis] / full.costs[axis]
-        cost = f"{best.costs[axis]:.4g} {UNITS[name]}, {share:.0%} of that of every patch"
-        policy = next((p for p in options.policies if f"int8:{p.stem}" == best.precision), None)
-        subject = subjects[best.subject]
-        recommended = {
-            "point": next(n for n, p in enumerate(points) if p is best),
-            "basis": choice.basis,
-            "shown": choice.shown,
-            "difference": choice.difference.to_json(),
-            "why": recommend.why(
-                choice, _title(best, subjects), best.top1, cost, options.min_accuracy, len(best.rights)
-            ),
-            "commands": recommend.commands(
-                subject.name, best.precision, best.budget.id, data, options.calibration_images, policy, folder
-            ),
-        }
-    record = {
-        "checkpoints": [
-            {
-                "name": s.name,
-                "sha256": s.checkpoint.sha256,
-                "image_size": s.checkpoint.info.model.image_size,
-                "budget": s.checkpoint.info.model.budget.id,
-            }
-            for s in subjects
-        ],
-        "data": data,
-        "split": split,
-        "images": len(full.rights),
-        "subset": min(options.subset, len(full.rights)),
-        "cost": {"axis": name, "kind": pricing.kind, "source": pricing.source},
-        "limits": dict(options.limits.items()),
-        "min_accuracy": options.min_accuracy,
-        "candidates": [
-            {
-                "checkpoint": n,
-                "precision": precision,
-                "budgets": len(found.chains),
-                "within": int(_within(found.costs, options).sum()),
-                "is_complete": found.is_complete,
-                "is_separable": found.is_separable,
-            }
-            for n, s in enumerate(subjects)
-            for precision, found in s.candidates.items()
-        ],
-        "points": [_point(p, p is full) for p in points],
-        "recommended": recommended,
-    }
-    return record, unmet
-
-
-def _title(point: Point, subjects: Sequence[Subject]) -> str:
-    name = f"{subjects[point.subject].name} at " if len(subjects) > 1 else ""
-    return f"{name}{point.budget.id} in {point.precision.upper() if ':' not in point.precision else point.precision}"
-
-
-def _point(point: Point, is_reference: bool) -> dict[str, Any]:
-    right, count = int(point.rights.sum()), len(point.rights)
-    ms, gmac, mj = (None if np.isnan(value) else float(value) for value in point.costs)
-    return {
-        "checkpoint": point.subject,
-        "precision": point.precision,
-        "budget": point.budget.id,
-        "ms": ms,
-        "gmac": gmac,
-        "mj": mj,
-        "right": right,
-        "images": count,
-        "top1": point.top1,
-        "interval": list(wilson_interval(right, count)),
-        "is_within": point.within,
-        "is_full_set": point.is_full_set,
-        "is_front": point.is_front,
-        "is_reference": is_reference,
-    }

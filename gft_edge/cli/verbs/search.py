@@ -79,15 +79,13 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.cli.console import result, say_left_out
     from gft_edge.errors import CheckFailed, OutputError
     from gft_edge.report.pages.front import require_front_writable, write_front
-    from gft_edge.search.pricing import pricing
     from gft_edge.search.search import search
 
     options = _options(args)
     require_front_writable(args.out)
     checkpoints = [load_checkpoint(name) for name in args.checkpoint]
     callbacks = calibration_callbacks()
-    costs = pricing(args.checkpoint, checkpoints, options, callbacks.track, callbacks.note)
-    found = search(args.checkpoint, checkpoints, options, costs, args.out.parent, callbacks)
+    found = search(args.checkpoint, checkpoints, options, args.out.parent, callbacks)
     say_left_out(found.unreadable)
     try:
         write_front(args.out, found.data)
@@ -144,5 +142,6 @@ def _text(args: argparse.Namespace, data: dict[str, Any]) -> str:
         table(*front_table(data)),
     ]
     if data["recommended"] is not None:
-        lines += [data["recommended"]["why"], *data["recommended"]["commands"]]
+        chosen = data["recommended"]
+        lines += [chosen["why"], *([chosen["free_tokens"]] if chosen["free_tokens"] else []), *chosen["commands"]]
     return "\n".join(lines)

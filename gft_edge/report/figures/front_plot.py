@@ -51,7 +51,7 @@ def _draw(data: Mapping[str, Any]) -> Draw:
 
     def draw(figure: Figure, axes: Axes) -> None:
         front = [p for p in data["points"] if p["is_front"]]
-        rest = [p for p in data["points"] if not p["is_front"]]
+        rest = [p for p in data["points"] if not p["is_front"] and p[axis] is not None]
         if rest:
             bars(axes, rest, fmt="o", ms=3, color=PALE, elinewidth=0.6, label="dominated", zorder=1)
         axes.plot([p[axis] for p in front], [100 * p["top1"] for p in front], color=COLORS[1], lw=1, zorder=2)

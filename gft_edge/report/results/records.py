@@ -199,7 +199,7 @@ def _front(record: Mapping[str, Any]) -> None:
     for number, point in enumerate(points):
         if point["checkpoint"] >= len(record["checkpoints"]):
             raise ArtifactError(f"file.points[{number}].checkpoint: is not the number of a checkpoint")
-        if point[record["cost"]["axis"]] is None:
+        if point["is_front"] and point[record["cost"]["axis"]] is None:
             raise ArtifactError(
                 f"file.points[{number}]: has no {record['cost']['axis']}, over which the front is drawn"
             )
