@@ -96,8 +96,7 @@ def models_of(
         ConfigError, DataError: a policy that quantizes nothing, or no calibration images.
     """
     found: dict[str, FocalGFT] = {}
-    quantized = [name for name in precisions if name in policies]
-    if quantized:
+    if any(name in policies for name in precisions):
         calibration = with_known_data(checkpoint, calibration)
         source = Source.of(checkpoint)
         chosen = source.choose(calibration, callbacks)
@@ -110,12 +109,14 @@ def models_of(
             policy = policies[name]
             observed_names(model, policy)  # refuses the policy before images are read
             note_unused_rules(model, policy, callbacks)
-            model = post_train(
+            quantized = post_train(
                 model,
                 policy,
                 lambda: (batch for batch, _ in evaluation_batches(chosen[1], checkpoint.info.preprocess)),
                 lambda m, names: module_ranges(m, names, source, calibration, chosen, callbacks),
             ).quantized.model.eval()
+            assert isinstance(quantized, FocalGFT)
+            model = quantized
         found[name] = model
     return found
 
