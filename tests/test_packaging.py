@@ -44,6 +44,8 @@ NEEDS = {
     **dict.fromkeys((f"report.figures.{name}" for name in ("map_pictures", "overlays", "pictures")), ""),
     "report.pages.*": "matplotlib",
     **dict.fromkeys((f"report.pages.{name}" for name in ("html", "quantization", "tables")), ""),
+    **dict.fromkeys(("search.costs", "search.staircase"), "torch"),
+    **dict.fromkeys(("search.graphs", "search.measuring"), "onnx"),
     "train.*": "torch",
     "train.log": "",
     "train.loop": "timm",

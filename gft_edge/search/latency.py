@@ -1,7 +1,7 @@
 """Latency of a focal model as a sum over its blocks, fitted to measured budgets.
 
 A block with T tokens entering, of which R attend, costs a T + b R + c R T, and a block that selects d + e T more: queries, keys
-and values of every token; projection and MLP of the rows; attention; score, top k and gathered rows. Stem and classifier are constant.
+and values of every token; projection and MLP of the rows; attention; score, top k and gathered rows. Stem and classifier are fixed.
 As every term depends on two neighbouring counts, a search over budgets is exact.
 """
 
