@@ -2,8 +2,8 @@
 
 python -m gft_edge.benchmarks.experiments.front runs/search/front.json runs/front --steps 400
 
-Three FP32 points of the first checkpoint, from the cheap end of the front to the dear one. A shared point is non-inferior if the paired 95 %
-interval of its top-1 less its twin's lies above -0.5 points. Run again with the same folder, it continues where it stopped.
+Three FP32 points of the first checkpoint, from the cheap end of the front to the dear one. A shared point is non-inferior if the
+paired 95 % interval of its top-1 less its twin's lies above -0.5 points. Run again with the same folder, it continues.
 """
 
 from __future__ import annotations

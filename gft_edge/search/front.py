@@ -64,6 +64,13 @@ def over_strata(
     return chosen[:number]
 
 
+def coarse(counts: npt.NDArray[np.int64], number: int) -> npt.NDArray[np.int64]:
+    """Returns at most so many of the counts, with about equal ratios, the lowest and the highest among them."""
+    options = np.unique(counts)
+    wanted = np.geomspace(options[0], options[-1], number)
+    return np.unique(options[np.abs(np.log(options)[:, None] - np.log(wanted)).argmin(axis=0)])
+
+
 def predicted(
     chains: npt.NDArray[np.int64], known: npt.NDArray[np.int64], values: npt.NDArray[np.float64]
 ) -> npt.NDArray[np.float64]:

@@ -76,7 +76,7 @@ class SearchOptions:
     data: str | None = None
     split: Split | None = None
     images: int = 1600
-    subset: int = 400
+    subset: int = 320
     points: int = 120
     precisions: tuple[str, ...] = ("fp32",)
     policies: tuple[Path, ...] = ()

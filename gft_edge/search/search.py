@@ -24,7 +24,7 @@ from gft_edge.evaluation import torch_threads
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, read_policy
 from gft_edge.search.accuracy import Rights, measure_rights, models_of
 from gft_edge.search.candidates import Candidates, find_candidates
-from gft_edge.search.front import over_strata, pareto, predicted
+from gft_edge.search.front import coarse, over_strata, pareto, predicted
 from gft_edge.search.options import UNITS, SearchOptions
 from gft_edge.search.point import Cost, OperatingPoint
 from gft_edge.search.points import AXES, Found, Point, Subject, is_full, within
@@ -33,6 +33,8 @@ from gft_edge.search.record import result
 
 FIRST_ROUND = 0.5
 """Share of the points that are measured before a fit says where the rest are worth most."""
+COARSE = 10
+"""Counts that are preferred, since budgets with a count in common share blocks."""
 KEPT_BYTES = 1_000_000_000
 """Of decoded images that stay in memory."""
 
@@ -181,6 +183,7 @@ def _explore(number: int, subject: Subject, options: SearchOptions, callbacks: C
     rows: dict[str, list[int]] = {}
     answers: dict[str, list[Rights]] = {precision: [] for precision in subject.candidates}
     config = subject.checkpoint.info.model
+    shared = {p: np.isin(found.chains, coarse(found.chains, COARSE)) for p, found in subject.candidates.items()}
     for count, title in ((first, "first budgets"), (share - first, "further budgets")):
         new: dict[str, list[int]] = {}
         for place, (precision, found) in enumerate(subject.candidates.items()):
@@ -189,9 +192,10 @@ def _explore(number: int, subject: Subject, options: SearchOptions, callbacks: C
             taken[known] = True
             if known:
                 values = np.array([right.mean() for right in answers[precision]])
-                worth = predicted(found.chains, np.array(known), values)
+                worth = predicted(found.chains, np.array(known), values) + shared[precision][:, 0]
             else:
-                worth = np.random.default_rng(options.seed + place).random(len(found.chains))
+                draws = np.random.default_rng(options.seed + place).random(len(found.chains))
+                worth = draws + shared[precision].all(axis=1)
             chosen = over_strata(axis_costs, worth, count, taken)
             if not known:
                 own = [found.row_of(config.budget), found.row_of(config.full_budget)]

@@ -10,6 +10,8 @@ import shutil
 import numpy as np
 import pytest
 
+from gft_edge.benchmarks.measuring.artifact_facts import architecture
+from gft_edge.benchmarks.measuring.bench_files import SCHEMA
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint, read_info, save_checkpoint
 from gft_edge.config.model import preset
@@ -18,6 +20,7 @@ from gft_edge.data.sets import Subset, spread
 from gft_edge.model.build import build_model, logits_function
 from gft_edge.model.macs import count_macs
 from gft_edge.runtime.accuracy import measure_accuracy
+from gft_edge.storage.seals import write_sealed
 
 COMMON = ("--subset", 12, "--calibration-images", 8, "--threads", 1)
 
@@ -185,3 +188,63 @@ def test_checkpoints_that_cannot_be_searched(
     save_checkpoint(tmp_path / "other", renamed, tiny_model)
     line = refused(checkpoint=(tiny_checkpoint, tmp_path / "other"))
     assert "label 2" in line and "'cow'" in line and "'cat'" in line
+
+
+@pytest.fixture
+def bench_file(tiny_config, tmp_path):
+    """Writes what gft-edge bench writes of FP32 artefacts at these budgets, with energies."""
+
+    def write(config, figures):
+        rows = [
+            {
+                "name": f"b{number}",
+                "backend": "onnxruntime",
+                "batch": 1,
+                "threads": 1,
+                "precision": "fp32",
+                "budget": budget,
+                "model": architecture(config),
+                "p50_ms": ms,
+                "rounds_ms": [[ms]],
+                "energy": {"mj_per_image": 10 * ms},
+            }
+            for number, (budget, ms) in enumerate(figures.items())
+        ]
+        file = tmp_path / "bench.json"
+        write_sealed(file, {"schema": SCHEMA, "machine": {}, "results": rows})
+        return file
+
+    return write
+
+
+def test_costs_of_a_board(gft_edge, tiny_checkpoint, tiny_config, animals, bench_file, refused, tmp_path):
+    """Three measured budgets: these alone are candidates, with their own figures; of another model they are refused."""
+    figures = {"16-16": 4.0, "12-6": 2.0, "9-3": 1.0}
+    file, out = bench_file(tiny_config, figures), tmp_path / "front.json"
+    done = gft_edge(
+        *("search", tiny_checkpoint, "--data", animals, "--costs", file, "--max-ms", 3, "--max-mj", 25, *COMMON),
+        *("--out", out),
+    )
+    assert done.code == 0, done.err
+    data = json.loads(out.read_text(encoding="utf-8"))
+    assert {p["budget"]: p["ms"] for p in data["points"]} == figures
+    assert [p["is_within"] for p in data["points"]] == [True, True, False]
+    assert data["cost"]["axis"] == "mj" and data["cost"]["kind"] == "measured"
+    line = refused("--costs", file, "--max-ms", 0.5, code=1)
+    assert "0.5 ms" in line and "9-3 in fp32, 1 ms" in line
+    assert "another model: num_heads 4" in refused(
+        "--costs", bench_file(dataclasses.replace(tiny_config, num_heads=4), figures)
+    )
+    assert "precision 'int8' is not measured" in refused(
+        "--costs", bench_file(tiny_config, figures), "--precision", "int8"
+    )
+
+
+def test_a_bound_is_called_one(gft_edge, tiny_checkpoint, animals, tmp_path):
+    out = tmp_path / "front.json"
+    done = gft_edge(
+        *("search", tiny_checkpoint, "--data", animals, "--target", "orin-nano", "--points", 3, *COMMON, "--out", out)
+    )
+    assert done.code == 0, done.err
+    assert "roofline of Jetson Orin Nano" in done.out
+    assert "a bound and no latency" in out.with_suffix(".html").read_text(encoding="utf-8")

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gft_edge.search.front import over_strata, pareto, predicted, strata
+from gft_edge.search.front import coarse, over_strata, pareto, predicted, strata
 from gft_edge.search.recommend import commands, recommend, why
 
 
@@ -82,3 +82,11 @@ def test_commands_of_each_precision():
     assert shlex.split(lines[0])[-1] == shlex.split(lines[1])[2] == "runs/a b/chosen-int8"
     assert len(commands("ck", "fp32", "7-7", "scenes", 64, None, folder)) == 1
     assert "--precision fp16" in commands("ck", "fp16", "7-7", "scenes", 64, None, folder)[0]
+
+
+def test_coarse_counts():
+    found = coarse(np.arange(7, 600, 8).reshape(-1, 2), 6)
+    assert found[0] == 7 and found[-1] == 599 and len(found) == 6
+    ratios = found[1:] / found[:-1]
+    assert ratios.max() / ratios.min() < 1.5
+    assert coarse(np.array([[4, 4], [8, 4]]), 6).tolist() == [4, 8]

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--points", type=positive, default=120, metavar="N", help="points to measure per checkpoint (120)"
     )
-    parser.add_argument("--subset", type=positive, default=400, metavar="N", help="images for these points (400)")
+    parser.add_argument("--subset", type=positive, default=320, metavar="N", help="images for these points (320)")
     parser.add_argument("--images", type=positive, default=1600, metavar="N", help="images for the front (1600)")
     parser.add_argument(
         "--calibration-images", type=positive, default=256, metavar="N", help="training images for INT8 ranges (256)"
