@@ -66,7 +66,9 @@ gpu-check: .venv/installed ## run the tests marked for a GPU or a Jetson board
 # Reproduces the training of the checkpoint in gft_edge/builtin: an hour and a half on two cores.
 builtin: .venv/installed ## train the built-in checkpoint again; an hour and a half on two cores
 	.venv/bin/gft-edge train --config recipes/scenes.toml --out runs/scenes
-	.venv/bin/python -m gft_edge.benchmarks.experiments.publish runs/scenes runs/builtin recipes/scenes.toml
+	.venv/bin/gft-edge train --config recipes/scenes-selection.toml --out runs/scenes-selection
+	.venv/bin/python -m gft_edge.benchmarks.experiments.publish runs/scenes-selection runs/builtin \
+	  recipes/scenes.toml recipes/scenes-selection.toml
 
 clean: ## remove build output and caches; keep .venv and runs/
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv/mypy

@@ -27,12 +27,12 @@ from gft_edge.config.recipe import Augment, TrainSection
 from gft_edge.data.batches import Problem
 from gft_edge.data.datasets import ImageSet
 from gft_edge.data.training import BatchOptions, byte_batches, normalizer
+from gft_edge.distill.losses import distillation_loss, label_loss
 from gft_edge.errors import CheckFailed, ConfigError
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
 from gft_edge.quant.modules import follow_weights
 from gft_edge.train.determinism import deterministic
-from gft_edge.train.losses import distillation_loss, label_loss
 from gft_edge.train.optim import make_optimizer, set_rate
 from gft_edge.train.schedule import learning_rate, step_budgets
 from gft_edge.train.watch import LossWatch

@@ -20,6 +20,7 @@ LAYERS = (
     ("quant",),
     ("checkpoint",),
     ("evaluation", "controls", "control_results"),
+    ("distill",),
     ("train",),
     ("calibration", "distill"),
     ("export",),

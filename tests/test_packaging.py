@@ -23,6 +23,7 @@ NEEDS = {
     "checkpoint": "torch",
     "controls": "torch",
     "data.training": "torch",
+    "distill.*": "torch",
     "export.graph.*": "onnx",
     "export.graph.native": "",
     "export.lint.*": "onnx",
@@ -92,8 +93,9 @@ def test_wheel_holds_one_top_level_package_with_its_data(wheel):
         "report/templates/page.html.j2",
         "py.typed",
     ]
-    wanted += ["builtin/model.safetensors", "builtin/config.json", "builtin/card.md", "builtin/recipes/scenes.toml"]
-    wanted += [f"builtin/recipes/{name}.toml" for name in ("real-backbone", "image-folder", "image-folder-pretrained")]
+    wanted += ["builtin/model.safetensors", "builtin/config.json", "builtin/card.md"]
+    recipes = ("scenes", "scenes-selection", "real-backbone", "image-folder", "image-folder-pretrained")
+    wanted += [f"builtin/recipes/{name}.toml" for name in recipes]
     wanted += ["export/verify/claims.py", "export/tensorrt/interrupts.py"]
     assert {f"gft_edge/{name}" for name in wanted} <= set(names)
 

@@ -1,6 +1,7 @@
-"""Converts a trained checkpoint to the one that the package ships: float16 weights, test accuracy, a card.
+r"""Converts a trained checkpoint to the one that the package ships: float16 weights, test accuracy, a card.
 
-python -m gft_edge.benchmarks.experiments.publish runs/scenes runs/builtin recipes/scenes.toml
+python -m gft_edge.benchmarks.experiments.publish runs/scenes-selection runs/builtin recipes/scenes.toml \
+  recipes/scenes-selection.toml
 """
 
 from __future__ import annotations

@@ -49,6 +49,7 @@ USES = (
     Use("predict ARTIFACT IMAGE --backend tensorrt", ("tensorrt", _ENGINE_MEMORY, "PIL"), driver=True),
     Use("report RUN_DIR", ("matplotlib", "jinja2")),
     Use("train --config RECIPE", (*_CHECKPOINT, *_IMAGES)),
+    Use("distill --teacher CKPT", (*_CHECKPOINT, *_IMAGES)),
     Use("evaluate CKPT", (*_CHECKPOINT, *_IMAGES)),
     Use("controls CKPT", (*_CHECKPOINT, *_IMAGES)),
     Use("controls CKPT --out DIR", (*_CHECKPOINT, *_IMAGES, "matplotlib")),

@@ -21,6 +21,7 @@ VERBS = {
     "doctor": "show what is installed and what works on this machine, with reasons",
     "demo": "run the whole chain on the built-in task and write a report page",
     "train": "train a model from a recipe",
+    "distill": "train a model from a recipe that also learns from a teacher's answers",
     "import-published": "convert a .pth file of the published code to a checkpoint",
     "adopt": "make a focal GFT checkpoint of any trained ViT, without training",
     "evaluate": "measure the accuracy of a checkpoint or artefact",

@@ -146,6 +146,8 @@ class TrainSection:
         elastic_start: share of the steps after which sampled budgets begin.
         elastic_samples: sampled budgets per step: 1 takes the smallest and a random one in turn, 2 takes both.
         smallest_ratio: the smallest budget, as a share of the default budget's counts.
+        align: weight of the alignment loss, 0 is off: at steps with a sampled budget the scores of the selecting blocks learn
+            which patches the pass with every patch relied on; see :mod:`gft_edge.distill.alignment`.
         eval_every, checkpoint_every: in steps; 0 means only at the end.
         seed: fixes weights, data order and budgets.
         threads: torch threads; 0 leaves torch's default.
@@ -176,6 +178,7 @@ class TrainSection:
     elastic_start: float = 0.0
     elastic_samples: int = 1
     smallest_ratio: float = 0.6
+    align: float = 0.0
     eval_every: int = 0
     checkpoint_every: int = 200
     seed: int = 0
@@ -209,7 +212,7 @@ class TrainSection:
             problems.append(f"layer_decay must be above 0 and at most 1, found {self.layer_decay}")
         if self.early_stop and not self.eval_every:
             problems.append("early_stop needs eval_every")
-        for name in ("min_lr", "weight_decay", "mixup", "cutmix", "grad_clip"):
+        for name in ("min_lr", "weight_decay", "mixup", "cutmix", "grad_clip", "align"):
             if not 0 <= getattr(self, name) < math.inf:
                 problems.append(f"{name} must be at least 0 and finite, found {getattr(self, name)}")
         if not 0 <= self.label_smoothing < 1:
@@ -220,21 +223,112 @@ class TrainSection:
             problems.append(f"elastic_samples must be 1 or 2, found {self.elastic_samples}")
         if not 0 < self.smallest_ratio <= 1:
             problems.append(f"smallest_ratio must be above 0 and at most 1, found {self.smallest_ratio}")
+        if self.align and not self.elastic:
+            problems.append("align needs elastic = true: it learns from the pass with every patch")
         if problems:
             raise ConfigError("; ".join(problems))
 
 
+LEAST_MASK = 0.3
+"""Share of the patches below which a masked teacher costs accuracy: at 0.15 a random choice taught worse than no teacher at all."""
+
+
+@dataclass(frozen=True)
+class DistillSection:
+    """``[distill]`` of a recipe: a teacher and what is learned from it, added to the loss of the labels.
+
+    Args:
+        teacher: checkpoint folder, or ``"builtin"``; any model, with the same classes as the data.
+        loss: against the teacher's answers: ``"kl"`` (divergence), ``"dist"`` (correlation over classes and over images) or
+            ``"hard"`` (the teacher's class as label).
+        temperature: divides the logits of both, for ``"kl"`` and ``"dist"``.
+        weight: of that loss.
+        label_weight: of the cross-entropy with the labels.
+        answers: ``"live"`` runs the teacher in every step; ``"stored"`` runs it once and reads its answers from a file in every
+            further training on the same images.
+        answers_file: of stored answers; ``answers.safetensors`` in the output folder by default.
+        top_k: classes of an image whose answers are stored; the rest is spread evenly.
+        masked: a focal teacher sees only the patches that the student ranks highest.
+        mask_keep: share of the patches that a masked teacher sees, at least 0.3.
+        feature_weight: of the difference between the teacher's features and those of the student, lifted to their width.
+        map_weight: of the divergence of the student's scores from the teacher's map.
+        map: of a focal teacher: ``"importance"`` (GALA map of its first selecting block with every patch) or ``"rollout"``
+            (attention that reaches the class token through all blocks).
+        map_temperature: divides the student's standardised scores.
+        ranking_weight: of the order in which the teacher's map ranks the patches that the student may keep.
+        consistency_weight: of the smaller budgets of elastic training, which learn from the full one.
+    """
+
+    teacher: str
+    loss: Literal["kl", "dist", "hard"] = "dist"
+    temperature: float = 1.0
+    weight: float = 1.0
+    label_weight: float = 1.0
+    answers: Literal["live", "stored"] = "live"
+    answers_file: str | None = None
+    top_k: int = 10
+    masked: bool = False
+    mask_keep: float = 0.5
+    feature_weight: float = 0.0
+    map_weight: float = 0.0
+    map: Literal["importance", "rollout"] = "importance"
+    map_temperature: float = 1.0
+    ranking_weight: float = 0.0
+    consistency_weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        weights = [name for name in (f.name for f in dataclasses.fields(self)) if name.endswith("weight")]
+        problems = [
+            f"{name} must be at least 0 and finite, found {getattr(self, name)}"
+            for name in weights
+            if not 0 <= getattr(self, name) < math.inf
+        ]
+        for name in ("temperature", "map_temperature"):
+            if not 0 < getattr(self, name) < math.inf:
+                problems.append(f"{name} must be above 0 and finite, found {getattr(self, name)}")
+        if not self.teacher:
+            problems.append("teacher is empty; give a checkpoint folder")
+        if self.top_k < 1:
+            problems.append(f"top_k must be at least 1, found {self.top_k}")
+        if self.mask_keep > 1:
+            problems.append(f"mask_keep must be at most 1, found {self.mask_keep}")
+        if not self.mask_keep >= LEAST_MASK:
+            problems.append(
+                f"mask_keep must be at least {LEAST_MASK}, found {self.mask_keep}: a teacher that sees less misleads"
+            )
+        if self.answers == "stored":
+            problems += [
+                f"{name} needs the teacher in every step, stored answers have classes alone; set answers = 'live' or leave it out"
+                for name in ("masked", "feature_weight", "map_weight", "ranking_weight")
+                if getattr(self, name)
+            ]
+        elif self.answers_file is not None:
+            problems.append("answers_file needs answers = 'stored'")
+        if self.masked and (self.map_weight or self.ranking_weight):
+            problems.append("masked leaves the teacher no map of every patch; leave out map_weight and ranking_weight")
+        if problems:
+            raise ConfigError("; ".join(problems))
+
+    @property
+    def reads_map(self) -> bool:
+        """Whether the teacher's map is needed."""
+        return bool(self.map_weight or self.ranking_weight)
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """A whole training: model, data and settings."""
+    """A whole training: model, data, settings and, for a distillation, the teacher."""
 
     model: ModelSection = field(default_factory=ModelSection)
     data: DataSection = field(default_factory=DataSection)
     train: TrainSection = field(default_factory=TrainSection)
+    distill: DistillSection | None = None
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the recipe as plain JSON values."""
+        """Returns the recipe as plain JSON values; without a teacher it has no ``distill``."""
         data: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        if self.distill is None:
+            del data["distill"]
         return data
 
 

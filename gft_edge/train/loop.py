@@ -26,11 +26,15 @@ from gft_edge.checkpoint import (
 from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import Recipe
 from gft_edge.data.trained import write_trained
+from gft_edge.distill.alignment import taught_blocks
+from gft_edge.distill.distiller import Distiller, open_distiller
+from gft_edge.distill.lift import folded
 from gft_edge.errors import ConfigError
 from gft_edge.files import writing
 from gft_edge.model.adapt import adapt_weights
 from gft_edge.model.backbone import architecture_of
 from gft_edge.model.build import build_model
+from gft_edge.model.gft import FocalGFT
 from gft_edge.progress import Track, silent
 from gft_edge.storage.locks import locked
 from gft_edge.train.determinism import deterministic
@@ -66,6 +70,7 @@ class _Run:
         state: model, optimiser, scaler and averages.
         report: receives lines of text.
         stepper: class that takes the steps.
+        distiller: has the teacher, if there is one.
     """
 
     recipe: Recipe
@@ -75,6 +80,7 @@ class _Run:
     state: TrainingState
     report: Report
     stepper: type[Stepper]
+    distiller: Distiller | None = None
 
 
 def train(
@@ -102,9 +108,9 @@ def train(
         stepper: takes the steps; another class may do less, to measure the rest.
 
     Raises:
-        ConfigError: the recipe does not fit its data, differs from the one being resumed, or another process trains into
-            ``out``.
-        ArtifactError: there is no state to resume.
+        ConfigError: the recipe does not fit its data or its teacher, differs from the one being resumed, or another process
+            trains into ``out``.
+        ArtifactError: there is no state to resume, or no teacher.
         CheckFailed: the loss is NaN or infinite.
     """
     settings = recipe.train
@@ -115,8 +121,10 @@ def train(
         for note in data.notes if group.is_first else ():
             report(f"data: {note}")
         model, config = _started_model(recipe, data.config, group)
+        say = report if group.is_first else lambda line: None
+        distiller = open_distiller(recipe, model, config, data.spec, data.images, out, group.count, say)
         state = _state(model, recipe, config)
-        run = _Run(recipe, out, dataclasses.replace(data, config=config), group, state, report, stepper)
+        run = _Run(recipe, out, dataclasses.replace(data, config=config), group, state, report, stepper, distiller)
         progress = _resumed(run, new) if resume else Progress()
         if settings.step_in_backward:
             if group.count > 1:
@@ -145,6 +153,8 @@ def _started_model(recipe: Recipe, config: GFTConfig, group: Workers) -> tuple[A
     settings = recipe.train
     torch.manual_seed(settings.seed)
     model = build_model(config, recipe.model.pretrained, settings.drop_path)
+    if settings.align and not (isinstance(model, FocalGFT) and taught_blocks(model)):
+        raise ConfigError("train.align needs a focal model with a stage before its last block; set train.align to 0")
     config = dataclasses.replace(config, backbone=architecture_of(model, config.backbone))
     if settings.init:
         start = resolve_checkpoint(settings.init)
@@ -215,7 +225,8 @@ def _run_steps(run: _Run, progress: Progress, track: Track, stop_after: int | No
     first = progress.step
     last = settings.steps if stop_after is None else min(settings.steps, stop_after)
     network = parallel(state.model, group, unused=config.variant == "published")
-    stepper = run.stepper(network, state, config, settings, make_mixup(settings, config))
+    mixup = make_mixup(settings, config)
+    stepper = run.stepper(network, state, config, settings, mixup, distiller=run.distiller)
     batches = run.data.batches(run.recipe, group, range(first, last))
     seen = pixels_seen(run.recipe.data.curriculum, settings, config.image_size)
     log_every = min(50, max(1, settings.steps // 16))
@@ -256,6 +267,8 @@ def _run_steps(run: _Run, progress: Progress, track: Track, stop_after: int | No
             stopping = bool(settings.early_stop) and progress.stale >= settings.early_stop
             if group.is_first and (done == last or saving or stopping):
                 progress.unreadable = sorted(run.data.unreadable)
+                if run.distiller is not None:
+                    run.distiller.finish()
                 save_state(run.out, run.recipe, state, progress)
             if stopping:
                 run.report(f"no improvement in {progress.stale} evaluations: stopped at step {done}")
@@ -274,9 +287,9 @@ def _evaluate(run: _Run, progress: Progress) -> dict[str, float]:
         if run.group.is_first:
             metrics: dict[str, Any] = {**row, "steps": progress.step}
             recipe = {"recipe": run.recipe.to_json()}
-            save_checkpoint(
-                run.out / BEST, CheckpointInfo(data.config, data.images.labels, data.spec, metrics, recipe), model
-            )
+            info = CheckpointInfo(data.config, data.images.labels, data.spec, metrics, recipe)
+            with folded(model):
+                save_checkpoint(run.out / BEST, info, model)
             write_trained(run.out / BEST, None, run.out)
     else:
         progress.stale += 1
@@ -306,6 +319,7 @@ def _finish(run: _Run, progress: Progress, first: int, started: float) -> Checkp
     for text in sorted(data.unreadable):
         run.report(f"left out: {text}")
     if run.group.is_first:
-        save_checkpoint(run.out, info, model)
+        with folded(model):
+            save_checkpoint(run.out, info, model)
     barrier()
     return info

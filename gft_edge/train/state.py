@@ -15,6 +15,7 @@ from torch import nn
 from gft_edge.checkpoint import load_weights
 from gft_edge.config.recipe import Recipe
 from gft_edge.data.trained import TRAINED
+from gft_edge.distill.answers import ANSWERS
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import replacing, require_free
 from gft_edge.storage.leftovers import is_temporary
@@ -112,7 +113,7 @@ def saved_step(out: Path) -> int | None:
 def started_without_state(out: Path) -> bool:
     """Returns True when a folder holds only files that a training writes before its first state."""
     names = {path.name for path in out.iterdir() if not is_temporary(path.name)} if out.is_dir() else set()
-    return out.is_dir() and names <= {LOG, BEST, TENSORBOARD, TRAINED}
+    return out.is_dir() and names <= {LOG, BEST, TENSORBOARD, TRAINED, ANSWERS}
 
 
 def require_new(out: Path) -> None:

@@ -13,12 +13,18 @@ from torch import Tensor, nn
 
 from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import TrainSection
+from gft_edge.distill.alignment import model_alignment
+from gft_edge.distill.distiller import Distiller
+from gft_edge.distill.losses import label_loss, teacher_loss
 from gft_edge.errors import CheckFailed
-from gft_edge.train.losses import label_loss, teacher_loss
+from gft_edge.model.gft import FocalGFT, StageMaps
 from gft_edge.train.schedule import step_budgets
 from gft_edge.train.state import TrainingState
 from gft_edge.train.watch import LossWatch
 from gft_edge.train.windows import window_logits
+
+ALIGNED = 4
+"""One image of so many gives the scores a target: a target costs a further pass with every patch."""
 
 
 def _diverged(loss: float, step: int) -> CheckFailed:
@@ -36,6 +42,7 @@ class Stepper:
         settings: of the recipe.
         mixup: mixes images and labels; see :func:`make_mixup`.
         watch: checks the losses; call its ``finish`` before the model is used.
+        distiller: has a teacher; None trains with the labels alone. Windows are learned from labels.
     """
 
     network: nn.Module
@@ -44,6 +51,7 @@ class Stepper:
     settings: TrainSection
     mixup: Mixup | None
     watch: LossWatch = field(default_factory=lambda: LossWatch(_diverged))
+    distiller: Distiller | None = None
 
     def step(self, batches: Sequence[tuple[Tensor, Tensor]], number: int) -> Tensor:
         """Takes one optimiser step; returns loss and right answers summed over its images, and their number, on the device.
@@ -55,6 +63,7 @@ class Stepper:
         """
         settings, state = self.settings, self.state
         windows = batches[0][0].shape[-1] < self.config.image_size
+        distiller = None if windows else self.distiller
         passes = [self.config.full_budget] if windows else step_budgets(self.config, settings, number)
         state.optimizer.zero_grad(set_to_none=True)
         sums = torch.zeros(3, dtype=torch.float64, device=batches[0][0].device)
@@ -71,15 +80,21 @@ class Stepper:
                 for index, budget in enumerate(passes):
                     if micro == len(batches) - 1 and index == len(passes) - 1:
                         waiting.close()
+                    stages: list[StageMaps] = []
                     with _autocast(images, settings):
                         if windows:
                             logits = window_logits(self.network, images, self.config, settings.seed, number)
+                        elif distiller is not None and distiller.needs_maps and teacher is None:
+                            logits, stages = self.network(images, budget, maps=True)
                         else:
                             logits = self.network(images, budget)
                     logits = logits.float()
                     if teacher is None:
                         smoothing = settings.label_smoothing if self.mixup is None else 0.0  # Mixup smooths targets
                         loss = label_loss(logits, targets, smoothing)
+                        if distiller is not None:
+                            with _autocast(images, settings):
+                                loss = distiller.loss(loss, logits, images, stages, number * len(batches) + micro)
                         teacher = logits.detach().softmax(dim=1)
                         right = (logits.detach().argmax(1) == labels).sum()
                         sums[0] += loss.detach().double() * len(labels)
@@ -87,7 +102,11 @@ class Stepper:
                         sums[2] += len(labels)
                     else:
                         loss = teacher_loss(logits, teacher)
+                        if distiller is not None:
+                            loss = distiller.consistency(loss)
                     state.scaler.scale(loss / len(batches)).backward()
+                    if settings.align and index == 0 and len(passes) > 1:
+                        state.scaler.scale(self._alignment(images, targets) / len(batches)).backward()
         self.watch.see(sums[0], number)
         state.scaler.unscale_(state.optimizer)
         if settings.grad_clip:
@@ -97,6 +116,13 @@ class Stepper:
         if isinstance(state.average, ModelEmaV3):
             state.average.update(state.model)
         return sums
+
+    def _alignment(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Returns the weighted alignment loss of a part of a batch; its gradient reaches queries and keys alone."""
+        model, count = self.state.model, -(-len(images) // ALIGNED)
+        assert isinstance(model, FocalGFT)
+        with _autocast(images, self.settings):
+            return self.settings.align * model_alignment(model, images[:count], targets[:count])
 
 
 def _autocast(images: Tensor, settings: TrainSection) -> torch.autocast:

@@ -15,6 +15,7 @@ from gft_edge.calibration.qat import Distillation, QatSettings, fine_tune, quant
 from gft_edge.calibration.qat_report import FULL, PTQ, PTQ_CONTROL, QAT, report_qat, reported_budgets
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.config.model import GFTConfig
+from gft_edge.distill.losses import distillation_loss
 from gft_edge.errors import CheckFailed, ConfigError
 from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.files import sha256
@@ -31,7 +32,6 @@ from gft_edge.quant.modules import (
 )
 from gft_edge.quant.policy import uniform_policy
 from gft_edge.runtime.sessions import open_session
-from gft_edge.train.losses import distillation_loss
 from gft_edge.train.schedule import step_budgets
 
 

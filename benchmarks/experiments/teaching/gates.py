@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gft_edge.benchmarks.experiments.teaching.targets import standardised, taught_blocks
+from gft_edge.distill.alignment import taught_blocks
+from gft_edge.distill.losses import standardised
 from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT
 from gft_edge.model.layers import SelfAttention

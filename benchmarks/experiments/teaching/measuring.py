@@ -11,13 +11,14 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from gft_edge.benchmarks.experiments.teaching.targets import TARGETS, taught_blocks, trace
+from gft_edge.benchmarks.experiments.teaching.targets import TARGETS
 from gft_edge.budget import TokenBudget
 from gft_edge.control_results import ORACLE, OWN, RANDOM
 from gft_edge.controls import Batch, Rule, dropping_stages, mark_recall, rules
 from gft_edge.data.batches import indexed_batches
 from gft_edge.data.marks import marked_patches, marks_of
 from gft_edge.data.sets import ImageSet
+from gft_edge.distill.alignment import taught_blocks, trace
 from gft_edge.errors import ConfigError
 from gft_edge.model import choices
 from gft_edge.model.build import logits_function

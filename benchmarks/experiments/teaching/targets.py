@@ -1,4 +1,4 @@
-"""What a score is to learn: the importance of each patch, read from a pass with every patch and its gradients.
+"""Other targets of the score than the product's, all read from a pass with every patch and its gradients.
 
 Notation: B images, T tokens, N patches, H heads, d channels per head, C = H d.
 """
@@ -6,96 +6,13 @@ Notation: B images, T tokens, N patches, H heads, d channels per head, C = H d.
 from __future__ import annotations
 
 import types
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from gft_edge.model.focal_block import FocalBlock
-from gft_edge.model.gft import FocalGFT
-from gft_edge.model.scores import SCORES
-
-
-class BlockTrace(NamedTuple):
-    """One block in a pass with every patch.
-
-    Attributes:
-        tokens: that enter it, (B, T, C).
-        q, k, v: its queries, keys and values, (B, T, C) each.
-        token_gradient: of the loss with respect to the tokens that enter, (B, T, C).
-        attended_gradient: of the loss with respect to the output of the attention, before its projection, (B, T, C).
-    """
-
-    tokens: Tensor
-    q: Tensor
-    k: Tensor
-    v: Tensor
-    token_gradient: Tensor
-    attended_gradient: Tensor
-
-
-Traces = Mapping[int, BlockTrace]
-"""By the number of the block, from 1."""
-Target = Callable[[Traces, int, int, int], Tensor]
-"""Maps traces, the number of a selecting block, heads and tokens before the patches to importances (B, N), none negative."""
-
-
-def trace(model: FocalGFT, images: Tensor, labels: Tensor) -> dict[int, BlockTrace]:
-    """Runs a pass with every patch and its backward pass from the loss to the first selecting block.
-
-    No parameter receives a gradient, and no running mean of a norm changes.
-
-    Args:
-        model: its mode is the same afterwards.
-        images: normalised, (B, 3, H, W).
-        labels: (B,).
-
-    Returns:
-        The first selecting block and those after it, detached.
-    """
-    first = model.config.stages[0]
-    entered: dict[int, Tensor] = {}
-    projected: dict[int, tuple[Tensor, ...]] = {}
-    attended: dict[int, Tensor] = {}
-    hooks = []
-
-    def enters(number: int) -> Callable[..., Any]:
-        def hook(module: Any, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
-            x = arguments[0]
-            entered[number] = x.detach().requires_grad_() if number == first else x
-            return (entered[number], *arguments[1:])
-
-        return hook
-
-    def attends(number: int) -> Callable[..., Any]:
-        def hook(module: Any, arguments: tuple[Tensor, ...], output: Tensor) -> None:
-            projected[number], attended[number] = arguments, output
-
-        return hook
-
-    for number, block in enumerate(model.blocks, start=1):
-        if number >= first:
-            assert isinstance(block, FocalBlock)
-            hooks.append(block.register_forward_pre_hook(enters(number)))
-            hooks.append(block.attn.attend.register_forward_hook(attends(number)))
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.enable_grad():
-            logits = model(images, model.config.full_budget)
-            loss = F.cross_entropy(logits.float(), labels, reduction="sum")
-            gradients = torch.autograd.grad(loss, [*entered.values(), *attended.values()])
-    finally:
-        model.train(was_training)
-        for one in hooks:
-            one.remove()
-    traces = {}
-    for place, (number, tokens) in enumerate(entered.items()):
-        q, k, v = (t.detach() for t in projected[number])
-        traces[number] = BlockTrace(tokens.detach(), q, k, v, gradients[place], gradients[len(entered) + place])
-    return traces
+from gft_edge.distill import teacher
+from gft_edge.distill.alignment import Target, Traces, attention_of, gradient_attention
 
 
 def taylor(traces: Traces, number: int, heads: int, prefix: int) -> Tensor:
@@ -112,33 +29,13 @@ def taylor_behind(traces: Traces, number: int, heads: int, prefix: int) -> Tenso
     return taylor(traces, number + 1, heads, prefix)
 
 
-def gradient_attention(traces: Traces, number: int, heads: int, prefix: int) -> Tensor:
-    """Returns the attention that a patch receives in the later blocks, weighted by how much more of it lowers the loss.
-
-    Sum over blocks, heads and rows of max(0, -A dL/dA) (after Chefer et al., 2021, arXiv 2103.15679). dL/dA_ij is the product of
-    the gradient at the output of row i with the value of j.
-    """
-    total: Tensor | float = 0.0
-    for later, of in traces.items():
-        if later > number:
-            slope = _by_head(of.attended_gradient, heads) @ _by_head(of.v, heads).transpose(2, 3)
-            total = total + (-_attention(of, heads) * slope).clamp_min(0).sum(dim=(1, 2))
-    assert isinstance(total, Tensor)
-    return total[:, prefix:]
-
-
 def rollout(traces: Traces, number: int, heads: int, prefix: int) -> Tensor:
     """Returns what reaches the class token from a patch through the later blocks: the class row of the product of (A + I) / 2.
 
     A is the mean over the heads (Abnar and Zuidema, 2020, arXiv 2005.00928).
     """
     later = [of for place, of in sorted(traces.items()) if place > number]
-    row = torch.zeros_like(later[0].tokens[:, :, 0])
-    row[:, 0] = 1
-    for of in reversed(later):
-        attention = _attention(of, heads).mean(dim=1)
-        row = (row + (row.unsqueeze(1) @ attention).squeeze(1)) / 2
-    return row[:, prefix:]
+    return teacher.rollout([attention_of(of, heads).mean(dim=1) for of in later])[:, prefix:]
 
 
 TARGETS: Mapping[str, Target] = types.MappingProxyType(
@@ -150,44 +47,3 @@ TARGETS: Mapping[str, Target] = types.MappingProxyType(
     }
 )
 """By name."""
-
-
-def taught_blocks(model: FocalGFT) -> list[int]:
-    """Returns the selecting blocks whose choice is read afterwards: those before the last block."""
-    return [number for number in model.config.stages if number < model.config.depth]
-
-
-def alignment_loss(block: FocalBlock, tokens: Tensor, target: Tensor, temperature: float) -> Tensor:
-    """Returns the KL divergence of the score's distribution over the patches from a target's, mean over images.
-
-    The score is standardised for each image, since only its order matters; then softmax(score / temperature) is compared with
-    the target divided by its sum. The gradient reaches the weights that make queries and keys, and nothing else.
-
-    Args:
-        block: that selects.
-        tokens: that enter it, (B, T, C).
-        target: importance of its patches, (B, N), none negative.
-        temperature: above 0.
-    """
-    q, k, _ = block.attn.project(block.norm1(tokens).detach())
-    scores = SCORES[block.score](q, k, block.attn.num_heads, block.num_prefix_tokens)
-    shares = (standardised(scores.float()) / temperature).log_softmax(dim=1)
-    goal = target.detach().float() + torch.finfo(torch.float32).tiny
-    return F.kl_div(shares, goal / goal.sum(dim=1, keepdim=True), reduction="batchmean")
-
-
-def standardised(scores: Tensor) -> Tensor:
-    """Returns scores (B, N) with mean 0 and standard deviation 1 over the patches of each image; 0 where all are equal."""
-    centred = scores - scores.mean(dim=1, keepdim=True)
-    return centred * (centred.square().mean(dim=1, keepdim=True) + torch.finfo(scores.dtype).eps).rsqrt()
-
-
-def _by_head(tokens: Tensor, heads: int) -> Tensor:
-    """Returns (B, T, C) as (B, H, T, d)."""
-    return tokens.unflatten(2, (heads, -1)).transpose(1, 2)
-
-
-def _attention(of: BlockTrace, heads: int) -> Tensor:
-    """Returns the attention matrices of a block, (B, H, T, T)."""
-    q, k = _by_head(of.q, heads), _by_head(of.k, heads)
-    return (q @ k.transpose(2, 3) * q.shape[-1] ** -0.5).softmax(dim=3)

@@ -13,13 +13,15 @@ from torch import Tensor, nn
 
 from gft_edge.benchmarks.experiments.teaching.gates import add_gates
 from gft_edge.benchmarks.experiments.teaching.plan import Arm, Plan
-from gft_edge.benchmarks.experiments.teaching.targets import TARGETS, alignment_loss, taught_blocks, trace
+from gft_edge.benchmarks.experiments.teaching.targets import TARGETS
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_weights
 from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import TrainSection
 from gft_edge.data.datasets import open_images
 from gft_edge.data.training import BatchOptions, training_batches
+from gft_edge.distill.alignment import alignment_loss, taught_blocks, trace
+from gft_edge.distill.losses import label_loss
 from gft_edge.errors import CheckFailed
 from gft_edge.files import replacing
 from gft_edge.model import choices
@@ -29,7 +31,6 @@ from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
-from gft_edge.train.losses import label_loss
 from gft_edge.train.optim import make_optimizer, set_rate
 from gft_edge.train.schedule import learning_rate, seed_step
 

@@ -12,6 +12,11 @@ EXAMPLE = "gft-edge train --config recipes/scenes.toml --out runs/scenes --set t
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
+    add_training_arguments(parser)
+
+
+def add_training_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds ``--config``, ``--out``, ``--resume`` and ``--set``."""
     parser.add_argument(
         "--config",
         type=Path,
@@ -32,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    return run_training(args)
+
+
+def run_training(args: argparse.Namespace, *changes: str) -> int:
+    """Trains by the arguments of :func:`add_training_arguments` and further changes to the recipe; prints the accuracy."""
     from gft_edge.cli.console import result, say, track
     from gft_edge.config.recipe import load_recipe, shipped_recipe
     from gft_edge.files import require_writable_folder
@@ -41,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     shipped = shipped_recipe(args.config)
     if shipped is not None:
         say(f"recipe {args.config}: no such file here; using the recipe of that name in the package")
-    recipe = load_recipe(shipped or args.config, args.set)
+    recipe = load_recipe(shipped or args.config, [*args.set, *changes])
     require_writable_folder(args.out)
     if not args.resume:
         require_new(args.out)

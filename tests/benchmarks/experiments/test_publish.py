@@ -64,5 +64,6 @@ def test_the_card_of_the_package_has_the_figures_of_its_configuration():
     for name, key in (("all patches", "test_top1_full"), ("144-72-72 patches kept", "test_top1_budget")):
         assert f"top-1 on {metrics['test_images']} test images, {name} | {metrics[key]:.1%} |" in card
     assert (folder / "model.safetensors").stat().st_size < 4_000_000
-    root = folder.parents[1] / "recipes/scenes.toml"
-    assert (folder / "recipes/scenes.toml").read_bytes() == root.read_bytes()
+    for name in ("scenes.toml", "scenes-selection.toml"):
+        assert f"`recipes/{name}`" in card
+        assert (folder / "recipes" / name).read_bytes() == (folder.parents[1] / "recipes" / name).read_bytes()

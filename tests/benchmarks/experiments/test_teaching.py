@@ -18,7 +18,7 @@ from gft_edge.benchmarks.experiments.teaching.measuring import from_texts, measu
 from gft_edge.benchmarks.experiments.teaching.page import page
 from gft_edge.benchmarks.experiments.teaching.plan import ARMS, PLAIN, TWIN, Plan, fitted
 from gft_edge.benchmarks.experiments.teaching.study import open_study, results
-from gft_edge.benchmarks.experiments.teaching.targets import TARGETS, alignment_loss, standardised, trace
+from gft_edge.benchmarks.experiments.teaching.targets import TARGETS
 from gft_edge.benchmarks.experiments.teaching.training import fine_tune, pruned_logits
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
@@ -28,6 +28,8 @@ from gft_edge.controls import measure_rules
 from gft_edge.data.datasets import open_images
 from gft_edge.data.marks import marks_of
 from gft_edge.data.scenes import LABELS
+from gft_edge.distill.alignment import alignment_loss, trace
+from gft_edge.distill.losses import standardised
 from gft_edge.errors import CheckFailed, ConfigError, exit_code
 from gft_edge.model.build import build_model
 from gft_edge.model.scores import SCORES

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from gft_edge.train.losses import distillation_loss, label_loss, teacher_loss
+from gft_edge.distill.losses import distillation_loss, label_loss, teacher_loss
 
 
 def shares(logits):

@@ -1,0 +1,26 @@
+"""Train a model by a recipe that also learns from a teacher: any checkpoint of the same classes. Writes what train writes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from gft_edge.cli.verbs.train import add_training_arguments, run_training
+
+EXAMPLE = "gft-edge distill --teacher runs/teacher --config recipes/scenes-distill.toml --out runs/student"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the verb's arguments."""
+    parser.add_argument(
+        "--teacher",
+        required=True,
+        metavar="CKPT",
+        help="checkpoint folder of the teacher, or 'builtin'; takes the place of distill.teacher of the recipe",
+    )
+    add_training_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Runs the verb."""
+    return run_training(args, f"distill.teacher={json.dumps(args.teacher)}")
