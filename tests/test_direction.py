@@ -22,7 +22,7 @@ LAYERS = (
     ("evaluation", "controls", "control_results"),
     ("distill",),
     ("train",),
-    ("calibration", "distill"),
+    ("calibration",),
     ("export",),
     ("benchmarks",),
     ("search",),
