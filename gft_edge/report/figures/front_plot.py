@@ -71,7 +71,7 @@ def _draw(data: Mapping[str, Any]) -> Draw:
                 zorder=4,
             )
         limit = data["limits"].get(axis)
-        if limit is not None:
+        if limit is not None and limit <= 1.3 * max(p[axis] for p in front + rest):
             axes.axvline(limit, color=COLORS[3], ls="--", lw=1.2, label="limit")
         lows = [p["interval"][0] for p in front]
         highs = [p["interval"][1] for p in data["points"]]
