@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -8,14 +9,24 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import settings
 from torch import nn
 
 from gft_edge.budget import TokenBudget
-from gft_edge.checkpoint import CheckpointInfo, save_checkpoint
+from gft_edge.checkpoint import (
+    CheckpointInfo,
+    load_checkpoint,
+    load_weights,
+    read_info,
+    read_weights,
+    resolve_checkpoint,
+    save_checkpoint,
+)
 from gft_edge.config.model import GFTConfig, preset
+from gft_edge.model.adapt import adapt_weights
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.storage.locks import locked
@@ -108,6 +119,47 @@ def filled_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], P
         return place / "content"
 
     return fill
+
+
+@pytest.fixture(scope="session")
+def own_copy(filled_once, tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """As ``filled_once``, but returns this worker's own copy, which verbs may write reports into."""
+
+    def copy(name: str, filler: Callable[[Path], object]) -> Path:
+        return Path(shutil.copytree(filled_once(name, filler), tmp_path_factory.mktemp(name) / "own"))
+
+    return copy
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tiny_checkpoint, own_copy) -> Path:
+    """The tiny model as an FP32 artefact without maps; tests that change it take a copy."""
+
+    def fill(out: Path) -> None:
+        from gft_edge.export.onnx.artifact import export_artifact
+
+        golden = np.random.default_rng(0).standard_normal((4, 3, 32, 32), dtype=np.float32)
+        export_artifact(load_checkpoint(tiny_checkpoint), out, golden)
+
+    return own_copy("tiny-artifact", fill)
+
+
+@pytest.fixture(scope="session")
+def small_builtin(filled_once) -> Path:
+    """The built-in checkpoint at 96 pixels: trained weights and 144 patches, at a fraction of its cost. Not to be changed."""
+    return filled_once("small-builtin", _shrink_builtin)
+
+
+def _shrink_builtin(out: Path) -> None:
+    path = resolve_checkpoint("builtin")
+    info = read_info(path)
+    config = preset("gft_scenes", image_size=96)
+    model = build_model(config)
+    load_weights(model, adapt_weights(read_weights(path), info.model, config), "the built-in checkpoint at 96 px")
+    spec = dataclasses.replace(info.preprocess, height=96, width=96)
+    save_checkpoint(
+        out, CheckpointInfo(config, info.labels, spec, {}, {"recipe": info.provenance["recipe"]}), model.eval()
+    )
 
 
 @pytest.fixture(scope="session")

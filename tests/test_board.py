@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import venv
 import zipfile
@@ -15,12 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gft_edge.checkpoint import load_checkpoint
 from gft_edge.cli.abilities import USES
 from gft_edge.cli.main import verb_module
 from gft_edge.cli.parsing import verb_parser
-from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.hardware.environment import PACKAGES
+from gft_edge.manifest import load_artifact
 
 LEVELS = {
     "numpy alone": ["numpy"],
@@ -53,13 +53,11 @@ json.dump(found, open(sys.argv[2], "w"))
 
 
 @pytest.fixture(scope="module")
-def inputs(tiny_checkpoint, tiny_info, tmp_path_factory):
+def inputs(tiny_checkpoint, tiny_artifact, tiny_info, tmp_path_factory):
     """A folder with what the verbs take: artefact, checkpoint, images by class, tensors, a recipe, a log of trtexec."""
     root = tmp_path_factory.mktemp("board")
     rng = np.random.default_rng(0)
-    artifact = export_artifact(
-        load_checkpoint(tiny_checkpoint), root / "art", rng.standard_normal((4, 3, 32, 32)).astype(np.float32)
-    )
+    artifact = load_artifact(Path(shutil.copytree(tiny_artifact, root / "art")))
     pixels = root / "pixels"
     pixels.mkdir()
     for number, label in enumerate(tiny_info.labels):

@@ -75,7 +75,7 @@ def prediction_error(
     wanted = held_out_budgets(config, held_out, seed)
     found = measure_budgets(graphs, [*anchors, *wanted], threads, protocol)
     drift = float(np.median([found[budget].ms / known[budget] for budget in anchors]))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for budget in wanted:
         predicted, measured = fit.predict(config, budget), found[budget].ms
         error, raw = predicted * drift / measured - 1, predicted / measured - 1

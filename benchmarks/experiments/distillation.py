@@ -1,7 +1,7 @@
 """Distillation against training without a teacher: the same student, the same steps and images, three seeds.
 
-The teacher is a trained model with every patch; the student keeps few patches from its first block on and starts from the
-teacher's weights. Every arm takes the same images in the same order. An interrupted study goes on with the same command.
+The teacher is a trained model with every patch; the student has fewer blocks, starts from the teacher's first ones and keeps few
+patches. Every arm takes the same images in the same order. An interrupted study goes on with the same command.
 
 python -m gft_edge.benchmarks.experiments.distillation builtin --out runs/distillation --page benchmarks/DISTILLATION.md
 """
@@ -25,19 +25,26 @@ from gft_edge.benchmarks.experiments.markdown import render, table
 from gft_edge.benchmarks.experiments.teaching.measuring import as_text, from_texts
 from gft_edge.benchmarks.experiments.teaching.plan import Plan, fitted
 from gft_edge.budget import TokenBudget
-from gft_edge.checkpoint import CheckpointInfo, load_checkpoint, load_weights, resolve_checkpoint, save_checkpoint
+from gft_edge.checkpoint import (
+    CheckpointInfo,
+    load_checkpoint,
+    load_weights,
+    read_info,
+    resolve_checkpoint,
+    save_checkpoint,
+)
 from gft_edge.config.recipe import DataSection, DistillSection, ModelSection, Recipe, TrainSection
 from gft_edge.data.batches import indexed_batches
 from gft_edge.data.datasets import open_images
 from gft_edge.distill.teacher import load_teacher, masked_logits
 from gft_edge.errors import exit_code
-from gft_edge.files import read_json, writing, write_json
+from gft_edge.files import read_json, write_json, writing
 from gft_edge.hardware.environment import machine
 from gft_edge.model.build import build_model, logits_function
 from gft_edge.model.gft import FocalGFT
 from gft_edge.model.macs import count_macs
 from gft_edge.stats.gain import mean_difference
-from gft_edge.stats.paired import mcnemar
+from gft_edge.stats.metrics import mcnemar
 from gft_edge.train.loop import train
 
 CONTROL = "no teacher"
@@ -45,7 +52,6 @@ ARMS: Mapping[str, dict[str, Any] | None] = {
     CONTROL: None,
     "KL": {"loss": "kl"},
     "DIST": {"loss": "dist", "weight": 2.0},
-    "hard": {"loss": "hard"},
     "KL, masked teacher": {"loss": "kl", "masked": True},
 }
 """Fields of ``[distill]`` by arm."""
@@ -57,7 +63,7 @@ class Study:
 
     Attributes:
         data, size: images and their side in pixels.
-        stages, budget: of the student.
+        depth, stages, budget: of the student.
         steps, batch_size, lr: of each training.
         images: of the test.
         seeds: of the order of the images.
@@ -65,34 +71,43 @@ class Study:
 
     data: str = "scenes,share=0.06,distractors=3"
     size: int = 96
+    depth: int = 2
     stages: tuple[int, ...] = (1,)
-    budget: str = "18"
-    steps: int = 120
+    budget: str = "36"
+    steps: int = 160
     batch_size: int = 32
     lr: float = 3e-4
     images: int = 1600
     seeds: tuple[int, ...] = (0, 1, 2)
 
 
-def make_teacher(source: str, study: Study, out: Path) -> Path:
-    """Writes the source's weights for the study's images, the position embedding cut to their grid; returns the folder."""
-    folder = out / "teacher"
-    if not (folder / "config.json").exists():
+def make_models(source: str, study: Study, out: Path) -> tuple[Path, Path]:
+    """Writes teacher and untrained student for the study's images, the position embedding cut to their grid.
+
+    Returns:
+        their folders.
+    """
+    teacher, student = out / "teacher", out / "student"
+    if not student.exists():
         checkpoint = load_checkpoint(resolve_checkpoint(source))
         plan = Plan(data=study.data, size=study.size, stages=study.stages, budgets=(study.budget,))
         config, weights = fitted(checkpoint.model.state_dict(), checkpoint.info.model, plan, source)
-        model = build_model(config)
-        load_weights(model, weights, source)
-        spec = dataclasses.replace(checkpoint.info.preprocess, resize=study.size, crop=study.size)
-        save_checkpoint(folder, CheckpointInfo(config, checkpoint.info.labels, spec), model)
-    return folder
+        spec = dataclasses.replace(checkpoint.info.preprocess, height=study.size, width=study.size)
+        budget = TokenBudget.parse(study.budget, config.num_patches)
+        for folder, changes in ((teacher, {}), (student, {"depth": study.depth, "budget": budget})):
+            own = dataclasses.replace(config, **changes)
+            model = build_model(own)
+            names = model.state_dict().keys()
+            load_weights(model, {name: weights[name] for name in names}, source)
+            save_checkpoint(folder, CheckpointInfo(own, checkpoint.info.labels, spec), model)
+    return teacher, student
 
 
-def recipe_of(study: Study, teacher: Path, arm: str, seed: int) -> Recipe:
+def recipe_of(study: Study, models: tuple[Path, Path], arm: str, seed: int) -> Recipe:
     """Returns the training of an arm."""
-    fields = ARMS[arm]
+    fields, (teacher, student) = ARMS[arm], models
     return Recipe(
-        ModelSection("gft_scenes", image_size=study.size, stages=study.stages, budget=study.budget),
+        ModelSection("gft_scenes", depth=study.depth, image_size=study.size, stages=study.stages, budget=study.budget),
         DataSection(study.data, train_images=study.steps * study.batch_size * 4, eval_images=16, num_workers=0),
         TrainSection(
             steps=study.steps,
@@ -104,17 +119,17 @@ def recipe_of(study: Study, teacher: Path, arm: str, seed: int) -> Recipe:
             precision="bf16",
             checkpoint_every=0,
             seed=seed,
-            init=str(teacher),
+            init=str(student),
         ),
         None if fields is None else DistillSection(str(teacher), **fields),
     )
 
 
-def measure(folder: Path, study: Study, budget: TokenBudget) -> str:
-    """Returns which test images a checkpoint has right at a budget, a character of 0 or 1 for each."""
+def measure(folder: Path, study: Study) -> str:
+    """Returns which test images a checkpoint has right at its own budget, a character of 0 or 1 for each."""
     checkpoint = load_checkpoint(folder)
     images = open_images(study.data, "test", study.images, study.size)
-    forward = logits_function(checkpoint.model.eval(), budget)
+    forward = logits_function(checkpoint.model.eval())
     parts = [
         forward(pixels).argmax(axis=1) == truth
         for _, pixels, truth in indexed_batches(images, checkpoint.info.preprocess)
@@ -143,23 +158,22 @@ def teacher_times(teacher: Path, study: Study, rounds: int = 10) -> tuple[float,
 def run(source: str, out: Path, study: Study) -> dict[str, Any]:
     """Trains and measures what is missing in ``out`` and returns the results."""
     out.mkdir(parents=True, exist_ok=True)
-    teacher = make_teacher(source, study, out)
-    config = load_checkpoint(teacher).info.model
-    budget = TokenBudget.parse(study.budget, config.num_patches)
+    teacher, student = make_models(source, study, out)
+    of_teacher, config = read_info(teacher).model, read_info(student).model
     file = out / "results.json"
     found: dict[str, Any] = read_json(file, "results") if file.exists() else {}
     found["study"] = dataclasses.asdict(study)
-    found["macs"] = [count_macs(config, budget), count_macs(config, config.full_budget)]
-    found.setdefault("teacher", measure(teacher, study, config.full_budget))
-    found.setdefault("start", measure(teacher, study, budget))
+    found["macs"] = [count_macs(config), count_macs(of_teacher)]
+    found.setdefault("teacher", measure(teacher, study))
+    found.setdefault("start", measure(student, study))
     runs: dict[str, dict[str, str]] = found.setdefault("runs", {})
     for seed in study.seeds:
         for arm in ARMS:
             if str(seed) in runs.get(arm, {}):
                 continue
             folder = out / f"{arm.replace(', ', '-').replace(' ', '-')}-{seed}"
-            train(recipe_of(study, teacher, arm, seed), folder, resume=folder.exists())
-            runs.setdefault(arm, {})[str(seed)] = measure(folder, study, budget)
+            train(recipe_of(study, (teacher, student), arm, seed), folder, resume=folder.exists())
+            runs.setdefault(arm, {})[str(seed)] = measure(folder, study)
             write_json(file, found)
             print(f"{arm}, seed {seed}: {from_texts([runs[arm][str(seed)]]).mean():.2%}", flush=True)
     if "seconds" not in found:
@@ -171,7 +185,7 @@ def run(source: str, out: Path, study: Study) -> dict[str, Any]:
 
 def page(found: dict[str, Any]) -> str:
     """Returns the Markdown page of the results."""
-    teacher = from_texts([found["teacher"]])[0].astype(float)
+    teacher = from_texts([found["teacher"]])[0]
     control = _runs(found, CONTROL)
     rows = []
     for arm in ARMS:
@@ -182,7 +196,9 @@ def page(found: dict[str, Any]) -> str:
                 f"{right.mean():.2%}",
                 _points(right.mean(axis=0), teacher),
                 "" if arm == CONTROL else _points(right.mean(axis=0), control.mean(axis=0)),
-                "" if arm == CONTROL else ", ".join(f"{100 * (a - b).mean():+.1f}" for a, b in zip(right, control)),
+                ""
+                if arm == CONTROL
+                else ", ".join(f"{100 * (a.mean() - b.mean()):+.1f}" for a, b in zip(right, control)),
                 "" if arm == CONTROL else f"{max(mcnemar(b, a) for a, b in zip(right, control)):.2g}",
             ]
         )
@@ -202,12 +218,12 @@ def page(found: dict[str, Any]) -> str:
     )
 
 
-def _runs(found: dict[str, Any], arm: str) -> npt.NDArray[np.float64]:
+def _runs(found: dict[str, Any], arm: str) -> npt.NDArray[np.bool_]:
     """Returns right answers of an arm, (seeds, images)."""
-    return from_texts(list(found["runs"][arm].values())).astype(np.float64)
+    return from_texts(list(found["runs"][arm].values()))
 
 
-def _points(a: npt.NDArray[np.float64], b: npt.NDArray[np.float64]) -> str:
+def _points(a: npt.NDArray[Any], b: npt.NDArray[Any]) -> str:
     estimate = mean_difference(a, b)
     low, high = estimate.interval
     return f"{100 * estimate.value:+.2f} ({100 * low:+.2f} to {100 * high:+.2f})"
@@ -219,7 +235,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("source", metavar="CKPT", help="trained on scenes; its weights are teacher and start")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of trainings and results")
     parser.add_argument("--page", type=Path, metavar="FILE", help="Markdown page")
-    for name in ("data", "size", "budget", "steps", "batch_size", "lr", "images"):
+    for name in ("data", "size", "depth", "budget", "steps", "batch_size", "lr", "images"):
         default = getattr(Study(), name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"({default})")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(Study().seeds), help="(0 1 2)")

@@ -21,6 +21,7 @@ from gft_edge.benchmarks.experiments.elastic import budgets
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint, read_info, resolve_checkpoint
 from gft_edge.cli.console import say, table, track
+from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import DataSection, ModelSection, Recipe, TrainSection
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
@@ -36,14 +37,13 @@ EVAL_IMAGES = 160
 ARMS = {"elastic": True, "fixed": False}
 
 
-def recipe(start: str, budget: TokenBudget, elastic: bool, steps: int) -> Recipe:
-    """Returns a short training of scenes from a checkpoint."""
+def recipe(start: str, config: GFTConfig, budget: TokenBudget, elastic: bool, steps: int) -> Recipe:
+    """Returns a short training of scenes from a checkpoint of that configuration."""
     settings = TrainSection(
         init=start, steps=steps, batch_size=16, lr=5e-5, warmup_steps=steps // 10, elastic=elastic, seed=5, threads=1
     )
-    return Recipe(
-        ModelSection("gft_scenes", budget=budget.id), DataSection("scenes", eval_images=EVAL_IMAGES), settings
-    )
+    model = ModelSection("gft_scenes", image_size=config.image_size, stages=config.stages, budget=budget.id)
+    return Recipe(model, DataSection("scenes", eval_images=EVAL_IMAGES), settings)
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def run(start: str, out: Path, steps: int = 200, num_images: int = 1600) -> dict
     right = {}
     for name, elastic in ARMS.items():
         say(f"fixed: training {name}")
-        train(recipe(start, fixed, elastic, steps), out / name, track=track)
+        train(recipe(start, config, fixed, elastic, steps), out / name, track=track)
         right[name] = right_answers(out / name, evaluated, num_images)
     place = evaluated.index(fixed)
     return {

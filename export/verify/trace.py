@@ -140,18 +140,8 @@ class _Pair:
         return min((db for db in map(self.sqnr, node.input) if db is not None), default=math.inf)
 
 
-def first_difference(fresh: onnx.ModelProto, found: onnx.ModelProto, feed: npt.NDArray[Any]) -> Place | None:
-    """Returns the first node of a graph that computes something else than a fresh export; None when every tensor agrees.
-
-    Args:
-        fresh: exported again from the same checkpoint with the same options.
-        found: the graph in question.
-        feed: input of both, several images.
-    """
-    return _first_wrong(_Pair.run(fresh, found, feed))
-
-
 def _first_wrong(pair: _Pair) -> Place | None:
+    """Returns the first node that computes something else than a fresh export; None when every tensor agrees."""
     found, names = pair.found, pair.names
     producers = {name: node for node in found.graph.node for name in node.output if name}
     for node in execution_order(pair.fresh.graph):

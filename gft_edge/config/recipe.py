@@ -29,6 +29,7 @@ class ModelSection:
             baseline such as ``resnet50``, of any classifier.
         patch_size, image_size: pixels.
         num_classes: optional; if given it must equal the data set's number of classes.
+        embed_dim, depth, num_heads: width, number of blocks, heads; for a smaller student, say.
         stages: the blocks that select patches, counted from 1.
         budget: counts or shares of patches kept.
         score: what ranks the patches, one of :data:`gft_edge.config.model.SCORES`.
@@ -41,6 +42,9 @@ class ModelSection:
     patch_size: int | None = None
     num_classes: int | None = None
     image_size: int | None = None
+    embed_dim: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
     stages: tuple[int, ...] | None = None
     budget: str | None = None
     score: str | None = None
@@ -54,7 +58,8 @@ class ModelSection:
                 f"model.num_classes is {self.num_classes}, the data has {num_classes} classes; leave it out"
             )
         overrides: dict[str, Any] = {"num_classes": num_classes}
-        for name in ("backbone", "patch_size", "image_size", "stages", "score", "num_prefix_tokens"):
+        sizes = ("patch_size", "image_size", "embed_dim", "depth", "num_heads", "num_prefix_tokens")
+        for name in ("backbone", *sizes, "stages", "score"):
             if getattr(self, name) is not None:
                 overrides[name] = getattr(self, name)
         if self.budget is not None:

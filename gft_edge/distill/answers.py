@@ -179,7 +179,7 @@ def open_answers(file: Path, identity: dict[str, Any], train: TrainSection, clas
     """
     kept, batches = min(top_k, classes), train.steps * train.accumulate
     identity = {**identity, "answers": {"top_k": kept}}
-    layout = {
+    layout: dict[str, tuple[tuple[int, ...], np.dtype[Any], str]] = {
         "checks": ((batches,), np.dtype("<u4"), "U32"),
         "classes": ((batches * train.batch_size, kept), np.dtype("<u2"), "U16"),
         "logs": ((batches * train.batch_size, kept), np.dtype("<f2"), "F16"),

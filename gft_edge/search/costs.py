@@ -121,8 +121,8 @@ def _read_cache(file: Path, head: Mapping[str, Any], config: GFTConfig) -> dict[
 
 
 def _machine(machine: object) -> str:
-    found = machine if isinstance(machine, dict) else {}
-    processor = found.get("cpu") if isinstance(found.get("cpu"), dict) else {}
+    found: dict[str, Any] = machine if isinstance(machine, dict) else {}
+    processor: dict[str, Any] = found["cpu"] if isinstance(found.get("cpu"), dict) else {}
     return f"{found.get('board') or processor.get('model') or 'unknown'}, {processor.get('cores', '?')} core(s)"
 
 

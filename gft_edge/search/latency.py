@@ -68,8 +68,9 @@ def fit_latencies(config: GFTConfig, measured: Mapping[TokenBudget, float]) -> F
     """
     if len(measured) < FEWEST:
         raise ConfigError(f"interpolation needs {FEWEST} measured budgets or more, found {len(measured)}")
-    values = np.array(list(measured.values()), np.float64)
-    terms = np.stack([block_terms(config, budget) for budget in measured]) / values[:, None]
+    budgets = sorted(measured, key=lambda budget: budget.keep)  # the order changes the last digits of a sum
+    values = np.array([measured[budget] for budget in budgets], np.float64)
+    terms = np.stack([block_terms(config, budget) for budget in budgets]) / values[:, None]
     order = [0, 1, 3, 2, 4, 5][: len(values) - 1]  # a term fewer than budgets: one must be able to disagree
     coefficients = np.zeros(len(TERMS))
     coefficients[order] = not_negative(terms[:, order], np.ones(len(values)))

@@ -26,7 +26,8 @@ from gft_edge.search.graphs import Pattern, at_budget, pattern_of, traced_budget
 from gft_edge.search.latency import require_stages
 
 PROTOCOL = BenchProtocol(warmup_seconds=0.04, warmup_cap_seconds=0.5, rounds=20, runs_per_round=4)
-"""The first request of a round finds the caches cold, after other budgets' requests; the median of four leaves it out."""
+"""The first request of a round finds the caches cold, after other budgets' requests; the fastest of four leaves it out, and
+requests that another process interrupted."""
 LEVELS = 6
 CHAINS = 16
 TILE = 8
@@ -38,7 +39,7 @@ class MeasuredBudget:
     """One measured budget.
 
     Attributes:
-        ms: median of one image, drift between the rounds removed.
+        ms: of one image, see :func:`without_drift`.
         variation: of the rounds' medians, as :class:`~gft_edge.benchmarks.measuring.protocol.Latency` has it.
     """
 
@@ -139,11 +140,11 @@ def measure_budgets(
 
 
 def without_drift(found: Mapping[str, Latency]) -> dict[str, float]:
-    """Returns the median latency of each candidate, the drift that all candidates of a round share removed.
+    """Returns the latency of each candidate: of the fastest request of a round, the median over the rounds without their drift.
 
     A round slows all by one factor: log t = candidate + round, solved by median polish (Tukey, 1977, chapter 11).
     """
-    times = np.log([[float(np.median(samples)) for samples in latency.rounds_ms] for latency in found.values()])
+    times = np.log([[min(samples) for samples in latency.rounds_ms] for latency in found.values()])
     level = np.median(times, axis=1)
     for _ in range(10):
         drift = np.median(times - level[:, None], axis=0)

@@ -5,11 +5,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from gft_edge.checkpoint import load_checkpoint
-from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.manifest import Artifact, load_artifact
 
 RECORDED = Path(__file__).parents[1] / "recorded"
@@ -38,10 +35,9 @@ def tegrastats(tmp_path, monkeypatch) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
-def exported(tiny_checkpoint, tmp_path_factory) -> Artifact:
+def exported(tiny_artifact, tmp_path_factory) -> Artifact:
     """The tiny model as an artefact named ``first``; tests that change it take a copy."""
-    folder = tmp_path_factory.mktemp("exported") / "first"
-    return export_artifact(load_checkpoint(tiny_checkpoint), folder, np.zeros((2, 3, 32, 32), np.float32))
+    return load_artifact(Path(shutil.copytree(tiny_artifact, tmp_path_factory.mktemp("exported") / "first")))
 
 
 @pytest.fixture

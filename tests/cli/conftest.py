@@ -13,14 +13,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from gft_edge.checkpoint import Checkpoint, CheckpointInfo
 from gft_edge.cli.main import main
 from gft_edge.data import sets
 from gft_edge.data.images import read_image
 from gft_edge.data.splits import content_key, part_of
+from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.verify import trace
+from gft_edge.manifest import DeploymentManifest
 
 
 @dataclass(frozen=True)
@@ -56,14 +62,18 @@ def gft_edge() -> Callable[..., Done]:
 
 
 @pytest.fixture(scope="session")
-def animals(tiny_model, tiny_info, tmp_path_factory) -> Path:
+def animals(tiny_model, tiny_info, filled_once) -> Path:
     """An image folder of the tiny model's four classes, without splits: its hash split gives 24 images of each part, six of
     each class. The model's classes of these images are clear-cut, most of all of the test images."""
+    return filled_once("data", lambda out: _write_animals(out / "animals", tiny_model, tiny_info)) / "animals"
+
+
+def _write_animals(root: Path, tiny_model: nn.Module, tiny_info: CheckpointInfo) -> None:
     images = np.random.default_rng(0).integers(0, 256, (1600, 32, 32, 3), dtype=np.uint8)
     with torch.no_grad():
         ordered = tiny_model(torch.from_numpy(tiny_info.preprocess.normalize(images))).sort(dim=1).values
     margin = (ordered[:, -1] - ordered[:, -2]).numpy()
-    root = tmp_path_factory.mktemp("data") / "animals"
+    root.mkdir(parents=True)
     candidate = root.with_name("candidate.png")
     had: Counter[str] = Counter()
     for image in images[np.argsort(-margin)]:
@@ -75,8 +85,8 @@ def animals(tiny_model, tiny_info, tmp_path_factory) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             candidate.rename(folder / f"{number:02d}.png")
             had[part] += 1
+    candidate.unlink(missing_ok=True)
     assert set(had.values()) == {24}
-    return root
 
 
 @pytest.fixture(scope="session")
@@ -106,26 +116,51 @@ def seen(monkeypatch) -> set[str]:
 
 
 @pytest.fixture(scope="session")
-def quantized(gft_edge, tiny_checkpoint, animals, tmp_path_factory) -> Path:
+def quantized(gft_edge, tiny_checkpoint, animals, own_copy) -> Path:
     """A quantized checkpoint of the tiny model."""
-    out = tmp_path_factory.mktemp("quantized") / "ckpt8"
-    done = gft_edge("quantize", tiny_checkpoint, "--data", animals, "--images", 24, "--out", out)
-    assert done.code == 0, done.err
-    return out
+
+    def fill(out: Path) -> None:
+        done = gft_edge("quantize", tiny_checkpoint, "--data", animals, "--images", 24, "--out", out / "ckpt8")
+        assert done.code == 0, done.err
+
+    return own_copy("quantized", fill) / "ckpt8"
 
 
 @pytest.fixture(scope="session")
-def made(gft_edge, tiny_checkpoint, quantized, animals, tmp_path_factory) -> dict[str, Path]:
+def made(gft_edge, tiny_checkpoint, quantized, animals, own_copy) -> dict[str, Path]:
     """Paths of a quantized checkpoint ``ckpt8`` and of artefacts ``fp32`` (without maps) and ``int8`` (with them)."""
-    root = tmp_path_factory.mktemp("made")
     commands = {
         "fp32": ["export", tiny_checkpoint, "--data", animals],
         "int8": ["export", quantized, "--data", animals, "--maps", "compact"],
     }
-    for name, command in commands.items():
-        done = gft_edge(*command, "--out", root / name)
-        assert done.code == 0, done.err
+
+    def fill(out: Path) -> None:
+        for name, command in commands.items():
+            done = gft_edge(*command, "--out", out / name)
+            assert done.code == 0, done.err
+
+    root = own_copy("made", fill)
     return {"ckpt": tiny_checkpoint, "ckpt8": quantized, **{name: root / name for name in commands}}
+
+
+@pytest.fixture(scope="session")
+def _fresh_graphs() -> dict[str, bytes]:
+    return {}
+
+
+@pytest.fixture
+def one_export_each(_fresh_graphs, monkeypatch) -> None:
+    """``verify --checkpoint`` exports the same checkpoint with the same options once; another verification takes that graph."""
+    real = trace.fresh_graph
+
+    def fresh_graph(checkpoint: Checkpoint, manifest: DeploymentManifest) -> onnx.ModelProto:
+        info = checkpoint.info
+        key = repr((checkpoint.sha256, info.model, info.preprocess, manifest.budget, GraphOptions.of(manifest)))
+        if key not in _fresh_graphs:
+            _fresh_graphs[key] = real(checkpoint, manifest).SerializeToString(deterministic=True)
+        return onnx.ModelProto.FromString(_fresh_graphs[key])
+
+    monkeypatch.setattr(trace, "fresh_graph", fresh_graph)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """The whole chain with small settings, its report page, and the commands of the README on its outputs."""
 
+import dataclasses
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import pytest
 
 from gft_edge.cli.main import main, verb_module
 from gft_edge.cli.parsing import verb_parser
+from gft_edge.cli.verbs import demo as verb
 from gft_edge.manifest import load_artifact
 
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
@@ -21,8 +23,12 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (Path(__file__).parents[2] / "README.
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
+    """A small demo on even fewer images."""
     out = tmp_path_factory.mktemp("demo") / "run"
-    assert main(["demo", "--small", "--out", str(out)]) == 0
+    fewer = dataclasses.replace(verb.SMALL, train_steps=2, eval_images=32, bench_rounds=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(verb, "SMALL", fewer)
+        assert main(["demo", "--small", "--out", str(out)]) == 0
     return out
 
 

@@ -96,6 +96,7 @@ def test_export_enters_its_budget_and_files(made):
     assert fp32.checkpoint_sha256 == load_checkpoint(made["ckpt"]).sha256
 
 
+@pytest.mark.usefixtures("one_export_each")
 def test_verify_in_words_and_on_record(gft_edge, copied, made, animals):
     artifact = copied("int8")
     done = gft_edge("verify", artifact)
@@ -167,6 +168,7 @@ def test_installed_command_exports_with_clean_output(made, animals, tmp_path):
     assert done.stderr == "export: tracing at budget 8-2\n"
 
 
+@pytest.mark.usefixtures("one_export_each")
 def test_artefacts_are_verified_and_evaluated_on_test_images_alone(gft_edge, made, animals, seen):
     test = {hashlib.sha256(path.read_bytes()).hexdigest() for path, _ in image_folder(animals, "test").samples}
     done = gft_edge("verify", made["fp32"], "--checkpoint", made["ckpt"], "--data", animals, "--json")

@@ -17,6 +17,8 @@ from onnx import helper
 from gft_edge.data.images import read_image
 from gft_edge.manifest import MODEL, load_artifact, register_files
 
+pytestmark = pytest.mark.usefixtures("one_export_each")
+
 
 @pytest.fixture
 def copied(made, tmp_path):

@@ -21,18 +21,22 @@ def images() -> np.ndarray:
 
 
 @pytest.fixture(scope="session")
-def with_maps(tiny_checkpoint, images, tmp_path_factory) -> Artifact:
-    out = tmp_path_factory.mktemp("runtime") / "with_maps"
-    return export_artifact(load_checkpoint(tiny_checkpoint), out, images, options=GraphOptions("compact"))
+def with_maps(tiny_checkpoint, images, own_copy) -> Artifact:
+    def fill(out: Path) -> None:
+        export_artifact(load_checkpoint(tiny_checkpoint), out, images, options=GraphOptions("compact"))
+
+    return load_artifact(own_copy("with_maps", fill))
 
 
 @pytest.fixture(scope="session")
-def int8(tiny_info, tiny_model, images, tmp_path_factory) -> Artifact:
-    folder = tmp_path_factory.mktemp("runtime")
-    quantized = quantize_int8(tiny_model, [images])
-    info = dataclasses.replace(tiny_info, quantization=quantized.summary)
-    save_checkpoint(folder / "checkpoint", info, quantized.model)
-    return export_artifact(load_checkpoint(folder / "checkpoint"), folder / "int8", images)
+def int8(tiny_info, tiny_model, images, own_copy) -> Artifact:
+    def fill(out: Path) -> None:
+        quantized = quantize_int8(tiny_model, [images])
+        info = dataclasses.replace(tiny_info, quantization=quantized.summary)
+        save_checkpoint(out / "checkpoint", info, quantized.model)
+        export_artifact(load_checkpoint(out / "checkpoint"), out / "int8", images)
+
+    return load_artifact(own_copy("int8", fill) / "int8")
 
 
 @pytest.fixture

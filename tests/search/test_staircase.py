@@ -29,7 +29,7 @@ def test_a_sweep_has_whole_tiles_and_one_token_more(points):
 
 def test_a_sweep_of_a_stage_leaves_the_stages_before_it():
     budgets = sweep_budgets(SCENES, SweepOptions(stage=2, budget=TokenBudget((300, 100, 50), 576)))
-    assert budgets[15] == TokenBudget((300, 15, 15), 576)
+    assert budgets[7] == TokenBudget((300, 7, 7), 576)
     assert budgets[300] == TokenBudget((300, 300, 50), 576)
 
 

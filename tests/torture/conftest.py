@@ -10,10 +10,13 @@ from gft_edge.benchmarks.torture.readers import Reader, readers
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory) -> Materials:
-    """A tiny model in every form, made once; attacks restore what they change."""
+def made(own_copy) -> Materials:
+    """A tiny model in every form, made once in a run; attacks restore what they change in this worker's copy.
+
+    The recipe and the records still name the images and checkpoints of the original, which nothing changes.
+    """
     torch.set_num_threads(1)  # threads do not survive a fork
-    return make_apart(tmp_path_factory.mktemp("torture") / "made", small=True)
+    return Materials(own_copy("torture", lambda out: make_apart(out, small=True)))
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
-"""Two processes with batches of B train as one with batches of 2 B; only the first writes."""
+"""Two processes with batches of B train as one that accumulates two batches of B, on windows and whole images; only the first
+writes."""
 
 import json
 import subprocess
@@ -9,20 +10,34 @@ import pytest
 
 from gft_edge.checkpoint import read_info
 
-# A linear patch embedding: batch norm of a convolutional stem sees each process's own images on a CPU.
+# Batch norm sees the images of one process, or of one accumulated batch.
 RECIPE = {
-    "model": {"preset": "gft_tiny", "image_size": 64, "budget": "12,8,4"},
-    "data": {"train_images": 300, "eval_images": 70, "num_workers": 0},
-    "train": {"steps": 6, "warmup_steps": 2, "lr": 3e-4, "eval_every": 3, "threads": 1, "checkpoint_every": 0},
+    "model": {"preset": "gft_scenes", "image_size": 64, "budget": "16,8,8"},
+    "data": {
+        "name": "scenes",
+        "train_images": 300,
+        "eval_images": 70,
+        "num_workers": 0,
+        "curriculum": [[0, 1, 6, 32], [0.5, 1, 6]],
+    },
+    "train": {
+        "steps": 6,
+        "batch_size": 4,
+        "warmup_steps": 2,
+        "lr": 3e-4,
+        "eval_every": 3,
+        "threads": 1,
+        "checkpoint_every": 0,
+    },
 }
 
 
-def start(folder, processes: int, batch_size: int, *more: str) -> None:
-    recipe = {**RECIPE, "train": {**RECIPE["train"], "batch_size": batch_size}}
+def start(folder, processes: int, accumulate: int) -> None:
+    recipe = {**RECIPE, "train": {**RECIPE["train"], "accumulate": accumulate}}
     (folder / "recipe.json").write_text(json.dumps(recipe))
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
     command = [sys.executable, *(launcher if processes > 1 else []), "-m", "gft_edge.cli.main", "train"]
-    command += ["--config", str(folder / "recipe.json"), "--out", str(folder / "out"), *more]
+    command += ["--config", str(folder / "recipe.json"), "--out", str(folder / "out")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
@@ -30,8 +45,8 @@ def start(folder, processes: int, batch_size: int, *more: str) -> None:
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folders = {count: tmp_path_factory.mktemp(f"processes{count}") for count in (1, 2)}
-    start(folders[1], 1, 8)
-    start(folders[2], 2, 4)
+    start(folders[1], 1, 2)
+    start(folders[2], 2, 1)
     return {count: folder / "out" for count, folder in folders.items()}
 
 

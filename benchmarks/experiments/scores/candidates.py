@@ -18,6 +18,7 @@ from torch import Tensor
 
 from gft_edge.control_results import CENTRE, LEAST, ORACLE, RANDOM, STATIC
 from gft_edge.controls import SEEDS
+from gft_edge.distill.losses import standardised
 from gft_edge.model import choices
 from gft_edge.model.scores import SCORES, Score
 
@@ -90,12 +91,6 @@ def of_product(name: str) -> Scorer:
 
 
 column_mean = of_product(COLUMN)
-
-
-def standardised(values: Tensor) -> Tensor:
-    """Returns values (B, N) with mean 0 and standard deviation 1 over the patches of each image."""
-    centred = values - values.mean(dim=1, keepdim=True)
-    return centred / centred.square().mean(dim=1, keepdim=True).sqrt().clamp_min(torch.finfo(values.dtype).tiny)
 
 
 def row_mean(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int, state: State) -> Tensor:

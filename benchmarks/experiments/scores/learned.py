@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gft_edge.benchmarks.experiments.scores.candidates import column_mean, standardised
+from gft_edge.benchmarks.experiments.scores.candidates import column_mean
 from gft_edge.benchmarks.experiments.scores.measuring import BATCH, Arrays, Cache
 from gft_edge.benchmarks.experiments.scores.passes import Entry, full_pass, places_of
 from gft_edge.data.batches import batch_count, indexed_batches
 from gft_edge.data.marks import marked_patches, marks_of
 from gft_edge.data.sets import ImageSet
+from gft_edge.distill.losses import standardised
 from gft_edge.model import choices
 from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gft_edge.benchmarks.experiments.scores.candidates import Candidate, State, column_mean, fused_weights, standardised
+from gft_edge.benchmarks.experiments.scores.candidates import Candidate, State, column_mean, fused_weights
 from gft_edge.budget import TokenBudget
 from gft_edge.config.model import GFTConfig
+from gft_edge.distill.losses import standardised
 from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT
 from gft_edge.model.selection import gather_all, select_patches, token_indices

@@ -8,7 +8,6 @@ from __future__ import annotations
 import types
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from gft_edge.distill import teacher

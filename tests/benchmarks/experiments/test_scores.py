@@ -18,6 +18,7 @@ from gft_edge.config.model import SCORES, preset
 from gft_edge.control_results import CENTRE, LEAST, ORACLE, RANDOM, STATIC
 from gft_edge.controls import learn_places
 from gft_edge.data.datasets import open_images
+from gft_edge.distill.losses import standardised
 from gft_edge.model.choices import Following, most_important
 from gft_edge.preprocess import PreprocessSpec
 
@@ -190,7 +191,7 @@ def test_depths_are_the_sum_over_the_blocks_before(blocks, four_blocks, images):
         entries, _ = full_pass(four_blocks, images, blocks)
         stages = rebuilt(four_blocks, stages=(1, 2, 3, 4), budget=TokenBudget((25,) * 4, 25))(images, maps=True).stages
     for number, entry in entries.items():
-        expected = sum((table.standardised(stage.scores) for stage in stages[: number - 1]), torch.zeros(3, 25))
+        expected = sum((standardised(stage.scores) for stage in stages[: number - 1]), torch.zeros(3, 25))
         assert torch.allclose(entry.depths, expected, atol=1e-5)
 
 
@@ -198,7 +199,7 @@ def test_depths_follow_the_patches_that_stay(four_blocks, images):
     seen = []
 
     def spy(z, q, k, v, heads, prefix, state):
-        seen.append((state, table.standardised(table.column_mean(z, q, k, v, heads, prefix, state))))
+        seen.append((state, standardised(table.column_mean(z, q, k, v, heads, prefix, state))))
         return seen[-1][1]
 
     setting = Setting((1, 3), TokenBudget((12, 6), 25))

@@ -87,15 +87,20 @@ def test_published_variant_with_maps_is_clean():
 
 
 @pytest.mark.parametrize(
-    ("checkpoint", "rest", "maps"), [("fp32", "fp16", "dense"), ("int8", "fp16", "compact"), ("int8", "bf16", "none")]
+    ("checkpoint", "options"),
+    [
+        ("fp32", GraphOptions(rest="bf16")),
+        ("int8", GraphOptions("compact", rest="fp16")),
+        ("int8", GraphOptions("compact", rest="bf16")),
+        ("int8", GraphOptions("dense", rest="fp16", input="uint8", batch=(1, 1, 1))),
+    ],
 )
-def test_half_precision_is_clean(checkpoints, checkpoint, rest, maps):
-    found = checkpoints[checkpoint]
-    options = GraphOptions(maps=maps, rest=rest)
-    model = export_graph(found.model, found.info.preprocess, found.info.model.budget, options)
+def test_half_precision_is_clean(exported_once, checkpoint, options):
+    """Graphs that tests/export/onnx/test_options.py runs."""
+    model, rest = load_graph(exported_once(checkpoint, options).path / MODEL), options.rest
     summary = summarize(model)
     assert (summary.precision, summary.rest) == (checkpoint if checkpoint == "int8" else rest, rest)
-    assert summary.products == ((rest,) if maps == "none" else (rest, "fp32"))  # importance stays FP32
+    assert summary.products == ((rest,) if options.maps == "none" else (rest, "fp32"))  # importance stays FP32
     for target in (None, "rtx", "thor", "h100"):
         assert lint(model, platform(target)).findings == ()
 

@@ -56,8 +56,8 @@ def test_weights_are_stored_once(family, exported_once):
 
 
 def test_the_same_flags_give_the_same_files(checkpoints, exported_once, clear_images, tmp_path):
-    artifact = exported_once("int8", COMPACT, BUDGETS)
-    again = export_artifact(checkpoints["int8"], tmp_path / "again", clear_images, BUDGETS, COMPACT)
+    artifact = exported_once("fp32", COMPACT, BUDGETS[:2])
+    again = export_artifact(checkpoints["fp32"], tmp_path / "again", clear_images, BUDGETS[:2], COMPACT)
     for name, info in again.manifest.files.items():
         assert name.startswith("golden") or info == artifact.manifest.files[name], name
 

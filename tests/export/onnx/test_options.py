@@ -19,7 +19,7 @@ from gft_edge.export.verify.claims import claim_places
 from gft_edge.export.verify.verdict import Limits
 from gft_edge.manifest import MODEL
 from gft_edge.preprocess import PreprocessSpec
-from gft_edge.quant.policy import QuantPolicy, QuantRule, uniform_policy
+from gft_edge.quant.policy import QuantPolicy, QuantRule
 from gft_edge.runtime.artifact_graph import load_artifact_graph
 from gft_edge.runtime.classifier import Classifier
 from gft_edge.runtime.maps import importance_maps
@@ -167,19 +167,18 @@ def test_batch_sizes_must_rise(batch):
 
 
 @pytest.mark.parametrize(
-    ("precision", "least_db", "stored"), [("fp8", 15, "FLOAT8E4M3FN"), ("int8-weights", 25, "INT8")]
+    ("name", "precision", "least_db", "stored"),
+    [("fp8", "fp8", 15, "FLOAT8E4M3FN"), ("weights", "int8-weights", 25, "INT8")],
 )
 @torch.no_grad()
 def test_other_eight_bit_forms_compute_what_torch_computes(
-    checkpoints, clear_images, tmp_path, precision, least_db, stored
+    checkpoints, export, clear_images, name, precision, least_db, stored
 ):
-    source = checkpoints["fp32"]
-    quantized = quantize_int8(source.model, [clear_images], uniform_policy(precision))
-    save_checkpoint(tmp_path / "q", dataclasses.replace(source.info, quantization=quantized.summary), quantized.model)
-    artifact = export_artifact(load_checkpoint(tmp_path / "q"), tmp_path / "artifact", clear_images)
+    source, quantized = checkpoints["fp32"], checkpoints[name]
+    artifact = export(name)
     assert artifact.manifest.precision == precision
     kinds = [tensor.data_type for tensor in onnx.load(artifact.path / MODEL).graph.initializer if len(tensor.dims) == 2]
-    assert kinds.count(getattr(TensorProto, stored)) == len(quantized.summary["precisions"])
+    assert kinds.count(getattr(TensorProto, stored)) == len(quantized.info.quantization["precisions"])
     found = open_session(artifact)(clear_images)["logits"]
     same, full = (m(torch.from_numpy(clear_images)).numpy() for m in (quantized.model, source.model))
     assert sqnr_db(same, found) > Limits().same_sqnr_db
