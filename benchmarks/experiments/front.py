@@ -61,7 +61,7 @@ def run(file: Path, out: Path, steps: int = 400, num_images: int = 3200) -> dict
         folder = out / budget.id
         if not (folder / CONFIG).exists():
             say(f"front: training the twin of {budget.id}")
-            train(recipe(start, budget, False, steps), folder, resume=folder.exists(), track=track)
+            train(recipe(start, config, budget, False, steps), folder, resume=folder.exists(), track=track)
         twin = right_answers(folder, [budget], num_images)[0]
         difference = mean_difference(own, twin)
         rows.append(
