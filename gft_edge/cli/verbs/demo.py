@@ -27,7 +27,7 @@ class Size:
     subset: int
 
 
-NORMAL = Size(16, 400, 128, 160, 16, 20, 12, 48, 100)
+NORMAL = Size(16, 400, 128, 160, 16, 20, 12, 40, 64)
 SMALL = Size(4, 96, 32, 32, 8, 4, 12, 6, 8)
 
 
