@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from gft_edge.stats.gain import Estimate, mean_difference
 from gft_edge.stats.metrics import wilson_interval
+from gft_edge.stats.paired import difference_interval
 
 MARGIN = 0.01
 """Top-1 that a recommended point may be below that of every patch, where nothing else is required."""
@@ -63,7 +64,13 @@ def recommend(
         best = min(fit, key=lambda n: (costs[n], -means[n]))
         low, _ = wilson_interval(int(rights[best].sum()), len(rights[best]))
         return Choice(best, "min-accuracy", differences[best], low >= min_accuracy)
-    fit = [n for n in range(len(costs)) if differences[n].interval[0] >= -MARGIN]
+    # Where no image speaks against a point, resampling cannot show a loss; the rule of three says what these images exclude.
+    enough = difference_interval(0, 0, len(full))[0] >= -MARGIN
+    fit = [
+        n
+        for n, right in enumerate(rights)
+        if differences[n].interval[0] >= -MARGIN and (enough or bool((full & ~right).any()))
+    ]
     if fit:
         best = min(fit, key=lambda n: (costs[n], -means[n]))
         return Choice(best, "margin", differences[best], True)

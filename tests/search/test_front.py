@@ -70,6 +70,12 @@ def test_recommended_point(wrong, required, point, basis, shown):
     assert ("reaches below" in text) == (basis == "min-accuracy" and not shown)
 
 
+def test_few_images_without_a_loss_show_nothing():
+    few = [rights(0, 16), rights(1, 16)]
+    assert recommend(np.array([1.0, 2.0]), few, rights(1, 16), None).basis == "best"
+    assert recommend(np.array([1.0]), [rights(0)], rights(1), None).basis == "margin"
+
+
 def test_no_point_is_accurate_enough():
     assert recommend(np.array([1.0]), [rights(10)], rights(0), 0.999) is None
 
