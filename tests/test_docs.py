@@ -30,6 +30,14 @@ def test_the_program_of_the_selection_page_runs(capsys):
     assert capsys.readouterr().out.splitlines() == ["True", "[147, 98, 49]"]
 
 
+def test_the_program_of_the_search_page_runs(capsys):
+    program = re.search(r"```python\n(.*?)```", (DOCS / "search.md").read_text(encoding="utf-8"), re.DOTALL)[1]
+    exec(
+        compile(program.replace("points=8", "points=2").replace("images=32", "images=16"), "docs/search.md", "exec"), {}
+    )
+    assert capsys.readouterr().out.startswith("gft-edge export builtin --budget ")
+
+
 def test_the_selection_page_lists_every_score():
     names = re.findall(r"^\| `([a-z-]+)`", SELECTION, re.MULTILINE)
     assert tuple(names) == SCORES

@@ -53,6 +53,7 @@ USES = (
     Use("evaluate CKPT", (*_CHECKPOINT, *_IMAGES)),
     Use("controls CKPT", (*_CHECKPOINT, *_IMAGES)),
     Use("controls CKPT --out DIR", (*_CHECKPOINT, *_IMAGES, "matplotlib")),
+    Use("search CKPT", (*_CHECKPOINT, *_IMAGES, "matplotlib", "jinja2")),
     Use("import-published FILE.pth", _CHECKPOINT),
     Use("adopt WEIGHTS", _CHECKPOINT),
     Use("adopt WEIGHTS --data D", (*_CHECKPOINT, *_IMAGES)),

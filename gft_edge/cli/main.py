@@ -26,6 +26,7 @@ VERBS = {
     "adopt": "make a focal GFT checkpoint of any trained ViT, without training",
     "evaluate": "measure the accuracy of a checkpoint or artefact",
     "controls": "measure whether the patches that a model keeps are better than random ones",
+    "search": "find the smallest model that is still right: budgets and precisions by accuracy and cost",
     "calibrate": "find activation ranges and the number of images they need",
     "sensitivity": "measure the effect of INT8 on each layer; choose layers for mixed precision",
     "quantize": "calibrate and quantize a checkpoint",

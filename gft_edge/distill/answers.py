@@ -135,7 +135,7 @@ def answers_identity(recipe: Recipe, images: ImageSet, spec: PreprocessSpec, tea
     return {
         "schema": SCHEMA,
         "teacher": {"sha256": teacher},
-        "data": {"name": data.name, "images": len(images), "labels": list(images.labels), "sha256": data_hash(images)},
+        # Before the data: another seed also draws other rendered images, and the seed is what a user can change.
         "augmentation": {
             "augment": data.augment,
             "mixup": train.mixup,
@@ -143,6 +143,7 @@ def answers_identity(recipe: Recipe, images: ImageSet, spec: PreprocessSpec, tea
             "seed": train.seed,
             "curriculum": [list(phase) for phase in data.curriculum],
         },
+        "data": {"name": data.name, "images": len(images), "labels": list(images.labels), "sha256": data_hash(images)},
         "training": {"steps": train.steps, "batch_size": train.batch_size, "accumulate": train.accumulate},
         "pixels": spec.to_json(),
         "precision": {"precision": train.precision},

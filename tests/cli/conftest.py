@@ -5,6 +5,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -27,6 +28,8 @@ from gft_edge.data.splits import content_key, part_of
 from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.export.verify import trace
 from gft_edge.manifest import DeploymentManifest
+
+PROGRESS = re.compile(r": \d+ of \d+, about .+ left$")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ def gft_edge() -> Callable[..., Done]:
                 code = main([str(part) for part in command])
             except SystemExit as stop:
                 code = stop.code
-        lines = err.getvalue().splitlines(keepends=True)
+        # A slow machine prints how far a verb is.
+        lines = [line for line in err.getvalue().splitlines(keepends=True) if not PROGRESS.search(line)]
         notes = tuple(line.strip() for line in lines if line.startswith("data: "))
         return Done(code, out.getvalue(), "".join(line for line in lines if not line.startswith("data: ")), notes)
 

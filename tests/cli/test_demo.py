@@ -80,7 +80,7 @@ def test_the_page_shows_the_numbers_of_the_run(demo, page):
 def test_every_step_is_recorded_with_the_command_that_repeats_it(demo):
     record = json.loads((demo / "run.json").read_text())
     verbs = [step["command"].split()[1] for step in record["steps"]]
-    assert {"train", "evaluate", "quantize", "export", "build", "verify", "bench", "predict"} == set(verbs)
+    assert {"train", "evaluate", "quantize", "export", "build", "verify", "bench", "search", "predict"} == set(verbs)
     assert all(step["seconds"] >= 0 for step in record["steps"])
 
 

@@ -306,6 +306,39 @@ def controls(model: str = "runs/ckpt", budgets: tuple[str, ...] = ("12-6", "4-4"
     }
 
 
+def front() -> dict[str, Any]:
+    """What ``search --out`` writes."""
+
+    def point(budget: str, gmac: float, top1: float, **flags: bool) -> dict[str, Any]:
+        cost = {"ms": None, "gmac": gmac, "mj": None}
+        figures = {
+            "top1": top1,
+            "interval": [top1 - 0.05, min(top1 + 0.05, 1)],
+            "right": round(40 * top1),
+            "images": 40,
+        }
+        marks = {"is_within": True, "is_full_set": True, "is_front": False, "is_reference": False, **flags}
+        return {"checkpoint": 0, "precision": "fp32", "budget": budget, **cost, **figures, **marks}
+
+    return {
+        "checkpoints": [{"name": "runs/ckpt", "sha256": "ab" * 32, "image_size": 32, "budget": "12-6"}],
+        "data": "parts",
+        "split": "val",
+        "images": 40,
+        "subset": 20,
+        "cost": {"axis": "gmac", "kind": "macs", "source": "multiply-accumulates, no latency"},
+        "limits": {"gmac": 2.0},
+        "min_accuracy": None,
+        "candidates": [{"checkpoint": 0, "precision": "fp32", "budgets": 6, "within": 5, "is_complete": True}],
+        "points": [
+            point("7-7", 0.5, 0.8, is_front=True),
+            point("15-7", 1.0, 0.75),
+            point("16-16", 1.5, 0.9, is_front=True, is_reference=True),
+        ],
+        "recommended": {"point": 0, "why": "7-7 is enough", "commands": ["gft-edge export ckpt"], "free_tokens": None},
+    }
+
+
 def verification(name: str = "art", verdict: str = "pass") -> dict[str, Any]:
     """What ``verify --json`` prints."""
     comparison = {
@@ -369,6 +402,7 @@ def samples() -> dict[str, Callable[..., Any]]:
         "predict": predictions,
         "sensitivity": sensitivity,
         "controls": controls,
+        "search": front,
         "verify": verification,
         "checkpoint": checkpoint,
         "picture": picture,

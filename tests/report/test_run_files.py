@@ -32,6 +32,7 @@ def everything(samples):
         "predict": samples["predict"](LABELS),
         "sensitivity": samples["sensitivity"](2),
         "controls": samples["controls"](),
+        "search": samples["search"](),
         "verify": samples["verify"](),
     }
 
@@ -60,7 +61,7 @@ def changed(data, path, value=None, remove=False):
     return data
 
 
-@pytest.mark.parametrize("kind", ["evaluate", "bench", "predict", "sensitivity", "controls", "verify"])
+@pytest.mark.parametrize("kind", ["evaluate", "bench", "predict", "sensitivity", "controls", "search", "verify"])
 def test_every_entry_may_be_missing_or_of_any_kind(everything, laid, kind):
     data = everything[kind]
     paths = list(entries(data))
@@ -178,3 +179,17 @@ def test_forms(form, good, bad):
         with pytest.raises(Exception, match="it") as caught:
             checked(value, form, "it")
         assert type(caught.value).__name__ == "ArtifactError"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"points": []}, "none is on the front"),
+        ({"recommended": {"point": 3, "why": "", "commands": []}}, "is not the number of a point"),
+        ({"checkpoints": []}, "is not the number of a checkpoint"),
+        ({"cost": {"axis": "ms", "kind": "bound", "source": ""}}, "has no ms"),
+    ],
+)
+def test_a_front_that_contradicts_itself(samples, laid, change, why):
+    (unused,) = find(laid({"front.json": json.dumps({**samples["search"](), **change})})).unused
+    assert why in unused.why

@@ -1,4 +1,4 @@
-"""Run the whole chain on the built-in task: train, evaluate, quantize, export, build, verify, bench, predict, report."""
+"""Run the whole chain on the built-in task, from train to report: quantize, export, build, verify, bench, search, predict."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ class Size:
     map_images: int
     bench_rounds: int
     pictures: int
+    points: int
+    subset: int
 
 
-NORMAL = Size(16, 400, 128, 160, 16, 20, 12)
-SMALL = Size(4, 96, 32, 32, 8, 4, 12)
+NORMAL = Size(16, 400, 128, 160, 16, 20, 12, 40, 64)
+SMALL = Size(4, 96, 32, 32, 8, 4, 12, 6, 8)
 
 
 @dataclass(frozen=True)
@@ -83,6 +85,11 @@ STEPS = (
         "bench",
         "bench {out}/fp32-full {out}/fp32-pruned {out}/int8-pruned {out}/int8-maps --rounds {bench_rounds} "
         "--out {out}/bench.json",
+    ),
+    Step(
+        "search",
+        "search {out}/checkpoint --points {points} --subset {subset} --images {eval_images} --out {out}/front.json",
+        small="search {out}/checkpoint --points {points} --subset {subset} --images 16 --out {out}/front.json",
     ),
     Step("predict", "predict {out}/int8-maps {out}/pictures --maps {out}/maps --out {out}/predictions.json"),
 )

@@ -33,6 +33,7 @@ def title(view: View, shown: Sequence[Section]) -> str:
         "training": "training",
         "accuracy": "accuracy",
         "controls": "selection",
+        "fronts": "search",
         "quantization": "quantization",
         "sensitivities": "sensitivity",
         "verification": "verification",
@@ -59,11 +60,13 @@ def contents(view: View) -> list[str]:
         (len(found.predictions), "file of predictions"),
         (len(found.sensitivities), "sensitivity measurement"),
         (len(found.controls), "comparison of selections"),
+        (len(found.fronts), "search of budgets"),
     )
     plural = {
         "file of accuracies": "files of accuracies",
         "file of predictions": "files of predictions",
         "comparison of selections": "comparisons of selections",
+        "search of budgets": "searches of budgets",
     }
     return [f"{n} {what if n == 1 else plural.get(what, what + 's')}" for n, what in counts if n]
 
@@ -127,6 +130,8 @@ def evidence(view: View) -> Any:
     for file, record in view.found.controls:
         how = f"PyTorch ran every rule on the same images, {file}"
         rows.append((f"value of the selection of {record['model']}", run, how))
+    for file, record in view.found.fronts:
+        rows.append((f"accuracy of {len(record['points'])} budgets", run, f"PyTorch classified the images, {file}"))
     for file, bench in view.found.benches:
         for backend in dict.fromkeys(row["backend"] for row in bench["results"]):
             names = dict.fromkeys(row["name"] for row in bench["results"] if row["backend"] == backend)

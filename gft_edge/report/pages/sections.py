@@ -8,6 +8,7 @@ from typing import Any
 from gft_edge.manifest import MODEL
 from gft_edge.report.figures import plots
 from gft_edge.report.pages.controls import section as controls_section
+from gft_edge.report.pages.front import section as front_section
 from gft_edge.report.pages.picture_sections import classes, maps, predictions
 from gft_edge.report.pages.sensitivity import section as sensitivity_section
 from gft_edge.report.pages.tables import TONES, VERDICTS, Cell, Table, decibels, megabytes, number, percent, table
@@ -19,6 +20,7 @@ def sections(view: View) -> list[Section]:
     """Returns the sections that this run has data for, in the order of the page."""
     makers = (
         _tradeoff,
+        _fronts,
         _models,
         _training,
         _accuracy,
@@ -41,6 +43,12 @@ def _tradeoff(view: View) -> Iterator[Section]:
         unstable = [point.name for point in points if point.is_unstable]
         data = {"figure": plots.tradeoff(points), "measured": view.tradeoff, "unstable": unstable}
         yield Section("Accuracy against latency", "tradeoff", data)
+
+
+def _fronts(view: View) -> Iterator[Section]:
+    shown = [{"file": file, **front_section(record)} for file, record in view.found.fronts]
+    if shown:
+        yield Section("The smallest model that is still right", "fronts", {"records": shown}, name="front")
 
 
 def _models(view: View) -> Iterator[Section]:

@@ -56,6 +56,33 @@ CONTROLS: Form = {
     ],
 }
 
+FRONT: Form = {
+    "checkpoints": [{"name": TEXT, "sha256": TEXT, "image_size": COUNT, "budget": TEXT}],
+    "data": TEXT,
+    "split": TEXT,
+    "images": COUNT,
+    "subset": COUNT,
+    "cost": {"axis": one_of("ms", "gmac", "mj"), "kind": one_of("measured", "bound", "macs"), "source": TEXT},
+    "limits": {"ms": Maybe(AMOUNT), "gmac": Maybe(AMOUNT), "mj": Maybe(AMOUNT)},
+    "min_accuracy": Maybe(SHARE),
+    "candidates": [{"budgets": COUNT, "within": COUNT}],
+    "points": [
+        {
+            "checkpoint": COUNT,
+            "precision": TEXT,
+            "budget": TEXT,
+            "ms": Maybe(AMOUNT),
+            "gmac": Maybe(AMOUNT),
+            "mj": Maybe(AMOUNT),
+            "is_within": FLAG,
+            "is_front": FLAG,
+            "is_reference": FLAG,
+            **_WITH_INTERVAL,
+        }
+    ],
+    "recommended": Maybe({"point": COUNT, "why": TEXT, "commands": [TEXT], "free_tokens": Maybe(TEXT)}),
+}
+
 PREDICTIONS: Form = {
     "artifact": TEXT,
     "predictions": [

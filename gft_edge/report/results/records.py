@@ -192,12 +192,29 @@ def _sensitivity(record: Mapping[str, Any]) -> None:
         raise ArtifactError("file.search.best: is not the number of a set")
 
 
+def _front(record: Mapping[str, Any]) -> None:
+    points, chosen = record["points"], record["recommended"]
+    if not any(point["is_front"] for point in points):
+        raise ArtifactError("file.points: none is on the front")
+    for number, point in enumerate(points):
+        if point["checkpoint"] >= len(record["checkpoints"]):
+            raise ArtifactError(f"file.points[{number}].checkpoint: is not the number of a checkpoint")
+        if point["is_front"] and point[record["cost"]["axis"]] is None:
+            raise ArtifactError(
+                f"file.points[{number}]: has no {record['cost']['axis']}, over which the front is drawn"
+            )
+    if chosen is not None and chosen["point"] >= len(points):
+        raise ArtifactError("file.recommended.point: is not the number of a point")
+
+
 EVALUATION = Kind(forms.EVALUATION, frozenset({"results"}), _evaluation, "evaluations")
 VERIFICATION = Kind(forms.VERIFICATION, frozenset({"comparisons"}), _verification, "verifications")
 MAPS = Kind(forms.MAPS, frozenset({"fractions"}), _maps, "")
 CONTROLS = Kind(forms.CONTROLS, frozenset({"budgets", "has_marks"}), _controls, "controls")
 SENSITIVITY = Kind(forms.SENSITIVITY, frozenset({"layers", "everything"}), _sensitivity, "sensitivities")
+FRONT = Kind(forms.FRONT, frozenset({"points", "recommended"}), _front, "fronts")
 KINDS = (
+    FRONT,
     EVALUATION,
     Kind(forms.PREDICTIONS, frozenset({"predictions"}), _any, "predictions"),
     VERIFICATION,

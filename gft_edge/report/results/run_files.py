@@ -70,7 +70,7 @@ class RunFiles:
     Attributes:
         folder: of the run.
         artifacts, checkpoints: by the path of their folder, relative to the run's.
-        evaluations, predictions, benches, sensitivities, controls, verifications: files of the verbs' ``--out``.
+        evaluations, predictions, benches, sensitivities, controls, fronts, verifications: files of the verbs' ``--out``.
         cards, ranges, selections: of calibration.
         record: of the steps, written by demo.
         unused: files that cannot be used.
@@ -84,6 +84,7 @@ class RunFiles:
     benches: list[Named] = field(default_factory=list)
     sensitivities: list[Named] = field(default_factory=list)
     controls: list[Named] = field(default_factory=list)
+    fronts: list[Named] = field(default_factory=list)
     verifications: list[Named] = field(default_factory=list)
     cards: list[Named] = field(default_factory=list)
     ranges: list[Named] = field(default_factory=list)
@@ -100,6 +101,7 @@ class RunFiles:
             self.benches,
             self.sensitivities,
             self.controls,
+            self.fronts,
             self.verifications,
         )
         return not (self.artifacts or self.checkpoints or any(lists) or any((self.cards, self.ranges, self.selections)))
