@@ -80,6 +80,7 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
     art, data, out = str(root / "art"), str(root / "data"), str(new / "out")
     image = str(next((root / "data").rglob("*.png")))
     weights, backbone = str(root / "weights.pth"), ["--backbone", "vit_tiny_patch16_224"]
+    recipe = str(root / "recipe.toml")
     quick = ["--rounds", "2", "--runs", "1", "--warmup", "0", "--skip", "stages", "throughput", "process"]
     bench = ["bench", art, "--power", "none", *quick]
     return {
@@ -100,10 +101,12 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
         "bench ARTIFACT --backend tensorrt_rtx": [*bench, "--backend", "tensorrt_rtx"],
         "predict ARTIFACT IMAGE --backend tensorrt": ["predict", art, image, "--backend", "tensorrt"],
         "report RUN_DIR": ["report", str(root)],
-        "train --config RECIPE": ["train", "--config", str(root / "recipe.toml"), "--out", out],
+        "train --config RECIPE": ["train", "--config", recipe, "--out", out],
+        "distill --teacher CKPT": ["distill", "--teacher", checkpoint, "--config", recipe, "--out", out],
         "evaluate CKPT": ["evaluate", checkpoint, "--data", data],
         "controls CKPT": ["controls", checkpoint, "--data", data],
         "controls CKPT --out DIR": ["controls", checkpoint, "--data", data, "--out", out],
+        "search CKPT": ["search", checkpoint, "--data", data, "--out", str(new / "front.json")],
         "import-published FILE.pth": ["import-published", weights, "--out", out],
         "adopt WEIGHTS": ["adopt", weights, *backbone, "--out", out],
         "adopt WEIGHTS --data D": ["adopt", weights, *backbone, "--data", data, "--out", out],
@@ -112,6 +115,8 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
         "sensitivity CKPT": ["sensitivity", checkpoint, "--data", data, "--out", out],
         "quantize CKPT": ["quantize", checkpoint, "--data", data, "--out", out],
         "export CKPT": ["export", checkpoint, "--data", data, "--out", out],
+        "sweep CKPT": ["sweep", checkpoint],
+        "sweep CKPT --out DIR": ["sweep", checkpoint, "--out", out],
         "verify ARTIFACT --checkpoint CKPT": ["verify", art, "--checkpoint", checkpoint, "--data", data],
         "demo": ["demo", "--small", "--out", str(new / "demo")],
     }
