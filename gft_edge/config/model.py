@@ -224,7 +224,7 @@ def _large(base: GFTConfig) -> GFTConfig:
     return dataclasses.replace(base, image_size=448, stages=(2, 4, 6), budget=TokenBudget((255, 127, 63), 784))
 
 
-def _small(image_size: int, ratios: tuple[float, ...]) -> GFTConfig:
+def _small(image_size: int, ratios: tuple[float, ...], stages: tuple[int, ...]) -> GFTConfig:
     """Returns the model of a rendered task of 16 classes: patches of 8 pixels, 1.3 million parameters."""
     return GFTConfig(
         backbone="vit_tiny_patch16_224",
@@ -234,7 +234,7 @@ def _small(image_size: int, ratios: tuple[float, ...]) -> GFTConfig:
         embed_dim=128,
         depth=6,
         num_heads=4,
-        stages=(2, 3, 4),
+        stages=stages,
         budget=TokenBudget.from_ratios(ratios, (image_size // 8) ** 2),
         stem="conv",
     )
@@ -251,8 +251,8 @@ PRESETS: Mapping[str, GFTConfig] = types.MappingProxyType(
         "gft_base_published": dataclasses.replace(
             _preset("vit_base_patch16_224", 768, 12), num_classes=100, stages=(8, 8, 8), variant="published"
         ),
-        "gft_typeface": _small(96, (0.75, 0.5, 0.25)),
-        "gft_scenes": _small(192, (0.25, 0.125, 0.125)),
+        "gft_typeface": _small(96, (0.75, 0.5, 0.25), (2, 3, 4)),
+        "gft_scenes": _small(192, (0.25, 0.125, 0.125), (1, 2, 3)),
         "vit_base": GFTConfig("vit_base_patch16_224", 224, 1000, variant="timm"),
         "vit_small": GFTConfig("vit_small_patch16_224", 224, 1000, variant="timm"),
         "vit_tiny": GFTConfig("vit_tiny_patch16_224", 224, 1000, variant="timm"),

@@ -189,7 +189,7 @@ def test_the_shipped_recipe_ends_with_its_task():
     recipe = load_recipe(Path(__file__).parents[2] / "recipes/scenes.toml")
     small = dataclasses.replace(recipe.data, train_images=128, eval_images=16)
     data = open_training_data(dataclasses.replace(recipe, data=small), Workers())
-    assert data.config == preset("gft_scenes")
+    assert data.config == preset("gft_scenes", stages=(2, 3, 4))
     assert (data.config.num_patches, data.config.budget.id) == (576, "144-72-72")
     assert recipe.data.curriculum[0] == (0.0, 1.25, 6.0, 48.0)
 
