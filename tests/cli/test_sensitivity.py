@@ -19,7 +19,7 @@ SMALL = ["--images", 16, "--eval-images", 16]
 def chosen(gft_edge, small_builtin, tmp_path_factory):
     """A run on trained weights: which layers save time on a device is arithmetic, so nothing here depends on clocks."""
     out = tmp_path_factory.mktemp("run") / "sensitivity"
-    done = gft_edge("sensitivity", small_builtin, *SMALL, "--min-sqnr", 41, "--target", "orin-nano-4gb", "--out", out)
+    done = gft_edge("sensitivity", small_builtin, *SMALL, "--min-sqnr", 36, "--target", "orin-nano-4gb", "--out", out)
     assert done.code == 0, done.err
     return out, done
 
@@ -43,7 +43,7 @@ def test_what_is_written(chosen, small_builtin):
     assert all({"only", "all_but", "high_ms", "int8_ms"} <= row.keys() for row in data["layers"])
     assert (out / "sensitivity.svg").read_text().startswith("<svg")
     page = (out / "sensitivity.html").read_text()
-    for text in ("blocks.0.attn.qkv", "Mixed precision", "logit SQNR of at least 41 dB", "Jetson Orin Nano 4GB"):
+    for text in ("blocks.0.attn.qkv", "Mixed precision", "logit SQNR of at least 36 dB", "Jetson Orin Nano 4GB"):
         assert text in page
 
 
@@ -55,7 +55,7 @@ def test_what_is_said(chosen):
     assert "0 of them among the 16 val images of scenes" in done.out
     assert "time of layers alone: roofline of Jetson Orin Nano 4GB, a bound" in done.out
     assert "blocks.0.attn.qkv   145 x 128 x 384" in done.out
-    assert "mixed precision, logit SQNR of at least 41 dB" in done.out
+    assert "mixed precision, logit SQNR of at least 36 dB" in done.out
     assert f"--ranges {out}/ranges.json --policy {out}/policy.json" in done.out
     assert "layers in INT8" in done.err
 
@@ -66,7 +66,7 @@ def test_the_policy_is_what_was_run(chosen, gft_edge, small_builtin, tmp_path):
     best = search["tries"][search["best"]]
     policy = read_policy(out / "policy.json")
     assert 0 < len(best["int8"]) < 24
-    assert best["observed"]["sqnr_db"] >= 41 > search["tries"][0]["observed"]["sqnr_db"]
+    assert best["observed"]["sqnr_db"] >= 36 > search["tries"][0]["observed"]["sqnr_db"]
     done = gft_edge(
         "quantize", small_builtin, "--images", 16, "--ranges", out / "ranges.json", "--policy", out / "policy.json",
         "--out", tmp_path / "mixed", "--json",
