@@ -22,7 +22,7 @@ demo: .venv/installed ## run the whole chain on the built-in task, into runs/dem
 
 # One thread per worker: threads that share a core with another worker's threads run several times slower.
 test: .venv/installed lint ## run lint, types and tests; about a quarter of an hour on two idle cores
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n auto --dist loadfile
 
 # mypy does not read setuptools' package-dir map. It checks a folder of links with the layout of the installed package.
 lint: .venv/installed ## run ruff and mypy

@@ -35,27 +35,6 @@ settings.register_profile("gft_edge", deadline=None, derandomize=True, database=
 settings.load_profile("gft_edge")
 
 RECORDED = Path(__file__).parent / "recorded"
-LONGEST = (
-    "cli/test_demo.py",
-    "test_readme.py",
-    "test_docs.py",
-    "benchmarks/experiments/test_suite.py",
-    "export/verify/test_further_faults.py",
-    "test_packaging.py",
-    "cli/test_verify.py",
-    "cli/test_sensitivity.py",
-)
-"""Files with few tests that take long. Started last, one of them would keep a worker busy after the others have ended."""
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Runs the longest files first; ``make test`` keeps this order when it shares the files among workers."""
-
-    def place(item: pytest.Item) -> int:
-        file = item.path.relative_to(Path(__file__).parent).as_posix()
-        return LONGEST.index(file) if file in LONGEST else len(LONGEST)
-
-    items.sort(key=place)
 
 
 @pytest.fixture(autouse=True)
