@@ -6,6 +6,7 @@ import csv
 import io
 import unicodedata
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,15 @@ def require_names(labels: Sequence[object], where: str) -> tuple[str, ...]:
     if problem := _problem(places):
         raise ConfigError(f"{where}: {problem}")
     return tuple(name for name, _ in places)
+
+
+def first_difference(one: Sequence[str], other: Sequence[str]) -> tuple[int, str, str] | None:
+    """Returns the number of the first class that two lists name differently and both names, quoted; None for equal lists."""
+    for number, names in enumerate(zip_longest(one, other)):
+        if names[0] != names[1]:
+            first, second = ("no class" if name is None else repr(name) for name in names)
+            return number, first, second
+    return None
 
 
 def _problem(places: Sequence[Place]) -> str | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from gft_edge.checkpoint import CheckpointInfo, load_checkpoint
 from gft_edge.errors import ConfigError
+from gft_edge.labels import first_difference
 from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT, StageMaps
 from gft_edge.model.selection import gather_tokens, select_patches, token_indices
@@ -100,13 +100,12 @@ def require_same_classes(teacher: Sequence[str], student: Sequence[str], where: 
     Raises:
         ConfigError: with the first label that differs.
     """
-    for number, (theirs, own) in enumerate(zip_longest(teacher, student)):
-        if theirs != own:
-            texts = ["no class" if label is None else repr(label) for label in (theirs, own)]
-            raise ConfigError(
-                f"teacher {where}: its {len(teacher)} classes are not the {len(student)} of the data; class {number} is "
-                f"{texts[0]} for the teacher and {texts[1]} in the data; train or adopt the teacher on the same classes"
-            )
+    if difference := first_difference(teacher, student):
+        number, theirs, own = difference
+        raise ConfigError(
+            f"teacher {where}: its {len(teacher)} classes are not the {len(student)} of the data; class {number} is "
+            f"{theirs} for the teacher and {own} in the data; train or adopt the teacher on the same classes"
+        )
 
 
 def pixel_change(student: PreprocessSpec, teacher: PreprocessSpec) -> Callable[[Tensor], Tensor]:

@@ -21,6 +21,7 @@ from gft_edge.data.splits import Split
 from gft_edge.data.trained import not_trained_on
 from gft_edge.errors import CheckFailed, ConfigError
 from gft_edge.evaluation import torch_threads
+from gft_edge.labels import first_difference
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, read_policy
 from gft_edge.search.accuracy import Rights, measure_rights, models_of
 from gft_edge.search.candidates import Candidates, find_candidates
@@ -47,14 +48,12 @@ def require_same_labels(names: Sequence[str], checkpoints: Sequence[Checkpoint])
     """
     first = checkpoints[0].info.labels
     for name, checkpoint in zip(names[1:], checkpoints[1:]):
-        labels = checkpoint.info.labels
-        for number in range(max(len(first), len(labels))):
-            a, b = (repr(every[number]) if number < len(every) else "nothing" for every in (first, labels))
-            if a != b:
-                raise ConfigError(
-                    f"checkpoint {name}: other classes than {names[0]}: label {number} is {b}, there {a}; compare checkpoints of "
-                    "the same labels in the same order"
-                )
+        if difference := first_difference(checkpoint.info.labels, first):
+            number, own, theirs = difference
+            raise ConfigError(
+                f"checkpoint {name}: other classes than {names[0]}: label {number} is {own}, there {theirs}; compare checkpoints "
+                "of the same labels in the same order"
+            )
 
 
 def search(
