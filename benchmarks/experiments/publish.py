@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gft_edge.checkpoint import load_checkpoint, num_parameters, save_checkpoint
+from gft_edge.config.recipe import load_recipe
 from gft_edge.data.datasets import open_images
 from gft_edge.errors import exit_code
 from gft_edge.files import new_folder
@@ -50,6 +51,9 @@ def publish(source: Path, out: Path, recipes: list[Path]) -> None:
             "budget": config.budget.id,
         }
         info = dataclasses.replace(checkpoint.info, metrics=metrics)
+        if recipes:  # as it stands in the project: a training may have started from another folder of one machine
+            provenance = {**info.provenance, "recipe": load_recipe(recipes[-1]).to_json()}
+            info = dataclasses.replace(info, provenance=provenance)
         save_checkpoint(folder, info, checkpoint.model, half=True)
         size = (folder / "model.safetensors").stat().st_size
         rows, cols = config.grid
