@@ -47,7 +47,7 @@ class Distiller:
     section: DistillSection
     config: GFTConfig
     load: Callable[[], Teacher]
-    taught: int = 0
+    taught: int
     stored: StoredAnswers | None = None
     features: list[Tensor] = field(default_factory=list)
     _teacher: Teacher | None = None

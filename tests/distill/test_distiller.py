@@ -13,7 +13,9 @@ from gft_edge.checkpoint import load_checkpoint, read_weights
 from gft_edge.config.model import preset
 from gft_edge.config.reader import load_dataclass
 from gft_edge.config.recipe import DistillSection, Recipe
+from gft_edge.distill.losses import map_loss, ranking_loss
 from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.model.gft import StageMaps
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.train.loop import train
 
@@ -130,6 +132,32 @@ def test_a_map_of_another_grid_is_resampled():
     flat = torch.arange(4.0).view(1, 2, 2)
     assert torch.equal(module.on_grid(flat, (2, 2)), flat.flatten(1))
     assert module.on_grid(torch.full((2, 8, 8), 0.25), (4, 4)).tolist() == [[0.25] * 16] * 2
+
+
+def test_later_blocks_learn_the_map_at_the_patches_they_still_see(tiny_config):
+    """By hand: two selecting blocks of 16 patches; the second scores the 12 that the first kept."""
+    section = DistillSection("teacher", map_weight=2.0, ranking_weight=3.0)
+    distiller = module.Distiller(section, tiny_config, load=_refuse, taught=2)
+    generator = torch.Generator().manual_seed(3)
+    target = torch.rand(2, 4, 4, generator=generator)
+    kept = torch.rand(2, 16, generator=generator).argsort(dim=1)[:, :12].sort(dim=1).values
+    scores = torch.rand(2, 16, generator=generator), torch.rand(2, 12, generator=generator)
+    stages = [StageMaps(scores[0], kept, scores[0]), StageMaps(scores[1], kept[:, :6], scores[1])]
+    flat = target.flatten(1)
+    seen = torch.stack([flat[n, kept[n]] for n in range(2)])
+    expected = sum(
+        2 * map_loss(score, goal, 1.0) + 3 * ranking_loss(score, goal, keep)
+        for score, goal, keep in ((scores[0], flat, 12), (scores[1], seen, 6))
+    )
+    assert distiller._map_losses(stages, target).item() == pytest.approx(expected.item() / 2, rel=1e-5)
+
+
+def test_smaller_budgets_weigh_what_the_recipe_says(recipe, tmp_path):
+    settings = {"train": {"steps": 2}, "weight": 0.0}
+    for name, weight in {"none": 0.0, "one": 1.0, "again": 1.0}.items():
+        train(recipe(consistency_weight=weight, **settings), tmp_path / name)
+    assert same(tmp_path / "one", tmp_path / "again")
+    assert not same(tmp_path / "none", tmp_path / "one")
 
 
 def test_a_teacher_of_other_classes_is_refused(recipe, teach, labels, tmp_path):
