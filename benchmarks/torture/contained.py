@@ -92,7 +92,8 @@ def place_of(error: BaseException | None) -> str:
 def run_contained(
     attacks: Sequence[Callable[[], Kind]], limits: Limits = DEFAULT, until: float = float("inf")
 ) -> Iterator[Outcome]:
-    """Runs attacks in sequence in a forked process; forks again after an attack that ended or blocked it.
+    """Runs attacks in sequence in a forked process; forks again after an attack that ended or blocked it or took too much
+    memory.
 
     Args:
         attacks: closures; the forked process has a copy of this process's memory.
@@ -127,7 +128,8 @@ def run_contained(
         _, status = os.waitpid(child, 0)
         os.close(reader)
         if ended is None and os.waitstatus_to_exitcode(status) == 0:
-            return
+            first = done
+            continue
         code = os.waitstatus_to_exitcode(status)
         text = f"no answer after {seconds:.0f} s" if ended else f"the process ended with {_name(code)}"
         yield Outcome(done, ended or "crash", text, seconds)
@@ -166,6 +168,8 @@ def _work(attacks: Sequence[Callable[[], Kind]], first: int, writer: int, limits
                 kind, detail = "hang", f"{seconds:.0f} s"
             line = json.dumps(asdict(Outcome(number, kind, detail, seconds, grown))) + "\n"
             os.write(writer, line.encode())
+            if kind == "memory":  # the next attack must not be blamed for what this process still holds
+                break
         code = 0
     finally:
         os._exit(code)

@@ -36,6 +36,14 @@ def hungry():
     return "ok"
 
 
+HELD = []
+
+
+def hoarding():
+    HELD.append(np.ones(300 << 20, np.uint8))
+    return "ok"
+
+
 def starving():
     return np.ones(1 << 45, np.uint8)
 
@@ -64,6 +72,7 @@ def fine():
         (crashed, "crash", "SIGABRT"),
         (hanging, "hang", "no answer"),
         (hungry, "memory", "MB"),
+        (hoarding, "memory", "MB"),
         (starving, "memory", "MemoryError"),
         (reaching, "reached out", "socket"),
         (shell, "reached out", "os.system"),
