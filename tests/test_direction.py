@@ -13,7 +13,7 @@ LAYERS = (
     ("files", "storage", "labels"),
     ("budget", "resample", "stats", "hardware"),
     ("config",),
-    ("preprocess", "manifest", "manifest_schema"),
+    ("preprocess", "manifest", "manifest_schema", "bundle"),
     ("data",),
     ("runtime",),
     ("model",),
@@ -32,7 +32,7 @@ LAYERS = (
 )
 """Packages and modules below ``gft_edge``, the lowest first. A module imports from its own layer and from lower ones."""
 INSIDE = {
-    "export": ("graph", "lint", "onnx", "tensorrt", "verify"),
+    "export": ("deploy", "graph", "lint", "onnx", "tensorrt", "verify"),
     "benchmarks": ("logs", "measuring", "power", "roofline", "trtexec"),
 }
 

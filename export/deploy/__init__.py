@@ -1,0 +1,1 @@
+"""Bundles for places of use: Jetson, DeepStream, Triton, ONNX Runtime."""

@@ -1,0 +1,171 @@
+"""The bundle: a folder for one place of use, with an artefact, the files of the target and a record that hashes all of them.
+
+    bundle/
+      bundle.json      sealed: schema, target, device, identity of the artefact, facts of the target, hash and size of every file
+      bundle.sig       optional: detached Ed25519 signature of bundle.json
+      artifact/        the artefact, with its own sealed manifest; engines built on the device enter that manifest
+      ...              files of the target, all of them in bundle.json
+
+Nothing here needs more than NumPy.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from gft_edge.config.reader import load_dataclass
+from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.files import canonical_json
+from gft_edge.manifest import MANIFEST, Artifact, load_artifact
+from gft_edge.manifest_schema import DeploymentManifest, FileInfo, safe_name
+from gft_edge.storage.seals import read_sealed, write_sealed
+
+SCHEMA = 1
+RECORD = "bundle.json"
+SIGNATURE = "bundle.sig"
+ARTIFACT = "artifact"
+ADDED = ("engines/", "reports/", "caches/")
+"""Folders of the artefact that a device writes to after the bundle was made."""
+
+Target = Literal["jetson", "deepstream", "triton", "onnxruntime"]
+TARGETS: tuple[Target, ...] = get_args(Target)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk, with its record read.
+
+    Attributes:
+        path: the folder.
+        target: place of use.
+        device: name of a device profile, empty for any.
+        artifact_id: see :func:`artifact_id`.
+        facts: values that the target's own tools need; plain JSON.
+        files: every file outside the artefact, by relative path.
+    """
+
+    path: Path
+    target: Target
+    artifact_id: str
+    device: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    files: Mapping[str, FileInfo] = field(default_factory=dict)
+
+    def file(self, name: str) -> Path:
+        """Checks size and hash of a file outside the artefact; returns its path.
+
+        Raises:
+            ArtifactError: not in the record, missing, or changed since the bundle was made.
+        """
+        info, path = self.files.get(name), self.path / name
+        if info is None:
+            raise ArtifactError(f"bundle {self.path}: {name} is not in {RECORD}; make the bundle again")
+        if not path.is_file():
+            raise ArtifactError(f"bundle {self.path}: {name} is missing; copy the bundle again")
+        if path.stat().st_size != info.size or FileInfo.of(path) != info:
+            raise ArtifactError(f"bundle {self.path}: {name} was changed since the bundle was made (its hash differs)")
+        return path
+
+    def artifact(self) -> Artifact:
+        """Reads the artefact of the bundle; its files are checked by :meth:`Artifact.file`.
+
+        Raises:
+            ArtifactError: missing, damaged, or another artefact than the one that was bundled.
+        """
+        artifact = load_artifact(self.path / ARTIFACT)
+        found = artifact_id(artifact.manifest)
+        if found != self.artifact_id:
+            raise ArtifactError(
+                f"bundle {self.path}: holds artefact {found}, its record is of {self.artifact_id}; copy the bundle again"
+            )
+        return artifact
+
+    def check(self) -> Artifact:
+        """Checks every file of the bundle and returns its artefact.
+
+        Raises:
+            ArtifactError: a file is missing, changed, a link, or in no record.
+        """
+        artifact = self.artifact()
+        for name in artifact.manifest.files:
+            artifact.file(name)
+        for name in self.files:
+            self.file(name)
+        known = {RECORD, SIGNATURE, f"{ARTIFACT}/{MANIFEST}", *self.files}
+        known |= {f"{ARTIFACT}/{name}" for name in artifact.manifest.files}
+        for path in sorted(self.path.rglob("*")):
+            name = path.relative_to(self.path).as_posix()
+            if path.is_symlink():
+                raise ArtifactError(f"bundle {self.path}: {name} is a link; put the file itself in its place")
+            if path.is_file() and name not in known and not name.startswith(tuple(f"{ARTIFACT}/{a}" for a in ADDED)):
+                raise ArtifactError(f"bundle {self.path}: {name} is in no record; remove it")
+        return artifact
+
+
+def artifact_id(manifest: DeploymentManifest) -> str:
+    """Returns 16 hexadecimal digits that stay the same when engines, caches or reports are added to an artefact."""
+    data = manifest.to_json()
+    del data["parity"]
+    data["files"] = {name: info for name, info in data["files"].items() if not name.startswith(ADDED)}
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()[:16]
+
+
+def is_bundle(path: Path) -> bool:
+    """Returns whether a folder holds a bundle's record."""
+    return (path / RECORD).is_file()
+
+
+def load_bundle(path: str | Path) -> Bundle:
+    """Reads a bundle's record; :meth:`Bundle.check` checks the files.
+
+    Raises:
+        ArtifactError: no such folder, no record, or a damaged one.
+    """
+    folder = Path(path)
+    if not folder.is_dir():
+        raise ArtifactError(f"bundle {folder}: no such folder; make one with gft-edge bundle")
+    if not is_bundle(folder):
+        raise ArtifactError(f"bundle {folder}: has no {RECORD}; make one with gft-edge bundle")
+    data = read_sealed(folder / RECORD, "bundle record", "copy the bundle again")
+    where = f"bundle record {folder / RECORD}"
+    if data.pop("schema", None) != SCHEMA:
+        raise ArtifactError(f"{where}: this version reads schema {SCHEMA}")
+    if data.get("target") not in TARGETS:
+        raise ArtifactError(f"{where}: target {data.get('target')!r} is none of {', '.join(TARGETS)}")
+    try:
+        files = {
+            safe_name(name): load_dataclass(FileInfo, info, f"{where}: {name}") for name, info in data["files"].items()
+        }
+        return Bundle(folder, data["target"], data["artifact_id"], data["device"], data["facts"], files)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ArtifactError(f"{where}: incomplete or malformed ({error!r})") from None
+    except ConfigError as error:
+        raise ArtifactError(str(error)) from None
+
+
+def write_record(folder: Path, target: Target, device: str = "", facts: Mapping[str, Any] | None = None) -> None:
+    """Writes the record of a bundle whose files are all in place, among them the artefact.
+
+    Args:
+        folder: with ``artifact/`` and the files of the target.
+        target, device, facts: see :class:`Bundle`.
+
+    Raises:
+        ArtifactError: the artefact is damaged.
+    """
+    artifact = load_artifact(folder / ARTIFACT)
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    own = [name for name in names if not name.startswith(f"{ARTIFACT}/") and name not in (RECORD, SIGNATURE)]
+    record = {
+        "schema": SCHEMA,
+        "target": target,
+        "device": device,
+        "artifact_id": artifact_id(artifact.manifest),
+        "facts": dict(facts or {}),
+        "files": {name: asdict(FileInfo.of(folder / name)) for name in own},
+    }
+    write_sealed(folder / RECORD, record)
