@@ -27,7 +27,7 @@ class SessionOptions:
     Attributes:
         key: of the engine to run, empty for the only one that fits.
         threads: of a CPU backend; 0 takes one per core.
-        huge_pages: see :func:`onnxruntime_session`.
+        huge_pages, prepack: see :func:`onnxruntime_session`.
         as_described: refuse a graph whose inputs and outputs differ from the manifest's.
     """
 
@@ -35,6 +35,7 @@ class SessionOptions:
     threads: int = 0
     huge_pages: bool = False
     as_described: bool = True
+    prepack: bool = True
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,9 @@ class Session:
             raise
 
 
-def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, huge_pages: bool = False) -> Session:
+def onnxruntime_session(
+    model: Path | bytes, quantized: bool, threads: int = 0, huge_pages: bool = False, prepack: bool = True
+) -> Session:
     """Loads an ONNX model into ONNX Runtime on the CPU.
 
     Args:
@@ -96,6 +99,8 @@ def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, 
         threads: intra-op threads; 0 takes one per core.
         huge_pages: hold a large model in huge pages where the kernel gives them on request. This runs the model once and
             moves its memory, which takes up to three seconds per gigabyte: for long-lived sessions.
+        prepack: copy each weight into the order that the processor reads it in. Without, weights in a file of their own are read
+            from that file, and the sessions of a family share its pages; a prediction takes longer.
 
     Raises:
         ArtifactError: ONNX Runtime does not accept the file.
@@ -109,6 +114,8 @@ def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, 
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if not prepack:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     disabled = ["MatMulAddFusion"] if quantized else []
     source = str(model) if isinstance(model, Path) else model
     before = None
@@ -128,6 +135,7 @@ def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, 
         "intra_op_num_threads": threads,
         "inter_op_num_threads": 1,
         "disabled_optimizers": disabled,
+        "prepacked": prepack,
         "huge_pages_bytes": 0 if before is None else _hold_in_huge_pages(session, before),
     }
     outputs = tuple(output.name for output in session.get_outputs())
@@ -155,13 +163,14 @@ def open_session(
     threads: int = 0,
     huge_pages: bool = False,
     as_described: bool = True,
+    prepack: bool = True,
 ) -> Session:
     """Opens an artefact's model, or an engine of it, after every check on the file.
 
     Args:
         artifact: with the file in its manifest.
         backend: a name of :data:`gft_edge.runtime.backends.BACKENDS`; ``"tensorrt:KEY"`` names one of several engines.
-        threads, huge_pages, as_described: see :class:`SessionOptions`.
+        threads, huge_pages, as_described, prepack: see :class:`SessionOptions`.
 
     Raises:
         ConfigError: unknown backend, or an engine without a GPU.
@@ -169,7 +178,7 @@ def open_session(
         MissingExtraError: the backend is not installed.
     """
     chosen, key = find_backend(backend)
-    session: Session = chosen.open(artifact, SessionOptions(key, threads, huge_pages, as_described))
+    session: Session = chosen.open(artifact, SessionOptions(key, threads, huge_pages, as_described, prepack))
     return fitted(replace(session, backend=backend), artifact.manifest)
 
 
@@ -184,7 +193,9 @@ def open_onnxruntime(artifact: Artifact, options: SessionOptions, module: str = 
     manifest = artifact.manifest
     try:
         model = artifact.file(MODEL)
-        session = onnxruntime_session(model, manifest.is_quantized, options.threads, options.huge_pages)
+        session = onnxruntime_session(
+            model, manifest.is_quantized, options.threads, options.huge_pages, options.prepack
+        )
         if options.as_described:
             _require_interface(session, artifact)
     except ArtifactError:
