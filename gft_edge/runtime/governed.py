@@ -174,5 +174,3 @@ def _timed(classifier: Classifier, image: ImageLike) -> tuple[Prediction, float]
 def _tokens(budget: TokenBudget) -> int:
     """Orders budgets by the patches that all stages keep together, the most first."""
     return -sum(budget.keep)
-
-

@@ -3,10 +3,10 @@
 A pure state machine, without clock, thread or sensor: time is counted in frames, and the caller says what it measured. Budgets are
 levels, 0 for the largest.
 
-- *Latency.* The caller gives one latency per budget, measured at rest. A frame that takes ``r`` times the latency of its budget is a
-  sign that the machine is slow, for every budget alike: the slowdown is a running quantile of ``r`` over the last frames.
-- *Down at once.* A budget that no longer fits the deadline, or that temperature or power mode forbid, is left in the same frame, also
-  within the dwell time: a late frame and a hot board are worse than a change.
+- *Latency.* The caller gives one latency per budget, measured at rest. A frame that takes ``r`` times the latency of its budget is
+  a sign that the machine is slow, for every budget alike: the slowdown is a running quantile of ``r`` over the last frames.
+- *Down at once.* A budget that no longer fits the deadline, or that temperature or power mode forbid, is left in the same frame,
+  also within the dwell time: a late frame and a hot board are worse than a change.
 - *Up after calm.* One level at a time, after the next larger budget was allowed and had room to spare for ``dwell`` frames in a row
   since the last change. A climb that the deadline undoes at once doubles that wait, up to :data:`LONGEST_WAIT` times.
 

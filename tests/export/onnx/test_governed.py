@@ -1,6 +1,5 @@
 """A family behind a governor, on ONNX Runtime."""
 
-
 import numpy as np
 import pytest
 
@@ -72,5 +71,3 @@ def test_what_is_refused(family):
         GovernedClassifier.load(family, latencies_ms={SMALL: 1.0})
     with pytest.raises(ConfigError, match=r"no budget '9-9'"):
         FamilySessions.load(family).classifier("9-9")
-
-
