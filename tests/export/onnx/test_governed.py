@@ -1,8 +1,12 @@
 """A family behind a governor, on ONNX Runtime."""
 
+import re
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from gft_edge.benchmarks.experiments import governor as study
 from gft_edge.budget import TokenBudget
 from gft_edge.errors import ConfigError
 from gft_edge.export.onnx.tracing import GraphOptions
@@ -71,3 +75,24 @@ def test_what_is_refused(family):
         GovernedClassifier.load(family, latencies_ms={SMALL: 1.0})
     with pytest.raises(ConfigError, match=r"no budget '9-9'"):
         FamilySessions.load(family).classifier("9-9")
+
+
+def test_the_program_of_the_page_runs(family, capsys):
+    page = (Path(__file__).parents[3] / "docs/governor.md").read_text(encoding="utf-8")
+    program = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    for shown, used in (("runs/family", str(family)), ("48-24-24", SMALL), ("range(90)", "range(3)"), ("=33", "=1e6")):
+        assert shown in program
+        program = program.replace(shown, used)
+    exec(compile(program, "docs/governor.md", "exec"), {})
+    assert capsys.readouterr().out.split()[0] == LARGE
+
+
+def test_the_recorded_run_goes_down_with_heat(family, capsys):
+    data = study.trace(family, frames=60)
+    rows = data["rows"]
+    assert [row["frame"] for row in rows] == list(range(60))
+    assert {row["budget"] for row in rows if row["celsius"] >= 95} == {SMALL}
+    assert sum(row["load"] for row in rows) == 8
+    assert LARGE in study.figure({**data, "budgets": [LARGE, SMALL]})
+    study.print_memory(str(family), "1", SMALL)
+    assert int(capsys.readouterr().out)
