@@ -1,4 +1,4 @@
-"""A family of budgets behind the governor: memory with and without shared weights, and a recorded run through heat and load.
+"""A family of budgets behind the governor: memory shared and not, and a recorded run through heat and load.
 
 python -m gft_edge.benchmarks.experiments.governor FAMILY runs/bench
 
@@ -44,7 +44,7 @@ def run(family: Path, frames: int = FRAMES) -> dict[str, Any]:
         for name, shared in (("shared", True), ("own", False))
     }
     latencies = {
-        name: FamilySessions.load(family, threads=1, share_weights=shared).measure_ms(runs=30)
+        name: FamilySessions.load(family, threads=1, share_memory=shared).measure_ms(runs=30)
         for name, shared in (("shared", True), ("own", False))
     }
     return {"budgets": budgets, "memory_bytes": memory, "latency_ms": latencies, **trace(family, frames)}
@@ -104,7 +104,7 @@ def _memory(family: Path, budgets: Sequence[str], shared: bool) -> int:
 
 def print_memory(family: str, shared: str, *budgets: str) -> None:
     """Opens budgets, runs each once and prints the memory that this took; the work of :func:`_memory`'s process."""
-    sessions = FamilySessions.load(family, threads=1, share_weights=shared == "1")
+    sessions = FamilySessions.load(family, threads=1, share_memory=shared == "1")
     before = _pss()
     for budget in budgets:
         classifier = sessions.classifier(budget)
@@ -161,10 +161,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"{len(data['rows'])} frames, deadline {data['deadline_ms']:.1f} ms, {late} late")
     for name, sizes in data["memory_bytes"].items():
         print(
-            f"weights {name}: {', '.join(f'{size / 1e6:.1f} MB' for size in sizes)} with 1 to {len(sizes)} budgets open"
+            f"memory {name}: {', '.join(f'{size / 1e6:.1f} MB' for size in sizes)} with 1 to {len(sizes)} budgets open"
         )
     for name, found in data["latency_ms"].items():
-        print(f"weights {name}: {', '.join(f'{budget} {ms:.2f} ms' for budget, ms in found.items())}")
+        print(f"memory {name}: {', '.join(f'{budget} {ms:.2f} ms' for budget, ms in found.items())}")
     return 0
 
 

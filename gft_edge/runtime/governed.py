@@ -33,25 +33,25 @@ class FamilySessions:
         members: artefact of each budget, the largest budget first.
         backend: see :data:`gft_edge.runtime.backends.BACKENDS`.
         threads: 0 takes one per core.
-        share_weights: ONNX Runtime reads the weights from the family's file, whose pages all sessions share. Memory is near that
+        share_memory: on ONNX Runtime, sessions share the pages of the family's file of weights and one arena. Memory is near that
             of one budget, and a prediction takes longer (docs/governor.md has figures).
     """
 
     members: Mapping[str, Artifact]
     backend: str = DEFAULT
     threads: int = 0
-    share_weights: bool = True
+    share_memory: bool = True
     _opened: dict[str, Classifier] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(
-        cls, path: str | Path, backend: str = DEFAULT, threads: int = 0, share_weights: bool = True
+        cls, path: str | Path, backend: str = DEFAULT, threads: int = 0, share_memory: bool = True
     ) -> FamilySessions:
         """Reads the manifest of a family; no session is opened yet.
 
         Args:
             path: of an artefact with one budget or several.
-            backend, threads, share_weights: see :class:`FamilySessions`.
+            backend, threads, share_memory: see :class:`FamilySessions`.
 
         Raises:
             ArtifactError: missing or damaged.
@@ -62,7 +62,7 @@ class FamilySessions:
             raise ConfigError(f"{path}: is one budget of a family; give the folder {whole.path}")
         budgets = (whole.manifest.budget, *(member.budget for member in whole.manifest.family.values()))
         members = {budget.id: load_artifact(f"{whole.path}@{budget.id}") for budget in sorted(budgets, key=_tokens)}
-        return cls(members, backend, threads, share_weights)
+        return cls(members, backend, threads, share_memory)
 
     @property
     def opened(self) -> tuple[str, ...]:
@@ -80,7 +80,7 @@ class FamilySessions:
             raise ConfigError(f"no budget {budget!r} in this family; there are: {', '.join(self.members)}")
         if budget not in self._opened:
             member = self.members[budget]
-            session = open_session(member, self.backend, self.threads, prepack=not self.share_weights)
+            session = open_session(member, self.backend, self.threads, shared=self.share_memory)
             self._opened[budget] = Classifier(member, session)
         return self._opened[budget]
 

@@ -50,9 +50,9 @@ def test_sessions_open_when_they_are_needed(family, frame):
     assert governed.sessions.opened == (LARGE,)
     first = governed.sessions.classifier(LARGE)
     assert first is governed.sessions.classifier(LARGE)
-    assert first.session.options["prepacked"] is False
-    whole = FamilySessions.load(family, threads=1, share_weights=False)
-    assert whole.classifier(LARGE).session.options["prepacked"] is True
+    assert first.session.options["shared"] is True
+    whole = FamilySessions.load(family, threads=1, share_memory=False)
+    assert whole.classifier(LARGE).session.options["shared"] is False
 
 
 def test_latencies_are_measured_when_none_are_given(family, frame):
