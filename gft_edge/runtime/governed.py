@@ -14,10 +14,10 @@ import numpy.typing as npt
 from gft_edge.budget import TokenBudget
 from gft_edge.errors import ConfigError
 from gft_edge.manifest import Artifact, load_artifact
-from gft_edge.runtime.backends import DEFAULT
+from gft_edge.runtime.backends import DEFAULT, find_backend
 from gft_edge.runtime.classifier import Classifier, Prediction
 from gft_edge.runtime.governor import Governor, GovernorOptions
-from gft_edge.runtime.sessions import open_session
+from gft_edge.runtime.sessions import Session, SessionOptions, fitted
 
 if TYPE_CHECKING:
     from gft_edge.runtime.classifier import ImageLike
@@ -80,8 +80,9 @@ class FamilySessions:
             raise ConfigError(f"no budget {budget!r} in this family; there are: {', '.join(self.members)}")
         if budget not in self._opened:
             member = self.members[budget]
-            session = open_session(member, self.backend, self.threads, shared=self.share_memory)
-            self._opened[budget] = Classifier(member, session)
+            chosen, key = find_backend(self.backend)
+            session: Session = chosen.open(member, SessionOptions(key, self.threads, shared=self.share_memory))
+            self._opened[budget] = Classifier(member, fitted(session, member.manifest))
         return self._opened[budget]
 
     def measure_ms(self, image: npt.NDArray[np.uint8] | None = None, runs: int = TIMED_RUNS) -> dict[str, float]:

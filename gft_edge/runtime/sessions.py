@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,10 +34,10 @@ class SessionOptions:
     """
 
     key: str = ""
+    shared: bool = field(default=False, kw_only=True)
     threads: int = 0
     huge_pages: bool = False
     as_described: bool = True
-    shared: bool = False
 
 
 @dataclass(frozen=True)
@@ -176,14 +176,13 @@ def open_session(
     threads: int = 0,
     huge_pages: bool = False,
     as_described: bool = True,
-    shared: bool = False,
 ) -> Session:
     """Opens an artefact's model, or an engine of it, after every check on the file.
 
     Args:
         artifact: with the file in its manifest.
         backend: a name of :data:`gft_edge.runtime.backends.BACKENDS`; ``"tensorrt:KEY"`` names one of several engines.
-        threads, huge_pages, as_described, shared: see :class:`SessionOptions`.
+        threads, huge_pages, as_described: see :class:`SessionOptions`.
 
     Raises:
         ConfigError: unknown backend, or an engine without a GPU.
@@ -191,7 +190,7 @@ def open_session(
         MissingExtraError: the backend is not installed.
     """
     chosen, key = find_backend(backend)
-    session: Session = chosen.open(artifact, SessionOptions(key, threads, huge_pages, as_described, shared))
+    session: Session = chosen.open(artifact, SessionOptions(key, threads, huge_pages, as_described))
     return fitted(replace(session, backend=backend), artifact.manifest)
 
 
