@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.budget import TokenBudget
+from gft_edge.bundle import is_bundle, load_bundle
 from gft_edge.errors import ConfigError
 from gft_edge.manifest import Artifact, load_artifact
 from gft_edge.runtime.backends import DEFAULT, find_backend
@@ -50,14 +51,14 @@ class FamilySessions:
         """Reads the manifest of a family; no session is opened yet.
 
         Args:
-            path: of an artefact with one budget or several.
+            path: of an artefact with one budget or several, or of a bundle with one.
             backend, threads, share_memory: see :class:`FamilySessions`.
 
         Raises:
-            ArtifactError: missing or damaged.
+            ArtifactError: missing or damaged, or a bundle whose artefact is another one.
             ConfigError: one member of a family is named.
         """
-        whole = load_artifact(path)
+        whole = load_bundle(path).artifact() if is_bundle(Path(path)) else load_artifact(path)
         if whole.member:
             raise ConfigError(f"{path}: is one budget of a family; give the folder {whole.path}")
         budgets = (whole.manifest.budget, *(member.budget for member in whole.manifest.family.values()))
@@ -125,7 +126,7 @@ class GovernedClassifier:
         """Opens a family.
 
         Args:
-            path: of its folder.
+            path: of its folder, or of a bundle with it.
             options: of the governor.
             latencies_ms: of each budget at rest, from pixels to prediction; by default all are measured now, which opens every
                 session. With given ones a session is opened in the first frame that needs it; that frame is late.

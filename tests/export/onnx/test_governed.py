@@ -1,6 +1,7 @@
 """A family behind a governor, on ONNX Runtime."""
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 
 from gft_edge.benchmarks.experiments import governor as study
 from gft_edge.budget import TokenBudget
-from gft_edge.errors import ConfigError
+from gft_edge.bundle import ARTIFACT, write_record
+from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.runtime.classifier import Classifier
 from gft_edge.runtime.governed import FamilySessions, GovernedClassifier
@@ -61,6 +63,15 @@ def test_latencies_are_measured_when_none_are_given(family, frame):
     assert all(governed.governor.expected_ms(budget) > 0 for budget in (LARGE, SMALL))
     assert governed.predict(frame, 1e6)[0] == LARGE
     assert set(governed.sessions.measure_ms(frame, runs=1)) == {LARGE, SMALL}
+
+
+def test_a_bundle_is_opened_as_its_artefact(family, frame, tmp_path):
+    shutil.copytree(family, tmp_path / ARTIFACT)
+    write_record(tmp_path, "onnxruntime")
+    assert GovernedClassifier.load(tmp_path, latencies_ms=LATENCIES, threads=1).predict(frame, 1.5e3)[0] == SMALL
+    shutil.rmtree(tmp_path / ARTIFACT)
+    with pytest.raises(ArtifactError):
+        FamilySessions.load(tmp_path)
 
 
 def test_an_artefact_with_one_budget_is_a_family_of_one(exported_once, frame):
