@@ -126,7 +126,7 @@ def checkup(root: Path = Path("/")) -> Checkup:
         tensorrt=tensorrt_parts(root),
         python=system_python(root),
         own_python=platform.python_version() if root == Path("/") else None,
-        mode=power_mode(root),
+        mode=power_mode(root, ask=root == Path("/")),
         gpu_mhz=gpu_clock(root).now,
         locked_mhz=locked_mhz(root),
         memory=read_memory(root),

@@ -11,14 +11,9 @@ from gft_edge.cli.main import main
 from gft_edge.errors import ConfigError
 from gft_edge.hardware.checkup import Memory, checkup, read_memory, software_actions
 from gft_edge.hardware.installed import TensorRTParts, debian_packages, system_python, tensorrt_parts
+from gft_edge.hardware.jetson import power_mode
 
 DPKG = "var/lib/dpkg/status"
-
-
-@pytest.fixture(autouse=True)
-def no_programs(monkeypatch, tmp_path):
-    """This machine's own nvpmodel would answer for the board."""
-    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
 
 
 def commands(state):
@@ -83,6 +78,15 @@ def test_a_locked_board_in_its_fastest_mode_is_ready(plant):
         "gft-edge build ARTIFACT --target this-gpu",
         "gft-edge verify ARTIFACT --backend tensorrt",
     ]
+
+
+def test_the_program_of_this_machine_does_not_answer_for_a_recorded_board(plant, tmp_path_factory, monkeypatch):
+    folder = tmp_path_factory.mktemp("bin")
+    (folder / "nvpmodel").write_text('#!/bin/sh\nprintf "NV Power Mode: 7W\\n3\\n"\n')
+    (folder / "nvpmodel").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    assert power_mode(plant("thor-t5000")).name == "7W"
+    assert checkup(plant("thor-t5000")).mode.name == "120W"
 
 
 def test_the_fastest_mode_is_offered_by_its_number_on_this_board(plant):
