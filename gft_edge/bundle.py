@@ -90,7 +90,7 @@ class Bundle:
         found = artifact_sha256(artifact.manifest)
         if found != self.artifact_sha256:
             raise ArtifactError(
-                f"bundle {self.path}: holds artefact {found[:ID_DIGITS]}, its record is of {self.artifact_id}; copy the bundle again"
+                f"bundle {self.path}: holds artefact {found[:ID_DIGITS]}, its record names {self.artifact_id}; copy it again"
             )
         return artifact
 
