@@ -71,6 +71,8 @@ def check(artifact: Artifact, options: BundleOptions) -> None:
         CheckFailed: lint finds errors in the graph for this board.
     """
     _plan(artifact, options)
+    if options.isaac_ros:
+        importlib.import_module(ISAAC).check(artifact, options)
 
 
 def write_files(folder: Path, artifact: Artifact, options: BundleOptions) -> dict[str, Any]:
@@ -100,8 +102,7 @@ def write_files(folder: Path, artifact: Artifact, options: BundleOptions) -> dic
         target.write_text(fill((TEMPLATES / template).read_text(encoding="utf-8"), values), encoding="utf-8")
         if name in ("build.sh", "bench.sh"):
             target.chmod(0o755)
-    if options.isaac_ros:
-        importlib.import_module(ISAAC).write_files(folder, artifact, options)
+    more = importlib.import_module(ISAAC).write_files(folder, artifact, options) if options.isaac_ros else {}
     return {
         "tensorrt": plan.tensorrt,
         "generation": plan.generation,
@@ -109,6 +110,7 @@ def write_files(folder: Path, artifact: Artifact, options: BundleOptions) -> dic
         "compute_capability": plan.compute_capabilities[0],
         "budgets": [budget.artifact.manifest.budget.id for budget in budgets],
         "wheel": wheel.name,
+        **more,
     }
 
 
