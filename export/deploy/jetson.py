@@ -30,7 +30,7 @@ from gft_edge.manifest import MODEL, Artifact, load_artifact
 TEMPLATES = Path(__file__).parent / "templates"
 TRTEXEC_PLACES = ("/usr/src/tensorrt/bin", "/opt/tensorrt/bin", "/usr/local/tensorrt/bin")
 """Folders of trtexec that are not on PATH."""
-SELFTEST = "gft-edge verify artifact"
+SELFTEST = "gft-edge selftest ."
 ISAAC = "gft_edge.export.deploy.isaac"
 PLAN = "plan.json"
 _SAFE_WORD = re.compile(r"[A-Za-z0-9_=.,:/+$-]+")

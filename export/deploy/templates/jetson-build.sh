@@ -38,4 +38,4 @@ build_engine() {
 }
 
 @BUILDS@
-say "done; next: $GFT_EDGE verify artifact --backend tensorrt"
+say "done; next: @SELFTEST@ --backend tensorrt"

@@ -1,13 +1,12 @@
 """The bundle for a Jetson: what it refuses, its scripts against recorded boards, and the whole of it in an empty environment.
 
-trtexec, nvpmodel and gft-edge are small programs here that record their arguments and print what real ones print. Tests of the scripts
-cover the checks, the arguments and the order of steps; not covered is what a real trtexec does with the flags: they are compared
-with the option tables of each generation. No board has run these scripts.
+trtexec, nvpmodel, jetson_clocks and gft-edge are small programs here that record their arguments and print what real ones print.
+Tests of the scripts cover the checks, the arguments and the order of steps. Not covered is what a real trtexec does with the flags:
+they are compared with the option tables of each generation. No board has run these scripts.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shlex
@@ -31,6 +30,7 @@ from gft_edge.export.deploy.options import BundleOptions
 from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.export.tensorrt.build_plan import BuildPlan
 from gft_edge.export.tensorrt.registration import read_plan, register_engine
+from gft_edge.hardware.devices import device
 from gft_edge.manifest import GOLDEN, load_artifact
 from gft_edge.runtime.engine_files import EngineHost, check_engine
 
@@ -48,9 +48,12 @@ GFT_EDGE = '#!/bin/sh\nprintf \'%s\\n\' "$*" >>"$RECORD/gft-edge"\nexit "${CODE:
 
 # Options of trtexec by generation, from the option tables of each tag of NVIDIA/TensorRT.
 IN_ALL = set(
-    "onnx saveEngine loadEngine shapes minShapes optShapes maxShapes memPoolSize timingCacheFile builderOptimizationLevel "
-    "hardwareCompatibilityLevel versionCompatible profilingVerbosity useDLACore allowGPUFallback skipInference noTF32 refit "
-    "maxAuxStreams".split()
+    re.findall(
+        r"\w+",
+        "onnx saveEngine loadEngine shapes minShapes optShapes maxShapes memPoolSize timingCacheFile builderOptimizationLevel "
+        "hardwareCompatibilityLevel versionCompatible profilingVerbosity useDLACore allowGPUFallback skipInference noTF32 "
+        "refit maxAuxStreams",
+    )
 )
 OPTIONS = {
     "8.6": IN_ALL | {"fp16", "int8", "calib"},
@@ -75,8 +78,8 @@ def small_wheel(tmp_path_factory):
 def bundled(exported, exported_once, small_wheel, tmp_path_factory):
     """Makes a bundle of an artefact; not to be changed."""
 
-    def make(device="orin-nano", tensorrt="10.3", artifact=None, **options):
-        chosen = BundleOptions("jetson", device, tensorrt, wheel=small_wheel, **options)
+    def make(board="orin-nano", tensorrt="10.3", artifact=None, **options):
+        chosen = BundleOptions("jetson", board, tensorrt, wheel=small_wheel, **options)
         return make_bundle(artifact or exported("fp32-none"), tmp_path_factory.mktemp("made") / "bundle", chosen)
 
     return make
@@ -103,7 +106,7 @@ def test_the_bundle_is_whole_and_describes_itself(plain, exported):
     assert set(plain.files) == {
         "README.md", "bench.sh", "build.sh", "checks.sh", "gft_edge-0-py3-none-any.whl", "labels.txt", "plan.json"
     }  # fmt: skip
-    assert (plain.target, plain.device) == ("jetson", "orin-nano")
+    assert (plain.target, device(plain.device).name) == ("jetson", "orin-nano-8gb-super")
     assert {key: plain.facts[key] for key in ("tensorrt", "generation", "dialect", "budgets")} == {
         "tensorrt": "10.3", "generation": "10.3", "dialect": "trt10", "budgets": ["12-6"]
     }  # fmt: skip
@@ -120,7 +123,7 @@ def test_no_placeholder_is_left_and_the_shells_accept_the_scripts(plain):
         if name.endswith(".sh"):
             for shell in ("sh", "bash"):
                 subprocess.run([shell, "-n", plain.path / name], check=True)
-    assert jetson.TRTEXEC_PLACES == tuple(map(str, PLACES))
+    assert tuple(map(str, PLACES)) == jetson.TRTEXEC_PLACES
 
 
 def test_commands_of_the_page_parse_and_its_files_exist(plain):
@@ -189,9 +192,9 @@ def test_what_lint_calls_an_error_is_refused(exported, monkeypatch):
 
 @pytest.mark.parametrize("tensorrt", OPTIONS)
 def test_flags_are_options_of_that_trtexec(exported, old, tensorrt):
-    device = "agx-orin" if tensorrt == "11.4.1" else "orin-nano"
+    board = "agx-orin" if tensorrt == "11.4.1" else "orin-nano"
     artifact = old if tensorrt == "8.6" else exported("fp32-none")
-    words = jetson._words(jetson._plan(artifact, BundleOptions("jetson", device, tensorrt)))
+    words = jetson._words(jetson._plan(artifact, BundleOptions("jetson", board, tensorrt)))
     names = {word.partition("=")[0].removeprefix("--") for word in words[1:]}
     assert names <= OPTIONS[tensorrt]
     assert {"onnx", "saveEngine", "skipInference", "timingCacheFile", "memPoolSize"} <= names
@@ -219,7 +222,14 @@ class TestScripts:
                 (programs / program).unlink()
             root = plant(name) if name else tmp_path / "pc"
             system = f"{programs}:/usr/bin:/bin"
-            variables = {"PATH": system, "RECORD": str(record), "BOARD_ROOT": str(root), "SAYS": "100300", "FAILS": "", **more}
+            variables = {
+                "PATH": system,
+                "RECORD": str(record),
+                "BOARD_ROOT": str(root),
+                "SAYS": "100300",
+                "FAILS": "",
+                **more,
+            }
             done = subprocess.run(
                 [here / script, *words], env=variables, cwd=tmp_path, capture_output=True, text=True, check=False
             )
@@ -253,7 +263,10 @@ class TestScripts:
     @pytest.mark.parametrize(
         ("changes", "words"),
         [
-            ({"name": "agx-orin-64gb"}, "this is NVIDIA Jetson AGX Orin Developer Kit, and the bundle is for Jetson Orin Nano"),
+            (
+                {"name": "agx-orin-64gb"},
+                "this is NVIDIA Jetson AGX Orin Developer Kit, and the bundle is for Jetson Orin Nano",
+            ),
             ({"name": None}, "so this is no Jetson"),
             ({"SAYS": "100700"}, "this board has TensorRT 10.7.0, and the bundle is planned for 10.3 (JetPack 6.1 to"),
             ({"SAYS": "8602"}, "this board has TensorRT 8.6.2"),
@@ -343,4 +356,3 @@ def test_the_bundle_runs_where_only_numpy_and_onnxruntime_are(exported, link_dis
     assert done.returncode == 0, done.stderr
     assert "pass" in done.stdout
     load_bundle(bundle.path).check()
-    assert json.loads((bundle.path / "bundle.json").read_text())["device"] == "orin-nano"
