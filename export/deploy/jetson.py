@@ -211,9 +211,8 @@ def _values(
 
 def _words(plan: BuildPlan, *, shown: bool = False) -> tuple[str, ...]:
     """Returns the plan's command with this bundle's paths; as the script has it, or to show to people."""
-    graph, engine, mode = (MODEL, "KEY.engine", "N") if shown else ("$1", "$engine.part", "$MODE_NUMBER")
+    graph, engine, mode = (MODEL, f"{ARTIFACT}/caches/KEY.engine", "N") if shown else ("$1", "$engine", "$MODE_NUMBER")
     cache = f"{ARTIFACT}/caches/{str(plan.timing_cache).removesuffix('.cache')}_mode{mode}.cache"
-    engine = f"{ARTIFACT}/engines/{engine}" if shown else engine
     words = build_command(replace(plan, timing_cache=cache), f"{ARTIFACT}/{graph}", engine)
     if words is None or not all(_SAFE_WORD.fullmatch(word) for word in words):
         raise ConfigError(f"bundle: no trtexec command does what the plan for {plan.target} says: {words}")
