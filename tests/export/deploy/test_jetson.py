@@ -7,6 +7,7 @@ they are compared with the option tables of each generation. No board has run th
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shlex
@@ -14,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import venv
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -21,13 +23,14 @@ import pytest
 from gft_edge.benchmarks.trtexec.program import PLACES
 from gft_edge.budget import TokenBudget
 from gft_edge.bundle import load_bundle
-from gft_edge.cli.main import verb_module
+from gft_edge.cli.main import main, verb_module
 from gft_edge.cli.parsing import verb_parser
 from gft_edge.errors import CheckFailed, ConfigError
 from gft_edge.export.deploy import jetson
 from gft_edge.export.deploy.bundling import make_bundle
 from gft_edge.export.deploy.options import BundleOptions
 from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.tensorrt import build as building
 from gft_edge.export.tensorrt.build_plan import BuildPlan
 from gft_edge.export.tensorrt.registration import read_plan, register_engine
 from gft_edge.hardware.devices import device
@@ -69,8 +72,6 @@ OPTIONS = {
 @pytest.fixture(scope="module")
 def small_wheel(tmp_path_factory):
     """A wheel that is none of ours but in name: bundles whose wheel is not looked at are made faster."""
-    import zipfile
-
     path = tmp_path_factory.mktemp("small") / "gft_edge-0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("gft_edge/__init__.py", "")
@@ -169,14 +170,49 @@ def test_what_the_board_cannot_build_is_refused_in_one_line(exported, tmp_path, 
     assert not (tmp_path / "out").exists()
 
 
-def test_types_that_the_board_lacks_are_refused(exported, exported_once, old, monkeypatch):
-    fp8 = exported("fp8-none")
-    with pytest.raises(ConfigError, match=r"FP8 needs compute capability 8\.9 or newer, this is 8\.7; use INT8"):
-        jetson.check(fp8, BundleOptions("jetson", "orin-nano", "10.3"))
-    jetson.check(fp8, BundleOptions("jetson", "thor"))
-    monkeypatch.setattr(jetson, "require_dialect_of", lambda *found: None)
-    with pytest.raises(ConfigError, match=r"8\.6 has no FP8 networks"):
-        jetson.check(fp8, BundleOptions("jetson", "orin-nano", "8.6"))
+def test_the_verb_makes_it_or_says_why_not(exported, small_wheel, tmp_path, capsys):
+    words = ["bundle", str(exported("fp32-none").path), "--target", "jetson", "--out", str(tmp_path / "out")]
+    assert main(words) == 2
+    error = capsys.readouterr().err
+    assert "--target jetson needs --device" in error and error.count("\n") == 1
+    more = ["--device", "agx-orin", "--tensorrt", "10.3", "--wheel", str(small_wheel), "--zip"]
+    assert main([*words, *more]) == 0, capsys.readouterr().err
+    with zipfile.ZipFile(tmp_path / "out.zip") as archive:
+        (entry,) = (entry for entry in archive.infolist() if entry.filename.endswith("build.sh"))
+    assert entry.external_attr >> 16 & 0o111, "it can be run after unzip"
+
+
+def test_launch_files_of_isaac_ros_are_added(bundled):
+    pytest.importorskip("gft_edge.export.deploy.isaac")
+    made = bundled(isaac_ros=True)
+    made.check()
+    assert set(made.facts["isaac_ros"]) == {"12-6"}
+    assert made.facts["isaac_ros"]["12-6"] in made.files
+
+
+@pytest.mark.parametrize(
+    ("precision", "tensorrt", "words"),
+    [
+        ("fp8", "10.3", "FP8 needs compute capability 8.9 or newer, this is 8.7; use INT8"),
+        ("fp8", "8.6", "TensorRT 8.6 has no FP8 networks"),
+        ("bf16", "8.6", "TensorRT 8.6 has no BF16 networks; they need 10.x"),
+        ("bf16", "10.3", None),
+    ],
+)
+def test_types_that_the_board_lacks_are_refused(exported, old, monkeypatch, precision, tensorrt, words):
+    """The figures of the graph are changed before it is planned: an export for each type would take seconds."""
+    real = building.summary_of
+    typed = {"precision": precision, "rest": "bf16" if precision == "bf16" else "fp32"}
+    monkeypatch.setattr(building, "summary_of", lambda graph: dataclasses.replace(real(graph), **typed))
+    artifact = old if tensorrt == "8.6" else exported("fp32-none")
+    if words is None:  # Orin computes BF16
+        jetson.check(artifact, BundleOptions("jetson", "orin-nano", tensorrt))
+        return
+    with pytest.raises(ConfigError) as caught:
+        jetson.check(artifact, BundleOptions("jetson", "orin-nano", tensorrt))
+    assert words in str(caught.value)
+    if tensorrt == "10.3":
+        jetson.check(artifact, BundleOptions("jetson", "thor"))
 
 
 def test_what_lint_calls_an_error_is_refused(exported, monkeypatch):
