@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,8 @@ TRTEXEC_PLACES = ("/usr/src/tensorrt/bin", "/opt/tensorrt/bin", "/usr/local/tens
 SELFTEST = "gft-edge selftest ."
 ISAAC = "gft_edge.export.deploy.isaac"
 PLAN = "plan.json"
-_SAFE_WORD = re.compile(r"[A-Za-z0-9_=.,:/+$-]+")
+_SAFE = re.compile(r"[A-Za-z0-9_=.,:/+@-]*")
+"""Text that a shell takes as it is."""
 _PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
 _VERSION_MARK = "VERSION"
 
@@ -174,12 +175,13 @@ def _values(
     lowest, highest = (100 * major + minor for major, minor in minor_span(version))
     start, end = engine_key(plan, _VERSION_MARK).split(_VERSION_MARK)
     releases = releases_with(version)
+    _require_safe(text for budget in budgets for text in (budget.graph, budget.address, budget.end))
     image = manifest.inputs[0]
     return {
         "NAME": artifact.name,
         "FOLDER": "BUNDLE",
         "TITLE": profile.title,
-        "DEVICE": options.device,
+        "DEVICE": profile.name,
         "VERSION": __version__,
         "PARTS": "|".join(part for part, first in PARTS.items() if profile.name.startswith(first)),
         "TENSORRT": version,
@@ -210,13 +212,28 @@ def _values(
 
 
 def _words(plan: BuildPlan, *, shown: bool = False) -> tuple[str, ...]:
-    """Returns the plan's command with this bundle's paths; as the script has it, or to show to people."""
+    """Returns the plan's command with this bundle's paths; as the script has it, or to show to people.
+
+    Raises:
+        ConfigError: trtexec cannot do it, or a name of the graph has characters that a shell would interpret.
+    """
     graph, engine, mode = (MODEL, f"{ARTIFACT}/caches/KEY.engine", "N") if shown else ("$1", "$engine", "$MODE_NUMBER")
     cache = f"{ARTIFACT}/caches/{str(plan.timing_cache).removesuffix('.cache')}_mode{mode}.cache"
     words = build_command(replace(plan, timing_cache=cache), f"{ARTIFACT}/{graph}", engine)
-    if words is None or not all(_SAFE_WORD.fullmatch(word) for word in words):
-        raise ConfigError(f"bundle: no trtexec command does what the plan for {plan.target} says: {words}")
+    if words is None:
+        raise ConfigError(f"bundle: no trtexec command does what the plan for {plan.target} says")
+    if shown:
+        _require_safe(words)
     return words
+
+
+def _require_safe(texts: Iterable[str]) -> None:
+    """Refuses names that a shell would interpret: the scripts of the bundle contain them."""
+    for text in texts:
+        if not _SAFE.fullmatch(text):
+            raise ConfigError(
+                f"bundle: {text!r} has characters that a shell interprets; export the artefact again with plain names"
+            )
 
 
 def _jetpacks(releases: tuple[JetPack, ...]) -> str:

@@ -34,8 +34,9 @@ from gft_edge.export.tensorrt import build as building
 from gft_edge.export.tensorrt.build_plan import BuildPlan
 from gft_edge.export.tensorrt.registration import read_plan, register_engine
 from gft_edge.hardware.devices import device
-from gft_edge.manifest import GOLDEN, load_artifact
+from gft_edge.manifest import GOLDEN, MANIFEST, load_artifact
 from gft_edge.runtime.engine_files import EngineHost, check_engine
+from gft_edge.storage.seals import write_sealed
 
 TRTEXEC = """#!/bin/sh
 echo "&&&& RUNNING TensorRT.trtexec [TensorRT v$SAYS] # $0 $*"
@@ -182,6 +183,24 @@ def test_the_verb_makes_it_or_says_why_not(exported, small_wheel, tmp_path, caps
     assert entry.external_attr >> 16 & 0o111, "it can be run after unzip"
 
 
+def test_names_that_a_shell_would_interpret_are_refused(exported, family, small_wheel, tmp_path):
+    """The scripts of a bundle contain names out of a manifest or graph, which a stranger may have written."""
+    options = BundleOptions("jetson", "orin-nano", "10.3", wheel=small_wheel)
+    plan = jetson._plan(exported("fp32-none"), options)
+    for name in ("image$(id)", "image;id", "im age", "image'", "image`id`", "$HOME", "image\n"):
+        shapes = {name: plan.profile["image"]}
+        with pytest.raises(ConfigError, match="has characters that a shell interprets"):
+            jetson._words(dataclasses.replace(plan, profile=shapes), shown=True)
+    copy = load_artifact(shutil.copytree(family.path, tmp_path / "family"))
+    member = dataclasses.replace(copy.manifest.family["8-4"], model="x'$(id)'.onnx")
+    (copy.path / copy.manifest.family["8-4"].model).rename(copy.path / member.model)
+    files = {**copy.manifest.files, member.model: copy.manifest.files[copy.manifest.family["8-4"].model]}
+    manifest = dataclasses.replace(copy.manifest, family={"8-4": member}, files=files)
+    write_sealed(copy.path / MANIFEST, manifest.to_json())
+    with pytest.raises(ConfigError, match="has characters that a shell interprets"):
+        jetson.write_files(tmp_path, load_artifact(copy.path), options)
+
+
 def test_launch_files_of_isaac_ros_are_added(bundled):
     pytest.importorskip("gft_edge.export.deploy.isaac")
     made = bundled(isaac_ros=True)
@@ -312,7 +331,10 @@ class TestScripts:
             ({"name": None}, "so this is no Jetson"),
             ({"SAYS": "100700"}, "this board has TensorRT 10.7.0, and the bundle is planned for 10.3 (JetPack 6.1 to"),
             ({"SAYS": "8602"}, "this board has TensorRT 8.6.2"),
-            ({"SAYS": "110401"}, "gft-edge bundle ARTIFACT --target jetson --device orin-nano --tensorrt 11.4.1"),
+            (
+                {"SAYS": "110401"},
+                "gft-edge bundle ARTIFACT --target jetson --device orin-nano-8gb-super --tensorrt 11.4.1",
+            ),
             ({"SAYS": "x"}, "the version of"),
             ({"without": ["trtexec"]}, "sudo apt install libnvinfer-bin"),
             ({"without": ["gft-edge"]}, "gft-edge is not on PATH"),
