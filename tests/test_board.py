@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import re
 import shlex
@@ -126,24 +125,15 @@ def test_every_entry_of_the_table_is_run(inputs, tmp_path):
     assert list(commands(*inputs, tmp_path)) == [use.command for use in USES]
 
 
-def _link(name: str, site: Path) -> None:
-    """Links a distribution into a folder, so that nothing else of this environment can be found there."""
-    distribution = importlib.metadata.distribution(name)
-    for top in {Path(file).parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
-        if not (site / top).exists():
-            (site / top).symlink_to(distribution.locate_file(top))
-
-
 @pytest.fixture(scope="module", params=LEVELS)
-def happened(request, wheel, inputs, tmp_path_factory):
+def happened(request, wheel, inputs, link_distributions, tmp_path_factory):
     """What every command did, and doctor's entry for it."""
     root = tmp_path_factory.mktemp("site")
     venv.create(root / "empty", with_pip=False)
     site = root / "site"
     site.mkdir()
     zipfile.ZipFile(wheel).extractall(site)
-    for name in LEVELS[request.param]:
-        _link(name, site)
+    link_distributions(LEVELS[request.param], site)
     argv = commands(*inputs, root)
     (root / "commands.json").write_text(json.dumps({"table": ["doctor", "--json"], **argv}))
     (root / "driver.py").write_text(DRIVER)
