@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gft_edge.bundle import ARTIFACT, write_record
 from gft_edge.cli.abilities import USES
 from gft_edge.cli.main import verb_module
 from gft_edge.cli.parsing import verb_parser
@@ -71,6 +72,9 @@ def inputs(tiny_checkpoint, tiny_artifact, tiny_info, tmp_path_factory):
     (root / "trtexec.log").write_text(log.read_text())
     (root / "recipe.toml").write_text((Path(__file__).parents[1] / "recipes/typeface.toml").read_text())
     (root / "weights.pth").write_bytes(b"")
+    shutil.copytree(tiny_artifact, root / "bundle" / ARTIFACT)
+    write_record(root / "bundle", "onnxruntime")
+    (root / "public.pem").write_text("-----BEGIN PUBLIC KEY-----")
     return root, str(tiny_checkpoint)
 
 
@@ -87,12 +91,15 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
         "bench ARTIFACT": bench,
         "bench ARTIFACT --data D": [*bench, "--data", data],
         "bench ARTIFACT --trtexec-log FILE": ["bench", "--trtexec-log", str(root / "trtexec.log"), "--power", "none"],
+        "selftest BUNDLE": ["selftest", art],
+        "selftest BUNDLE --key PUB.pem": ["selftest", str(root / "bundle"), "--key", str(root / "public.pem")],
         "verify ARTIFACT": ["verify", art],
         "verify ARTIFACT --pixels DIR": ["verify", art, "--pixels", str(root / "pixels")],
         "predict ARTIFACT IMAGE": ["predict", art, image],
         "evaluate ARTIFACT --data FOLDER": ["evaluate", art, "--data", data],
         "lint ARTIFACT": ["lint", art],
         "build ARTIFACT --target DEVICE --plan": ["build", art, "--target", "orin-nano", "--plan"],
+        "bundle ARTIFACT --target jetson": ["bundle", art, "--target", "jetson", "--device", "orin-nano", "--out", out],
         "build ARTIFACT --target this-gpu": ["build", art, "--target", "this-gpu"],
         "build ARTIFACT --target rtx": ["build", art, "--target", "rtx"],
         "build CKPT --target torch-tensorrt": ["build", checkpoint, "--target", "torch-tensorrt"],
@@ -177,6 +184,7 @@ def test_what_a_board_has_to_do_works_without_torch(happened):
     if "onnxruntime" in installed:
         assert works >= {
             "bench ARTIFACT",
+            "selftest BUNDLE",
             "verify ARTIFACT",
             "predict ARTIFACT IMAGE",
             "evaluate ARTIFACT --data FOLDER",
