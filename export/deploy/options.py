@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 from gft_edge.bundle import TARGETS, Target
 from gft_edge.errors import ConfigError
+
+Accelerator = Literal["auto", "cpu", "gpu", "tensorrt"]
 
 
 @dataclass(frozen=True)
@@ -19,10 +22,11 @@ class BundleOptions:
         tensorrt: version on the device, empty for its newest.
         secondary: DeepStream: classify objects that a detector found, not whole frames.
         isaac_ros: Jetson: add a launch file for Isaac ROS.
+        accelerator: Triton: where ONNX Runtime computes; ``"auto"`` is on a GPU where there is one, ``"tensorrt"`` with TensorRT.
         wheel: wheel of this package to put into the bundle; None makes one of the installed package.
 
     Raises:
-        ConfigError: unknown target.
+        ConfigError: unknown target or accelerator.
     """
 
     target: Target
@@ -30,8 +34,13 @@ class BundleOptions:
     tensorrt: str = ""
     secondary: bool = False
     isaac_ros: bool = False
+    accelerator: Accelerator = "auto"
     wheel: Path | None = None
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise ConfigError(f"unknown target {self.target!r}; there are: {', '.join(TARGETS)}")
+        if self.accelerator not in get_args(Accelerator):
+            raise ConfigError(
+                f"unknown accelerator {self.accelerator!r}; there are: {', '.join(get_args(Accelerator))}"
+            )
