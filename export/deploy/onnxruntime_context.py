@@ -1,10 +1,10 @@
 """Target ``onnxruntime``: the artefact's graph with options of the execution providers; and context models.
 
-A context model is an ONNX file of one node, ``com.microsoft.EPContext``, that makes ONNX Runtime load an engine in place of building
-one. Attributes: https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html; values as
+A context model is an ONNX file of one node, ``com.microsoft.EPContext``, that makes ONNX Runtime load an engine and build none.
+Attributes: https://onnxruntime.ai/docs/execution-providers/EP-Context-Design.html; values as
 ``onnxruntime/core/providers/tensorrt/onnx_ctx_model_helper.cc`` and ``nv_tensorrt_rtx/onnx_ctx_model_helper.cc`` of
-microsoft/onnxruntime write and read them. That code only warns when the compute capability differs, so :func:`check_context` is to be
-called before a session is opened.
+microsoft/onnxruntime write and read them. That code only warns when the compute capability differs, so call :func:`check_context`
+before a session is opened.
 """
 
 from __future__ import annotations
@@ -274,8 +274,8 @@ def _names_of(manifest: DeploymentManifest) -> tuple[list[str], list[str]]:
 def _readme(manifest: DeploymentManifest) -> str:
     return f"""# Bundle for ONNX Runtime
 
-`{ARTIFACT}/{MODEL}` is the graph; `{OPTIONS}` has the options of each execution provider. Run from this folder: the paths of caches are
-relative to it, and below `{ARTIFACT}/caches/`, where files may be added.
+`{ARTIFACT}/{MODEL}` is the graph; `{OPTIONS}` has the options of each execution provider. Run from this folder: the paths of
+caches are relative to it, and below `{ARTIFACT}/caches/`, where files may be added.
 
     import json, onnxruntime
     options = json.load(open("{OPTIONS}"))

@@ -7,7 +7,7 @@
     models-tensorrt/           the same names for the tensorrt backend; starts when its engines are in their places
     client.py
 
-The server stops when one model of a repository cannot be loaded, so models that wait for an engine have a repository of their own.
+The server stops when it cannot load a model of its repository, so models that wait for an engine have their own repository.
 Keys: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html and the README
 of triton-inference-server/onnxruntime_backend (parameters of the TensorRT accelerator).
 """
@@ -52,7 +52,7 @@ def check(artifact: Artifact, options: BundleOptions) -> None:
     low, _, high = manifest.batch
     if manifest.static_batch is None and low > 1:
         raise ConfigError(
-            f"{where}: takes {low} to {high} images, and Triton sends any number up to the largest; export with --batch 1:N:{high}"
+            f"{where}: takes {low} to {high} images, Triton sends any number up to the largest; export with --batch 1:N:{high}"
         )
     if options.accelerator != "auto" and _unsupported(manifest) is not None:
         raise ConfigError(

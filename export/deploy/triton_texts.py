@@ -21,7 +21,8 @@ def readme(
         default: model that the client names by default.
     """
     rows = "\n".join(f"| {budget} | {names['model']} | {names['pixels']} |" for budget, names in models.items())
-    first = repositories[0]
+    first, spec = repositories[0], manifest.preprocess
+    size = f"(images, {spec.height}, {spec.width}, 3)"
     gpu = "" if len(repositories) > 1 else "--gpus all "
     no_onnxruntime = (
         ""
@@ -34,7 +35,7 @@ def readme(
 |---|---|---|
 {rows}
 
-Pixels are (images, {manifest.preprocess.height}, {manifest.preprocess.width}, 3) uint8 RGB, resized as the artefact's preprocessing says.
+Pixels are {size} uint8 RGB, resized as the artefact's preprocessing says.
 {no_onnxruntime}
 Start the server, YY.MM being its release (add `--gpus all` for a GPU):
 
@@ -46,8 +47,8 @@ Ask it:
     pip install 'tritonclient[grpc]' pillow
     python client.py photo.jpg --model {default}
 
-`models-tensorrt/` has the same models for the tensorrt backend. Build its engines on the machine that serves, with the TensorRT of the
-server's container: the README in each model's folder `1/` has the commands. The server does not start on it before.
+`models-tensorrt/` has the same models for the tensorrt backend. Build its engines on the machine that serves, with the TensorRT of
+the server's container: the README in each model's folder `1/` has the commands. The server does not start on it before.
 
 Every file is hashed in bundle.json; `gft-edge selftest .` checks them.
 """
@@ -63,12 +64,12 @@ def engine_readme(manifest: DeploymentManifest, artifact: str, member: str, plac
         place: of the engine, relative to the bundle.
     """
     address = f"{artifact}@{member}" if member else artifact
-    return f"""The engine model.plan of budget {manifest.budget.id} goes here. It runs on the GPU model and the TensorRT version that
-built it alone, so build it on the machine that serves, with the TensorRT of the server's container. From the bundle's folder:
+    return f"""The engine model.plan of budget {manifest.budget.id} goes here. It runs on the GPU model and the TensorRT version
+that built it alone, so build it on the machine that serves, with the TensorRT of the server's container. From the bundle's folder:
 
     gft-edge build {address} --target this-gpu
     python -m gft_edge.export.deploy.place_engine . --engine KEY
 
-The first command prints the KEY. The second checks the engine's hash, graph, TensorRT, compute capability and device, then copies it
-to {place}.
+The first command prints the KEY. The second checks the engine's hash, graph, TensorRT, compute capability and device, then copies
+it to {place}.
 """
