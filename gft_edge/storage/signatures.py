@@ -79,7 +79,9 @@ def _key(path: Path, kind: str) -> Any:
         else:
             key = serialization.load_pem_public_key(data)
     except TypeError:  # cryptography's way to say that a passphrase is needed
-        raise ConfigError(f"key {path}: has a passphrase; write one without: openssl pkey -in {path} -out KEY.pem") from None
+        raise ConfigError(
+            f"key {path}: has a passphrase; write one without: openssl pkey -in {path} -out KEY.pem"
+        ) from None
     except Exception as error:  # ValueError, UnsupportedAlgorithm and errors of OpenSSL
         if kind == "public" and b"PRIVATE KEY" in data:
             problem = f"is a private key; give its public part: {_HOW['public']}"

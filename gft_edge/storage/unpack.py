@@ -58,7 +58,15 @@ def unpack(path: Path, out: Path) -> None:
                 for entry in entries:
                     if not entry.is_dir():
                         _extract(path, archive, entry, folder / entry.filename)
-    except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        struct.error,
+        EOFError,
+        NotImplementedError,
+        RuntimeError,
+        ValueError,
+    ) as error:
         raise ArtifactError(f"zip {path}: is damaged or cut off ({error}); copy it again") from None
 
 
