@@ -33,7 +33,7 @@ def check(artifact: Artifact, options: BundleOptions) -> None:
         )
     if manifest.preprocess.resize != "stretch":
         raise ConfigError(
-            f"{where}: resizes by {manifest.preprocess.resize!r}; Isaac ROS's encoder stretches, or cuts the centre at another size. "
+            f"{where}: resizes by {manifest.preprocess.resize!r}; Isaac ROS's encoder stretches, or cuts another part. "
             "Train with resize = 'stretch', or publish images that are cut to the network's shape already"
         )
     if manifest.batch[0] > 1:

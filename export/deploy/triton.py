@@ -8,8 +8,8 @@
     client.py
 
 The server stops when it cannot load a model of its repository, so models that wait for an engine have their own repository.
-Keys: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html and the README
-of triton-inference-server/onnxruntime_backend (parameters of the TensorRT accelerator).
+Keys: https://docs.nvidia.com/deeplearning/triton-inference-server/user-guide/docs/user_guide/model_configuration.html and the
+README of triton-inference-server/onnxruntime_backend (parameters of the TensorRT accelerator).
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def check(artifact: Artifact, options: BundleOptions) -> None:
         )
     if options.accelerator != "auto" and _unsupported(manifest) is not None:
         raise ConfigError(
-            f"{where}: has no model for the onnxruntime backend, which does not compute {_unsupported(manifest)}, so that accelerator "
+            f"{where}: has no model for the onnxruntime backend, which does not compute {_unsupported(manifest)}; accelerator "
             f"{options.accelerator!r} has no effect; leave it out, or export with --precision fp16"
         )
     for tensor in (*manifest.inputs, *manifest.outputs, *(t for m in manifest.family.values() for t in m.outputs)):
