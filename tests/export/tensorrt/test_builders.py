@@ -63,6 +63,12 @@ class TestBuild:
         assert record["layers"] > 100
         assert "not yet run" in record["evidence"]
         assert sorted(p.name for p in engine.parent.iterdir()) == [f"{record['key']}.engine", f"{record['key']}.json"]
+        for capability in capabilities:
+            host = EngineHost("tensorrt_rtx", trt.__version__, capability)
+            context = write_context(again, record["key"], host)
+            assert check_context(context, load_artifact(again.path), host) == "NvTensorRTRTXExecutionProvider"
+        with pytest.raises(ArtifactError, match="compute capability"):
+            check_context(context, again, EngineHost("tensorrt_rtx", trt.__version__, "7.5"))
 
     def test_progress_counts_each_step_up_to_its_total(self, copied):
         calls = []
