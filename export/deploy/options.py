@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
 
 from gft_edge.bundle import TARGETS, Target
 from gft_edge.errors import ConfigError
+from gft_edge.hardware.devices import device
+from gft_edge.hardware.tensorrt_versions import parse_version
 
-Accelerator = Literal["auto", "cpu", "gpu", "tensorrt"]
+ACCELERATORS = ("cpu", "gpu", "tensorrt")
 
 
 @dataclass(frozen=True)
@@ -22,11 +23,13 @@ class BundleOptions:
         tensorrt: version on the device, empty for its newest.
         secondary: DeepStream: classify objects that a detector found, not whole frames.
         isaac_ros: Jetson: add a launch file for Isaac ROS.
-        accelerator: Triton: where ONNX Runtime computes; ``"auto"`` is on a GPU where there is one, ``"tensorrt"`` with TensorRT.
-        wheel: wheel of this package to put into the bundle; None makes one of the installed package.
+        accelerator: Triton: where ONNX Runtime computes, ``"cpu"``, ``"gpu"`` or ``"tensorrt"``; empty is on a GPU where there is one.
+        wheel: Jetson: wheel of this package to put into the bundle; None makes one of the installed package.
+        zip: write a zip of the bundle too.
+        sign: file with the private Ed25519 key that signs the record, None for no signature.
 
     Raises:
-        ConfigError: unknown target or accelerator.
+        ConfigError: unknown target, device or accelerator, or an option of another target.
     """
 
     target: Target
@@ -34,13 +37,24 @@ class BundleOptions:
     tensorrt: str = ""
     secondary: bool = False
     isaac_ros: bool = False
-    accelerator: Accelerator = "auto"
+    accelerator: str = ""
     wheel: Path | None = None
+    zip: bool = False
+    sign: Path | None = None
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise ConfigError(f"unknown target {self.target!r}; there are: {', '.join(TARGETS)}")
-        if self.accelerator not in get_args(Accelerator):
-            raise ConfigError(
-                f"unknown accelerator {self.accelerator!r}; there are: {', '.join(get_args(Accelerator))}"
-            )
+        for name, target in _OF_ONE_TARGET.items():
+            if getattr(self, name) and self.target != target:
+                raise ConfigError(f"--{name.replace('_', '-')} is for --target {target}, not for {self.target}")
+        if self.accelerator not in ("", *ACCELERATORS):
+            raise ConfigError(f"unknown accelerator {self.accelerator!r}; there are: {', '.join(ACCELERATORS)}")
+        if self.device:
+            device(self.device)
+        if self.tensorrt:
+            parse_version(self.tensorrt)
+
+
+_OF_ONE_TARGET: dict[str, Target] = {"secondary": "deepstream", "isaac_ros": "jetson", "wheel": "jetson", "accelerator": "triton"}
+"""Options that one target alone has."""

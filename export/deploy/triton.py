@@ -54,7 +54,7 @@ def check(artifact: Artifact, options: BundleOptions) -> None:
         raise ConfigError(
             f"{where}: takes {low} to {high} images, Triton sends any number up to the largest; export with --batch 1:N:{high}"
         )
-    if options.accelerator != "auto" and _unsupported(manifest) is not None:
+    if options.accelerator and _unsupported(manifest) is not None:
         raise ConfigError(
             f"{where}: has no model for the onnxruntime backend, which does not compute {_unsupported(manifest)}; accelerator "
             f"{options.accelerator!r} has no effect; leave it out, or export with --precision fp16"
@@ -211,7 +211,7 @@ def _add_batching(config: Any, manifest: DeploymentManifest) -> None:
 
 def _add_instances(config: Any, options: BundleOptions) -> None:
     kinds = messages().ModelInstanceGroup
-    kind = {"auto": kinds.KIND_AUTO, "cpu": kinds.KIND_CPU}.get(options.accelerator, kinds.KIND_GPU)
+    kind = {"": kinds.KIND_AUTO, "cpu": kinds.KIND_CPU}.get(options.accelerator, kinds.KIND_GPU)
     config.instance_group.add(kind=kind, count=1)
 
 

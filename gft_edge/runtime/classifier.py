@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from gft_edge.bundle import open_artifact
 from gft_edge.errors import DataError
-from gft_edge.manifest import Artifact, load_artifact
+from gft_edge.manifest import Artifact
 from gft_edge.runtime.finite import require_finite
 from gft_edge.runtime.maps import importance_maps, kept_masks
 from gft_edge.runtime.sessions import Session, open_session
@@ -54,10 +55,10 @@ class Classifier:
     def load(
         cls, path: str | Path, backend: str = "onnxruntime", threads: int = 0, huge_pages: bool = True
     ) -> Classifier:
-        """Opens an artefact folder.
+        """Opens an artefact folder, or the artefact of a bundle.
 
         Args:
-            path: of the artefact.
+            path: of the artefact or bundle.
             backend: see :data:`gft_edge.runtime.backends.BACKENDS`.
             threads: 0 takes one per core.
             huge_pages: slower start, faster requests; for large models where the kernel gives huge pages on request.
@@ -65,7 +66,7 @@ class Classifier:
         Raises:
             ArtifactError: missing, damaged or changed.
         """
-        artifact = load_artifact(Path(path))
+        artifact = open_artifact(path)
         return cls(artifact, open_session(artifact, backend, threads, huge_pages))
 
     def predict(self, images: Iterable[ImageLike]) -> list[Prediction]:
