@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gft_edge.bundle import load_bundle
+from gft_edge.cli.main import main
 from gft_edge.errors import ArtifactError, ConfigError, MissingExtraError
 from gft_edge.export.deploy import triton_client
 from gft_edge.export.deploy.bundling import make_bundle
@@ -209,6 +210,17 @@ def test_a_missing_tritonclient_is_found_before_anything_is_written(tiny_artifac
     with pytest.raises(MissingExtraError, match=r"gft-edge\[triton\]"):
         bundle(tiny_artifact, tmp_path)
     assert not (tmp_path / "bundle").exists()
+    assert main(["bundle", str(tiny_artifact), "--target", "triton", "--out", str(tmp_path / "bundle")]) == 3
+
+
+@pytest.mark.parametrize(("target", "name", "code"), [("triton", "cpu", 0), ("triton", "npu", 2), ("onnxruntime", "cpu", 2)])
+def test_verb_takes_the_accelerator(tiny_artifact, tmp_path, capsys, target, name, code):
+    out = tmp_path / "bundle"
+    arguments = ["bundle", str(tiny_artifact), "--target", target, "--accelerator", name, "--out", str(out)]
+    assert main(arguments) == code
+    assert out.exists() == (code == 0)
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert code == 0 or (len(lines) == 1 and "accelerator" in lines[0])
 
 
 def test_bundles_of_one_artefact_have_the_same_bytes(tiny_bundle, tiny_artifact, tmp_path):
