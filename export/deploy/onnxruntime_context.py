@@ -16,14 +16,15 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import onnx
-from onnx import TensorProto, helper
+from onnx import helper
 
 from gft_edge.bundle import ARTIFACT
 from gft_edge.constants import GRAPH_IR_VERSION, OPSET
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.deploy.options import BundleOptions
+from gft_edge.export.graph.dtypes import TYPES
 from gft_edge.export.graph.loading import load_graph
-from gft_edge.files import replacing, require_writable
+from gft_edge.files import replacing, require_writable, sha256
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest, TensorInfo, register_files
 from gft_edge.runtime.engine_files import EngineHost, check_engine, engine_files
 
@@ -35,7 +36,7 @@ KEY, ENGINE_SHA256, MODEL_SHA256 = "gft_edge_engine", "gft_edge_engine_sha256", 
 """Metadata of a context model."""
 MAX_EMBEDDED = 1 << 30
 """Larger engines are not put into the ONNX file: a protobuf holds 2 GB."""
-_TYPES = {"float32": TensorProto.FLOAT, "uint8": TensorProto.UINT8, "int32": TensorProto.INT32}
+_ELEMENTS = {name: element for _, element, name in TYPES if name}
 
 
 def check(artifact: Artifact, options: BundleOptions) -> None:
@@ -248,11 +249,13 @@ def _hash_of(content: bytes, embedded: int, path: Path) -> str | None:
     file = path.parent / name
     if PurePosixPath(name).is_absolute() or ".." in name or "\0" in name or not file.is_file():
         return None
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+    return sha256(file)
 
 
 def _value(tensor: TensorInfo) -> onnx.ValueInfoProto:
-    return helper.make_tensor_value_info(tensor.name, _TYPES[tensor.dtype], tensor.shape)
+    if tensor.dtype not in _ELEMENTS:
+        raise ArtifactError(f"manifest: {tensor.name} is {tensor.dtype}, which ONNX has no type for")
+    return helper.make_tensor_value_info(tensor.name, _ELEMENTS[tensor.dtype], tensor.shape)
 
 
 def _interface(model: onnx.ModelProto) -> list[bytes]:

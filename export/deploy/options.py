@@ -23,7 +23,7 @@ class BundleOptions:
         tensorrt: version on the device, empty for its newest.
         secondary: DeepStream: classify objects that a detector found, not whole frames.
         isaac_ros: Jetson: add a launch file for Isaac ROS.
-        accelerator: Triton: where ONNX Runtime computes, ``"cpu"``, ``"gpu"`` or ``"tensorrt"``; empty is on a GPU where there is one.
+        accelerator: Triton: where ONNX Runtime computes: ``"cpu"``, ``"gpu"``, ``"tensorrt"``; empty: a GPU where there is one.
         wheel: Jetson: wheel of this package to put into the bundle; None makes one of the installed package.
         zip: write a zip of the bundle too.
         sign: file with the private Ed25519 key that signs the record, None for no signature.
@@ -56,5 +56,10 @@ class BundleOptions:
             parse_version(self.tensorrt)
 
 
-_OF_ONE_TARGET: dict[str, Target] = {"secondary": "deepstream", "isaac_ros": "jetson", "wheel": "jetson", "accelerator": "triton"}
+_OF_ONE_TARGET: dict[str, Target] = {
+    "secondary": "deepstream",
+    "isaac_ros": "jetson",
+    "wheel": "jetson",
+    "accelerator": "triton",
+}
 """Options that one target alone has."""

@@ -31,7 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--isaac-ros", action="store_true", help="jetson: add a launch file for Isaac ROS")
     parser.add_argument(
-        "--accelerator", default="", metavar="NAME", help="triton: cpu, gpu or tensorrt for ONNX Runtime (a GPU where there is one)"
+        "--accelerator",
+        default="",
+        metavar="NAME",
+        help="triton: cpu, gpu or tensorrt for ONNX Runtime (a GPU where there is one)",
     )
     parser.add_argument(
         "--wheel", type=Path, metavar="FILE", help="jetson: wheel of gft-edge to put in (made of the installed package)"

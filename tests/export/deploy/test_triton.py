@@ -213,7 +213,9 @@ def test_a_missing_tritonclient_is_found_before_anything_is_written(tiny_artifac
     assert main(["bundle", str(tiny_artifact), "--target", "triton", "--out", str(tmp_path / "bundle")]) == 3
 
 
-@pytest.mark.parametrize(("target", "name", "code"), [("triton", "cpu", 0), ("triton", "npu", 2), ("onnxruntime", "cpu", 2)])
+@pytest.mark.parametrize(
+    ("target", "name", "code"), [("triton", "cpu", 0), ("triton", "npu", 2), ("onnxruntime", "cpu", 2)]
+)
 def test_verb_takes_the_accelerator(tiny_artifact, tmp_path, capsys, target, name, code):
     out = tmp_path / "bundle"
     arguments = ["bundle", str(tiny_artifact), "--target", target, "--accelerator", name, "--out", str(out)]

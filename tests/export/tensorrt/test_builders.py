@@ -13,9 +13,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gft_edge import files
 from gft_edge.errors import EXIT_MISSING_EXTRA, ArtifactError, CheckFailed, ConfigError, MissingExtraError
+from gft_edge.export.deploy.onnxruntime_context import check_context, write_context
 from gft_edge.export.graph.summary import summarize
 from gft_edge.export.lint.linter import lint
-from gft_edge.export.deploy.onnxruntime_context import check_context, write_context
 from gft_edge.export.tensorrt import build as building
 from gft_edge.export.tensorrt import builders
 from gft_edge.export.tensorrt.build import build_engine
