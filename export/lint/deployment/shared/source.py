@@ -1,0 +1,49 @@
+"""Finds the artefact that a deployed graph was exported as: in the bundle around a configuration, or beside the graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gft_edge.bundle import is_bundle, load_bundle
+from gft_edge.errors import GFTEdgeError
+from gft_edge.files import sha256
+from gft_edge.manifest import MANIFEST, MODEL, Artifact, DeploymentManifest, load_artifact
+
+_LEVELS = 6
+"""Folders between a configuration and its bundle, at most."""
+
+
+def find_manifest(config: Path, graph: Path | None) -> DeploymentManifest | None:
+    """Returns the manifest of the artefact, for a graph of a family that of its member; None if there is none to read.
+
+    Args:
+        config: the configuration.
+        graph: that it names, if it exists.
+    """
+    try:
+        artifact = _artifact(config, graph)
+        return None if artifact is None else _member(artifact, graph).manifest
+    except (GFTEdgeError, OSError):
+        return None  # a damaged record is found by the rules of bundles
+
+
+def bundle_around(path: Path) -> Path | None:
+    """Returns the bundle that a file lies in."""
+    return next((folder for folder in list(path.resolve().parents)[:_LEVELS] if is_bundle(folder)), None)
+
+
+def _artifact(config: Path, graph: Path | None) -> Artifact | None:
+    bundle = bundle_around(config)
+    if bundle is not None:
+        return load_bundle(bundle).artifact()
+    beside = graph.parent if graph is not None else None
+    return load_artifact(beside) if beside is not None and (beside / MANIFEST).is_file() else None
+
+
+def _member(artifact: Artifact, graph: Path | None) -> Artifact:
+    """Returns the member of a family whose graph has the same content."""
+    if graph is None or not artifact.manifest.family:
+        return artifact
+    content = sha256(graph)
+    members = (load_artifact(f"{artifact.path}@{name}") for name in artifact.manifest.family)
+    return next((member for member in members if member.manifest.files[MODEL].sha256 == content), artifact)
