@@ -101,4 +101,6 @@ def parser_library(subject: NvinferSubject) -> Problems:
     """Yields functions that are in no library."""
     for key in ("parse-classifier-func-name", "parse-bbox-func-name", "engine-create-func-name"):
         if subject.has(key) and not subject.has("custom-lib-path"):
-            yield Problem(key, "is in no library: custom-lib-path is missing", f"custom-lib-path, or no {key}", subject.line(key))
+            yield Problem(
+                key, "is in no library: custom-lib-path is missing", f"custom-lib-path, or no {key}", subject.line(key)
+            )

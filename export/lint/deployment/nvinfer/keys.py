@@ -28,7 +28,9 @@ class Kind:
 
 def _whole(low: int, high: int | None = None) -> Kind:
     words = f"a whole number from {low}" + ("" if high is None else f" to {high}")
-    return Kind(words, lambda config, key: low <= config.integer(key, 0) and (high is None or config.integer(key, 0) <= high))
+    return Kind(
+        words, lambda config, key: low <= config.integer(key, 0) and (high is None or config.integer(key, 0) <= high)
+    )
 
 
 def _dims(config: NvinferConfig, key: str) -> bool:
@@ -50,28 +52,20 @@ TEXT = Kind("text", lambda config, key: bool(config.text(key).strip()))
 FILES = ("onnx-file", "labelfile-path", "mean-file", "int8-calib-file", "custom-lib-path")
 """Keys whose files must be there; an engine is made where it is not."""
 
+_TEXTS = """output-blob-names parse-bbox-func-name parse-bbox-instance-mask-func-name engine-create-func-name
+parse-classifier-func-name custom-network-config classifier-type output-io-formats layer-device-precision ip-tensor-file
+op-tensor-file model-engine-file""".split()
+_FLAGS = """maintain-aspect-ratio symmetric-padding classifier-async-mode output-tensor-meta enable-dla input-tensor-from-meta
+output-instance-mask force-implicit-batch-dim enable-dbscan disable-output-host-copy auto-inc-mem dump-input-tensor
+dump-output-tensor overwrite-input-tensor overwrite-output-tensor crop-objects-to-roi-boundary""".split()
+_COUNTS = """input-object-min-width input-object-min-height input-object-max-width input-object-max-height interval gpu-id
+gie-unique-id secondary-reinfer-interval use-dla-core workspace-size num-detected-classes""".split()
+
 KEYS = {
-    **dict.fromkeys((*FILES, "model-engine-file"), TEXT),
-    **dict.fromkeys(
-        ("output-blob-names", "parse-bbox-func-name", "parse-bbox-instance-mask-func-name", "engine-create-func-name")
-        + ("parse-classifier-func-name", "custom-network-config", "classifier-type", "output-io-formats")
-        + ("layer-device-precision", "ip-tensor-file", "op-tensor-file"),
-        TEXT,
-    ),
-    **dict.fromkeys(
-        ("maintain-aspect-ratio", "symmetric-padding", "classifier-async-mode", "output-tensor-meta", "enable-dla")
-        + ("input-tensor-from-meta", "output-instance-mask", "force-implicit-batch-dim", "enable-dbscan")
-        + ("disable-output-host-copy", "auto-inc-mem", "dump-input-tensor", "dump-output-tensor")
-        + ("overwrite-input-tensor", "overwrite-output-tensor", "crop-objects-to-roi-boundary"),
-        FLAG,
-    ),
+    **dict.fromkeys((*FILES, *_TEXTS), TEXT),
+    **dict.fromkeys(_FLAGS, FLAG),
+    **dict.fromkeys(_COUNTS, _whole(0)),
     **dict.fromkeys(("operate-on-class-ids", "filter-out-class-ids"), IDS),
-    **dict.fromkeys(
-        ("input-object-min-width", "input-object-min-height", "input-object-max-width", "input-object-max-height")
-        + ("interval", "gpu-id", "gie-unique-id", "secondary-reinfer-interval", "use-dla-core", "workspace-size")
-        + ("num-detected-classes",),
-        _whole(0),
-    ),
     "operate-on-gie-id": _whole(-1),
     "batch-size": _whole(1, 1024),
     "tensor-meta-pool-size": _whole(1),

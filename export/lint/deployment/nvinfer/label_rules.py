@@ -31,9 +31,13 @@ def no_labels(subject: NvinferSubject) -> Problems:
     if not subject.is_classifier:
         return
     if not subject.has("labelfile-path"):
-        yield Problem("labelfile-path", "is missing, so results have numbers and no labels", "labelfile-path=labels.txt")
+        yield Problem(
+            "labelfile-path", "is missing, so results have numbers and no labels", "labelfile-path=labels.txt"
+        )
     elif subject.labels == ():
-        yield Problem("labelfile-path", f"{subject.label_file} is empty", _one_line(_classes(subject)), 0, subject.label_file)
+        yield Problem(
+            "labelfile-path", f"{subject.label_file} is empty", _one_line(_classes(subject)), 0, subject.label_file
+        )
 
 
 @rule("DS011", "labels one per line", f"{_SOURCE}: class 0 gets a label, every other class none.")
@@ -54,7 +58,11 @@ def label_count(subject: NvinferSubject) -> Problems:
         yield Problem("labelfile-path", message, _one_line(classes), found[0], subject.label_file)
 
 
-@rule("DS013", "labels of another order", f"{_SOURCE}; the order is that of the graph's classes, which the manifest lists.")
+@rule(
+    "DS013",
+    "labels of another order",
+    f"{_SOURCE}; the order is that of the graph's classes, which the manifest lists.",
+)
 def label_order(subject: NvinferSubject) -> Problems:
     """Yields the first label that the manifest names differently."""
     found = _attribute(subject)
@@ -64,7 +72,9 @@ def label_order(subject: NvinferSubject) -> Problems:
     if difference := first_difference(cleaned, subject.manifest.labels):
         number, here, there = difference
         message = f"class {number} is {here}, the manifest has {there}"
-        yield Problem("labelfile-path", message, "the labels in the order of the manifest", found[0], subject.label_file)
+        yield Problem(
+            "labelfile-path", message, "the labels in the order of the manifest", found[0], subject.label_file
+        )
 
 
 @rule("DS014", "label that holds ';'", f"{_SOURCE}, and there is no way to write a ';' inside a label.")
@@ -78,7 +88,12 @@ def separator(subject: NvinferSubject) -> Problems:
             yield Problem("labelfile-path", message, "a label without ;", 0, subject.label_file)
 
 
-@rule("DS015", "blanks around labels", f"{_SOURCE}; nothing is stripped, also no carriage return and no byte order mark.", "warning")
+@rule(
+    "DS015",
+    "blanks around labels",
+    f"{_SOURCE}; nothing is stripped, also no carriage return and no byte order mark.",
+    "warning",
+)
 def blanks(subject: NvinferSubject) -> Problems:
     """Yields the first label with blanks or marks around it."""
     found = _attribute(subject)

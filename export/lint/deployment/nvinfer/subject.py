@@ -58,7 +58,9 @@ class NvinferSubject:
     def engine_name(self) -> str:
         """Name of the engine that nvinfer writes beside the graph (buildModel in nvdsinfer_context_impl.cpp)."""
         sound = self.sound
-        device = f"dla{sound.integer('use-dla-core', 0)}" if sound.flag("enable-dla") else f"gpu{sound.integer('gpu-id', 0)}"
+        device = (
+            f"dla{sound.integer('use-dla-core', 0)}" if sound.flag("enable-dla") else f"gpu{sound.integer('gpu-id', 0)}"
+        )
         graph = Path(sound.text("onnx-file")).name
         mode = MODES[sound.integer("network-mode", 0)]
         return f"{graph}_b{sound.integer('batch-size', 1)}_{device}_{mode}.engine"

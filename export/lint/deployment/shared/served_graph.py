@@ -59,7 +59,8 @@ class ServedGraph:
     @property
     def takes_pixels(self) -> bool:
         """True if the graph normalises values from 0 to 255 itself."""
-        return max(self.gains) < _PIXEL_GAIN
+        image = self.image
+        return max(self.gains) < _PIXEL_GAIN or (image is not None and image.dtype == "uint8")
 
     @property
     def image(self) -> ServedTensor | None:
@@ -131,7 +132,9 @@ def _tensor(value: onnx.ValueInfoProto, probabilities: bool = False) -> ServedTe
     kind = value.type.tensor_type
     shape = None
     if kind.HasField("shape"):
-        shape = tuple(axis.dim_value if axis.HasField("dim_value") else axis.dim_param or "?" for axis in kind.shape.dim)
+        shape = tuple(
+            axis.dim_value if axis.HasField("dim_value") else axis.dim_param or "?" for axis in kind.shape.dim
+        )
     return ServedTensor(value.name, ONNX_NAMES.get(kind.elem_type, ""), shape, probabilities)
 
 
