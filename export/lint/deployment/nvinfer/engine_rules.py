@@ -23,7 +23,7 @@ def _batch(subject: NvinferSubject) -> int:
 @rule(
     "DS050",
     "precision of another graph",
-    "a graph with QuantizeLinear needs the INT8 flag, one without needs int8-calib-file for it (TensorRT, working with quantized types).",
+    "a graph with QuantizeLinear needs the INT8 flag, one without needs int8-calib-file for it (TensorRT, quantized types).",
 )
 def precision(subject: NvinferSubject) -> Problems:
     """Yields a precision that the graph does not have."""
@@ -45,7 +45,7 @@ def precision(subject: NvinferSubject) -> Problems:
 @rule(
     "DS051",
     "another precision than the artefact's",
-    "the figures of the manifest are those of its precision; an engine of fewer bits computes other values and may keep other patches.",
+    "the figures of the manifest are those of its precision; an engine of fewer bits may keep other patches.",
     "warning",
 )
 def verified_precision(subject: NvinferSubject) -> Problems:
@@ -59,7 +59,7 @@ def verified_precision(subject: NvinferSubject) -> Problems:
 @rule(
     "DS052",
     "batch that the graph does not take",
-    "nvinfer builds one profile up to batch-size; a static axis takes its own size alone ('has maxBatchSize 1 whereas 16 has been requested').",
+    "nvinfer builds one profile up to batch-size; a static axis takes its own size alone ('has maxBatchSize 1').",
 )
 def batch(subject: NvinferSubject) -> Problems:
     """Yields a batch beyond the graph's."""
@@ -123,7 +123,7 @@ def engine_folder(subject: NvinferSubject) -> Problems:
 @rule(
     "DS056",
     "engine older than its graph",
-    "nvinfer deserialises model-engine-file without looking at onnx-file (generateBackendContext); after a new export it runs the old model.",
+    "nvinfer loads model-engine-file without a look at onnx-file (generateBackendContext of nvdsinfer).",
 )
 def stale_engine(subject: NvinferSubject) -> Problems:
     """Yields an engine that was written before the graph."""

@@ -64,7 +64,7 @@ def unknown(subject: NvinferSubject) -> Problems:
 @rule(
     "DS004",
     "file that does not exist",
-    "names are relative to the folder of the configuration; nvinfer ends with 'Configuration file parsing failed' or a failed build.",
+    "names are relative to the folder of the configuration (Gst-nvinfer); nvinfer ends without the file.",
 )
 def files(subject: NvinferSubject) -> Problems:
     """Yields keys whose file is missing."""

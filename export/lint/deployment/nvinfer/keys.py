@@ -52,14 +52,51 @@ TEXT = Kind("text", lambda config, key: bool(config.text(key).strip()))
 FILES = ("onnx-file", "labelfile-path", "mean-file", "int8-calib-file", "custom-lib-path")
 """Keys whose files must be there; an engine is made where it is not."""
 
-_TEXTS = """output-blob-names parse-bbox-func-name parse-bbox-instance-mask-func-name engine-create-func-name
-parse-classifier-func-name custom-network-config classifier-type output-io-formats layer-device-precision ip-tensor-file
-op-tensor-file model-engine-file""".split()
-_FLAGS = """maintain-aspect-ratio symmetric-padding classifier-async-mode output-tensor-meta enable-dla input-tensor-from-meta
-output-instance-mask force-implicit-batch-dim enable-dbscan disable-output-host-copy auto-inc-mem dump-input-tensor
-dump-output-tensor overwrite-input-tensor overwrite-output-tensor crop-objects-to-roi-boundary""".split()
-_COUNTS = """input-object-min-width input-object-min-height input-object-max-width input-object-max-height interval gpu-id
-gie-unique-id secondary-reinfer-interval use-dla-core workspace-size num-detected-classes""".split()
+_TEXTS = (
+    "output-blob-names",
+    "parse-bbox-func-name",
+    "parse-bbox-instance-mask-func-name",
+    "engine-create-func-name",
+    "parse-classifier-func-name",
+    "custom-network-config",
+    "classifier-type",
+    "output-io-formats",
+    "layer-device-precision",
+    "ip-tensor-file",
+    "op-tensor-file",
+    "model-engine-file",
+)
+_FLAGS = (
+    "maintain-aspect-ratio",
+    "symmetric-padding",
+    "classifier-async-mode",
+    "output-tensor-meta",
+    "enable-dla",
+    "input-tensor-from-meta",
+    "output-instance-mask",
+    "force-implicit-batch-dim",
+    "enable-dbscan",
+    "disable-output-host-copy",
+    "auto-inc-mem",
+    "dump-input-tensor",
+    "dump-output-tensor",
+    "overwrite-input-tensor",
+    "overwrite-output-tensor",
+    "crop-objects-to-roi-boundary",
+)
+_COUNTS = (
+    "input-object-min-width",
+    "input-object-min-height",
+    "input-object-max-width",
+    "input-object-max-height",
+    "interval",
+    "gpu-id",
+    "gie-unique-id",
+    "secondary-reinfer-interval",
+    "use-dla-core",
+    "workspace-size",
+    "num-detected-classes",
+)
 
 KEYS = {
     **dict.fromkeys((*FILES, *_TEXTS), TEXT),

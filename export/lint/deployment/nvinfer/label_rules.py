@@ -11,14 +11,15 @@ _SOURCE = "parseLabelsFile of nvdsinfer reads one attribute per line, its labels
 
 def _attribute(subject: NvinferSubject) -> tuple[int, list[str]] | None:
     """Returns line and labels of the one attribute; None without labels, or where they stand one per line (DS011)."""
-    if not subject.is_classifier or not subject.labels or _one_per_line(subject):
+    if not subject.names_classes or not subject.labels or _one_per_line(subject):
         return None
     number, line = subject.labels[0]
     return number, line.split(";")
 
 
 def _one_per_line(subject: NvinferSubject) -> bool:
-    return len(subject.labels or ()) > 1 and len(subject.graph.outputs if subject.graph else ()) < 2
+    outputs = len(subject.graph.outputs) if subject.graph and subject.is_classifier else 1
+    return len(subject.labels or ()) > 1 and outputs < 2
 
 
 def _one_line(names: int) -> str:
@@ -43,7 +44,7 @@ def no_labels(subject: NvinferSubject) -> Problems:
 @rule("DS011", "labels one per line", f"{_SOURCE}: class 0 gets a label, every other class none.")
 def one_per_line(subject: NvinferSubject) -> Problems:
     """Yields a labels file of a classifier with several lines."""
-    if subject.is_classifier and subject.labels and _one_per_line(subject):
+    if subject.names_classes and subject.labels and _one_per_line(subject):
         names, line = len(subject.labels), subject.labels[1][0]
         message = f"has {names} lines; each is one attribute, so that classes from 1 on have no label"
         yield Problem("labelfile-path", message, _one_line(names), line, subject.label_file)

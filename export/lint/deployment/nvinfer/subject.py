@@ -40,6 +40,11 @@ class NvinferSubject:
         return self.kind == CLASSIFIER and "parse-classifier-func-name" not in self.sound.values.get(PROPERTY, {})
 
     @property
+    def names_classes(self) -> bool:
+        """Has labels: nvinfer's own parser attaches them, or the application reads them beside the tensors."""
+        return self.is_classifier or self.kind == OTHER
+
+    @property
     def kind(self) -> int:
         """``network-type``."""
         return self.sound.integer("network-type", 0)

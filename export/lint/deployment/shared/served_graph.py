@@ -44,6 +44,8 @@ class ServedGraph:
         file: of the graph.
         inputs, outputs: without initialisers.
         gains, shifts: of each channel, (3,): the arithmetic on the image before the first layer; ones and zeros for none.
+        reverses: the channels are reversed before it.
+        only_normalises: there is nothing behind the arithmetic.
         quantized: activations are quantized.
         half: the weights are 16-bit.
     """
@@ -53,6 +55,8 @@ class ServedGraph:
     outputs: tuple[ServedTensor, ...]
     gains: tuple[float, ...]
     shifts: tuple[float, ...]
+    reverses: bool
+    only_normalises: bool
     quantized: bool
     half: bool
 
@@ -116,13 +120,15 @@ def read_served_graph(path: Path) -> ServedGraph:
     makers = {name: node for node in graph.node for name in node.output}
     inputs = tuple(_tensor(value) for value in graph.input if value.name not in constants)
     outputs = tuple(_tensor(value, _is_probability(value.name, makers)) for value in graph.output)
-    gains, shifts = _arithmetic(graph, inputs[0].name if len(inputs) == 1 else "", constants)
+    front = _follow(graph, inputs[0].name if len(inputs) == 1 else "", constants)
     return ServedGraph(
         path,
         inputs,
         outputs,
-        tuple(gains.tolist()),
-        tuple(shifts.tolist()),
+        tuple(front.gains.tolist()),
+        tuple(front.shifts.tolist()),
+        front.reverses,
+        front.end in {value.name for value in graph.output},
         any(node.op_type == "QuantizeLinear" and node.input[0] not in constants for node in graph.node),
         any(tensor.data_type in (onnx.TensorProto.FLOAT16, onnx.TensorProto.BFLOAT16) for tensor in graph.initializer),
     )
@@ -148,29 +154,54 @@ def _is_probability(name: str, makers: dict[str, NodeProto]) -> bool:
     return above is not None and below is not None and (above.op_type, below.op_type) == ("Exp", "ReduceSum")
 
 
-def _arithmetic(
-    graph: onnx.GraphProto, name: str, constants: dict[str, onnx.TensorProto]
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+@dataclass
+class _Front:
+    """Arithmetic on the image, and the tensor that comes out of it."""
+
+    gains: npt.NDArray[np.float64]
+    shifts: npt.NDArray[np.float64]
+    reverses: bool = False
+    end: str = ""
+
+
+def _follow(graph: onnx.GraphProto, name: str, constants: dict[str, onnx.TensorProto]) -> _Front:
     """Follows the image as long as one node reads it and calculates with one or three constants."""
-    gains, shifts = np.ones(3), np.zeros(3)
-    while name:
-        readers = [node for node in graph.node if name in node.input]
-        if len(readers) != 1:
+    front = _Front(np.ones(3), np.zeros(3), end=name)
+    while front.end:
+        readers = [node for node in graph.node if front.end in node.input]
+        if len(readers) != 1 or not _apply(front, readers[0], constants):
             break
-        node = readers[0]
-        if node.op_type in ("Mul", "Div", "Add", "Sub"):
-            values = _channel_values(node, name, constants)
-            if values is None or (node.input[1] == name and node.op_type in ("Div", "Sub")):
-                break
-            if node.op_type in ("Mul", "Div"):
-                factor = values if node.op_type == "Mul" else 1 / values
-                gains, shifts = gains * factor, shifts * factor
-            else:
-                shifts = shifts + (values if node.op_type == "Add" else -values)
-        elif node.op_type not in _PASSED:
-            break
-        name = node.output[0]
-    return gains, shifts
+        front.end = readers[0].output[0]
+    return front
+
+
+def _apply(front: _Front, node: NodeProto, constants: dict[str, onnx.TensorProto]) -> bool:
+    """Adds a node to the arithmetic; False if it is none."""
+    if node.op_type in _PASSED:
+        reversing = (
+            node.op_type == "Gather" and node.input[1] in constants and _values(constants[node.input[1]]) == [2, 1, 0]
+        )
+        if reversing:
+            front.gains, front.shifts, front.reverses = front.gains[::-1], front.shifts[::-1], not front.reverses
+        return True
+    if node.op_type not in ("Mul", "Div", "Add", "Sub"):
+        return False
+    values = _channel_values(node, front.end, constants)
+    if values is None or (node.input[1] == front.end and node.op_type in ("Div", "Sub")):
+        return False
+    if node.op_type in ("Mul", "Div"):
+        factor = values if node.op_type == "Mul" else 1 / values
+        front.gains, front.shifts = front.gains * factor, front.shifts * factor
+    else:
+        front.shifts = front.shifts + (values if node.op_type == "Add" else -values)
+    return True
+
+
+def _values(tensor: onnx.TensorProto) -> list[float] | None:
+    if tensor.data_location == onnx.TensorProto.EXTERNAL:
+        return None
+    values: list[float] = numpy_helper.to_array(tensor).reshape(-1).tolist()
+    return values
 
 
 def _channel_values(

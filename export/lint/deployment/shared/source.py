@@ -13,16 +13,17 @@ _LEVELS = 6
 """Folders between a configuration and its bundle, at most."""
 
 
-def find_manifest(config: Path, graph: Path | None) -> DeploymentManifest | None:
+def find_manifest(config: Path, graph: Path | None, budget: str = "") -> DeploymentManifest | None:
     """Returns the manifest of the artefact, for a graph of a family that of its member; None if there is none to read.
 
     Args:
         config: the configuration.
         graph: that it names, if it exists.
+        budget: of the member, for configurations without a graph.
     """
     try:
         artifact = _artifact(config, graph)
-        return None if artifact is None else _member(artifact, graph).manifest
+        return None if artifact is None else _member(artifact, graph, budget).manifest
     except (GFTEdgeError, OSError):
         return None  # a damaged record is found by the rules of bundles
 
@@ -40,10 +41,12 @@ def _artifact(config: Path, graph: Path | None) -> Artifact | None:
     return load_artifact(beside) if beside is not None and (beside / MANIFEST).is_file() else None
 
 
-def _member(artifact: Artifact, graph: Path | None) -> Artifact:
-    """Returns the member of a family whose graph has the same content."""
-    if graph is None or not artifact.manifest.family:
+def _member(artifact: Artifact, graph: Path | None, budget: str) -> Artifact:
+    """Returns the member of a family with the same graph, else with that budget."""
+    family = artifact.manifest.family
+    if not family:
         return artifact
-    content = sha256(graph)
-    members = (load_artifact(f"{artifact.path}@{name}") for name in artifact.manifest.family)
-    return next((member for member in members if member.manifest.files[MODEL].sha256 == content), artifact)
+    content = "" if graph is None else sha256(graph)
+    members = {name: load_artifact(f"{artifact.path}@{name}") for name in family}
+    same = (member for member in members.values() if member.manifest.files[MODEL].sha256 == content)
+    return next(same, members.get(budget, artifact) if graph is None else artifact)

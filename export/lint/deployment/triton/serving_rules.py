@@ -72,11 +72,14 @@ def model_file(subject: TritonSubject) -> Problems:
     if file is None or file.is_file() or subject.is_ensemble:
         return
     others = sorted(path.name for path in file.parent.iterdir() if path.name.startswith("model."))
+    field = "backend" if subject.config.backend else "platform"
     if others:
         message = f"is {subject.backend!r}, which loads {file.name}; {file.parent} has {', '.join(others)}"
         loads = next((backend for backend, known in FILES.items() if known in others), subject.backend)
-        field = "backend" if subject.config.backend else "platform"
         yield Problem(field, message, f'backend: "{loads}"', subject.line(field))
+    elif not (subject.backend == "tensorrt" and subject.manifest is not None):  # an engine is built on the device
+        message = f"is {subject.backend!r}, and {file} does not exist"
+        yield Problem(field, message, f"{file.name} in {file.parent}", subject.line(field))
 
 
 @rule(

@@ -18,6 +18,8 @@ FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "python": "model
 PLATFORMS = {"onnxruntime_onnx": "onnxruntime", "tensorrt_plan": "tensorrt", "pytorch_libtorch": "pytorch"}
 """Backend by platform, its older name."""
 ENSEMBLE = "ensemble"
+BUDGET, PREPROCESS, CHECKPOINT = "gft_edge_budget", "gft_edge_preprocess", "gft_edge_checkpoint"
+"""Parameters of a configuration that name the artefact."""
 
 _SHORT = {long: short for short, _, long in GRAPH_TYPES}
 TRITON_TYPES = {_SHORT[name]: triton for name, triton in TYPES.items()}
@@ -100,7 +102,7 @@ def read_triton(path: Path) -> TritonSubject:
     file = chosen[-1] / name if chosen and name else None
     is_graph = file is not None and file.suffix == ".onnx" and file.is_file()
     graph = read_served_graph(file) if file is not None and is_graph else None
-    manifest = find_manifest(path, graph.file if graph else None)
+    manifest = find_manifest(path, graph.file if graph else None, parameter(config, BUDGET))
     inputs, outputs = (graph.inputs, graph.outputs) if graph else (None, None)
     if graph is None and manifest is not None and backend == "tensorrt":
         inputs, outputs = _served(manifest.inputs), _served(manifest.outputs)
@@ -122,6 +124,11 @@ def _is_version(name: str) -> bool:
 
 def _served(tensors: tuple[TensorInfo, ...]) -> tuple[ServedTensor, ...]:
     return tuple(ServedTensor(tensor.name, _SHORT.get(tensor.dtype, ""), tensor.shape) for tensor in tensors)
+
+
+def parameter(config: ModelConfig, name: str) -> str:
+    """Returns a parameter of the configuration, empty for none."""
+    return config.message.parameters[name].string_value if name in config.message.parameters else ""
 
 
 def tensors(subject: TritonSubject) -> tuple[tuple[str, ConfigTensor, tuple[ServedTensor, ...] | None], ...]:

@@ -58,7 +58,7 @@ def types(subject: TritonSubject) -> Problems:
 @rule(
     "TR013",
     "shape of a tensor",
-    f"dims stand without the batch axis where max_batch_size is above 0, and with it where it is 0 ({_CONFIG}, maximum batch size).",
+    f"dims have no batch axis where max_batch_size is above 0, and have it where it is 0 ({_CONFIG}, maximum batch size).",
 )
 def shapes(subject: TritonSubject) -> Problems:
     """Yields shapes that are not the graph's."""
@@ -165,8 +165,9 @@ def label_order(subject: TritonSubject) -> Problems:
 def no_labels(subject: TritonSubject) -> Problems:
     """Yields the output with the classes if it names no labels."""
     for path, tensor, _ in tensors(subject):
-        is_scores = subject.outputs and tensor.name == subject.outputs[0].name
-        if path.startswith("output") and is_scores and subject.manifest and not tensor.label_filename:
+        is_scores = subject.manifest is not None and tensor.name == subject.manifest.outputs[0].name
+        one_image = subject.manifest is not None and subject.manifest.static_batch in (None, 1)
+        if path.startswith("output") and is_scores and one_image and not tensor.label_filename:
             place = f"{path}.label_filename"
             yield Problem(place, f"is missing from {tensor.name}", 'label_filename: "labels.txt"', subject.line(place))
 

@@ -1,0 +1,90 @@
+"""A bundle with its artefact, its texts and the graphs outside the artefact."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gft_edge.bundle import ARTIFACT, Bundle, load_bundle
+from gft_edge.errors import GFTEdgeError
+from gft_edge.manifest import MODEL, Artifact, DeploymentManifest, load_artifact
+
+LABELS = "labels.txt"
+PLAN = "plan.json"
+
+
+@dataclass(frozen=True)
+class BundleSubject:
+    """A bundle and its artefact.
+
+    Args:
+        bundle: its record.
+        artifact: None if it is damaged or another one than the record names.
+        damage: what the check of every file says; empty for a whole bundle.
+    """
+
+    bundle: Bundle
+    artifact: Artifact | None
+    damage: str = ""
+
+    @property
+    def path(self) -> Path:
+        """Folder of the bundle."""
+        return self.bundle.path
+
+    @functools.cached_property
+    def manifests(self) -> tuple[DeploymentManifest, ...]:
+        """Manifest of the artefact and those of its members; none for a damaged artefact."""
+        if self.artifact is None:
+            return ()
+        members = (load_artifact(f"{self.artifact.path}@{name}") for name in self.artifact.manifest.family)
+        return (self.artifact.manifest, *(member.manifest for member in members))
+
+    @property
+    def graph_hashes(self) -> frozenset[str]:
+        """Hashes of the graphs of the artefact."""
+        return frozenset(manifest.files[MODEL].sha256 for manifest in self.manifests)
+
+    def named(self, name: str) -> Iterator[Path]:
+        """Yields the files of the record, outside the artefact, whose name or ending is this one and which are there."""
+        for file in sorted(self.bundle.files):
+            path = self.path / file
+            if (path.name == name or (name.startswith(".") and path.suffix == name)) and path.is_file():
+                yield path
+
+    def json(self, name: str) -> dict[str, Any] | None:
+        """Returns the content of a JSON file of the bundle; None if there is none that can be read."""
+        try:
+            data = json.loads((self.path / name).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return data if isinstance(data, dict) else None
+
+
+def read_bundle(path: Path) -> BundleSubject:
+    """Reads a bundle; what is wrong with its files is in the result.
+
+    Raises:
+        ArtifactError: no bundle, or a damaged record.
+    """
+    bundle = load_bundle(path)
+    damage = ""
+    try:
+        bundle.check()
+    except GFTEdgeError as error:
+        damage = str(error)
+    try:
+        artifact: Artifact | None = load_artifact(bundle.path / ARTIFACT)
+    except GFTEdgeError:
+        artifact = None
+    return BundleSubject(bundle, artifact, damage)
+
+
+def line_with(path: Path, text: str) -> int:
+    """Returns the first line of a file that holds a text, 0 for none."""
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
+    return next((number for number, line in enumerate(lines, 1) if text in line), 0)
