@@ -13,7 +13,7 @@ from gft_edge.export.deploy.triton_config import CONFIG
 from gft_edge.export.lint.deployment.bundles import engine_rules as bundle_engines
 from gft_edge.export.lint.deployment.bundles import record_rules, script_rules
 from gft_edge.export.lint.deployment.bundles.record_rules import is_nvinfer, nvinfer_files
-from gft_edge.export.lint.deployment.bundles.subject import PLAN, BundleSubject, read_bundle
+from gft_edge.export.lint.deployment.bundles.subject import BundleSubject, read_bundle
 from gft_edge.export.lint.deployment.nvinfer import engine_rules, file_rules, input_rules, label_rules, output_rules
 from gft_edge.export.lint.deployment.nvinfer.subject import read_nvinfer
 from gft_edge.export.lint.deployment.shared.rule import DeploymentFinding, findings, rules_of
@@ -84,11 +84,6 @@ def lint_deployment(path: Path) -> DeploymentReport:
             f"{CONFIG} of Triton, an artefact or an ONNX file"
         )
     return _report(path, (path,), len(NVINFER_RULES), _nvinfer(path))
-
-
-def bundle_plan(path: Path) -> dict[str, Any] | None:
-    """Returns the build plan of a bundle, None for one without."""
-    return read_bundle(path).json(PLAN)
 
 
 def _lint_bundle(path: Path) -> DeploymentReport:

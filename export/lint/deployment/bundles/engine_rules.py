@@ -89,19 +89,18 @@ def engine_device(subject: BundleSubject) -> Problems:
 )
 def engine_build(subject: BundleSubject) -> Problems:
     """Yields engines with a profile or precision that the manifest does not have."""
+    if not subject.manifests:
+        return
+    manifest = subject.manifests[0]
+    low, _, high = manifest.batch
     for key, path, record in _records(subject):
-        for manifest in subject.manifests[:1]:
-            if record.get("precision") not in (None, manifest.precision):
-                message = f"engine {key} is {record['precision']}, the artefact is {manifest.precision}"
-                yield Problem("precision", message, _BUILD, 0, path)
-            batch = record.get("batch")
-            if (
-                isinstance(batch, list)
-                and len(batch) == 3
-                and not manifest.batch[0] <= batch[0] <= batch[2] <= manifest.batch[2]
-            ):
-                message = f"engine {key} takes {batch[0]} to {batch[2]} images, the artefact {manifest.batch[0]} to {manifest.batch[2]}"
-                yield Problem("batch", message, _BUILD, 0, path)
+        if record.get("precision") not in (None, manifest.precision):
+            message = f"engine {key} is {record['precision']}, the artefact is {manifest.precision}"
+            yield Problem("precision", message, _BUILD, 0, path)
+        batch = record.get("batch")
+        if isinstance(batch, list) and len(batch) == 3 and not low <= batch[0] <= batch[2] <= high:
+            message = f"engine {key} takes {batch[0]} to {batch[2]} images, the artefact {low} to {high}"
+            yield Problem("batch", message, _BUILD, 0, path)
 
 
 @rule(
