@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -14,10 +15,12 @@ from gft_edge.export.verify.compared_model import ComparedModel
 from gft_edge.export.verify.golden import QUANTIZED_LOGITS, read_golden, stage_place
 from gft_edge.export.verify.places import Place
 from gft_edge.export.verify.verdict import DEFAULT_LIMITS, Assessment, Limits, Verdict, assess
-from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
+from gft_edge.manifest import LOGITS, MODEL, PROBABILITIES, Artifact, DeploymentManifest
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.graph_io import LEAST, log_probabilities
 from gft_edge.runtime.sessions import ONNXRUNTIME
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind, compare
+from gft_edge.stats.metrics import softmax
 
 TORCH = "torch"
 """Name of PyTorch among the backends of a comparison."""
@@ -155,6 +158,8 @@ def compare_all(
         labels: true classes (B,), or None.
         kind_of: allowed differences; by default they follow from the arithmetic.
     """
+    if manifest.gives_probabilities:
+        references = [(computation, _as_log_probabilities(side)) for computation, side in references]
     return tuple(
         compare(
             (reference, candidate),
@@ -168,6 +173,16 @@ def compare_all(
         for candidate, outputs in found
         for reference, side in references
     )
+
+
+def _as_log_probabilities(outputs: Arrays) -> Arrays:
+    """Returns outputs with log-probabilities as logits: those are known of a graph with the softmax inside, and logits are not."""
+    if PROBABILITIES in outputs:
+        return outputs
+    logits = outputs[LOGITS]
+    broken = ~np.isfinite(logits).all(axis=1, keepdims=True)
+    probabilities = softmax(np.where(broken, 0, logits))
+    return {**outputs, LOGITS: np.where(broken, np.nan, log_probabilities(probabilities)).astype(np.float32)}
 
 
 def assess_all(
@@ -195,7 +210,13 @@ def checked_claims(artifact: Artifact) -> tuple[tuple[Place, ...], tuple[str, ..
 
 def side_notes(sides: Sequence[ComparedModel]) -> tuple[str, ...]:
     """Returns the notes of all sides."""
-    return tuple(side.note for side in sides if side.note)
+    notes = [side.note for side in sides if side.note]
+    if any(side.manifest.gives_probabilities for side in sides):
+        notes.append(
+            "the graph gives probabilities: their logarithms are compared with the log-softmax of PyTorch's logits, down to "
+            f"{math.log(LEAST):.1f}"
+        )
+    return tuple(notes)
 
 
 def identity(artifact: Artifact, source: str, limits: Limits) -> dict[str, Any]:

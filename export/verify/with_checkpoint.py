@@ -28,7 +28,7 @@ from gft_edge.export.verify.artifact_alone import (
 )
 from gft_edge.export.verify.causes import golden_places, manifest_places
 from gft_edge.export.verify.claims import corrected, wrong_claims
-from gft_edge.export.verify.compared_model import ComparedModel, to_graph_input
+from gft_edge.export.verify.compared_model import ComparedModel
 from gft_edge.export.verify.options import DEFAULT_OPTIONS, VerifyOptions
 from gft_edge.export.verify.places import Place
 from gft_edge.export.verify.trace import IMAGES, plain_error, trace
@@ -36,6 +36,7 @@ from gft_edge.export.verify.verdict import Limits
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.quant.modules import without_quantizers
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.graph_io import to_graph_input
 from gft_edge.runtime.sessions import ONNXRUNTIME, onnxruntime_session
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind
 
@@ -165,7 +166,7 @@ def _torch_runner(model: nn.Module, manifest: DeploymentManifest) -> Runner:
 def _graph_runner(graph: onnx.ModelProto, manifest: DeploymentManifest) -> Runner:
     """Runs a graph with the same session options as the artefact's own, so that only the graphs can differ."""
     session = onnxruntime_session(graph.SerializeToString(deterministic=True), manifest.is_quantized)
-    return lambda images: session(to_graph_input(images, manifest))
+    return lambda images: session.compute(to_graph_input(images, manifest))
 
 
 def _open_all(
