@@ -123,7 +123,11 @@ class _Graph(nn.Module):
             # Cast first: TensorRT takes 8-bit pixels only at the graph's input.
             image = (image.float()[..., self.channels] * self.scale + self.shift).permute(0, 3, 1, 2)
         if self.options.input == "float255":
-            image = image[:, self.channels] * self.scale[:, None, None] + self.shift[:, None, None]
+            if self.channels != sorted(self.channels):
+                image = image.index_select(
+                    1, torch.tensor(self.channels)
+                )  # one Gather; plain indexing adds two Transposes
+            image = image * self.scale[:, None, None] + self.shift[:, None, None]
         image = image.to(self.dtype)
         maps = self.options.maps
         if maps == "none":

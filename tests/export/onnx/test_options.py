@@ -153,7 +153,7 @@ def test_dense_maps_are_the_compact_ones_on_the_grid(export, clear_images, preci
 
 
 def test_the_same_options_give_the_same_bytes(exported_once, checkpoints, clear_images, tmp_path):
-    options = GraphOptions(rest="fp16", input="uint8", maps="dense", batch=(1, 1, 1))
+    options = GraphOptions(rest="fp16", input="float255", maps="dense", batch=(1, 1, 1), probabilities=True)
     first = exported_once("int8", options)
     second = export_artifact(checkpoints["int8"], tmp_path / "again", clear_images, options=options)
     assert first.manifest.files[MODEL] == second.manifest.files[MODEL]
