@@ -28,8 +28,8 @@ InputKind = Literal["float", "uint8", "float255"]
 """Input of the graph: normalised images (B, 3, H, W); or RGB pixels that the graph normalises, (B, H, W, 3) uint8 or (B, 3, H, W)
 float32 of 0 to 255."""
 IMAGE, PIXELS = "image", "pixels"
-"""Names of a graph's input. ``float255`` has a name of its own: type and shape are those of normalised images, and the name alone lets
-a runtime refuse the one for the other."""
+"""Names of a graph's input. ``float255`` has its own: type and shape are those of normalised images, and the name alone lets a
+runtime refuse the one for the other."""
 LOGITS, PROBABILITIES = "logits", "probabilities"
 """Names of a graph's first output."""
 Dialect = Literal["trt10", "trt8"]
