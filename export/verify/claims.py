@@ -14,10 +14,10 @@ from gft_edge.export.graph.summary import summarize
 from gft_edge.export.graph.view import DEQUANTIZE
 from gft_edge.export.onnx.dialects import TRT8_OPSET
 from gft_edge.export.onnx.interface import graph_input, graph_outputs
-from gft_edge.export.verify.compared_model import selecting_stages
-from gft_edge.export.verify.golden import load_golden
 from gft_edge.export.verify.places import Place
 from gft_edge.manifest import GOLDEN, PROBABILITIES, Artifact, DeploymentManifest, MapsMode, TensorInfo, input_kind
+from gft_edge.runtime.compared_model import selecting_stages
+from gft_edge.runtime.golden import load_golden
 
 
 def wrong_claims(artifact: Artifact, graph: onnx.ModelProto) -> tuple[Place, ...]:

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.manifest import LOGITS, PROBABILITIES, DeploymentManifest
+from gft_edge.stats.metrics import softmax
 
 LEAST = float(np.finfo(np.float32).tiny)
 """Smallest probability that has a logarithm here; float32 holds smaller ones with fewer digits, or as zero."""
@@ -43,6 +44,16 @@ def with_logits(outputs: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[A
     return outputs
 
 
+def as_log_probabilities(outputs: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Replaces the logits of a model without a softmax by the logarithms of their softmax; those that are not finite give NaN."""
+    if PROBABILITIES in outputs:
+        return outputs
+    logits = outputs[LOGITS]
+    broken = ~np.isfinite(logits).all(axis=1, keepdims=True)
+    found = log_probabilities(softmax(np.where(broken, 0, logits)))
+    return {**outputs, LOGITS: np.where(broken, np.float32(np.nan), found)}
+
+
 def log_probabilities(probabilities: npt.NDArray[Any]) -> npt.NDArray[np.float32]:
     """Returns the natural logarithms of probabilities (B, classes); those below ``LEAST`` count as ``LEAST``, NaN stays."""
-    return np.log(np.maximum(probabilities, np.float32(LEAST)), dtype=np.float32)
+    return np.log(np.maximum(probabilities, LEAST)).astype(np.float32)

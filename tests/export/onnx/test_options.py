@@ -16,7 +16,6 @@ from gft_edge.errors import ConfigError
 from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.export.verify.claims import claim_places
-from gft_edge.export.verify.verdict import Limits
 from gft_edge.manifest import MODEL
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.quant.policy import QuantPolicy, QuantRule
@@ -25,6 +24,7 @@ from gft_edge.runtime.classifier import Classifier
 from gft_edge.runtime.maps import importance_maps
 from gft_edge.runtime.sessions import open_session
 from gft_edge.stats.metrics import sqnr_db
+from gft_edge.stats.verdict import Limits
 
 
 @pytest.fixture(scope="module")

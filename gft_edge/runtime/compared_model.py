@@ -1,7 +1,8 @@
-"""An artefact as a backend runs it, with the kept patches and what ranks them, whatever outputs its graph has."""
+"""An artefact as a backend runs it, with the kept patches and what ranks them, whatever outputs its graph has, compared with others."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,12 @@ import numpy.typing as npt
 from gft_edge.errors import ArtifactError
 from gft_edge.manifest import Artifact, DeploymentManifest
 from gft_edge.runtime.artifact_graph import load_artifact_graph
-from gft_edge.runtime.graph_io import to_graph_input
+from gft_edge.runtime.graph_io import as_log_probabilities, to_graph_input
 from gft_edge.runtime.sessions import ONNXRUNTIME, Session, fitted, onnxruntime_session, open_session
-from gft_edge.stats.agreement import Arrays, Computation
+from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind, compare
+
+KindOf = Callable[[Computation, Computation], Kind]
+"""Returns the differences that are allowed between a candidate and a reference."""
 
 
 class ComparedModel:
@@ -133,3 +137,43 @@ def selecting_stages(manifest: DeploymentManifest) -> list[int]:
         for stage, (n, k) in enumerate(zip(budget.stage_inputs, budget.keep))
         if k < n and config.stages[stage] < config.depth
     ]
+
+
+def comparison_kind(candidate: Computation, reference: Computation) -> Kind:
+    """Returns the differences that are allowed between a backend and PyTorch."""
+    if candidate.arithmetic == "fp32":
+        return "exact"
+    return "same_arithmetic" if candidate.arithmetic == reference.arithmetic else "compression"
+
+
+def compare_all(
+    manifest: DeploymentManifest,
+    references: Sequence[tuple[Computation, Arrays]],
+    found: Sequence[tuple[Computation, Arrays]],
+    labels: npt.NDArray[np.int64] | None,
+    kind_of: KindOf = comparison_kind,
+) -> tuple[Comparison, ...]:
+    """Compares every candidate with every reference.
+
+    Args:
+        manifest: of the artefact.
+        references, found: computations and their outputs. Of a graph that gives probabilities the logits are known but for one
+            number per image: the references' are then compared as log-probabilities too.
+        labels: true classes (B,), or None.
+        kind_of: allowed differences; by default they follow from the arithmetic.
+    """
+    if manifest.gives_probabilities:
+        references = [(computation, as_log_probabilities(side)) for computation, side in references]
+    return tuple(
+        compare(
+            (reference, candidate),
+            side,
+            outputs,
+            labels,
+            manifest.model.num_patches,
+            manifest.labels,
+            kind_of(candidate, reference),
+        )
+        for candidate, outputs in found
+        for reference, side in references
+    )
