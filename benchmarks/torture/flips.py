@@ -213,8 +213,8 @@ def predictions(made: Materials, artifact: Path) -> object:
 
 def golden(artifact: Path) -> object:
     """Returns digests of the golden arrays."""
-    from gft_edge.export.verify.golden import read_golden
     from gft_edge.manifest import load_artifact
+    from gft_edge.runtime.golden import read_golden
 
     return _digests(read_golden(load_artifact(artifact)))
 

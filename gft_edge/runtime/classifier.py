@@ -13,6 +13,7 @@ import numpy.typing as npt
 from gft_edge.errors import DataError
 from gft_edge.manifest import Artifact, load_artifact
 from gft_edge.runtime.finite import require_finite
+from gft_edge.runtime.graph_io import to_graph_input
 from gft_edge.runtime.maps import importance_maps, kept_masks
 from gft_edge.runtime.sessions import Session, open_session
 from gft_edge.stats.metrics import softmax
@@ -86,15 +87,16 @@ class Classifier:
         predictions: list[Prediction] = []
         for group in grouped(enumerate(_several(images)), self.artifact.manifest.batch[2]):
             prepared = [self.prepare([_rgb(image, f"image {number}")]) for number, image in group]
-            predictions += self.decode(self.session(np.concatenate(prepared)))
+            predictions += self.decode(self.session.compute(np.concatenate(prepared)))
         return predictions
 
     def prepare(self, images: Sequence[npt.NDArray[np.uint8]]) -> npt.NDArray[Any]:
-        """Converts RGB images of any size to the session's input: (B, 3, H, W) float32, or pixels for a graph that normalises."""
-        spec = self.artifact.manifest.preprocess
-        if self.artifact.manifest.inputs[0].dtype == "uint8":
-            return np.stack([spec.geometry(image) for image in images])
-        return spec.batch(images)
+        """Converts RGB images of any size to the graph's input: (B, 3, H, W) float32, or pixels for a graph that normalises."""
+        manifest = self.artifact.manifest
+        spec = manifest.preprocess
+        if manifest.input_kind == "float":
+            return spec.batch(images)
+        return to_graph_input(np.stack([spec.geometry(image) for image in images]), manifest)
 
     def decode(self, outputs: Mapping[str, npt.NDArray[Any]]) -> list[Prediction]:
         """Converts the session's outputs to one prediction per image.

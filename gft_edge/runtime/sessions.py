@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.runtime import huge_pages as pages
 from gft_edge.runtime.backends import DEFAULT, find_backend
 from gft_edge.runtime.batching import run_in_batches
+from gft_edge.runtime.graph_io import to_graph_input, with_logits
 
 ONNXRUNTIME = "onnxruntime"
 
@@ -46,7 +48,7 @@ class Session:
         options: every setting, for the record.
         outputs: names, in order.
         batch: number of images that a graph with a static batch axis takes; else None.
-        pixels: converts normalised images to pixels, for a graph that normalises; else None.
+        convert: turns normalised images, or pixels, into the graph's input, for a graph that normalises; else None.
     """
 
     backend: str
@@ -55,24 +57,33 @@ class Session:
     _session: Any
     _input: str
     batch: int | None = None
-    pixels: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint8]] | None = None
+    convert: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None
 
     def __call__(self, images: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """Preprocessed images to outputs by name.
 
         Args:
             images: (B, 3, H, W) float32 normalised; or RGB pixels (B, H, W, 3) uint8 for a graph that normalises, which
-                takes both. A graph with a static batch runs once for each batch; the last one is padded.
+                takes both.
+
+        Returns:
+            The graph's outputs; ``logits`` beside them for a graph that gives probabilities
+            (:func:`gft_edge.runtime.graph_io.with_logits`).
 
         Raises:
             DataError: the array does not fit the graph.
             ArtifactError: the graph contradicts itself.
         """
-        if self.pixels is not None and images.dtype != np.uint8:
-            images = self.pixels(images)
+        return self.compute(images if self.convert is None else self.convert(images))
+
+    def compute(self, inputs: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        """As a call, for what the graph itself takes: shape and type are those of the manifest's input.
+
+        A graph with a static batch runs once for each batch; the last one is padded.
+        """
         size = self.batch
-        values = self._run(images) if size is None else run_in_batches(self._run, images, size, size)
-        return dict(zip(self.outputs, values))
+        values = self._run(inputs) if size is None else run_in_batches(self._run, inputs, size, size)
+        return with_logits(dict(zip(self.outputs, values)))
 
     def _run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         try:
@@ -228,5 +239,5 @@ _DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int32)"
 
 def fitted(session: Session, manifest: DeploymentManifest) -> Session:
     """Wraps a session so that it accepts normalised float images and any batch size."""
-    takes_pixels = manifest.inputs[0].dtype == "uint8"
-    return replace(session, batch=manifest.static_batch, pixels=manifest.preprocess.pixels if takes_pixels else None)
+    convert = None if manifest.input_kind == "float" else functools.partial(to_graph_input, manifest=manifest)
+    return replace(session, batch=manifest.static_batch, convert=convert)

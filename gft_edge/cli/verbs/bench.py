@@ -175,7 +175,7 @@ def _engine_run(args: argparse.Namespace) -> EngineRun:
     artifact, batch = _one_run(args)
     if artifact is None:
         raise ConfigError("--trtexec-engine needs the ARTIFACT that holds the engine")
-    return EngineRun(artifact, args.trtexec_engine, args.trtexec, batch, _target(args))
+    return EngineRun(artifact, args.trtexec_engine, args.trtexec, batch, _target(args), lock_clocks=args.lock_clocks)
 
 
 def _one_run(args: argparse.Namespace) -> tuple[Artifact | None, int | None]:
