@@ -16,6 +16,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from gft_edge.bundle import MADE_ON_DEVICE
 from gft_edge.errors import ConfigError
 from gft_edge.export.deploy.deepstream_text import build_script, export_command, readme
 from gft_edge.export.deploy.nvinfer_config import PROPERTY, format_config
@@ -77,7 +78,7 @@ def write_files(folder: Path, artifact: Artifact, options: BundleOptions) -> dic
     (target / "build_engine.sh").write_text(build_script(manifest, batch, engine), encoding="utf-8", newline="\n")
     text = readme(manifest, config, engine, options.secondary)
     (target / "README.md").write_text(text, encoding="utf-8", newline="\n")
-    return {"config": f"{FOLDER}/{config}", "engine": f"{FOLDER}/{engine}", "batch_size": batch}
+    return {"config": f"{FOLDER}/{config}", "batch_size": batch, MADE_ON_DEVICE: [f"{FOLDER}/{engine}"]}
 
 
 def config_name(secondary: bool) -> str:
@@ -167,14 +168,13 @@ def _crops(manifest: DeploymentManifest) -> bool:
 
 def _interface_problems(manifest: DeploymentManifest) -> list[str]:
     problems = []
-    kind = manifest.inputs[0].dtype if manifest.inputs[0].name != "pixels" else "float255"
-    if kind == "uint8":
+    if manifest.input_kind == "uint8":
         problems.append("its input is uint8 (batch, H, W, 3), nvinfer fills float32 (batch, 3, H, W)")
-    elif kind != "float255":
+    if manifest.input_kind == "float":
         problems.append(
             "its input is normalised by three deviations, nvinfer has one net-scale-factor for all channels"
         )
-    if manifest.outputs[0].name != "probabilities":
+    if not manifest.gives_probabilities:
         problems.append(
             "it gives scores (logits), which classifier-threshold would be compared with as if they were probabilities"
         )

@@ -91,25 +91,25 @@ _SECONDARY = """## Objects of a detector
 
 Place the element behind the detector and a tracker: `nvinfer` (detector, `gie-unique-id=1`) ! `nvtracker` ! `nvinfer` (this one).
 `operate-on-gie-id` is the detector's `gie-unique-id`; `operate-on-class-ids=0;2` restricts it to some of its classes. Objects under
-16 pixels are not classified: the scaling hardware fails on them. With `classifier-async-mode=1` the labels arrive some frames later;
+16 pixels are not classified: the scaling hardware fails on them. With `classifier-async-mode=1` the labels come some frames later;
 leave it 0 if the same buffer is read.
 """
 _INT8 = """## INT8
 
-The ranges are in the graph (QuantizeLinear). nvinfer sets TensorRT's INT8 flag only if `int8-calib-file` exists; without one it says
-"INT8 calibration file not specified. Trying FP16 mode.", and TensorRT refuses the graph. So build the engine by `build_engine.sh`;
-`network-mode=1` then only names it.
+The ranges are in the graph (QuantizeLinear, explicit quantization). nvinfer sets TensorRT's INT8 flag only if the file that
+`int8-calib-file` names exists; without one it says "INT8 calibration file not specified. Trying FP16 mode." and builds without the
+flag, which TensorRT refuses for such a graph. So build the engine by `build_engine.sh`; `network-mode=1` then only names it.
 """
 _CROP = """## Centre crop
 
-The model was trained on the centre of the image (crop ratio {ratio:g}). nvinfer cannot cut it out: it stretches the whole frame. Cut the
-frame before it, `nvvideoconvert src-crop=LEFT:TOP:WIDTH:HEIGHT` before nvstreammux, or give tensors by Gst-nvdspreprocess
-(`input-tensor-meta=1` on nvinfer).
+The model was trained on the centre of the image (crop ratio {ratio:g}). nvinfer cannot cut it out: it stretches the whole frame.
+Cut the frame before it, `nvvideoconvert src-crop=LEFT:TOP:WIDTH:HEIGHT` before nvstreammux, or give tensors by
+Gst-nvdspreprocess (`input-tensor-meta=1` on nvinfer).
 """
 _RESIZE = """## Resize
 
-`scaling-filter=1` is bilinear without antialiasing; the training averages over all pixels. The effect grows with the size of the frame;
-`gft-edge verify BUNDLE --data FOLDER` measures it on images. Training with the resize of nvinfer removes it.
+`scaling-filter=1` is bilinear without antialiasing; the training averages over all pixels. The effect grows with the size of the
+frame; `gft-edge verify BUNDLE --data FOLDER` measures it on images. Training with the resize of nvinfer removes it.
 """
 _MAPS = """## Maps
 

@@ -23,11 +23,11 @@ from gft_edge.export.deploy.nvinfer_twin import (
     scaled,
     tensor,
 )
-from gft_edge.export.verify.golden import read_golden
-from gft_edge.manifest import Artifact, DeploymentManifest, InputKind
+from gft_edge.manifest import LOGITS, Artifact
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.runtime.batching import run_in_batches
-from gft_edge.runtime.sessions import Session, open_session
+from gft_edge.runtime.golden import read_golden
+from gft_edge.runtime.sessions import open_session
 from gft_edge.stats.metrics import softmax
 
 ELEMENTS = {
@@ -138,22 +138,18 @@ def compare_config(path: Path, artifact: Artifact, frames: Sequence[UInt8Image] 
         frames = list(ours)
     if not len(frames):
         raise DataError(f"{path}: no images to compare")
-    comparison = _Comparison(twin, artifact, frames, ours, open_session(artifact))
-    return comparison.report()
+    return _Comparison(twin, artifact, frames, ours).report()
 
 
 class _Comparison:
     """One configuration on some images; remembers the graph's outputs by what was put back before it."""
 
-    def __init__(
-        self, twin: Twin, artifact: Artifact, frames: Sequence[UInt8Image], ours: UInt8Image, session: Session
-    ) -> None:
+    def __init__(self, twin: Twin, artifact: Artifact, frames: Sequence[UInt8Image], ours: UInt8Image) -> None:
         self.twin, self.manifest, self.frames, self.ours = twin, artifact.manifest, frames, ours
         self._outputs: dict[frozenset[str], Sequence[npt.NDArray[Any]]] = {}
-        self._kind = input_kind(self.manifest)
-        first = self.manifest.outputs[0].name
+        session = open_session(artifact)
         images = self.manifest.preprocess.normalize(ours)
-        scores = run_in_batches(lambda some: [session(some)[first]], images, 1, max(self.manifest.batch[2], 8))[0]
+        scores = run_in_batches(lambda some: [session(some)[LOGITS]], images, 1, max(self.manifest.batch[2], 8))[0]
         self.expected: list[Answer] = [(self.manifest.labels[k],) for k in scores.argmax(axis=1)]
 
     def report(self) -> TwinReport:
@@ -195,7 +191,9 @@ class _Comparison:
 
     def _inputs(self, back: frozenset[str]) -> Iterator[npt.NDArray[np.float32]]:
         spec, config = self.manifest.preprocess, self.twin.config
-        reordered = self._kind == "float" and spec.color_order == "bgr"  # pixels are RGB, the graph reorders them
+        reordered = (
+            self.manifest.input_kind == "float" and spec.color_order == "bgr"
+        )  # pixels are RGB, the graph reorders them
         wanted = "1" if reordered else "0"
         colours = config.changed(model_color_format=wanted) if "colour" in back else config
         swapped = colours.integer("model-color-format", 0) != int(wanted)
@@ -205,7 +203,11 @@ class _Comparison:
                 yield tensor(pixels, colours)
                 continue
             pixels = pixels[..., ::-1] if swapped else pixels
-            yield spec.normalize(pixels) if self._kind == "float" else np.moveaxis(pixels, -1, 0).astype(np.float32)
+            yield (
+                spec.normalize(pixels)
+                if self.manifest.input_kind == "float"
+                else np.moveaxis(pixels, -1, 0).astype(np.float32)
+            )
 
     def _pixels(self, frame: UInt8Image, ours: UInt8Image, back: frozenset[str]) -> UInt8Image:
         if back >= {"padding", "filter", "crop"}:

@@ -54,7 +54,7 @@ def slow_resize(image, rows, columns, mode):
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
-@pytest.mark.parametrize("rows, columns", [(20, 34), (8, 8), (5, 7)])
+@pytest.mark.parametrize(("rows", "columns"), [(20, 34), (8, 8), (5, 7)])
 def test_resize_against_loops(mode, rows, columns):
     image = picture(rows, columns)
     np.testing.assert_array_equal(resized(image, SIDE, SIDE + 2, mode), slow_resize(image, SIDE, SIDE + 2, mode))
