@@ -28,35 +28,48 @@ KEYS = frozenset(
 PRIMARY, SECONDARY = BundleOptions("deepstream"), BundleOptions("deepstream", secondary=True)
 
 
+def linear_graph(manifest, inside: bool, probabilities: bool, maps: bool) -> onnx.ModelProto:
+    """Makes a linear classifier of pixels, whose answers depend on every one of them, with the interface of an artefact."""
+    scale, shift = (values[:, None, None] for values in manifest.preprocess.scale_and_shift())
+    weights = np.random.default_rng(5).standard_normal((3072, 4)).astype(np.float32) / 20
+    constants = {"scale": scale, "shift": shift, "weights": weights, "three": np.int64([3])}
+    form = ["batch", 3, 32, 32]
+    nodes = [
+        helper.make_node("Mul", ["pixels", "scale"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "shift"], ["image"]),
+    ] * inside + [
+        helper.make_node("Flatten", ["image"], ["flat"]),
+        helper.make_node("MatMul", ["flat", "weights"], ["logits"]),
+    ]
+    nodes += [helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1)] * probabilities
+    name = "probabilities" if probabilities else "logits"
+    outputs = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4])]
+    if maps:
+        nodes.append(helper.make_node("TopK", ["logits", "three"], ["values", "order"]))
+        nodes.append(helper.make_node("Cast", ["order"], ["kept_0"], to=TensorProto.INT32))
+        outputs.append(helper.make_tensor_value_info("kept_0", TensorProto.INT32, ["batch", 3]))
+    graph = helper.make_graph(
+        nodes,
+        "linear",
+        [helper.make_tensor_value_info("pixels" if inside else "image", TensorProto.FLOAT, form)],
+        outputs,
+        [numpy_helper.from_array(value, key) for key, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
 def rewritten(artifact: Artifact, out: Path, inside: bool = True, probabilities: bool = True, **changes) -> Artifact:
-    """Copies an artefact; puts normalisation and softmax into its graph without an export; changes fields of its manifest."""
+    """Copies an artefact with another graph, and with other fields of its manifest."""
     shutil.copytree(artifact.path, out)
-    model = onnx.load(str(out / MODEL))
-    graph, manifest = model.graph, artifact.manifest
-    if inside:
-        scale, shift = manifest.preprocess.scale_and_shift()
-        graph.initializer.extend(
-            numpy_helper.from_array(v[:, None, None], n) for v, n in ((scale, "scale"), (shift, "shift"))
-        )
-        graph.input[0].name = "pixels"
-        graph.node.insert(0, helper.make_node("Mul", ["pixels", "scale"], ["scaled"]))
-        graph.node.insert(1, helper.make_node("Add", ["scaled", "shift"], ["image"]))
-        manifest = dataclasses.replace(manifest, inputs=(dataclasses.replace(manifest.inputs[0], name="pixels"),))
-    if probabilities:
-        graph.node.append(helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1))
-        graph.output[0].name = "probabilities"
-        first = dataclasses.replace(manifest.outputs[0], name="probabilities")
-        manifest = dataclasses.replace(manifest, outputs=(first, *manifest.outputs[1:]))
-    if changes.get("maps") == "compact":
-        graph.initializer.append(numpy_helper.from_array(np.int64([3]), "three"))
-        graph.node.append(helper.make_node("TopK", ["logits", "three"], ["values", "order"]))
-        graph.node.append(helper.make_node("Cast", ["order"], ["kept_0"], to=TensorProto.INT32))
-        graph.output.append(helper.make_tensor_value_info("kept_0", TensorProto.INT32, ["batch", 3]))
-        changes["outputs"] = (*manifest.outputs, TensorInfo("kept_0", "int32", ("batch", 3), "kept patches"))
-    onnx.save(model, str(out / MODEL))
-    manifest = dataclasses.replace(manifest, **changes)
+    manifest = artifact.manifest
+    maps = changes.get("maps") == "compact"
+    onnx.save(linear_graph(manifest, inside, probabilities, maps), str(out / MODEL))
+    first = dataclasses.replace(manifest.outputs[0], name="probabilities" if probabilities else "logits")
+    kept = (TensorInfo("kept_0", "int32", ("batch", 3), "kept patches"),)
+    taken = dataclasses.replace(manifest.inputs[0], name="pixels" if inside else "image")
+    changes = {"inputs": (taken,), "outputs": (first, *kept * maps), **changes}
     files = {**manifest.files, MODEL: FileInfo.of(out / MODEL)}
-    write_sealed(out / MANIFEST, dataclasses.replace(manifest, files=files).to_json())
+    write_sealed(out / MANIFEST, dataclasses.replace(manifest, files=files, **changes).to_json())
     return load_artifact(out)
 
 
@@ -239,7 +252,7 @@ def test_several_faults_are_named_one_after_the_other(bundle, fitting, frames, t
 def test_scores_and_one_scale_of_an_artefact_that_was_not_made_for_nvinfer(
     bundle, tiny_artifact, fitting, frames, tmp_path
 ):
-    plain = load_artifact(tiny_artifact)
+    plain = rewritten(load_artifact(tiny_artifact), tmp_path / "plain", inside=False, probabilities=False)
     small = [plain.manifest.preprocess.geometry(frame) for frame in frames]
     path = edited(
         bundle,
