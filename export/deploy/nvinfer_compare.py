@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle import Bundle
+from gft_edge.data.datasets import held_out_split, open_images
+from gft_edge.data.splits import Split
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.export.deploy.nvinfer_twin import (
     TENSORS_ONLY,
@@ -26,6 +28,7 @@ from gft_edge.export.deploy.nvinfer_twin import (
 from gft_edge.manifest import LOGITS, Artifact
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.runtime.batching import run_in_batches
+from gft_edge.runtime.classifier import grouped
 from gft_edge.runtime.golden import read_golden
 from gft_edge.runtime.sessions import open_session
 from gft_edge.stats.metrics import softmax
@@ -42,7 +45,10 @@ ELEMENTS = {
     "labels": "the labels file: one attribute per line, its labels separated by ';', in the order of the classes",
 }
 """Elements in which nvinfer can differ from the preprocessing and reading of the artefact."""
+LIMIT = 0.01
+"""Share of answers that may differ before a comparison fails."""
 BEFORE_GRAPH = frozenset(("padding", "filter", "crop", "colour", "scale"))
+_AT_ONCE = 64  # images whose inputs are held in memory
 Answer = tuple[str | None, ...]
 
 
@@ -81,9 +87,14 @@ class TwinReport:
         """Share of the images whose answer differs."""
         return self.differing / self.images
 
+    @property
+    def passed(self) -> bool:
+        """True while the share is within the limit."""
+        return self.share <= LIMIT
+
     def to_json(self) -> dict[str, Any]:
         """Returns the report as plain JSON values."""
-        return {**asdict(self), "share": self.share}
+        return {**asdict(self), "share": self.share, "passed": self.passed}
 
     def text(self) -> str:
         """Returns the report in words, one line per cause."""
@@ -121,6 +132,16 @@ def compare_with_twin(bundle: Bundle, frames: Sequence[UInt8Image] = ()) -> tupl
     """
     artifact = bundle.check()
     return tuple(compare_config(path, artifact, frames) for path in configurations(bundle))
+
+
+def frames_of(data: str, split: Split | None, count: int, side: int) -> list[UInt8Image]:
+    """Returns images of a data set in their own size, RGB (H, W, 3) uint8; rendered ones in three times ``side``.
+
+    Raises:
+        DataError: nothing usable is there.
+    """
+    images = open_images(data, split or held_out_split(data), count, 3 * side)
+    return [np.asarray(images[i][0]) for i in range(min(count, len(images)))]
 
 
 def compare_config(path: Path, artifact: Artifact, frames: Sequence[UInt8Image] = ()) -> TwinReport:
@@ -186,7 +207,8 @@ class _Comparison:
 
     def _run(self, back: frozenset[str]) -> Sequence[npt.NDArray[Any]]:
         if back not in self._outputs:
-            self._outputs[back] = self.twin.run(np.stack(list(self._inputs(back))))
+            parts = [self.twin.run(np.stack(group)) for group in grouped(self._inputs(back), _AT_ONCE)]
+            self._outputs[back] = [np.concatenate(values) for values in zip(*parts)]
         return self._outputs[back]
 
     def _inputs(self, back: frozenset[str]) -> Iterator[npt.NDArray[np.float32]]:

@@ -7,10 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gft_edge.bundle import is_bundle, load_bundle
 from gft_edge.cli.common import add_data_arguments
 from gft_edge.runtime.backends import names_text
 
 if TYPE_CHECKING:
+    from gft_edge.bundle import Bundle
     from gft_edge.export.verify.artifact_alone import VerifyReport
     from gft_edge.manifest import Artifact
     from gft_edge.stats.agreement import Comparison
@@ -53,6 +55,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns 1 when something is out of limits."""
+    if not (args.checkpoint or args.pixels or args.backend) and is_bundle(args.artifact):
+        bundle = load_bundle(args.artifact)
+        if bundle.target == "deepstream":
+            return _nvinfer(args, bundle)
     from gft_edge.cli.console import result, say, track
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
     from gft_edge.export.verify.options import VerifyOptions
@@ -85,6 +91,21 @@ def run(args: argparse.Namespace) -> int:
     result(args, found.report.to_json(), text)
     accepted = ("pass",) if args.strict else ("pass", "inconclusive")
     return EXIT_OK if found.report.verdict in accepted else EXIT_CHECK_FAILED
+
+
+def _nvinfer(args: argparse.Namespace, bundle: Bundle) -> int:
+    """Compares what DeepStream's nvinfer makes of the golden images, or of images of ``--data``, with the artefact's answers."""
+    from gft_edge.cli.console import result
+    from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
+    from gft_edge.export.deploy.nvinfer_compare import compare_with_twin, frames_of
+
+    side = bundle.artifact().manifest.preprocess.height
+    frames = frames_of(args.data, args.split, args.images, side) if args.data else ()
+    reports = compare_with_twin(bundle, frames)
+    passed = all(report.passed for report in reports)
+    text = "\n".join([*(report.text() for report in reports), "passed" if passed else "FAILED"])
+    result(args, {"nvinfer": [report.to_json() for report in reports], "passed": passed}, text)
+    return EXIT_OK if passed else EXIT_CHECK_FAILED
 
 
 def _pixels(args: argparse.Namespace, artifact: Artifact) -> int:

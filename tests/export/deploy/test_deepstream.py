@@ -1,6 +1,7 @@
 """Bundles for DeepStream: what is written is read back, what nvinfer cannot use is refused, faults are named."""
 
 import dataclasses
+import json
 import shutil
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from gft_edge.bundle import ARTIFACT, load_bundle
+from gft_edge.bundle import ARTIFACT, load_bundle, write_record
+from gft_edge.cli.main import main
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.deploy.bundling import make_bundle
 from gft_edge.export.deploy.deepstream import config_text, labels_text
@@ -286,3 +288,20 @@ def test_a_bundle_for_another_target_or_changed_is_refused(bundle, tmp_path):
         compare_with_twin(copy)
     assert labels_text(("a", "b")) == "a;b\n"
     assert (copy.path / ARTIFACT).is_dir()
+
+
+def test_the_verb_verify_compares_a_bundle(bundle, tmp_path, capsys):
+    assert main(["verify", str(bundle.path)]) == 0
+    assert "0 of 4 answers differ" in capsys.readouterr().out
+    assert main(["verify", str(bundle.path), "--data", "scenes", "--images", "3", "--json"]) in (0, 1)
+    found = json.loads(capsys.readouterr().out)["nvinfer"][0]
+    assert found["images"] == 3
+    assert found["unexplained"] == 0
+    broken = tmp_path / "broken"
+    shutil.copytree(bundle.path, broken)
+    (broken / "deepstream" / "labels.txt").write_text("dog;cat;bee;ant\n")
+    write_record(broken, "deepstream", "", bundle.facts)
+    assert main(["verify", str(broken)]) == 1
+    out = capsys.readouterr().out
+    assert "labels" in out
+    assert "FAILED" in out
