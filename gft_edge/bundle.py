@@ -110,7 +110,8 @@ class Bundle:
             self.file(name)
         known = {RECORD, SIGNATURE, f"{ARTIFACT}/{MANIFEST}", *self.files}
         known |= {f"{ARTIFACT}/{name}" for name in artifact.manifest.files}
-        known |= set(self.facts.get(MADE_ON_DEVICE, ()))
+        made = self.facts.get(MADE_ON_DEVICE, ())
+        known |= {str(name) for name in made if not str(name).startswith(ARTIFACT)} if isinstance(made, list) else set()
         for name in sorted(present - known):
             if not name.startswith(tuple(f"{ARTIFACT}/{folder}" for folder in FREE)):
                 raise ArtifactError(f"bundle {self.path}: {name} is in no record; remove it")

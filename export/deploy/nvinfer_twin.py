@@ -167,7 +167,7 @@ def tensor(pixels: UInt8Image, config: NvinferConfig) -> Floats:
     planes = np.moveaxis(pixels, -1, 0)[:: -1 if config.integer("model-color-format", 0) == 1 else 1]
     offsets = np.asarray(config.numbers("offsets") or (0.0, 0.0, 0.0), np.float32)
     scale = np.float32(config.number("net-scale-factor", 1.0))
-    return scale * (planes.astype(np.float32) - offsets[:, None, None])
+    return np.asarray(scale * (planes.astype(np.float32) - offsets[:, None, None]), np.float32)
 
 
 def attributes(
@@ -214,7 +214,7 @@ def _cells(size_in: int, size_out: int) -> npt.NDArray[np.float64]:
     edges = np.arange(size_out + 1) * size_in / size_out
     inputs = np.arange(size_in)
     overlap = np.minimum(edges[1:, None], inputs + 1) - np.maximum(edges[:-1, None], inputs)
-    return np.maximum(overlap, 0) * size_out / size_in
+    return np.asarray(np.maximum(overlap, 0) * size_out / size_in, np.float64)
 
 
 def _graph(
