@@ -137,6 +137,11 @@ class _Graph(nn.Module):
         return torch.stack(grid, dim=1).unflatten(2, config.grid)
 
 
+def graph_module(model: nn.Module, spec: PreprocessSpec, budget: TokenBudget, options: GraphOptions) -> nn.Module:
+    """Returns the function that :func:`export_graph` traces, from the graph's input to the tuple of its outputs."""
+    return _Graph(model, budget, options, spec).eval()
+
+
 def export_graph(
     model: nn.Module, spec: PreprocessSpec, budget: TokenBudget, options: GraphOptions = DEFAULT_OPTIONS
 ) -> onnx.ModelProto:
