@@ -107,6 +107,7 @@ class _Graph(nn.Module):
 
     scale: Tensor
     shift: Tensor
+    order: Tensor
 
     def __init__(self, model: nn.Module, budget: TokenBudget, options: GraphOptions, spec: PreprocessSpec) -> None:
         super().__init__()
@@ -116,6 +117,7 @@ class _Graph(nn.Module):
         scale, shift = spec.scale_and_shift()
         self.register_buffer("scale", torch.from_numpy(scale))
         self.register_buffer("shift", torch.from_numpy(shift))
+        self.register_buffer("order", torch.tensor(self.channels))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Returns the graph's outputs."""
@@ -124,9 +126,7 @@ class _Graph(nn.Module):
             image = (image.float()[..., self.channels] * self.scale + self.shift).permute(0, 3, 1, 2)
         if self.options.input == "float255":
             if self.channels != sorted(self.channels):
-                image = image.index_select(
-                    1, torch.tensor(self.channels)
-                )  # one Gather; plain indexing adds two Transposes
+                image = image.index_select(1, self.order)  # one Gather; plain indexing adds two Transposes
             image = image * self.scale[:, None, None] + self.shift[:, None, None]
         image = image.to(self.dtype)
         maps = self.options.maps
@@ -156,6 +156,11 @@ class _Graph(nn.Module):
             stands_for = (before.kept.unsqueeze(2) == everything).to(stage.importance.dtype)
             grid.append((stage.importance.unsqueeze(1) @ stands_for).squeeze(1))
         return torch.stack(grid, dim=1).unflatten(2, config.grid)
+
+
+def graph_module(model: nn.Module, spec: PreprocessSpec, budget: TokenBudget, options: GraphOptions) -> nn.Module:
+    """Returns the function that :func:`export_graph` traces, from the graph's input to the tuple of its outputs."""
+    return _Graph(model, budget, options, spec).eval()
 
 
 def export_graph(

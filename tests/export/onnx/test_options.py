@@ -113,7 +113,7 @@ def test_pixels_are_normalised_inside_the_graph(export, checkpoints, pixels, tmp
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
     opened = open_session(artifact)
     assert np.array_equal(opened(pixels)["logits"], opened(normalised)["logits"]), "both forms of the input are taken"
-    predictions = Classifier.load(artifact.path).predict(list(pixels))
+    predictions = Classifier.open(artifact.path).predict(list(pixels))
     assert np.allclose([p.logits for p in predictions], expected, atol=1e-4)
 
 
