@@ -12,7 +12,6 @@ from gft_edge.cli.common import add_data_arguments
 from gft_edge.runtime.backends import names_text
 
 if TYPE_CHECKING:
-    from gft_edge.bundle import Bundle
     from gft_edge.export.verify.artifact_alone import VerifyReport
     from gft_edge.manifest import Artifact
     from gft_edge.stats.agreement import Comparison
@@ -22,7 +21,7 @@ EXAMPLE = "gft-edge verify runs/artifact --checkpoint builtin --images 512"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artefact folder")
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artefact folder, or a bundle")
     parser.add_argument(
         "--checkpoint",
         metavar="CKPT",
@@ -55,15 +54,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns 1 when something is out of limits."""
-    if not (args.checkpoint or args.pixels or args.backend) and is_bundle(args.artifact):
-        bundle = load_bundle(args.artifact)
-        if bundle.target == "deepstream":
-            return _nvinfer(args, bundle)
+    from gft_edge.bundle import open_artifact
     from gft_edge.cli.console import result, say, track
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
     from gft_edge.export.verify.options import VerifyOptions
     from gft_edge.export.verify.verification import NotStoredError, verify
-    from gft_edge.manifest import load_artifact
     from gft_edge.report.figures.map_pictures import write_map_picture
 
     options = VerifyOptions(
@@ -73,9 +68,11 @@ def run(args: argparse.Namespace) -> int:
         images=args.images,
         map_images=args.map_images,
     )
-    artifact = load_artifact(args.artifact)
+    artifact = open_artifact(args.artifact)
     if args.pixels:
         return _pixels(args, artifact)
+    if not (args.checkpoint or args.backend) and is_for_deepstream(args.artifact):
+        return _nvinfer(args, artifact)
     checkpoint = None
     if args.checkpoint:
         from gft_edge.checkpoint import load_checkpoint
@@ -93,15 +90,20 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK if found.report.verdict in accepted else EXIT_CHECK_FAILED
 
 
-def _nvinfer(args: argparse.Namespace, bundle: Bundle) -> int:
+def is_for_deepstream(path: Path) -> bool:
+    """Returns whether a folder is a bundle for DeepStream."""
+    return is_bundle(path) and load_bundle(path).target == "deepstream"
+
+
+def _nvinfer(args: argparse.Namespace, artifact: Artifact) -> int:
     """Compares what DeepStream's nvinfer makes of the golden images, or of images of ``--data``, with the artefact's answers."""
     from gft_edge.cli.console import result
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
     from gft_edge.export.deploy.nvinfer_compare import compare_with_twin, frames_of
 
-    side = bundle.artifact().manifest.preprocess.height
+    side = artifact.manifest.preprocess.height
     frames = frames_of(args.data, args.split, args.images, side) if args.data else ()
-    reports = compare_with_twin(bundle, frames)
+    reports = compare_with_twin(load_bundle(args.artifact), frames)
     passed = all(report.passed for report in reports)
     text = "\n".join([*(report.text() for report in reports), "passed" if passed else "FAILED"])
     result(args, {"nvinfer": [report.to_json() for report in reports], "passed": passed}, text)
