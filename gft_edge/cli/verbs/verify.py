@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gft_edge.bundle import is_bundle, load_bundle
 from gft_edge.cli.common import add_data_arguments
 from gft_edge.runtime.backends import names_text
 
@@ -92,11 +91,14 @@ def run(args: argparse.Namespace) -> int:
 
 def is_for_deepstream(path: Path) -> bool:
     """Returns whether a folder is a bundle for DeepStream."""
+    from gft_edge.bundle import is_bundle, load_bundle
+
     return is_bundle(path) and load_bundle(path).target == "deepstream"
 
 
 def _nvinfer(args: argparse.Namespace, artifact: Artifact) -> int:
     """Compares what DeepStream's nvinfer makes of the golden images, or of images of ``--data``, with the artefact's answers."""
+    from gft_edge.bundle import load_bundle
     from gft_edge.cli.console import result
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
     from gft_edge.export.deploy.nvinfer_compare import compare_with_twin, frames_of
