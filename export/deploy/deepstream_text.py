@@ -109,7 +109,7 @@ Gst-nvdspreprocess (`input-tensor-meta=1` on nvinfer).
 _RESIZE = """## Resize
 
 `scaling-filter=1` is bilinear without antialiasing; the training averages over all pixels. The effect grows with the size of the
-frame; `gft-edge verify BUNDLE --data FOLDER` measures it on images. Training with the resize of nvinfer removes it.
+frame; `gft-edge verify BUNDLE --data FOLDER` measures it on images. docs/deepstream.md of gft_edge has the remedies.
 """
 _MAPS = """## Maps
 
@@ -136,11 +136,15 @@ The graph has more outputs than one. nvinfer's parser would read each as an attr
 """
 _VERSIONS = """## Versions
 
+By NVIDIA's release notes and migration guides; not tried.
+
 | DeepStream | TensorRT | graph |
 |---|---|---|
-| 6.3, 6.4 | 8.5, 8.6 | `gft-edge export --dialect trt8` |
-| 7.0 | 8.6 | `gft-edge export --dialect trt8` |
+| 6.4, 7.0 | 8.6 | `gft-edge export --dialect trt8` |
 | 7.1 | 10.3 | as exported |
 | 8.0 | 10.9 (PC), 10.13 (Jetson) | as exported |
-| 9.0 and later | 10.14 or later | as exported |
+| 9.0 | 10.14 | as exported |
+
+nvinfer and the flags of `build_engine.sh` let the builder choose types. TensorRT 11 has strongly typed networks alone: there, replace
+`--fp16` and `--int8` by nothing and let nvinfer load the engine.
 """

@@ -242,6 +242,18 @@ def test_resize_and_padding_are_told_apart(bundle, fitting, frames, tmp_path):
     assert report.unexplained == 0
 
 
+def test_a_centre_crop_that_nvinfer_cannot_make_is_said_and_named(tiny_artifact, frames, tmp_path):
+    plain = load_artifact(tiny_artifact)
+    spec = dataclasses.replace(plain.manifest.preprocess, resize="crop", crop_ratio=0.5)
+    made = make_bundle(rewritten(plain, tmp_path / "crop", preprocess=spec), tmp_path / "out", PRIMARY)
+    assert "crop" in (made.path / "deepstream" / "config_infer_primary.txt").read_text()
+    assert "crop ratio 0.5" in (made.path / "deepstream" / "README.md").read_text()
+    (report,) = compare_with_twin(made, frames)
+    assert "crop" in [cause.element for cause in report.causes]
+    assert report.unexplained == 0
+    assert not report.passed
+
+
 def test_several_faults_are_named_one_after_the_other(bundle, fitting, frames, tmp_path):
     small = [fitting.manifest.preprocess.geometry(frame) for frame in frames]
     path = edited(bundle, tmp_path / "edited", "ant\nbee\ncat\ndog\n", model_color_format="1")
