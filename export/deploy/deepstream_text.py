@@ -131,7 +131,8 @@ The graph has more outputs than one. nvinfer's parser would read each as an attr
                 layer = pyds.get_nvds_LayerInfo(tensors, number)
                 shape = layer.inferDims.d[: layer.inferDims.numDims]
                 kind = ctypes.c_int32 if layer.layerName.startswith("kept_") else ctypes.c_float
-                values = numpy.ctypeslib.as_array(ctypes.cast(pyds.get_ptr(layer.buffer), ctypes.POINTER(kind)), tuple(shape))
+                memory = ctypes.cast(pyds.get_ptr(layer.buffer), ctypes.POINTER(kind))
+                values = numpy.ctypeslib.as_array(memory, tuple(shape))
         item = item.next
 """
 _VERSIONS = """## Versions
