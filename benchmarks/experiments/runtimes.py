@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -128,20 +128,20 @@ def agreement(reference: Arrays, candidate: Arrays) -> Agreement:
         return "rounding" if margins[row] <= 2 * noise else ""
 
     flips = [
-        Flip(int(row), float(margins[row]), float(differences[row]), cause(row)) for row in np.flatnonzero(flipped)
+        Flip(row, float(margins[row]), float(differences[row]), cause(row)) for row in np.flatnonzero(flipped).tolist()
     ]
     return Agreement(len(ours), noise, int(other.sum()), sum(map(bool, causes)), tuple(flips))
 
 
 def _first_other_patch(reference: Arrays, candidate: Arrays, row: int) -> bool | None:
     """Returns whether the first stage of an image that keeps other patches is a tie; None if every stage keeps the same."""
-    sides = [{name: values[row : row + 1] for name, values in side.items()} for side in (reference, candidate)]
+    ours, theirs = ({name: values[row : row + 1] for name, values in side.items()} for side in (reference, candidate))
     entering: npt.NDArray[Any] = np.arange(reference["scores_0"].shape[1])[None]
     for stage in range(sum(name.startswith("kept_") for name in reference)):
         name = f"kept_{stage}"
-        if not np.array_equal(np.sort(sides[0][name]), np.sort(sides[1][name])):
-            return stage_agreement(*sides, stage, entering).ties == 1
-        entering = sides[0][name]
+        if not np.array_equal(np.sort(ours[name]), np.sort(theirs[name])):
+            return stage_agreement(ours, theirs, stage, entering).ties == 1
+        entering = ours[name]
     return None
 
 
@@ -199,27 +199,34 @@ def run(out: Path, num_images: int = IMAGES) -> dict[str, Any]:
     info = checkpoint.info
     calls = runners(checkpoint, artifacts(checkpoint, out / "artifacts"))
     images = open_images(info.data, "test", num_images, info.model.image_size)
-    missing = [n for n in range(batch_count(len(images), BATCH)) if not _part(out, n).is_file()]
+    batches = batch_count(len(images), BATCH)
     (out / "parts").mkdir(exist_ok=True)
+    missing = [number for number in range(batches) if not _part(out, number).is_file()]
     for number in track(missing, "runtimes", len(missing)):
-        rows = range(number * BATCH, min((number + 1) * BATCH, len(images)))
-        ((pixels, labels),) = evaluation_batches(Subset(images, tuple(rows)), info.preprocess, BATCH)
-        arrays = {"labels": labels}
-        for runtime, call in enumerate(calls.values()):
-            outputs = call(pixels)
-            names = [name for name in outputs if name == LOGITS or name.startswith(("kept_", "scores_"))]
-            arrays |= {f"{runtime}/{name}": outputs[name] for name in names}
-        save_npz(_part(out, number), arrays)
-    parts = [dict(np.load(_part(out, n))) for n in range(batch_count(len(images), BATCH))]
-    outputs = [_joined(parts, runtime) for runtime in range(len(calls))]
+        indices = tuple(range(number * BATCH, min((number + 1) * BATCH, len(images))))
+        ((pixels, labels),) = evaluation_batches(Subset(images, indices), info.preprocess, BATCH)
+        save_npz(_part(out, number), {"labels": labels, **_all_outputs(calls.values(), pixels)})
+    parts: list[Arrays] = [dict(np.load(_part(out, number))) for number in range(batches)]
+    reference = _joined(parts, 0)
     subset = np.concatenate([np.arange(len(part["labels"])) < SUBSET for part in parts])
-    rows = []
-    for name, found in list(zip(calls, outputs))[1:]:
-        whole = len(found[LOGITS]) == len(images)
-        reference = outputs[0] if whole else {key: values[subset] for key, values in outputs[0].items()}
-        rows.append({"runtime": name, **agreement(reference, found).to_json()})
-    right = outputs[0][LOGITS].argmax(axis=1) == np.concatenate([part["labels"] for part in parts])
+    of_subset = {key: values[subset] for key, values in reference.items()}
+    rows: list[dict[str, Any]] = []
+    for runtime, name in list(enumerate(calls))[1:]:
+        found = _joined(parts, runtime)
+        against = reference if len(found[LOGITS]) == len(images) else of_subset
+        rows.append({"runtime": name, **agreement(against, found).to_json()})
+    right = reference[LOGITS].argmax(axis=1) == np.concatenate([part["labels"] for part in parts])
     return {"images": len(images), "top1": float(right.mean()), "machine": machine(), "rows": rows}
+
+
+def _all_outputs(calls: Iterable[Runner], pixels: npt.NDArray[np.float32]) -> Arrays:
+    """Returns what is compared of every runtime, by its number and name."""
+    arrays: Arrays = {}
+    for runtime, call in enumerate(calls):
+        outputs = call(pixels)
+        names = [name for name in outputs if name == LOGITS or name.startswith(("kept_", "scores_"))]
+        arrays |= {f"{runtime}/{name}": outputs[name] for name in names}
+    return arrays
 
 
 def _part(out: Path, number: int) -> Path:
