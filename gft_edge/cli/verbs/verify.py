@@ -20,7 +20,7 @@ EXAMPLE = "gft-edge verify runs/artifact --checkpoint builtin --images 512"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artefact folder")
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artefact folder, or a bundle")
     parser.add_argument(
         "--checkpoint",
         metavar="CKPT",
@@ -53,11 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns 1 when something is out of limits."""
+    from gft_edge.bundle import open_artifact
     from gft_edge.cli.console import result, say, track
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
     from gft_edge.export.verify.options import VerifyOptions
     from gft_edge.export.verify.verification import NotStoredError, verify
-    from gft_edge.manifest import load_artifact
     from gft_edge.report.figures.map_pictures import write_map_picture
 
     options = VerifyOptions(
@@ -67,7 +67,7 @@ def run(args: argparse.Namespace) -> int:
         images=args.images,
         map_images=args.map_images,
     )
-    artifact = load_artifact(args.artifact)
+    artifact = open_artifact(args.artifact)
     if args.pixels:
         return _pixels(args, artifact)
     checkpoint = None
