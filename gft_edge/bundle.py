@@ -11,8 +11,10 @@ Nothing here needs more than NumPy.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ from gft_edge.files import canonical_json
 from gft_edge.manifest import MANIFEST, Artifact, load_artifact, split_member
 from gft_edge.manifest_schema import DeploymentManifest, FileInfo, safe_name
 from gft_edge.storage.seals import read_sealed, write_sealed
+from gft_edge.storage.unpack import names_in, unpack
 
 SCHEMA = 1
 RECORD = "bundle.json"
@@ -193,10 +196,51 @@ def open_artifact(path: str | Path) -> Artifact:
         ArtifactError: neither, damaged, changed, or without that member.
     """
     folder, member = split_member(path)
+    refuse_zip(folder)
     if not is_bundle(folder):
         return load_artifact(path)
     artifact = load_bundle(folder).check()
     return load_artifact(f"{artifact.path}@{member}") if member else artifact
+
+
+@contextlib.contextmanager
+def opened_bundle(path: str | Path) -> Iterator[Bundle]:
+    """Yields a bundle of a folder, or of a zip, which is unpacked into a temporary folder until the block ends.
+
+    The files are not checked: call :meth:`Bundle.check`.
+
+    Raises:
+        ArtifactError: neither, a damaged or dangerous zip, or no record in it.
+    """
+    if not is_zip(Path(path)):
+        yield load_bundle(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="gft-edge-") as temporary:
+        folder = Path(temporary) / "bundle"
+        unpack(Path(path), folder)
+        if not is_bundle(folder):
+            raise ArtifactError(
+                f"zip {path}: has no {RECORD} at its top; zip the content of the bundle, not its folder"
+            )
+        yield load_bundle(folder)
+
+
+def is_zip(path: Path) -> bool:
+    """Returns whether a path is a file that begins like a zip, or is named like one."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\3\4" or path.suffix.lower() == ".zip"
+
+
+def refuse_zip(path: Path) -> None:
+    """Refuses the zip of a bundle where only a folder can be used: engines and reports are added to it.
+
+    Raises:
+        ArtifactError: with the command that checks and unpacks it.
+    """
+    if is_zip(path) and RECORD in names_in(path):
+        raise ArtifactError(f"bundle {path}: is a zip; check and unpack it: gft-edge selftest {path} --unpack DIR")
 
 
 def write_record(folder: Path, target: Target, device: str = "", facts: Mapping[str, Any] | None = None) -> None:

@@ -1,4 +1,4 @@
-"""An artefact as a backend runs it, with the kept patches and what ranks them, whatever outputs its graph has, compared with others."""
+"""An artefact as a backend runs it, with the kept patches and their scores, whatever outputs its graph has, compared with others."""
 
 from __future__ import annotations
 

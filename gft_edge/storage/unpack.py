@@ -31,8 +31,20 @@ _CHUNK = 1 << 20
 _END_RECORD = 22
 _END_BYTES = _END_RECORD + 0xFFFF
 """The record that ends a zip, with the longest comment."""
+_DAMAGED = (zipfile.BadZipFile, zlib.error, struct.error, EOFError, NotImplementedError, RuntimeError, ValueError)
+"""What zipfile raises for bytes that are no whole zip."""
 _LOCAL_HEADER = 30
 _ENCRYPTED = 0x1 | 0x40 | 0x2000
+
+
+def names_in(path: Path) -> list[str]:
+    """Returns the names in a zip, none for a damaged one."""
+    try:
+        _require_small_directory(path)
+        with zipfile.ZipFile(path) as archive:
+            return archive.namelist()
+    except (ArtifactError, *_DAMAGED):
+        return []
 
 
 def unpack(path: Path, out: Path) -> None:
@@ -58,15 +70,7 @@ def unpack(path: Path, out: Path) -> None:
                 for entry in entries:
                     if not entry.is_dir():
                         _extract(path, archive, entry, folder / entry.filename)
-    except (
-        zipfile.BadZipFile,
-        zlib.error,
-        struct.error,
-        EOFError,
-        NotImplementedError,
-        RuntimeError,
-        ValueError,
-    ) as error:
+    except _DAMAGED as error:
         raise ArtifactError(f"zip {path}: is damaged or cut off ({error}); copy it again") from None
 
 
