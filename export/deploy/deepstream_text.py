@@ -146,6 +146,5 @@ By NVIDIA's release notes and migration guides; not tried.
 | 8.0 | 10.9 (PC), 10.13 (Jetson) | as exported |
 | 9.0 | 10.14 | as exported |
 
-nvinfer and the flags of `build_engine.sh` let the builder choose types. TensorRT 11 has strongly typed networks alone: there, replace
-`--fp16` and `--int8` by nothing and let nvinfer load the engine.
+nvinfer and `build_engine.sh` let flags choose the types. TensorRT 11 has no such flags: remove `--fp16` and `--int8` there.
 """
