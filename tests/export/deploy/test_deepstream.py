@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gft_edge.bundle import ARTIFACT, load_bundle, write_record
-from gft_edge.cli.main import main
+from gft_edge.cli.main import main, verb_module
+from gft_edge.cli.parsing import verb_parser
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.deploy.bundling import make_bundle
 from gft_edge.export.deploy.deepstream import config_text, labels_text
@@ -335,3 +336,12 @@ def test_the_verb_verify_compares_a_bundle(bundle, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "labels" in out
     assert "FAILED" in out
+
+
+def test_commands_of_the_page_parse():
+    page = (Path(__file__).parents[3] / "docs" / "deepstream.md").read_text(encoding="utf-8")
+    commands = [line for line in page.splitlines() if line.startswith("gft-edge ")]
+    assert len(commands) == 4
+    for command in commands:
+        _, verb, *arguments = command.split()
+        verb_parser(verb, verb_module(verb)).parse_args(arguments)
