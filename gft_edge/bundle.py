@@ -11,8 +11,10 @@ Nothing here needs more than NumPy.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -24,6 +26,7 @@ from gft_edge.files import canonical_json
 from gft_edge.manifest import MANIFEST, Artifact, load_artifact, split_member
 from gft_edge.manifest_schema import DeploymentManifest, FileInfo, safe_name
 from gft_edge.storage.seals import read_sealed, write_sealed
+from gft_edge.storage.unpack import names_in, unpack
 
 SCHEMA = 1
 RECORD = "bundle.json"
@@ -34,6 +37,8 @@ ADDED = ("engines/", "reports/", "caches/")
 FREE = ("reports/", "caches/")
 """Those whose files need no entry in the manifest: they are data, or checked by the reader of the cache. Engines are code."""
 
+MADE_ON_DEVICE = "made_on_device"
+"""Fact with the names of files that the target's own program writes into the bundle and reads without checks: nvinfer's engine."""
 ID_DIGITS = 16
 
 Target = Literal["jetson", "deepstream", "triton", "onnxruntime"]
@@ -90,7 +95,7 @@ class Bundle:
         found = artifact_sha256(artifact.manifest)
         if found != self.artifact_sha256:
             raise ArtifactError(
-                f"bundle {self.path}: holds artefact {found[:ID_DIGITS]}, its record is of {self.artifact_id}; copy the bundle again"
+                f"bundle {self.path}: holds artefact {found[:ID_DIGITS]}, its record names {self.artifact_id}; copy it again"
             )
         return artifact
 
@@ -108,6 +113,8 @@ class Bundle:
             self.file(name)
         known = {RECORD, SIGNATURE, f"{ARTIFACT}/{MANIFEST}", *self.files}
         known |= {f"{ARTIFACT}/{name}" for name in artifact.manifest.files}
+        made = self.facts.get(MADE_ON_DEVICE, ())
+        known |= {str(name) for name in made if not str(name).startswith(ARTIFACT)} if isinstance(made, list) else set()
         for name in sorted(present - known):
             if not name.startswith(tuple(f"{ARTIFACT}/{folder}" for folder in FREE)):
                 raise ArtifactError(f"bundle {self.path}: {name} is in no record; remove it")
@@ -189,10 +196,51 @@ def open_artifact(path: str | Path) -> Artifact:
         ArtifactError: neither, damaged, changed, or without that member.
     """
     folder, member = split_member(path)
+    refuse_zip(folder)
     if not is_bundle(folder):
         return load_artifact(path)
     artifact = load_bundle(folder).check()
     return load_artifact(f"{artifact.path}@{member}") if member else artifact
+
+
+@contextlib.contextmanager
+def opened_bundle(path: str | Path) -> Iterator[Bundle]:
+    """Yields a bundle of a folder, or of a zip, which is unpacked into a temporary folder until the block ends.
+
+    The files are not checked: call :meth:`Bundle.check`.
+
+    Raises:
+        ArtifactError: neither, a damaged or dangerous zip, or no record in it.
+    """
+    if not is_zip(Path(path)):
+        yield load_bundle(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="gft-edge-") as temporary:
+        folder = Path(temporary) / "bundle"
+        unpack(Path(path), folder)
+        if not is_bundle(folder):
+            raise ArtifactError(
+                f"zip {path}: has no {RECORD} at its top; zip the content of the bundle, not its folder"
+            )
+        yield load_bundle(folder)
+
+
+def is_zip(path: Path) -> bool:
+    """Returns whether a path is a file that begins like a zip, or is named like one."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\3\4" or path.suffix.lower() == ".zip"
+
+
+def refuse_zip(path: Path) -> None:
+    """Refuses the zip of a bundle where only a folder can be used: engines and reports are added to it.
+
+    Raises:
+        ArtifactError: with the command that checks and unpacks it.
+    """
+    if is_zip(path) and RECORD in names_in(path):
+        raise ArtifactError(f"bundle {path}: is a zip; check and unpack it: gft-edge selftest {path} --unpack DIR")
 
 
 def write_record(folder: Path, target: Target, device: str = "", facts: Mapping[str, Any] | None = None) -> None:

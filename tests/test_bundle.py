@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
-import random
 import shutil
 from pathlib import Path
 
 import pytest
 
-from gft_edge.bundle import ARTIFACT, RECORD, artifact_id, load_bundle, open_artifact, write_record
+from gft_edge.bundle import ARTIFACT, artifact_id, load_bundle, open_artifact, write_record
 from gft_edge.errors import ArtifactError
-from gft_edge.manifest import load_artifact, register_files
+from gft_edge.manifest import load_artifact
 
 
 @pytest.fixture

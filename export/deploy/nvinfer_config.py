@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -85,6 +85,13 @@ class NvinferConfig:
         if text not in ("0", "1", "true", "false"):
             raise ConfigError(f"{self.place(key, group)} must be 0 or 1, found {text!r}")
         return text in ("1", "true")
+
+    def changed(self, **values: str | None) -> NvinferConfig:
+        """Returns a copy with other values in the group of properties, ``_`` for ``-`` in their keys; None removes a key."""
+        new = {name.replace("_", "-"): value for name, value in values.items()}
+        kept = {key: value for key, value in self.values.get(PROPERTY, {}).items() if key not in new}
+        added = {key: (value, 0) for key, value in new.items() if value is not None}
+        return replace(self, values={**self.values, PROPERTY: {**kept, **added}})
 
     def file(self, key: str) -> Path | None:
         """Returns the path of a file that a key names, None if the key is not there."""

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from gft_edge.bundle import TARGETS, Target
 from gft_edge.errors import ConfigError
+from gft_edge.hardware.devices import device
+from gft_edge.hardware.tensorrt_versions import parse_version
 
 
 @dataclass(frozen=True)
@@ -19,10 +21,12 @@ class BundleOptions:
         tensorrt: version on the device, empty for its newest.
         secondary: DeepStream: classify objects that a detector found, not whole frames.
         isaac_ros: Jetson: add a launch file for Isaac ROS.
-        wheel: wheel of this package to put into the bundle; None makes one of the installed package.
+        wheel: Jetson: wheel of this package to put into the bundle; None makes one of the installed package.
+        zip: write a zip of the bundle too.
+        sign: file with the private Ed25519 key that signs the record, None for no signature.
 
     Raises:
-        ConfigError: unknown target.
+        ConfigError: unknown target or device, or an option of another target.
     """
 
     target: Target
@@ -31,7 +35,20 @@ class BundleOptions:
     secondary: bool = False
     isaac_ros: bool = False
     wheel: Path | None = None
+    zip: bool = False
+    sign: Path | None = None
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise ConfigError(f"unknown target {self.target!r}; there are: {', '.join(TARGETS)}")
+        for name, target in _OF_ONE_TARGET.items():
+            if getattr(self, name) and self.target != target:
+                raise ConfigError(f"--{name.replace('_', '-')} is for --target {target}, not for {self.target}")
+        if self.device:
+            device(self.device)
+        if self.tensorrt:
+            parse_version(self.tensorrt)
+
+
+_OF_ONE_TARGET: dict[str, Target] = {"secondary": "deepstream", "isaac_ros": "jetson", "wheel": "jetson"}
+"""Options that one target alone has."""

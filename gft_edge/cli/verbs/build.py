@@ -58,7 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=("fp32", "fp16", "bf16"), help=f"--target {TORCH}: type of the model (fp32)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.ep", help=f"--target {TORCH}: the compiled program")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.ep|ARTIFACT",
+        help=f"--target {TORCH}: the compiled program, or the artefact to enter it in",
+    )
     ready = parser.add_argument_group(
         "trtexec", "enter an engine that trtexec built here from the ARTIFACT; needs numpy alone"
     )
@@ -80,10 +85,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
+    from gft_edge.bundle import open_artifact
     from gft_edge.cli.console import result, say
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError
     from gft_edge.export.tensorrt.build import build, plan_build
-    from gft_edge.manifest import load_artifact
 
     if args.target == TORCH:
         return _run_torch(args)
@@ -91,7 +96,7 @@ def _build(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--precision, --out: for --target {TORCH} only; an artefact has its precision and its engines"
         )
-    artifact = load_artifact(args.artifact)
+    artifact = open_artifact(args.artifact)
     options = _options(args, artifact.manifest.batch)
 
     def problem(text: str) -> None:
@@ -110,10 +115,10 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _register(args: argparse.Namespace) -> int:
+    from gft_edge.bundle import open_artifact
     from gft_edge.cli.console import result
     from gft_edge.errors import EXIT_OK, ConfigError
     from gft_edge.export.tensorrt.registration import read_plan, register_engine
-    from gft_edge.manifest import load_artifact
 
     if None in (args.engine, args.plan_file, args.tensorrt):
         raise ConfigError(
@@ -122,7 +127,7 @@ def _register(args: argparse.Namespace) -> int:
         )
     if args.target is not None or args.plan:
         raise ConfigError("--engine: the plan file names the target; leave --target and --plan out")
-    artifact = load_artifact(args.artifact)
+    artifact = open_artifact(args.artifact)
     record = register_engine(artifact, args.engine, read_plan(args.plan_file), args.tensorrt)
     result(args, record, _built(artifact.path, record))
     return EXIT_OK
