@@ -100,7 +100,7 @@ class Bundle:
         return artifact
 
     def check(self) -> Artifact:
-        """Checks every file of the bundle and returns its artefact.
+        """Checks every file of the bundle and returns its artefact; a further file may only be a copy of an engine of it.
 
         Raises:
             ArtifactError: a file is missing, changed, a link, a pipe, or in no record.
@@ -115,8 +115,12 @@ class Bundle:
         known |= {f"{ARTIFACT}/{name}" for name in artifact.manifest.files}
         made = self.facts.get(MADE_ON_DEVICE, ())
         known |= {str(name) for name in made if not str(name).startswith(ARTIFACT)} if isinstance(made, list) else set()
+        engines = [info for name, info in artifact.manifest.files.items() if name.startswith("engines/")]
         for name in sorted(present - known):
-            if not name.startswith(tuple(f"{ARTIFACT}/{folder}" for folder in FREE)):
+            free = name.startswith(tuple(f"{ARTIFACT}/{folder}" for folder in FREE))
+            if (
+                not free and FileInfo.of(self.path / name) not in engines
+            ):  # servers read copies of engines from their own folders
                 raise ArtifactError(f"bundle {self.path}: {name} is in no record; remove it")
         return artifact
 

@@ -12,6 +12,7 @@ import pytest
 tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11")
 
 ROOT = Path(__file__).parents[1]
+DEPLOY = ("normalize_graph", "onnxruntime_context", "place_engine", "triton")
 NEEDS = {
     "benchmarks.measuring.layer_times": "torch",
     "benchmarks.measuring.linears": "onnx",
@@ -24,6 +25,7 @@ NEEDS = {
     "controls": "torch",
     "data.training": "torch",
     "distill.*": "torch",
+    **dict.fromkeys((f"export.deploy.{name}" for name in DEPLOY), "onnx"),
     "export.graph.*": "onnx",
     "export.graph.native": "",
     "export.lint.*": "onnx",

@@ -14,7 +14,10 @@ output [{ name: "logits" data_type: TYPE_FP32 dims: [4] label_filename: "labels.
 dynamic_batching { preferred_batch_size: [4, 8] max_queue_delay_microseconds: 100 }
 instance_group [{ kind: KIND_GPU count: 1 }]
 optimization { execution_accelerators { gpu_execution_accelerator: [{ name: "tensorrt" }] } }
-model_warmup [{ name: "one" batch_size: 1 inputs { key: "image" value: { data_type: TYPE_FP32 dims: [3, 32, 32] zero_data: true } } }]
+model_warmup [{
+  name: "one" batch_size: 1
+  inputs { key: "image" value: { data_type: TYPE_FP32 dims: [3, 32, 32] zero_data: true } }
+}]
 """
 
 
@@ -42,7 +45,7 @@ def test_what_is_written_is_read_and_is_the_same_bytes_each_time(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "data, words",
+    ("data", "words"),
     [
         (b"max_batch_size: many", "1:17"),
         (b"max_batch: 4", "max_batch"),
