@@ -156,7 +156,8 @@ def selftest(path: str | Path, options: SelfTestOptions = SelfTestOptions()) -> 
             members += [load_artifact(f"{artifact.path}@{name}") for name in artifact.manifest.family]
         here, notes = _fit(bundle, options.root)
         backend = _backend(artifact) if options.backend == AUTO else options.backend
-        budgets, more, session = [], [], {}
+        budgets, more = [], []
+        session: dict[str, Any] = {}
         for member in members:
             result, problem_notes, session = _test_budget(member, backend)
             budgets.append(result)
@@ -248,9 +249,10 @@ def _fit(bundle: Bundle | None, root: Path) -> tuple[str, list[str]]:
 
 def _backend(artifact: Artifact) -> str:
     """Returns the first backend that can run an engine that the artefact has, else the default one."""
-    engines = any(name.endswith(".engine") for name in artifact.manifest.files)
-    for each in BACKENDS if engines and has_nvidia_driver() else ():
-        if each.runs_engines and is_installed(each.module):
+    for each in BACKENDS if has_nvidia_driver() else ():
+        start = "engines/rtx" if each.module == "tensorrt_rtx" else "engines/trt"
+        has_one = any(name.startswith(start) and name.endswith(".engine") for name in artifact.manifest.files)
+        if each.runs_engines and has_one and is_installed(each.module):
             return each.name
     return DEFAULT
 
