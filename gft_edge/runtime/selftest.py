@@ -248,9 +248,10 @@ def _fit(bundle: Bundle | None, root: Path) -> tuple[str, list[str]]:
 
 def _backend(artifact: Artifact) -> str:
     """Returns the first backend that can run an engine that the artefact has, else the default one."""
-    engines = any(name.endswith(".engine") for name in artifact.manifest.files)
-    for each in BACKENDS if engines and has_nvidia_driver() else ():
-        if each.runs_engines and is_installed(each.module):
+    for each in BACKENDS if has_nvidia_driver() else ():
+        start = "engines/rtx" if each.module == "tensorrt_rtx" else "engines/trt"
+        has_one = any(name.startswith(start) and name.endswith(".engine") for name in artifact.manifest.files)
+        if each.runs_engines and has_one and is_installed(each.module):
             return each.name
     return DEFAULT
 

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
-from gft_edge.errors import ArtifactError
+from gft_edge.errors import ArtifactError, GFTEdgeError
 from gft_edge.files import new_folder
 
 MAX_ENTRIES = 10_000
@@ -70,6 +70,8 @@ def unpack(path: Path, out: Path) -> None:
                 for entry in entries:
                     if not entry.is_dir():
                         _extract(path, archive, entry, folder / entry.filename)
+    except GFTEdgeError:  # some are ValueErrors too
+        raise
     except _DAMAGED as error:
         raise ArtifactError(f"zip {path}: is damaged or cut off ({error}); copy it again") from None
 
