@@ -21,12 +21,17 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.benchmarks.experiments.markdown import render, table, verdict
+from gft_edge.bundle import load_bundle
 from gft_edge.checkpoint import BUILTIN, Checkpoint, load_checkpoint
 from gft_edge.cli.console import say, track
 from gft_edge.data.batches import batch_count, evaluation_batches
 from gft_edge.data.datasets import open_images
 from gft_edge.data.sets import Subset
 from gft_edge.errors import exit_code
+from gft_edge.export.deploy.bundling import make_bundle
+from gft_edge.export.deploy.nvinfer_compare import configurations
+from gft_edge.export.deploy.nvinfer_twin import open_twin, scaled, tensor
+from gft_edge.export.deploy.options import BundleOptions
 from gft_edge.export.onnx.artifact import export_artifact, save_npz
 from gft_edge.export.onnx.reference import reference_outputs
 from gft_edge.export.onnx.tracing import GraphOptions
@@ -158,8 +163,8 @@ def artifacts(checkpoint: Checkpoint, folder: Path) -> dict[str, Artifact]:
     return found
 
 
-def runners(checkpoint: Checkpoint, exported: Mapping[str, Artifact]) -> dict[str, Runner]:
-    """Returns every runtime by name, PyTorch first."""
+def runners(checkpoint: Checkpoint, exported: Mapping[str, Artifact], out: Path) -> dict[str, Runner]:
+    """Returns every runtime by name, PyTorch first; the bundle for DeepStream is made where it is missing."""
     found: dict[str, Runner] = {
         REFERENCE: lambda images: reference_outputs(checkpoint.model, images, checkpoint.info.model.budget)
     }
@@ -167,6 +172,7 @@ def runners(checkpoint: Checkpoint, exported: Mapping[str, Artifact]) -> dict[st
         found[f"ONNX Runtime, {name}"] = open_session(artifact, threads=1)
     for name in ("float", "probabilities"):
         found[f"ONNX Runtime without optimisation, {name}"] = _plain_onnxruntime(exported[name])
+    found["nvinfer's twin on a bundle, probabilities"] = _deepstream(exported["probabilities"], out / "deepstream")
     return {**found, "ONNX reference evaluator, float": _reference_evaluator(exported["float"])}
 
 
@@ -187,6 +193,20 @@ def _reference_evaluator(artifact: Artifact) -> Runner:
     return lambda images: _run(artifact, evaluator.run, images[:SUBSET])
 
 
+def _deepstream(artifact: Artifact, folder: Path) -> Runner:
+    """Runs the pixels through the configuration of a bundle: its resize, which changes nothing here, scale, offsets and graph."""
+    if not folder.is_dir():
+        make_bundle(artifact, folder, BundleOptions("deepstream"))
+    twin = open_twin(configurations(load_bundle(folder))[0])
+
+    def run(images: npt.NDArray[np.float32]) -> Arrays:
+        frames = artifact.manifest.preprocess.pixels(images)
+        inputs = np.stack([tensor(scaled(frame, twin.size, twin.config), twin.config) for frame in frames])
+        return with_logits(dict(zip(twin.outputs, twin.run(inputs))))
+
+    return run
+
+
 def _run(artifact: Artifact, run: Callable[..., Any], images: npt.NDArray[np.float32]) -> Arrays:
     manifest = artifact.manifest
     values = run(None, {manifest.inputs[0].name: to_graph_input(images, manifest)})
@@ -197,7 +217,7 @@ def run(out: Path, num_images: int = IMAGES) -> dict[str, Any]:
     """Runs what is missing; returns every comparison as plain JSON values."""
     checkpoint = load_checkpoint(BUILTIN)
     info = checkpoint.info
-    calls = runners(checkpoint, artifacts(checkpoint, out / "artifacts"))
+    calls = runners(checkpoint, artifacts(checkpoint, out / "artifacts"), out)
     images = open_images(info.data, "test", num_images, info.model.image_size)
     batches = batch_count(len(images), BATCH)
     (out / "parts").mkdir(exist_ok=True)

@@ -66,7 +66,7 @@ def test_run_goes_on_and_the_page_has_every_flip(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "BATCH", 2)
     monkeypatch.setattr(module, "artifacts", lambda checkpoint, folder: {})
     runners = {"PyTorch": reference, "other": other, "few": lambda images: reference(images[: module.SUBSET])}
-    monkeypatch.setattr(module, "runners", lambda checkpoint, exported: runners)
+    monkeypatch.setattr(module, "runners", lambda checkpoint, exported, out: runners)
     monkeypatch.setattr(module, "SUBSET", 1)
     data = module.run(tmp_path, 3)
     assert [(row["runtime"], row["images"], len(row["flips"])) for row in data["rows"]] == [
