@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from gft_edge.budget import TokenBudget
 from gft_edge.bundle import write_record
-from gft_edge.manifest import MODEL, FileInfo, TensorInfo, load_artifact
+from gft_edge.config.model import preset
+from gft_edge.manifest import GOLDEN, MANIFEST, MODEL, DeploymentManifest, FileInfo, TensorInfo
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.storage.seals import write_sealed
 
 LABELS = ("ant", "bee", "cat", "dog")
 SPEC = PreprocessSpec(32, 32)
-BATCH = (1, 1, 8)
+BUDGET = TokenBudget((12, 6), 16)
+CONFIG = preset(
+    "gft_typeface", image_size=32, num_classes=4, embed_dim=32, depth=3, num_heads=2, stages=(1, 2), budget=BUDGET
+)
+DEFAULTS = {
+    "labels": LABELS,
+    "preprocess": SPEC,
+    "budget": BUDGET,
+    "precision": "fp32",
+    "batch": (1, 8, 8),
+    "opset": 20,
+}
 
 
 def classifier(
@@ -86,22 +97,22 @@ def classifier(
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
 
 
-def write_artifact(folder: Path, tiny: Path, model: onnx.ModelProto, **changes) -> Path:
-    """Copies the tiny artefact's manifest to a folder with another graph; keyword arguments change the manifest."""
+def write_artifact(folder: Path, model: onnx.ModelProto, **changes) -> Path:
+    """Writes an artefact around a graph; keyword arguments change the manifest."""
     folder.mkdir(parents=True, exist_ok=True)
-    manifest = load_artifact(tiny).manifest
     onnx.save(model, folder / MODEL)
-    shutil.copy(tiny / "golden.npz", folder / "golden.npz")
-    tensors = [[_tensor(value) for value in values] for values in (model.graph.input, model.graph.output)]
-    manifest = dataclasses.replace(
-        manifest,
-        inputs=tuple(tensors[0]),
-        outputs=tuple(tensors[1]),
-        maps="compact" if len(tensors[1]) > 1 else "none",
-        files={name: FileInfo.of(folder / name) for name in (MODEL, "golden.npz")},
-        **{"batch": BATCH, "preprocess": SPEC, "labels": LABELS, **changes},
+    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), dtype=np.float32)
+    np.savez(folder / GOLDEN, images=images)
+    inputs, outputs = (tuple(_tensor(v) for v in values) for values in (model.graph.input, model.graph.output))
+    manifest = DeploymentManifest(
+        model=CONFIG,
+        inputs=inputs,
+        outputs=outputs,
+        checkpoint_sha256="0" * 64,
+        files={name: FileInfo.of(folder / name) for name in (MODEL, GOLDEN)},
+        **{**DEFAULTS, "maps": "compact" if len(outputs) > 1 else "none", **changes},
     )
-    write_sealed(folder / "manifest.json", manifest.to_json())
+    write_sealed(folder / MANIFEST, manifest.to_json())
     return folder
 
 

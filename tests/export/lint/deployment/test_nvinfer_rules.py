@@ -1,5 +1,6 @@
 """Every rule of nvinfer finds a bad configuration and names key and line; good ones have no finding."""
 
+import os
 import re
 
 import onnx
@@ -13,7 +14,7 @@ from .served import classifier, write_artifact
 
 
 @pytest.fixture
-def written(tmp_path, tiny_artifact):
+def written(tmp_path):
     """Writes the files of a case; returns the configuration."""
 
     def write(case):
@@ -21,7 +22,7 @@ def written(tmp_path, tiny_artifact):
         if case.manifest is None:
             onnx.save(model, tmp_path / "model.onnx")
         else:
-            write_artifact(tmp_path, tiny_artifact, model, **case.manifest)
+            write_artifact(tmp_path, model, **case.manifest)
         (tmp_path / "labels.txt").write_bytes(case.labels.encode())
         keys = {key: value for key, value in {**BASE, **case.keys}.items() if value is not None}
         lines = ["# a comment", "[property]", *(f"{key}={value}" for key, value in keys.items()), case.more]
@@ -68,8 +69,6 @@ def test_an_engine_that_is_older_than_its_graph_is_found(written):
     engine = path.parent / BASE["model-engine-file"]
     engine.write_bytes(b"")
     assert lint_deployment(path).findings == ()
-    import os
-
     os.utime(engine, (1, 1))
     assert [finding.rule for finding in lint_deployment(path).findings] == ["DS056"]
 
