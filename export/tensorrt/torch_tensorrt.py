@@ -26,9 +26,8 @@ from gft_edge.export.tensorrt.build_plan import TORCH_TENSORRT, BuildPlan, engin
 from gft_edge.export.tensorrt.builders import timing_cache_file
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan
-from gft_edge.files import replacing, write_json
 from gft_edge.export.tensorrt.registration import installed_tensorrt
-from gft_edge.files import replacing
+from gft_edge.files import replacing, write_json
 from gft_edge.hardware.devices import Device, device
 from gft_edge.hardware.environment import has_nvidia_driver
 from gft_edge.hardware.tensorrt_versions import assumed_version, generation
