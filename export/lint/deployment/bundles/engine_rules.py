@@ -18,6 +18,7 @@ from gft_edge.export.lint.deployment.shared.rule import Problem, Problems, rule
 from gft_edge.files import read_json, sha256
 from gft_edge.hardware.devices import DEVICES
 from gft_edge.manifest import MODEL
+from gft_edge.runtime.caches import CARD
 from gft_edge.runtime.engine_files import engine_files
 
 _BUILD = "build it on the device: gft-edge build"
@@ -109,13 +110,26 @@ def engine_build(subject: BundleSubject) -> Problems:
     "caches hold compiled engines; ONNX Runtime asks to delete them when the model changes.",
 )
 def stale_cache(subject: BundleSubject) -> Problems:
-    """Yields files in caches that were written before the graph."""
+    """Yields caches whose card is of another graph, and files of caches without a card that were written before the graph."""
     graph = subject.path / ARTIFACT / MODEL
     written = graph.stat().st_mtime if graph.is_file() else 0.0
     for path in _caches(subject):
-        if path.stat().st_mtime < written:
+        card = path.with_name(CARD)
+        if path.name == CARD:
+            facts = _card(path).get("facts")
+            found = facts.get("model_sha256") if isinstance(facts, dict) else None
+            if found is not None and found not in subject.graph_hashes:
+                yield Problem("model_sha256", "is that of another graph", f"delete {path.parent}", 0, path)
+        elif not card.is_file() and path.stat().st_mtime < written:
             message = f"{path.name} was written before {MODEL}: it is of another graph"
             yield Problem(path.name, message, f"delete {path}", 0, path)
+
+
+def _card(path: Path) -> dict[str, Any]:
+    try:
+        return read_json(path, "card of a cache")
+    except ArtifactError:
+        return {}
 
 
 @rule(

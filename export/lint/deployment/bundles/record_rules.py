@@ -7,7 +7,7 @@ from pathlib import Path
 
 import onnx
 
-from gft_edge.bundle import ARTIFACT, RECORD
+from gft_edge.bundle import ARTIFACT, MADE_ON_DEVICE, RECORD
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.deploy.triton_config import CONFIG
 from gft_edge.export.graph.loading import load_graph
@@ -90,11 +90,11 @@ def facts(subject: BundleSubject) -> Problems:
             if engine.is_relative_to(subject.path)
             else str(engine)
         )
-        if found.get("engine", own) != own:
+        made = found.get(MADE_ON_DEVICE)
+        if own and isinstance(made, list) and own not in made:
             line = config.line("model-engine-file")
-            yield Problem(
-                "model-engine-file", f"is {own}, the record has {found['engine']}", _AGAIN, line, config.config.path
-            )
+            message = f"is {own}, the record lets a device make {', '.join(map(str, made))}"
+            yield Problem("model-engine-file", message, _AGAIN, line, config.config.path)
         if found.get("batch_size", batch) != batch:
             line = config.line("batch-size")
             yield Problem(
