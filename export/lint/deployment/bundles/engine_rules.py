@@ -13,10 +13,10 @@ from onnx import helper
 from gft_edge.bundle import ARTIFACT
 from gft_edge.errors import ArtifactError
 from gft_edge.export.graph.loading import load_graph
-from gft_edge.export.lint.deployment.bundles.subject import PLAN, BundleSubject
+from gft_edge.export.lint.deployment.bundles.subject import PLAN, BundleSubject, profile
 from gft_edge.export.lint.deployment.shared.rule import Problem, Problems, rule
 from gft_edge.files import read_json, sha256
-from gft_edge.hardware.devices import DEVICES
+from gft_edge.hardware.this_device import same_module
 from gft_edge.manifest import MODEL
 from gft_edge.runtime.caches import CARD
 from gft_edge.runtime.engine_files import engine_files
@@ -34,10 +34,6 @@ def _records(subject: BundleSubject) -> Iterator[tuple[str, Path, dict[str, Any]
                 yield Path(name).stem, path, read_json(path, "engine record")
             except ArtifactError:
                 continue  # found by BU001
-
-
-def _super_of(name: str) -> str:
-    return name.removesuffix("-super")
 
 
 @rule(
@@ -70,12 +66,13 @@ def engine_graph(subject: BundleSubject) -> Problems:
 )
 def engine_device(subject: BundleSubject) -> Problems:
     """Yields engines for another device or TensorRT than the bundle's."""
-    device, plan = subject.bundle.device, subject.json(PLAN) or {}
+    device, plan = subject.device, subject.json(PLAN) or {}
     for key, path, record in _records(subject):
         built_for = record.get("device")
-        if device and built_for and _super_of(str(built_for)) != _super_of(device):
+        found = profile(str(built_for or ""))
+        if device and built_for and (found is None or not same_module(found, device)):
             yield Problem(
-                "device", f"engine {key} was built on {built_for}, the bundle is for {device}", _BUILD, 0, path
+                "device", f"engine {key} was built on {built_for}, the bundle is for {device.name}", _BUILD, 0, path
             )
         version, planned = str(record.get("version") or ""), str(plan.get("tensorrt") or "")
         if planned and version and version.split(".")[:2] != planned.split(".")[:2]:
@@ -139,7 +136,7 @@ def _card(path: Path) -> dict[str, Any]:
 )
 def cache_device(subject: BundleSubject) -> Problems:
     """Yields caches whose name is of another GPU or TensorRT than the bundle's."""
-    device = DEVICES.get(subject.bundle.device)
+    device = subject.device
     plan = subject.json(PLAN) or {}
     stem = str(plan.get("timing_cache") or "").removesuffix(".cache")
     for path in _caches(subject):

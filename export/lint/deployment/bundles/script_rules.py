@@ -77,7 +77,7 @@ def plan(subject: BundleSubject) -> Problems:
         "batch": list(manifest.batch),
         "opset": manifest.opset,
         "dialect": manifest.dialect,
-        "target": subject.bundle.device or found.get("target"),
+        "target": subject.device.name if subject.device else found.get("target"),
         "tensorrt": facts.get("tensorrt", found.get("tensorrt")),
     }
     for key, value in wanted.items():

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from gft_edge.bundle import ARTIFACT, Bundle, load_bundle
-from gft_edge.errors import GFTEdgeError
+from gft_edge.errors import ConfigError, GFTEdgeError
+from gft_edge.hardware.devices import Device, device
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest, load_artifact
 
 LABELS = "labels.txt"
@@ -45,6 +46,11 @@ class BundleSubject:
         return (self.artifact.manifest, *(member.manifest for member in members))
 
     @property
+    def device(self) -> Device | None:
+        """Profile of the bundle's device; None for any device, and for one that this version does not know."""
+        return profile(self.bundle.device)
+
+    @property
     def graph_hashes(self) -> frozenset[str]:
         """Hashes of the graphs of the artefact."""
         return frozenset(manifest.files[MODEL].sha256 for manifest in self.manifests)
@@ -63,6 +69,14 @@ class BundleSubject:
         except (OSError, ValueError):
             return None
         return data if isinstance(data, dict) else None
+
+
+def profile(name: str) -> Device | None:
+    """Returns the profile of a device; None for no name, and for one that this version does not know."""
+    try:
+        return device(name) if name else None
+    except ConfigError:
+        return None
 
 
 def read_bundle(path: Path) -> BundleSubject:

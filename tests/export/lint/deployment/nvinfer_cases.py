@@ -112,7 +112,12 @@ BAD = (
     Case("DS032", {"offsets": "123.675;116.28;103.53"}, "offsets", "subtracts the means inside"),
     Case("DS032", {**GREY_KEYS, "offsets": None}, "offsets", "are missing", {"pixels": False}, {"preprocess": GREY}),
     Case(
-        "DS032", {**GREY_KEYS, "offsets": "76.5;102;127.5"}, "offsets", "reverse order", {"pixels": False}, {"preprocess": GREY}
+        "DS032",
+        {**GREY_KEYS, "offsets": "76.5;102;127.5"},
+        "offsets",
+        "reverse order",
+        {"pixels": False},
+        {"preprocess": GREY},
     ),
     Case("DS033", {}, "net-scale-factor", "does not normalise", {"pixels": False}, None),
     Case("DS034", {"model-color-format": "1"}, "model-color-format", "the graph takes RGB"),
@@ -123,15 +128,23 @@ BAD = (
     Case("DS037", {}, "onnx-file", "is uint8, nvinfer writes FP32", {"dtype": TensorProto.UINT8}),
     Case("DS037", {}, "onnx-file", "has 2 inputs", {"inputs": 2}, None),
     Case("DS038", {"maintain-aspect-ratio": "1"}, "maintain-aspect-ratio", "black borders"),
-    Case("DS039", {}, "maintain-aspect-ratio", "centre", manifest={"preprocess": PreprocessSpec(32, 32, "crop", 0.875)}),
+    Case(
+        "DS039", {}, "maintain-aspect-ratio", "centre", manifest={"preprocess": PreprocessSpec(32, 32, "crop", 0.875)}
+    ),
     Case("DS040", {"symmetric-padding": "1"}, "symmetric-padding", "does nothing"),
     Case("DS041", {"scaling-filter": "0"}, "scaling-filter", "trained on bicubic"),
     Case(
-        "DS042", {"input-tensor-from-meta": "1", "offsets": None, "maintain-aspect-ratio": None}, "net-scale-factor", "no effect"
+        "DS042",
+        {"input-tensor-from-meta": "1", "offsets": None, "maintain-aspect-ratio": None},
+        "net-scale-factor",
+        "no effect",
     ),
     Case("DS050", {}, "network-mode", "is 0 (FP32), the graph is quantized", {"quantized": True}),
     Case(
-        "DS050", {"network-mode": "1", "model-engine-file": "model.onnx_b8_gpu0_int8.engine"}, "network-mode", "int8-calib-file"
+        "DS050",
+        {"network-mode": "1", "model-engine-file": "model.onnx_b8_gpu0_int8.engine"},
+        "network-mode",
+        "int8-calib-file",
     ),
     Case("DS050", {}, "network-mode", "16-bit", {"half": True}, {"precision": "fp16", "rest": "fp16"}),
     Case("DS051", {"network-mode": "2", "model-engine-file": None}, "network-mode", "verified in FP32"),
