@@ -11,9 +11,9 @@ _HEAD = """# Lint of deployments
     gft-edge lint models/gft_147-98-49/config.pbtxt
 
 checks a bundle, a configuration of DeepStream's nvinfer, or a model of a Triton repository against the graph and the
-labels that it names, and against the manifest of the artefact where there is one: in the bundle around it, or beside the graph.
-Every finding has the file, the line, the key and what to write instead. Exit code 1 with an error, 0 with warnings alone. `--json` gives the same as data. A
-bundle's graph is checked too, for the bundle's device.
+labels that it names, and against the manifest of the artefact where there is one: in the bundle around it, or beside the
+graph. Every finding has the file, the line, the key and what to write instead. Exit code 1 with an error, 0 with warnings
+alone. `--json` gives the same as data. A bundle's graph is checked too, for the bundle's device.
 
 Nothing here was verified on hardware: the rules come from public sources and documentation.
 """

@@ -543,13 +543,13 @@ def page() -> str:
         f"""# Seeded faults of deployments
 
 {len(FAULTS)} faults, each one change of a clean bundle: {refused} are refused when the bundle is read,
-{len(FAULTS) - refused} are named by `gft-edge lint BUNDLE`, whose rules are in [lint_deployment.md](lint_deployment.md). The {len(CLEAN)}
-clean bundles ({", ".join(CLEAN)})
-have no finding. Everything runs on a CPU; the graphs are small stand-ins with the interface of an export. A fault that lint names is in a
-bundle that was recorded again, so that its hashes are right.
+{len(FAULTS) - refused} are named by `gft-edge lint BUNDLE`, whose rules are in [lint_deployment.md](lint_deployment.md).
+The {len(CLEAN)} clean bundles ({", ".join(CLEAN)})
+have no finding. Everything runs on a CPU; the graphs are small stand-ins with the interface of an export. A fault that
+lint names is in a bundle that was recorded again, so that its hashes are right.
 
-The list is `FAULTS` in `tests/export/lint/deployment/faults.py`; `test_deployment_faults.py` beside it tries every fault and compares this
-page. `GFT_EDGE_WRITE_PAGES=1` writes it.
+The list is `FAULTS` in `tests/export/lint/deployment/faults.py`; `test_deployment_faults.py` beside it tries every fault
+and compares this page. `GFT_EDGE_WRITE_PAGES=1` writes it.
 
 | fault | bundle | found by | names |
 |---|---|---|---|
