@@ -45,7 +45,7 @@ def test_a_bad_configuration_is_found(written, case):
     assert found.key == case.key
     assert case.words.replace("\\\\", "\\") in found.message
     assert found.instead
-    lines = found.file.read_text(newline="").split("\n")
+    lines = found.file.read_bytes().decode().split("\n")
     if found.line and found.file == path:
         assert re.match(rf"{re.escape(found.key)}=|process-mode|network-type|\[", lines[found.line - 1])
     else:
