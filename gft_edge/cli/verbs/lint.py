@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gft_edge.export.lint.deployment.linter import DeploymentReport
     from gft_edge.export.lint.linter import LintReport
+    from gft_edge.export.lint_deployment.linter import DeploymentReport
 
 EXAMPLE = "gft-edge lint runs/artifact --target orin-nano --tensorrt 10.3"
 
@@ -32,7 +32,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
-    from gft_edge.export.lint.paths import lint_path
+    from gft_edge.export.lint_deployment.paths import lint_path
 
     report = lint_path(args.graph, args.target, args.tensorrt, ask=args.parser)
     lines = _deployment(report.deployment) if report.deployment else []
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _deployment(report: DeploymentReport) -> list[str]:
-    from gft_edge.export.lint.deployment.linter import DEPLOYMENT_RULES
+    from gft_edge.export.lint_deployment.linter import DEPLOYMENT_RULES
 
     lines = [str(report.path)]
     for found in report.findings:

@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from gft_edge.export.deploy.nvinfer_config import PROPERTY, NvinferConfig, read_config
-from gft_edge.export.lint.deployment.nvinfer.keys import KEYS, problem_of_value
-from gft_edge.export.lint.deployment.shared.served_graph import ServedGraph, read_served_graph
-from gft_edge.export.lint.deployment.shared.source import find_manifest
+from gft_edge.export.lint_deployment.nvinfer.keys import KEYS, problem_of_value
+from gft_edge.export.lint_deployment.shared.served_graph import ServedGraph, read_served_graph
+from gft_edge.export.lint_deployment.shared.source import find_manifest
 from gft_edge.manifest import DeploymentManifest
 
 CLASSIFIER, OTHER = 1, 100

@@ -18,7 +18,7 @@ import onnx
 
 from gft_edge.bundle import load_bundle, write_record
 from gft_edge.errors import GFTEdgeError
-from gft_edge.export.lint.deployment.linter import lint_deployment
+from gft_edge.export.lint_deployment.linter import lint_deployment
 from gft_edge.manifest import load_artifact, register_files
 from gft_edge.preprocess import PreprocessSpec
 
@@ -548,7 +548,7 @@ The {len(CLEAN)} clean bundles ({", ".join(CLEAN)})
 have no finding. Everything runs on a CPU; the graphs are small stand-ins with the interface of an export. A fault that
 lint names is in a bundle that was recorded again, so that its hashes are right.
 
-The list is `FAULTS` in `tests/export/lint/deployment/faults.py`; `test_deployment_faults.py` beside it tries every fault
+The list is `FAULTS` in `tests/export/lint_deployment/faults.py`; `test_deployment_faults.py` beside it tries every fault
 and compares this page. `GFT_EDGE_WRITE_PAGES=1` writes it.
 
 | fault | bundle | found by | names |

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from gft_edge.bundle import ARTIFACT
 from gft_edge.errors import did_you_mean
-from gft_edge.export.lint.deployment.bundles.subject import PLAN, BundleSubject, line_with
-from gft_edge.export.lint.deployment.shared.rule import Problem, Problems, rule
+from gft_edge.export.lint_deployment.bundles.subject import PLAN, BundleSubject, line_with
+from gft_edge.export.lint_deployment.shared.rule import Problem, Problems, rule
 from gft_edge.manifest import DeploymentManifest
 
 PROVIDERS = "providers.json"
@@ -68,7 +68,7 @@ def script_precision(subject: BundleSubject) -> Problems:
 def plan(subject: BundleSubject) -> Problems:
     """Yields entries of the plan that are not those of the artefact, the record or the device."""
     found = subject.json(PLAN)
-    if found is None or subject.artifact is None:
+    if found is None:
         return
     manifest, facts, path = subject.artifact.manifest, subject.bundle.facts, subject.path / PLAN
     wanted = {

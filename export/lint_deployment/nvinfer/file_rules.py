@@ -5,9 +5,9 @@ from __future__ import annotations
 import difflib
 
 from gft_edge.export.deploy.nvinfer_config import PROPERTY
-from gft_edge.export.lint.deployment.nvinfer.keys import FILES, GROUPS, KEYS, LEGACY, problem_of_value
-from gft_edge.export.lint.deployment.nvinfer.subject import NvinferSubject
-from gft_edge.export.lint.deployment.shared.rule import Problem, Problems, rule
+from gft_edge.export.lint_deployment.nvinfer.keys import FILES, GROUPS, KEYS, LEGACY, problem_of_value
+from gft_edge.export.lint_deployment.nvinfer.subject import NvinferSubject
+from gft_edge.export.lint_deployment.shared.rule import Problem, Problems, rule
 
 _NEAR = 0.8
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gft_edge.export.lint.deployment.nvinfer.subject import NvinferSubject
-from gft_edge.export.lint.deployment.shared.rule import Problem, Problems, rule
+from gft_edge.export.lint_deployment.nvinfer.subject import NvinferSubject
+from gft_edge.export.lint_deployment.shared.rule import Problem, Problems, rule
 from gft_edge.labels import first_difference
 
 _SOURCE = "parseLabelsFile of nvdsinfer reads one attribute per line, its labels separated by ';'"

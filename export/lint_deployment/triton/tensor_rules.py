@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from gft_edge.errors import did_you_mean
-from gft_edge.export.lint.deployment.shared.rule import Problem, Problems, rule
-from gft_edge.export.lint.deployment.triton.subject import TRITON_TYPES, TritonSubject, tensors
+from gft_edge.export.lint_deployment.shared.rule import Problem, Problems, rule
+from gft_edge.export.lint_deployment.triton.subject import TRITON_TYPES, TritonSubject, tensors
 
 _CONFIG = "Triton, model configuration"
 

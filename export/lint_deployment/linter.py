@@ -10,15 +10,15 @@ from typing import Any
 from gft_edge.bundle import is_bundle
 from gft_edge.errors import ConfigError
 from gft_edge.export.deploy.triton_config import CONFIG
-from gft_edge.export.lint.deployment.bundles import engine_rules as bundle_engines
-from gft_edge.export.lint.deployment.bundles import record_rules, script_rules
-from gft_edge.export.lint.deployment.bundles.record_rules import is_nvinfer, nvinfer_files
-from gft_edge.export.lint.deployment.bundles.subject import BundleSubject, read_bundle
-from gft_edge.export.lint.deployment.nvinfer import engine_rules, file_rules, input_rules, label_rules, output_rules
-from gft_edge.export.lint.deployment.nvinfer.subject import read_nvinfer
-from gft_edge.export.lint.deployment.shared.rule import DeploymentFinding, findings, rules_of
-from gft_edge.export.lint.deployment.triton import artifact_rules, ensemble_rules, serving_rules, tensor_rules
-from gft_edge.export.lint.deployment.triton.subject import read_triton
+from gft_edge.export.lint_deployment.bundles import engine_rules as bundle_engines
+from gft_edge.export.lint_deployment.bundles import record_rules, script_rules
+from gft_edge.export.lint_deployment.bundles.record_rules import is_nvinfer, nvinfer_files
+from gft_edge.export.lint_deployment.bundles.subject import BundleSubject, read_bundle
+from gft_edge.export.lint_deployment.nvinfer import engine_rules, file_rules, input_rules, label_rules, output_rules
+from gft_edge.export.lint_deployment.nvinfer.subject import read_nvinfer
+from gft_edge.export.lint_deployment.shared.rule import DeploymentFinding, findings, rules_of
+from gft_edge.export.lint_deployment.triton import artifact_rules, ensemble_rules, serving_rules, tensor_rules
+from gft_edge.export.lint_deployment.triton.subject import read_triton
 
 NVINFER_RULES = rules_of(file_rules, label_rules, output_rules, input_rules, engine_rules)
 TRITON_RULES = rules_of(serving_rules, tensor_rules, ensemble_rules, artifact_rules)

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from gft_edge.bundle import ARTIFACT, load_bundle
-from gft_edge.export.lint.deployment.linter import DeploymentReport, is_deployment, lint_deployment
 from gft_edge.export.lint.files import graph_file, lint_file
 from gft_edge.export.lint.linter import LintReport
+from gft_edge.export.lint_deployment.linter import DeploymentReport, is_deployment, lint_deployment
 from gft_edge.export.tensorrt.registration import read_plan
 from gft_edge.hardware.tensorrt_versions import Platform, platform
 
@@ -61,8 +61,7 @@ def lint_path(path: Path, target: str | None = None, tensorrt: str | None = None
     if deployment is None:
         file = graph_file(path)
         return PathReport(file, lint_file(file, platform(target, tensorrt), ask=ask), None)
-    damaged = any(finding.rule == "BU001" for finding in deployment.findings)
-    if not path.is_dir() or damaged:  # a damaged graph is not judged
+    if not path.is_dir():
         return PathReport(None, None, deployment)
     file = graph_file(path / ARTIFACT)
     return PathReport(file, lint_file(file, _platform(path, target, tensorrt), ask=ask), deployment)

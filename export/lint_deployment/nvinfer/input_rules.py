@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gft_edge.export.lint.deployment.nvinfer.subject import NvinferSubject
-from gft_edge.export.lint.deployment.shared.rule import Problem, Problems, rule
+from gft_edge.export.lint_deployment.nvinfer.subject import NvinferSubject
+from gft_edge.export.lint_deployment.shared.rule import Problem, Problems, rule
 from gft_edge.preprocess import PreprocessSpec
 
 _FORMULA = (

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from gft_edge.cli.main import main
-from gft_edge.export.lint.deployment.linter import DEPLOYMENT_RULES, lint_deployment
-from gft_edge.export.lint.deployment.page import rules_page
+from gft_edge.export.lint_deployment.linter import DEPLOYMENT_RULES, lint_deployment
+from gft_edge.export.lint_deployment.page import rules_page
 
 from .clean_bundles import CLEAN, clean_bundle
 from .faults import FAULTS, REFUSED, judge, page
 
-DOCS = Path(__file__).parents[4] / "docs"
+DOCS = Path(__file__).parents[3] / "docs"
 
 
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.bundle}-{fault.name}")
@@ -47,6 +47,11 @@ def test_the_verb_checks_a_bundle_and_its_graph(tmp_path, capsys):
     bundle = clean_bundle("deepstream")
     assert main(["lint", str(bundle)]) == 0
     assert "errors" in capsys.readouterr().out
+    tampered = next(fault for fault in FAULTS if fault.name == "one bit of the configuration")
+    judge(tampered, tmp_path / "tampered")
+    assert main(["lint", str(tmp_path / "tampered/bundle")]) == 2
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1 and "was changed since the bundle was made" in err
     fault = next(fault for fault in FAULTS if fault.name == "labels one per line")
     judge(fault, tmp_path)
     assert main(["lint", str(tmp_path / "bundle")]) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gft_edge.export.lint.deployment.linter import BUNDLE_RULES, NVINFER_RULES, TRITON_RULES
+from gft_edge.export.lint_deployment.linter import BUNDLE_RULES, NVINFER_RULES, TRITON_RULES
 
 _HEAD = """# Lint of deployments
 

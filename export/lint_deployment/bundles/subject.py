@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gft_edge.bundle import ARTIFACT, Bundle, load_bundle
-from gft_edge.errors import ConfigError, GFTEdgeError
+from gft_edge.bundle import Bundle, load_bundle
+from gft_edge.errors import ConfigError
 from gft_edge.hardware.devices import Device, device
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest, load_artifact
 
@@ -24,13 +24,11 @@ class BundleSubject:
 
     Args:
         bundle: its record.
-        artifact: None if it is damaged or another one than the record names.
-        damage: what the check of every file says; empty for a whole bundle.
+        artifact: in it.
     """
 
     bundle: Bundle
-    artifact: Artifact | None
-    damage: str = ""
+    artifact: Artifact
 
     @property
     def path(self) -> Path:
@@ -39,9 +37,7 @@ class BundleSubject:
 
     @functools.cached_property
     def manifests(self) -> tuple[DeploymentManifest, ...]:
-        """Manifest of the artefact and those of its members; none for a damaged artefact."""
-        if self.artifact is None:
-            return ()
+        """Manifest of the artefact and those of its members."""
         members = (load_artifact(f"{self.artifact.path}@{name}") for name in self.artifact.manifest.family)
         return (self.artifact.manifest, *(member.manifest for member in members))
 
@@ -80,22 +76,13 @@ def profile(name: str) -> Device | None:
 
 
 def read_bundle(path: Path) -> BundleSubject:
-    """Reads a bundle; what is wrong with its files is in the result.
+    """Reads a bundle and checks every file.
 
     Raises:
-        ArtifactError: no bundle, or a damaged record.
+        ArtifactError: no bundle, a damaged record, or a file that is not the one of the record.
     """
     bundle = load_bundle(path)
-    damage = ""
-    try:
-        bundle.check()
-    except GFTEdgeError as error:
-        damage = str(error)
-    try:
-        artifact: Artifact | None = load_artifact(bundle.path / ARTIFACT)
-    except GFTEdgeError:
-        artifact = None
-    return BundleSubject(bundle, artifact, damage)
+    return BundleSubject(bundle, bundle.check())
 
 
 def line_with(path: Path, text: str) -> int:

@@ -13,8 +13,8 @@ from onnx import helper
 from gft_edge.bundle import ARTIFACT
 from gft_edge.errors import ArtifactError
 from gft_edge.export.graph.loading import load_graph
-from gft_edge.export.lint.deployment.bundles.subject import PLAN, BundleSubject, profile
-from gft_edge.export.lint.deployment.shared.rule import Problem, Problems, rule
+from gft_edge.export.lint_deployment.bundles.subject import PLAN, BundleSubject, profile
+from gft_edge.export.lint_deployment.shared.rule import Problem, Problems, rule
 from gft_edge.files import read_json, sha256
 from gft_edge.hardware.this_device import same_module
 from gft_edge.manifest import MODEL
@@ -27,13 +27,13 @@ _SM = re.compile(r"_sm(\d+)")
 
 def _records(subject: BundleSubject) -> Iterator[tuple[str, Path, dict[str, Any]]]:
     """Yields key, file and content of every engine record in the manifest."""
-    for name in subject.artifact.manifest.files if subject.artifact else ():
+    for name in subject.artifact.manifest.files:
         path = subject.path / ARTIFACT / name
         if name.startswith("engines/") and name.endswith(".json") and path.is_file():
             try:
                 yield Path(name).stem, path, read_json(path, "engine record")
             except ArtifactError:
-                continue  # found by BU001
+                continue  # the engine's check refuses it
 
 
 @rule(
@@ -54,7 +54,7 @@ def engine_graph(subject: BundleSubject) -> Problems:
                 0,
                 path,
             )
-        info = subject.artifact.manifest.files.get(engine) if subject.artifact else None
+        info = subject.artifact.manifest.files.get(engine)
         if info is None or record.get("engine_sha256") != info.sha256 or record.get("key") != key:
             yield Problem("engine_sha256", f"the record is not of {engine}", _BUILD, 0, path)
 
@@ -87,8 +87,6 @@ def engine_device(subject: BundleSubject) -> Problems:
 )
 def engine_build(subject: BundleSubject) -> Problems:
     """Yields engines with a profile or precision that the manifest does not have."""
-    if not subject.manifests:
-        return
     manifest = subject.manifests[0]
     low, _, high = manifest.batch
     for key, path, record in _records(subject):
@@ -160,7 +158,7 @@ def _caches(subject: BundleSubject) -> Iterator[Path]:
 )
 def context(subject: BundleSubject) -> Problems:
     """Yields context models whose engine, graph or GPU is not that of the artefact's record."""
-    for name in subject.artifact.manifest.files if subject.artifact else ():
+    for name in subject.artifact.manifest.files:
         path = subject.path / ARTIFACT / name
         if not name.endswith("_ctx.onnx") or not path.is_file():
             continue

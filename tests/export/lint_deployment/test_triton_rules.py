@@ -5,8 +5,8 @@ import shutil
 import onnx
 import pytest
 
-from gft_edge.export.lint.deployment.linter import TRITON_RULES, lint_deployment
-from gft_edge.export.lint.deployment.triton.pbtxt_lines import field_lines, line_of
+from gft_edge.export.lint_deployment.linter import TRITON_RULES, lint_deployment
+from gft_edge.export.lint_deployment.triton.pbtxt_lines import field_lines, line_of
 
 from .clean_bundles import clean_bundle
 from .faults import ENSEMBLE, FAULTS, NORMALIZE, TR

@@ -8,9 +8,9 @@ from pathlib import Path
 from gft_edge.errors import GFTEdgeError
 from gft_edge.export.deploy.triton_config import CONFIG, TYPES, ConfigTensor, ModelConfig, read_model_config
 from gft_edge.export.graph.dtypes import TYPES as GRAPH_TYPES
-from gft_edge.export.lint.deployment.shared.served_graph import ServedGraph, ServedTensor, read_served_graph
-from gft_edge.export.lint.deployment.shared.source import find_manifest
-from gft_edge.export.lint.deployment.triton.pbtxt_lines import field_lines, line_of
+from gft_edge.export.lint_deployment.shared.served_graph import ServedGraph, ServedTensor, read_served_graph
+from gft_edge.export.lint_deployment.shared.source import find_manifest
+from gft_edge.export.lint_deployment.triton.pbtxt_lines import field_lines, line_of
 from gft_edge.manifest import DeploymentManifest, TensorInfo
 
 FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan", "python": "model.py", "pytorch": "model.pt"}

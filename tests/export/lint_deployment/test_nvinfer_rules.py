@@ -7,7 +7,7 @@ import onnx
 import pytest
 
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.export.lint.deployment.linter import NVINFER_RULES, lint_deployment
+from gft_edge.export.lint_deployment.linter import NVINFER_RULES, lint_deployment
 
 from .nvinfer_cases import BAD, BASE, GOOD, SEVERAL
 from .served import classifier, write_artifact

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from gft_edge.export.lint.deployment.nvinfer.subject import CLASSIFIER, MODES, NvinferSubject
-from gft_edge.export.lint.deployment.shared.rule import Problem, Problems, rule
+from gft_edge.export.lint_deployment.nvinfer.subject import CLASSIFIER, MODES, NvinferSubject
+from gft_edge.export.lint_deployment.shared.rule import Problem, Problems, rule
 
 _NAME = "nvinfer writes <onnx-file>_b<batch-size>_gpu<id>_<fp32|int8|fp16>.engine beside the graph (buildModel of nvdsinfer)"
 _ENGINE = re.compile(r"(?P<graph>.+)_b(?P<batch>\d+)_(?P<device>(?:gpu|dla)\d+)_(?P<mode>fp32|int8|fp16|best)\.engine")

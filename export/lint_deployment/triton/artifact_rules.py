@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from gft_edge.export.lint.deployment.shared.rule import Problem, Problems, rule
-from gft_edge.export.lint.deployment.triton.subject import BUDGET, CHECKPOINT, PREPROCESS, TritonSubject, parameter
+from gft_edge.export.lint_deployment.shared.rule import Problem, Problems, rule
+from gft_edge.export.lint_deployment.triton.subject import BUDGET, CHECKPOINT, PREPROCESS, TritonSubject, parameter
 
 _ERROR = 1e-5
 """Relative error of float32 constants that is none."""

@@ -11,9 +11,9 @@ from gft_edge.bundle import ARTIFACT, MADE_ON_DEVICE, RECORD
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.deploy.triton_config import CONFIG
 from gft_edge.export.graph.loading import load_graph
-from gft_edge.export.lint.deployment.bundles.subject import LABELS, BundleSubject, line_with
-from gft_edge.export.lint.deployment.nvinfer.subject import read_nvinfer
-from gft_edge.export.lint.deployment.shared.rule import Problem, Problems, rule
+from gft_edge.export.lint_deployment.bundles.subject import LABELS, BundleSubject, line_with
+from gft_edge.export.lint_deployment.nvinfer.subject import read_nvinfer
+from gft_edge.export.lint_deployment.shared.rule import Problem, Problems, rule
 from gft_edge.files import sha256
 from gft_edge.labels import first_difference, read_labels
 
@@ -34,17 +34,6 @@ def is_nvinfer(path: Path) -> bool:
     except OSError:
         return False
     return path.name.startswith("config_infer_") or any(line.strip() == "[property]" for line in lines)
-
-
-@rule(
-    "BU001",
-    "files that are not those of the record",
-    "a bundle is what its record hashes; a changed file is another program or model.",
-)
-def record(subject: BundleSubject) -> Problems:
-    """Yields what the check of every file says."""
-    if subject.damage:
-        yield Problem(RECORD, subject.damage, "copy the bundle again, or make it again", 0, subject.path / RECORD)
 
 
 @rule("BU002", "nothing for the target", "each target has files that its runtime is started with.")
@@ -108,7 +97,7 @@ def facts(subject: BundleSubject) -> Problems:
 @rule("BU004", "labels of another order", "the classes of the manifest are in the order of the graph's outputs.")
 def labels(subject: BundleSubject) -> Problems:
     """Yields label files, one label per line, that the manifest disagrees with; those of configurations have rules of their own."""
-    if subject.artifact is None or subject.bundle.target in ("deepstream", "triton"):
+    if subject.bundle.target in ("deepstream", "triton"):
         return
     for path in subject.named(LABELS):
         try:
@@ -137,8 +126,6 @@ def labels(subject: BundleSubject) -> Problems:
 )
 def graphs(subject: BundleSubject) -> Problems:
     """Yields graphs outside the artefact with its outputs and another content."""
-    if subject.artifact is None:
-        return
     scores = subject.artifact.manifest.outputs[0].name
     for path in subject.named(".onnx"):
         try:

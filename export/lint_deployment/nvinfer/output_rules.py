@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from gft_edge.export.lint.deployment.nvinfer.subject import CLASSIFIER, OTHER, NvinferSubject
-from gft_edge.export.lint.deployment.shared.rule import Problem, Problems, rule
+from gft_edge.export.lint_deployment.nvinfer.subject import CLASSIFIER, OTHER, NvinferSubject
+from gft_edge.export.lint_deployment.shared.rule import Problem, Problems, rule
 
 _SOURCE = "parseAttributesFromSoftmaxLayers of nvdsinfer"
 _TENSORS = "network-type=100 and output-tensor-meta=1, and read the tensors in a probe"
