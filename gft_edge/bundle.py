@@ -23,13 +23,13 @@ from typing import Any, Literal, get_args
 from gft_edge.config.reader import load_dataclass
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import canonical_json
-from gft_edge.manifest import MANIFEST, Artifact, load_artifact, split_member
+from gft_edge.manifest import BUNDLE_RECORD, MANIFEST, Artifact, load_artifact, split_member
 from gft_edge.manifest_schema import DeploymentManifest, FileInfo, safe_name
 from gft_edge.storage.seals import read_sealed, write_sealed
 from gft_edge.storage.unpack import names_in, unpack
 
 SCHEMA = 1
-RECORD = "bundle.json"
+RECORD = BUNDLE_RECORD
 SIGNATURE = "bundle.sig"
 ARTIFACT = "artifact"
 ADDED = ("engines/", "reports/", "caches/")

@@ -66,6 +66,7 @@ def test_whole_bundle_is_accepted_and_opened(bundle, bare):
     for path in (bundle, bare):
         assert open_artifact(path).manifest.budget.id == "12-6"
     assert open_artifact(f"{bundle}@12-6").path == bundle / ARTIFACT
+    assert (open_artifact(bundle).name, open_artifact(bare).name) == ("bundle", "artifact")  # bench compares by name
     with pytest.raises(ArtifactError, match="no graph of budget 1-1"):
         open_artifact(f"{bundle}@1-1")
 

@@ -14,8 +14,12 @@ import pytest
 from PIL import Image
 
 from gft_edge.bundle import ARTIFACT, RECORD, SIGNATURE, load_bundle
+from gft_edge.cli.main import verb_module
+from gft_edge.cli.parsing import verb_parser
 from gft_edge.export.deploy import bundling
 from gft_edge.manifest import GOLDEN, load_artifact, register_files
+from gft_edge.stats.verdict import DEFAULT_LIMITS
+from gft_edge.storage.unpack import FREE_BYTES, MAX_BYTES, MAX_ENTRIES, MAX_RATIO
 
 
 @pytest.fixture
@@ -56,14 +60,20 @@ def test_bundle_leaves_out_what_belongs_to_another_machine(gft_edge, source, tmp
     assert not any((artifact.path / name).exists() for name in ("engines", "caches", "reports"))
     assert done.json["artifact_id"] == load_bundle(tmp_path / "b").artifact_id
     again = gft_edge("bundle", tmp_path / "b", "--target", "triton", "--out", tmp_path / "c", "--json")
-    assert again.json["artifact_id"] == done.json["artifact_id"]  # a bundle's artefact can be bundled for another target
+    assert (
+        again.json["artifact_id"] == done.json["artifact_id"]
+    )  # a bundle's artefact can be bundled for another target
 
 
 def test_zip_has_the_same_bytes_and_is_tested_without_unpacking(gft_edge, source, tmp_path):
     for name in ("1", "2"):
-        done = gft_edge("bundle", source, "--target", "jetson", "--device", "orin-nano", "--out", tmp_path / name, "--zip")
+        done = gft_edge(
+            "bundle", source, "--target", "jetson", "--device", "orin-nano", "--out", tmp_path / name, "--zip"
+        )
         assert (done.code, done.err) == (0, "")
-        assert f"{name}: bundle for jetson on orin-nano-8gb-super, artefact " in done.out and f"{name}.zip: " in done.out
+        assert (
+            f"{name}: bundle for jetson on orin-nano-8gb-super, artefact " in done.out and f"{name}.zip: " in done.out
+        )
     assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
     done = gft_edge("selftest", tmp_path / "1.zip")
     assert (done.code, done.err) == (0, "")
@@ -183,5 +193,39 @@ def test_verbs_that_read_an_artefact_take_a_bundle(gft_edge, source, tmp_path):
     (bundle / "run.sh").write_text("other")
     for command in commands.values():
         done = gft_edge(*command)
-        assert (done.code, done.err.count("\n")) == (2, 1) and "run.sh was changed since the bundle was made" in done.err
+        assert (done.code, done.err.count("\n")) == (
+            2,
+            1,
+        ) and "run.sh was changed since the bundle was made" in done.err
     (bundle / RECORD).unlink()
+
+
+def test_commands_of_the_page_run(gft_edge, source, tmp_path, monkeypatch):
+    """Those on signatures as they stand; the others parse."""
+    pytest.importorskip("cryptography")
+    page = (Path(__file__).parents[2] / "docs/bundle.md").read_text(encoding="utf-8")
+    lines = [line for block in page.split("```")[1::2] for line in block.splitlines()]
+    for line in lines:
+        if line.startswith("gft-edge "):
+            verb, *arguments = line.split()[1:]
+            verb_parser(verb, verb_module(verb)).parse_args(arguments)
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(source, "runs/artifact")
+    for line in lines[lines.index("openssl genpkey -algorithm ed25519 -out key.pem") :]:
+        if line.startswith("gft-edge "):
+            assert gft_edge(*line.split()[1:]).code == 0
+        elif line:
+            subprocess.run(line.split(), check=True, capture_output=True)
+
+
+def test_figures_of_the_page_are_those_of_the_program():
+    page = (Path(__file__).parents[2] / "docs/bundle.md").read_text(encoding="utf-8")
+    limits = DEFAULT_LIMITS
+    assert f"importance {limits.fp32_importance_sqnr_db:.0f} dB" in page and limits.fp32_relative_error == 1e-4
+    assert f"logits {limits.fp16_sqnr_db:.0f} dB; kept-set Jaccard {limits.int8_jaccard:.2f}" in page
+    assert (
+        f"rank correlation {limits.int8_rank_correlation}; the same class on {limits.int8_top1_agreement * 100:.0f} %"
+        in page
+    )
+    assert f"logits {limits.int8_sqnr_db:.0f} dB; the rest" in page and f"logits {limits.same_sqnr_db:.0f} dB" in page
+    assert (MAX_ENTRIES, MAX_BYTES, MAX_RATIO, FREE_BYTES) == (10_000, 16 << 30, 100, 64 << 20)
