@@ -12,6 +12,7 @@ from onnx import NodeProto, numpy_helper
 
 from gft_edge.export.graph.dtypes import ONNX_NAMES
 from gft_edge.export.graph.loading import read_graph
+from gft_edge.manifest import input_kind
 
 Shape = tuple[int | str, ...]
 _PASSED = ("Cast", "Identity", "Transpose", "Gather", "Slice", "Reshape", "Unsqueeze", "Squeeze", "Flatten")
@@ -64,7 +65,9 @@ class ServedGraph:
     def takes_pixels(self) -> bool:
         """True if the graph normalises values from 0 to 255 itself."""
         image = self.image
-        return max(self.gains) < _PIXEL_GAIN or (image is not None and image.dtype == "uint8")
+        return max(self.gains) < _PIXEL_GAIN or (
+            image is not None and input_kind(image.name, {"fp32": "float32"}.get(image.dtype, image.dtype)) != "float"
+        )
 
     @property
     def image(self) -> ServedTensor | None:
@@ -168,7 +171,7 @@ def _follow(graph: onnx.GraphProto, name: str, constants: dict[str, onnx.TensorP
     """Follows the image as long as one node reads it and calculates with one or three constants."""
     front = _Front(np.ones(3), np.zeros(3), end=name)
     while front.end:
-        readers = [node for node in graph.node if front.end in node.input]
+        readers = [node for node in graph.node if front.end in node.input and node.op_type != "Shape"]
         if len(readers) != 1 or not _apply(front, readers[0], constants):
             break
         front.end = readers[0].output[0]

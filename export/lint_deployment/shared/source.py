@@ -25,7 +25,7 @@ def find_manifest(config: Path, graph: Path | None, budget: str = "") -> Deploym
         artifact = _artifact(config, graph)
         return None if artifact is None else _member(artifact, graph, budget).manifest
     except (GFTEdgeError, OSError):
-        return None  # a damaged record is found by the rules of bundles
+        return None  # a bundle is checked whole before its configurations
 
 
 def bundle_around(path: Path) -> Path | None:

@@ -62,6 +62,9 @@ def classifier(
         nodes.append(helper.make_node(op, [here, *others], [f"t{len(nodes)}"], **attributes))
         here = nodes[-1].output[0]
 
+    nodes.append(
+        helper.make_node("Shape", [name], ["size"])
+    )  # real exports read the size of the batch beside the image
     if dtype != TensorProto.FLOAT:
         add("Cast", to=TensorProto.FLOAT)
     if layout == "NHWC":
