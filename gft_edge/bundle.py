@@ -37,6 +37,8 @@ ADDED = ("engines/", "reports/", "caches/")
 FREE = ("reports/", "caches/")
 """Those whose files need no entry in the manifest: they are data, or checked by the reader of the cache. Engines are code."""
 
+MADE_ON_DEVICE = "made_on_device"
+"""Fact with the names of files that the target's own program writes into the bundle and reads without checks: nvinfer's engine."""
 ID_DIGITS = 16
 
 Target = Literal["jetson", "deepstream", "triton", "onnxruntime"]
@@ -111,6 +113,8 @@ class Bundle:
             self.file(name)
         known = {RECORD, SIGNATURE, f"{ARTIFACT}/{MANIFEST}", *self.files}
         known |= {f"{ARTIFACT}/{name}" for name in artifact.manifest.files}
+        made = self.facts.get(MADE_ON_DEVICE, ())
+        known |= {str(name) for name in made if not str(name).startswith(ARTIFACT)} if isinstance(made, list) else set()
         engines = [info for name, info in artifact.manifest.files.items() if name.startswith("engines/")]
         for name in sorted(present - known):
             free = name.startswith(tuple(f"{ARTIFACT}/{folder}" for folder in FREE))

@@ -12,6 +12,10 @@ from typing import Any
 from gft_edge.errors import ArtifactError
 from gft_edge.files import sha256
 from gft_edge.manifest_schema import (
+    IMAGE,
+    LOGITS,
+    PIXELS,
+    PROBABILITIES,
     QUANTIZED,
     SCHEMA,
     Batch,
@@ -25,6 +29,7 @@ from gft_edge.manifest_schema import (
     Precision,
     TensorInfo,
     batch_problems,
+    input_kind,
     safe_name,
     static_batch,
 )
@@ -36,8 +41,12 @@ from gft_edge.storage.seals import read_sealed, write_sealed
 __all__ = [
     "BUNDLE_RECORD",
     "GOLDEN",
+    "IMAGE",
+    "LOGITS",
     "MANIFEST",
     "MODEL",
+    "PIXELS",
+    "PROBABILITIES",
     "QUANTIZED",
     "SCHEMA",
     "WEIGHTS",
@@ -53,6 +62,7 @@ __all__ = [
     "Precision",
     "TensorInfo",
     "batch_problems",
+    "input_kind",
     "load_artifact",
     "register_files",
     "split_member",

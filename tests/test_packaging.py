@@ -30,6 +30,7 @@ NEEDS = {
     "export.graph.*": "onnx",
     "export.graph.native": "",
     "export.lint.*": "onnx",
+    "export.lint_deployment.*": "onnx",
     "export.onnx.*": "onnx",
     **dict.fromkeys(("export.onnx.golden_images", "export.onnx.interface"), ""),
     **dict.fromkeys((f"export.onnx.{name}" for name in ("plain_modules", "quantized", "reference")), "torch"),

@@ -129,6 +129,11 @@ def bench(options: BenchOptions, track: Track = silent) -> dict[str, Any]:
                 results += _Point(options, protocol, meter, track).rows()
         after = conditions()
     held = [f"{row['name']}: {text}" for row in results for text in row["energy"]["throttled"]]
+    held += [
+        f"{row['name']}: {row['backend']} ignores {', '.join(row['options']['ignored_options'])}"
+        for row in results
+        if row["options"].get("ignored_options")
+    ]
     return {
         "schema": SCHEMA,
         "source": "gft-edge bench",
@@ -157,13 +162,16 @@ class _Point:
                 session = open_session(artifact, backend, protocol.threads, huge_pages=True)
                 name = f"{artifact.name} {backend}"
                 self.classifiers[name] = Classifier(artifact, session)
-                self.requests[name] = functools.partial(session, random_images(artifact, protocol.batch, pixels))
+                self.requests[name] = functools.partial(
+                    session.compute, random_images(artifact, protocol.batch, pixels)
+                )
 
     def rows(self) -> list[dict[str, Any]]:
         """Measures, and returns one result per candidate."""
         figures = measure(self.requests, self.protocol, self.track)
         throughput = {} if "throughput" in self.options.skip else self._throughput()
         stages = {} if "stages" in self.options.skip else measure_stages(self.classifiers, self.protocol)
+        transfers = {} if "stages" in self.options.skip else self._transfers()
         energy = self._energies()
         rows = []
         for name in self.classifiers:
@@ -172,6 +180,8 @@ class _Point:
                 row["throughput"] = throughput[name]
             if name in stages:
                 row["stages"] = stages[name]
+            if name in transfers:
+                row["transfers"] = transfers[name]
             if "process" not in self.options.skip:
                 classifier = self.classifiers[name]
                 address, backend = classifier.artifact.address, classifier.session.backend
@@ -183,6 +193,19 @@ class _Point:
         concurrent = all(find_backend(backend)[0].concurrent for backend in self.options.backends)
         in_flight = self.protocol.in_flight if concurrent else 1
         return measure_throughput(self.requests, replace(self.protocol, in_flight=in_flight))
+
+    def _transfers(self) -> dict[str, dict[str, Any]]:
+        """Measures the copies to and from a GPU apart from the computation, where the session tells them."""
+        pixels = np.random.default_rng(self.protocol.seed)
+        found = {}
+        for name, classifier in self.classifiers.items():
+            images = random_images(classifier.artifact, self.protocol.batch, pixels)
+            told = []
+            while len(told) < STAGE_ROUNDS and (sample := classifier.session.times(images)) is not None:
+                told.append(sample)
+            if told:
+                found[name] = {f"{part}_ms": float(np.median([sample[part] for sample in told])) for part in told[0]}
+        return found
 
     def _energies(self) -> dict[str, dict[str, Any]]:
         accuracies = {
@@ -225,8 +248,8 @@ def random_images(artifact: Artifact, batch: int, generator: np.random.Generator
     """Returns random input of an artefact, of its shape and type."""
     tensor = artifact.manifest.inputs[0]
     shape = (batch, *(int(size) for size in tensor.shape[1:]))
-    if tensor.dtype == "uint8":
-        return generator.integers(0, 256, shape, dtype=np.uint8)
+    if artifact.manifest.input_kind != "float":
+        return generator.integers(0, 256, shape, dtype=np.uint8).astype(tensor.dtype, copy=False)
     return generator.standard_normal(shape, dtype=np.float32)
 
 
@@ -261,10 +284,10 @@ def measure_stages(classifiers: Mapping[str, Classifier], protocol: BenchProtoco
     calls: dict[str, Callable[[], object]] = {}
     for name, classifier in classifiers.items():
         inputs = classifier.prepare(pictures)
-        outputs = classifier.session(inputs)
+        outputs = classifier.session.compute(inputs)
         calls |= {
             f"{name}/preprocessing": functools.partial(classifier.prepare, pictures),
-            f"{name}/inference": functools.partial(classifier.session, inputs),
+            f"{name}/inference": functools.partial(classifier.session.compute, inputs),
             f"{name}/postprocessing": functools.partial(classifier.decode, outputs),
             f"{name}/end_to_end": functools.partial(classifier.predict, pictures),
         }

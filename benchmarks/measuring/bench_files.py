@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -145,7 +146,7 @@ def _comparisons(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 def _int8_twins(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Compares INT8 engines with the same budget in higher precision, on one machine and at one batch."""
     found = []
-    engines = [row for row in results if row["backend"].partition(":")[0] in ENGINE_BACKENDS]
+    engines = [row for row in results if re.split("[:,]", row["backend"])[0] in ENGINE_BACKENDS]
     for row in engines:
         if row.get("precision") != "int8":
             continue

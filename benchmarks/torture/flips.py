@@ -222,10 +222,10 @@ def predictions(made: Materials, artifact: Path) -> object:
     """Returns exact digests of an artefact's outputs for two images, and its predictions."""
     from gft_edge.runtime.classifier import Classifier
 
-    classifier = Classifier.load(artifact, threads=1, huge_pages=False)
+    classifier = Classifier.open(artifact, "onnxruntime", threads=1, huge_pages=False)
     rng = np.random.default_rng(0)
     images = list(rng.integers(0, 256, (2, 32, 32, 3), dtype=np.uint8))
-    outputs = classifier.session(classifier.prepare(images))
+    outputs = classifier.session.compute(classifier.prepare(images))
     decoded = classifier.decode(outputs)
     return [_digests(outputs), [(one.label, one.probability) for one in decoded]]
 

@@ -29,7 +29,7 @@ from gft_edge.files import replacing, require_writable
 from gft_edge.hardware.devices import Device, device
 from gft_edge.hardware.environment import missing_extra
 from gft_edge.hardware.jetson import power_mode_mark
-from gft_edge.hardware.tensorrt_versions import RTX, generation
+from gft_edge.hardware.tensorrt_versions import RTX, generation, require_rtx_capability
 from gft_edge.hardware.this_device import device_here, same_module
 from gft_edge.manifest import MANIFEST, MODEL, Artifact
 from gft_edge.runtime.backends import backend_of_module
@@ -122,6 +122,8 @@ def build_engine(
         ArtifactError: the compiler refused the graph (with its messages).
     """
     require_dialect(artifact, plan)
+    for capability in plan.compute_capabilities if plan.rtx else ():
+        require_rtx_capability(capability, f"artefact {artifact.path}: plan of an RTX engine")
     trt = load_module(plan)
     plan = for_version(plan, trt.__version__)
     model = artifact.file(MODEL)

@@ -183,7 +183,7 @@ def build_command(plan: BuildPlan, model: str, engine: str) -> tuple[str, ...] |
 def engine_key(plan: BuildPlan, version: str) -> str:
     """Returns the file name of an engine: everything that it depends on."""
     capabilities = "-".join(f"sm{c.replace('.', '')}" for c in plan.compute_capabilities)
-    flavour = "rtx" if plan.rtx else "trt"
+    flavour = "rtx" if plan.rtx else "torch" if plan.module == TORCH_TENSORRT else "trt"
     device = "" if plan.rtx else f"_{plan.target}"
     marks = [flag.lower().replace("_", "") for flag in plan.builder_flags]
     marks += [f"dla{plan.dla_core}"] if plan.dla_core is not None else []

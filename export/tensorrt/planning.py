@@ -21,6 +21,7 @@ from gft_edge.hardware.tensorrt_versions import (
     assumed_version,
     default_version,
     generation,
+    require_rtx_capability,
     require_together,
 )
 
@@ -74,6 +75,8 @@ def make_plan(graph: GraphSummary, target: str | Device, options: BuildOptions |
         capabilities = options.compute_capabilities or RTX_CAPABILITIES
         if options.tensorrt is not None:
             raise ConfigError("--tensorrt: an RTX engine is built by the installed TensorRT-RTX")
+        for capability in capabilities:
+            require_rtx_capability(capability, f"--compute-capability {capability}")
     else:
         if options.compute_capabilities is not None:
             raise ConfigError("--compute-capability: for --target rtx only; a device has its own")

@@ -6,6 +6,8 @@ the traced program are tested; the compilation itself is not verified on hardwar
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -16,7 +18,7 @@ from torch import nn
 from torch.export import Dim, ExportedProgram
 
 from gft_edge.checkpoint import Checkpoint, load_checkpoint
-from gft_edge.errors import ConfigError, MissingExtraError
+from gft_edge.errors import ArtifactError, ConfigError, MissingExtraError
 from gft_edge.export.graph.dtypes import torch_dtype
 from gft_edge.export.graph.summary import GraphInput, GraphSummary
 from gft_edge.export.onnx.plain_modules import exportable
@@ -25,12 +27,15 @@ from gft_edge.export.tensorrt.builders import timing_cache_file
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan
 from gft_edge.export.tensorrt.registration import installed_tensorrt
-from gft_edge.files import replacing
+from gft_edge.files import replacing, write_json
 from gft_edge.hardware.devices import Device, device
 from gft_edge.hardware.environment import has_nvidia_driver
 from gft_edge.hardware.tensorrt_versions import assumed_version, generation
 from gft_edge.hardware.this_device import device_here
-from gft_edge.manifest import HighPrecision
+from gft_edge.manifest import MODEL, Artifact, FileInfo, HighPrecision, load_artifact, register_files
+from gft_edge.runtime.engine_files import engine_files
+from gft_edge.runtime.torch_program import require_plain
+from gft_edge.storage.locks import locked
 
 ASSUMED_DEVICE = "h100"
 """Device of plans that are printed on a machine without a GPU."""
@@ -83,24 +88,72 @@ def build_torch(
         checkpoint: folder, or ``"builtin"``.
         precision: type of the whole model but the importance.
         options: as for an engine.
-        out: file; by default one in the current folder, named by checkpoint and plan.
+        out: file, by default one in the current folder, named by checkpoint and plan; or an artefact of this checkpoint, which
+            the program is entered in, so that ``--backend torch-tensorrt`` runs it.
 
     Returns:
         the file, the plan and the evidence.
 
     Raises:
-        ConfigError: no driver, or a plan that Torch-TensorRT cannot follow.
+        ConfigError: no driver, a plan that Torch-TensorRT cannot follow, or an artefact with another interface.
+        ArtifactError: ``out`` is an artefact of another checkpoint.
         MissingExtraError: torch-tensorrt is not installed.
     """
     loaded = load_checkpoint(checkpoint)
     plan = plan_torch(loaded, precision, options)
+    artifact = _receiver(loaded, out)
     library = _library()
     compiled, inputs = compile_torch(library, loaded.model, plan)
     key = engine_key(plan, str(plan.tensorrt))
-    out = out or Path(f"{loaded.path.name}-torch-{key}.ep")
-    with replacing(out) as temporary:
-        library.save(compiled, str(temporary), output_format="exported_program", arg_inputs=inputs)
-    return {"file": str(out), "plan": plan.to_json(), "torch_tensorrt": settings(plan), "evidence": UNVERIFIED}
+    record = {"plan": plan.to_json(), "torch_tensorrt": settings(plan), "evidence": UNVERIFIED}
+    with contextlib.nullcontext() if artifact is None else locked(artifact.path):
+        file = out or Path(f"{loaded.path.name}-{key}.ep")
+        if artifact is not None:
+            file = artifact.path / engine_files(key)[0]
+            file.parent.mkdir(exist_ok=True)
+        with replacing(file) as temporary:
+            library.save(compiled, str(temporary), output_format="exported_program", arg_inputs=inputs)
+        if artifact is not None:
+            enter_program(artifact, plan, key, record)
+    return {"file": str(file), **record}
+
+
+def _receiver(checkpoint: Checkpoint, out: Path | None) -> Artifact | None:
+    """Returns the artefact that the program is entered in, if ``out`` is a folder."""
+    if out is None or not out.is_dir():
+        return None
+    artifact = load_artifact(out)
+    made_from = artifact.manifest.checkpoint_sha256
+    if checkpoint.sha256 != made_from:
+        raise ArtifactError(
+            f"artefact {out} was made from weights {made_from[:12]}, checkpoint {checkpoint.path} has {checkpoint.sha256[:12]}"
+        )
+    if checkpoint.info.model.budget != artifact.manifest.budget:
+        raise ConfigError(
+            f"artefact {out} has budget {artifact.manifest.budget.id}; a program is compiled at the checkpoint's own, "
+            f"{checkpoint.info.model.budget.id}"
+        )
+    require_plain(artifact.manifest, artifact)
+    return artifact
+
+
+def enter_program(artifact: Artifact, plan: BuildPlan, key: str, more: Mapping[str, Any]) -> Artifact:
+    """Writes the record of a program that lies in the artefact's ``engines`` folder, and enters both in its manifest."""
+    program, record_file = engine_files(key)
+    record = {
+        "key": key,
+        "module": plan.module,
+        "version": plan.tensorrt,
+        "device": plan.target,
+        "compute_capabilities": list(plan.compute_capabilities),
+        "precision": plan.precision,
+        "batch": list(plan.batch),
+        "engine_sha256": FileInfo.of(artifact.path / program).sha256,
+        "model_sha256": artifact.manifest.files[MODEL].sha256,
+        **more,
+    }
+    write_json(artifact.path / record_file, record)
+    return register_files(artifact, [program, record_file])
 
 
 def settings(plan: BuildPlan) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.runtime.artifact_graph import load_artifact_graph
 from gft_edge.runtime.compared_model import ComparedModel, compare_all
 from gft_edge.runtime.golden import golden_references
+from gft_edge.runtime.graph_io import LEAST
 from gft_edge.runtime.sessions import ONNXRUNTIME
 from gft_edge.stats.agreement import Arrays, Comparison, Computation
 from gft_edge.stats.verdict import DEFAULT_LIMITS, Assessment, Limits, Verdict, assess
@@ -140,7 +142,13 @@ def checked_claims(artifact: Artifact) -> tuple[tuple[Place, ...], tuple[str, ..
 
 def side_notes(sides: Sequence[ComparedModel]) -> tuple[str, ...]:
     """Returns the notes of all sides."""
-    return tuple(side.note for side in sides if side.note)
+    notes = [side.note for side in sides if side.note]
+    if any(side.manifest.gives_probabilities for side in sides):
+        notes.append(
+            "the graph gives probabilities: their logarithms are compared with the log-softmax of PyTorch's logits, down to "
+            f"{math.log(LEAST):.1f}"
+        )
+    return tuple(notes)
 
 
 def identity(artifact: Artifact, source: str, limits: Limits) -> dict[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from gft_edge.hardware.environment import PACKAGES, cpu, has_nvidia_driver, versions
+from gft_edge.hardware.environment import PACKAGES, REMEDIES, cpu, has_nvidia_driver, versions
+from gft_edge.runtime.backends import BACKENDS, DEFAULT
 
 Module = str | tuple[str, ...]
 """An importable module, or alternatives."""
@@ -28,7 +29,6 @@ class Use:
 _CHECKPOINT: tuple[Module, ...] = ("torch", "timm", "safetensors")
 _IMAGES: tuple[Module, ...] = ("torchvision", "PIL")
 _EXPORT: tuple[Module, ...] = ("onnx", "onnxscript", "onnxslim")
-_ENGINE_MEMORY = ("cuda", "torch")
 
 USES = (
     Use("doctor"),
@@ -47,9 +47,11 @@ USES = (
     Use("build ARTIFACT --target this-gpu", ("onnx", "tensorrt"), driver=True),
     Use("build ARTIFACT --target rtx", ("onnx", "tensorrt_rtx")),
     Use("build CKPT --target torch-tensorrt", (*_CHECKPOINT, "onnx", "torch_tensorrt"), driver=True),
-    Use("bench ARTIFACT --backend tensorrt", ("tensorrt", _ENGINE_MEMORY), driver=True),
-    Use("bench ARTIFACT --backend tensorrt_rtx", ("tensorrt_rtx", _ENGINE_MEMORY), driver=True),
-    Use("predict ARTIFACT IMAGE --backend tensorrt", ("tensorrt", _ENGINE_MEMORY, "PIL"), driver=True),
+    *(
+        Use(f"bench ARTIFACT --backend {b.name}{':CKPT' * (b.takes == 'checkpoint')}", b.packages, driver=b.on_gpu)
+        for b in BACKENDS
+        if b.name != DEFAULT
+    ),
     Use("report RUN_DIR", ("matplotlib", "jinja2")),
     Use("train --config RECIPE", (*_CHECKPOINT, *_IMAGES)),
     Use("distill --teacher CKPT", (*_CHECKPOINT, *_IMAGES)),
@@ -126,6 +128,8 @@ def _distributions(module: Module) -> tuple[str, ...]:
 
 
 def _remedy(missing: list[str]) -> str:
-    extras = sorted({extra for name, extra in PACKAGES.values() if name in missing})
-    text = f"needs {', '.join(missing)}: pip install 'gft-edge[{','.join(extras)}]'"
+    extras = sorted({extra for name, extra in PACKAGES.values() if name in missing and name not in REMEDIES})
+    own = [REMEDIES[name] for name in missing if name in REMEDIES]
+    how = ([f"pip install 'gft-edge[{','.join(extras)}]'"] if extras else []) + own
+    text = f"needs {', '.join(missing)}: {'; '.join(how)}"
     return text + (", on a Jetson the TensorRT of its JetPack" if "tensorrt" in missing else "")

@@ -20,6 +20,8 @@ PACKAGES = {
     "safetensors": ("safetensors", "train"),
     "onnx": ("onnx", "onnx"),
     "onnxruntime": ("onnxruntime", "onnx"),
+    "onnxruntime-gpu": ("onnxruntime-gpu", "onnx"),
+    "onnxruntime_ep_nv_tensorrt_rtx": ("onnxruntime-ep-nv-tensorrt-rtx", "onnx"),
     "onnxscript": ("onnxscript", "onnx"),
     "onnxslim": ("onnxslim", "onnx"),
     "tensorrt_rtx": ("tensorrt-rtx-cu13", "rtx"),
@@ -43,13 +45,22 @@ ON_A_JETSON = {
 }
 """Remedy on a Jetson, where the extra of gft-edge would install a distribution that does not work there."""
 
-_PARTS = {"cuda": ("cuda.bindings", "cuda.cudart")}
-"""Alternative modules to search, where other packages install the one of the table too."""
+REMEDIES = {
+    "onnxruntime-gpu": "run: pip uninstall onnxruntime, then pip install onnxruntime-gpu, which replaces it; on a Jetson the wheel for "
+    "its JetPack",
+    "onnxruntime-ep-nv-tensorrt-rtx": "run: pip install onnxruntime-ep-nv-tensorrt-rtx, beside onnxruntime 1.24 or newer",
+}
+"""How to install a distribution that no extra of gft-edge brings."""
+
+_PARTS = {"cuda": ("cuda.bindings", "cuda.cudart"), "onnxruntime-gpu": ("onnxruntime",)}
+"""Modules to search, where other packages install the one of the table too, or where it is no module's name."""
+_REPLACES = {"onnxruntime-gpu"}
+"""Distributions whose module another one installs too: only their own record shows them."""
 
 
 def missing_extra(distribution: str, extra: str) -> MissingExtraError:
     """Returns the error for a package that is not installed, with the remedy for this machine."""
-    remedy = ON_A_JETSON.get(distribution, "") if board() else ""
+    remedy = (ON_A_JETSON.get(distribution, "") if board() else "") or REMEDIES.get(distribution, "")
     return MissingExtraError(distribution, extra, remedy=remedy)
 
 
@@ -75,7 +86,7 @@ def versions() -> dict[str, str | None]:
             try:
                 found[distribution] = importlib.metadata.version(distribution)
             except importlib.metadata.PackageNotFoundError:
-                found[distribution] = "unknown"
+                found[distribution] = None if distribution in _REPLACES else "unknown"
     return found
 
 

@@ -22,6 +22,12 @@ RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 """Default compute capabilities of an RTX engine: data-centre Ampere, Ampere, Ada, Blackwell."""
 
 
+_RTX_RUNS_ON = ("7.5", "8.0", "8.6", "8.9")
+_RTX_RUNS_FROM = "12.0"
+"""GPUs of TensorRT-RTX: these, and all from 12.0 on. Turing (7.5) only where an engine names it. Version 1.7.1 builds an engine for 9.0
+and refuses to load it there (measured on an H100); its documents list no 8.7, 10.x or 11.0."""
+
+
 @dataclass(frozen=True)
 class Generation:
     """A row of the table: the capabilities from one version up to the next row.
@@ -225,6 +231,30 @@ def _first_version(capability: str) -> tuple[int, ...]:
         if number >= float(low) and (high is None or number <= float(high)):
             return version
     return parse_version(GENERATIONS[0].name)
+
+
+def rtx_refusal(capability: str) -> str | None:
+    """Returns the reason why TensorRT-RTX does not run on a GPU of that compute capability, or None."""
+    if capability in _RTX_RUNS_ON or float(capability) >= float(_RTX_RUNS_FROM):
+        return None
+    return (
+        f"TensorRT-RTX does not support compute capability {capability}; it runs on {', '.join(_RTX_RUNS_ON)} and on "
+        f"{_RTX_RUNS_FROM} or newer; use TensorRT, with --target DEVICE and --backend tensorrt"
+    )
+
+
+def require_rtx_capability(capability: str, where: str) -> None:
+    """Refuses a GPU that TensorRT-RTX does not run on.
+
+    Args:
+        capability: of the GPU.
+        where: begins the message.
+
+    Raises:
+        ConfigError: with the GPUs that it runs on.
+    """
+    if reason := rtx_refusal(capability):
+        raise ConfigError(f"{where}: {reason}")
 
 
 def dla_refusal(version: str, target: Device | None) -> str | None:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from gft_edge.errors import ArtifactError
 from gft_edge.manifest import Artifact, DeploymentManifest
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.graph_io import as_log_probabilities, to_graph_input
 from gft_edge.runtime.sessions import ONNXRUNTIME, Session, fitted, onnxruntime_session, open_session
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind, compare
 
@@ -61,10 +62,10 @@ class ComparedModel:
             ArtifactError: the graph cannot be run, or its outputs differ from its manifest.
         """
         feed = to_graph_input(images, self.manifest)
-        outputs = self.session(feed)
+        outputs = self.session.compute(feed)
         self._require_outputs(outputs, len(images))
         if self._taps is not None:
-            self._add_selections(outputs, list(self._taps(feed).values()))
+            self._add_selections(outputs, list(self._taps.compute(feed).values()))
         return outputs
 
     def _add_selections(self, outputs: Arrays, taps: list[npt.NDArray[Any]]) -> None:
@@ -91,17 +92,6 @@ class ComparedModel:
                     f"{self.computation.name}: the manifest says that output {tensor.name} has shape {shape}, the graph "
                     f"gives {found}"
                 )
-
-
-def to_graph_input(images: npt.NDArray[Any], manifest: DeploymentManifest) -> npt.NDArray[Any]:
-    """Converts preprocessed images (B, 3, H, W) to the graph's input.
-
-    A graph with ``uint8`` input normalises inside: it gets the pixels (B, H, W, 3), which the normalised values determine
-    exactly.
-    """
-    if manifest.inputs[0].dtype != "uint8" or images.dtype == np.uint8:
-        return images
-    return manifest.preprocess.pixels(images)
 
 
 def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
@@ -167,10 +157,13 @@ def compare_all(
 
     Args:
         manifest: of the artefact.
-        references, found: computations and their outputs.
+        references, found: computations and their outputs. Of a graph that gives probabilities the logits are known but for one
+            number per image: the references' are then compared as log-probabilities too.
         labels: true classes (B,), or None.
         kind_of: allowed differences; by default they follow from the arithmetic.
     """
+    if manifest.gives_probabilities:
+        references = [(computation, as_log_probabilities(side)) for computation, side in references]
     return tuple(
         compare(
             (reference, candidate),

@@ -19,7 +19,7 @@ class EngineHost:
     """The software and hardware that will load an engine.
 
     Args:
-        module: ``"tensorrt"`` or ``"tensorrt_rtx"``.
+        module: ``"tensorrt"``, ``"tensorrt_rtx"`` or ``"torch_tensorrt"``.
         version: of that module, None where the module itself checks it.
         compute_capability: of the GPU, for example ``"8.7"``.
         device: its name, None where only the compute capability is known.
@@ -34,6 +34,19 @@ class EngineHost:
 def engine_files(key: str) -> tuple[str, str]:
     """Returns the names of an engine and its record inside an artefact."""
     return f"engines/{key}.engine", f"engines/{key}.json"
+
+
+FLAVOURS = {"tensorrt": "trt", "tensorrt_rtx": "rtx", "torch_tensorrt": "torch"}
+"""Module that runs an engine: how the engine's key begins."""
+
+
+def build_command(artifact: Artifact, host: EngineHost) -> str:
+    """Returns the command that builds an engine of the artefact for a host."""
+    if host.module == "torch_tensorrt":
+        return f"gft-edge build CKPT --target torch-tensorrt --out {artifact.path}"
+    if host.module == "tensorrt_rtx":
+        return f"gft-edge build {artifact.path} --target rtx --compute-capability {host.compute_capability}"
+    return f"gft-edge build {artifact.path} --target {host.device or 'this-gpu'}"
 
 
 def check_engine(artifact: Artifact, key: str, host: EngineHost) -> tuple[Path, dict[str, Any]]:
@@ -52,10 +65,7 @@ def check_engine(artifact: Artifact, key: str, host: EngineHost) -> tuple[Path, 
             that builds it again.
     """
     engine, sidecar = engine_files(key)
-    target = "rtx" if host.module == "tensorrt_rtx" else host.device or "this-gpu"
-    command = f"gft-edge build {artifact.path} --target {target}"
-    if target == "rtx":
-        command += f" --compute-capability {host.compute_capability}"
+    command = build_command(artifact, host)
 
     def refuse(reason: str) -> ArtifactError:
         return ArtifactError(f"engine {key}: {reason}; not loaded. Build it again: {command}")

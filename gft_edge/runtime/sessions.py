@@ -16,8 +16,9 @@ import numpy.typing as npt
 from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.runtime import huge_pages as pages
-from gft_edge.runtime.backends import DEFAULT, find_backend
+from gft_edge.runtime.backends import DEFAULT, find_backend, parse_backend, require_settings
 from gft_edge.runtime.batching import run_in_batches
+from gft_edge.runtime.graph_io import to_graph_input, with_logits
 
 ONNXRUNTIME = "onnxruntime"
 
@@ -27,10 +28,11 @@ class SessionOptions:
     """Options of :func:`open_session`; a backend ignores those that it does not have.
 
     Attributes:
-        key: of the engine to run, empty for the only one that fits.
+        key: of the engine to run, empty for the only one that fits; or the checkpoint that a backend of PyTorch runs.
         threads: of a CPU backend; 0 takes one per core.
         huge_pages, shared: see :func:`onnxruntime_session`.
         as_described: refuse a graph whose inputs and outputs differ from the manifest's.
+        settings: of the backend, by name.
     """
 
     key: str = ""
@@ -38,6 +40,7 @@ class SessionOptions:
     threads: int = 0
     huge_pages: bool = False
     as_described: bool = True
+    settings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -49,7 +52,7 @@ class Session:
         options: every setting, for the record.
         outputs: names, in order.
         batch: number of images that a graph with a static batch axis takes; else None.
-        pixels: converts normalised images to pixels, for a graph that normalises; else None.
+        convert: turns normalised images, or pixels, into the graph's input, for a graph that normalises; else None.
     """
 
     backend: str
@@ -58,24 +61,45 @@ class Session:
     _session: Any
     _input: str
     batch: int | None = None
-    pixels: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint8]] | None = None
+    convert: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None
 
     def __call__(self, images: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """Preprocessed images to outputs by name.
 
         Args:
             images: (B, 3, H, W) float32 normalised; or RGB pixels (B, H, W, 3) uint8 for a graph that normalises, which
-                takes both. A graph with a static batch runs once for each batch; the last one is padded.
+                takes both.
+
+        Returns:
+            The graph's outputs; ``logits`` beside them for a graph that gives probabilities
+            (:func:`gft_edge.runtime.graph_io.with_logits`).
 
         Raises:
             DataError: the array does not fit the graph.
             ArtifactError: the graph contradicts itself.
         """
-        if self.pixels is not None and images.dtype != np.uint8:
-            images = self.pixels(images)
+        return self.compute(images if self.convert is None else self.convert(images))
+
+    def compute(self, inputs: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        """As a call, for what the graph itself takes: shape and type are those of the manifest's input.
+
+        A graph with a static batch runs once for each batch; the last one is padded.
+        """
         size = self.batch
-        values = self._run(images) if size is None else run_in_batches(self._run, images, size, size)
-        return dict(zip(self.outputs, values))
+        values = self._run(inputs) if size is None else run_in_batches(self._run, inputs, size, size)
+        return with_logits(dict(zip(self.outputs, values)))
+
+    def times(self, images: npt.NDArray[Any]) -> dict[str, float] | None:
+        """Returns the milliseconds of copies to and from the GPU and of the computation between; None on other backends.
+
+        Args:
+            images: as for :meth:`compute`, at most one batch.
+        """
+        tell = getattr(self._session, "times", None)
+        if tell is None:
+            return None
+        found: dict[str, float] = tell({self._input: images})
+        return found
 
     def _run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
         try:
@@ -181,16 +205,18 @@ def open_session(
 
     Args:
         artifact: with the file in its manifest.
-        backend: a name of :data:`gft_edge.runtime.backends.BACKENDS`; ``"tensorrt:KEY"`` names one of several engines.
+        backend: a name of :data:`gft_edge.runtime.backends.BACKENDS`; ``"tensorrt:KEY"`` names one of several engines, and
+            settings follow, as ``"tensorrt,cuda_graph=on"``.
         threads, huge_pages, as_described: see :class:`SessionOptions`.
 
     Raises:
-        ConfigError: unknown backend, or an engine without a GPU.
+        ConfigError: unknown backend or setting, or an engine without a GPU.
         ArtifactError: missing or changed file, or an engine that does not fit this machine.
         MissingExtraError: the backend is not installed.
     """
-    chosen, key = find_backend(backend)
-    session: Session = chosen.open(artifact, SessionOptions(key, threads, huge_pages, as_described))
+    asked = parse_backend(backend)
+    options = SessionOptions(asked.key, threads, huge_pages, as_described, asked.settings)
+    session: Session = asked.backend.open(artifact, options)
     return fitted(replace(session, backend=backend), artifact.manifest)
 
 
@@ -198,16 +224,17 @@ def open_onnxruntime(artifact: Artifact, options: SessionOptions, module: str = 
     """Opens the model of an artefact in ONNX Runtime; the opener of that backend.
 
     Raises:
-        ConfigError: the model computes in BF16, or a negative number of threads.
+        ConfigError: the model computes in BF16, a negative number of threads, or a setting, of which it has none.
         ArtifactError: missing, changed or contradictory file.
         MissingExtraError: onnxruntime is not installed.
     """
+    require_settings(ONNXRUNTIME, options.settings, ())
     manifest = artifact.manifest
     try:
         model = artifact.file(MODEL)
         session = onnxruntime_session(model, manifest.is_quantized, options.threads, options.huge_pages, options.shared)
         if options.as_described:
-            _require_interface(session, artifact)
+            require_interface(session, artifact)
     except ArtifactError:
         if manifest.rest != "bf16":
             raise
@@ -218,7 +245,7 @@ def open_onnxruntime(artifact: Artifact, options: SessionOptions, module: str = 
     return session
 
 
-def _require_interface(session: Session, artifact: Artifact) -> None:
+def require_interface(session: Session, artifact: Artifact) -> None:
     """Refuses a graph whose inputs or outputs differ from those of the manifest.
 
     Raises:
@@ -233,7 +260,7 @@ def _require_interface(session: Session, artifact: Artifact) -> None:
             (t.name, t.dtype, *(axis if isinstance(axis, int) else "batch" for axis in t.shape)) for t in described
         ]
         found = [
-            (t.name, _DTYPES.get(t.type, t.type), *(axis if isinstance(axis, int) else "batch" for axis in t.shape))
+            (t.name, DTYPES.get(t.type, t.type), *(axis if isinstance(axis, int) else "batch" for axis in t.shape))
             for t in opened
         ]
         if wanted != found:
@@ -243,11 +270,11 @@ def _require_interface(session: Session, artifact: Artifact) -> None:
             )
 
 
-_DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int32)": "int32"}
+DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int32)": "int32"}
 """ONNX Runtime's name of each type in our graphs, and the manifest's name."""
 
 
 def fitted(session: Session, manifest: DeploymentManifest) -> Session:
     """Wraps a session so that it accepts normalised float images and any batch size."""
-    takes_pixels = manifest.inputs[0].dtype == "uint8"
-    return replace(session, batch=manifest.static_batch, pixels=manifest.preprocess.pixels if takes_pixels else None)
+    convert = None if manifest.input_kind == "float" else functools.partial(to_graph_input, manifest=manifest)
+    return replace(session, batch=manifest.static_batch, convert=convert)

@@ -21,7 +21,8 @@ from gft_edge.errors import ConfigError, did_you_mean
 from gft_edge.export.onnx.tracing import GraphOptions, export_graph
 from gft_edge.progress import Track, silent
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy
-from gft_edge.runtime.sessions import ONNXRUNTIME, onnxruntime_session
+from gft_edge.runtime.backends import BACKENDS
+from gft_edge.runtime.sessions import onnxruntime_session
 from gft_edge.search.graphs import Pattern, at_budget, pattern_of, traced_budget
 from gft_edge.search.latency import require_stages
 
@@ -183,9 +184,10 @@ def design(config: GFTConfig) -> tuple[TokenBudget, ...]:
 
 def require_measurable(backend: str) -> None:
     """Raises ConfigError for a backend that budgets cannot be measured on without building engines."""
-    if backend != ONNXRUNTIME:
-        near = did_you_mean(backend, [ONNXRUNTIME])
+    names = [row.name for row in BACKENDS if row.measures_budgets]
+    if backend not in names:
+        near = did_you_mean(backend, names)
         raise ConfigError(
-            f"budgets are measured on {ONNXRUNTIME} here, not {backend!r}{near}; for engines run gft-edge bench on artefacts of "
+            f"budgets are measured on {', '.join(names)} here, not {backend!r}{near}; for engines run gft-edge bench on artefacts of "
             "several budgets and give its file as --costs"
         )

@@ -58,7 +58,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--precision", choices=("fp32", "fp16", "bf16"), help=f"--target {TORCH}: type of the model (fp32)"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE.ep", help=f"--target {TORCH}: the compiled program")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE.ep|ARTIFACT",
+        help=f"--target {TORCH}: the compiled program, or the artefact to enter it in",
+    )
     ready = parser.add_argument_group(
         "trtexec", "enter an engine that trtexec built here from the ARTIFACT; needs numpy alone"
     )

@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     artifact = open_artifact(args.artifact)
     if args.pixels:
         return _pixels(args, artifact)
+    if not (args.checkpoint or args.backend) and is_for_deepstream(args.artifact):
+        return _nvinfer(args, artifact)
     checkpoint = None
     if args.checkpoint:
         from gft_edge.checkpoint import load_checkpoint
@@ -85,6 +87,29 @@ def run(args: argparse.Namespace) -> int:
     result(args, found.report.to_json(), text)
     accepted = ("pass",) if args.strict else ("pass", "inconclusive")
     return EXIT_OK if found.report.verdict in accepted else EXIT_CHECK_FAILED
+
+
+def is_for_deepstream(path: Path) -> bool:
+    """Returns whether a folder is a bundle for DeepStream."""
+    from gft_edge.bundle import is_bundle, load_bundle
+
+    return is_bundle(path) and load_bundle(path).target == "deepstream"
+
+
+def _nvinfer(args: argparse.Namespace, artifact: Artifact) -> int:
+    """Compares what DeepStream's nvinfer makes of the golden images, or of images of ``--data``, with the artefact's answers."""
+    from gft_edge.bundle import load_bundle
+    from gft_edge.cli.console import result
+    from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
+    from gft_edge.export.deploy.nvinfer_compare import compare_with_twin, frames_of
+
+    side = artifact.manifest.preprocess.height
+    frames = frames_of(args.data, args.split, args.images, side) if args.data else ()
+    reports = compare_with_twin(load_bundle(args.artifact), frames)
+    passed = all(report.passed for report in reports)
+    text = "\n".join([*(report.text() for report in reports), "passed" if passed else "FAILED"])
+    result(args, {"nvinfer": [report.to_json() for report in reports], "passed": passed}, text)
+    return EXIT_OK if passed else EXIT_CHECK_FAILED
 
 
 def _pixels(args: argparse.Namespace, artifact: Artifact) -> int:
