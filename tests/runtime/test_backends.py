@@ -84,7 +84,11 @@ def test_a_setting_is_a_name_and_a_value(part):
 
 def test_a_request_has_backend_key_and_settings():
     asked = parse_backend("tensorrt:trt1,cuda_graph=off,a=b=c")
-    assert (asked.backend.name, asked.key, dict(asked.settings)) == ("tensorrt", "trt1", {"cuda_graph": "off", "a": "b=c"})
+    assert (asked.backend.name, asked.key, dict(asked.settings)) == (
+        "tensorrt",
+        "trt1",
+        {"cuda_graph": "off", "a": "b=c"},
+    )
     assert not asked.switch("cuda_graph")
     with pytest.raises(ConfigError, match="a=b=c: expected on or off"):
         asked.switch("a")

@@ -145,16 +145,17 @@ class Memory:
         return True
 
 
-class TestBatches:
-    @pytest.fixture
-    def doubling(self):
-        memory = Memory()
-        tensors = [
-            EngineTensor(name, np.dtype(np.float32), pointer, np.zeros(4 * 5 * 4, np.uint8))
-            for name, pointer in (("image", 1), ("logits", 2))
-        ]
-        return memory, Engine(memory, memory, (2, 4), tensors[0], (tensors[1],), (), [])
+@pytest.fixture
+def doubling():
+    memory = Memory()
+    tensors = [
+        EngineTensor(name, np.dtype(np.float32), pointer, np.zeros(4 * 5 * 4, np.uint8))
+        for name, pointer in (("image", 1), ("logits", 2))
+    ]
+    return memory, Engine(memory, memory, (2, 4), tensors[0], (tensors[1],), (), [])
 
+
+class TestBatches:
     @pytest.mark.parametrize(("count", "shapes"), [(1, [2]), (2, [2]), (4, [4]), (5, [4, 2]), (11, [4, 4, 3])])
     def test_images_are_run_in_parts_that_the_engine_takes(self, doubling, count, shapes):
         memory, loaded = doubling
@@ -169,7 +170,7 @@ class TestBatches:
             doubling[1].run(None, {"image": images})
 
 
-class TestGraphsAndTimes(TestBatches):
+class TestGraphsAndTimes:
     @pytest.fixture
     def captured(self, doubling):
         memory, loaded = doubling

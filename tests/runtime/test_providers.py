@@ -81,7 +81,9 @@ class TestFallback:
     def test_a_provider_that_was_dropped_is_refused(self, artifact):
         found = assignment(real_session(artifact, CUDA))
         assert found.providers == (CPU,)
-        with pytest.raises(ConfigError, match=r"could not load CUDAExecutionProvider and would run on CPUExecutionProvider"):
+        with pytest.raises(
+            ConfigError, match=r"could not load CUDAExecutionProvider and would run on CPUExecutionProvider"
+        ):
             require_provider_runs("onnxruntime-cuda", CUDA.name, found)
 
     def test_a_provider_without_a_node_is_refused(self, artifact):
@@ -94,7 +96,9 @@ class TestFallback:
     def test_computing_nodes_on_the_cpu_are_refused_unless_allowed(self):
         nodes = {"P": {"MatMul": 8}, CPU: {"Gather": 3, "TopK": 2, "Conv": 1}}
         found = Assignment(("P", CPU), nodes)
-        with pytest.raises(ConfigError, match=r"3 of the graph's 14 nodes would run on the CPU \(2 TopK, 1 Conv\).*b,allow_cpu=on"):
+        with pytest.raises(
+            ConfigError, match=r"3 of the graph's 14 nodes would run on the CPU \(2 TopK, 1 Conv\).*b,allow_cpu=on"
+        ):
             require_provider_runs("b", "P", found)
         require_provider_runs("b", "P", found, allow_cpu=True)
         require_provider_runs("b", "P", Assignment(("P", CPU), {"P": {"MatMul": 8}, CPU: {"Shape": 3, "Gather": 1}}))

@@ -153,9 +153,7 @@ def test_missing_file_is_an_artefact_error(tmp_path):
 
 @pytest.mark.parametrize("backend", ["tensorflow", "", "ONNXRuntime"])
 def test_unknown_backend_is_refused_with_the_known_ones(with_maps, backend):
-    with pytest.raises(
-        ConfigError, match=f"unknown backend '{backend}'.*; there are: onnxruntime, onnxruntime-cuda"
-    ):
+    with pytest.raises(ConfigError, match=f"unknown backend '{backend}'.*; there are: onnxruntime, onnxruntime-cuda"):
         open_session(with_maps, backend)
 
 
