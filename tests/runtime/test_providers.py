@@ -185,23 +185,24 @@ class TestBoundSession:
             BoundSession(ort, plain, "cpu", cuda_graph=True).run_pointer(images.ctypes.data, images.shape, images.dtype)
 
 
-class TestCaches:
-    FACTS = {"model": "a", "gpu": "8.7"}
+FACTS = {"model": "a", "gpu": "8.7"}
 
+
+class TestCaches:
     @pytest.fixture
     def empty(self, artifact, tmp_path):
         return dataclasses.replace(artifact, path=tmp_path)
 
     def filled(self, artifact):
-        cache = open_cache(artifact, "trt", self.FACTS)
+        cache = open_cache(artifact, "trt", FACTS)
         (cache.path / "x.engine").write_bytes(b"native code")
         cache.close()
         return cache.path
 
     def test_what_this_machine_wrote_is_used_again(self, empty):
-        assert open_cache(empty, "trt", self.FACTS).state == "new"
+        assert open_cache(empty, "trt", FACTS).state == "new"
         path = self.filled(empty)
-        again = open_cache(empty, "trt", self.FACTS)
+        again = open_cache(empty, "trt", FACTS)
         assert again.state == "reused" and (path / "x.engine").is_file()
 
     @pytest.mark.parametrize(
@@ -217,16 +218,16 @@ class TestCaches:
     def test_anything_else_is_emptied_before_a_runtime_sees_it(self, empty, change, reason):
         path = self.filled(empty)
         change(path)
-        assert open_cache(empty, "trt", self.FACTS).state == f"emptied: {reason}"
+        assert open_cache(empty, "trt", FACTS).state == f"emptied: {reason}"
         assert list(path.iterdir()) == []
 
     def test_another_gpu_empties_it(self, empty):
         self.filled(empty)
-        assert open_cache(empty, "trt", {**self.FACTS, "gpu": "8.9"}).state == "emptied: it is of another gpu"
+        assert open_cache(empty, "trt", {**FACTS, "gpu": "8.9"}).state == "emptied: it is of another gpu"
 
     def test_a_folder_that_leads_elsewhere_is_not_used(self, empty, tmp_path_factory):
         (empty.path / "caches").symlink_to(tmp_path_factory.mktemp("elsewhere"))
-        assert open_cache(empty, "trt", self.FACTS) is None
+        assert open_cache(empty, "trt", FACTS) is None
 
     def test_machines_differ(self, tmp_path):
         assert machine_mark(tmp_path) == "unknown"
