@@ -1,8 +1,8 @@
 """Runs what the GPU or board at hand can run, and says what it left out and why: `make gpu-check`.
 
 For each backend that computes on a GPU it says whether it can run here. For those that need no engine it compares the built-in
-model with its golden outputs; then it runs the tests marked gpu or jetson. Exit code 1 when a test or a comparison failed; 0 otherwise,
-also when nothing could run, which the last line says.
+model with its golden outputs; then it runs the tests marked gpu or jetson. Exit code 1 when a test or a comparison failed;
+0 otherwise, also when nothing could run, which the last line says.
 """
 
 from __future__ import annotations
