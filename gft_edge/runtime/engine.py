@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -167,8 +167,9 @@ def fitting_engine(artifact: Artifact, host: EngineHost, key: str = "") -> tuple
         return next(iter(found.values()))
     if refusals:
         raise refusals[0]
+    anywhere = replace(host, device=None)
     raise ArtifactError(
-        f"artefact {artifact.path}: has no {host.module} engine; build one: {build_command(artifact, host)}"
+        f"artefact {artifact.path}: has no {host.module} engine; build one: {build_command(artifact, anywhere)}"
     )
 
 

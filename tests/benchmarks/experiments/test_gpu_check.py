@@ -25,7 +25,7 @@ def test_what_is_left_out_has_a_reason():
     assert {name for name, reason in hopper.items() if reason} == {"tensorrt_rtx", "onnxruntime-rtx"}
     assert "does not support compute capability 9.0" in hopper["tensorrt_rtx"]
     bare = reasons({**ALL, "onnxruntime-gpu": None, "tensorrt": None}, True, "8.9")
-    assert "needs onnxruntime-gpu: run: pip uninstall onnxruntime" in bare["onnxruntime-cuda"]
+    assert "needs onnxruntime-gpu: pip uninstall onnxruntime" in bare["onnxruntime-cuda"]
     assert "gft-edge[trt]" in bare["tensorrt"]
 
 
