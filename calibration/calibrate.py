@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ from gft_edge.quant.attention import MEASURED_PARTS, attention_names, unused_pat
 from gft_edge.quant.modules import quantized_names
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.graph_io import to_graph_input
 from gft_edge.storage.locks import locked
 from gft_edge.storage.seals import write_sealed
 
@@ -195,10 +197,12 @@ def calibrate_artifact(
     (require_writable_folder if out is None else require_free)(folder)
     graph, spec, size = load_artifact_graph(artifact), manifest.preprocess, manifest.model.image_size
     collector = Collector(linear_tensors(graph), options.method, options.percentile)
-    source = Source(manifest.files[MODEL].sha256, spec, manifest.labels, lambda: graph_features(graph, spec))
+    convert = functools.partial(to_graph_input, manifest=manifest)
+    features = functools.partial(graph_features, graph, spec, convert)
+    source = Source(manifest.files[MODEL].sha256, spec, manifest.labels, features)
     card, images = source.choose(options, callbacks)
     run = _Run(collector, images, source, card, options.state)
-    run.collect(lambda batches: observe_graph(graph, size, collector, batches), callbacks)
+    run.collect(lambda batches: observe_graph(graph, size, collector, batches, convert), callbacks)
     ranges = Ranges.of(collector, "graph tensors", source.sha256, card.id, spec.id)
     result = Calibrated(folder, card, ranges)
     try:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +15,12 @@ from gft_edge.calibration.observe import Collector, require_images
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import ImageSet
 from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.manifest import LOGITS, PROBABILITIES
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.runtime.sessions import Session, onnxruntime_session
+
+Convert = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
+"""Turns preprocessed images into the input of a graph."""
 
 
 def linear_tensors(model: onnx.ModelProto) -> list[str]:
@@ -63,7 +68,11 @@ def _session(model: onnx.ModelProto, outputs: list[str]) -> Session:
 
 
 def observe_graph(
-    model: onnx.ModelProto, size: int, collector: Collector, batches: Iterable[npt.NDArray[np.float32]]
+    model: onnx.ModelProto,
+    size: int,
+    collector: Collector,
+    batches: Iterable[npt.NDArray[np.float32]],
+    convert: Convert = np.asarray,
 ) -> Iterator[int]:
     """Runs images through a graph, one batch for each step of the iteration; yields the number of images so far.
 
@@ -72,6 +81,7 @@ def observe_graph(
         size: pixels of its square images.
         collector: of the graph's tensors.
         batches: preprocessed images, (B, 3, size, size) float32.
+        convert: turns them into the graph's input.
 
     Raises:
         DataError: images of another shape, or an activation that is not finite.
@@ -79,24 +89,28 @@ def observe_graph(
     session = _session(model, list(collector.stats))
     for images in batches:
         require_images(images, size)
-        for name, values in session(images).items():
+        for name, values in session(convert(images)).items():
             collector.add(name, torch.from_numpy(values))
         collector.end_batch(len(images))
         yield collector.images
 
 
-def graph_features(model: onnx.ModelProto, spec: PreprocessSpec) -> Features:
-    """Returns a function that computes the inputs of the classifier for images.
+def graph_features(model: onnx.ModelProto, spec: PreprocessSpec, convert: Convert = np.asarray) -> Features:
+    """Returns a function that computes the inputs of the classifier for images; ``convert`` is that of :func:`observe_graph`.
 
     Raises:
         ArtifactError: the graph's logits are not those of a linear layer.
     """
-    makers = [node for node in model.graph.node if "logits" in node.output and node.op_type == "Gemm"]
-    if not makers:
+    producers = {name: node for node in model.graph.node for name in node.output}
+    maker = producers.get(LOGITS) or producers.get(PROBABILITIES)
+    while maker is not None and maker.op_type in ("Softmax", "Cast"):
+        maker = producers.get(maker.input[0])
+    if maker is None or maker.op_type != "Gemm":
         raise ArtifactError("calibration: the graph's logits do not come from a Gemm; choose images without coverage")
-    session = _session(model, [makers[0].input[0]])
+    session = _session(model, [maker.input[0]])
 
     def features(images: ImageSet) -> npt.NDArray[np.float32]:
-        return np.concatenate([next(iter(session(batch).values())) for batch, _ in evaluation_batches(images, spec)])
+        batches = (convert(batch) for batch, _ in evaluation_batches(images, spec))
+        return np.concatenate([next(iter(session(batch).values())) for batch in batches])
 
     return features

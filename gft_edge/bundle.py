@@ -11,8 +11,11 @@ Nothing here needs more than NumPy.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,16 +23,23 @@ from typing import Any, Literal, get_args
 from gft_edge.config.reader import load_dataclass
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import canonical_json
-from gft_edge.manifest import MANIFEST, Artifact, load_artifact
+from gft_edge.manifest import BUNDLE_RECORD, MANIFEST, Artifact, load_artifact, split_member
 from gft_edge.manifest_schema import DeploymentManifest, FileInfo, safe_name
 from gft_edge.storage.seals import read_sealed, write_sealed
+from gft_edge.storage.unpack import names_in, unpack
 
 SCHEMA = 1
-RECORD = "bundle.json"
+RECORD = BUNDLE_RECORD
 SIGNATURE = "bundle.sig"
 ARTIFACT = "artifact"
 ADDED = ("engines/", "reports/", "caches/")
 """Folders of the artefact that a device writes to after the bundle was made."""
+FREE = ("reports/", "caches/")
+"""Those whose files need no entry in the manifest: they are data, or checked by the reader of the cache. Engines are code."""
+
+MADE_ON_DEVICE = "made_on_device"
+"""Fact with the names of files that the target's own program writes into the bundle and reads without checks: nvinfer's engine."""
+ID_DIGITS = 16
 
 Target = Literal["jetson", "deepstream", "triton", "onnxruntime"]
 TARGETS: tuple[Target, ...] = get_args(Target)
@@ -43,17 +53,22 @@ class Bundle:
         path: the folder.
         target: place of use.
         device: name of a device profile, empty for any.
-        artifact_id: see :func:`artifact_id`.
+        artifact_sha256: see :func:`artifact_sha256`.
         facts: values that the target's own tools need; plain JSON.
         files: every file outside the artefact, by relative path.
     """
 
     path: Path
     target: Target
-    artifact_id: str
+    artifact_sha256: str
     device: str = ""
     facts: Mapping[str, Any] = field(default_factory=dict)
     files: Mapping[str, FileInfo] = field(default_factory=dict)
+
+    @property
+    def artifact_id(self) -> str:
+        """Identity of the artefact, see :func:`artifact_id`."""
+        return self.artifact_sha256[:ID_DIGITS]
 
     def file(self, name: str) -> Path:
         """Checks size and hash of a file outside the artefact; returns its path.
@@ -77,19 +92,20 @@ class Bundle:
             ArtifactError: missing, damaged, or another artefact than the one that was bundled.
         """
         artifact = load_artifact(self.path / ARTIFACT)
-        found = artifact_id(artifact.manifest)
-        if found != self.artifact_id:
+        found = artifact_sha256(artifact.manifest)
+        if found != self.artifact_sha256:
             raise ArtifactError(
-                f"bundle {self.path}: holds artefact {found}, its record is of {self.artifact_id}; copy the bundle again"
+                f"bundle {self.path}: holds artefact {found[:ID_DIGITS]}, its record names {self.artifact_id}; copy it again"
             )
         return artifact
 
     def check(self) -> Artifact:
-        """Checks every file of the bundle and returns its artefact.
+        """Checks every file of the bundle and returns its artefact; a further file may only be a copy of an engine of it.
 
         Raises:
-            ArtifactError: a file is missing, changed, a link, or in no record.
+            ArtifactError: a file is missing, changed, a link, a pipe, or in no record.
         """
+        present = set(self._walk(self.path))
         artifact = self.artifact()
         for name in artifact.manifest.files:
             artifact.file(name)
@@ -97,21 +113,48 @@ class Bundle:
             self.file(name)
         known = {RECORD, SIGNATURE, f"{ARTIFACT}/{MANIFEST}", *self.files}
         known |= {f"{ARTIFACT}/{name}" for name in artifact.manifest.files}
-        for path in sorted(self.path.rglob("*")):
-            name = path.relative_to(self.path).as_posix()
-            if path.is_symlink():
-                raise ArtifactError(f"bundle {self.path}: {name} is a link; put the file itself in its place")
-            if path.is_file() and name not in known and not name.startswith(tuple(f"{ARTIFACT}/{a}" for a in ADDED)):
+        made = self.facts.get(MADE_ON_DEVICE, ())
+        known |= {str(name) for name in made if not str(name).startswith(ARTIFACT)} if isinstance(made, list) else set()
+        engines = [info for name, info in artifact.manifest.files.items() if name.startswith("engines/")]
+        for name in sorted(present - known):
+            free = name.startswith(tuple(f"{ARTIFACT}/{folder}" for folder in FREE))
+            if (
+                not free and FileInfo.of(self.path / name) not in engines
+            ):  # servers read copies of engines from their own folders
                 raise ArtifactError(f"bundle {self.path}: {name} is in no record; remove it")
         return artifact
 
+    def _walk(self, folder: Path) -> Iterator[str]:
+        """Yields the name of every file.
+
+        Raises:
+            ArtifactError: a link, pipe or device: it would be read, and written, wherever it leads.
+        """
+        with os.scandir(folder) as found:
+            entries = sorted(found, key=lambda entry: entry.name)
+        for entry in entries:
+            name = Path(entry.path).relative_to(self.path).as_posix()
+            if entry.is_symlink():
+                raise ArtifactError(f"bundle {self.path}: {name} is a link; put the file itself in its place")
+            if entry.is_dir(follow_symlinks=False):
+                yield from self._walk(Path(entry.path))
+            elif entry.is_file(follow_symlinks=False):
+                yield name
+            else:
+                raise ArtifactError(f"bundle {self.path}: {name} is a pipe or device; remove it")
+
 
 def artifact_id(manifest: DeploymentManifest) -> str:
-    """Returns 16 hexadecimal digits that stay the same when engines, caches or reports are added to an artefact."""
+    """Returns the first 16 digits of :func:`artifact_sha256`, a name for tables and messages."""
+    return artifact_sha256(manifest)[:ID_DIGITS]
+
+
+def artifact_sha256(manifest: DeploymentManifest) -> str:
+    """Returns a hash over everything that stays the same when engines, caches or reports are added to an artefact."""
     data = manifest.to_json()
     del data["parity"]
     data["files"] = {name: info for name, info in data["files"].items() if not name.startswith(ADDED)}
-    return hashlib.sha256(canonical_json(data).encode()).hexdigest()[:16]
+    return hashlib.sha256(canonical_json(data).encode()).hexdigest()
 
 
 def is_bundle(path: Path) -> bool:
@@ -140,11 +183,68 @@ def load_bundle(path: str | Path) -> Bundle:
         files = {
             safe_name(name): load_dataclass(FileInfo, info, f"{where}: {name}") for name, info in data["files"].items()
         }
-        return Bundle(folder, data["target"], data["artifact_id"], data["device"], data["facts"], files)
+        return Bundle(folder, data["target"], data["artifact_sha256"], data["device"], data["facts"], files)
     except (KeyError, TypeError, AttributeError) as error:
         raise ArtifactError(f"{where}: incomplete or malformed ({error!r})") from None
     except ConfigError as error:
         raise ArtifactError(str(error)) from None
+
+
+def open_artifact(path: str | Path) -> Artifact:
+    """Reads an artefact, or checks a bundle and reads the artefact in it; every verb that takes an artefact calls this.
+
+    Args:
+        path: folder of an artefact or of a bundle; ``folder@147-98-49`` for a member of a family.
+
+    Raises:
+        ArtifactError: neither, damaged, changed, or without that member.
+    """
+    folder, member = split_member(path)
+    refuse_zip(folder)
+    if not is_bundle(folder):
+        return load_artifact(path)
+    artifact = load_bundle(folder).check()
+    return load_artifact(f"{artifact.path}@{member}") if member else artifact
+
+
+@contextlib.contextmanager
+def opened_bundle(path: str | Path) -> Iterator[Bundle]:
+    """Yields a bundle of a folder, or of a zip, which is unpacked into a temporary folder until the block ends.
+
+    The files are not checked: call :meth:`Bundle.check`.
+
+    Raises:
+        ArtifactError: neither, a damaged or dangerous zip, or no record in it.
+    """
+    if not is_zip(Path(path)):
+        yield load_bundle(path)
+        return
+    with tempfile.TemporaryDirectory(prefix="gft-edge-") as temporary:
+        folder = Path(temporary) / "bundle"
+        unpack(Path(path), folder)
+        if not is_bundle(folder):
+            raise ArtifactError(
+                f"zip {path}: has no {RECORD} at its top; zip the content of the bundle, not its folder"
+            )
+        yield load_bundle(folder)
+
+
+def is_zip(path: Path) -> bool:
+    """Returns whether a path is a file that begins like a zip, or is named like one."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(4) == b"PK\3\4" or path.suffix.lower() == ".zip"
+
+
+def refuse_zip(path: Path) -> None:
+    """Refuses the zip of a bundle where only a folder can be used: engines and reports are added to it.
+
+    Raises:
+        ArtifactError: with the command that checks and unpacks it.
+    """
+    if is_zip(path) and RECORD in names_in(path):
+        raise ArtifactError(f"bundle {path}: is a zip; check and unpack it: gft-edge selftest {path} --unpack DIR")
 
 
 def write_record(folder: Path, target: Target, device: str = "", facts: Mapping[str, Any] | None = None) -> None:
@@ -164,7 +264,7 @@ def write_record(folder: Path, target: Target, device: str = "", facts: Mapping[
         "schema": SCHEMA,
         "target": target,
         "device": device,
-        "artifact_id": artifact_id(artifact.manifest),
+        "artifact_sha256": artifact_sha256(artifact.manifest),
         "facts": dict(facts or {}),
         "files": {name: asdict(FileInfo.of(folder / name)) for name in own},
     }

@@ -12,6 +12,10 @@ from typing import Any
 from gft_edge.errors import ArtifactError
 from gft_edge.files import sha256
 from gft_edge.manifest_schema import (
+    IMAGE,
+    LOGITS,
+    PIXELS,
+    PROBABILITIES,
     QUANTIZED,
     SCHEMA,
     Batch,
@@ -25,6 +29,7 @@ from gft_edge.manifest_schema import (
     Precision,
     TensorInfo,
     batch_problems,
+    input_kind,
     safe_name,
     static_batch,
 )
@@ -34,9 +39,14 @@ from gft_edge.storage.locks import locked
 from gft_edge.storage.seals import read_sealed, write_sealed
 
 __all__ = [
+    "BUNDLE_RECORD",
     "GOLDEN",
+    "IMAGE",
+    "LOGITS",
     "MANIFEST",
     "MODEL",
+    "PIXELS",
+    "PROBABILITIES",
     "QUANTIZED",
     "SCHEMA",
     "WEIGHTS",
@@ -52,6 +62,7 @@ __all__ = [
     "Precision",
     "TensorInfo",
     "batch_problems",
+    "input_kind",
     "load_artifact",
     "register_files",
     "split_member",
@@ -61,6 +72,8 @@ __all__ = [
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 GOLDEN = "golden.npz"
+BUNDLE_RECORD = "bundle.json"
+"""Stands beside an artefact that is in a bundle; see :mod:`gft_edge.bundle`."""
 WEIGHTS = "weights.bin"
 """Weights that the graphs of a family share."""
 
@@ -120,8 +133,9 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """Name of the folder, with the member's budget, for tables."""
-        folder = self.path.resolve().name
+        """Name of the folder, or of the bundle that it is in, with the member's budget, for tables."""
+        place = self.path.resolve()
+        folder = place.parent.name if (place.parent / BUNDLE_RECORD).is_file() else place.name
         return f"{folder}@{self.member}" if self.member else folder
 
 

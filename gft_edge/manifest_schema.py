@@ -24,8 +24,14 @@ HighPrecision = Literal["fp32", "fp16", "bf16"]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-weights", "fp8"]
 """Arithmetic of the linear layers of an artefact: ``"int8"`` and ``"fp8"`` quantize weights and activations, ``"int8-weights"``
 quantizes the weights alone. Devices and quantization policies have sets of their own."""
-InputKind = Literal["float", "uint8"]
-"""Input of the graph: normalised images, or pixels that the graph normalises."""
+InputKind = Literal["float", "uint8", "float255"]
+"""Input of the graph: normalised images (B, 3, H, W); or RGB pixels that the graph normalises, (B, H, W, 3) uint8 or (B, 3, H, W)
+float32 of 0 to 255."""
+IMAGE, PIXELS = "image", "pixels"
+"""Names of a graph's input. ``float255`` has its own: type and shape are those of normalised images, and the name alone lets a
+runtime refuse the one for the other."""
+LOGITS, PROBABILITIES = "logits", "probabilities"
+"""Names of a graph's first output."""
 Dialect = Literal["trt10", "trt8"]
 """Form of the graph for TensorRT 10, 11 and RTX, or for 8.6; ONNX Runtime reads both."""
 
@@ -154,6 +160,16 @@ class DeploymentManifest:
         return self.precision in QUANTIZED
 
     @property
+    def input_kind(self) -> InputKind:
+        """What the graph takes."""
+        return input_kind(self.inputs[0].name, self.inputs[0].dtype)
+
+    @property
+    def gives_probabilities(self) -> bool:
+        """True if the graph has the softmax inside: its first output is ``probabilities`` in place of ``logits``."""
+        return any(output.name == PROBABILITIES for output in self.outputs)
+
+    @property
     def static_batch(self) -> int | None:
         """Images that the graph takes if its batch axis is static, else None."""
         return static_batch(self.batch)
@@ -244,6 +260,13 @@ class DeploymentManifest:
             raise ArtifactError(f"{where}: incomplete or malformed ({error!r})") from None
         except GFTEdgeError as error:
             raise ArtifactError(f"{where}: {error}") from None
+
+
+def input_kind(name: str, dtype: str) -> InputKind:
+    """Returns the kind of a graph's input with this name and type."""
+    if dtype == "uint8":
+        return "uint8"
+    return "float255" if name == PIXELS else "float"
 
 
 def static_batch(batch: Batch) -> int | None:

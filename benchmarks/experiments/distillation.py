@@ -50,10 +50,10 @@ from gft_edge.train.loop import train
 CONTROL = "no teacher"
 ARMS: Mapping[str, dict[str, Any] | None] = {
     CONTROL: None,
-    "KL": {"loss": "kl"},
-    "KL, temperature 4": {"loss": "kl", "temperature": 4.0},
-    "DIST": {"loss": "dist", "weight": 2.0},
-    "KL, masked teacher": {"loss": "kl", "masked": True},
+    "KL, temperature 1": {"loss": "kl", "temperature": 1.0},
+    "KL": {"loss": "kl", "temperature": 4.0},
+    "DIST": {"loss": "dist", "weight": 2.0, "temperature": 4.0},
+    "KL, masked teacher": {"loss": "kl", "temperature": 4.0, "masked": True},
 }
 """Fields of ``[distill]`` by arm."""
 
@@ -65,6 +65,7 @@ class Study:
     Attributes:
         data, size: images and their side in pixels.
         depth, stages, budget: of the student.
+        labelled: number of different training images; the trainings go through them several times.
         steps, batch_size, lr: of each training.
         images: of the test.
         seeds: of the order of the images.
@@ -72,10 +73,11 @@ class Study:
 
     data: str = "scenes,share=0.06,distractors=3"
     size: int = 96
-    depth: int = 2
+    depth: int = 3
     stages: tuple[int, ...] = (1,)
     budget: str = "36"
-    steps: int = 160
+    labelled: int = 640
+    steps: int = 240
     batch_size: int = 32
     lr: float = 3e-4
     images: int = 1600
@@ -111,7 +113,7 @@ def recipe_of(study: Study, models: tuple[Path, Path], arm: str, seed: int) -> R
     fields, (teacher, student) = ARMS[arm], models
     return Recipe(
         ModelSection("gft_scenes", depth=study.depth, image_size=study.size, stages=study.stages, budget=study.budget),
-        DataSection(study.data, train_images=study.steps * study.batch_size * 4, eval_images=16, num_workers=0),
+        DataSection(study.data, train_images=study.labelled, eval_images=16, num_workers=0),
         TrainSection(
             steps=study.steps,
             batch_size=study.batch_size,
@@ -238,7 +240,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("source", metavar="CKPT", help="trained on scenes; its weights are teacher and start")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder of trainings and results")
     parser.add_argument("--page", type=Path, metavar="FILE", help="Markdown page")
-    for name in ("data", "size", "depth", "budget", "steps", "batch_size", "lr", "images"):
+    for name in ("data", "size", "depth", "budget", "labelled", "steps", "batch_size", "lr", "images"):
         default = getattr(Study(), name)
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default, help=f"({default})")
     parser.add_argument("--seeds", type=int, nargs="+", default=list(Study().seeds), help="(0 1 2)")

@@ -162,7 +162,9 @@ class _Point:
                 session = open_session(artifact, backend, protocol.threads, huge_pages=True)
                 name = f"{artifact.name} {backend}"
                 self.classifiers[name] = Classifier(artifact, session)
-                self.requests[name] = functools.partial(session, random_images(artifact, protocol.batch, pixels))
+                self.requests[name] = functools.partial(
+                    session.compute, random_images(artifact, protocol.batch, pixels)
+                )
 
     def rows(self) -> list[dict[str, Any]]:
         """Measures, and returns one result per candidate."""
@@ -246,8 +248,8 @@ def random_images(artifact: Artifact, batch: int, generator: np.random.Generator
     """Returns random input of an artefact, of its shape and type."""
     tensor = artifact.manifest.inputs[0]
     shape = (batch, *(int(size) for size in tensor.shape[1:]))
-    if tensor.dtype == "uint8":
-        return generator.integers(0, 256, shape, dtype=np.uint8)
+    if artifact.manifest.input_kind != "float":
+        return generator.integers(0, 256, shape, dtype=np.uint8).astype(tensor.dtype, copy=False)
     return generator.standard_normal(shape, dtype=np.float32)
 
 
@@ -282,10 +284,10 @@ def measure_stages(classifiers: Mapping[str, Classifier], protocol: BenchProtoco
     calls: dict[str, Callable[[], object]] = {}
     for name, classifier in classifiers.items():
         inputs = classifier.prepare(pictures)
-        outputs = classifier.session(inputs)
+        outputs = classifier.session.compute(inputs)
         calls |= {
             f"{name}/preprocessing": functools.partial(classifier.prepare, pictures),
-            f"{name}/inference": functools.partial(classifier.session, inputs),
+            f"{name}/inference": functools.partial(classifier.session.compute, inputs),
             f"{name}/postprocessing": functools.partial(classifier.decode, outputs),
             f"{name}/end_to_end": functools.partial(classifier.predict, pictures),
         }

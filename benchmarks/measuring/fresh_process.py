@@ -75,7 +75,7 @@ def first_prediction(artifact: str, backend: str, batch: int, threads: int, rows
     with contextlib.suppress(ImportError):  # loading names the extra that is missing
         find_backend(backend)[0].import_module()
     marks.append(time.perf_counter())
-    classifier = Classifier.load(artifact, backend, threads)
+    classifier = Classifier.open(artifact, backend, threads)
     marks.append(time.perf_counter())
     picture = np.zeros((rows, columns, 3), dtype=np.uint8)
     classifier.predict([picture])

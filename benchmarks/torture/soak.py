@@ -168,7 +168,7 @@ def _answers(classifier: object, images: list[Pixels]) -> bytes:
 def _threads(artifact: Path, threads: int, requests: int, until: float) -> SoakResult:
     from gft_edge.runtime.classifier import Classifier
 
-    classifier = Classifier.load(artifact, threads=1, huge_pages=False)
+    classifier = Classifier.open(artifact, "onnxruntime", threads=1, huge_pages=False)
     pictures = _pictures()
     expected = [_answers(classifier, images) for images in pictures]
     done, wrong, watch = [0] * threads, [0] * threads, _Watch()
@@ -196,7 +196,7 @@ def _threads(artifact: Path, threads: int, requests: int, until: float) -> SoakR
 def _predictions(artifact: Path, count: int, until: float) -> SoakResult:
     from gft_edge.runtime.classifier import Classifier
 
-    classifier = Classifier.load(artifact, threads=1, huge_pages=False)
+    classifier = Classifier.open(artifact, "onnxruntime", threads=1, huge_pages=False)
     pictures = _pictures()
     expected = [_answers(classifier, images) for images in pictures]
     done, wrong, watch = 0, 0, _Watch()
@@ -211,9 +211,9 @@ def _loads(artifact: Path, count: int, until: float) -> SoakResult:
     from gft_edge.runtime.classifier import Classifier
 
     images = _pictures()[0]
-    expected = _answers(Classifier.load(artifact, threads=1, huge_pages=False), images)
+    expected = _answers(Classifier.open(artifact, "onnxruntime", threads=1, huge_pages=False), images)
     done, wrong, watch = 0, 0, _Watch()
     for _ in watch.steps(count, until, 0.25):  # the allocator's arenas fill more slowly than with requests
-        wrong += _answers(Classifier.load(artifact, threads=1, huge_pages=False), images) != expected
+        wrong += _answers(Classifier.open(artifact, "onnxruntime", threads=1, huge_pages=False), images) != expected
         done += 1
     return watch.result("load, predict once, release", done, count, wrong)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -26,6 +27,7 @@ from gft_edge.benchmarks.trtexec.rows import bench_file, file_of, result_row
 from gft_edge.benchmarks.trtexec.times import parse_times
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import parse_json
+from gft_edge.hardware.clocks import locked_clocks
 from gft_edge.hardware.devices import Device
 from gft_edge.hardware.gpu_names import other_gpu
 from gft_edge.hardware.this_device import device_here
@@ -194,6 +196,7 @@ class EngineRun:
         target: device to compare the figures with.
         timing: how to time.
         device: that trtexec runs on, this machine's by default.
+        lock_clocks: hold a Jetson's clocks at their maximum meanwhile.
     """
 
     artifact: Artifact
@@ -203,13 +206,14 @@ class EngineRun:
     target: Device | None = None
     timing: Timing = DEFAULT
     device: Device | None = None
+    lock_clocks: bool = False
 
 
 def run_engine(run: EngineRun) -> dict[str, Any]:
     """Runs trtexec twice on an engine, for its latency and for its layers; not verified on hardware.
 
     Raises:
-        ConfigError: trtexec is not found, or there is no GPU.
+        ConfigError: trtexec is not found, there is no GPU, or the clocks cannot be locked.
         ArtifactError: the engine is not in the manifest, was changed or is for another machine (an engine is native code,
             so it is then not loaded), or trtexec failed.
     """
@@ -221,7 +225,7 @@ def run_engine(run: EngineRun) -> dict[str, Any]:
     version = version_or_none(str(record["version"]))
     if version is None:
         raise ArtifactError(f"engine {engine}: made by TensorRT {record['version']}, which is not a known version")
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, locked_clocks() if run.lock_clocks else contextlib.nullcontext():
         times, layers, profile, log = (
             Path(folder) / name for name in ("times.json", "layers.json", "profile.json", "log")
         )

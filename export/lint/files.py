@@ -5,22 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from gft_edge.bundle import open_artifact
 from gft_edge.errors import ArtifactError
 from gft_edge.export.graph import native
 from gft_edge.export.graph.loading import read_graph
 from gft_edge.export.lint.linter import LintReport, lint, ordered
 from gft_edge.export.lint.parser_check import ask_parser
 from gft_edge.hardware.tensorrt_versions import Platform
-from gft_edge.manifest import MODEL, load_artifact
+from gft_edge.manifest import MODEL
 
 
 def graph_file(path: Path) -> Path:
-    """Returns the ONNX file of an artefact folder, or the path itself.
+    """Returns the ONNX file of an artefact or bundle folder, or the path itself.
 
     Raises:
-        ArtifactError: a folder that is no artefact, or a changed file.
+        ArtifactError: a folder that is neither, or a changed file.
     """
-    return load_artifact(path).file(MODEL) if path.is_dir() else path
+    return open_artifact(path).file(MODEL) if path.is_dir() else path
 
 
 def lint_file(file: Path, platform: Platform, *, ask: bool = False) -> LintReport:

@@ -10,8 +10,7 @@ from gft_edge.export.graph.structure import node_label
 from gft_edge.export.graph.view import DEQUANTIZE, MOVES, QUANTIZE, GraphView, as_floats, attribute
 from gft_edge.export.lint.rule import Problems, rule, warning, warning_when_weak
 from gft_edge.hardware.tensorrt_versions import Platform
-
-LOGITS = "logits"
+from gft_edge.manifest import LOGITS, PROBABILITIES
 
 
 @rule(
@@ -43,7 +42,8 @@ def decomposed_layer_norm(graph: GraphView, platform: Platform) -> Problems:
 
 def _is_of_maps(graph: GraphView, node: NodeProto) -> bool:
     """Returns whether a node of an artefact computes maps alone: the logits do not depend on it."""
-    return LOGITS in graph.outputs and not graph.depends_on(LOGITS, node.output[0])
+    answers = [name for name in (LOGITS, PROBABILITIES) if name in graph.outputs]
+    return bool(answers) and not graph.depends_on(answers[0], node.output[0])
 
 
 def _is_fp16(graph: GraphView, node: NodeProto) -> bool:

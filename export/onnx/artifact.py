@@ -117,7 +117,11 @@ def export_artifact(
     batch = options.static_batch or "batch"
     inputs = (graph_input(info.model, options.input, batch),)
     members = [
-        Member(budget, graph_outputs(budget, info.model, options.maps, batch), *_file_names(budget, first=number == 0))
+        Member(
+            budget,
+            graph_outputs(budget, info.model, options.maps, batch, options.probabilities),
+            *_file_names(budget, first=number == 0),
+        )
         for number, budget in enumerate(budgets)
     ]
     with new_folder(out) as folder:

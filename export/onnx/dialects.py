@@ -126,6 +126,7 @@ def export_command(artifact: Artifact, dialect: Dialect) -> str:
     budgets = () if manifest.model.is_baseline else dict.fromkeys((manifest.budget.id, *manifest.family))
     words += [word for budget in budgets for word in ("--budget", budget)]
     words += ["--maps", manifest.maps] if manifest.maps != "none" else []
-    words += ["--input", "uint8"] if manifest.inputs[0].dtype == "uint8" else []
+    words += ["--input", manifest.input_kind] if manifest.input_kind != "float" else []
+    words += ["--probabilities"] if manifest.gives_probabilities else []
     words += ["--batch", str(manifest.static_batch or ":".join(map(str, manifest.batch)))]
     return " ".join([*words, "--out", f"{artifact.path}-{dialect}"])

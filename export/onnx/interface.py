@@ -4,14 +4,21 @@ from __future__ import annotations
 
 from gft_edge.budget import TokenBudget
 from gft_edge.config.model import GFTConfig
-from gft_edge.manifest import InputKind, MapsMode, TensorInfo
+from gft_edge.manifest import IMAGE, LOGITS, PIXELS, PROBABILITIES, InputKind, MapsMode, TensorInfo
 
 
 def graph_outputs(
-    budget: TokenBudget, config: GFTConfig, maps: MapsMode, batch: int | str = "batch"
+    budget: TokenBudget,
+    config: GFTConfig,
+    maps: MapsMode,
+    batch: int | str = "batch",
+    probabilities: bool = False,
 ) -> tuple[TensorInfo, ...]:
     """Returns names, types, shapes and meanings of the graph's outputs."""
-    outputs = [TensorInfo("logits", "float32", (batch, config.num_classes), "class scores before softmax")]
+    name, meaning = (
+        (PROBABILITIES, "softmax of the class scores") if probabilities else (LOGITS, "class scores before softmax")
+    )
+    outputs = [TensorInfo(name, "float32", (batch, config.num_classes), meaning)]
     if maps == "compact":
         order = "most important first" if config.variant == "published" else "in raster order"
         for stage, (n, k) in enumerate(zip(budget.stage_inputs, budget.keep)):
@@ -29,5 +36,9 @@ def graph_input(config: GFTConfig, kind: InputKind, batch: int | str) -> TensorI
     """Returns name, type, shape and meaning of the graph's input."""
     side = config.image_size
     if kind == "uint8":
-        return TensorInfo("image", "uint8", (batch, side, side, 3), "RGB, resized; normalised inside the graph")
-    return TensorInfo("image", "float32", (batch, 3, side, side), "RGB, normalised as preprocess says")
+        return TensorInfo(IMAGE, "uint8", (batch, side, side, 3), "RGB, resized; normalised inside the graph")
+    if kind == "float255":
+        return TensorInfo(
+            PIXELS, "float32", (batch, 3, side, side), "RGB, 0 to 255, resized; normalised inside the graph"
+        )
+    return TensorInfo(IMAGE, "float32", (batch, 3, side, side), "RGB, normalised as preprocess says")

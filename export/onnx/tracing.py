@@ -19,7 +19,7 @@ from gft_edge.constants import OPSET
 from gft_edge.errors import ConfigError
 from gft_edge.export.graph.dtypes import torch_dtype
 from gft_edge.export.onnx.dialects import TRACED_OPSET, TRT8_OPSET, require_trt8, to_trt8
-from gft_edge.export.onnx.interface import graph_outputs
+from gft_edge.export.onnx.interface import graph_input, graph_outputs
 from gft_edge.export.onnx.plain_modules import exportable
 from gft_edge.export.onnx.rewrite import rewrite
 from gft_edge.export.onnx.weights import lift_weights, put_back
@@ -50,9 +50,12 @@ class GraphOptions:
         maps: ``"none"``; ``"compact"``: importance and positions of the kept patches per stage; ``"dense"``: importance of
             all stages on the patch grid. With none the graph holds no trace of them.
         rest: precision of everything that is not quantized, except the importance path.
-        input: ``"float"``: normalised (batch, 3, H, W) float32; ``"uint8"``: RGB pixels (batch, H, W, 3), normalised inside.
+        input: ``"float"``: normalised (batch, 3, H, W) float32; ``"uint8"``: RGB pixels (batch, H, W, 3), normalised inside;
+            ``"float255"``: RGB pixels (batch, 3, H, W) float32 of 0 to 255, normalised inside. Pixels are RGB whatever colour
+            order the network has learnt: the graph reverses the channels where it must.
         batch: smallest, usual, largest; the batch axis is static where all are the same.
         dialect: ``"trt8"``: the form that TensorRT 8.6 reads.
+        probabilities: the softmax is inside, in FP32, and the output ``probabilities`` replaces ``logits``.
 
     Raises:
         ConfigError: batch sizes are not in ascending order, or the dialect does not have the precision of the rest.
@@ -63,6 +66,7 @@ class GraphOptions:
     input: InputKind = "float"
     batch: Batch = (1, 1, 8)
     dialect: Dialect = "trt10"
+    probabilities: bool = False
 
     def __post_init__(self) -> None:
         if problems := batch_problems(self.batch):
@@ -73,8 +77,14 @@ class GraphOptions:
     @classmethod
     def of(cls, manifest: DeploymentManifest) -> GraphOptions:
         """Returns the options that an artefact was exported with."""
-        kind: InputKind = "uint8" if manifest.inputs[0].dtype == "uint8" else "float"
-        return cls(manifest.maps, manifest.rest, kind, manifest.batch, manifest.dialect)
+        return cls(
+            manifest.maps,
+            manifest.rest,
+            manifest.input_kind,
+            manifest.batch,
+            manifest.dialect,
+            manifest.gives_probabilities,
+        )
 
     @property
     def static_batch(self) -> int | None:
@@ -97,6 +107,7 @@ class _Graph(nn.Module):
 
     scale: Tensor
     shift: Tensor
+    order: Tensor
 
     def __init__(self, model: nn.Module, budget: TokenBudget, options: GraphOptions, spec: PreprocessSpec) -> None:
         super().__init__()
@@ -106,21 +117,31 @@ class _Graph(nn.Module):
         scale, shift = spec.scale_and_shift()
         self.register_buffer("scale", torch.from_numpy(scale))
         self.register_buffer("shift", torch.from_numpy(shift))
+        self.register_buffer("order", torch.tensor(self.channels))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Returns the graph's outputs."""
         if self.options.input == "uint8":
             # Cast first: TensorRT takes 8-bit pixels only at the graph's input.
             image = (image.float()[..., self.channels] * self.scale + self.shift).permute(0, 3, 1, 2)
+        if self.options.input == "float255":
+            if self.channels != sorted(self.channels):
+                image = image.index_select(1, self.order)  # one Gather; plain indexing adds two Transposes
+            image = image * self.scale[:, None, None] + self.shift[:, None, None]
         image = image.to(self.dtype)
         maps = self.options.maps
         if maps == "none":
-            return (self.model(image, self.budget).float(),)
+            return (self._answer(self.model(image, self.budget)),)
         out = self.model(image, self.budget, maps=True)
         if maps == "dense":
-            return out.logits.float(), self._dense(out.stages)
+            return self._answer(out.logits), self._dense(out.stages)
         stages = [t for stage in out.stages for t in (stage.importance, stage.kept.to(torch.int32))]
-        return (out.logits.float(), *stages)
+        return (self._answer(out.logits), *stages)
+
+    def _answer(self, logits: Tensor) -> Tensor:
+        """Returns the first output, (B, classes) float32."""
+        logits = logits.float()
+        return logits.softmax(dim=1) if self.options.probabilities else logits
 
     def _dense(self, stages: list[StageMaps]) -> Tensor:
         """Returns importance on the grid, zero where a patch was dropped before, (B, stages, rows, cols).
@@ -158,11 +179,10 @@ def export_graph(
     """
     config: Any = model.config
     static = options.static_batch
-    names = [output.name for output in graph_outputs(budget, config, options.maps)]
-    side = config.image_size
+    names = [o.name for o in graph_outputs(budget, config, options.maps, probabilities=options.probabilities)]
     # A dynamic axis is traced with two images: one would be taken for a constant.
-    shape = (static or 2, side, side, 3) if options.input == "uint8" else (static or 2, 3, side, side)
-    example = torch.zeros(shape, dtype=torch.uint8 if options.input == "uint8" else torch.float32)
+    image = graph_input(config, options.input, static or 2)
+    example = torch.zeros([int(axis) for axis in image.shape], dtype=getattr(torch, image.dtype))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -170,7 +190,7 @@ def export_graph(
             (example,),
             dynamo=True,
             opset_version=TRACED_OPSET if options.dialect == "trt8" else options.opset,
-            input_names=["image"],
+            input_names=[image.name],
             output_names=names,
             dynamic_shapes=None if static else {"image": {0: Dim("batch", min=1, max=MAX_BATCH)}},
             verbose=False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,17 +16,22 @@ from gft_edge.export.graph.summary import GraphSummary, summary_of
 from gft_edge.export.graph.view import GraphView, view
 from gft_edge.export.lint.linter import LintReport, lint_view
 from gft_edge.export.onnx.dialects import export_command
-from gft_edge.export.tensorrt.build_plan import BuildPlan, engine_key
+from gft_edge.export.tensorrt.build_plan import BuildPlan, for_version
 from gft_edge.export.tensorrt.builders import BuildProgress, compile_plan, load_module
 from gft_edge.export.tensorrt.options import BuildOptions
-from gft_edge.export.tensorrt.planning import for_version, make_plan
-from gft_edge.files import replacing, require_writable, write_json
+from gft_edge.export.tensorrt.planning import make_plan
+from gft_edge.export.tensorrt.registration import (
+    artifact_engine_key,
+    installed_tensorrt,
+    record_engine,
+)
+from gft_edge.files import replacing, require_writable
 from gft_edge.hardware.devices import Device, device
 from gft_edge.hardware.environment import missing_extra
 from gft_edge.hardware.jetson import power_mode_mark
 from gft_edge.hardware.tensorrt_versions import RTX, generation, require_rtx_capability
 from gft_edge.hardware.this_device import device_here, same_module
-from gft_edge.manifest import MANIFEST, MODEL, Artifact, FileInfo, register_files
+from gft_edge.manifest import MANIFEST, MODEL, Artifact
 from gft_edge.runtime.backends import backend_of_module
 from gft_edge.runtime.engine_files import engine_files
 from gft_edge.storage.locks import locked
@@ -124,9 +128,7 @@ def build_engine(
     plan = for_version(plan, trt.__version__)
     model = artifact.file(MODEL)
     _require_clean(model, graph or view(load_graph(model)), plan)
-    key = engine_key(plan, trt.__version__)
-    if artifact.member:
-        key = f"{key}_{artifact.member}"
+    key = artifact_engine_key(artifact, plan, trt.__version__)
     for name in (*engine_files(key), MANIFEST):
         require_writable(artifact.path / name)
     blob, layers = compile_plan(trt, model, plan, progress)
@@ -135,28 +137,9 @@ def build_engine(
 
 
 def _store(artifact: Artifact, plan: BuildPlan, key: str, blob: bytes, layers: int) -> dict[str, Any]:
-    engine, record_file = engine_files(key)
-    with replacing(artifact.path / engine) as temporary:
+    with replacing(artifact.path / engine_files(key)[0]) as temporary:
         temporary.write_bytes(blob)
-    written = FileInfo.of(artifact.path / engine)
-    record = {
-        "key": key,
-        "module": plan.module,
-        "version": plan.tensorrt,
-        "device": None if plan.rtx else plan.target,
-        "compute_capabilities": list(plan.compute_capabilities),
-        "batch": list(plan.batch),
-        "precision": plan.precision,
-        "plan": plan.to_json(),
-        "model_sha256": artifact.manifest.files[MODEL].sha256,
-        "engine_sha256": written.sha256,
-        "engine_bytes": written.size,
-        "layers": layers,
-        "evidence": "compiled; not yet run on a GPU",
-    }
-    write_json(artifact.path / record_file, record)
-    register_files(artifact, [engine, record_file])
-    return record
+    return record_engine(artifact, plan, key, layers=layers, evidence="compiled; not yet run on a GPU")
 
 
 def _require_clean(model: Path, graph: GraphView, plan: BuildPlan) -> None:
@@ -174,13 +157,29 @@ def require_dialect(artifact: Artifact, plan: BuildPlan) -> None:
     Raises:
         ConfigError: with the command that exports the checkpoint in the dialect needed.
     """
-    low, high = generation(plan.generation).opsets
-    there = artifact.manifest.dialect
-    if plan.dialect == "trt10" or (there == plan.dialect and plan.opset <= high):
+    if plan.tensorrt is not None:
+        require_dialect_of(artifact, plan.tensorrt, plan.opset)
+
+
+def require_dialect_of(artifact: Artifact, version: str, opset: int | None = None) -> None:
+    """As :func:`require_dialect`, before there is a plan.
+
+    Args:
+        artifact: with the graph.
+        version: of TensorRT.
+        opset: of the graph, None for what the manifest says.
+
+    Raises:
+        ConfigError: with the command that exports the checkpoint in the dialect needed.
+    """
+    known = generation(".".join(version.split(".")[:3]))
+    (low, high), there = known.opsets, artifact.manifest.dialect
+    opset = artifact.manifest.opset if opset is None else opset
+    if known.dialect == "trt10" or (there == known.dialect and opset <= high):
         return
     raise ConfigError(
-        f"build {artifact.path}: TensorRT {plan.tensorrt} needs dialect {plan.dialect} (opset {low} to {high}), this graph is of "
-        f"{there} (opset {plan.opset}); export it again: {export_command(artifact, plan.dialect)}"
+        f"build {artifact.path}: TensorRT {version} needs dialect {known.dialect} (opset {low} to {high}), this graph is of "
+        f"{there} (opset {opset}); export it again: {export_command(artifact, known.dialect)}"
     )
 
 
@@ -237,15 +236,6 @@ def _plan_for(
         )
     mode = options.power_mode or power_mode_mark()
     return make_plan(summary, here.profile, replace(options, tensorrt=options.tensorrt or version, power_mode=mode))
-
-
-def installed_tensorrt() -> str | None:
-    """Returns the version of the installed TensorRT, as three numbers; None without one."""
-    try:
-        trt = importlib.import_module("tensorrt")
-    except (ImportError, OSError):
-        return None
-    return ".".join(str(trt.__version__).split(".")[:3])
 
 
 def _require_here(wanted: Device, artifact: Path) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from gft_edge.errors import ArtifactError
+from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.hardware.tensorrt_versions import RTX, Dialect, Platform, generation
 
 TORCH_TENSORRT = "torch_tensorrt"
@@ -191,3 +191,18 @@ def engine_key(plan: BuildPlan, version: str) -> str:
     extra = "".join(f"_{mark}" for mark in marks)
     low, usual, high = plan.batch
     return f"{flavour}{version}_{capabilities}{device}_{plan.precision}{extra}_b{low}-{usual}-{high}"
+
+
+def for_version(plan: BuildPlan, version: str) -> BuildPlan:
+    """Returns the plan with the installed version, which must be of the planned generation.
+
+    Raises:
+        ConfigError: another generation.
+    """
+    if plan.rtx:
+        return replace(plan, tensorrt=version)
+    if plan.tensorrt is None or generation(".".join(version.split(".")[:3])).name != plan.generation:
+        raise ConfigError(
+            f"planned for TensorRT {plan.tensorrt}, but {version} is installed; give --tensorrt {version}"
+        )
+    return replace(plan, tensorrt=version)

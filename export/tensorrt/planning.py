@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from gft_edge.errors import ConfigError
 from gft_edge.export.graph.summary import GraphSummary, slow_types
 from gft_edge.export.tensorrt.build_plan import BuildPlan
@@ -216,18 +214,3 @@ def _notes(
     if known.name == RTX:
         notes.append("compiled ahead of time; the GPU's driver compiles the rest when the engine first runs")
     return tuple(notes)
-
-
-def for_version(plan: BuildPlan, version: str) -> BuildPlan:
-    """Returns the plan with the installed version, which must be of the planned generation.
-
-    Raises:
-        ConfigError: another generation.
-    """
-    if plan.rtx:
-        return replace(plan, tensorrt=version)
-    if plan.tensorrt is None or generation(".".join(version.split(".")[:3])).name != plan.generation:
-        raise ConfigError(
-            f"planned for TensorRT {plan.tensorrt}, but {version} is installed; give --tensorrt {version}"
-        )
-    return replace(plan, tensorrt=version)

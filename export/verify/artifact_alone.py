@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
-import numpy as np
-import numpy.typing as npt
-
 from gft_edge.errors import ArtifactError, DataError
-from gft_edge.export.verify.compared_model import ComparedModel
-from gft_edge.export.verify.golden import QUANTIZED_LOGITS, read_golden, stage_place
-from gft_edge.export.verify.places import Place
-from gft_edge.export.verify.verdict import DEFAULT_LIMITS, Assessment, Limits, Verdict, assess
+from gft_edge.export.verify.places import Place, stage_place
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.compared_model import ComparedModel, compare_all
+from gft_edge.runtime.golden import golden_references
+from gft_edge.runtime.graph_io import LEAST
 from gft_edge.runtime.sessions import ONNXRUNTIME
-from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind, compare
-
-TORCH = "torch"
-"""Name of PyTorch among the backends of a comparison."""
-KindOf = Callable[[Computation, Computation], Kind]
-"""Returns the differences that are allowed between a candidate and a reference."""
+from gft_edge.stats.agreement import Arrays, Comparison, Computation
+from gft_edge.stats.verdict import DEFAULT_LIMITS, Assessment, Limits, Verdict, assess
 
 
 @dataclass(frozen=True)
@@ -94,12 +88,7 @@ def verify_golden(
     """
     claims, notes, manifest = checked_claims(artifact)
     artifact = replace(artifact, manifest=manifest)  # corrected: wrong claims are reported, and the graph runs as it is
-    golden = read_golden(artifact)
-    images = golden.pop("images")
-    references = [(torch_computation("fp32"), golden)]
-    if QUANTIZED_LOGITS in golden:
-        reference = torch_computation(artifact.manifest.precision)
-        references.append((reference, {"logits": golden.pop(QUANTIZED_LOGITS)}))
+    images, references = golden_references(artifact)
     sides: list[ComparedModel] = []
     found: list[tuple[Computation, Arrays]] = []
     refused: list[str] = []
@@ -128,48 +117,6 @@ def verify_golden(
     )
 
 
-def torch_computation(arithmetic: str) -> Computation:
-    """Returns the computation by PyTorch with linear layers in this precision."""
-    return Computation.of(TORCH, arithmetic)
-
-
-def comparison_kind(candidate: Computation, reference: Computation) -> Kind:
-    """Returns the differences that are allowed between a backend and PyTorch."""
-    if candidate.arithmetic == "fp32":
-        return "exact"
-    return "same_arithmetic" if candidate.arithmetic == reference.arithmetic else "compression"
-
-
-def compare_all(
-    manifest: DeploymentManifest,
-    references: Sequence[tuple[Computation, Arrays]],
-    found: Sequence[tuple[Computation, Arrays]],
-    labels: npt.NDArray[np.int64] | None,
-    kind_of: KindOf = comparison_kind,
-) -> tuple[Comparison, ...]:
-    """Compares every candidate with every reference.
-
-    Args:
-        manifest: of the artefact.
-        references, found: computations and their outputs.
-        labels: true classes (B,), or None.
-        kind_of: allowed differences; by default they follow from the arithmetic.
-    """
-    return tuple(
-        compare(
-            (reference, candidate),
-            side,
-            outputs,
-            labels,
-            manifest.model.num_patches,
-            manifest.labels,
-            kind_of(candidate, reference),
-        )
-        for candidate, outputs in found
-        for reference, side in references
-    )
-
-
 def assess_all(
     comparisons: Sequence[Comparison], sides: Sequence[ComparedModel], limits: Limits, more: Sequence[str]
 ) -> Assessment:
@@ -195,7 +142,13 @@ def checked_claims(artifact: Artifact) -> tuple[tuple[Place, ...], tuple[str, ..
 
 def side_notes(sides: Sequence[ComparedModel]) -> tuple[str, ...]:
     """Returns the notes of all sides."""
-    return tuple(side.note for side in sides if side.note)
+    notes = [side.note for side in sides if side.note]
+    if any(side.manifest.gives_probabilities for side in sides):
+        notes.append(
+            "the graph gives probabilities: their logarithms are compared with the log-softmax of PyTorch's logits, down to "
+            f"{math.log(LEAST):.1f}"
+        )
+    return tuple(notes)
 
 
 def identity(artifact: Artifact, source: str, limits: Limits) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from torch import nn
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.export.onnx.artifact import tool_versions
 from gft_edge.export.onnx.reference import reference_outputs
-from gft_edge.export.verify.golden import QUANTIZED_LOGITS, golden_problem, load_golden
 from gft_edge.export.verify.places import Place, PlaceKind
-from gft_edge.export.verify.verdict import Limits, assess
 from gft_edge.manifest import GOLDEN, Artifact, DeploymentManifest
+from gft_edge.runtime.golden import QUANTIZED_LOGITS, golden_problem, load_golden
 from gft_edge.stats.agreement import Computation, Kind, compare
+from gft_edge.stats.verdict import Limits, assess
 
 
 def manifest_places(manifest: DeploymentManifest, checkpoint: Checkpoint) -> list[Place]:

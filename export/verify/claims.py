@@ -14,10 +14,10 @@ from gft_edge.export.graph.summary import summarize
 from gft_edge.export.graph.view import DEQUANTIZE
 from gft_edge.export.onnx.dialects import TRT8_OPSET
 from gft_edge.export.onnx.interface import graph_input, graph_outputs
-from gft_edge.export.verify.compared_model import selecting_stages
-from gft_edge.export.verify.golden import load_golden
 from gft_edge.export.verify.places import Place
-from gft_edge.manifest import GOLDEN, Artifact, DeploymentManifest, InputKind, MapsMode, TensorInfo
+from gft_edge.manifest import GOLDEN, PROBABILITIES, Artifact, DeploymentManifest, MapsMode, TensorInfo, input_kind
+from gft_edge.runtime.compared_model import selecting_stages
+from gft_edge.runtime.golden import load_golden
 
 
 def wrong_claims(artifact: Artifact, graph: onnx.ModelProto) -> tuple[Place, ...]:
@@ -35,13 +35,12 @@ def claim_places(manifest: DeploymentManifest, graph: onnx.ModelProto) -> list[P
     """
     places = []
     batch = manifest.static_batch or "batch"
-    kind: InputKind = "uint8" if manifest.inputs and manifest.inputs[0].dtype == "uint8" else "float"
     needed = (
-        ("input", manifest.inputs, (graph_input(manifest.model, kind, batch),), graph.graph.input),
+        ("input", manifest.inputs, (graph_input(manifest.model, manifest.input_kind, batch),), graph.graph.input),
         (
             "output",
             manifest.outputs,
-            graph_outputs(manifest.budget, manifest.model, manifest.maps, batch),
+            graph_outputs(manifest.budget, manifest.model, manifest.maps, batch, manifest.gives_probabilities),
             graph.graph.output,
         ),
     )
@@ -88,11 +87,10 @@ def corrected(artifact: Artifact, graph: onnx.ModelProto) -> DeploymentManifest:
     names = {value.name for value in graph.graph.output}
     maps: MapsMode = "dense" if "gala_maps" in names else "compact" if "importance_0" in names else "none"
     if len(graph.graph.input) == 1 and names:
-        _, dtype, shape = _actual(graph.graph.input[0])
-        kind: InputKind = "uint8" if dtype == "uint8" else "float"
+        name, dtype, shape = _actual(graph.graph.input[0])
         batch = shape[0] if shape and isinstance(shape[0], int) and shape[0] > 0 else "batch"
-        inputs = (graph_input(manifest.model, kind, batch),)
-        outputs = graph_outputs(manifest.budget, manifest.model, maps, batch)
+        inputs = (graph_input(manifest.model, input_kind(name, dtype), batch),)
+        outputs = graph_outputs(manifest.budget, manifest.model, maps, batch, PROBABILITIES in names)
         actual = [_actual(v) for v in (*graph.graph.input, *graph.graph.output)]
         if [_claimed(t) for t in (*inputs, *outputs)] == actual:
             changes = {"inputs": inputs, "outputs": outputs, "maps": maps}

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from gft_edge.data.splits import Split
 from gft_edge.errors import ConfigError
-from gft_edge.export.verify.verdict import DEFAULT_LIMITS, Limits
 from gft_edge.runtime.sessions import ONNXRUNTIME
+from gft_edge.stats.verdict import DEFAULT_LIMITS, Limits
 
 
 @dataclass(frozen=True)

@@ -221,13 +221,13 @@ def _aliased(spec: PreprocessSpec, mode: str) -> Callable[[UInt8Image], npt.NDAr
             raise ValueError("tried for stretched images only")
         small = image.astype(np.float64)
         for axis, size in enumerate((spec.height, spec.width)):
-            small = np.moveaxis(_sampled(np.moveaxis(small, axis, 0), size, mode), 0, axis)
+            small = np.moveaxis(sampled(np.moveaxis(small, axis, 0), size, mode), 0, axis)
         return spec.normalize(np.clip(np.round(small), 0, 255).astype(np.uint8))
 
     return made
 
 
-def _sampled(values: npt.NDArray[np.float64], size: int, mode: str) -> npt.NDArray[np.float64]:
+def sampled(values: npt.NDArray[np.float64], size: int, mode: str) -> npt.NDArray[np.float64]:
     """Samples the first axis at ``size`` places, each from its nearest one, two or four values: (N, ...) to (size, ...)."""
     count = len(values)
     if mode == "nearest":

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from gft_edge.config.model import GFTConfig
+from gft_edge.stats.agreement import Comparison
 from gft_edge.stats.metrics import sqnr_db
+from gft_edge.stats.verdict import DEFAULT_LIMITS
 
 PlaceKind = Literal[
     "preprocess", "labels", "model", "quantization", "manifest", "golden", "node", "graph", "module", "stage"
@@ -67,3 +71,25 @@ def decibels(value: float) -> str:
 def finite(value: float | None) -> float | None:
     """Returns the value, or None if JSON has no number for it."""
     return None if value is None or math.isinf(value) else value
+
+
+def stage_place(comparisons: Sequence[Comparison], config: GFTConfig) -> Place:
+    """Returns the place of a fault as precisely as golden outputs of a model show it."""
+    hint = "give --checkpoint to have the node named"
+    stages = comparisons[0].stages if comparisons else ()
+    for s in stages:
+        known = [sqnr for sqnr in (s.importance_sqnr_db, s.score_sqnr_db) if sqnr is not None]
+        sqnr = min(known, default=None)
+        if s.identical + s.ties < s.images or (sqnr is not None and sqnr < DEFAULT_LIMITS.fp32_importance_sqnr_db):
+            module = stage_module(config, s.stage)
+            text = f"stage {s.stage} ({module}) is the first whose patches, scores or importance differ"
+            return Place(
+                "stage", module, f"{text}: the fault is in it or before it; {hint}", module=module, sqnr_db=sqnr
+            )
+    where = "all stages agree: the fault is after patch selection" if stages else "only the logits are compared"
+    return Place("stage", "logits", f"{where}; {hint}", tensor="logits")
+
+
+def stage_module(config: GFTConfig, stage: int) -> str:
+    """Returns the path of the module that selects patches in a stage."""
+    return f"hierarchical_blocks.{stage}" if config.variant == "published" else f"blocks.{config.stages[stage] - 1}"

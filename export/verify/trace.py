@@ -32,7 +32,8 @@ from gft_edge.export.verify.module_trace import (
     node_modules,
 )
 from gft_edge.export.verify.places import Place, agreement_db, decibels, finite
-from gft_edge.manifest import DeploymentManifest
+from gft_edge.manifest import PROBABILITIES, DeploymentManifest
+from gft_edge.runtime.graph_io import log_probabilities
 from gft_edge.stats.agreement import Arrays
 
 IMAGES = 4
@@ -100,6 +101,8 @@ def plain_error(fresh: onnx.ModelProto, found: onnx.ModelProto, feed: npt.NDArra
     expected, value = sides[0][name], sides[1].get(name)
     if value is None or value.shape != expected.shape or not np.isfinite(value).all():
         return math.inf
+    if name == PROBABILITIES:
+        expected, value = log_probabilities(expected), log_probabilities(value)
     return float(np.abs(expected - value).max() / max(float(np.abs(expected).max()), 1e-12))
 
 

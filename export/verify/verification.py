@@ -13,13 +13,13 @@ import numpy.typing as npt
 from gft_edge.constants import MAPS_REPORT, VERIFY_REPORT
 from gft_edge.errors import ConfigError, GFTEdgeError
 from gft_edge.export.verify.artifact_alone import VerifyReport, verify_golden
-from gft_edge.export.verify.compared_model import ComparedModel
 from gft_edge.export.verify.map_fidelity import map_fidelity
 from gft_edge.export.verify.options import DEFAULT_OPTIONS, VerifyOptions
 from gft_edge.files import write_json
 from gft_edge.manifest import Artifact, load_artifact, register_files
 from gft_edge.progress import Track, silent
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.compared_model import ComparedModel
 from gft_edge.storage.locks import locked
 
 if TYPE_CHECKING:

@@ -16,28 +16,26 @@ from gft_edge.export.graph.same_graph import graph_difference
 from gft_edge.export.onnx.artifact import tool_versions
 from gft_edge.export.onnx.reference import reference_outputs
 from gft_edge.export.verify.artifact_alone import (
-    KindOf,
     VerifyReport,
     assess_all,
     backend_options,
-    compare_all,
-    comparison_kind,
     identity,
     side_notes,
-    torch_computation,
 )
 from gft_edge.export.verify.causes import golden_places, manifest_places
 from gft_edge.export.verify.claims import corrected, wrong_claims
-from gft_edge.export.verify.compared_model import ComparedModel, to_graph_input
 from gft_edge.export.verify.options import DEFAULT_OPTIONS, VerifyOptions
 from gft_edge.export.verify.places import Place
 from gft_edge.export.verify.trace import IMAGES, plain_error, trace
-from gft_edge.export.verify.verdict import Limits
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.quant.modules import without_quantizers
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.compared_model import ComparedModel, KindOf, compare_all, comparison_kind
+from gft_edge.runtime.golden import torch_computation
+from gft_edge.runtime.graph_io import to_graph_input
 from gft_edge.runtime.sessions import ONNXRUNTIME, onnxruntime_session
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind
+from gft_edge.stats.verdict import Limits
 
 Runner = Callable[[npt.NDArray[np.float32]], Arrays]
 """Preprocessed images (B, 3, H, W) to outputs by name."""
@@ -165,7 +163,7 @@ def _torch_runner(model: nn.Module, manifest: DeploymentManifest) -> Runner:
 def _graph_runner(graph: onnx.ModelProto, manifest: DeploymentManifest) -> Runner:
     """Runs a graph with the same session options as the artefact's own, so that only the graphs can differ."""
     session = onnxruntime_session(graph.SerializeToString(deterministic=True), manifest.is_quantized)
-    return lambda images: session(to_graph_input(images, manifest))
+    return lambda images: session.compute(to_graph_input(images, manifest))
 
 
 def _open_all(

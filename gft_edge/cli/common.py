@@ -33,7 +33,7 @@ def add_data_arguments(parser: argparse.ArgumentParser, images: int, split: Spli
 
 def add_artifact_argument(parser: argparse.ArgumentParser) -> None:
     """Adds the positional argument ``ARTIFACT``."""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artefact folder")
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artefact folder, or a bundle")
 
 
 def add_checkpoint_output(parser: argparse.ArgumentParser, metavar: str = "DIR") -> None:
@@ -139,19 +139,22 @@ def positive(text: str) -> int:
 
 
 def is_artifact(path: str) -> bool:
-    """Returns whether a path is an artefact; otherwise it should be a checkpoint.
+    """Returns whether a path is an artefact or a bundle; otherwise it should be a checkpoint.
 
     Raises:
         ArtifactError: it is a file.
     """
+    from gft_edge.bundle import is_bundle, refuse_zip
     from gft_edge.manifest import MANIFEST, split_member
     from gft_edge.storage.filekinds import describe_file
 
+    refuse_zip(Path(path))
     if Path(path).is_file():
         raise ArtifactError(
             f"{path}: is {describe_file(Path(path))}; give an artefact folder, a checkpoint folder or 'builtin'"
         )
-    return (split_member(path)[0] / MANIFEST).is_file()
+    folder = split_member(path)[0]
+    return (folder / MANIFEST).is_file() or is_bundle(folder)
 
 
 def parse_compute_capabilities(text: str) -> tuple[str, ...]:

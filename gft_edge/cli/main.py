@@ -37,6 +37,8 @@ VERBS = {
     "sweep": "measure milliseconds against tokens on one backend",
     "bench": "measure and compare the latency of artefacts, or import trtexec results",
     "predict": "classify images and draw the patches that the model kept",
+    "bundle": "make the folder that a board or server runs: artefact, its files, hashes, signature",
+    "selftest": "test a bundle where it is used: files, signature, device, golden images",
     "report": "write the HTML page of a run, or of bench files of several machines",
 }
 """Verbs and their one-line help, in the order of a typical workflow."""

@@ -265,8 +265,8 @@ class DistillSection:
     """
 
     teacher: str
-    loss: Literal["kl", "dist", "hard"] = "dist"
-    temperature: float = 1.0
+    loss: Literal["kl", "dist", "hard"] = "kl"
+    temperature: float = 4.0
     weight: float = 1.0
     label_weight: float = 1.0
     answers: Literal["live", "stored"] = "live"

@@ -34,6 +34,7 @@ PACKAGES = {
     "rich": ("rich", "cli"),
     "pynvml": ("nvidia-ml-py", "power"),
     "tensorboard": ("tensorboard", "tensorboard"),
+    "cryptography": ("cryptography", "sign"),
 }
 """Importable module: its distribution, and the extra of gft-edge that installs it."""
 

@@ -64,8 +64,7 @@ def classify_files(classifier: Classifier, paths: Iterable[Path], keep_seen: boo
             del image  # it may be large, and the next one is read before the name is bound again
         predictions: dict[int, Prediction] = {}
         if prepared:
-            outputs = classifier.session(np.concatenate(list(prepared.values())))
-            predictions = dict(zip(prepared, classifier.decode(outputs)))
+            predictions = dict(zip(prepared, classifier.infer(np.concatenate(list(prepared.values())))))
         for number, path in enumerate(group):
             yield ClassifiedFile(path, predictions.get(number), problems.get(number, ""), seen.get(number))
 
@@ -125,7 +124,7 @@ def predict_files(
                 drawn = draw(number, done)
             except OutputError as error:  # the predictions are known all the same
                 found.not_drawn = error
-        best = classifier.top(done.prediction, top)
+        best = done.prediction.top(top)
         found.rows.append(
             {
                 "image": str(done.path),

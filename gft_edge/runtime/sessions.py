@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,6 +18,7 @@ from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.runtime import huge_pages as pages
 from gft_edge.runtime.backends import DEFAULT, find_backend, parse_backend, require_settings
 from gft_edge.runtime.batching import run_in_batches
+from gft_edge.runtime.graph_io import to_graph_input, with_logits
 
 ONNXRUNTIME = "onnxruntime"
 
@@ -27,12 +30,13 @@ class SessionOptions:
     Attributes:
         key: of the engine to run, empty for the only one that fits; or the checkpoint that a backend of PyTorch runs.
         threads: of a CPU backend; 0 takes one per core.
-        huge_pages: see :func:`onnxruntime_session`.
+        huge_pages, shared: see :func:`onnxruntime_session`.
         as_described: refuse a graph whose inputs and outputs differ from the manifest's.
         settings: of the backend, by name.
     """
 
     key: str = ""
+    shared: bool = field(default=False, kw_only=True)
     threads: int = 0
     huge_pages: bool = False
     as_described: bool = True
@@ -48,7 +52,7 @@ class Session:
         options: every setting, for the record.
         outputs: names, in order.
         batch: number of images that a graph with a static batch axis takes; else None.
-        pixels: converts normalised images to pixels, for a graph that normalises; else None.
+        convert: turns normalised images, or pixels, into the graph's input, for a graph that normalises; else None.
     """
 
     backend: str
@@ -57,36 +61,43 @@ class Session:
     _session: Any
     _input: str
     batch: int | None = None
-    pixels: Callable[[npt.NDArray[np.float32]], npt.NDArray[np.uint8]] | None = None
+    convert: Callable[[npt.NDArray[Any]], npt.NDArray[Any]] | None = None
 
     def __call__(self, images: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
         """Preprocessed images to outputs by name.
 
         Args:
             images: (B, 3, H, W) float32 normalised; or RGB pixels (B, H, W, 3) uint8 for a graph that normalises, which
-                takes both. A graph with a static batch runs once for each batch; the last one is padded.
+                takes both.
+
+        Returns:
+            The graph's outputs; ``logits`` beside them for a graph that gives probabilities
+            (:func:`gft_edge.runtime.graph_io.with_logits`).
 
         Raises:
             DataError: the array does not fit the graph.
             ArtifactError: the graph contradicts itself.
         """
-        if self.pixels is not None and images.dtype != np.uint8:
-            images = self.pixels(images)
+        return self.compute(images if self.convert is None else self.convert(images))
+
+    def compute(self, inputs: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+        """As a call, for what the graph itself takes: shape and type are those of the manifest's input.
+
+        A graph with a static batch runs once for each batch; the last one is padded.
+        """
         size = self.batch
-        values = self._run(images) if size is None else run_in_batches(self._run, images, size, size)
-        return dict(zip(self.outputs, values))
+        values = self._run(inputs) if size is None else run_in_batches(self._run, inputs, size, size)
+        return with_logits(dict(zip(self.outputs, values)))
 
     def times(self, images: npt.NDArray[Any]) -> dict[str, float] | None:
         """Returns the milliseconds of copies to and from the GPU and of the computation between; None on other backends.
 
         Args:
-            images: as for a call, at most one batch.
+            images: as for :meth:`compute`, at most one batch.
         """
         tell = getattr(self._session, "times", None)
         if tell is None:
             return None
-        if self.pixels is not None and images.dtype != np.uint8:
-            images = self.pixels(images)
         found: dict[str, float] = tell({self._input: images})
         return found
 
@@ -101,7 +112,9 @@ class Session:
             raise
 
 
-def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, huge_pages: bool = False) -> Session:
+def onnxruntime_session(
+    model: Path | bytes, quantized: bool, threads: int = 0, huge_pages: bool = False, shared: bool = False
+) -> Session:
     """Loads an ONNX model into ONNX Runtime on the CPU.
 
     Args:
@@ -112,6 +125,9 @@ def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, 
         threads: intra-op threads; 0 takes one per core.
         huge_pages: hold a large model in huge pages where the kernel gives them on request. This runs the model once and
             moves its memory, which takes up to three seconds per gigabyte: for long-lived sessions.
+        shared: take little memory beside other sessions of this kind. Weights in a file of their own are read from that file,
+            whose pages all share, in place of a copy in the order that the processor reads; working memory is one arena for
+            all. A prediction takes longer.
 
     Raises:
         ArtifactError: ONNX Runtime does not accept the file.
@@ -125,6 +141,10 @@ def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, 
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if shared:
+        _register_arena(ort)
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.use_env_allocators", "1")
     disabled = ["MatMulAddFusion"] if quantized else []
     source = str(model) if isinstance(model, Path) else model
     before = None
@@ -144,10 +164,19 @@ def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, 
         "intra_op_num_threads": threads,
         "inter_op_num_threads": 1,
         "disabled_optimizers": disabled,
+        "shared": shared,
         "huge_pages_bytes": 0 if before is None else _hold_in_huge_pages(session, before),
     }
     outputs = tuple(output.name for output in session.get_outputs())
     return Session(ONNXRUNTIME, record, outputs, session, session.get_inputs()[0].name)
+
+
+@functools.cache
+def _register_arena(ort: ModuleType) -> None:
+    """Gives the process one arena for sessions that ask for it; ONNX Runtime takes it once."""
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    as_needed = ort.OrtArenaCfg({"arena_extend_strategy": 1})  # in place of powers of two
+    ort.create_and_register_allocator(place, as_needed)
 
 
 def _hold_in_huge_pages(session: Any, before: list[pages.Region]) -> int:
@@ -203,7 +232,7 @@ def open_onnxruntime(artifact: Artifact, options: SessionOptions, module: str = 
     manifest = artifact.manifest
     try:
         model = artifact.file(MODEL)
-        session = onnxruntime_session(model, manifest.is_quantized, options.threads, options.huge_pages)
+        session = onnxruntime_session(model, manifest.is_quantized, options.threads, options.huge_pages, options.shared)
         if options.as_described:
             require_interface(session, artifact)
     except ArtifactError:
@@ -247,5 +276,5 @@ DTYPES = {"tensor(float)": "float32", "tensor(uint8)": "uint8", "tensor(int32)":
 
 def fitted(session: Session, manifest: DeploymentManifest) -> Session:
     """Wraps a session so that it accepts normalised float images and any batch size."""
-    takes_pixels = manifest.inputs[0].dtype == "uint8"
-    return replace(session, batch=manifest.static_batch, pixels=manifest.preprocess.pixels if takes_pixels else None)
+    convert = None if manifest.input_kind == "float" else functools.partial(to_graph_input, manifest=manifest)
+    return replace(session, batch=manifest.static_batch, convert=convert)

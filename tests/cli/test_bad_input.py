@@ -75,7 +75,7 @@ ON_ARTEFACTS = {
     "other parent": (["verify", "{fp32}", "--checkpoint", "builtin"], "was made from weights"),
     "full-precision parent of int8": (["verify", "{int8}", "--checkpoint", "{ckpt}", "--data", "{data}"], "made from"),
     "int8 parent of fp32": (["verify", "{fp32}", "--checkpoint", "{ckpt8}", "--data", "{data}"], "made from"),
-    "no target": (["build", "{fp32}"], "the following arguments are required: --target"),
+    "no target": (["build", "{fp32}"], "--target is missing: rtx, this-gpu"),
     "no capability": (["build", "{fp32}", "--target", "rtx", "--compute-capability", ","], "needs at least one"),
     "old GPU": (["build", "{fp32}", "--target", "rtx", "--compute-capability", "8.6,7.5"], "use 8.0 or newer"),
     "two batch sizes": (["build", "{fp32}", "--target", "rtx", "--batch", "1:8"], "expected one number or"),

@@ -43,17 +43,6 @@ def test_plan_as_json_has_the_command_and_what_lint_says(gft_edge, made):
     assert [finding["rule"] for finding in found["lint"]] == ["GE029"]
 
 
-def test_batch_is_the_one_exported_for_unless_given(gft_edge, made, animals, tmp_path):
-    out = tmp_path / "static"
-    assert gft_edge("export", made["ckpt"], "--data", animals, "--batch", 2, "--out", out).code == 0
-    assert gft_edge("build", out, "--target", "rtx", "--plan", "--json").json["plan"]["batch"] == [2, 2, 2]
-    done = gft_edge("build", out, "--target", "rtx", "--plan", "--batch", "1:1:8")
-    assert done.code == 2
-    assert "the graph is exported for batch 2 only" in done.err
-    found = gft_edge("build", made["fp32"], "--target", "rtx", "--plan", "--batch", "1:2:4", "--json").json
-    assert found["plan"]["batch"] == [1, 2, 4]
-
-
 def test_plan_for_a_graph_that_does_not_fit_fails(gft_edge, made):
     done = gft_edge("build", made["fp32"], "--target", "orin-nano", "--tensorrt", "8.6", "--plan")
     assert done.code == 2

@@ -63,7 +63,7 @@ def test_predictions_are_those_of_the_classifier(gft_edge, made, animals, tiny_i
     paths = sorted(animals.rglob("*.png"))
     rows = gft_edge("predict", made["fp32"], animals, "--top", 3, "--json").json["predictions"]
     assert [row["image"] for row in rows] == [str(path) for path in paths]
-    for row, found in zip(rows, Classifier.load(made["fp32"]).predict(paths), strict=True):
+    for row, found in zip(rows, Classifier.open(made["fp32"]).predict(paths), strict=True):
         powers = np.exp(found.logits.astype(np.float64))
         order = np.argsort(-powers)[:3]
         assert [entry["label"] for entry in row["top"]] == [tiny_info.labels[index] for index in order]

@@ -43,7 +43,7 @@ def same(first, second):
 )
 def test_a_training_learns_from_its_teacher(recipe, tmp_path, settings):
     info = train(recipe(**settings), tmp_path / "run")
-    assert info.provenance["recipe"]["distill"]["loss"] == settings.get("loss", "dist")
+    assert info.provenance["recipe"]["distill"]["loss"] == settings.get("loss", "kl")
     assert all(loss > 0 for loss in losses(tmp_path / "run"))
     load_checkpoint(tmp_path / "run")
 

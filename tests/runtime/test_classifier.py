@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+import dataclasses
+import shutil
 import subprocess
 import sys
+import threading
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
+from gft_edge.bundle import write_record
 from gft_edge.errors import ArtifactError, CheckFailed, ConfigError, DataError
-from gft_edge.runtime.classifier import Classifier
+from gft_edge.runtime import choice
+from gft_edge.runtime.classifier import Classifier, Prediction, Timings
 from gft_edge.stats.metrics import softmax
 
 
@@ -24,7 +28,14 @@ def photos():
 
 @pytest.fixture(scope="module")
 def classifier(with_maps):
-    return Classifier.load(with_maps.path, threads=1)
+    return Classifier.open(with_maps.path, threads=1)
+
+
+class Session:
+    """A session whose outputs a function gives."""
+
+    def __init__(self, compute):
+        self.compute = compute
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +61,7 @@ def test_probability_is_the_softmax_of_the_best_class(classifier, photos, expect
 def test_large_logits_do_not_overflow(classifier, photos):
     outputs = classifier.session(np.zeros((1, 3, 32, 32), np.float32))
     outputs["logits"] = np.array([[1e4, -1e4, 0, 0]], np.float32)
-    fake = Classifier(classifier.artifact, lambda images: outputs)
+    fake = Classifier(classifier.artifact, Session(lambda images: outputs))
     (prediction,) = fake.predict(photos[:1])
     assert (prediction.label, prediction.probability) == ("ant", 1.0)
 
@@ -72,7 +83,7 @@ def test_maps_lie_on_the_patch_grid(classifier, photos, expected):
 
 
 def test_artefact_without_maps_gives_none(int8, photos):
-    predictions = Classifier.load(str(int8.path)).predict(photos)
+    predictions = Classifier.open(str(int8.path)).predict(photos)
     assert all(p.importance == p.kept == () for p in predictions)
     assert all(p.label in int8.manifest.labels for p in predictions)
 
@@ -108,23 +119,120 @@ def test_files_and_pillow_images_give_what_their_pixels_give(classifier, photos,
     np.testing.assert_array_equal(transparent.logits, white.logits)
 
 
-@pytest.mark.parametrize(
-    "one",
-    [
-        None,
-        7,
-        "a.png",
-        Path("a.png"),
-        b"a",
-        Image.new("RGB", (8, 8)),
-        np.zeros((8, 8, 3), np.uint8),
-        np.zeros((), np.uint8),
-    ],
-    ids=lambda one: type(one).__name__,
-)
-def test_one_image_in_place_of_a_list_is_refused(classifier, one):
-    with pytest.raises(DataError, match="expected a list of images, found .*; put a single image into a list"):
+def test_one_image_a_batch_and_a_folder(classifier, photos, tmp_path):
+    (tmp_path / "b").mkdir()
+    paths = [tmp_path / "a.png", tmp_path / "b/0.png", tmp_path / "c.bmp"]
+    for path, photo in zip(paths, photos):
+        Image.fromarray(photo).save(path)
+    (tmp_path / "notes.txt").write_text("no image")
+    expected = [classifier.predict([photo])[0].logits for photo in photos]
+    for one in (photos[0], Image.fromarray(photos[0]), paths[0], str(paths[0])):
+        np.testing.assert_array_equal([p.logits for p in classifier.predict(one)], expected[:1])
+    together = [p.logits for p in classifier.predict(photos)]
+    for several in (paths, tmp_path, str(tmp_path), tuple(photos), iter(photos)):
+        np.testing.assert_array_equal([p.logits for p in classifier.predict(several)], together)
+    batch = np.stack([photos[0], photos[0][::-1]])
+    np.testing.assert_array_equal(
+        [p.logits for p in classifier.predict(batch)], [p.logits for p in classifier.predict(list(batch))]
+    )
+
+
+def test_folder_without_images_is_named(classifier, tmp_path):
+    (tmp_path / "notes.txt").write_text("no image")
+    with pytest.raises(DataError, match=rf"{tmp_path.name}: .*is a folder without image files"):
+        classifier.predict(tmp_path)
+
+
+@pytest.mark.parametrize("one", [None, 7, b"a", object()], ids=lambda one: type(one).__name__)
+def test_what_is_no_image_is_refused(classifier, one):
+    with pytest.raises(DataError, match=r"expected an .* array, a Pillow image or a path, or several of them, found"):
         classifier.predict(one)
+
+
+@pytest.mark.parametrize("array", [np.zeros((), np.uint8), np.zeros((2, 8, 8, 1), np.uint8), np.zeros((1, 1, 8, 8, 3))])
+def test_arrays_of_other_shapes_are_refused(classifier, array):
+    with pytest.raises(DataError, match="expected an"):
+        classifier.predict(array)
+
+
+def test_threads_get_the_bits_of_one_thread(classifier, photos, tmp_path):
+    """Eight threads on one object, each with an order and a batch of its own, over arrays, Pillow images and files."""
+    Image.fromarray(photos[1]).save(tmp_path / "1.png")
+    kinds = [photos[0], tmp_path / "1.png", Image.fromarray(photos[2])]
+    requests = [[kinds[(number + step) % 3] for step in range(1 + number % 3)] for number in range(8)]
+    alone = [classifier.predict(request) for request in requests]
+    found: list[list[list[Prediction]]] = [[] for _ in requests]
+    barrier = threading.Barrier(8)
+
+    def work(number):
+        barrier.wait()
+        for _ in range(5):
+            found[number].append(classifier.predict(requests[number]))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for expected, rounds in zip(alone, found):
+        assert len(rounds) == 5
+        for predictions in rounds:
+            for a, b in zip(expected, predictions, strict=True):
+                assert (a.label, a.probability) == (b.label, b.probability)
+                for x, y in zip((a.logits, *a.importance, *a.kept), (b.logits, *b.importance, *b.kept), strict=True):
+                    np.testing.assert_array_equal(x, y)
+
+
+def test_stages_are_timed_on_request(classifier, photos):
+    timings = Timings()
+    classifier.predict(photos[:1], timings)
+    first = vars(timings).copy()
+    assert list(first) == ["read", "preprocess", "compute", "decode"] and all(ms > 0 for ms in first.values())
+    classifier.predict(photos, timings)
+    assert all(vars(timings)[name] > ms for name, ms in first.items()), "requests are summed"
+
+
+class TestAuto:
+    """Which backend is taken, and why; drivers and GPUs are those of a fake."""
+
+    def test_without_a_driver_the_processor(self, classifier):
+        assert classifier.session.backend == "onnxruntime"
+        assert (
+            classifier.why
+            == "onnxruntime: the first that opens here; no engine and no GPU, for there is no NVIDIA driver"
+        )
+
+    @pytest.mark.parametrize("engines", [False, True])
+    def test_what_does_not_open_is_left_out_with_its_reason(self, with_maps, monkeypatch, engines):
+        monkeypatch.setattr(choice, "has_nvidia_driver", lambda: True)
+        files = {**with_maps.manifest.files, **({"engines/rtx-x.engine": None} if engines else {})}
+        manifest = dataclasses.replace(with_maps.manifest, files=files)
+        session, why = choice.open_chosen(dataclasses.replace(with_maps, manifest=manifest))
+        assert session.backend == "onnxruntime"
+        tried = why.split("; ")
+        for backend in ("tensorrt", "tensorrt_rtx"):
+            assert any(reason.startswith(f"{backend}: ") for reason in tried) == engines
+        assert ("the artefact has no engine" in why) != engines
+        assert "onnxruntime-cuda: " in why
+
+    def test_the_first_that_opens_is_taken(self, with_maps, monkeypatch):
+        monkeypatch.setattr(choice, "has_nvidia_driver", lambda: True)
+        monkeypatch.setattr(choice, "open_session", lambda artifact, backend, *rest: backend)
+        assert choice.open_chosen(with_maps)[0] == "onnxruntime-cuda"
+
+    def test_a_broken_graph_is_an_error(self, with_maps, copied):
+        artifact = copied(with_maps)
+        (artifact.path / "model.onnx").write_bytes((with_maps.path / "model.onnx").read_bytes()[:5000])
+        with pytest.raises(ArtifactError, match=r"model\.onnx was changed"):
+            Classifier.open(artifact.path)
+
+
+def test_a_bundle_opens_as_its_artefact_does(classifier, with_maps, photos, tmp_path):
+    shutil.copytree(with_maps.path, tmp_path / "bundle/artifact")
+    write_record(tmp_path / "bundle", "jetson")
+    found = Classifier.open(tmp_path / "bundle", "onnxruntime", threads=1)
+    assert found.why == "onnxruntime: as asked for"
+    assert found.predict(photos[0])[0].label == classifier.predict(photos[0])[0].label
 
 
 @pytest.mark.parametrize("image", [None, 7, [[0]], torch.zeros(3, 8, 8)], ids=lambda image: type(image).__name__)
@@ -148,11 +256,11 @@ def test_no_images_give_no_predictions(classifier):
 def test_images_are_run_in_batches_the_artefact_takes(classifier, photos):
     sizes = []
 
-    def session(images):
+    def compute(images):
         sizes.append(len(images))
-        return classifier.session(images)
+        return classifier.session.compute(images)
 
-    batched = Classifier(classifier.artifact, session)
+    batched = Classifier(classifier.artifact, Session(compute))
     found = batched.predict(photo for _ in range(6) for photo in photos)
     assert (len(found), sizes) == (18, [8, 8, 2])
     expected = np.stack([p.logits for p in classifier.predict(photos)])
@@ -161,13 +269,13 @@ def test_images_are_run_in_batches_the_artefact_takes(classifier, photos):
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_logits_that_are_not_finite_are_an_error(classifier, photos, value):
-    def session(images):
-        outputs = classifier.session(images)
+    def compute(images):
+        outputs = classifier.session.compute(images)
         outputs["logits"][0, 2] = value
         return outputs
 
     with pytest.raises(CheckFailed, match=r"logits of 1 of 3 images are NaN or infinite \(first: image 0\)"):
-        Classifier(classifier.artifact, session).predict(photos)
+        Classifier(classifier.artifact, Session(compute)).predict(photos)
 
 
 def test_shown_in_one_short_line(classifier, photos):
@@ -177,12 +285,13 @@ def test_shown_in_one_short_line(classifier, photos):
 
 def test_top_classes_are_in_order_and_their_probabilities_add_up(classifier, photos, tiny_info):
     (prediction,) = classifier.predict(photos[:1])
-    top = classifier.top(prediction, 9)
+    top = prediction.top(9)
     assert top[0] == (prediction.label, prediction.probability)
     assert sorted(label for label, _ in top) == sorted(tiny_info.labels)
     assert [p for _, p in top] == sorted((p for _, p in top), reverse=True)
     assert sum(p for _, p in top) == pytest.approx(1)
-    assert classifier.top(prediction, 2) == top[:2]
+    assert prediction.top(2) == top[:2]
+    assert dict(zip(prediction.labels, prediction.probabilities.tolist())) == dict(top)
 
 
 def test_largest_floats_have_probabilities():
@@ -202,6 +311,6 @@ def test_runtime_does_without_pillow_and_torch():
 
 def test_missing_artefact_and_unknown_backend_are_refused(with_maps, tmp_path):
     with pytest.raises(ArtifactError, match="no such folder"):
-        Classifier.load(tmp_path / "nowhere")
+        Classifier.open(tmp_path / "nowhere")
     with pytest.raises(ConfigError, match="unknown backend"):
-        Classifier.load(with_maps.path, "gpu")
+        Classifier.open(with_maps.path, "gpu")

@@ -13,7 +13,7 @@ from gft_edge.runtime.image_files import FilePredictions, predict_files
 
 @pytest.fixture(scope="module")
 def classifier(with_maps):
-    return Classifier.load(with_maps.path, threads=1, huge_pages=False)
+    return Classifier.open(with_maps.path, "onnxruntime", threads=1, huge_pages=False)
 
 
 @pytest.fixture

@@ -94,6 +94,7 @@ def test_options_are_on_record(int8, with_maps, threads):
             "intra_op_num_threads": threads,
             "inter_op_num_threads": 1,
             "disabled_optimizers": disabled,
+            "shared": False,
             "huge_pages_bytes": 0,
         }
 

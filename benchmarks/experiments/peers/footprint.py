@@ -35,7 +35,7 @@ import sys, time
 start = time.perf_counter()
 import numpy as np
 from gft_edge.runtime.classifier import Classifier
-Classifier.load(sys.argv[1], threads=1).predict([np.zeros((64, 64, 3), np.uint8)])
+Classifier.open(sys.argv[1], "onnxruntime", threads=1).predict([np.zeros((64, 64, 3), np.uint8)])
 print(1e3 * (time.perf_counter() - start))
 """
 _REQUESTS = """

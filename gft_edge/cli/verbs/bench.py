@@ -25,7 +25,7 @@ EXAMPLE = "gft-edge bench runs/fp32 runs/int8 --batch 1 8 --threads 1 2 --out ru
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("artifacts", nargs="*", type=Path, metavar="ARTIFACT", help="artefact folders")
+    parser.add_argument("artifacts", nargs="*", type=Path, metavar="ARTIFACT", help="artefact folders, or bundles")
     parser.add_argument(
         "--backend",
         nargs="+",
@@ -121,8 +121,8 @@ def run(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace) -> BenchOptions:
     from gft_edge.benchmarks.measuring.bench import BenchOptions
     from gft_edge.benchmarks.measuring.protocol import BenchProtocol
+    from gft_edge.bundle import open_artifact
     from gft_edge.errors import ConfigError
-    from gft_edge.manifest import load_artifact
 
     for name in ("times", "layers", "profile", "trtexec"):
         if getattr(args, name):
@@ -132,7 +132,7 @@ def _options(args: argparse.Namespace) -> BenchOptions:
     if Path(args.power).is_file():
         raise ConfigError("a log given to --power is of a finished run; it goes with --trtexec-log")
     return BenchOptions(
-        artifacts=tuple(load_artifact(path) for path in args.artifacts),
+        artifacts=tuple(open_artifact(path) for path in args.artifacts),
         protocol=BenchProtocol(
             warmup_seconds=args.warmup, rounds=args.rounds, runs_per_round=args.runs, in_flight=args.in_flight
         ),
@@ -175,19 +175,19 @@ def _engine_run(args: argparse.Namespace) -> EngineRun:
     artifact, batch = _one_run(args)
     if artifact is None:
         raise ConfigError("--trtexec-engine needs the ARTIFACT that holds the engine")
-    return EngineRun(artifact, args.trtexec_engine, args.trtexec, batch, _target(args))
+    return EngineRun(artifact, args.trtexec_engine, args.trtexec, batch, _target(args), lock_clocks=args.lock_clocks)
 
 
 def _one_run(args: argparse.Namespace) -> tuple[Artifact | None, int | None]:
     """Returns the only artefact and the only batch of a run of trtexec."""
+    from gft_edge.bundle import open_artifact
     from gft_edge.errors import ConfigError
-    from gft_edge.manifest import load_artifact
 
     if len(args.artifacts) > 1:
         raise ConfigError("a run of trtexec is of one ARTIFACT; read one at a time and merge them with report")
     if args.batch and len(args.batch) > 1:
         raise ConfigError("a run of trtexec has one batch")
-    artifact = load_artifact(args.artifacts[0]) if args.artifacts else None
+    artifact = open_artifact(args.artifacts[0]) if args.artifacts else None
     return artifact, args.batch[0] if args.batch else None
 
 

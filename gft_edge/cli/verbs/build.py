@@ -1,4 +1,6 @@
-"""Compile an artefact's graph into a TensorRT engine and enter it in the artefact's manifest, or print the plan of the build."""
+"""Compile an artefact's graph into a TensorRT engine and enter it in the artefact's manifest, or print the plan of the build.
+
+With --engine, enter an engine that trtexec built on this machine."""
 
 from __future__ import annotations
 
@@ -30,7 +32,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--target",
-        required=True,
         metavar=f"rtx|this-gpu|{TORCH}|DEVICE",
         help="rtx: TensorRT-RTX, ahead of time, needs no GPU; this-gpu: the TensorRT and GPU of this machine; DEVICE: a "
         "profile such as orin-nano, agx-orin, thor or h100, to plan for, or to build for when this machine is one; "
@@ -63,14 +64,31 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE.ep|ARTIFACT",
         help=f"--target {TORCH}: the compiled program, or the artefact to enter it in",
     )
+    ready = parser.add_argument_group(
+        "trtexec", "enter an engine that trtexec built here from the ARTIFACT; needs numpy alone"
+    )
+    ready.add_argument("--engine", type=Path, metavar="FILE", help="file of trtexec's --saveEngine")
+    ready.add_argument(
+        "--plan-file", type=Path, metavar="JSON", help="its plan: plan.json of a bundle, or output of --plan --json"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    from gft_edge.errors import ConfigError
+
+    if args.engine is not None or args.plan_file is not None:
+        return _register(args)
+    if args.target is None:
+        raise ConfigError("--target is missing: rtx, this-gpu or the name of a device; see gft-edge build --help")
+    return _build(args)
+
+
+def _build(args: argparse.Namespace) -> int:
+    from gft_edge.bundle import open_artifact
     from gft_edge.cli.console import result, say
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError
     from gft_edge.export.tensorrt.build import build, plan_build
-    from gft_edge.manifest import load_artifact
 
     if args.target == TORCH:
         return _run_torch(args)
@@ -78,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
         raise ConfigError(
             f"--precision, --out: for --target {TORCH} only; an artefact has its precision and its engines"
         )
-    artifact = load_artifact(args.artifact)
+    artifact = open_artifact(args.artifact)
     options = _options(args, artifact.manifest.batch)
 
     def problem(text: str) -> None:
@@ -92,12 +110,34 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_CHECK_FAILED if planned.report.errors else EXIT_OK
     with _progress() as progress:
         record = build(artifact, args.target, options, progress, problem)
-    text = (
-        f"{args.artifact}/engines/{record['key']}.engine: {record['engine_bytes'] / 1e6:.2f} MB for compute capability "
+    result(args, record, _built(artifact.path, record))
+    return EXIT_OK
+
+
+def _register(args: argparse.Namespace) -> int:
+    from gft_edge.bundle import open_artifact
+    from gft_edge.cli.console import result
+    from gft_edge.errors import EXIT_OK, ConfigError
+    from gft_edge.export.tensorrt.registration import read_plan, register_engine
+
+    if None in (args.engine, args.plan_file, args.tensorrt):
+        raise ConfigError(
+            "--engine, --plan-file and --tensorrt go together: the engine, the plan whose command built it, and the version "
+            "that trtexec printed"
+        )
+    if args.target is not None or args.plan:
+        raise ConfigError("--engine: the plan file names the target; leave --target and --plan out")
+    artifact = open_artifact(args.artifact)
+    record = register_engine(artifact, args.engine, read_plan(args.plan_file), args.tensorrt)
+    result(args, record, _built(artifact.path, record))
+    return EXIT_OK
+
+
+def _built(folder: Path, record: dict[str, Any]) -> str:
+    return (
+        f"{folder}/engines/{record['key']}.engine: {record['engine_bytes'] / 1e6:.2f} MB for compute capability "
         f"{', '.join(record['compute_capabilities'])} ({record['evidence']})"
     )
-    result(args, record, text)
-    return EXIT_OK
 
 
 def _run_torch(args: argparse.Namespace) -> int:

@@ -35,19 +35,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    from gft_edge.bundle import open_artifact
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.console import result, say, say_left_out, track
     from gft_edge.controls import ControlOptions, controls
     from gft_edge.errors import OutputError
     from gft_edge.files import require_writable_folder
-    from gft_edge.manifest import load_artifact
 
     if args.out:
         from gft_edge.report.pages.controls import write_controls  # without matplotlib it fails before the work
 
         require_writable_folder(args.out)
     options = ControlOptions(args.data, args.split, args.images, tuple(args.budget or ()), args.threads)
-    model = load_artifact(args.model) if is_artifact(args.model) else load_checkpoint(args.model)
+    model = open_artifact(args.model) if is_artifact(args.model) else load_checkpoint(args.model)
     found = controls(model, options, say, track)
     say_left_out(found.unreadable)
     data = {"model": str(args.model), **found.to_json()}

@@ -46,10 +46,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    from gft_edge.bundle import open_artifact
     from gft_edge.cli.console import result, say, say_left_out, track
     from gft_edge.errors import OutputError
     from gft_edge.evaluation import EvaluationOptions, evaluate
-    from gft_edge.manifest import load_artifact
     from gft_edge.report.mistakes import require_evaluation_writable, write_evaluation
 
     if args.out:
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
         args.data, args.split, args.images, tuple(args.budget or ()), args.backend, args.threads
     )
     if is_artifact(args.model):
-        evaluation = evaluate(load_artifact(args.model), options, say, track)
+        evaluation = evaluate(open_artifact(args.model), options, say, track)
     else:
         from gft_edge.checkpoint import load_checkpoint
 

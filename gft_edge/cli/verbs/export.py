@@ -43,9 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--input",
-        choices=("float", "uint8"),
+        choices=("float", "uint8", "float255"),
         default="float",
-        help="normalised (batch, 3, H, W) float32, or RGB pixels (batch, H, W, 3) with normalisation inside (float)",
+        help="normalised (batch, 3, H, W) float32; or RGB pixels with normalisation inside: uint8 (batch, H, W, 3), or float255 "
+        "(batch, 3, H, W) float32 of 0 to 255, as DeepStream gives (float)",
+    )
+    parser.add_argument(
+        "--probabilities",
+        action="store_true",
+        help="softmax inside: the output 'probabilities' replaces 'logits', as DeepStream's thresholds need",
     )
     parser.add_argument(
         "--dialect",
@@ -74,7 +80,8 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.files import require_free
 
     require_free(args.out)
-    options = GraphOptions(args.maps, args.precision, args.input, parse_batch_range(args.batch), args.dialect)
+    batch = parse_batch_range(args.batch)
+    options = GraphOptions(args.maps, args.precision, args.input, batch, args.dialect, args.probabilities)
     checkpoint = load_checkpoint(args.checkpoint)
     config = checkpoint.info.model
     budgets = [config.parse_budget(text) for text in args.budget or [config.budget.id]]
@@ -89,6 +96,8 @@ def run(args: argparse.Namespace) -> int:
         "rest": manifest.rest,
         "batch": list(manifest.batch),
         "maps": manifest.maps,
+        "input": manifest.input_kind,
+        "output": manifest.outputs[0].name,
         "opset": manifest.opset,
         "dialect": manifest.dialect,
         "golden_images": manifest.golden_images,

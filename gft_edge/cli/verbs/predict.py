@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
         require_writable(args.out)
     if args.maps:
         require_writable_folder(args.maps)
-    classifier = Classifier.load(args.artifact, args.backend, huge_pages=False)
+    classifier = Classifier.open(args.artifact, args.backend, huge_pages=False)
     if args.maps and classifier.artifact.manifest.maps == "none":
         raise ConfigError(f"artefact {args.artifact} has no maps; export it with --maps compact")
     files = list(image_files(args.images))

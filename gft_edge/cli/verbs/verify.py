@@ -20,7 +20,7 @@ EXAMPLE = "gft-edge verify runs/artifact --checkpoint builtin --images 512"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artefact folder")
+    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artefact folder, or a bundle")
     parser.add_argument(
         "--checkpoint",
         metavar="CKPT",
@@ -53,11 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns 1 when something is out of limits."""
+    from gft_edge.bundle import open_artifact
     from gft_edge.cli.console import result, say, track
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
     from gft_edge.export.verify.options import VerifyOptions
     from gft_edge.export.verify.verification import NotStoredError, verify
-    from gft_edge.manifest import load_artifact
     from gft_edge.report.figures.map_pictures import write_map_picture
 
     options = VerifyOptions(
@@ -67,9 +67,11 @@ def run(args: argparse.Namespace) -> int:
         images=args.images,
         map_images=args.map_images,
     )
-    artifact = load_artifact(args.artifact)
+    artifact = open_artifact(args.artifact)
     if args.pixels:
         return _pixels(args, artifact)
+    if not (args.checkpoint or args.backend) and is_for_deepstream(args.artifact):
+        return _nvinfer(args, artifact)
     checkpoint = None
     if args.checkpoint:
         from gft_edge.checkpoint import load_checkpoint
@@ -85,6 +87,29 @@ def run(args: argparse.Namespace) -> int:
     result(args, found.report.to_json(), text)
     accepted = ("pass",) if args.strict else ("pass", "inconclusive")
     return EXIT_OK if found.report.verdict in accepted else EXIT_CHECK_FAILED
+
+
+def is_for_deepstream(path: Path) -> bool:
+    """Returns whether a folder is a bundle for DeepStream."""
+    from gft_edge.bundle import is_bundle, load_bundle
+
+    return is_bundle(path) and load_bundle(path).target == "deepstream"
+
+
+def _nvinfer(args: argparse.Namespace, artifact: Artifact) -> int:
+    """Compares what DeepStream's nvinfer makes of the golden images, or of images of ``--data``, with the artefact's answers."""
+    from gft_edge.bundle import load_bundle
+    from gft_edge.cli.console import result
+    from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
+    from gft_edge.export.deploy.nvinfer_compare import compare_with_twin, frames_of
+
+    side = artifact.manifest.preprocess.height
+    frames = frames_of(args.data, args.split, args.images, side) if args.data else ()
+    reports = compare_with_twin(load_bundle(args.artifact), frames)
+    passed = all(report.passed for report in reports)
+    text = "\n".join([*(report.text() for report in reports), "passed" if passed else "FAILED"])
+    result(args, {"nvinfer": [report.to_json() for report in reports], "passed": passed}, text)
+    return EXIT_OK if passed else EXIT_CHECK_FAILED
 
 
 def _pixels(args: argparse.Namespace, artifact: Artifact) -> int:

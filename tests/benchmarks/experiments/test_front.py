@@ -41,11 +41,17 @@ def test_twins_of_three_points(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "train", train)
     (tmp_path / "out" / "71-71-71").mkdir(parents=True)
     found = module.run(file, tmp_path / "out", steps=7, num_images=8)
-    assert trained == [("23-15-7", False, 7, False), ("71-71-71", False, 7, True), ("575-575-575", False, 7, False)]
-    assert [row["shared"] for row in found["rows"]] == [row["twin"] for row in found["rows"]]
-    assert not found["rows"][0]["is_non_inferior"]  # eight images show nothing
+    assert trained == [
+        ("23-15-7", True, 7, False),
+        *(("23-15-7", False, 7, False), ("71-71-71", False, 7, True), ("575-575-575", False, 7, False)),
+    ]
+    for row in found["rows"]:
+        assert row["as_found"]["right"] == row["trained"]["right"] == row["twin"]
+    assert not found["rows"][0]["trained"]["is_non_inferior"]  # eight images show nothing
+    page = module.page(found)
+    assert "71-71-71" in page and "trained further" in page and "not shown" in page
     module.run(file, tmp_path / "out", steps=7, num_images=8)
-    assert len(trained) == 3
+    assert len(trained) == 4
 
 
 def test_a_front_without_points_to_compare(tmp_path):

@@ -67,7 +67,7 @@ def test_every_request_has_the_batch_and_the_images_of_the_seed(artifacts, monke
         def __init__(self, artifact, backend, threads, huge_pages):
             self.name, self.backend, self.options = artifact.name, backend, {"asked for": [backend, threads]}
 
-        def __call__(self, images):
+        def compute(self, images):
             seen.setdefault(self.name, []).append(images)
 
     monkeypatch.setattr(measuring, "open_session", Recorder)
@@ -134,7 +134,7 @@ def test_parts_are_kept_apart(artifacts):
 def test_stages_are_those_of_a_prediction(artifacts):
     classifier = Classifier(artifacts[0], open_session(artifacts[0], "onnxruntime", 1))
     pictures = list(np.random.default_rng(0).integers(0, 256, (2, 20, 30, 3), dtype=np.uint8))
-    step_by_step = classifier.decode(classifier.session(classifier.prepare(pictures)))
+    step_by_step = classifier.decode(classifier.session.compute(classifier.prepare(pictures)))
     for a, b in zip(step_by_step, classifier.predict(pictures), strict=True):
         assert (a.label, a.probability) == (b.label, b.probability)
 

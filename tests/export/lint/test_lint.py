@@ -92,7 +92,7 @@ def test_published_variant_with_maps_is_clean():
         ("fp32", GraphOptions(rest="bf16")),
         ("int8", GraphOptions("compact", rest="fp16")),
         ("int8", GraphOptions("compact", rest="bf16")),
-        ("int8", GraphOptions("dense", rest="fp16", input="uint8", batch=(1, 1, 1))),
+        ("int8", GraphOptions("dense", rest="fp16", input="float255", batch=(1, 1, 1), probabilities=True)),
     ],
 )
 def test_half_precision_is_clean(exported_once, checkpoint, options):

@@ -70,7 +70,7 @@ def test_reports_of_members_stand_side_by_side(family, tmp_path):
     found = load_artifact(copy.path)
     assert {"reports/verify.json", "reports/verify-8-4.json"} <= found.manifest.files.keys()
     assert (found.manifest.budget, found.manifest.family) == (BUDGETS[0], artifact.manifest.family)
-    assert Classifier.load(f"{copy.path}@8-4").predict([np.zeros((40, 40, 3), np.uint8)])[0].kept[-1].sum() == 4
+    assert Classifier.open(f"{copy.path}@8-4").predict([np.zeros((40, 40, 3), np.uint8)])[0].kept[-1].sum() == 4
 
 
 def test_a_member_that_is_not_there_is_refused(family):

@@ -16,7 +16,6 @@ from gft_edge.errors import ConfigError
 from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.export.verify.claims import claim_places
-from gft_edge.export.verify.verdict import Limits
 from gft_edge.manifest import MODEL
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.quant.policy import QuantPolicy, QuantRule
@@ -25,6 +24,7 @@ from gft_edge.runtime.classifier import Classifier
 from gft_edge.runtime.maps import importance_maps
 from gft_edge.runtime.sessions import open_session
 from gft_edge.stats.metrics import sqnr_db
+from gft_edge.stats.verdict import Limits
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +113,7 @@ def test_pixels_are_normalised_inside_the_graph(export, checkpoints, pixels, tmp
     assert np.abs(logits - expected).max() <= 1e-5 * np.abs(expected).max()
     opened = open_session(artifact)
     assert np.array_equal(opened(pixels)["logits"], opened(normalised)["logits"]), "both forms of the input are taken"
-    predictions = Classifier.load(artifact.path).predict(list(pixels))
+    predictions = Classifier.open(artifact.path).predict(list(pixels))
     assert np.allclose([p.logits for p in predictions], expected, atol=1e-4)
 
 
@@ -153,7 +153,7 @@ def test_dense_maps_are_the_compact_ones_on_the_grid(export, clear_images, preci
 
 
 def test_the_same_options_give_the_same_bytes(exported_once, checkpoints, clear_images, tmp_path):
-    options = GraphOptions(rest="fp16", input="uint8", maps="dense", batch=(1, 1, 1))
+    options = GraphOptions(rest="fp16", input="float255", maps="dense", batch=(1, 1, 1), probabilities=True)
     first = exported_once("int8", options)
     second = export_artifact(checkpoints["int8"], tmp_path / "again", clear_images, options=options)
     assert first.manifest.files[MODEL] == second.manifest.files[MODEL]

@@ -11,9 +11,9 @@ import pytest
 from gft_edge.benchmarks.trtexec.program import timing_arguments
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.graph.summary import GraphInput, GraphSummary, summarize
-from gft_edge.export.tensorrt.build_plan import BuildPlan
+from gft_edge.export.tensorrt.build_plan import BuildPlan, for_version
 from gft_edge.export.tensorrt.options import BuildOptions
-from gft_edge.export.tensorrt.planning import for_version, make_plan
+from gft_edge.export.tensorrt.planning import make_plan
 from gft_edge.files import canonical_json
 from gft_edge.hardware import tensorrt_versions
 from gft_edge.hardware.devices import DEVICES, device

@@ -19,10 +19,8 @@ from gft_edge.export.graph.same_graph import graph_difference
 from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.export.verify.artifact_alone import verify_golden
 from gft_edge.export.verify.claims import corrected
-from gft_edge.export.verify.compared_model import to_graph_input
 from gft_edge.export.verify.options import VerifyOptions
 from gft_edge.export.verify.trace import IMAGES, trace
-from gft_edge.export.verify.verdict import Limits
 from gft_edge.export.verify.with_checkpoint import verify_checkpoint
 from gft_edge.manifest import (
     GOLDEN,
@@ -34,6 +32,8 @@ from gft_edge.manifest import (
     load_artifact,
 )
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.graph_io import to_graph_input
+from gft_edge.stats.verdict import Limits
 from gft_edge.storage.seals import write_sealed
 
 from .further_faults import ACTIVATIONS, ALL, COMPACT, KINDS, SCALED

@@ -13,10 +13,10 @@ from onnx import numpy_helper
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
 from gft_edge.export.verify.artifact_alone import verify_golden
-from gft_edge.export.verify.verdict import Limits
 from gft_edge.export.verify.with_checkpoint import verify_checkpoint
 from gft_edge.manifest import GOLDEN, MODEL, register_files
 from gft_edge.stats.agreement import Comparison, Computation, StageAgreement, compare, stage_agreement
+from gft_edge.stats.verdict import Limits
 
 NAMES = ["fp32-none", "fp32-compact", "int8-none", "int8-compact", "fp32-compact-full"]
 

@@ -14,13 +14,14 @@ from onnx import numpy_helper
 
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.verify import with_checkpoint as module
-from gft_edge.export.verify.artifact_alone import comparison_kind, verify_golden
+from gft_edge.export.verify.artifact_alone import verify_golden
 from gft_edge.export.verify.claims import claim_places
-from gft_edge.export.verify.verdict import Limits
 from gft_edge.export.verify.with_checkpoint import verify_checkpoint
 from gft_edge.manifest import GOLDEN, MODEL, TensorInfo, load_artifact, register_files
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.compared_model import comparison_kind
 from gft_edge.stats.agreement import Computation
+from gft_edge.stats.verdict import Limits
 
 PRECISIONS = {"int8": "int8", "fp8": "fp8", "int8-weights": "weights"}
 """8-bit precisions, and the names of their checkpoints."""

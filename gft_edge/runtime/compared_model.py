@@ -1,7 +1,8 @@
-"""An artefact as a backend runs it, with the kept patches and what ranks them, whatever outputs its graph has."""
+"""An artefact as a backend runs it, with kept patches and scores whatever outputs its graph has; and its comparison with others."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,8 +11,12 @@ import numpy.typing as npt
 from gft_edge.errors import ArtifactError
 from gft_edge.manifest import Artifact, DeploymentManifest
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.graph_io import as_log_probabilities, to_graph_input
 from gft_edge.runtime.sessions import ONNXRUNTIME, Session, fitted, onnxruntime_session, open_session
-from gft_edge.stats.agreement import Arrays, Computation
+from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind, compare
+
+KindOf = Callable[[Computation, Computation], Kind]
+"""Returns the differences that are allowed between a candidate and a reference."""
 
 
 class ComparedModel:
@@ -57,10 +62,10 @@ class ComparedModel:
             ArtifactError: the graph cannot be run, or its outputs differ from its manifest.
         """
         feed = to_graph_input(images, self.manifest)
-        outputs = self.session(feed)
+        outputs = self.session.compute(feed)
         self._require_outputs(outputs, len(images))
         if self._taps is not None:
-            self._add_selections(outputs, list(self._taps(feed).values()))
+            self._add_selections(outputs, list(self._taps.compute(feed).values()))
         return outputs
 
     def _add_selections(self, outputs: Arrays, taps: list[npt.NDArray[Any]]) -> None:
@@ -87,17 +92,6 @@ class ComparedModel:
                     f"{self.computation.name}: the manifest says that output {tensor.name} has shape {shape}, the graph "
                     f"gives {found}"
                 )
-
-
-def to_graph_input(images: npt.NDArray[Any], manifest: DeploymentManifest) -> npt.NDArray[Any]:
-    """Converts preprocessed images (B, 3, H, W) to the graph's input.
-
-    A graph with ``uint8`` input normalises inside: it gets the pixels (B, H, W, 3), which the normalised values determine
-    exactly.
-    """
-    if manifest.inputs[0].dtype != "uint8" or images.dtype == np.uint8:
-        return images
-    return manifest.preprocess.pixels(images)
 
 
 def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
@@ -143,3 +137,43 @@ def selecting_stages(manifest: DeploymentManifest) -> list[int]:
         for stage, (n, k) in enumerate(zip(budget.stage_inputs, budget.keep))
         if k < n and config.stages[stage] < config.depth
     ]
+
+
+def comparison_kind(candidate: Computation, reference: Computation) -> Kind:
+    """Returns the differences that are allowed between a backend and PyTorch."""
+    if candidate.arithmetic == "fp32":
+        return "exact"
+    return "same_arithmetic" if candidate.arithmetic == reference.arithmetic else "compression"
+
+
+def compare_all(
+    manifest: DeploymentManifest,
+    references: Sequence[tuple[Computation, Arrays]],
+    found: Sequence[tuple[Computation, Arrays]],
+    labels: npt.NDArray[np.int64] | None,
+    kind_of: KindOf = comparison_kind,
+) -> tuple[Comparison, ...]:
+    """Compares every candidate with every reference.
+
+    Args:
+        manifest: of the artefact.
+        references, found: computations and their outputs. Of a graph that gives probabilities the logits are known but for one
+            number per image: the references' are then compared as log-probabilities too.
+        labels: true classes (B,), or None.
+        kind_of: allowed differences; by default they follow from the arithmetic.
+    """
+    if manifest.gives_probabilities:
+        references = [(computation, as_log_probabilities(side)) for computation, side in references]
+    return tuple(
+        compare(
+            (reference, candidate),
+            side,
+            outputs,
+            labels,
+            manifest.model.num_patches,
+            manifest.labels,
+            kind_of(candidate, reference),
+        )
+        for candidate, outputs in found
+        for reference, side in references
+    )

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from gft_edge.export.verify.verdict import Limits, assess
 from gft_edge.stats.agreement import Comparison, StageAgreement
 from gft_edge.stats.paired import PairedTop1, difference_interval, images_needed
+from gft_edge.stats.verdict import Limits, assess
 
 
 def _comparison(kind="compression", difference=0.0, only=(0, 0), images=1000, agreement=1.0, **changes):

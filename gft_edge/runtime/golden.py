@@ -1,24 +1,43 @@
-"""Golden images and outputs stored in an artefact: reads them, checks them, locates a fault by them. Needs no PyTorch."""
+"""Golden images and outputs stored in an artefact: reads them and checks them."""
 
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
-from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ArtifactError
-from gft_edge.export.verify.places import Place
-from gft_edge.export.verify.verdict import DEFAULT_LIMITS
 from gft_edge.manifest import GOLDEN, Artifact, DeploymentManifest
-from gft_edge.stats.agreement import Arrays, Comparison
+from gft_edge.stats.agreement import Arrays, Computation
 
 MAX_BYTES = 2 << 30
 """Limit for all arrays unpacked; those of a few images take megabytes."""
 QUANTIZED_LOGITS = "logits_quantized"
 """Logits of the quantized PyTorch model."""
+TORCH = "torch"
+"""Name of PyTorch among the backends of a comparison."""
+
+
+def golden_references(artifact: Artifact) -> tuple[npt.NDArray[np.float32], list[tuple[Computation, Arrays]]]:
+    """Returns the golden images (B, 3, H, W), and what PyTorch computed for them: in FP32, and quantized where the graph is.
+
+    Raises:
+        ArtifactError: see :func:`read_golden`.
+    """
+    golden = read_golden(artifact)
+    images = golden.pop("images")
+    references = [(torch_computation("fp32"), golden)]
+    if QUANTIZED_LOGITS in golden:
+        reference = torch_computation(artifact.manifest.precision)
+        references.append((reference, {"logits": golden.pop(QUANTIZED_LOGITS)}))
+    return images, references
+
+
+def torch_computation(arithmetic: str) -> Computation:
+    """Returns the computation by PyTorch with linear layers in this precision."""
+    return Computation.of(TORCH, arithmetic)
 
 
 def read_golden(artifact: Artifact) -> Arrays:
@@ -98,25 +117,3 @@ def _expected_arrays(golden: Arrays, manifest: DeploymentManifest) -> dict[str, 
         expected[f"importance_{stage}"] = expected[f"scores_{stage}"] = _Expected((count, n), "f")
         expected[f"kept_{stage}"] = _Expected((count, k), "iu", positions=model.num_patches)
     return expected
-
-
-def stage_place(comparisons: Sequence[Comparison], config: GFTConfig) -> Place:
-    """Returns the place of a fault as precisely as golden outputs of a model show it."""
-    hint = "give --checkpoint to have the node named"
-    stages = comparisons[0].stages if comparisons else ()
-    for s in stages:
-        known = [sqnr for sqnr in (s.importance_sqnr_db, s.score_sqnr_db) if sqnr is not None]
-        sqnr = min(known, default=None)
-        if s.identical + s.ties < s.images or (sqnr is not None and sqnr < DEFAULT_LIMITS.fp32_importance_sqnr_db):
-            module = stage_module(config, s.stage)
-            text = f"stage {s.stage} ({module}) is the first whose patches, scores or importance differ"
-            return Place(
-                "stage", module, f"{text}: the fault is in it or before it; {hint}", module=module, sqnr_db=sqnr
-            )
-    where = "all stages agree: the fault is after patch selection" if stages else "only the logits are compared"
-    return Place("stage", "logits", f"{where}; {hint}", tensor="logits")
-
-
-def stage_module(config: GFTConfig, stage: int) -> str:
-    """Returns the path of the module that selects patches in a stage."""
-    return f"hierarchical_blocks.{stage}" if config.variant == "published" else f"blocks.{config.stages[stage] - 1}"
