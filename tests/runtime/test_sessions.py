@@ -152,11 +152,9 @@ def test_missing_file_is_an_artefact_error(tmp_path):
         onnxruntime_session(tmp_path / "nowhere.onnx", quantized=False)
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "", "ONNXRuntime", "onnxruntime:key"])
+@pytest.mark.parametrize("backend", ["tensorflow", "", "ONNXRuntime"])
 def test_unknown_backend_is_refused_with_the_known_ones(with_maps, backend):
-    with pytest.raises(
-        ConfigError, match=f"unknown backend '{backend}'; there are: onnxruntime, tensorrt, tensorrt_rtx"
-    ):
+    with pytest.raises(ConfigError, match=f"unknown backend '{backend}'.*; there are: onnxruntime, onnxruntime-cuda"):
         open_session(with_maps, backend)
 
 
