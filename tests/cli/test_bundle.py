@@ -21,6 +21,8 @@ from gft_edge.manifest import GOLDEN, load_artifact, register_files
 from gft_edge.stats.verdict import DEFAULT_LIMITS
 from gft_edge.storage.unpack import FREE_BYTES, MAX_BYTES, MAX_ENTRIES, MAX_RATIO
 
+TARGETS = dict(bundling.WRITERS)
+
 
 @pytest.fixture
 def source(tiny_artifact, tmp_path) -> Path:
@@ -167,7 +169,8 @@ def test_selftest_of_nothing_and_by_no_backend(gft_edge, source, tmp_path):
     assert done.code == 2 and "x.zip: is no zip, damaged or cut off" in done.err
 
 
-def test_verbs_that_read_an_artefact_take_a_bundle(gft_edge, source, tmp_path):
+def test_verbs_that_read_an_artefact_take_a_bundle(gft_edge, source, tmp_path, monkeypatch):
+    monkeypatch.setattr(bundling, "WRITERS", TARGETS)
     bundle, image = tmp_path / "b", tmp_path / "a.png"
     assert gft_edge("bundle", source, "--target", "triton", "--out", bundle, "--zip").code == 0
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(image)
