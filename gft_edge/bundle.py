@@ -23,13 +23,13 @@ from typing import Any, Literal, get_args
 from gft_edge.config.reader import load_dataclass
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import canonical_json
-from gft_edge.manifest import MANIFEST, Artifact, load_artifact, split_member
+from gft_edge.manifest import BUNDLE_RECORD, MANIFEST, Artifact, load_artifact, split_member
 from gft_edge.manifest_schema import DeploymentManifest, FileInfo, safe_name
 from gft_edge.storage.seals import read_sealed, write_sealed
 from gft_edge.storage.unpack import names_in, unpack
 
 SCHEMA = 1
-RECORD = "bundle.json"
+RECORD = BUNDLE_RECORD
 SIGNATURE = "bundle.sig"
 ARTIFACT = "artifact"
 ADDED = ("engines/", "reports/", "caches/")
@@ -100,7 +100,7 @@ class Bundle:
         return artifact
 
     def check(self) -> Artifact:
-        """Checks every file of the bundle and returns its artefact.
+        """Checks every file of the bundle and returns its artefact; a further file may only be a copy of an engine of it.
 
         Raises:
             ArtifactError: a file is missing, changed, a link, a pipe, or in no record.
@@ -115,8 +115,12 @@ class Bundle:
         known |= {f"{ARTIFACT}/{name}" for name in artifact.manifest.files}
         made = self.facts.get(MADE_ON_DEVICE, ())
         known |= {str(name) for name in made if not str(name).startswith(ARTIFACT)} if isinstance(made, list) else set()
+        engines = [info for name, info in artifact.manifest.files.items() if name.startswith("engines/")]
         for name in sorted(present - known):
-            if not name.startswith(tuple(f"{ARTIFACT}/{folder}" for folder in FREE)):
+            free = name.startswith(tuple(f"{ARTIFACT}/{folder}" for folder in FREE))
+            if (
+                not free and FileInfo.of(self.path / name) not in engines
+            ):  # servers read copies of engines from their own folders
                 raise ArtifactError(f"bundle {self.path}: {name} is in no record; remove it")
         return artifact
 

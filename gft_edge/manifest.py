@@ -39,6 +39,7 @@ from gft_edge.storage.locks import locked
 from gft_edge.storage.seals import read_sealed, write_sealed
 
 __all__ = [
+    "BUNDLE_RECORD",
     "GOLDEN",
     "IMAGE",
     "LOGITS",
@@ -71,6 +72,8 @@ __all__ = [
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 GOLDEN = "golden.npz"
+BUNDLE_RECORD = "bundle.json"
+"""Stands beside an artefact that is in a bundle; see :mod:`gft_edge.bundle`."""
 WEIGHTS = "weights.bin"
 """Weights that the graphs of a family share."""
 
@@ -130,8 +133,9 @@ class Artifact:
 
     @property
     def name(self) -> str:
-        """Name of the folder, with the member's budget, for tables."""
-        folder = self.path.resolve().name
+        """Name of the folder, or of the bundle that it is in, with the member's budget, for tables."""
+        place = self.path.resolve()
+        folder = place.parent.name if (place.parent / BUNDLE_RECORD).is_file() else place.name
         return f"{folder}@{self.member}" if self.member else folder
 
 

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -189,6 +190,20 @@ def _build_wheel(out: Path) -> None:
     ]
     built = subprocess.run(command, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
+
+
+@pytest.fixture(scope="session")
+def link_distributions() -> Callable[[Sequence[str], Path], None]:
+    """Links distributions into a folder, so that nothing else of this environment can be found there."""
+
+    def link(names: Sequence[str], site: Path) -> None:
+        for name in names:
+            distribution = importlib.metadata.distribution(name)
+            for top in {Path(file).parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
+                if not (site / top).exists():
+                    (site / top).symlink_to(distribution.locate_file(top))
+
+    return link
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import re
 import shlex
@@ -16,6 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gft_edge.bundle import ARTIFACT, write_record
 from gft_edge.cli.abilities import USES
 from gft_edge.cli.main import verb_module
 from gft_edge.cli.parsing import verb_parser
@@ -72,6 +72,9 @@ def inputs(tiny_checkpoint, tiny_artifact, tiny_info, tmp_path_factory):
     (root / "trtexec.log").write_text(log.read_text())
     (root / "recipe.toml").write_text((Path(__file__).parents[1] / "recipes/typeface.toml").read_text())
     (root / "weights.pth").write_bytes(b"")
+    shutil.copytree(tiny_artifact, root / "bundle" / ARTIFACT)
+    write_record(root / "bundle", "onnxruntime")
+    (root / "public.pem").write_text("-----BEGIN PUBLIC KEY-----")
     return root, str(tiny_checkpoint)
 
 
@@ -88,12 +91,15 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
         "bench ARTIFACT": bench,
         "bench ARTIFACT --data D": [*bench, "--data", data],
         "bench ARTIFACT --trtexec-log FILE": ["bench", "--trtexec-log", str(root / "trtexec.log"), "--power", "none"],
+        "selftest BUNDLE": ["selftest", art],
+        "selftest BUNDLE --key PUB.pem": ["selftest", str(root / "bundle"), "--key", str(root / "public.pem")],
         "verify ARTIFACT": ["verify", art],
         "verify ARTIFACT --pixels DIR": ["verify", art, "--pixels", str(root / "pixels")],
         "predict ARTIFACT IMAGE": ["predict", art, image],
         "evaluate ARTIFACT --data FOLDER": ["evaluate", art, "--data", data],
         "lint ARTIFACT": ["lint", art],
         "build ARTIFACT --target DEVICE --plan": ["build", art, "--target", "orin-nano", "--plan"],
+        "bundle ARTIFACT --target jetson": ["bundle", art, "--target", "jetson", "--device", "orin-nano", "--out", out],
         "build ARTIFACT --target this-gpu": ["build", art, "--target", "this-gpu"],
         "build ARTIFACT --target rtx": ["build", art, "--target", "rtx"],
         "build CKPT --target torch-tensorrt": ["build", checkpoint, "--target", "torch-tensorrt"],
@@ -126,24 +132,15 @@ def test_every_entry_of_the_table_is_run(inputs, tmp_path):
     assert list(commands(*inputs, tmp_path)) == [use.command for use in USES]
 
 
-def _link(name: str, site: Path) -> None:
-    """Links a distribution into a folder, so that nothing else of this environment can be found there."""
-    distribution = importlib.metadata.distribution(name)
-    for top in {Path(file).parts[0] for file in distribution.files or ()} - {"..", "__pycache__"}:
-        if not (site / top).exists():
-            (site / top).symlink_to(distribution.locate_file(top))
-
-
 @pytest.fixture(scope="module", params=LEVELS)
-def happened(request, wheel, inputs, tmp_path_factory):
+def happened(request, wheel, inputs, link_distributions, tmp_path_factory):
     """What every command did, and doctor's entry for it."""
     root = tmp_path_factory.mktemp("site")
     venv.create(root / "empty", with_pip=False)
     site = root / "site"
     site.mkdir()
     zipfile.ZipFile(wheel).extractall(site)
-    for name in LEVELS[request.param]:
-        _link(name, site)
+    link_distributions(LEVELS[request.param], site)
     argv = commands(*inputs, root)
     (root / "commands.json").write_text(json.dumps({"table": ["doctor", "--json"], **argv}))
     (root / "driver.py").write_text(DRIVER)
@@ -187,6 +184,7 @@ def test_what_a_board_has_to_do_works_without_torch(happened):
     if "onnxruntime" in installed:
         assert works >= {
             "bench ARTIFACT",
+            "selftest BUNDLE",
             "verify ARTIFACT",
             "predict ARTIFACT IMAGE",
             "evaluate ARTIFACT --data FOLDER",

@@ -66,6 +66,7 @@ def test_whole_bundle_is_accepted_and_opened(bundle, bare):
     for path in (bundle, bare):
         assert open_artifact(path).manifest.budget.id == "12-6"
     assert open_artifact(f"{bundle}@12-6").path == bundle / ARTIFACT
+    assert (open_artifact(bundle).name, open_artifact(bare).name) == ("bundle", "artifact")  # bench compares by name
     with pytest.raises(ArtifactError, match="no graph of budget 1-1"):
         open_artifact(f"{bundle}@1-1")
 
@@ -223,9 +224,8 @@ def test_zip_is_read_like_its_folder_and_is_no_place_to_work_in(bundle, tmp_path
         open_artifact(tmp_path / "bundle.zip")
     with zipfile.ZipFile(tmp_path / "nested.zip", "w") as archive:
         archive.write(bundle / RECORD, f"bundle/{RECORD}")
-    with pytest.raises(ArtifactError, match="has no bundle.json at its top; zip the content"):
-        with opened_bundle(tmp_path / "nested.zip"):
-            pass
+    with pytest.raises(ArtifactError, match="has no bundle.json at its top"), opened_bundle(tmp_path / "nested.zip"):
+        pass
 
 
 def test_single_bytes_of_a_zip_are_refused_or_change_nothing(bundle, tmp_path):

@@ -12,6 +12,7 @@ import pytest
 tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11")
 
 ROOT = Path(__file__).parents[1]
+DEPLOY = ("normalize_graph", "onnxruntime_context", "place_engine", "triton")
 NEEDS = {
     "benchmarks.measuring.layer_times": "torch",
     "benchmarks.measuring.linears": "onnx",
@@ -24,14 +25,19 @@ NEEDS = {
     "controls": "torch",
     "data.training": "torch",
     "distill.*": "torch",
+    "export.deploy.jetson": "onnx",
+    **dict.fromkeys((f"export.deploy.{name}" for name in DEPLOY), "onnx"),
     "export.graph.*": "onnx",
     "export.graph.native": "",
     "export.lint.*": "onnx",
+    "export.lint_deployment.*": "onnx",
     "export.onnx.*": "onnx",
     **dict.fromkeys(("export.onnx.golden_images", "export.onnx.interface"), ""),
     **dict.fromkeys((f"export.onnx.{name}" for name in ("plain_modules", "quantized", "reference")), "torch"),
     "export.tensorrt.*": "onnx",
-    **dict.fromkeys((f"export.tensorrt.{name}" for name in ("build_plan", "builders", "interrupts")), ""),
+    **dict.fromkeys(
+        (f"export.tensorrt.{name}" for name in ("build_plan", "builders", "interrupts", "registration")), ""
+    ),
     "export.tensorrt.torch_tensorrt": "torch",
     "export.verify.causes": "torch",
     **dict.fromkeys(
@@ -97,6 +103,7 @@ def test_wheel_holds_one_top_level_package_with_its_data(wheel):
     wanted += ["builtin/model.safetensors", "builtin/config.json", "builtin/card.md"]
     recipes = ("scenes", "scenes-selection", "real-backbone", "image-folder", "image-folder-pretrained")
     wanted += [f"builtin/recipes/{name}.toml" for name in recipes]
+    wanted += [f"export/deploy/templates/jetson-{name}" for name in ("build.sh", "checks.sh", "bench.sh", "README.md")]
     wanted += ["export/verify/claims.py", "export/tensorrt/interrupts.py"]
     assert {f"gft_edge/{name}" for name in wanted} <= set(names)
 

@@ -200,7 +200,7 @@ class _Point:
         found = {}
         for name, classifier in self.classifiers.items():
             images = random_images(classifier.artifact, self.protocol.batch, pixels)
-            told = []
+            told: list[dict[str, float]] = []
             while len(told) < STAGE_ROUNDS and (sample := classifier.session.times(images)) is not None:
                 told.append(sample)
             if told:

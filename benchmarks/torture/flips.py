@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,8 @@ import torch
 
 from gft_edge.benchmarks.torture.contained import DEFAULT, Kind, run_contained
 from gft_edge.benchmarks.torture.materials import Materials
+from gft_edge.bundle import ARTIFACT, load_bundle, write_record
+from gft_edge.manifest import load_artifact
 
 CHANGES = ("bit", "byte", "delete", "insert", "truncate", "append")
 WEIGHTS = (80, 4, 4, 4, 4, 4)
@@ -121,11 +124,27 @@ def targets(made: Materials) -> list[Target]:
         found.append(
             Target("weights.bin of a family", made.family / "weights.bin", lambda: predictions(made, made.family))
         )
+    found += bundle_targets(made)
     if key := made.key():
         engines = artifact / "engines"
         found.append(Target("engine", engines / f"{key}.engine", lambda: engine(artifact, key)))
         found.append(Target("record of the engine", engines / f"{key}.json", lambda: engine(artifact, key)))
     return found
+
+
+def bundle_targets(made: Materials) -> list[Target]:
+    """Makes a bundle of the artefact; returns one target for each of its files, all read by the check of the whole bundle."""
+    folder = made.root / "bundle"
+    if not folder.exists():
+        shutil.copytree(made.artifact, folder / ARTIFACT)
+        (folder / "labels.txt").write_text(
+            "\n".join(load_artifact(folder / ARTIFACT).manifest.labels), encoding="utf-8"
+        )
+        write_record(folder, "onnxruntime")
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [
+        Target(f"bundle: {path.relative_to(folder).as_posix()}", path, lambda: checked_bundle(folder)) for path in files
+    ]
 
 
 def measure(made: Materials, count: int, seed: int, seconds: float = float("inf")) -> list[FlipResult]:
@@ -213,7 +232,6 @@ def predictions(made: Materials, artifact: Path) -> object:
 
 def golden(artifact: Path) -> object:
     """Returns digests of the golden arrays."""
-    from gft_edge.manifest import load_artifact
     from gft_edge.runtime.golden import read_golden
 
     return _digests(read_golden(load_artifact(artifact)))
@@ -221,8 +239,6 @@ def golden(artifact: Path) -> object:
 
 def manifest(made: Materials, artifact: Path) -> object:
     """Returns a manifest's content and the artefact's predictions."""
-    from gft_edge.manifest import load_artifact
-
     loaded = load_artifact(artifact)
     for name in loaded.manifest.files:
         loaded.file(name)
@@ -231,14 +247,11 @@ def manifest(made: Materials, artifact: Path) -> object:
 
 def registered(artifact: Path, name: str) -> object:
     """Returns the hash of a file that the manifest lists."""
-    from gft_edge.manifest import load_artifact
-
     return hashlib.sha256(load_artifact(artifact).file(name).read_bytes()).hexdigest()
 
 
 def engine(artifact: Path, key: str) -> object:
     """Returns the engine's hash and its record after all checks that precede deserialisation."""
-    from gft_edge.manifest import load_artifact
     from gft_edge.runtime.engine_files import EngineHost, check_engine
 
     version = key.removeprefix("rtx").partition("_")[0]
@@ -286,10 +299,16 @@ def tensorrt_cache(artifact: Path, cache: Path) -> object:
     """Returns the scales of a cache that belongs to this artefact's graph, and the cache's record."""
     from gft_edge.calibration.cache import read_cache, sidecar
     from gft_edge.files import read_json
-    from gft_edge.manifest import MODEL, load_artifact
+    from gft_edge.manifest import MODEL
 
     graph = load_artifact(artifact).manifest.files[MODEL].sha256
     return [dict(read_cache(cache, graph_sha256=graph).scales), read_json(sidecar(cache), "record")]
+
+
+def checked_bundle(folder: Path) -> object:
+    """Returns the record of a bundle and the manifest of its artefact, after the check of every file."""
+    bundle = load_bundle(folder)
+    return [bundle.artifact_sha256, sorted(bundle.files), bundle.check().manifest.to_json()]
 
 
 def _digests(arrays: Any) -> dict[str, str]:

@@ -131,7 +131,8 @@ The graph has more outputs than one. nvinfer's parser would read each as an attr
                 layer = pyds.get_nvds_LayerInfo(tensors, number)
                 shape = layer.inferDims.d[: layer.inferDims.numDims]
                 kind = ctypes.c_int32 if layer.layerName.startswith("kept_") else ctypes.c_float
-                values = numpy.ctypeslib.as_array(ctypes.cast(pyds.get_ptr(layer.buffer), ctypes.POINTER(kind)), tuple(shape))
+                memory = ctypes.cast(pyds.get_ptr(layer.buffer), ctypes.POINTER(kind))
+                values = numpy.ctypeslib.as_array(memory, tuple(shape))
         item = item.next
 """
 _VERSIONS = """## Versions
@@ -145,6 +146,5 @@ By NVIDIA's release notes and migration guides; not tried.
 | 8.0 | 10.9 (PC), 10.13 (Jetson) | as exported |
 | 9.0 | 10.14 | as exported |
 
-nvinfer and the flags of `build_engine.sh` let the builder choose types. TensorRT 11 has strongly typed networks alone: there, replace
-`--fp16` and `--int8` by nothing and let nvinfer load the engine.
+nvinfer and `build_engine.sh` let flags choose the types. TensorRT 11 has no such flags: remove `--fp16` and `--int8` there.
 """

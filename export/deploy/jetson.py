@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,11 @@ from gft_edge.manifest import MODEL, Artifact, load_artifact
 TEMPLATES = Path(__file__).parent / "templates"
 TRTEXEC_PLACES = ("/usr/src/tensorrt/bin", "/opt/tensorrt/bin", "/usr/local/tensorrt/bin")
 """Folders of trtexec that are not on PATH."""
-SELFTEST = "gft-edge verify artifact"
+SELFTEST = "gft-edge selftest ."
 ISAAC = "gft_edge.export.deploy.isaac"
 PLAN = "plan.json"
-_SAFE_WORD = re.compile(r"[A-Za-z0-9_=.,:/+$-]+")
+_SAFE = re.compile(r"[A-Za-z0-9_=.,:/+@-]*")
+"""Text that a shell takes as it is."""
 _PLACEHOLDER = re.compile(r"@([A-Z_]+)@")
 _VERSION_MARK = "VERSION"
 
@@ -71,6 +72,8 @@ def check(artifact: Artifact, options: BundleOptions) -> None:
         CheckFailed: lint finds errors in the graph for this board.
     """
     _plan(artifact, options)
+    if options.isaac_ros:
+        importlib.import_module(ISAAC).check(artifact, options)
 
 
 def write_files(folder: Path, artifact: Artifact, options: BundleOptions) -> dict[str, Any]:
@@ -100,8 +103,7 @@ def write_files(folder: Path, artifact: Artifact, options: BundleOptions) -> dic
         target.write_text(fill((TEMPLATES / template).read_text(encoding="utf-8"), values), encoding="utf-8")
         if name in ("build.sh", "bench.sh"):
             target.chmod(0o755)
-    if options.isaac_ros:
-        importlib.import_module(ISAAC).write_files(folder, artifact, options)
+    more = importlib.import_module(ISAAC).write_files(folder, artifact, options) if options.isaac_ros else {}
     return {
         "tensorrt": plan.tensorrt,
         "generation": plan.generation,
@@ -109,6 +111,7 @@ def write_files(folder: Path, artifact: Artifact, options: BundleOptions) -> dic
         "compute_capability": plan.compute_capabilities[0],
         "budgets": [budget.artifact.manifest.budget.id for budget in budgets],
         "wheel": wheel.name,
+        **more,
     }
 
 
@@ -172,12 +175,13 @@ def _values(
     lowest, highest = (100 * major + minor for major, minor in minor_span(version))
     start, end = engine_key(plan, _VERSION_MARK).split(_VERSION_MARK)
     releases = releases_with(version)
+    _require_safe(text for budget in budgets for text in (budget.graph, budget.address, budget.end))
     image = manifest.inputs[0]
     return {
         "NAME": artifact.name,
         "FOLDER": "BUNDLE",
         "TITLE": profile.title,
-        "DEVICE": options.device,
+        "DEVICE": profile.name,
         "VERSION": __version__,
         "PARTS": "|".join(part for part, first in PARTS.items() if profile.name.startswith(first)),
         "TENSORRT": version,
@@ -208,14 +212,28 @@ def _values(
 
 
 def _words(plan: BuildPlan, *, shown: bool = False) -> tuple[str, ...]:
-    """Returns the plan's command with this bundle's paths; as the script has it, or to show to people."""
-    graph, engine, mode = (MODEL, "KEY.engine", "N") if shown else ("$1", "$engine.part", "$MODE_NUMBER")
+    """Returns the plan's command with this bundle's paths; as the script has it, or to show to people.
+
+    Raises:
+        ConfigError: trtexec cannot do it, or a name of the graph has characters that a shell would interpret.
+    """
+    graph, engine, mode = (MODEL, f"{ARTIFACT}/caches/KEY.engine", "N") if shown else ("$1", "$engine", "$MODE_NUMBER")
     cache = f"{ARTIFACT}/caches/{str(plan.timing_cache).removesuffix('.cache')}_mode{mode}.cache"
-    engine = f"{ARTIFACT}/engines/{engine}" if shown else engine
     words = build_command(replace(plan, timing_cache=cache), f"{ARTIFACT}/{graph}", engine)
-    if words is None or not all(_SAFE_WORD.fullmatch(word) for word in words):
-        raise ConfigError(f"bundle: no trtexec command does what the plan for {plan.target} says: {words}")
+    if words is None:
+        raise ConfigError(f"bundle: no trtexec command does what the plan for {plan.target} says")
+    if shown:
+        _require_safe(words)
     return words
+
+
+def _require_safe(texts: Iterable[str]) -> None:
+    """Refuses names that a shell would interpret: the scripts of the bundle contain them."""
+    for text in texts:
+        if not _SAFE.fullmatch(text):
+            raise ConfigError(
+                f"bundle: {text!r} has characters that a shell interprets; export the artefact again with plain names"
+            )
 
 
 def _jetpacks(releases: tuple[JetPack, ...]) -> str:

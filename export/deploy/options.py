@@ -10,6 +10,8 @@ from gft_edge.errors import ConfigError
 from gft_edge.hardware.devices import device
 from gft_edge.hardware.tensorrt_versions import parse_version
 
+ACCELERATORS = ("cpu", "gpu", "tensorrt")
+
 
 @dataclass(frozen=True)
 class BundleOptions:
@@ -21,12 +23,13 @@ class BundleOptions:
         tensorrt: version on the device, empty for its newest.
         secondary: DeepStream: classify objects that a detector found, not whole frames.
         isaac_ros: Jetson: add a launch file for Isaac ROS.
+        accelerator: Triton: where ONNX Runtime computes: ``"cpu"``, ``"gpu"``, ``"tensorrt"``; empty: a GPU where there is one.
         wheel: Jetson: wheel of this package to put into the bundle; None makes one of the installed package.
         zip: write a zip of the bundle too.
         sign: file with the private Ed25519 key that signs the record, None for no signature.
 
     Raises:
-        ConfigError: unknown target or device, or an option of another target.
+        ConfigError: unknown target, device or accelerator, or an option of another target.
     """
 
     target: Target
@@ -34,6 +37,7 @@ class BundleOptions:
     tensorrt: str = ""
     secondary: bool = False
     isaac_ros: bool = False
+    accelerator: str = ""
     wheel: Path | None = None
     zip: bool = False
     sign: Path | None = None
@@ -44,11 +48,18 @@ class BundleOptions:
         for name, target in _OF_ONE_TARGET.items():
             if getattr(self, name) and self.target != target:
                 raise ConfigError(f"--{name.replace('_', '-')} is for --target {target}, not for {self.target}")
+        if self.accelerator not in ("", *ACCELERATORS):
+            raise ConfigError(f"unknown accelerator {self.accelerator!r}; there are: {', '.join(ACCELERATORS)}")
         if self.device:
             device(self.device)
         if self.tensorrt:
             parse_version(self.tensorrt)
 
 
-_OF_ONE_TARGET: dict[str, Target] = {"secondary": "deepstream", "isaac_ros": "jetson", "wheel": "jetson"}
+_OF_ONE_TARGET: dict[str, Target] = {
+    "secondary": "deepstream",
+    "isaac_ros": "jetson",
+    "wheel": "jetson",
+    "accelerator": "triton",
+}
 """Options that one target alone has."""

@@ -41,10 +41,11 @@ def write_wheel(folder: Path, given: Path | None = None) -> Path:
     if given is not None:
         _require_wheel(given)
         return Path(shutil.copyfile(given, folder / given.name))
-    try:
-        installed = importlib.metadata.distribution(DISTRIBUTION)
-    except importlib.metadata.PackageNotFoundError:
-        raise ConfigError(f"wheel: {DISTRIBUTION} is not installed here, so it cannot be packed; {_REMEDY}") from None
+    # A source tree in the working folder may have a .egg-info of an older state beside the installation's own record.
+    found = importlib.metadata.distributions(name=DISTRIBUTION)
+    installed = next((one for one in found if one.read_text("WHEEL") is not None), None)
+    if installed is None:
+        raise ConfigError(f"wheel: {DISTRIBUTION} is not installed here, so it cannot be packed; {_REMEDY}")
     project = _project(installed)
     files = dict(_listed(installed) if project is None else _of_project(project))
     if f"{PACKAGE}/__init__.py" not in files:

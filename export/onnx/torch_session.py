@@ -1,6 +1,7 @@
 """PyTorch as a backend of an artefact: its checkpoint runs the function that was exported; eager, compiled, or as a CUDA graph.
 
-An artefact holds no weights of PyTorch, so the checkpoint is named: ``--backend torch:CKPT``. CUDA graphs are not verified on hardware.
+An artefact holds no weights of PyTorch, so the checkpoint is named: ``--backend torch:CKPT``. CUDA graphs are not verified on
+hardware.
 """
 
 from __future__ import annotations
@@ -50,7 +51,8 @@ def open_torch(mode: Mode, artifact: Artifact, options: SessionOptions) -> Sessi
     require_settings(mode, options.settings, ())
     if not options.key:
         raise ConfigError(
-            f"backend {mode}: an artefact holds no weights of PyTorch; name the checkpoint that it was made from, as --backend {mode}:CKPT"
+            f"backend {mode}: an artefact holds no weights of PyTorch; name the checkpoint that it was made from, as "
+            f"--backend {mode}:CKPT"
         )
     on_gpu = torch.cuda.is_available()
     if mode == "torch-cuda-graph" and not on_gpu:

@@ -98,7 +98,7 @@ def register_engine(
         the record in KEY.json.
 
     Raises:
-        ConfigError: no such file, none of an engine, a plan without a trtexec command, another machine or TensorRT than the plan's, or the
+        ConfigError: no file of an engine, a plan without a trtexec command, another machine or TensorRT than the plan's, or the
             artefact cannot be written to.
         ArtifactError: the graph was changed, or is not the plan's.
     """

@@ -22,11 +22,11 @@ from gft_edge.errors import ArtifactError, ConfigError, MissingExtraError
 from gft_edge.export.graph.dtypes import torch_dtype
 from gft_edge.export.graph.summary import GraphInput, GraphSummary
 from gft_edge.export.onnx.plain_modules import exportable
-from gft_edge.export.tensorrt.build import installed_tensorrt
 from gft_edge.export.tensorrt.build_plan import TORCH_TENSORRT, BuildPlan, engine_key
 from gft_edge.export.tensorrt.builders import timing_cache_file
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan
+from gft_edge.export.tensorrt.registration import installed_tensorrt
 from gft_edge.files import replacing, write_json
 from gft_edge.hardware.devices import Device, device
 from gft_edge.hardware.environment import has_nvidia_driver

@@ -129,7 +129,7 @@ def _distributions(module: Module) -> tuple[str, ...]:
 
 def _remedy(missing: list[str]) -> str:
     extras = sorted({extra for name, extra in PACKAGES.values() if name in missing and name not in REMEDIES})
-    own = [REMEDIES[name] for name in missing if name in REMEDIES]
+    own = [REMEDIES[name].removeprefix("run: ") for name in missing if name in REMEDIES]
     how = ([f"pip install 'gft-edge[{','.join(extras)}]'"] if extras else []) + own
     text = f"needs {', '.join(missing)}: {'; '.join(how)}"
     return text + (", on a Jetson the TensorRT of its JetPack" if "tensorrt" in missing else "")

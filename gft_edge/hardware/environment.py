@@ -46,8 +46,8 @@ ON_A_JETSON = {
 """Remedy on a Jetson, where the extra of gft-edge would install a distribution that does not work there."""
 
 REMEDIES = {
-    "onnxruntime-gpu": "run: pip uninstall onnxruntime, then pip install onnxruntime-gpu, which replaces it; on a Jetson the wheel for "
-    "its JetPack",
+    "onnxruntime-gpu": "run: pip uninstall onnxruntime, then pip install onnxruntime-gpu, which replaces it; on a Jetson the wheel "
+    "for its JetPack",
     "onnxruntime-ep-nv-tensorrt-rtx": "run: pip install onnxruntime-ep-nv-tensorrt-rtx, beside onnxruntime 1.24 or newer",
 }
 """How to install a distribution that no extra of gft-edge brings."""

@@ -172,11 +172,11 @@ def throttling(before: ThrottleCounts, after: ThrottleCounts) -> list[str]:
     return found + [f"{name} is raised" for name in sorted(raised)]
 
 
-def power_mode(root: Path = Path("/"), timeout_s: float = 10) -> PowerMode:
-    """Returns the power mode, by ``nvpmodel -q``, else from the files it keeps."""
+def power_mode(root: Path = Path("/"), timeout_s: float = 10, ask: bool = True) -> PowerMode:
+    """Returns the power mode, by ``nvpmodel -q`` unless ``ask`` is False, else from the files it keeps."""
     status = _stored_mode(root)
     fan = status[2] if status else None
-    program = shutil.which("nvpmodel")
+    program = shutil.which("nvpmodel") if ask else None
     if program:
         try:
             asked = subprocess.run(

@@ -24,8 +24,8 @@ RTX_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 
 _RTX_RUNS_ON = ("7.5", "8.0", "8.6", "8.9")
 _RTX_RUNS_FROM = "12.0"
-"""GPUs of TensorRT-RTX: these, and all from 12.0 on. Turing (7.5) only where an engine names it. Version 1.7.1 builds an engine for 9.0
-and refuses to load it there (measured on an H100); its documents list no 8.7, 10.x or 11.0."""
+"""GPUs of TensorRT-RTX: these, and all from 12.0 on. Turing (7.5) only where an engine names it. Version 1.7.1 builds an engine for
+9.0 and refuses to load it there (measured on an H100); its documents list no 8.7, 10.x or 11.0."""
 
 
 @dataclass(frozen=True)

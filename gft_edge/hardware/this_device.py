@@ -62,17 +62,22 @@ def module_here(root: Path = Path("/")) -> Recognized | None:
     found = [profile for profile in DEVICES.values() if profile.is_jetson and profile.name.startswith(start)]
     is_super = "super" in compatible or "super" in (read_text(tree / "model") or "").lower()
     found = [p for p in found if p.name.endswith("-super") == is_super] or found
-    memory_kb = memory_total_kb(root)
-    if memory_kb is None:
+    total_kb = memory_total_kb(root)
+    if total_kb is None:
         return Recognized(max(found, key=lambda p: p.memory_gb), evidence)
-    memory_gb = memory_kb / 1e6
+    memory_gb = total_kb / 1e6
     nearest = min(found, key=lambda p: abs(p.memory_gb - memory_gb))
     return Recognized(nearest, f"{evidence}, {memory_gb:.1f} GB of memory")
 
 
 def memory_total_kb(root: Path = Path("/")) -> int | None:
     """Returns the memory that the kernel manages; None where it is unknown."""
-    match = re.search(r"^MemTotal:\s+(\d{1,15}) kB", read_text(root / "proc/meminfo") or "", re.MULTILINE)
+    return memory_kb("MemTotal", root)
+
+
+def memory_kb(name: str, root: Path = Path("/")) -> int | None:
+    """Returns a value of /proc/meminfo, for example ``"MemAvailable"``; None where it is unknown."""
+    match = re.search(rf"^{name}:\s+(\d{{1,15}}) kB", read_text(root / "proc/meminfo") or "", re.MULTILINE)
     return int(match[1]) if match else None
 
 

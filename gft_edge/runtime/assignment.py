@@ -1,7 +1,7 @@
 """Which provider of ONNX Runtime really runs how many nodes of a session, and the refusal of a silent fallback to the processor.
 
-ONNX Runtime opens a session on the CPU with a warning at most when a provider cannot be loaded, and gives a provider's unsupported nodes
-to the CPU without one (seen with onnxruntime 1.32 and onnxruntime-gpu 1.31.1 without CUDA's libraries).
+ONNX Runtime opens a session on the CPU with a warning at most when a provider cannot be loaded, and gives a provider's unsupported
+nodes to the CPU without one (seen with onnxruntime 1.32 and onnxruntime-gpu 1.31.1 without CUDA's libraries).
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The table of backends: one row for each way to run an artefact.
 
-A new backend is a row here and a module with its opener. Nothing here imports a backend, or NumPy. Verbs, ``doctor`` and docs/backends.md
-read this table.
+A new backend is a row here and a module with its opener. Nothing here imports a backend, or NumPy. Verbs, ``doctor`` and
+docs/backends.md read this table.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Caches that a runtime keeps inside an artefact: compiled kernels, engines, timings; in ``caches/``, beside the hash-checked files.
+"""Caches that a runtime keeps in an artefact: compiled kernels, engines, timings; in ``caches/``, beside the hash-checked files.
 
 An engine of a cache is native code, so a cache is used only if it is exactly the one that this machine and software wrote: its card
 holds the reasons to trust it and the hash of every file. Otherwise it is emptied; a cache can always be made again.

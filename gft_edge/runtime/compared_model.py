@@ -1,4 +1,4 @@
-"""An artefact as a backend runs it, with the kept patches and their scores, whatever outputs its graph has, compared with others."""
+"""An artefact as a backend runs it, with kept patches and scores whatever outputs its graph has; and its comparison with others."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ class CudaPython:
     def pinned(self, size: int) -> npt.NDArray[np.uint8]:
         """Allocates bytes of the host that copies read directly; they stay until the process ends."""
         pointer = int(self._call("cudaMallocHost", max(size, 1)))
-        return np.frombuffer((ctypes.c_uint8 * max(size, 1)).from_address(pointer), np.uint8)
+        return np.ctypeslib.as_array((ctypes.c_uint8 * max(size, 1)).from_address(pointer))
 
     def upload(self, pointer: int, array: npt.NDArray[Any]) -> None:
         """Copies a contiguous array to the GPU, in the stream."""

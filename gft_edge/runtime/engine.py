@@ -1,8 +1,8 @@
 """Runs an engine of an artefact: one code path for ``tensorrt`` and ``tensorrt_rtx``, from 8.6 to 11.
 
-Calls only the name-based interface, which every generation has; a test compares the calls with the real bindings. Memory of input and
-outputs, on the GPU and pinned on the host, is allocated once for the largest batch. Thread-safe: requests on one engine wait for each
-other. Not verified on hardware.
+Calls only the name-based interface, which every generation has; a test compares the calls with the real bindings. Memory of
+input and outputs, on the GPU and pinned on the host, is allocated once for the largest batch. Thread-safe: requests on one engine
+wait for each other. Not verified on hardware.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -88,8 +88,8 @@ class Engine:
         images, marks = self._fitting(feed), []
         with self.lock:
             run_once(self.context, self, images, lambda: marks.append(self.cuda.mark()))
-            spans = [self.cuda.elapsed_ms(a, b) for a, b in zip(marks, marks[1:])]
-        return dict(zip(("host_to_device", "compute", "device_to_host"), spans))
+            names = ("host_to_device", "compute", "device_to_host")
+            return {name: self.cuda.elapsed_ms(marks[i], marks[i + 1]) for i, name in enumerate(names)}
 
     def _fitting(self, feed: Mapping[str, npt.NDArray[Any]]) -> npt.NDArray[Any]:
         images: npt.NDArray[Any] = np.ascontiguousarray(feed[self.input.name])
@@ -167,8 +167,9 @@ def fitting_engine(artifact: Artifact, host: EngineHost, key: str = "") -> tuple
         return next(iter(found.values()))
     if refusals:
         raise refusals[0]
+    anywhere = replace(host, device=None)
     raise ArtifactError(
-        f"artefact {artifact.path}: has no {host.module} engine; build one: {build_command(artifact, host)}"
+        f"artefact {artifact.path}: has no {host.module} engine; build one: {build_command(artifact, anywhere)}"
     )
 
 

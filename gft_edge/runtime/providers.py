@@ -1,7 +1,7 @@
 """Sessions of ONNX Runtime on a GPU: the CUDA, TensorRT and TensorRT-RTX providers, their options, caches and profiles.
 
-Names of options are those in the libraries of onnxruntime-gpu 1.31.1 and onnxruntime-ep-nv-tensorrt-rtx 0.5.0. Not verified on hardware:
-without a GPU only the refusals, the options and, on the CPU, the bound session run.
+Names of options are those in the libraries of onnxruntime-gpu 1.31.1 and onnxruntime-ep-nv-tensorrt-rtx 0.5.0. Not verified on
+hardware: without a GPU only the refusals, the options and, on the CPU, the bound session run.
 """
 
 from __future__ import annotations
@@ -287,7 +287,8 @@ def _plugin_devices(ort: ModuleType, provider: Provider) -> list[Any]:
     devices = [device for device in ort.get_ep_devices() if device.ep_name == provider.name]
     if not devices:
         raise ConfigError(
-            f"backend {provider.backend}: {provider.package} finds no GPU that it supports; take --backend onnxruntime-cuda or tensorrt"
+            f"backend {provider.backend}: {provider.package} finds no GPU that it supports; take --backend onnxruntime-cuda or "
+            "tensorrt"
         )
     return devices[:1]
 

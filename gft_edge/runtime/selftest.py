@@ -156,7 +156,8 @@ def selftest(path: str | Path, options: SelfTestOptions = SelfTestOptions()) -> 
             members += [load_artifact(f"{artifact.path}@{name}") for name in artifact.manifest.family]
         here, notes = _fit(bundle, options.root)
         backend = _backend(artifact) if options.backend == AUTO else options.backend
-        budgets, more, session = [], [], {}
+        budgets, more = [], []
+        session: dict[str, Any] = {}
         for member in members:
             result, problem_notes, session = _test_budget(member, backend)
             budgets.append(result)

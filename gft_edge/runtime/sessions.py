@@ -7,6 +7,7 @@ import gc
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,13 @@ class SessionOptions:
     Attributes:
         key: of the engine to run, empty for the only one that fits; or the checkpoint that a backend of PyTorch runs.
         threads: of a CPU backend; 0 takes one per core.
-        huge_pages: see :func:`onnxruntime_session`.
+        huge_pages, shared: see :func:`onnxruntime_session`.
         as_described: refuse a graph whose inputs and outputs differ from the manifest's.
         settings: of the backend, by name.
     """
 
     key: str = ""
+    shared: bool = field(default=False, kw_only=True)
     threads: int = 0
     huge_pages: bool = False
     as_described: bool = True
@@ -110,7 +112,9 @@ class Session:
             raise
 
 
-def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, huge_pages: bool = False) -> Session:
+def onnxruntime_session(
+    model: Path | bytes, quantized: bool, threads: int = 0, huge_pages: bool = False, shared: bool = False
+) -> Session:
     """Loads an ONNX model into ONNX Runtime on the CPU.
 
     Args:
@@ -121,6 +125,9 @@ def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, 
         threads: intra-op threads; 0 takes one per core.
         huge_pages: hold a large model in huge pages where the kernel gives them on request. This runs the model once and
             moves its memory, which takes up to three seconds per gigabyte: for long-lived sessions.
+        shared: take little memory beside other sessions of this kind. Weights in a file of their own are read from that file,
+            whose pages all share, in place of a copy in the order that the processor reads; working memory is one arena for
+            all. A prediction takes longer.
 
     Raises:
         ArtifactError: ONNX Runtime does not accept the file.
@@ -134,6 +141,10 @@ def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, 
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if shared:
+        _register_arena(ort)
+        options.add_session_config_entry("session.disable_prepacking", "1")
+        options.add_session_config_entry("session.use_env_allocators", "1")
     disabled = ["MatMulAddFusion"] if quantized else []
     source = str(model) if isinstance(model, Path) else model
     before = None
@@ -153,10 +164,19 @@ def onnxruntime_session(model: Path | bytes, quantized: bool, threads: int = 0, 
         "intra_op_num_threads": threads,
         "inter_op_num_threads": 1,
         "disabled_optimizers": disabled,
+        "shared": shared,
         "huge_pages_bytes": 0 if before is None else _hold_in_huge_pages(session, before),
     }
     outputs = tuple(output.name for output in session.get_outputs())
     return Session(ONNXRUNTIME, record, outputs, session, session.get_inputs()[0].name)
+
+
+@functools.cache
+def _register_arena(ort: ModuleType) -> None:
+    """Gives the process one arena for sessions that ask for it; ONNX Runtime takes it once."""
+    place = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    as_needed = ort.OrtArenaCfg({"arena_extend_strategy": 1})  # in place of powers of two
+    ort.create_and_register_allocator(place, as_needed)
 
 
 def _hold_in_huge_pages(session: Any, before: list[pages.Region]) -> int:
@@ -212,7 +232,7 @@ def open_onnxruntime(artifact: Artifact, options: SessionOptions, module: str = 
     manifest = artifact.manifest
     try:
         model = artifact.file(MODEL)
-        session = onnxruntime_session(model, manifest.is_quantized, options.threads, options.huge_pages)
+        session = onnxruntime_session(model, manifest.is_quantized, options.threads, options.huge_pages, options.shared)
         if options.as_described:
             require_interface(session, artifact)
     except ArtifactError:

@@ -1,4 +1,7 @@
-"""Runs a program that Torch-TensorRT compiled ahead of time and ``gft-edge build`` saved into the artefact. Not verified on hardware."""
+"""Runs a program that Torch-TensorRT compiled ahead of time and ``gft-edge build`` saved in the artefact.
+
+Not verified on hardware.
+"""
 
 from __future__ import annotations
 

@@ -188,6 +188,6 @@ def require_measurable(backend: str) -> None:
     if backend not in names:
         near = did_you_mean(backend, names)
         raise ConfigError(
-            f"budgets are measured on {', '.join(names)} here, not {backend!r}{near}; for engines run gft-edge bench on artefacts of "
-            "several budgets and give its file as --costs"
+            f"budgets are measured on {', '.join(names)} here, not {backend!r}{near}; for engines run gft-edge bench on artefacts "
+            "of several budgets and give its file as --costs"
         )

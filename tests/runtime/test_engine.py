@@ -11,6 +11,7 @@ import pytest
 
 from gft_edge.errors import ArtifactError, ConfigError, DataError, MissingExtraError
 from gft_edge.files import sha256, write_json
+from gft_edge.hardware.devices import device
 from gft_edge.manifest import MODEL, load_artifact, register_files
 from gft_edge.runtime import cuda, engine
 from gft_edge.runtime.cuda import RUNTIMES, CudaPython, open_cuda
@@ -100,7 +101,7 @@ def test_what_tensorrt_refuses_is_an_artefact_error_with_its_words():
 class Memory:
     """GPU memory and an engine that doubles its input, in numpy: the calls, their order and the shapes are checked."""
 
-    stream, name = 7, "numpy"
+    stream, name, captures = 7, "numpy", True
 
     def __init__(self) -> None:
         self.held, self.shapes = {}, []
@@ -114,6 +115,20 @@ class Memory:
     def synchronize(self):
         pass
 
+    def capture(self, launch):
+        if not self.captures:
+            raise ConfigError("CUDA: cudaStreamEndCapture failed with cudaErrorStreamCaptureInvalidated")
+        self.captured = [*getattr(self, "captured", []), self.shape]
+        launch()
+        return launch
+
+    def mark(self):
+        self.clock = getattr(self, "clock", 0) + 1
+        return self.clock
+
+    def elapsed_ms(self, first, second):
+        return float(second - first)
+
     # the execution context
     def set_input_shape(self, name, shape):
         self.shape = tuple(shape)
@@ -125,17 +140,22 @@ class Memory:
 
     def execute_async_v3(self, stream):
         assert stream == self.stream
-        self.held[2] = self.held[1] * 2
+        if 1 in self.held:  # nothing is uploaded when a graph is captured
+            self.held[2] = (self.held[1].view(np.float32) * 2).view(np.uint8)
         return True
 
 
-class TestBatches:
-    @pytest.fixture
-    def doubling(self):
-        memory = Memory()
-        tensors = [EngineTensor(name, np.dtype(np.float32), pointer) for name, pointer in (("image", 1), ("logits", 2))]
-        return memory, Engine(memory, memory, (2, 4), tensors[0], (tensors[1],), (), [])
+@pytest.fixture
+def doubling():
+    memory = Memory()
+    tensors = [
+        EngineTensor(name, np.dtype(np.float32), pointer, np.zeros(4 * 5 * 4, np.uint8))
+        for name, pointer in (("image", 1), ("logits", 2))
+    ]
+    return memory, Engine(memory, memory, (2, 4), tensors[0], (tensors[1],), (), [])
 
+
+class TestBatches:
     @pytest.mark.parametrize(("count", "shapes"), [(1, [2]), (2, [2]), (4, [4]), (5, [4, 2]), (11, [4, 4, 3])])
     def test_images_are_run_in_parts_that_the_engine_takes(self, doubling, count, shapes):
         memory, loaded = doubling
@@ -148,6 +168,47 @@ class TestBatches:
     def test_what_does_not_fit_is_a_data_error(self, doubling, images):
         with pytest.raises(DataError, match="does not fit the engine"):
             doubling[1].run(None, {"image": images})
+
+
+class TestGraphsAndTimes:
+    @pytest.fixture
+    def captured(self, doubling):
+        memory, loaded = doubling
+        return memory, dataclasses.replace(loaded, cuda_graph=True)
+
+    def test_a_graph_is_captured_for_each_new_shape(self, captured):
+        memory, loaded = captured
+        for count in (4, 4, 2, 4):
+            images = np.arange(count * 3, dtype=np.float32).reshape(count, 3)
+            np.testing.assert_array_equal(loaded.run(None, {"image": images})[0], images * 2)
+        assert memory.captured == [(4, 3), (2, 3), (4, 3)]
+        assert len(loaded.graph) == 1
+
+    def test_what_cannot_be_captured_is_one_line(self, captured):
+        memory, loaded = captured
+        memory.captures = False
+        with pytest.raises(ConfigError, match="cannot be captured as a CUDA graph .*Invalidated.*leave cuda_graph out"):
+            loaded.run(None, {"image": np.zeros((2, 3), np.float32)})
+
+    def test_copies_are_timed_apart(self, doubling):
+        found = doubling[1].times({"image": np.zeros((2, 3), np.float32)})
+        assert found == {"host_to_device": 1, "compute": 1, "device_to_host": 1}
+
+    def test_results_stay_when_the_next_request_runs(self, doubling):
+        (first,) = doubling[1].run(None, {"image": np.ones((2, 3), np.float32)})
+        doubling[1].run(None, {"image": np.zeros((2, 3), np.float32)})
+        assert (first == 2).all()
+
+
+@pytest.mark.parametrize("capability", ["9.0", "8.7", "10.0", "11.0", "7.2"])
+def test_rtx_on_a_gpu_that_it_does_not_support_is_our_line(monkeypatch, capability):
+    found = type("Found", (), {"profile": dataclasses.replace(device("h100"), compute_capability=capability)})
+    monkeypatch.setattr("gft_edge.hardware.this_device.device_here", lambda: found)
+    module = type("Module", (), {"__name__": "tensorrt_rtx", "__version__": "1.7.1"})()
+    with pytest.raises(ConfigError, match=f"does not support compute capability {capability}; it runs on 7.5, 8.0"):
+        engine.engine_host(module)
+    module.__name__ = "tensorrt"
+    assert engine.engine_host(module).compute_capability == capability
 
 
 def test_bf16_on_the_cpu_is_one_line(tiny_checkpoint, images, tmp_path):
@@ -178,8 +239,13 @@ def test_bf16_on_the_cpu_is_one_line(tiny_checkpoint, images, tmp_path):
 class TestCuda:
     def test_cuda_python_has_what_is_called(self):
         runtime = pytest.importorskip("cuda.bindings.runtime")
-        for name in ("cudaStreamCreate", "cudaMalloc", "cudaMemcpyAsync", "cudaStreamSynchronize"):
+        for name in (
+            *("cudaStreamCreate", "cudaMalloc", "cudaMallocHost", "cudaMemcpyAsync", "cudaStreamSynchronize"),
+            *("cudaStreamBeginCapture", "cudaStreamEndCapture", "cudaGraphInstantiate", "cudaGraphLaunch"),
+            *("cudaEventCreate", "cudaEventRecord", "cudaEventElapsedTime"),
+        ):
             assert callable(getattr(runtime, name))
+        assert runtime.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal is not None
         kinds = runtime.cudaMemcpyKind
         assert (int(kinds.cudaMemcpyHostToDevice), int(kinds.cudaMemcpyDeviceToHost)) == (1, 2)
 

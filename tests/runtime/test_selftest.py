@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +12,11 @@ import pytest
 
 from gft_edge.bundle import ARTIFACT, RECORD, SIGNATURE, write_record
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.manifest import GOLDEN, load_artifact, register_files
+from gft_edge.manifest import GOLDEN, MANIFEST, MODEL, FileInfo, Member, load_artifact, register_files
 from gft_edge.runtime import selftest as module
 from gft_edge.runtime.selftest import SelfTestOptions, selftest
 from gft_edge.storage.pack import pack
+from gft_edge.storage.seals import write_sealed
 from gft_edge.storage.signatures import write_signature
 
 KEYS = pytest.importorskip("cryptography.hazmat.primitives.asymmetric.ed25519")
@@ -191,3 +193,19 @@ def test_auto_takes_an_engine_where_it_can_run(bundle, monkeypatch):
     assert module._backend(artifact) == "onnxruntime"  # the engine is none of TensorRT-RTX
     monkeypatch.setattr(module, "is_installed", lambda name: True)
     assert module._backend(artifact) == "tensorrt"
+
+
+def test_every_budget_of_a_family_is_tested_or_the_one_that_is_named(with_maps, tmp_path):
+    """A further member with the graph of the first one, and with golden logits of none."""
+    folder = tmp_path / "family"
+    shutil.copytree(with_maps.path, folder)
+    artifact = load_artifact(folder)
+    shutil.copy(folder / MODEL, folder / "model-b.onnx")
+    np.savez(folder / "golden-b.npz", **{**golden(folder), "logits": -golden(folder)["logits"]})
+    member = Member(artifact.manifest.budget, artifact.manifest.outputs, "model-b.onnx", "golden-b.npz")
+    files = {name: FileInfo.of(folder / name) for name in ("model-b.onnx", "golden-b.npz")}
+    manifest = replace(artifact.manifest, family={"b": member}, files={**artifact.manifest.files, **files})
+    write_sealed(folder / MANIFEST, manifest.to_json())
+    assert [bool(each.assessment.failures) for each in selftest(folder).budgets] == [False, True]
+    assert selftest(f"{folder}@12-6").verdict == "pass"
+    assert selftest(f"{folder}@b").verdict == "fail"

@@ -94,6 +94,7 @@ def test_options_are_on_record(int8, with_maps, threads):
             "intra_op_num_threads": threads,
             "inter_op_num_threads": 1,
             "disabled_optimizers": disabled,
+            "shared": False,
             "huge_pages_bytes": 0,
         }
 
@@ -151,11 +152,9 @@ def test_missing_file_is_an_artefact_error(tmp_path):
         onnxruntime_session(tmp_path / "nowhere.onnx", quantized=False)
 
 
-@pytest.mark.parametrize("backend", ["tensorflow", "", "ONNXRuntime", "onnxruntime:key"])
+@pytest.mark.parametrize("backend", ["tensorflow", "", "ONNXRuntime"])
 def test_unknown_backend_is_refused_with_the_known_ones(with_maps, backend):
-    with pytest.raises(
-        ConfigError, match=f"unknown backend '{backend}'; there are: onnxruntime, tensorrt, tensorrt_rtx"
-    ):
+    with pytest.raises(ConfigError, match=f"unknown backend '{backend}'.*; there are: onnxruntime, onnxruntime-cuda"):
         open_session(with_maps, backend)
 
 

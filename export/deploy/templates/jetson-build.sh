@@ -19,23 +19,24 @@ mkdir -p artifact/engines artifact/reports artifact/caches
 
 # Arguments: graph in artifact/, address of this budget for gft-edge, end of the engine's name.
 build_engine() {
-    engine=artifact/engines/@KEY_START@${VERSION}@KEY_END@$3.engine
+    engine=artifact/caches/@KEY_START@${VERSION}@KEY_END@$3.engine # becomes part of artifact/engines with its record alone
     log=artifact/reports/trtexec-build$3.log
-    say "building $engine from artifact/$1 with TensorRT $VERSION; this takes minutes"
+    say "building ${engine##*/} from artifact/$1 with TensorRT $VERSION; this takes minutes"
+    rm -f "$engine"
     code=0
     "$TRTEXEC" \
 @ARGUMENTS@ \
         >"$log" 2>&1 || code=$?
-    if [ "$code" -ne 0 ] || [ ! -s "$engine.part" ]; then
+    if [ "$code" -ne 0 ] || [ ! -s "$engine" ]; then
         grep -F '[E]' "$log" >&2 || tail -n 20 "$log" >&2
-        rm -f "$engine.part"
+        rm -f "$engine"
         stop "trtexec wrote no engine (exit code $code); its output is in $log"
     fi
     built=$(version_in <"$log")
-    [ "$built" = "$VERSION" ] || stop "$log: trtexec says it is TensorRT ${built:-of no version}, not $VERSION; the engine stays unregistered"
-    mv "$engine.part" "$engine"
+    [ "$built" = "$VERSION" ] || stop "$log: trtexec says it is TensorRT ${built:-of no version}, not $VERSION; the engine is not entered"
     "$GFT_EDGE" build "$2" --engine "$engine" --plan-file plan.json --tensorrt "$VERSION"
+    rm -f "$engine"
 }
 
 @BUILDS@
-say "done; next: $GFT_EDGE verify artifact --backend tensorrt"
+say "done; next: @SELFTEST@ --backend tensorrt"

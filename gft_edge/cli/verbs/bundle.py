@@ -31,6 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--isaac-ros", action="store_true", help="jetson: add a launch file for Isaac ROS")
     parser.add_argument(
+        "--accelerator",
+        default="",
+        metavar="NAME",
+        help="triton: cpu, gpu or tensorrt for ONNX Runtime (a GPU where there is one)",
+    )
+    parser.add_argument(
         "--wheel", type=Path, metavar="FILE", help="jetson: wheel of gft-edge to put in (made of the installed package)"
     )
     parser.add_argument("--zip", action="store_true", help="write DIR.zip too, with the same bytes at every run")
@@ -53,6 +59,7 @@ def run(args: argparse.Namespace) -> int:
         tensorrt=args.tensorrt,
         secondary=args.secondary,
         isaac_ros=args.isaac_ros,
+        accelerator=args.accelerator,
         wheel=args.wheel,
         zip=args.zip,
         sign=args.sign,

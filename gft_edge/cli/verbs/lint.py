@@ -1,32 +1,68 @@
-"""Check a graph for hazards that make it wrong, slow or impossible to build on a target, before anything is built."""
+"""Check a graph, a bundle or the configuration of a server for hazards that make it wrong, slow or impossible to run."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gft_edge.export.lint.linter import LintReport
+    from gft_edge.export.lint_deployment.linter import DeploymentReport
 
 EXAMPLE = "gft-edge lint runs/artifact --target orin-nano --tensorrt 10.3"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("graph", type=Path, metavar="MODEL.onnx|ARTIFACT", help="ONNX file or artefact folder")
-    parser.add_argument("--target", metavar="rtx|DEVICE", help="target to check for (TensorRT 10.3 to 11, any GPU)")
-    parser.add_argument("--tensorrt", metavar="VERSION", help="TensorRT to check for (the device's newest)")
+    parser.add_argument(
+        "graph",
+        type=Path,
+        metavar="MODEL.onnx|ARTIFACT|BUNDLE|CONFIG",
+        help="ONNX file, artefact, bundle, configuration of DeepStream's nvinfer, or config.pbtxt of Triton",
+    )
+    parser.add_argument(
+        "--target", metavar="rtx|DEVICE", help="target of the graph (a bundle's own; else TensorRT 10.3 to 11, any GPU)"
+    )
+    parser.add_argument("--tensorrt", metavar="VERSION", help="TensorRT to check the graph for (the device's newest)")
     parser.add_argument("--parser", action="store_true", help="also run the parser of the installed TensorRT")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
-    from gft_edge.cli.console import result, table
+    from gft_edge.cli.console import result
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
-    from gft_edge.export.lint.files import graph_file, lint_file
-    from gft_edge.export.lint.rules import PARSER, RULES
-    from gft_edge.hardware.tensorrt_versions import platform
+    from gft_edge.export.lint_deployment.paths import lint_path
 
-    target = platform(args.target, args.tensorrt)
-    file = graph_file(args.graph)
-    report = lint_file(file, target, ask=args.parser)
+    report = lint_path(args.graph, args.target, args.tensorrt, ask=args.parser)
+    lines = _deployment(report.deployment) if report.deployment else []
+    if report.graph is not None:
+        lines += [""] if lines else []
+        lines += _graph(report.graph, report.graph_file)
+    result(args, report.to_json(), "\n".join(lines))
+    return EXIT_OK if report.ok else EXIT_CHECK_FAILED
+
+
+def _deployment(report: DeploymentReport) -> list[str]:
+    from gft_edge.export.lint_deployment.linter import DEPLOYMENT_RULES
+
+    lines = [str(report.path)]
+    for found in report.findings:
+        lines += [
+            f"{found.place}: {found.severity} {found.rule}: {found.key}: {found.message}",
+            f"    instead: {found.instead}",
+        ]
+    why = {rule.id: rule.why for rule in DEPLOYMENT_RULES}
+    lines += [f"{rule}: {why[rule]}" for rule in sorted({found.rule for found in report.findings})]
+    warnings = len(report.findings) - len(report.errors)
+    read = f", {len(report.files)} configurations" if report.path.is_dir() else ""
+    return [*lines, f"{report.rules} rules of deployments{read}: {len(report.errors)} errors, {warnings} warnings"]
+
+
+def _graph(report: LintReport, file: Path | None) -> list[str]:
+    from gft_edge.cli.console import table
+    from gft_edge.export.lint.rules import PARSER, RULES
+
     why = {rule.id: rule.why for rule in (PARSER, *RULES)}
     lines = [f"{file} for {report.target}"]
     if report.findings:
@@ -35,6 +71,4 @@ def run(args: argparse.Namespace) -> int:
         lines += [f"{rule}: {why[rule]}" for rule in sorted({f.rule for f in report.findings})]
     lines += [f"note: {note}" for note in report.notes]
     warnings = len(report.findings) - len(report.errors)
-    lines.append(f"{len(RULES)} rules: {len(report.errors)} errors, {warnings} warnings")
-    result(args, report.to_json(), "\n".join(lines))
-    return EXIT_CHECK_FAILED if report.errors else EXIT_OK
+    return [*lines, f"{len(RULES)} rules: {len(report.errors)} errors, {warnings} warnings"]

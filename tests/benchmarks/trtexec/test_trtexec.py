@@ -307,6 +307,8 @@ cat {DATA}/orin-10.3.log
     assert "--useCudaGraph --useSpinWait --noDataTransfers" in first
     assert "--dumpProfile" not in first
     assert "--dumpProfile --separateProfileRun" in second
+    with pytest.raises(ConfigError, match="jetson_clocks is not on PATH"):
+        run_engine(EngineRun(with_engine, "trt", program, 1, device=NANO, lock_clocks=True))
 
 
 @pytest.fixture

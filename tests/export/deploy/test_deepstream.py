@@ -11,7 +11,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from gft_edge.bundle import ARTIFACT, load_bundle, write_record
-from gft_edge.cli.main import main
+from gft_edge.cli.main import main, verb_module
+from gft_edge.cli.parsing import verb_parser
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.deploy.bundling import make_bundle
 from gft_edge.export.deploy.deepstream import config_text, labels_text
@@ -302,6 +303,24 @@ def test_a_bundle_for_another_target_or_changed_is_refused(bundle, tmp_path):
     assert (copy.path / ARTIFACT).is_dir()
 
 
+def test_names_of_the_device_may_not_lie_in_the_artefact(bundle, tmp_path):
+    copy = shutil.copytree(bundle.path, tmp_path / "copy")
+    write_record(copy, "deepstream", "", {"made_on_device": ["artifact/engines/x.engine"]})
+    (copy / "artifact" / "engines").mkdir()
+    (copy / "artifact" / "engines" / "x.engine").write_bytes(b"engine")
+    with pytest.raises(ArtifactError, match=r"x\.engine"):
+        load_bundle(copy).check()
+
+
+def test_the_verb_bundle_writes_or_says_what_to_export(fitting, tiny_artifact, tmp_path, capsys):
+    words = ["--target", "deepstream", "--secondary", "--out"]
+    assert main(["bundle", str(fitting.path), *words, str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "deepstream" / "config_infer_secondary.txt").is_file()
+    capsys.readouterr()
+    assert main(["bundle", str(tiny_artifact), *words, str(tmp_path / "other")]) == 2
+    assert "gft-edge export CHECKPOINT --out ARTIFACT --input float255 --probabilities" in capsys.readouterr().err
+
+
 def test_the_verb_verify_compares_a_bundle(bundle, tmp_path, capsys):
     assert main(["verify", str(bundle.path)]) == 0
     assert "0 of 4 answers differ" in capsys.readouterr().out
@@ -317,3 +336,12 @@ def test_the_verb_verify_compares_a_bundle(bundle, tmp_path, capsys):
     out = capsys.readouterr().out
     assert "labels" in out
     assert "FAILED" in out
+
+
+def test_commands_of_the_page_parse():
+    page = (Path(__file__).parents[3] / "docs" / "deepstream.md").read_text(encoding="utf-8")
+    commands = [line for line in page.splitlines() if line.startswith("gft-edge ")]
+    assert len(commands) == 4
+    for command in commands:
+        _, verb, *arguments = command.split()
+        verb_parser(verb, verb_module(verb)).parse_args(arguments)

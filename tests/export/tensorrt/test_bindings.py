@@ -26,7 +26,7 @@ from gft_edge.runtime import engine, trt_messages
 from .attribute_uses import Surface, Uses
 from .real_bindings import WHEELS, download, surface_of
 
-ROOTS = ("compile_plan", "load_engine", "run_once")
+ROOTS = ("compile_plan", "load_engine", "run_once", "enqueue")
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +109,7 @@ GENERATIONS = (*WHEELS, "rtx")
 @pytest.mark.parametrize("generation", GENERATIONS)
 def test_running_an_engine_uses_attributes_of_every_generation(surfaces, generation):
     surface = surfaces(generation)
-    uses = uses_of(surface, roots=("load_engine", "run_once"))
+    uses = uses_of(surface, roots=("load_engine", "run_once", "enqueue"))
     attributes = needed(uses, generation)
     assert {f"{o}.{m}" for o, m in attributes if m not in surface.get(o, {})} == set()
     assert {

@@ -13,6 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from gft_edge import files
 from gft_edge.errors import EXIT_MISSING_EXTRA, ArtifactError, CheckFailed, ConfigError, MissingExtraError
+from gft_edge.export.deploy.onnxruntime_context import check_context, write_context
 from gft_edge.export.graph.summary import summarize
 from gft_edge.export.lint.linter import lint
 from gft_edge.export.tensorrt import build as building
@@ -26,6 +27,7 @@ from gft_edge.files import sha256
 from gft_edge.hardware import tensorrt_versions as generations
 from gft_edge.manifest import MODEL, Artifact, load_artifact
 from gft_edge.runtime import backends
+from gft_edge.runtime.engine_files import EngineHost
 
 
 def plan_for(artifact: Artifact, target: str = "rtx", **options) -> BuildPlan:
@@ -63,6 +65,12 @@ class TestBuild:
         assert record["layers"] > 100
         assert "not yet run" in record["evidence"]
         assert sorted(p.name for p in engine.parent.iterdir()) == [f"{record['key']}.engine", f"{record['key']}.json"]
+        for capability in capabilities:
+            host = EngineHost("tensorrt_rtx", trt.__version__, capability)
+            context = write_context(again, record["key"], host)
+            assert check_context(context, load_artifact(again.path), host) == "NvTensorRTRTXExecutionProvider"
+        with pytest.raises(ArtifactError, match="compute capability"):
+            check_context(context, again, EngineHost("tensorrt_rtx", trt.__version__, "7.5"))
 
     def test_progress_counts_each_step_up_to_its_total(self, copied):
         calls = []

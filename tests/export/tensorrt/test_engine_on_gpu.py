@@ -15,6 +15,7 @@ from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.export.tensorrt.build import build_engine
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan
+from gft_edge.hardware.tensorrt_versions import rtx_refusal
 from gft_edge.manifest import MODEL, load_artifact
 from gft_edge.runtime.sessions import open_session
 
@@ -26,12 +27,14 @@ pytestmark = [
 
 
 def test_rtx_engine_gives_the_golden_logits(tmp_path):
+    capability = ".".join(str(number) for number in torch.cuda.get_device_capability())
+    if reason := rtx_refusal(capability):
+        pytest.skip(reason)
     import tensorrt_rtx as trt
 
     checkpoint = load_checkpoint("builtin")
     images, _ = next(evaluation_batches(open_images("typefaces", "test", 8, 96), checkpoint.info.preprocess))
     artifact = export_artifact(checkpoint, tmp_path / "artifact", images)
-    capability = ".".join(str(number) for number in torch.cuda.get_device_capability())
     options = BuildOptions(compute_capabilities=(capability,))
     plan = make_plan(summarize(load_graph(artifact.path / MODEL)), "rtx", options)
     record = build_engine(artifact, plan)

@@ -87,6 +87,14 @@ REFUSED = {
     "BF16 on 8.6": (graph("bf16"), {"version": "8.6"}, "TensorRT 8.6 has no BF16 networks"),
     "BF16 on Turing": (graph("bf16"), {"target": "t4"}, "BF16 needs compute capability 8.0 or newer, this is 7.5"),
     "FP16 types on 8.6": (graph("fp16"), {"version": "8.6"}, "takes a graph typed FP32 and a flag"),
+    **{
+        f"RTX on {capability}": (
+            graph(),
+            {"target": "rtx", "compute_capabilities": ("8.6", capability)},
+            f"TensorRT-RTX does not support compute capability {capability}; it runs on 7.5, 8.0, 8.6, 8.9 and on 12.0 or newer",
+        )
+        for capability in ("7.2", "8.7", "9.0", "10.0", "10.3", "11.0")
+    },
     "FP32 on Turing with RTX": (
         graph(),
         {"target": "rtx", "compute_capabilities": ("8.6", "7.5")},

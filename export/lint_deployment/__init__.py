@@ -1,0 +1,1 @@
+"""Finds faults of a deployment: a configuration against the graph, the labels and the artefact that it serves."""

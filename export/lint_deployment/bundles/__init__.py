@@ -1,0 +1,1 @@
+"""Rules for bundles: record, artefact, engines, scripts and options against each other."""

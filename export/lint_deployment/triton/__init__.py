@@ -1,0 +1,1 @@
+"""Rules for the configuration of Triton Inference Server."""
