@@ -76,7 +76,7 @@ class ComparedModel:
         for stage, scores, local in zip(selecting_stages(self.manifest), taps[::2], taps[1::2]):
             order = np.argsort(positions, axis=1)
             outputs[f"scores_{stage}"] = np.take_along_axis(scores, order, axis=1)
-            positions = np.take_along_axis(positions, local, axis=1)
+            positions = np.take_along_axis(positions, local.astype(np.int64), axis=1)  # TensorRT 8.6 sorts them as FP32
             outputs[f"kept_{stage}"] = inputs[stage + 1] = np.sort(positions, axis=1)
         for stage, entering in inputs.items():
             if "gala_maps" in outputs and stage < len(self.manifest.budget.keep):

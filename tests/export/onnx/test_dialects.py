@@ -26,6 +26,7 @@ from gft_edge.export.tensorrt.build import require_dialect
 from gft_edge.export.tensorrt.builders import compile_plan
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan
+from gft_edge.export.verify.artifact_alone import verify_golden
 from gft_edge.export.verify.claims import claim_places
 from gft_edge.hardware.tensorrt_versions import platform
 from gft_edge.manifest import MODEL, DeploymentManifest, load_artifact
@@ -211,6 +212,7 @@ class TestArtifact:
         assert load_artifact(artifact.path).manifest == artifact.manifest
         assert GraphOptions.of(artifact.manifest).dialect == "trt8"
         assert claim_places(artifact.manifest, load(artifact)) == []
+        assert verify_golden(artifact).comparisons[0].stages, "its TopK sorts positions as FP32, and they are read"
         usual = other.manifest
         assert usual.dialect == "trt10"
         data = usual.to_json()
