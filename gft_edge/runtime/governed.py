@@ -21,7 +21,7 @@ from gft_edge.runtime.governor import Governor, GovernorOptions
 from gft_edge.runtime.sessions import Session, SessionOptions, fitted
 
 if TYPE_CHECKING:
-    from gft_edge.runtime.classifier import ImageLike
+    from gft_edge.runtime.image_inputs import ImageLike
 
 TIMED_RUNS = 5
 

@@ -51,7 +51,7 @@ def server(tiny_bundle):
 
 @pytest.fixture(scope="module")
 def classifier(tiny_artifact):
-    return Classifier.load(tiny_artifact)
+    return Classifier.open(tiny_artifact)
 
 
 @pytest.mark.parametrize("size", [1, 5, 8])
@@ -104,9 +104,9 @@ def test_every_budget_of_a_family_is_a_model_with_its_maps(exported_once, tmp_pa
     server = Simulator(made.path / "models")
     assert set(made.facts["models"]) == {"12-6", "8-4"}
     for budget, names in made.facts["models"].items():
-        classifier = Classifier.load(f"{artifact.path}@{budget}")
+        classifier = Classifier.open(f"{artifact.path}@{budget}")
         outputs = server.infer(names["pixels"], {"pixels": images})
-        expected = classifier.session(classifier.prepare(list(images)))
+        expected = classifier.session.compute(classifier.prepare(list(images)))
         assert set(outputs) == set(expected)
         for name, values in expected.items():
             np.testing.assert_array_equal(outputs[name], values, err_msg=name)
@@ -120,7 +120,7 @@ def test_graph_that_takes_pixels_needs_no_ensemble(exported, tmp_path, images):
     assert sorted(p.name for p in (made.path / "models").iterdir()) == [f"gft_{budget}"]
     assert made.facts["default"] == f"gft_{budget}"
     outputs = Simulator(made.path / "models").infer(f"gft_{budget}", {"image": images})
-    expected = Classifier.load(artifact.path).predict(list(images))
+    expected = Classifier.open(artifact.path).predict(list(images))
     np.testing.assert_array_equal(outputs["logits"], np.stack([p.logits for p in expected]))
 
 
@@ -317,7 +317,7 @@ class TestClient:
         assert triton_client.main([*paths, "--url", url, "--top", "2"], tiny_bundle.path) == 0
         expected = []
         for path, prediction in zip(paths, classifier.predict(paths)):
-            top = classifier.top(prediction, 2)
+            top = prediction.top(2)
             expected.append(f"{path}\t" + ", ".join(f"{label} {share:.4f}" for label, share in top))
         assert capsys.readouterr().out.splitlines() == expected
 

@@ -38,7 +38,7 @@ def test_budgets_follow_deadline_heat_and_power_mode(family, frame):
     for deadline, temperature, mode, expected in conditions:
         budget, prediction = governed.predict(frame, deadline, temperature, mode)
         assert budget == expected
-        (alone,) = Classifier.load(f"{family}@{budget}").predict([frame])
+        (alone,) = Classifier.open(f"{family}@{budget}").predict([frame])
         assert prediction.label == alone.label
         np.testing.assert_allclose(prediction.logits, alone.logits, rtol=1e-4, atol=1e-5)
         assert [mask.sum() for mask in prediction.kept] == list(map(int, budget.split("-")))
