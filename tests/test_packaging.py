@@ -29,8 +29,19 @@ NEEDS = {
     **dict.fromkeys((f"export.deploy.{name}" for name in DEPLOY), "onnx"),
     "export.graph.*": "onnx",
     "export.graph.native": "",
+    "export.onnx.torch_session": "torch",
     "export.lint.*": "onnx",
-    "export.lint_deployment.*": "onnx",
+    **dict.fromkeys(
+        (f"export.lint_deployment{folder}.*" for folder in ("", ".bundles", ".nvinfer", ".shared", ".triton")), "onnx"
+    ),
+    **dict.fromkeys(
+        (
+            *(f"export.lint_deployment.{folder}" for folder in ("bundles", "nvinfer", "shared", "triton")),
+            *("export.lint_deployment.bundles.subject", "export.lint_deployment.nvinfer.keys"),
+            *("export.lint_deployment.shared.source", "export.lint_deployment.triton.pbtxt_lines"),
+        ),
+        "",
+    ),
     "export.onnx.*": "onnx",
     **dict.fromkeys(("export.onnx.golden_images", "export.onnx.interface"), ""),
     **dict.fromkeys((f"export.onnx.{name}" for name in ("plain_modules", "quantized", "reference")), "torch"),

@@ -38,13 +38,13 @@ ROOM = 1.6
 
 def run(family: Path, frames: int = FRAMES) -> dict[str, Any]:
     """Returns memory per number of open budgets, latencies, and the run frame by frame, as plain JSON values."""
-    budgets = list(FamilySessions.load(family).members)
+    budgets = list(FamilySessions.open(family).members)
     memory = {
         name: [_memory(family, budgets[: count + 1], shared) for count in range(len(budgets))]
         for name, shared in (("shared", True), ("own", False))
     }
     latencies = {
-        name: FamilySessions.load(family, threads=1, share_memory=shared).measure_ms(runs=30)
+        name: FamilySessions.open(family, threads=1, share_memory=shared).measure_ms(runs=30)
         for name, shared in (("shared", True), ("own", False))
     }
     return {"budgets": budgets, "memory_bytes": memory, "latency_ms": latencies, **trace(family, frames)}
@@ -56,7 +56,7 @@ def trace(family: Path, frames: int = FRAMES) -> dict[str, Any]:
     Returns:
         ``deadline_ms``, and ``rows`` with frame, temperature, whether there was load, budget and latency.
     """
-    governed = GovernedClassifier.load(family, GovernorOptions(), threads=1)
+    governed = GovernedClassifier.open(family, GovernorOptions(), threads=1)
     largest = governed.governor.budgets[0]
     deadline = ROOM * governed.governor.expected_ms(largest)
     spec = governed.sessions.members[largest].manifest.preprocess
@@ -84,7 +84,7 @@ def trace(family: Path, frames: int = FRAMES) -> dict[str, Any]:
 
 
 def _work(family: Path, budget: str, image: Any, stop: threading.Event) -> None:
-    classifier = FamilySessions.load(family, threads=1).classifier(budget)
+    classifier = FamilySessions.open(family, threads=1).classifier(budget)
     while not stop.is_set():
         classifier.predict([image])
 
@@ -104,7 +104,7 @@ def _memory(family: Path, budgets: Sequence[str], shared: bool) -> int:
 
 def print_memory(family: str, shared: str, *budgets: str) -> None:
     """Opens budgets, runs each once and prints the memory that this took; the work of :func:`_memory`'s process."""
-    sessions = FamilySessions.load(family, threads=1, share_memory=shared == "1")
+    sessions = FamilySessions.open(family, threads=1, share_memory=shared == "1")
     before = _pss()
     for budget in budgets:
         classifier = sessions.classifier(budget)

@@ -17,9 +17,6 @@ from gft_edge.files import read_json, replacing
 from gft_edge.manifest import Artifact, load_artifact
 from gft_edge.runtime.engine_files import engine_files
 
-PIXELS = "pixels"
-"""Name of the input of a graph that takes float32 pixels of 0 to 255."""
-
 
 def description(artifact: Artifact, key: str) -> str:
     """Returns the content of the file; numbers are written so that they are read back to the last bit.
@@ -36,7 +33,7 @@ def description(artifact: Artifact, key: str) -> str:
     kind = {"float32": "float", "uint8": "uint8"}.get(graph_input.dtype)
     if kind is None:
         raise ConfigError(f"artefact {artifact.path}: the example makes no input of {graph_input.dtype}")
-    normalises = graph_input.name == PIXELS or kind == "uint8"  # then pixels enter the graph as they are, in RGB
+    normalises = manifest.input_kind != "float"  # then pixels enter the graph as they are, in RGB
     factors = ([1.0] * 3, [0.0] * 3) if normalises else [values.tolist() for values in spec.scale_and_shift()]
     scale, shift = (" ".join(map(str, values)) for values in factors)
     lines = {

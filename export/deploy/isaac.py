@@ -71,7 +71,7 @@ def launch_text(artifact: Artifact) -> str:
     manifest, spec = artifact.manifest, artifact.manifest.preprocess
     member = manifest.family.get(artifact.member)
     # The encoder divides by 255 and normalises; a graph that takes 0 to 255 gets the division undone.
-    takes_pixels = manifest.inputs[0].name == "pixels"
+    takes_pixels = manifest.input_kind == "float255"
     mean, std = ((0.0,) * 3, (1 / 255,) * 3) if takes_pixels else (spec.mean, spec.std)
     encoder = {
         "network_image_width": str(spec.width),

@@ -26,11 +26,14 @@ from gft_edge.export.graph.dtypes import TYPES
 from gft_edge.export.graph.loading import load_graph
 from gft_edge.files import replacing, require_writable, sha256
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest, TensorInfo, register_files
+from gft_edge.runtime import providers
+from gft_edge.runtime.caches import CACHES, Cache
 from gft_edge.runtime.engine_files import EngineHost, check_engine, engine_files
+from gft_edge.runtime.providers import CUDA, RTX, TENSORRT
 
 OPTIONS = "providers.json"
 OP, DOMAIN = "EPContext", "com.microsoft"
-PROVIDERS = {"tensorrt": "TensorrtExecutionProvider", "tensorrt_rtx": "NvTensorRTRTXExecutionProvider"}
+PROVIDERS = {"tensorrt": TENSORRT.name, "tensorrt_rtx": RTX.name}
 """Execution provider that loads an engine, by the module that built it."""
 KEY, ENGINE_SHA256, MODEL_SHA256 = "gft_edge_engine", "gft_edge_engine_sha256", "gft_edge_model_sha256"
 """Metadata of a context model."""
@@ -66,38 +69,14 @@ def write_files(folder: Path, artifact: Artifact, options: BundleOptions) -> dic
 def provider_options(manifest: DeploymentManifest) -> dict[str, dict[str, str]]:
     """Returns options by execution provider; paths are relative to the bundle, where the program has to run.
 
-    Sources: https://onnxruntime.ai/docs/execution-providers/TensorRT-ExecutionProvider.html and
-    https://onnxruntime.ai/docs/execution-providers/TensorRTRTX-ExecutionProvider.html.
+    They are those of the backends, without the device's number: :func:`gft_edge.runtime.providers.provider_options`.
     """
-    caches = f"{ARTIFACT}/caches"
-    tensorrt = {
-        "trt_engine_cache_enable": "1",
-        "trt_engine_cache_path": f"{caches}/onnxruntime-tensorrt",
-        "trt_timing_cache_enable": "1",
-        "trt_timing_cache_path": f"{caches}/onnxruntime-tensorrt",
-    }
-    flags = {
-        "fp16": "trt_fp16_enable",
-        "bf16": "trt_bf16_enable",
-        "int8": "trt_int8_enable",
-        "int8-weights": "trt_int8_enable",
-    }
-    tensorrt |= {flags[each]: "1" for each in (manifest.precision, manifest.rest) if each in flags}
-    rtx = {
-        "nv_runtime_cache_path": f"{caches}/onnxruntime-rtx",
-        "enable_cuda_graph": "1" if manifest.static_batch else "0",
-    }
-    if not manifest.static_batch:
-        image = manifest.inputs[0]
-        for word, size in zip(("min", "opt", "max"), manifest.batch):
-            shape = f"{image.name}:{'x'.join(map(str, (size, *image.shape[1:])))}"
-            tensorrt[f"trt_profile_{word}_shapes"] = rtx[f"nv_profile_{word}_shapes"] = shape
-    return {
-        PROVIDERS["tensorrt"]: tensorrt,
-        PROVIDERS["tensorrt_rtx"]: rtx,
-        "CUDAExecutionProvider": {},
-        "CPUExecutionProvider": {},
-    }
+    found: dict[str, dict[str, str]] = {}
+    for provider in (TENSORRT, RTX, CUDA):
+        cache = Cache(Path(ARTIFACT) / CACHES / provider.backend, {}, "new")
+        options = providers.provider_options(provider, manifest, {}, cache)
+        found[provider.name] = {name: value for name, value in options.items() if name != "device_id"}
+    return {**found, "CPUExecutionProvider": {}}
 
 
 def context_name(key: str) -> str:

@@ -45,7 +45,7 @@ class FamilySessions:
     _opened: dict[str, Classifier] = field(default_factory=dict, repr=False)
 
     @classmethod
-    def load(
+    def open(
         cls, path: str | Path, backend: str = DEFAULT, threads: int = 0, share_memory: bool = True
     ) -> FamilySessions:
         """Reads the manifest of a family; no session is opened yet.
@@ -116,7 +116,7 @@ class GovernedClassifier:
     governor: Governor
 
     @classmethod
-    def load(
+    def open(
         cls,
         path: str | Path,
         options: GovernorOptions | None = None,
@@ -130,13 +130,13 @@ class GovernedClassifier:
             options: of the governor.
             latencies_ms: of each budget at rest, from pixels to prediction; by default all are measured now, which opens every
                 session. With given ones a session is opened in the first frame that needs it; that frame is late.
-            session_options: see :meth:`FamilySessions.load`.
+            session_options: see :meth:`FamilySessions.open`.
 
         Raises:
             ArtifactError: missing, damaged or changed.
             ConfigError: latencies of other budgets than the family's.
         """
-        sessions = FamilySessions.load(path, **session_options)
+        sessions = FamilySessions.open(path, **session_options)
         if latencies_ms is None:
             latencies_ms = sessions.measure_ms()
         if set(latencies_ms) != set(sessions.members):

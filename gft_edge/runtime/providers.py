@@ -206,7 +206,7 @@ def provider_options(
         for name, wanted in (
             ("fp16", manifest.rest == "fp16"),
             ("bf16", manifest.rest == "bf16"),
-            ("int8", manifest.precision == "int8"),
+            ("int8", manifest.precision in ("int8", "int8-weights")),
         ):
             found |= {f"trt_{name}_enable": "1"} if wanted else {}
     if provider is TENSORRT and cache is not None:

@@ -20,7 +20,9 @@ from gft_edge.hardware.environment import board, has_nvidia_driver, is_installed
 from gft_edge.hardware.this_device import module_here, same_module
 from gft_edge.manifest import Artifact, load_artifact, split_member
 from gft_edge.runtime.backends import BACKENDS, DEFAULT
+from gft_edge.runtime.choice import ENGINES
 from gft_edge.runtime.compared_model import ComparedModel, compare_all
+from gft_edge.runtime.engine_files import FLAVOURS
 from gft_edge.runtime.golden import golden_references
 from gft_edge.stats.agreement import Arrays, Comparison, Computation
 from gft_edge.stats.verdict import DEFAULT_LIMITS, Assessment, Verdict, assess
@@ -250,8 +252,8 @@ def _fit(bundle: Bundle | None, root: Path) -> tuple[str, list[str]]:
 def _backend(artifact: Artifact) -> str:
     """Returns the first backend that can run an engine that the artefact has, else the default one."""
     for each in BACKENDS if has_nvidia_driver() else ():
-        start = "engines/rtx" if each.module == "tensorrt_rtx" else "engines/trt"
-        has_one = any(name.startswith(start) and name.endswith(".engine") for name in artifact.manifest.files)
+        start = f"{ENGINES}{FLAVOURS.get(each.module, '-')}"
+        has_one = any(name.startswith(start) for name in artifact.manifest.files)
         if each.runs_engines and has_one and is_installed(each.module):
             return each.name
     return DEFAULT

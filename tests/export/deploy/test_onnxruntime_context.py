@@ -211,7 +211,6 @@ class TestBundle:
     def test_static_batch_needs_no_profile(self, stand_in):
         options = provider_options(stand_in(batch=(1, 1, 1)).manifest)
         assert not [key for each in options.values() for key in each if "profile" in key]
-        assert options["NvTensorRTRTXExecutionProvider"]["enable_cuda_graph"] == "1"
 
     def test_command_writes_a_context_model_that_the_bundle_accepts(self, bundle, capsys):
         assert placing.main([str(bundle.path), "--engine", KEY], lambda module: HOST) == 0

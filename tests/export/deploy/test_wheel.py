@@ -43,7 +43,10 @@ def test_the_same_files_give_the_same_bytes_from_an_ordinary_installation_too(ma
         record.write(
             f"{info.name}/INSTALLER,,\ngft_edge/__pycache__/files.cpython-311.pyc,,\n../../../bin/gft-edge,,\n"
         )
-    monkeypatch.setattr(importlib.metadata, "distribution", lambda name: importlib.metadata.PathDistribution(info))
+    stale = tmp_path / "gft_edge.egg-info"  # of a source tree in the working folder
+    stale.mkdir()
+    found = [importlib.metadata.PathDistribution(path) for path in (stale, info)]
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: found)
     assert write_wheel(out).read_bytes() == made.read_bytes()
     (site / "gft_edge/files.py").unlink()
     with pytest.raises(ConfigError, match=r"files\.py of the installation is missing; install gft-edge again"):
@@ -51,10 +54,7 @@ def test_the_same_files_give_the_same_bytes_from_an_ordinary_installation_too(ma
 
 
 def test_without_an_installation_a_wheel_is_asked_for(tmp_path, monkeypatch):
-    def missing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(importlib.metadata, "distribution", missing)
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda name: [])
     with pytest.raises(ConfigError, match="not installed here.*--wheel"):
         write_wheel(tmp_path)
 

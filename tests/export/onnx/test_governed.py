@@ -32,7 +32,7 @@ def frame():
 
 
 def test_budgets_follow_deadline_heat_and_power_mode(family, frame):
-    governed = GovernedClassifier.load(family, GovernorOptions(power_limits={"7W": SMALL}), LATENCIES, threads=1)
+    governed = GovernedClassifier.open(family, GovernorOptions(power_limits={"7W": SMALL}), LATENCIES, threads=1)
     assert governed.sessions.opened == ()
     conditions = ((9e3, None, None, LARGE), (1.5e3, None, None, SMALL), (9e3, 99, None, SMALL), (9e3, 40, "7W", SMALL))
     for deadline, temperature, mode, expected in conditions:
@@ -47,18 +47,18 @@ def test_budgets_follow_deadline_heat_and_power_mode(family, frame):
 
 
 def test_sessions_open_when_they_are_needed(family, frame):
-    governed = GovernedClassifier.load(family, latencies_ms=LATENCIES, threads=1)
+    governed = GovernedClassifier.open(family, latencies_ms=LATENCIES, threads=1)
     governed.predict(frame, 9e3)
     assert governed.sessions.opened == (LARGE,)
     first = governed.sessions.classifier(LARGE)
     assert first is governed.sessions.classifier(LARGE)
     assert first.session.options["shared"] is True
-    whole = FamilySessions.load(family, threads=1, share_memory=False)
+    whole = FamilySessions.open(family, threads=1, share_memory=False)
     assert whole.classifier(LARGE).session.options["shared"] is False
 
 
 def test_latencies_are_measured_when_none_are_given(family, frame):
-    governed = GovernedClassifier.load(family, threads=1)
+    governed = GovernedClassifier.open(family, threads=1)
     assert governed.governor.budgets == (LARGE, SMALL) == governed.sessions.opened
     assert all(governed.governor.expected_ms(budget) > 0 for budget in (LARGE, SMALL))
     assert governed.predict(frame, 1e6)[0] == LARGE
@@ -68,24 +68,24 @@ def test_latencies_are_measured_when_none_are_given(family, frame):
 def test_a_bundle_is_opened_as_its_artefact(family, frame, tmp_path):
     shutil.copytree(family, tmp_path / ARTIFACT)
     write_record(tmp_path, "onnxruntime")
-    assert GovernedClassifier.load(tmp_path, latencies_ms=LATENCIES, threads=1).predict(frame, 1.5e3)[0] == SMALL
+    assert GovernedClassifier.open(tmp_path, latencies_ms=LATENCIES, threads=1).predict(frame, 1.5e3)[0] == SMALL
     shutil.rmtree(tmp_path / ARTIFACT)
     with pytest.raises(ArtifactError):
-        FamilySessions.load(tmp_path)
+        FamilySessions.open(tmp_path)
 
 
 def test_an_artefact_with_one_budget_is_a_family_of_one(exported_once, frame):
-    governed = GovernedClassifier.load(exported_once("fp32", GraphOptions("compact")).path, threads=1)
+    governed = GovernedClassifier.open(exported_once("fp32", GraphOptions("compact")).path, threads=1)
     assert governed.predict(frame, 1e-3)[0] == LARGE
 
 
 def test_what_is_refused(family):
     with pytest.raises(ConfigError, match=r"give the folder"):
-        FamilySessions.load(f"{family}@{SMALL}")
+        FamilySessions.open(f"{family}@{SMALL}")
     with pytest.raises(ConfigError, match=r"latencies are of 8-4, the family has 12-6, 8-4"):
-        GovernedClassifier.load(family, latencies_ms={SMALL: 1.0})
+        GovernedClassifier.open(family, latencies_ms={SMALL: 1.0})
     with pytest.raises(ConfigError, match=r"no budget '9-9'"):
-        FamilySessions.load(family).classifier("9-9")
+        FamilySessions.open(family).classifier("9-9")
 
 
 def test_the_program_of_the_page_runs(family, capsys):
