@@ -106,7 +106,7 @@ def test_every_budget_of_a_family_is_a_model_with_its_maps(exported_once, tmp_pa
     for budget, names in made.facts["models"].items():
         classifier = Classifier.open(f"{artifact.path}@{budget}")
         outputs = server.infer(names["pixels"], {"pixels": images})
-        expected = classifier.session(classifier.prepare(list(images)))
+        expected = classifier.session.compute(classifier.prepare(list(images)))
         assert set(outputs) == set(expected)
         for name, values in expected.items():
             np.testing.assert_array_equal(outputs[name], values, err_msg=name)
