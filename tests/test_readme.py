@@ -22,9 +22,11 @@ def test_the_first_block_names_targets_of_the_makefile():
 
 def test_the_other_blocks_are_commands_and_a_program():
     """``tests/cli/test_adopt.py`` runs the quickest path, ``tests/cli/test_demo.py`` the others."""
-    assert [language for language, _ in BLOCKS[1:]] == ["text", "sh", "python"]
-    lines = [line for _, text in BLOCKS[1:3] for line in text.strip().splitlines()]
-    assert all(line.split()[0] == "gft-edge" and line.split()[1] in VERBS for line in lines)
+    assert [language for language, _ in BLOCKS[1:]] == ["text", "text", "sh", "python"]
+    lines = [line for _, text in BLOCKS[1:4] for line in text.strip().splitlines()]
+    scripts = [line for line in lines if not line.startswith("gft-edge ")]
+    assert all(line.split()[1] in VERBS for line in lines if line not in scripts)
+    assert scripts == ["cd bundle && ./build.sh && ./bench.sh"]  # tests/export/deploy/test_jetson.py runs them
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)]+)\)", README))
