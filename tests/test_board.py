@@ -21,6 +21,7 @@ from gft_edge.cli.main import verb_module
 from gft_edge.cli.parsing import verb_parser
 from gft_edge.hardware.environment import PACKAGES
 from gft_edge.manifest import load_artifact
+from gft_edge.runtime.backends import BACKENDS
 
 LEVELS = {
     "numpy alone": ["numpy"],
@@ -86,6 +87,12 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
     recipe = str(root / "recipe.toml")
     quick = ["--rounds", "2", "--runs", "1", "--warmup", "0", "--skip", "stages", "throughput", "process"]
     bench = ["bench", art, "--power", "none", *quick]
+    backends = {}
+    for backend in BACKENDS[1:]:
+        name, argument = f"{backend.name}:CKPT", f"{backend.name}:{checkpoint}"
+        if backend.takes != "checkpoint":
+            name = argument = backend.name
+        backends[f"bench ARTIFACT --backend {name}"] = [*bench, "--backend", argument]
     return {
         "doctor": ["doctor"],
         "bench ARTIFACT": bench,
@@ -103,9 +110,7 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
         "build ARTIFACT --target this-gpu": ["build", art, "--target", "this-gpu"],
         "build ARTIFACT --target rtx": ["build", art, "--target", "rtx"],
         "build CKPT --target torch-tensorrt": ["build", checkpoint, "--target", "torch-tensorrt"],
-        "bench ARTIFACT --backend tensorrt": [*bench, "--backend", "tensorrt"],
-        "bench ARTIFACT --backend tensorrt_rtx": [*bench, "--backend", "tensorrt_rtx"],
-        "predict ARTIFACT IMAGE --backend tensorrt": ["predict", art, image, "--backend", "tensorrt"],
+        **backends,
         "report RUN_DIR": ["report", str(root)],
         "train --config RECIPE": ["train", "--config", recipe, "--out", out],
         "distill --teacher CKPT": ["distill", "--teacher", checkpoint, "--config", recipe, "--out", out],
@@ -170,11 +175,12 @@ def test_a_verb_gives_its_result_or_one_line_as_doctor_says(happened, command):
     *before, line = done["err"].strip().split("\n")
     assert line.startswith(f"gft-edge {command.split()[0]}: ")
     assert all(text.startswith("demo: ") for text in before)
-    assert "gft-edge[" in line
+    assert "gft-edge[" in line or "run: pip " in line
     missing = [name for need in entry["needs"] for name in need.split(" or ") if name not in installed]
     named = {name.lower().replace("-", "_").removesuffix("_cu13") for name in missing}
     said = line.lower().replace("-", "_")
-    assert any(re.search(rf"\b{name}(, [^,]+,)? is not installed", said) for name in named), (line, named)
+    problem = r"(, [^,]+,)? is not installed|, whose \w+ the onnxruntime [\d.]+ here lacks"
+    assert any(re.search(rf"\b{name}({problem})", said) for name in named), (line, named)
 
 
 def test_what_a_board_has_to_do_works_without_torch(happened):

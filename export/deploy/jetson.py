@@ -151,11 +151,11 @@ def _jetson(name: str) -> Device:
         ConfigError: no name, an unknown one, or another GPU.
     """
     if not name:
-        raise ConfigError("bundle: --target jetson needs --device, for example orin-nano, agx-orin or thor")
+        raise ConfigError("target jetson: --target jetson needs --device, for example orin-nano, agx-orin or thor")
     profile = device(name)
     if not profile.is_jetson:
         raise ConfigError(
-            f"bundle: {profile.title} is no Jetson, and no TensorRT of a JetPack is known for it; use --target triton or "
+            f"target jetson: {profile.title} is no Jetson, and no TensorRT of a JetPack is known for it; use --target triton or "
             f"onnxruntime, or gft-edge build ARTIFACT --target this-gpu on the machine itself"
         )
     return profile
@@ -221,7 +221,7 @@ def _words(plan: BuildPlan, *, shown: bool = False) -> tuple[str, ...]:
     cache = f"{ARTIFACT}/caches/{str(plan.timing_cache).removesuffix('.cache')}_mode{mode}.cache"
     words = build_command(replace(plan, timing_cache=cache), f"{ARTIFACT}/{graph}", engine)
     if words is None:
-        raise ConfigError(f"bundle: no trtexec command does what the plan for {plan.target} says")
+        raise ConfigError(f"target jetson: no trtexec command does what the plan for {plan.target} says")
     if shown:
         _require_safe(words)
     return words
@@ -232,7 +232,7 @@ def _require_safe(texts: Iterable[str]) -> None:
     for text in texts:
         if not _SAFE.fullmatch(text):
             raise ConfigError(
-                f"bundle: {text!r} has characters that a shell interprets; export the artefact again with plain names"
+                f"target jetson: {text!r} has characters that a shell interprets; export the artefact again with plain names"
             )
 
 

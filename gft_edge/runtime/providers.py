@@ -260,8 +260,15 @@ def _same(told: str | None, wanted: str) -> bool:
 
 
 def _onnxruntime(provider: Provider, module: str) -> ModuleType:
-    ort = backend_of_module(module).import_module() if not provider.plugin else _with_plugin(provider, module)
-    if provider.name not in ort.get_available_providers() and not provider.plugin:
+    if provider.plugin:
+        return _with_plugin(provider, module)
+    try:
+        ort = importlib.import_module(module)
+    except (ImportError, OSError):
+        raise missing_extra(
+            provider.package, "onnx"
+        ) from None  # not the ONNX Runtime of the extra, which lacks the provider
+    if provider.name not in ort.get_available_providers():
         raise MissingExtraError(
             provider.package,
             "onnx",

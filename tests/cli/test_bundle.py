@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from gft_edge.bundle import ARTIFACT, RECORD, SIGNATURE, load_bundle
+from gft_edge.bundle import TARGETS as bundle_targets
 from gft_edge.cli.main import verb_module
 from gft_edge.cli.parsing import verb_parser
 from gft_edge.export.deploy import bundling
@@ -51,6 +52,11 @@ def target(monkeypatch):
     stub.write_files = write_files
     monkeypatch.setitem(sys.modules, "stub_target", stub)
     monkeypatch.setattr(bundling, "WRITERS", dict.fromkeys(bundling.WRITERS, "stub_target"))
+
+
+def test_help_names_every_target():
+    (action,) = (a for a in verb_parser("bundle", verb_module("bundle"))._actions if a.dest == "target")
+    assert tuple(action.choices) == bundle_targets == tuple(TARGETS)
 
 
 def test_bundle_leaves_out_what_belongs_to_another_machine(gft_edge, source, tmp_path):

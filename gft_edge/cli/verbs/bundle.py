@@ -8,8 +8,6 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gft_edge.bundle import TARGETS
-
 EXAMPLE = "gft-edge bundle runs/artifact --target jetson --device orin-nano --out runs/bundle --zip"
 
 
@@ -18,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "artifact", type=Path, metavar="ARTIFACT", help="artefact folder, or a bundle whose artefact to take"
     )
-    parser.add_argument("--target", required=True, choices=TARGETS, help="place of use")
+    parser.add_argument(
+        "--target", required=True, choices=("jetson", "deepstream", "triton", "onnxruntime"), help="place of use"
+    )
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
     parser.add_argument(
         "--device", default="", metavar="DEVICE", help="profile such as orin-nano or thor; jetson needs it"

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from gft_edge.errors import DataError
-from gft_edge.export.verify.pixels import _sampled, compare_pixels
+from gft_edge.export.verify.pixels import compare_pixels, sampled
 from gft_edge.preprocess import PreprocessSpec
 
 SPEC = PreprocessSpec(32, 32)
@@ -160,7 +160,7 @@ def test_sampling_without_antialiasing_is_pytorchs():
             align = {} if mode == "nearest" else {"align_corners": False}
             wide = torch.from_numpy(values)[None, None]
             expected = torch.nn.functional.interpolate(wide, (size, 5), mode=mode, **align)[0, 0].numpy()
-            assert np.allclose(_sampled(values, size, mode), expected, atol=1e-9), mode
+            assert np.allclose(sampled(values, size, mode), expected, atol=1e-9), mode
 
 
 def test_no_images_are_refused():
