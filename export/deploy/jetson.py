@@ -151,7 +151,7 @@ def _jetson(name: str) -> Device:
         ConfigError: no name, an unknown one, or another GPU.
     """
     if not name:
-        raise ConfigError("target jetson: --target jetson needs --device, for example orin-nano, agx-orin or thor")
+        raise ConfigError("target jetson needs --device, for example orin-nano, agx-orin or thor")
     profile = device(name)
     if not profile.is_jetson:
         raise ConfigError(

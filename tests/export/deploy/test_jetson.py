@@ -147,7 +147,7 @@ def test_commands_of_the_page_parse_and_its_files_exist(plain):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"device": ""}, "--target jetson needs --device, for example orin-nano"),
+        ({"device": ""}, "target jetson needs --device, for example orin-nano"),
         ({"device": "orin-nono"}, "unknown device 'orin-nono' (did you mean 'orin-nano'?)"),
         ({"device": "h100"}, "H100 SXM is no Jetson"),
         ({"device": "xavier-nx"}, "the last for Xavier"),
@@ -175,7 +175,7 @@ def test_the_verb_makes_it_or_says_why_not(exported, small_wheel, tmp_path, caps
     words = ["bundle", str(exported("fp32-none").path), "--target", "jetson", "--out", str(tmp_path / "out")]
     assert main(words) == 2
     error = capsys.readouterr().err
-    assert "--target jetson needs --device" in error and error.count("\n") == 1
+    assert "target jetson needs --device" in error and error.count("\n") == 1
     more = ["--device", "agx-orin", "--tensorrt", "10.3", "--wheel", str(small_wheel), "--zip"]
     assert main([*words, *more]) == 0, capsys.readouterr().err
     with zipfile.ZipFile(tmp_path / "out.zip") as archive:
