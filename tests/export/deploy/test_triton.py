@@ -267,7 +267,8 @@ class TestClient:
     """The client of the bundle asks a server that speaks Triton's protocol over gRPC."""
 
     @pytest.fixture
-    def serve(self):
+    def serve(self, monkeypatch):
+        monkeypatch.setenv("no_grpc_proxy", "127.0.0.1")
         grpc = pytest.importorskip("grpc")
         from tritonclient.grpc import service_pb2 as pb
         from tritonclient.grpc import service_pb2_grpc as services
