@@ -46,7 +46,9 @@ def quant_cfg(policy: QuantPolicy, names: Iterable[str]) -> list[dict[str, Any]]
         if rule is None or (is_attend(name) and rule.precision == "high"):
             continue
         if is_attend(name):
-            raise ConfigError(f"recipe: Model-Optimizer has no quantizer for the products of {name}; keep attention high")
+            raise ConfigError(
+                f"recipe: Model-Optimizer has no quantizer for the products of {name}; keep attention high"
+            )
         used[rule.pattern] = rule
     if all(rule.precision == "high" for rule in used.values()):
         raise ConfigError("recipe: the policy quantizes no layer of this model")
@@ -62,7 +64,10 @@ def quant_cfg(policy: QuantPolicy, names: Iterable[str]) -> list[dict[str, Any]]
 def recipe(policy: QuantPolicy, names: Iterable[str]) -> dict[str, Any]:
     """Returns the content of a recipe file; arguments and errors as :func:`quant_cfg`."""
     return {
-        "metadata": {"recipe_type": "ptq", "description": "weights per output channel, activations per tensor, symmetric"},
+        "metadata": {
+            "recipe_type": "ptq",
+            "description": "weights per output channel, activations per tensor, symmetric",
+        },
         "quantize": {"algorithm": ALGORITHM, "quant_cfg": quant_cfg(policy, names)},
     }
 

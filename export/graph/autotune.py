@@ -18,7 +18,8 @@ import onnx
 from onnx import NodeProto, numpy_helper
 
 from gft_edge.errors import ArtifactError
-from gft_edge.export.graph.qdq_boundaries import Boundary, Operand, matched_operands
+from gft_edge.export.graph.products import output_axis
+from gft_edge.export.graph.qdq_boundaries import PER_OUTPUT, Boundary, Operand, matched_operands
 from gft_edge.export.graph.view import DEQUANTIZE, QUANTIZE
 
 RESULT = "optimized_final.onnx"
@@ -99,24 +100,23 @@ class _Writer:
         tensor = operand.tensor
         node = None if operand.node is None else self.nodes.get(operand.node.output[0])
         symmetric = boundary.scales is not None and not any(boundary.zeros or (1.0,)) and boundary.dtype == "int8"
-        if node is None or tensor in self.fixed or not symmetric or operand.place >= len(node.input):
+        known_axis = boundary.channels in ("per tensor", PER_OUTPUT)
+        if node is None or tensor in self.fixed or not (symmetric and known_axis):
             return False
         known, extra = self.tensors.setdefault(tensor, (boundary, []))
         if known.differences(boundary):
             return False
         if not extra:
-            extra += self._pair(tensor, boundary)
+            extra += self._pair(tensor, boundary, output_axis(node, operand.place, 4 if "Conv" in node.op_type else 2))
         node.input[operand.place] = f"{tensor}_dequantized"
         return True
 
-    def _pair(self, tensor: str, boundary: Boundary) -> list[NodeProto]:
+    def _pair(self, tensor: str, boundary: Boundary, axis: int | None) -> list[NodeProto]:
         """Returns the nodes that quantize a tensor: its own name becomes that of its INT8 values."""
         assert boundary.scales is not None
         scale = np.array(boundary.scales, np.float32)
-        single, axis = len(scale) == 1, None
-        if not single:
-            axis = int(boundary.channels.rpartition(" ")[2])
-        scale = scale.reshape(()) if single else scale
+        if boundary.channels != PER_OUTPUT:
+            scale, axis = scale.reshape(()), None
         names = [f"{tensor}_scale", f"{tensor}_zero"]
         for name, value in zip(names, (scale, np.zeros(scale.shape, np.int8))):
             self.model.graph.initializer.append(numpy_helper.from_array(value, name))

@@ -37,9 +37,9 @@ QUANTIZED_OPERANDS: dict[str, tuple[tuple[int, int, int], ...]] = {
 """ONNX Runtime's fused operators: places of value, scale and zero point of each operand."""
 
 PRODUCT_NAMES = {
-    **{name: "MatMul" for name in ("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "QLinearMatMul", "QGemm")},
+    **dict.fromkeys(("MatMul", "Gemm", "FusedMatMul", "FusedGemm", "QLinearMatMul", "QGemm"), "MatMul"),
     "MatMulIntegerToFloat": "MatMul",
-    **{name: "Conv" for name in ("Conv", "FusedConv", "QLinearConv")},
+    **dict.fromkeys(("Conv", "FusedConv", "QLinearConv"), "Conv"),
     "ConvTranspose": "ConvTranspose",
 }
 """Products, fused ones too, and the plain operator they compute."""
@@ -68,6 +68,17 @@ def operand_names(node: NodeProto) -> tuple[str, ...]:
     return tuple(node.input) if places is None else tuple(node.input[place[0]] for place in places)
 
 
+def output_axis(node: NodeProto, place: int, rank: int) -> int | None:
+    """Returns the axis of an operand of a product that holds its output channels; None where it cannot be told."""
+    plain = PRODUCT_NAMES.get(node.op_type)
+    if plain is None or place > 1 or rank < 2:
+        return None
+    if plain == "MatMul":
+        turned = attribute(node, "transB" if place else "transA", 0)
+        return rank - 1 if bool(place) != bool(turned) else rank - 2
+    return (0 if plain == "Conv" else 1) if place else None
+
+
 def weighted_products(graph: GraphView, order: Sequence[NodeProto]) -> list[Product]:
     """Returns the products of a graph with one constant operand, in the order of the nodes given."""
     found = []
@@ -84,7 +95,8 @@ def _product(graph: GraphView, node: NodeProto, operand: int) -> Product:
     name = operand_names(node)[operand]
     scale = None
     if places := QUANTIZED_OPERANDS.get(node.op_type):
-        scale = (node.input[places[operand][1]], node.input[places[operand][2]], -1)
+        rank = len(graph.shape(name) or ())
+        scale = (node.input[places[operand][1]], node.input[places[operand][2]], output_axis(node, operand, rank) or 0)
     values = constant_values(graph, name) if scale is None else _scaled(graph, name, *scale)
     shape = graph.shape(name) or (() if values is None else values.shape)
     return Product(node, operand, tuple(sorted(shape, key=str)), None if values is None else _sampled(values))
@@ -118,7 +130,11 @@ def _moved(graph: GraphView, node: NodeProto, values: Floats) -> Floats | None:
         scale = graph.constant(node.input[1])
         return None if scale is None else values / _along(scale, values, attribute(node, "axis", 1))
     shape = graph.shape(node.output[0])
-    if node.op_type in ("Reshape", "Flatten", "Squeeze", "Unsqueeze") and shape and all(isinstance(s, int) for s in shape):
+    if (
+        node.op_type in ("Reshape", "Flatten", "Squeeze", "Unsqueeze")
+        and shape
+        and all(isinstance(s, int) for s in shape)
+    ):
         return values.reshape([int(s) for s in shape if isinstance(s, int)])
     return None
 

@@ -23,6 +23,7 @@ from gft_edge.export.graph.products import (
     QUANTIZED_OPERANDS,
     Product,
     operand_names,
+    output_axis,
     paired_products,
     weighted_products,
 )
@@ -31,6 +32,8 @@ from gft_edge.export.graph.view import DEQUANTIZE, QUANTIZE, GraphView, as_float
 
 TOLERANCE = 1e-3
 """Relative difference of scales that is no change: twice the rounding of a scale to FP16."""
+
+PER_OUTPUT = "per output channel"
 
 _IGNORED = (*PASSED, "Shape", "Size", "Constant")
 _PLAIN = {**PRODUCT_NAMES, "QLinearAdd": "Add", "QLinearMul": "Mul"}
@@ -46,7 +49,7 @@ class Boundary:
         dtype: of the stored values, ``"int8"`` also for UINT8 around 128, which is the same values shifted.
         scales: one, or one per channel; None where they are computed or not in the file.
         zeros: zero points, less 128 for UINT8; likewise.
-        channels: ``"per tensor"``, or ``"per channel of axis N"``.
+        channels: ``"per tensor"``, :data:`PER_OUTPUT`, or ``"per channel of axis N"``.
     """
 
     dtype: str
@@ -190,7 +193,12 @@ class _Side:
                 if not name:
                     continue
                 constant = self.graph.is_constant(name)
-                key: Key = (_PLAIN.get(node.op_type, node.op_type), sources.get(name, frozenset()), everything, constant)
+                key: Key = (
+                    _PLAIN.get(node.op_type, node.op_type),
+                    sources.get(name, frozenset()),
+                    everything,
+                    constant,
+                )
                 if number is not None:
                     key = ("product", number, place)
                 elif node.op_type in PRODUCT_NAMES:
@@ -228,28 +236,41 @@ class _Side:
     def _boundary(self, node: NodeProto | None, place: int, name: str) -> Boundary | None:
         fused = None if node is None else QUANTIZED_OPERANDS.get(node.op_type)
         if node is not None and fused is not None:
-            scale, zero = node.input[fused[place][1]], node.input[fused[place][2]]
-            return self._described(name, scale, zero, -1)
-        maker = self.graph.producer(name, tuple(op for op in PASSED if op not in (QUANTIZE, DEQUANTIZE)))
+            axis = output_axis(node, place, self._rank(name))
+            return self._described(name, node.input[fused[place][1]], node.input[fused[place][2]], axis, axis)
+        moves: list[NodeProto] = []
+        maker = self.graph.producers.get(name)
+        while maker is not None and maker.op_type in PASSED and maker.op_type not in (QUANTIZE, DEQUANTIZE):
+            moves.append(maker)
+            maker = self.graph.producers.get(maker.input[0])
         if maker is None or maker.op_type != DEQUANTIZE:
             return None
+        rank = self._rank(maker.input[0])
+        axis = attribute(maker, "axis", 1)
+        axis = axis % rank if rank else axis
+        for move in reversed(moves):
+            order = list(attribute(move, "perm", range(rank)[::-1])) if move.op_type == "Transpose" else []
+            axis = order.index(axis) if axis in order else axis
+        outputs = None if node is None else output_axis(node, place, rank)
         zero = maker.input[2] if len(maker.input) > 2 else ""
-        return self._described(maker.input[0], maker.input[1], zero, attribute(maker, "axis", 1))
+        return self._described(maker.input[0], maker.input[1], zero, axis, outputs)
 
-    def _described(self, stored: str, scale: str, zero: str, axis: int) -> Boundary:
+    def _rank(self, tensor: str) -> int:
+        return len(self.graph.shape(tensor) or ())
+
+    def _described(self, stored: str, scale: str, zero: str, axis: int | None, outputs: int | None) -> Boundary:
         scales, zeros = self.graph.constant(scale), self.graph.constant(zero) if zero else np.zeros(1)
         dtype = self.graph.dtype(zero) if zero else self.graph.dtype(stored)
         shift = 128 if dtype == "uint8" else 0
         size = 1 if scales is None else int(scales.size)
         if zeros is not None and zeros.size == 1:
             zeros = np.repeat(zeros.reshape(-1), size)
-        rank = len(self.graph.shape(stored) or ())
-        channels = "per tensor" if size == 1 else f"per channel of axis {axis % rank if rank else axis}"
+        channels = PER_OUTPUT if axis is not None and axis == outputs else f"per channel of axis {axis}"
         return Boundary(
             "int8" if dtype in ("uint8", None) else dtype,
             None if scales is None else tuple(as_floats(scales).tolist()),
             None if zeros is None else tuple((as_floats(zeros) - shift).tolist()),
-            channels,
+            "per tensor" if size == 1 else channels,
         )
 
 
@@ -271,9 +292,7 @@ def _ordered(graph: GraphView, outputs: Sequence[str]) -> Iterator[NodeProto]:
             pending += [(read, False) for read in reversed(node.input) if read]
 
 
-def matched_operands(
-    ours: onnx.ModelProto, theirs: onnx.ModelProto
-) -> Iterator[tuple[Operand | None, Operand | None]]:
+def matched_operands(ours: onnx.ModelProto, theirs: onnx.ModelProto) -> Iterator[tuple[Operand | None, Operand | None]]:
     """Yields what is read in two graphs of one model, paired; None where one of them has no such reader.
 
     Raises:

@@ -16,9 +16,7 @@ from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, QuantRule, unifor
 
 @pytest.fixture(scope="module")
 def mtq():
-    return pytest.importorskip(
-        "modelopt.torch.quantization", reason="nvidia-modelopt is not installed (extra quant)"
-    )
+    return pytest.importorskip("modelopt.torch.quantization", reason="nvidia-modelopt is not installed (extra quant)")
 
 
 @pytest.fixture(scope="module")
