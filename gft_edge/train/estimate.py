@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gft_edge.config.model import GFTConfig
@@ -68,7 +67,7 @@ def _step_seconds(model: torch.nn.Module, config: GFTConfig, images: Tensor, pre
     began = time.perf_counter()
     with torch.autocast(kind, torch.float16 if precision == "fp16" else torch.bfloat16, enabled=precision != "fp32"):
         logits = model(images, config.budget)
-    F.cross_entropy(logits.float(), torch.zeros(len(images), dtype=torch.long, device=images.device)).backward()
+    logits.float().logsumexp(dim=1).sum().backward()  # any loss has the same cost
     if kind == "cuda":
         torch.cuda.synchronize()
     return time.perf_counter() - began

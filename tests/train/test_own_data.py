@@ -18,11 +18,12 @@ from gft_edge.train.own_data import choose_recipe
 def folder(tmp_path_factory):
     """Two classes of five images for training and one for validation."""
     root = tmp_path_factory.mktemp("own")
-    for split, count in (("train", 5), ("val", 1), ("test", 1)):
+    for split, numbers in (("train", range(5)), ("val", [5]), ("test", [6])):
         for name in ("bolt", "nut"):
             (root / split / name).mkdir(parents=True)
-            for number in range(count):
-                Image.fromarray(np.full((4, 4, 3), number, np.uint8)).save(root / split / name / f"{number}.png")
+            for number in numbers:
+                pixels = np.full((4, 4, 3), number + 10 * len(name), np.uint8)  # no two images are the same
+                Image.fromarray(pixels).save(root / split / name / f"{number}.png")
     return str(root)
 
 
