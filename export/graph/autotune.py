@@ -18,7 +18,7 @@ import onnx
 from onnx import NodeProto, numpy_helper
 
 from gft_edge.errors import ArtifactError
-from gft_edge.export.graph.products import output_axis
+from gft_edge.export.graph.products import name_of, output_axis
 from gft_edge.export.graph.qdq_boundaries import PER_OUTPUT, Boundary, Operand, matched_operands
 from gft_edge.export.graph.view import DEQUANTIZE, QUANTIZE
 
@@ -89,7 +89,7 @@ class _Writer:
         graph = model.graph
         return cls(
             model,
-            {node.output[0]: node for node in graph.node},
+            {name_of(node): node for node in graph.node},
             {tensor.name: tensor for tensor in graph.initializer},
             frozenset(value.name for value in (*graph.input, *graph.output)),
             {},
@@ -98,7 +98,7 @@ class _Writer:
     def place(self, operand: Operand, boundary: Boundary) -> bool:
         """Quantizes what a node reads; False where that cannot be."""
         tensor = operand.tensor
-        node = None if operand.node is None else self.nodes.get(operand.node.output[0])
+        node = None if operand.node is None else self.nodes.get(name_of(operand.node))
         symmetric = boundary.scales is not None and not any(boundary.zeros or (1.0,)) and boundary.dtype == "int8"
         known_axis = boundary.channels in ("per tensor", PER_OUTPUT)
         if node is None or tensor in self.fixed or not (symmetric and known_axis):

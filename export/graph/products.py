@@ -64,8 +64,19 @@ class Product:
 
 def operand_names(node: NodeProto) -> tuple[str, ...]:
     """Returns the tensors that a node computes with: its inputs, or the values among those of a fused quantized operator."""
-    places = QUANTIZED_OPERANDS.get(node.op_type)
+    places = fused_places(node)
     return tuple(node.input) if places is None else tuple(node.input[place[0]] for place in places)
+
+
+def fused_places(node: NodeProto) -> tuple[tuple[int, int, int], ...] | None:
+    """Returns the places of value, scale and zero point of each operand of a fused quantized operator; None for other nodes."""
+    places = QUANTIZED_OPERANDS.get(node.op_type)
+    return None if places is None or len(node.input) <= max(max(place) for place in places) else places
+
+
+def name_of(node: NodeProto) -> str:
+    """Returns the first output of a node, which no other node has."""
+    return next((name for name in node.output if name), "")
 
 
 def output_axis(node: NodeProto, place: int, rank: int) -> int | None:
@@ -94,7 +105,7 @@ def weighted_products(graph: GraphView, order: Sequence[NodeProto]) -> list[Prod
 def _product(graph: GraphView, node: NodeProto, operand: int) -> Product:
     name = operand_names(node)[operand]
     scale = None
-    if places := QUANTIZED_OPERANDS.get(node.op_type):
+    if places := fused_places(node):
         rank = len(graph.shape(name) or ())
         scale = (node.input[places[operand][1]], node.input[places[operand][2]], output_axis(node, operand, rank) or 0)
     values = constant_values(graph, name) if scale is None else _scaled(graph, name, *scale)
@@ -108,14 +119,17 @@ def constant_values(graph: GraphView, tensor: str) -> Floats | None:
     found = graph.constant(tensor)
     while found is None:
         node = graph.producers.get(tensor)
-        if node is None or node.op_type not in PASSED:
+        if node is None or node.op_type not in PASSED or not node.input:
             return None
         steps.append(node)
         tensor = node.input[0]
         found = graph.constant(tensor)
     values: Floats | None = np.asarray(found).astype(np.float64)
-    for node in reversed(steps):
-        values = None if values is None else _moved(graph, node, values)
+    try:
+        for node in reversed(steps):
+            values = None if values is None else _moved(graph, node, values)
+    except (ValueError, TypeError):  # a permutation or a shape that does not fit the values
+        return None
     return values
 
 

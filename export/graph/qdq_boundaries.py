@@ -20,8 +20,9 @@ from gft_edge.export.graph.loading import read_graph
 from gft_edge.export.graph.products import (
     PASSED,
     PRODUCT_NAMES,
-    QUANTIZED_OPERANDS,
     Product,
+    fused_places,
+    name_of,
     operand_names,
     output_axis,
     paired_products,
@@ -36,6 +37,7 @@ TOLERANCE = 1e-3
 PER_OUTPUT = "per output channel"
 
 _IGNORED = (*PASSED, "Shape", "Size", "Constant")
+_MOVED = tuple(name for name in PASSED if name not in (QUANTIZE, DEQUANTIZE))
 _PLAIN = {**PRODUCT_NAMES, "QLinearAdd": "Add", "QLinearMul": "Mul"}
 
 Key = tuple[Any, ...]
@@ -187,7 +189,7 @@ class _Side:
                 continue
             names = operand_names(node)
             everything = frozenset().union(*(sources.get(name, frozenset()) for name in names))
-            number = self.ids.get(node.output[0])
+            number = self.ids.get(name_of(node))
             weights = self._weights(node)
             for place, name in enumerate(names):
                 if not name:
@@ -213,7 +215,7 @@ class _Side:
         """Returns the name under which the weights of a product are stored."""
         for name in operand_names(node)[:2] if node.op_type in PRODUCT_NAMES else ():
             while name not in self.graph.initializers and (maker := self.graph.producers.get(name)) is not None:
-                if maker.op_type not in PASSED:
+                if maker.op_type not in PASSED or not maker.input:
                     break
                 name = maker.input[0]
             if name in self.graph.initializers:
@@ -224,7 +226,7 @@ class _Side:
         """Returns the common products that each tensor depends on directly, and ``"Softmax"`` where one lies between."""
         found: dict[str, frozenset[Any]] = {}
         for node in self.order:
-            number = self.ids.get(next(iter(node.output), ""))
+            number = self.ids.get(name_of(node))
             if number is not None:
                 known: frozenset[Any] = frozenset((number,))
             else:
@@ -234,13 +236,13 @@ class _Side:
         return found
 
     def _boundary(self, node: NodeProto | None, place: int, name: str) -> Boundary | None:
-        fused = None if node is None else QUANTIZED_OPERANDS.get(node.op_type)
+        fused = None if node is None else fused_places(node)
         if node is not None and fused is not None:
             axis = output_axis(node, place, self._rank(name))
             return self._described(name, node.input[fused[place][1]], node.input[fused[place][2]], axis, axis)
         moves: list[NodeProto] = []
         maker = self.graph.producers.get(name)
-        while maker is not None and maker.op_type in PASSED and maker.op_type not in (QUANTIZE, DEQUANTIZE):
+        while maker is not None and maker.op_type in _MOVED and maker.input:
             moves.append(maker)
             maker = self.graph.producers.get(maker.input[0])
         if maker is None or maker.op_type != DEQUANTIZE:
@@ -282,10 +284,10 @@ def _ordered(graph: GraphView, outputs: Sequence[str]) -> Iterator[NodeProto]:
         while pending:
             name, ready = pending.pop()
             node = graph.producers.get(name)
-            if node is None or node.output[0] in done:
+            if node is None or name_of(node) in done:
                 continue
             if ready:
-                done.add(node.output[0])
+                done.add(name_of(node))
                 yield node
                 continue
             pending.append((name, True))
@@ -301,7 +303,7 @@ def matched_operands(ours: onnx.ModelProto, theirs: onnx.ModelProto) -> Iterator
     sides = (_Side.of(ours), _Side.of(theirs))
     for number, pair in enumerate(paired_products(sides[0].products, sides[1].products)):
         for side, product in zip(sides, pair):
-            side.ids[product.node.output[0]] = number
+            side.ids[name_of(product.node)] = number
     found = [side.operands() for side in sides]
     for key in dict.fromkeys((*found[0], *found[1])):
         yield from _paired(found[0].get(key, []), found[1].get(key, []))

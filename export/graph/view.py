@@ -192,20 +192,20 @@ class GraphView:
                     pending.append(other)
         return False
 
-    def is_residual_add(self, node: NodeProto, skip: Sequence[str] = ()) -> bool:
-        """Returns True if a node adds a tensor and a branch computed from it, in either order.
-
-        Args:
-            node: of this graph.
-            skip: operators that leave the tensor what it is, besides Q/DQ: chosen patches are part of the residual stream.
-        """
-        names = [name for name in node.input if name]
-        if node.op_type != "Add" or any(self.is_constant(name) for name in names):
+    def is_residual_add(self, node: NodeProto) -> bool:
+        """Returns True if a node adds a tensor and a branch computed from it, in either order."""
+        if node.op_type != "Add" or any(self.is_constant(name) for name in node.input):
             return False
-        return self.is_residual(names[0], names[1], skip)
+        return self.is_residual(*node.input[:2])
 
     def is_residual(self, one: str, other: str, skip: Sequence[str] = ()) -> bool:
-        """Returns True if one of two tensors is computed from the other, as :meth:`is_residual_add`."""
+        """Returns True if one of two tensors is computed from the other.
+
+        Args:
+            one: a tensor.
+            other: another one.
+            skip: operators that leave a tensor what it is, besides Q/DQ: chosen patches are part of the residual stream.
+        """
         first, second = (self._behind(name, (QUANTIZE, DEQUANTIZE, *skip)) for name in (one, other))
         return self.depends_on(second, first) or self.depends_on(first, second)
 

@@ -62,7 +62,7 @@ def quantized_residual(graph: GraphView, platform: Platform) -> Problems:
 def quantized_layer_norm_input(graph: GraphView, platform: Platform) -> Problems:
     """Finds a LayerNormalization that reads a DequantizeLinear, also one of separate operators or fused by ONNX Runtime."""
     for node in graph.nodes:
-        if node.op_type in _NORMS and graph.is_dequantized(node.input[0]):
+        if node.op_type in _NORMS and node.input and graph.is_dequantized(node.input[0]):
             yield node_label(node), "reads a quantized residual stream"
         elif node.op_type == "Sub" and _subtracts_mean(graph, node) and graph.is_dequantized(node.input[0]):
             yield node_label(node), "begins a normalisation, and reads a quantized residual stream"

@@ -59,5 +59,5 @@ def test_fused_forms(body, rule):
 
 def test_a_sum_of_two_branches_is_no_residual_sum():
     constants = {"s": np.float32(0.1), "z": np.int8(0)}
-    body = QUANTIZE + "xd = DequantizeLinear(xq, s, z) a = Relu(xd) b = Tanh(xd) y = Add(a, b)"
+    body = "a = Relu(x) b = Tanh(x) aq = QuantizeLinear(a, s, z) ad = DequantizeLinear(aq, s, z) y = Add(ad, b)"
     assert lint(graph(body, **constants)).findings == ()
