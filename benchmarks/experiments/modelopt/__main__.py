@@ -35,10 +35,7 @@ from gft_edge.files import require_writable_folder, write_json, writing
 from gft_edge.hardware.environment import machine
 
 IMAGES, CALIBRATION = 1600, 64
-PACKAGES = (
-    *("nvidia-modelopt", "onnx", "onnxruntime", "onnx-graphsurgeon", "onnxconverter-common", "polygraphy", "lief"),
-    *("cppimport", "ml_dtypes", "onnxslim", "torch"),
-)
+PACKAGES = ("nvidia-modelopt", "onnx", "onnxruntime", "onnx-graphsurgeon", "lief", "ml_dtypes", "onnxslim", "torch")
 
 
 def run(out: Path, images: int, calibration: int, protocol: BenchProtocol, autotuned: Path | None) -> dict[str, Any]:
@@ -52,7 +49,7 @@ def run(out: Path, images: int, calibration: int, protocol: BenchProtocol, autot
         "calibration_images": len(prepared.images),
         "rows": {name: {"title": TITLES[name], **rows[name], **found[name]} for name in graphs},
         "recipe": recipe_agreement(prepared, out),
-        "autotune": autotune_import(prepared, out),
+        "autotune": autotune_import(prepared),
         "packages": {name: _version(name) for name in PACKAGES},
         "machine": machine(),
         "conditions": conditions(),
@@ -104,7 +101,8 @@ def page(data: Mapping[str, Any]) -> str:
         images=data["images"],
         calibration=data["calibration_images"],
         cpu=data["machine"]["cpu"]["model"],
-        unstable=", ".join(row["title"] for row in rows.values() if row["verdict"] == "unstable"),
+        unstable=sum(row["verdict"] == "unstable" for row in rows.values()),
+        graphs=len(rows),
     )
 
 

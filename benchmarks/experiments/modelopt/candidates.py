@@ -58,13 +58,13 @@ ORT: dict[str, dict[str, Any]] = {
 TITLES = {
     FULL: "FP32",
     OURS: "this project, default policy",
-    BASELINE: "the same layers in the FP32 graph (`--qdq_baseline`)",
-    "modelopt-default": "Model-Optimizer `onnx.quantization`, defaults (FP16 rest)",
-    "modelopt-default-fp32": "the same with `high_precision_dtype='fp32'`",
-    "modelopt-linears": "the same, MatMul, Gemm, Conv alone, `disable_mha_qdq`",
-    "modelopt-linears-max": "the same with `calibration_method='max'`",
-    "ort-default": "ONNX Runtime `quantize_static`, defaults",
-    "ort-linears": "ONNX Runtime `quantize_static`, MatMul, Gemm, Conv with weights",
+    BASELINE: "this project's layers in the FP32 graph",
+    "modelopt-default": "Model-Optimizer, defaults",
+    "modelopt-default-fp32": "Model-Optimizer, defaults, FP32 rest",
+    "modelopt-linears": "Model-Optimizer, products",
+    "modelopt-linears-max": "Model-Optimizer, products, max",
+    "ort-default": "ONNX Runtime, defaults",
+    "ort-linears": "ONNX Runtime, products with weights",
     "autotuned": "Autotune's result, as given",
 }
 
@@ -229,8 +229,8 @@ def recipe_agreement(prepared: Prepared, out: Path) -> dict[str, Any]:
     }
 
 
-def autotune_import(prepared: Prepared, out: Path) -> dict[str, Any]:
-    """Returns what Autotune takes over from each graph as ``--qdq_baseline``, by its own code, and the command that runs it."""
+def autotune_import(prepared: Prepared) -> dict[str, Any]:
+    """Returns what Autotune takes over from each graph as ``--qdq_baseline``, by its own code, and the command to run in RUN."""
     tuning = "modelopt.onnx.quantization.autotune"
     tuner, common = (require_modelopt(f"{tuning}.{module}") for module in ("autotuner", "common"))
     utils = require_modelopt("modelopt.onnx.quantization.qdq_utils")
@@ -242,6 +242,5 @@ def autotune_import(prepared: Prepared, out: Path) -> dict[str, Any]:
         tuning_run.import_insertion_points(utils.get_quantized_tensors(graph))
         schemes = [scheme for found in tuning_run.pattern_cache.pattern_schemes for scheme in found.schemes]
         points[name] = sum(len(s.node_inputs) + len(s.child_region_inputs) + len(s.region_outputs) for s in schemes)
-    graphs = out / "graphs"
-    command = autotune_command(prepared.full.file(MODEL), graphs / f"{BASELINE}.onnx", Path("autotune"))
+    command = autotune_command(Path(FULL) / MODEL, Path("graphs") / f"{BASELINE}.onnx", Path("autotune"))
     return {"points": points, "tensors": len(made.tensors), "left_out": list(made.left_out), "command": command}

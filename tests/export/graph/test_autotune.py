@@ -87,8 +87,8 @@ def test_placeholder_scales():
 
 
 def test_autotune_takes_the_places_over():
-    reason = "onnx-graphsurgeon and others are not installed (extra quant)"
-    for module in ("onnx_graphsurgeon", "lief", "polygraphy"):
+    reason = "onnx-graphsurgeon and lief are not installed (extra quant)"
+    for module in ("onnx_graphsurgeon", "lief"):
         pytest.importorskip(module, reason=reason)
     tuner = pytest.importorskip("modelopt.onnx.quantization.autotune.autotuner", reason=reason)
     from modelopt.onnx.quantization.autotune.common import Config
