@@ -152,12 +152,22 @@ class _Writer:
         return self.model
 
 
-def autotune_command(full: Path, baseline: Path, out: Path) -> str:
-    """Returns the command that runs Autotune; it needs TensorRT and the GPU that the engine is for."""
-    return (
-        "python -m modelopt.onnx.quantization.autotune "
-        f"--onnx_path {full} --qdq_baseline {baseline} --output_dir {out} --quant_type int8"
+def autotune_commands(full: Path, baseline: Path, images: Path, out: Path) -> tuple[str, str]:
+    """Returns the commands that run Autotune, alone and with calibration; they need TensorRT and the GPU of the engine.
+
+    Args:
+        full: the full-precision graph.
+        baseline: of :func:`autotune_baseline`.
+        images: calibration inputs as .npy, for the second command.
+        out: folder of the results.
+    """
+    alone = f"autotune --onnx_path {full} --qdq_baseline {baseline} --output_dir {out} --quant_type int8"
+    calibrated = (
+        f" --onnx_path {full} --quantize_mode int8 --autotune default --autotune_qdq_baseline {baseline} "
+        f"--calibration_data_path {images} --calibration_method max --output_path {out}/calibrated.onnx"
     )
+    module = "python -m modelopt.onnx.quantization"
+    return f"{module}.{alone}", module + calibrated
 
 
 def has_placeholder_scales(model: onnx.ModelProto) -> bool:

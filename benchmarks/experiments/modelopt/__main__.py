@@ -70,7 +70,7 @@ def page(data: Mapping[str, Any]) -> str:
     figures = [
         [
             row["title"],
-            f"{row['top1']:.2%}",
+            f"{row['top1']:.2%}" + (" (scales are placeholders)" if row["placeholder_scales"] else ""),
             "" if name == FULL else _points(row),
             "" if name == FULL or row["logit_sqnr_db"] is None else f"{row['logit_sqnr_db']:.1f} dB",
             " / ".join(f"{value:.3f}" for value in row["jaccard"]),

@@ -23,7 +23,7 @@ from gft_edge.checkpoint import Checkpoint, load_checkpoint
 from gft_edge.cli.console import say
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.errors import MissingExtraError
-from gft_edge.export.graph.autotune import Baseline, autotune_baseline, autotune_command
+from gft_edge.export.graph.autotune import Baseline, autotune_baseline, autotune_commands
 from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.manifest import MODEL, Artifact, load_artifact
@@ -33,6 +33,7 @@ from gft_edge.quant.policy import DEFAULT_POLICY
 Images = npt.NDArray[np.float32]
 
 FULL, OURS, BASELINE = "fp32", "ours", "ours-baseline"
+CALIBRATION_IMAGES = "calibration.npy"
 LINEARS = ("MatMul", "Gemm", "Conv")
 MODELOPT: dict[str, dict[str, Any]] = {
     "modelopt-default": {},
@@ -107,6 +108,7 @@ def prepare(path: str | Path, out: Path, images: int, callbacks: Callbacks = SIL
             export_artifact(model, out / name, golden, options=GraphOptions("compact"))
     _, chosen = Source.of(checkpoint).choose(replace(options, state=None), callbacks)
     pixels = np.concatenate([batch for batch, _ in evaluation_batches(chosen, info.preprocess, BATCH)])
+    np.save(out / CALIBRATION_IMAGES, pixels)
     return Prepared(checkpoint, quantized, load_artifact(out / FULL), load_artifact(out / OURS), pixels)
 
 
@@ -230,7 +232,7 @@ def recipe_agreement(prepared: Prepared, out: Path) -> dict[str, Any]:
 
 
 def autotune_import(prepared: Prepared) -> dict[str, Any]:
-    """Returns what Autotune takes over from each graph as ``--qdq_baseline``, by its own code, and the command to run in RUN."""
+    """Returns what Autotune takes over from each graph as ``--qdq_baseline``, by its own code, and the commands to run in RUN."""
     tuning = "modelopt.onnx.quantization.autotune"
     tuner, common = (require_modelopt(f"{tuning}.{module}") for module in ("autotuner", "common"))
     utils = require_modelopt("modelopt.onnx.quantization.qdq_utils")
@@ -242,5 +244,8 @@ def autotune_import(prepared: Prepared) -> dict[str, Any]:
         tuning_run.import_insertion_points(utils.get_quantized_tensors(graph))
         schemes = [scheme for found in tuning_run.pattern_cache.pattern_schemes for scheme in found.schemes]
         points[name] = sum(len(s.node_inputs) + len(s.child_region_inputs) + len(s.region_outputs) for s in schemes)
-    command = autotune_command(Path(FULL) / MODEL, Path("graphs") / f"{BASELINE}.onnx", Path("autotune"))
-    return {"points": points, "tensors": len(made.tensors), "left_out": list(made.left_out), "command": command}
+    graphs = Path("graphs")
+    commands = autotune_commands(
+        Path(FULL) / MODEL, graphs / f"{BASELINE}.onnx", Path(CALIBRATION_IMAGES), Path("autotune")
+    )
+    return {"points": points, "tensors": len(made.tensors), "left_out": list(made.left_out), "commands": list(commands)}

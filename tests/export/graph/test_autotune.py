@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnxruntime as ort
@@ -9,7 +12,7 @@ import pytest
 from onnx import numpy_helper
 
 from gft_edge.errors import ArtifactError
-from gft_edge.export.graph.autotune import autotune_baseline, has_placeholder_scales
+from gft_edge.export.graph.autotune import autotune_baseline, autotune_commands, has_placeholder_scales
 from gft_edge.export.graph.qdq_boundaries import compare_boundaries
 
 from .test_qdq_boundaries import NAMES, block, node, put, without
@@ -75,6 +78,17 @@ def test_what_has_no_place_in_the_full_graph_is_named():
 def test_graphs_without_a_quantized_operand_in_common():
     with pytest.raises(ArtifactError, match="no quantized operand in common"):
         autotune_baseline(full(), full())
+
+
+def test_commands_name_flags_that_exist():
+    reason = "onnx-graphsurgeon and lief are not installed (extra quant)"
+    for module in ("onnx_graphsurgeon", "lief"):
+        pytest.importorskip(module, reason=reason)
+    commands = autotune_commands(Path("full.onnx"), Path("b.onnx"), Path("images.npy"), Path("out"))
+    for command in commands:
+        module, *flags = command.removeprefix("python -m ").split()
+        parser = importlib.import_module(f"{module}.__main__").get_parser()
+        assert parser.parse_args(flags).onnx_path == "full.onnx"
 
 
 def test_placeholder_scales():
