@@ -16,6 +16,7 @@ import numpy as np
 import onnx
 from onnx import NodeProto
 
+from gft_edge.errors import ArtifactError
 from gft_edge.export.graph.loading import read_graph
 from gft_edge.export.graph.products import (
     PASSED,
@@ -298,10 +299,13 @@ def matched_operands(ours: onnx.ModelProto, theirs: onnx.ModelProto) -> Iterator
     """Yields what is read in two graphs of one model, paired; None where one of them has no such reader.
 
     Raises:
-        ArtifactError: one of them is no valid graph.
+        ArtifactError: one of them is no valid graph, or they are of different models.
     """
     sides = (_Side.of(ours), _Side.of(theirs))
-    for number, pair in enumerate(paired_products(sides[0].products, sides[1].products)):
+    pairs = list(paired_products(sides[0].products, sides[1].products))
+    if not pairs and any(side.products for side in sides):
+        raise ArtifactError("quantization boundaries: the two graphs have no weights in common; are they of one model?")
+    for number, pair in enumerate(pairs):
         for side, product in zip(sides, pair):
             side.ids[name_of(product.node)] = number
     found = [side.operands() for side in sides]
@@ -336,7 +340,7 @@ def compare_boundaries(ours: onnx.ModelProto, theirs: onnx.ModelProto) -> Bounda
     """Compares the quantization boundaries of two graphs of one model; each is named as in the graph that has it.
 
     Raises:
-        ArtifactError: one of them is no valid graph.
+        ArtifactError: one of them is no valid graph, or they are of different models.
     """
     same = 0
     found: Mapping[str, list[str]] = {"lost": [], "added": [], "changed": []}

@@ -10,6 +10,7 @@ import onnx
 import pytest
 from onnx import numpy_helper, parser
 
+from gft_edge.errors import ArtifactError
 from gft_edge.export.graph.qdq_boundaries import compare_boundaries
 
 TEXT = """<ir_version: 10, opset_import: ["" : 20]>
@@ -77,7 +78,7 @@ def renamed(model: onnx.ModelProto) -> onnx.ModelProto:
     model = copy.deepcopy(model)
     kept = {"", "x", "y"}
     for found in model.graph.node:
-        found.name = f"node{hash(found.name) % 9973}"
+        found.name = f"node_{found.name[::-1]}"
         for names in (found.input, found.output):
             for place, name in enumerate(names):
                 names[place] = name if name in kept else f"t_{name[::-1]}"
@@ -230,3 +231,24 @@ def test_lost_and_added_as_by_name(seed):
     assert (len(found.lost), len(found.added), found.same) == (len(a - b), len(b - a), len(a & b))
     assert found.changed == ()
     assert sorted(text.split()[3] for text in found.lost) == sorted(name for name, _ in a - b)
+
+
+def test_graphs_of_different_models_are_refused():
+    other = block()
+    for number, name in enumerate(NAMES):
+        other = put(other, name, np.random.default_rng(9 + number).integers(-127, 128, (16, 16)).astype(np.int8))
+    with pytest.raises(ArtifactError, match="no weights in common"):
+        compare_boundaries(block(), other)
+
+
+def test_without_the_values_of_weights_their_order_decides():
+    """Weights in another file are not read."""
+    away = renamed(block())
+    for tensor in away.graph.initializer:
+        if list(tensor.dims) == [16, 16]:
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="weights.bin")
+    found = compare_boundaries(block(), away)
+    assert (found.same, found.ok) == (6, True), found.lines()
+    assert len(compare_boundaries(without(block(), "md"), away).added) == 1
