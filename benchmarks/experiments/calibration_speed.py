@@ -26,7 +26,7 @@ from gft_edge.quant.modules import quantized_names
 from gft_edge.quant.policy import DEFAULT_POLICY
 
 BATCH = 16
-PRESETS = ("gft_typeface", "gft_tiny")
+PRESETS = ("gft_typeface", "gft_small")
 
 
 def candidates(name: str) -> dict[str, Callable[[], object]]:
