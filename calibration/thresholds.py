@@ -140,7 +140,7 @@ def mse(counts: Counts, largest: float) -> float:
     counts, edges, centers = counts[: end + 1], bin_edges(), _centers()[: end + 1].copy()
     centers[end] = (edges[end] + min(max(largest, edges[end]), edges[end + 1])) / 2
     weighted = counts * centers
-    number, linear, square = _upto(counts), _upto(weighted), np.dot(weighted, centers)
+    number, linear, square = _upto(counts), _upto(weighted), (weighted * centers).sum()
     lowest = max(percentile(counts, largest, 100 * MSE_LOWEST_SHARE), largest / BINS)
     ranges = np.geomspace(lowest, largest, MSE_CANDIDATES)
     step, codes = ranges / (LEVELS - 1), np.arange(1.0, LEVELS)
@@ -149,7 +149,8 @@ def mse(counts: Counts, largest: float) -> float:
     place += centers[place] < start  # first bin of each code
     # Sum of k n and of k**2 n over the codes k: a value of code k is among those from start[1], start[2], ... start[k] on.
     linear, number = linear[-1] - linear[place], number[-1] - number[place]
-    errors = square - 2 * step * linear.sum(axis=1) + np.square(step) * (number @ (2 * codes - 1))
+    # Not by a matrix product, which would wake the threads of BLAS for little work.
+    errors = square - 2 * step * linear.sum(axis=1) + np.square(step) * (number * (2 * codes - 1)).sum(axis=1)
     return float(ranges[errors.argmin()])
 
 

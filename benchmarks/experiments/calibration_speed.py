@@ -108,14 +108,13 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
                     [name, one["threads"], speed, method, ranges, f"{ratio:.2f}x", interval, verdict(ratio >= TARGET)]
                 )
     header = ("model", "threads", "inference, images/s", "method", "ranges, ms", "ratio", "95 % interval", "")
-    machine = runs[0]["machine"]
     return render(
         Path(__file__).with_name("calibration.md.j2"),
         table=table(header, rows),
         images=runs[0]["images"],
         batch=BATCH,
         target=TARGET,
-        machine=machine["cpu"],
+        machine=runs[0]["machine"]["cpu"]["model"],
         load=", ".join(f"{one['machine']['load_average'][0]:.1f}" for one in runs),
     )
 
