@@ -45,7 +45,9 @@ def bin_of(magnitudes: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
 
 def magnitude_bins(x: Tensor) -> tuple[Tensor, ...]:
     """Returns the bin of each value of a tensor, in parts of (N,) int16; that of NaN is BINS or a later one."""
-    return tuple(part.to(torch.float16, copy=True).abs_().view(torch.int16) for part in x.detach().reshape(-1).split(_CHUNK))
+    return tuple(
+        part.to(torch.float16, copy=True).abs_().view(torch.int16) for part in x.detach().reshape(-1).split(_CHUNK)
+    )
 
 
 class Activation:

@@ -32,7 +32,12 @@ def test_the_page_says_which_ratios_miss_the_target():
         "ranges_ms": dict.fromkeys(("max", "percentile", "entropy", "mse"), 1.0),
     }
     found |= {"max": (0.98, 0.97, 0.99), "percentile": (0.9, 0.9, 0.9), "entropy": (0.89, 0.8, 0.95), "mse": (1, 1, 1)}
-    run = {"machine": {"cpu": {"model": "C"}, "load_average": [0.5, 1, 1]}, "threads": 1, "images": 256, "ratios": {"m": found}}
+    run = {
+        "machine": {"cpu": {"model": "C"}, "load_average": [0.5, 1, 1]},
+        "threads": 1,
+        "images": 256,
+        "ratios": {"m": found},
+    }
     lines = page([run]).splitlines()
     assert "| m | 1 | 100 | percentile | 1.0 | 0.90x | 0.90 to 0.90 | met |" in lines
     assert [line.endswith("**missed** |") for line in lines if line.startswith("| m |")] == [False, False, True, False]
