@@ -130,7 +130,7 @@ def page(found: dict[str, Any]) -> str:
         [s["stage"], f"{s['rank_correlation']:.4f}", f"{s['kept_overlap']:.1%}", f"{s['top_overlap']:.1%}"]
         for s in maps["stages"]
     ]
-    costs, met = _costs(times["rows"])
+    cost_rows, met = costs(times["rows"])
     assessment = assess_maps(maps)
     return render(
         Path(__file__).with_name("explanations.md.j2"),
@@ -138,9 +138,11 @@ def page(found: dict[str, Any]) -> str:
         areas=table(["curve", "FP32", "INT8", "random order, FP32", "change", "95 % interval"], areas),
         ranks=table(["stage", "rank correlation", "kept set in common", "first tenth in common"], ranks),
         fidelity="; ".join((*assessment.failures, *assessment.undecided)) or "met",
-        costs=table(["precision", "threads", "batch", "ms without", *(f"{m}, each run" for m in MODES[1:]), ""], costs),
+        costs=table(
+            ["precision", "threads", "batch", "ms without", *(f"{m}, each run" for m in MODES[1:]), ""], cost_rows
+        ),
         met=met,
-        rows=len(costs),
+        rows=len(cost_rows),
         nodes=", ".join(f"{name} {count}" for name, count in found["nodes"].items()),
         cpu=times["machine"]["cpu"]["model"],
         load=max(times["machine"]["load_average"]),
@@ -149,7 +151,7 @@ def page(found: dict[str, Any]) -> str:
     )
 
 
-def _costs(rows: Sequence[dict[str, Any]]) -> tuple[list[list[str]], int]:
+def costs(rows: Sequence[dict[str, Any]]) -> tuple[list[list[str]], int]:
     """Returns the cells of the latencies, runs of the same point side by side, and how many points keep the limit."""
     points: dict[tuple[str, int, int], list[dict[str, Any]]] = {}
     for row in rows:
@@ -190,11 +192,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = read_json(file, "results") if file.exists() else {}
     made = artifacts(args.run)
     found["nodes"] = count_nodes(made)
-    if args.latency or "latency" not in found:
-        found["latency"] = latency(made, BenchProtocol(rounds=args.rounds), REPEATS, requests=8)
-        write_json(file, found)
     if found.get("fidelity", {}).get("images") != args.images:
         found["fidelity"] = fidelity(made, args.images)
+        write_json(file, found)
+    if args.latency or "latency" not in found:
+        found["latency"] = latency(made, BenchProtocol(rounds=args.rounds), REPEATS, requests=8)
         write_json(file, found)
     text = page(found)
     if args.page is not None:

@@ -2,8 +2,8 @@
 
 A graph without maps ranks as :func:`gft_edge.model.focal_block.rank` does. With maps the scores are computed as those of a
 quantized projection always are, from the normalised tokens and the projection's exact weights, since the maps are products of
-the same tokens. What a positive factor does not change in the standardised gradient is left out: the scale of the attention, the
-halves of the central differences, the mean over the heads.
+the same tokens. What a positive factor does not change in the standardised gradient is left out: the halves of the central
+differences and the mean over the heads.
 
 Shape suffixes: B images, T tokens, N patches, H heads, C width; R rows, one for each map of a head and each product of the score.
 """
@@ -57,16 +57,15 @@ def _products(attn: SelfAttention, score: Score | None, z: Tensor, prefix: int) 
     # A product with a row of equal shares is faster than the mean of a slice.
     shares = torch.cat((z.new_zeros(1, prefix), z.new_full((1, count), 1 / count)), dim=1)
     vectors = F.linear(shares @ z, weight[: 2 * width], bias)  # mean query, mean key
-    by_head = torch.eye(attn.num_heads, dtype=z.dtype, device=z.device).repeat_interleave(
-        width // attn.num_heads, dim=1
-    )
+    head_dim = width // attn.num_heads
+    heads = torch.eye(attn.num_heads, dtype=z.dtype, device=z.device)
+    by_head = heads.repeat_interleave(head_dim, dim=1) * head_dim**-0.5
     masks = [F.pad(by_head, (width, 0))]
     if score is not None and score.operand != "mean key":
         if score.operand == "class query":
             query = F.linear(z[:, :1], weight[:width], None if bias is None else bias[:width])
             vectors = torch.cat((query, vectors[:, :, width:]), dim=2)
-        rows = by_head * (width // attn.num_heads) ** -0.5 if score.by_head else z.new_ones(1, width)
-        masks.append(F.pad(rows, (0, width)))
+        masks.append(F.pad(by_head if score.by_head else z.new_ones(1, width), (0, width)))
     directions = (vectors * torch.cat(masks)) @ torch.cat((weight[width : 2 * width], weight[:width]))
     return directions @ z.transpose(1, 2)
 
