@@ -143,13 +143,13 @@ def ranges(study: Study) -> str:
 
 def calibration_data(study: Study) -> str:
     """Returns the table of calibration images."""
-    noise, bright = study.folder / "noise", study.folder / "dark"
+    noise, dark = study.folder / "images-noise", study.folder / "images-dark"
     rng = np.random.default_rng(0)
     side, labels = study.info.model.image_size, study.info.labels
     for number in range(CALIBRATION):
         for folder, image in (
             (noise, rng.integers(0, 256, (side, side, 3), dtype=np.uint8)),
-            (bright, rng.integers(0, 32, (side, side, 3), dtype=np.uint8)),
+            (dark, rng.integers(0, 32, (side, side, 3), dtype=np.uint8)),
         ):
             file = folder / labels[number % len(labels)] / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
@@ -159,7 +159,7 @@ def calibration_data(study: Study) -> str:
         "16 images": ("--images", "16"),
         "1 image": ("--images", "1"),
         "noise": ("--data", str(noise), "--against", "scenes"),
-        "dark noise": ("--data", str(bright), "--against", "scenes"),
+        "dark noise": ("--data", str(dark), "--against", "scenes"),
     }
     return table(HEADER, [study.row(n, study.outputs(study.quantized(n, *flags))) for n, flags in cases.items()])
 
