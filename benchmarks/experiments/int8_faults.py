@@ -151,7 +151,7 @@ def calibration_data(study: Study) -> str:
             (noise, rng.integers(0, 256, (side, side, 3), dtype=np.uint8)),
             (dark, rng.integers(0, 32, (side, side, 3), dtype=np.uint8)),
         ):
-            file = folder / labels[number % len(labels)] / f"{number}.png"
+            file = folder / "train" / labels[number % len(labels)] / f"{number}.png"
             file.parent.mkdir(parents=True, exist_ok=True)
             write_png(file, image)
     cases: dict[str, tuple[str, ...]] = {
