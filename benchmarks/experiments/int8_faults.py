@@ -146,7 +146,7 @@ def calibration_data(study: Study) -> str:
     noise, dark = study.folder / "images-noise", study.folder / "images-dark"
     rng = np.random.default_rng(0)
     side, labels = study.info.model.image_size, study.info.labels
-    for number in range(CALIBRATION):
+    for number in range(2 * CALIBRATION):  # half of a folder calibrates
         for folder, image in (
             (noise, rng.integers(0, 256, (side, side, 3), dtype=np.uint8)),
             (dark, rng.integers(0, 32, (side, side, 3), dtype=np.uint8)),
