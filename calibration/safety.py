@@ -154,9 +154,7 @@ def paired_outputs(
             side.append({name: value for name, value in outputs.items() if not name.startswith("importance_")})
     if not sides[0]:
         raise DataError("selection: no images")
-    reference, found = (
-        {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in sides
-    )
+    reference, found = ({name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in sides)
     return reference, found
 
 

@@ -12,8 +12,8 @@ K is the set that s keeps. Lead and margin need t alone.
 
 The bound is the largest noise of n images. For images drawn like those, noise > bound has a probability of at most
 1 - (1 - confidence)^(1 / n) with that confidence, whatever the distribution (S. S. Wilks, 1941: one-sided tolerance limit by order
-statistics), and 1 / (n + 1) on average over the n images (split conformal prediction). A later stage is measured on images whose earlier stages
-keep the same patches, and its certificate presumes those; the probabilities of the stages add up.
+statistics), and of 1 / (n + 1) on average over the n images (split conformal prediction). A later stage is measured on images whose
+earlier stages keep the same patches, and its certificate presumes those; the probabilities of the stages add up.
 """
 
 from __future__ import annotations
@@ -84,8 +84,9 @@ class NoiseBound:
         Raises:
             KeyError, TypeError, ValueError: another form.
         """
+        counts = ("stage", "patches", "kept", "images")
         stages = tuple(
-            StageBound(*(int(stage[key]) for key in ("stage", "patches", "kept", "images")), float(stage["noise"]))
+            StageBound(**{key: int(stage[key]) for key in counts}, noise=float(stage["noise"]))
             for stage in data["stages"]
         )
         bound = cls(stages, float(data["confidence"]))
@@ -197,7 +198,9 @@ def measure_bound(reference: Arrays, found: Arrays, confidence: float = CONFIDEN
     for stage in selecting(found):
         same = ~flipped(reference, found, stage)
         if not same.any():
-            raise DataError(f"certificates: no image keeps the same patches before stage {stage}; nothing can be certified")
+            raise DataError(
+                f"certificates: no image keeps the same patches before stage {stage}; nothing can be certified"
+            )
         scores, k = found[f"scores_{stage}"], found[f"kept_{stage}"].shape[1]
         measured = noise(reference[f"scores_{stage}"][same], scores[same], k)
         stages.append(StageBound(stage, scores.shape[1], k, int(same.sum()), float(measured.max())))
