@@ -13,7 +13,7 @@ import numpy as np
 
 from gft_edge.budget import TokenBudget
 from gft_edge.calibration.images import EVERYTHING, HeldOut
-from gft_edge.data.datasets import is_folder, is_rendered, open_images, split_names, unlabelled_folder
+from gft_edge.data.datasets import is_folder, is_rendered, open_images, unlabelled_folder
 from gft_edge.data.sets import Subset, readable, spread
 from gft_edge.data.trained import not_trained_on
 from gft_edge.errors import ArtifactError, DataError
@@ -100,7 +100,7 @@ def halves(pair: Pair, seed: int = 0) -> tuple[Pair, Pair]:
 
 
 def images_for_bound(held_out: HeldOut, count: int, size: int, model: Path) -> HeldOut | None:
-    """Opens val images (at most ``count``, evenly spread), or returns None where these evaluate the model or there are none.
+    """Opens val images (at most ``count``, evenly spread), or returns None where these evaluate the model or none can be had.
 
     Args:
         held_out: images that evaluate the model; those of ``verify`` too, so the bound may not see them.
@@ -111,9 +111,10 @@ def images_for_bound(held_out: HeldOut, count: int, size: int, model: Path) -> H
     data = held_out.data
     if held_out.split != "test" or (is_folder(data) and unlabelled_folder(Path(data)) is not None):
         return None
-    if "val" not in split_names(data):
+    try:
+        images = readable(open_images(data, "val", count if is_rendered(data) else EVERYTHING, size))
+    except DataError:  # no val images, or none that are no training images
         return None
-    images = readable(open_images(data, "val", count if is_rendered(data) else EVERYTHING, size))
     images = not_trained_on(images, model, "val", data)
     images = images if len(images) <= count else Subset(images, spread(len(images), count))
     return HeldOut(data, "val", images) if len(images) else None

@@ -33,7 +33,9 @@ def test_one_half_bounds_and_the_other_tests(report, sides):
         "the first scores come before any rounding"
     )
     again = certificate_report(*halves(sides, seed=1), BUDGET)
-    assert (again.check.certified, again.check.certain) != (report.check.certified, report.check.certain), "other halves"
+    assert (again.check.certified, again.check.certain) != (report.check.certified, report.check.certain), (
+        "other halves"
+    )
     line = report.describe()
     assert line.startswith(f"certificates: {report.check.certified} of 20 images are certain")
     assert "the noise is bounded on these, which covers" in line

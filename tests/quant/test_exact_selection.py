@@ -23,7 +23,9 @@ def test_every_stage_keeps_the_patches_of_full_precision(tiny_config, tiny_model
     assert not torch.equal(full.logits, found.logits)
     for ours, theirs in zip(full.stages, found.stages, strict=True):
         assert torch.equal(ours.kept, theirs.kept)
-        sides = [scores - scores.mean(dim=1, keepdim=True) for scores in (ours.scores, theirs.scores)]  # terms of all alike differ
+        sides = [
+            scores - scores.mean(dim=1, keepdim=True) for scores in (ours.scores, theirs.scores)
+        ]  # terms of all alike differ
         torch.testing.assert_close(*sides, rtol=1e-4, atol=1e-5)
 
 
