@@ -5,15 +5,18 @@ the compressed model; K are the k patches that t keeps, D the others; u is the s
 
     lead of a kept patch i     (t_i - max t over D) / u            of the image: the smallest, its margin
     noise of the image         max over K of  lead_i - (s_i - max s over D) / u
+    reach of the image         max of lead_i over the patches of K that s does not keep; 0 if K is what s keeps
 
-The noise is what a kept patch loses of its lead at most. It is one of differences: what adds to all patches alike cancels. If noise
-<= bound, a kept patch with lead > bound beats every patch of D by s too, so it is among the k highest of s; if the margin > bound,
-K is the set that s keeps. Lead and margin need t alone.
+The noise is what a kept patch loses of its lead at most. It is one of differences: what adds to all patches alike cancels. If
+noise <= bound and margin > bound, every patch of K beats every patch of D by s too, so K is what s keeps: the image is certified.
+Most noise is of patches far from the boundary and moves none over it, so the reach is smaller. If reach <= its bound, s keeps every
+patch of K whose lead is above that bound: the patch is certain. Lead and margin need t alone.
 
-The bound is the largest noise of n images. For images drawn like those, noise > bound has a probability of at most
-1 - (1 - confidence)^(1 / n) with that confidence, whatever the distribution (S. S. Wilks, 1941: one-sided tolerance limit by order
-statistics), and of 1 / (n + 1) on average over the n images (split conformal prediction). A later stage is measured on images whose
-earlier stages keep the same patches, and its certificate presumes those; the probabilities of the stages add up.
+The bounds are the largest noise and the largest reach of n images. For images drawn like those, either is exceeded with a
+probability of at most 1 - (1 - confidence)^(1 / n) with that confidence, whatever the distribution (S. S. Wilks, 1941: one-sided
+tolerance limit by order statistics), and of 1 / (n + 1) on average over the n images (split conformal prediction). A later stage is
+measured on images whose earlier stages keep the same patches, and its certificate presumes those; the probabilities of the stages
+add up.
 """
 
 from __future__ import annotations
@@ -41,7 +44,7 @@ class StageBound:
     Attributes:
         stage, patches, kept: number of the stage, of the patches that enter it, and of those it keeps.
         images: that the noise was measured on.
-        noise: largest of them, in standard deviations of an image's scores.
+        noise, reach: largest of them, in standard deviations of an image's scores.
     """
 
     stage: int
@@ -49,6 +52,7 @@ class StageBound:
     kept: int
     images: int
     noise: float
+    reach: float
 
 
 @dataclass(frozen=True)
@@ -65,7 +69,7 @@ class NoiseBound:
 
     @property
     def coverage(self) -> float:
-        """Least share of images, drawn like those measured, whose noise is within the bound at every stage."""
+        """Least share of images, drawn like those measured, whose noise is within the bound at every stage; of the reach too."""
         doubt = (1 - self.confidence) / max(len(self.stages), 1)
         return max(0.0, 1 - sum(1 - coverage_of_largest(stage.images, 1 - doubt) for stage in self.stages))
 
@@ -86,12 +90,14 @@ class NoiseBound:
         """
         counts = ("stage", "patches", "kept", "images")
         stages = tuple(
-            StageBound(**{key: int(stage[key]) for key in counts}, noise=float(stage["noise"]))
+            StageBound(
+                **{key: int(stage[key]) for key in counts}, noise=float(stage["noise"]), reach=float(stage["reach"])
+            )
             for stage in data["stages"]
         )
         bound = cls(stages, float(data["confidence"]))
-        if not (0 < bound.confidence < 1 and all(stage.noise >= 0 and stage.images > 0 for stage in stages)):
-            raise ValueError("noise, images or confidence out of range")
+        if not (0 < bound.confidence < 1 and all(0 <= s.reach <= s.noise and s.images > 0 for s in stages)):
+            raise ValueError("noise, reach, images or confidence out of range")
         return bound
 
 
@@ -156,6 +162,19 @@ def noise(reference: npt.NDArray[Any], found: npt.NDArray[Any], k: int) -> Float
     return np.maximum(lost, 0.0)
 
 
+def reach(reference: npt.NDArray[Any], found: npt.NDArray[Any], k: int) -> Floats:
+    """Returns the reach of the flips of each image at a stage, (B,), from scores (B, N) of both; at most the noise."""
+    kept, lead = leads(found, k)
+    result: Floats = np.where(is_kept(reference, kept), 0.0, lead).max(axis=1)
+    return result
+
+
+def is_kept(reference: npt.NDArray[Any], kept: npt.NDArray[np.int64]) -> Mask:
+    """Returns whether the reference with scores (B, N) keeps the patches at ``kept`` too, (B, k)."""
+    expected = mask_of(leads(reference, kept.shape[1])[0], reference.shape[1:])
+    return np.take_along_axis(expected, kept, axis=1)
+
+
 def _leads(scores: Floats, kept: npt.NDArray[np.int64], unit: Floats) -> Floats:
     """Returns how far the patches at ``kept`` (B, k) lie above the best of the others, over ``unit`` (B, 1)."""
     others = np.where(mask_of(kept, scores.shape[1:]), -np.inf, scores).max(axis=1, keepdims=True)
@@ -202,8 +221,9 @@ def measure_bound(reference: Arrays, found: Arrays, confidence: float = CONFIDEN
                 f"certificates: no image keeps the same patches before stage {stage}; nothing can be certified"
             )
         scores, k = found[f"scores_{stage}"], found[f"kept_{stage}"].shape[1]
-        measured = noise(reference[f"scores_{stage}"][same], scores[same], k)
-        stages.append(StageBound(stage, scores.shape[1], k, int(same.sum()), float(measured.max())))
+        pair = reference[f"scores_{stage}"][same], scores[same], k
+        largest = float(noise(*pair).max()), float(reach(*pair).max())
+        stages.append(StageBound(stage, scores.shape[1], k, int(same.sum()), max(largest), largest[1]))
     return NoiseBound(tuple(stages), confidence)
 
 
@@ -220,7 +240,7 @@ def certify(outputs: Arrays, bound: NoiseBound) -> Certificates:
     """
     if not bound.stages:
         raise DataError("certificates: the bound has no stages, the model drops no patches")
-    certain = []
+    certified, certain = [], []
     for stage in bound.stages:
         scores = outputs.get(f"scores_{stage.stage}")
         if scores is None or scores.shape[1] != stage.patches:
@@ -230,9 +250,10 @@ def certify(outputs: Arrays, bound: NoiseBound) -> Certificates:
                 "token budget"
             )
         finite = np.isfinite(scores).all(axis=1, keepdims=True)
-        certain.append(np.asarray((leads(np.where(finite, scores, 0), stage.kept)[1] > stage.noise) & finite))
-    certified = np.logical_and.reduce([mask.all(axis=1) for mask in certain])
-    return Certificates(certified, tuple(certain))
+        lead = np.where(finite, leads(np.where(finite, scores, 0), stage.kept)[1], -np.inf)
+        certified.append(lead.min(axis=1) > stage.noise)
+        certain.append(np.asarray(lead > stage.reach))
+    return Certificates(np.logical_and.reduce(certified), tuple(certain))
 
 
 def check(reference: Arrays, found: Arrays, bound: NoiseBound) -> CertificateCheck:
@@ -251,9 +272,7 @@ def check(reference: Arrays, found: Arrays, bound: NoiseBound) -> CertificateChe
     for stage, certain in zip(bound.stages, given.certain):
         same = ~flipped(reference, found, stage.stage)
         s, t = reference[f"scores_{stage.stage}"][same], found[f"scores_{stage.stage}"][same]
-        kept, _ = leads(t, stage.kept)
-        expected = mask_of(leads(s, stage.kept)[0], s.shape[1:])
-        lost += int((certain[same] & ~np.take_along_axis(expected, kept, axis=1)).sum())
+        lost += int((certain[same] & ~is_kept(s, leads(t, stage.kept)[0])).sum())
     broken = np.flatnonzero(given.certified & moved)
     return CertificateCheck(
         images=len(moved),

@@ -104,7 +104,7 @@ class TestCertificates:
             folder = tmp_path / "checkpoint"
             shutil.copytree(checkpoints["int8"].path, folder)
             (folder / "calibration").mkdir()
-            stages = (StageBound(0, 16, 12, 100, 1e-5), StageBound(1, 12, 6, 100, noise))
+            stages = (StageBound(0, 16, 12, 100, 1e-5, 0.0), StageBound(1, 12, 6, 100, noise, noise))
             report = CertificateReport("12-6", NoiseBound(stages))
             write_certificates(folder / "calibration/certificates.json", report)
             return load_checkpoint(folder)
