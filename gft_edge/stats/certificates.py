@@ -10,7 +10,8 @@ the compressed model; K are the k patches that t keeps, D the others; u is the s
 The noise is what a kept patch loses of its lead at most. It is one of differences: what adds to all patches alike cancels. If
 noise <= bound and margin > bound, every patch of K beats every patch of D by s too, so K is what s keeps: the image is certified.
 Most noise is of patches far from the boundary and moves none over it, so the reach is smaller. If reach <= its bound, s keeps every
-patch of K whose lead is above that bound: the patch is certain. Lead and margin need t alone.
+patch of K whose lead is above that bound: the patch is certain. Where no flip was seen, the noise bounds the reach. Lead and margin
+need t alone.
 
 The bounds are the largest noise and the largest reach of n images. For images drawn like those, either is exceeded with a
 probability of at most 1 - (1 - confidence)^(1 / n) with that confidence, whatever the distribution (S. S. Wilks, 1941: one-sided
@@ -222,8 +223,10 @@ def measure_bound(reference: Arrays, found: Arrays, confidence: float = CONFIDEN
             )
         scores, k = found[f"scores_{stage}"], found[f"kept_{stage}"].shape[1]
         pair = reference[f"scores_{stage}"][same], scores[same], k
-        largest = float(noise(*pair).max()), float(reach(*pair).max())
-        stages.append(StageBound(stage, scores.shape[1], k, int(same.sum()), max(largest), largest[1]))
+        largest, reached = float(noise(*pair).max()), float(reach(*pair).max())
+        # Rounding puts the reach, which is exact where the noise is a difference, above the noise by an ulp.
+        largest = max(largest, reached)
+        stages.append(StageBound(stage, scores.shape[1], k, int(same.sum()), largest, reached or largest))
     return NoiseBound(tuple(stages), confidence)
 
 
