@@ -60,8 +60,8 @@ class CertificateReport:
         """Returns one line for people."""
         if self.bound is None or self.check is None:
             return f"certificates: none, {self.problem}"
-        sure = f"{self.bound.coverage:.1%} of images, {self.bound.confidence:.0%} sure"
-        return f"certificates: {in_words(self.check)}; the noise is bounded on {self.bound_images}, which covers {sure}"
+        covers = f"covers {self.bound.coverage:.1%} of images ({self.bound.confidence:.0%} sure)"
+        return f"certificates: {in_words(self.check)}; bound from {self.bound_images}, {covers}"
 
 
 def certificate_report(
@@ -123,10 +123,11 @@ def images_for_bound(held_out: HeldOut, count: int, size: int, model: Path) -> H
 def in_words(found: CertificateCheck) -> str:
     """Returns the result of a test in words."""
     patches = ", ".join(f"{share:.1%}" for share in found.certain)
-    broken = f"{len(found.broken)} of them" if found.broken else "none of them"
+    kept = f"but {len(found.broken)} of them do NOT" if found.broken else "and they do"
+    certified = f", {kept}" if found.certified else ""
     return (
-        f"{found.certified} of {found.images} images are certain to keep the patches of full precision, {broken} keeps others "
-        f"(of all images {found.flipped} do); {patches} of the kept patches are certain"
+        f"{found.certified} of {found.images} images are certain to keep the patches of full precision{certified} "
+        f"({found.images - found.flipped} of all do); of the kept patches {patches} are certain"
     )
 
 

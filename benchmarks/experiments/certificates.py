@@ -386,6 +386,7 @@ def page(data: Mapping[str, Any]) -> str:
         ),
         confidence=f"{certificates.CONFIDENCE:.0%}",
         batch=BATCH,
+        least=f"{certificates.FLOAT_NOISE:g}",
         cpu=data["machine"]["cpu"]["model"],
     )
 

@@ -34,6 +34,8 @@ from gft_edge.stats.agreement import Arrays
 from gft_edge.stats.grid import mask_of
 
 CONFIDENCE = 0.95
+FLOAT_NOISE = 1e-5
+"""Least bound, in standard deviations of an image's scores: runtimes and batch sizes round sums in float32 differently."""
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
@@ -45,7 +47,7 @@ class StageBound:
     Attributes:
         stage, patches, kept: number of the stage, of the patches that enter it, and of those it keeps.
         images: that the noise was measured on.
-        noise, reach: largest of them, in standard deviations of an image's scores.
+        noise, reach: bounds, in standard deviations of an image's scores.
     """
 
     stage: int
@@ -224,8 +226,7 @@ def measure_bound(reference: Arrays, found: Arrays, confidence: float = CONFIDEN
         scores, k = found[f"scores_{stage}"], found[f"kept_{stage}"].shape[1]
         pair = reference[f"scores_{stage}"][same], scores[same], k
         largest, reached = float(noise(*pair).max()), float(reach(*pair).max())
-        # Rounding puts the reach, which is exact where the noise is a difference, above the noise by an ulp.
-        largest = max(largest, reached)
+        largest = max(largest, reached, FLOAT_NOISE)  # the reach may be an ulp above the noise, which is a difference
         stages.append(StageBound(stage, scores.shape[1], k, int(same.sum()), largest, reached or largest))
     return NoiseBound(tuple(stages), confidence)
 

@@ -38,7 +38,7 @@ def test_one_half_bounds_and_the_other_tests(report, sides):
     )
     line = report.describe()
     assert line.startswith(f"certificates: {report.check.certified} of 20 images are certain")
-    assert "the noise is bounded on these, which covers" in line
+    assert "bound from these, covers" in line
     assert "\n" not in line
 
 

@@ -91,7 +91,7 @@ def test_quantize_prints_reasons_and_whether_selection_survives(gft_edge, made, 
     assert "no rule matches" in done.out
     assert "selection on 24 images: " in done.out
     assert re.search(
-        r"^certificates: \d+ of 24 images are certain .* the noise is bounded on 24 val images of ",
+        r"^certificates: \d+ of 24 images are certain .* bound from 24 val images of ",
         done.out,
         re.MULTILINE,
     )
