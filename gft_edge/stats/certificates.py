@@ -193,8 +193,8 @@ def _unit(scores: Floats) -> Floats:
 
 def selecting(outputs: Arrays) -> list[int]:
     """Returns the stages that drop patches, of outputs with ``scores_i`` (B, N_i) and ``kept_i`` (B, k_i)."""
-    count = sum(name.startswith("kept_") for name in outputs)
-    return [i for i in range(count) if outputs[f"kept_{i}"].shape[1] < outputs[f"scores_{i}"].shape[1]]
+    stages = sorted(int(name.removeprefix("scores_")) for name in outputs if name.startswith("scores_"))
+    return [stage for stage in stages if outputs[f"kept_{stage}"].shape[1] < outputs[f"scores_{stage}"].shape[1]]
 
 
 def flipped(reference: Arrays, found: Arrays, before: int | None = None) -> Mask:

@@ -20,6 +20,7 @@ from gft_edge.stats.certificates import (
     measure_bound,
     noise,
     reach,
+    selecting,
 )
 
 
@@ -131,6 +132,13 @@ def test_a_later_stage_is_measured_where_the_earlier_ones_agree():
     assert [stage.images for stage in measure_bound(reference, found).stages] == [2, 1]
     with pytest.raises(DataError, match="no image keeps the same patches before stage 1"):
         measure_bound(*({name: values[1:] for name, values in side.items()} for side in (reference, found)))
+
+
+def test_a_graph_may_leave_out_stages_that_drop_nothing():
+    both = outputs((np.array([[3.0, 2, 1, 0]]), 3), (np.array([[3.0, 2, 1]]), 3), (np.array([[5.0, 1, 0]]), 1))
+    assert selecting(both) == [0, 2]
+    without = {name: values for name, values in both.items() if not name.endswith("_1")}
+    assert [stage.stage for stage in measure_bound(both, without).stages] == [0, 2]
 
 
 def test_a_flip_above_the_bound_is_told():
