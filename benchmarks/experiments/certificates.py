@@ -75,7 +75,7 @@ class Plan:
 PLANS = (
     Plan("144-72-72", 2000, 10_000),
     Plan("47-47-23", 2000, 10_000),
-    Plan("144-72-72", 1000, 2000, (DEFAULT, SMOOTH, FIRST_QKV)),
+    Plan("144-72-72", 500, 1000, (DEFAULT, SMOOTH, FIRST_QKV)),
 )
 """The built-in budget, the one that a search by latency recommends, and further policies on fewer images."""
 
