@@ -23,13 +23,22 @@ from gft_edge.calibration.calibrate import (
     with_known_data,
     write_calibration,
 )
+from gft_edge.calibration.certificates import (
+    CERTIFICATES,
+    CertificateReport,
+    Pair,
+    certificate_report,
+    halves,
+    images_for_bound,
+    write_certificates,
+)
 from gft_edge.calibration.images import CalibrationSet, HeldOut, held_out_images, shared_images
 from gft_edge.calibration.options import SILENT, CalibrationOptions, Callbacks, ResultNotWrittenError
 from gft_edge.calibration.ptq import PostTrained, QuantizedModel, observed_names, post_train
 from gft_edge.calibration.qat import Distillation, QatSettings, quantization_aware
 from gft_edge.calibration.qat_report import QatReport, report_qat
 from gft_edge.calibration.ranges import Ranges, read_ranges
-from gft_edge.calibration.safety import SelectionSafety, selection_safety
+from gft_edge.calibration.safety import SelectionSafety, paired_outputs, safety_of
 from gft_edge.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
 from gft_edge.data.batches import batch_count, evaluation_batches
 from gft_edge.data.datasets import match_labels
@@ -94,11 +103,13 @@ class SelectionCheck:
 
     Attributes:
         safety: its figures.
+        certificates: bound of the noise, on val images where there are some, and its test.
         data, split: of the images.
         held_out: whether these are held-out images; else they are the calibration images.
     """
 
     safety: SelectionSafety
+    certificates: CertificateReport
     data: str
     split: str
     held_out: bool
@@ -138,7 +149,12 @@ class QuantizeResult:
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values."""
-        data = {"out": str(self.out), **self.summary, "selection": self.selection.to_json()}
+        data = {
+            "out": str(self.out),
+            **self.summary,
+            "selection": self.selection.to_json(),
+            "certificates": self.selection.certificates.to_json(),
+        }
         return data if self.qat is None else {**data, "qat_report": self.qat.to_json()}
 
 
@@ -194,6 +210,7 @@ class _Run:
         known: ranges of an earlier calibration, or None.
         chosen: calibration images; None where nothing needs them.
         held_out: images that the selection is checked on; None where none are known.
+        bounding: images that the noise of the scores is bounded on; None takes one half of those that check the selection.
         qat: images of the training, or None.
     """
 
@@ -203,6 +220,7 @@ class _Run:
     known: Ranges | None
     chosen: Chosen | None
     held_out: HeldOut | None
+    bounding: HeldOut | None
     qat: _QatImages | None
 
     @classmethod
@@ -218,11 +236,14 @@ class _Run:
         size = checkpoint.info.preprocess.height
         assert calibration.data is not None
         held_out = held_out_images(calibration.data, calibration.against, calibration.images, size, checkpoint.path)
+        bounding = None
+        if held_out is not None:
+            bounding = images_for_bound(held_out, calibration.images, size, checkpoint.path)
         qat = None if options.qat is None else _open_qat(checkpoint, calibration, options.qat, callbacks)
         chosen = None
         if calibrating or held_out is None:
             chosen = Source.of(checkpoint).choose(calibration, callbacks)
-        return cls(checkpoint, options, callbacks, known, chosen, held_out, qat)
+        return cls(checkpoint, options, callbacks, known, chosen, held_out, bounding, qat)
 
     def quantize(self, out: Path) -> QuantizeResult:
         """Calibrates, quantizes, trains where that is asked for, and checks the selection."""
@@ -252,6 +273,7 @@ class _Run:
             card = result.card if self.known is None else None
             write_calibration(folder / FOLDER, card, result.ranges, self.callbacks)
         write_json(folder / FOLDER / SELECTION, result.selection.to_json())
+        write_certificates(folder / FOLDER / CERTIFICATES, result.selection.certificates)
         if result.qat is not None:
             write_json(folder / FOLDER / QAT_REPORT, result.qat.to_json())
 
@@ -297,10 +319,24 @@ class _Run:
             assert self.chosen is not None
             card, images = self.chosen
             data, split = card.data, card.split
+        found = self._paired(quantized, images, "check selection")
+        budget, words = self.checkpoint.info.model.budget, f"{len(found[0]['logits'])} {split} images of {data}"
+        if self.bounding is None:
+            first, second = halves(found)
+            certificates = certificate_report(
+                first, second, budget, f"one half of {words}", f"the other half of {words}"
+            )
+        else:
+            first = self._paired(quantized, self.bounding.images, "bound noise of scores")
+            bounded = f"{len(first[0]['logits'])} {self.bounding.split} images of {self.bounding.data}"
+            certificates = certificate_report(first, found, budget, bounded, words)
+        return SelectionCheck(safety_of(*found), certificates, data, split, self.held_out is not None)
+
+    def _paired(self, quantized: nn.Module, images: ImageSet, title: str) -> Pair:
+        """Returns the outputs of both models on the images that can be read."""
         batches = evaluation_batches(images, self.checkpoint.info.preprocess, problem=self.callbacks.problem)
-        tracked = self.callbacks.track((batch for batch, _ in batches), "check selection", batch_count(len(images)))
-        safety = selection_safety(self.checkpoint.model, quantized, tracked)
-        return SelectionCheck(safety, data, split, self.held_out is not None)
+        tracked = self.callbacks.track((batch for batch, _ in batches), title, batch_count(len(images)))
+        return paired_outputs(self.checkpoint.model, quantized, tracked)
 
 
 def _open_qat(

@@ -19,7 +19,9 @@ import torch
 from torch import nn
 
 from gft_edge.errors import DataError
+from gft_edge.model.named_outputs import named_outputs
 from gft_edge.runtime.finite import require_finite
+from gft_edge.stats.agreement import Arrays
 from gft_edge.stats.grid import mask_of
 
 LOWEST_JACCARD = 0.90
@@ -114,7 +116,6 @@ class StageOutput:
     kept: npt.NDArray[np.int64]
 
 
-@torch.no_grad()
 def selection_safety(
     full: nn.Module, compressed: nn.Module, batches: Iterable[npt.NDArray[np.float32]], limit: float = LOWEST_JACCARD
 ) -> SelectionSafety:
@@ -130,34 +131,52 @@ def selection_safety(
         DataError: no images.
         CheckFailed: logits of either model that are NaN or infinite.
     """
-    sides: list[list[list[StageOutput]]] = [[], []]
-    count = 0
+    return safety_of(*paired_outputs(full, compressed, batches), limit)
+
+
+@torch.no_grad()
+def paired_outputs(
+    full: nn.Module, compressed: nn.Module, batches: Iterable[npt.NDArray[np.float32]]
+) -> tuple[Arrays, Arrays]:
+    """Returns ``logits``, and ``scores_i`` and ``kept_i`` of every stage, of two models on the same images.
+
+    Args:
+        full, compressed, batches: as for :func:`selection_safety`.
+
+    Raises:
+        DataError, CheckFailed: likewise.
+    """
+    sides: list[list[Arrays]] = [[], []]
     for images in batches:
-        count += len(images)
         for side, model, where in zip(sides, (full, compressed), ("in full precision", "quantized")):
-            out = model(torch.from_numpy(images), maps=True)
-            require_finite(out.logits.numpy(), f"selection, {where}")
-            side.append(_stages(out.stages))
+            outputs = named_outputs(model(torch.from_numpy(images), maps=True))
+            require_finite(outputs["logits"], f"selection, {where}")
+            side.append({name: value for name, value in outputs.items() if not name.startswith("importance_")})
     if not sides[0]:
         raise DataError("selection: no images")
-    full_stages, compressed_stages = ([_join(parts) for parts in zip(*side)] for side in sides)
+    reference, found = ({name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in sides)
+    return reference, found
+
+
+def safety_of(reference: Arrays, found: Arrays, limit: float = LOWEST_JACCARD) -> SelectionSafety:
+    """Compares the selection of two models by their outputs, as :func:`paired_outputs` returns them."""
     stages = [
         stage_safety(number, *pair, limit)
-        for number, pair in enumerate(zip(full_stages, compressed_stages))
+        for number, pair in enumerate(zip(_stages(reference), _stages(found)))
         if pair[0].kept.shape[1] < pair[0].inputs.shape[1]
     ]
-    return SelectionSafety(count, limit, tuple(stages))
+    return SelectionSafety(len(reference["logits"]), limit, tuple(stages))
 
 
-def _stages(trace: Any) -> list[StageOutput]:
+def _stages(outputs: Arrays) -> list[StageOutput]:
     sides, inputs = [], None
-    for maps in trace:
-        scores = _standardized(maps.scores.numpy().astype(np.float64))
+    for stage in range(sum(name.startswith("kept_") for name in outputs)):
+        scores = _standardized(outputs[f"scores_{stage}"].astype(np.float64))
         if inputs is None:
             inputs = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-        kept = np.sort(maps.kept.numpy(), axis=1)
+        kept = np.sort(outputs[f"kept_{stage}"], axis=1)
         sides.append(StageOutput(scores, inputs, kept))
-        inputs = maps.kept.numpy()
+        inputs = outputs[f"kept_{stage}"]
     return sides
 
 
@@ -166,11 +185,6 @@ def _standardized(scores: Floats) -> Floats:
     centered = scores - scores.mean(axis=1, keepdims=True)
     deviation = centered.std(axis=1, keepdims=True)
     return centered / np.where(deviation > 0, deviation, 1.0)
-
-
-def _join(parts: Iterable[StageOutput]) -> StageOutput:
-    scores, inputs, kept = zip(*((part.scores, part.inputs, part.kept) for part in parts))
-    return StageOutput(np.concatenate(scores), np.concatenate(inputs), np.concatenate(kept))
 
 
 def stage_safety(number: int, full: StageOutput, compressed: StageOutput, limit: float) -> StageSafety:

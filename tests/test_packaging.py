@@ -20,7 +20,8 @@ NEEDS = {
     "calibration.sensitivity": "",
     "calibration.sensitivity.*": "torch",
     **dict.fromkeys(
-        (f"calibration.{name}" for name in ("cache", "images", "modelopt_recipe", "options", "ranges")), ""
+        (f"calibration.{name}" for name in ("cache", "certificates", "images", "modelopt_recipe", "options", "ranges")),
+        "",
     ),
     "calibration.graph": "onnx",
     "checkpoint": "torch",

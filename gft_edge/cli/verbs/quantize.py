@@ -41,6 +41,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--policy", type=Path, metavar="FILE", help="rules (TOML or JSON) in place of --precision")
     parser.add_argument(
+        "--exact-selection",
+        action="store_true",
+        help="leave every block before the last scores in high precision, so that the patches of full precision stay",
+    )
+    parser.add_argument(
         "--smoothquant",
         type=float,
         nargs="?",
@@ -82,6 +87,10 @@ def run(args: argparse.Namespace) -> int:
 
     checkpoint = load_checkpoint(args.checkpoint)
     policy = _policy(args)
+    if args.exact_selection:
+        from gft_edge.quant.exact_selection import with_exact_selection
+
+        policy = with_exact_selection(policy, checkpoint.info.model)
     options = QuantizeOptions(calibration_options(args), policy, args.ranges, _qat_options(args))
 
     def show(done: QuantizeResult) -> None:
@@ -149,6 +158,7 @@ def _text(checkpoint: Checkpoint, policy: QuantPolicy, done: QuantizeResult) -> 
     lines = [f"{done.out}: {_count(precisions)} in {kind}, {_calibration_in_words(done)}"]
     images = "held out" if selection.held_out else "the calibration images"
     lines += [selection.safety.describe(), f"  on {selection.split} images of {selection.data}, {images}"]
+    lines.append(selection.certificates.describe())
     lines.append(table(("layers", "of", "precision", "range", "why"), _layer_rows(checkpoint.model, policy, summary)))
     lines.append("single layers: --json")
     if done.qat is not None:
