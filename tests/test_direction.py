@@ -32,7 +32,7 @@ LAYERS = (
 )
 """Packages and modules below ``gft_edge``, the lowest first. A module imports from its own layer and from lower ones."""
 INSIDE = {
-    "export": ("deploy", "graph", "lint", "lint_deployment", "onnx", "tensorrt", "verify"),
+    "export": ("deploy", "foreign", "graph", "lint", "lint_deployment", "onnx", "tensorrt", "verify"),
     "benchmarks": ("logs", "measuring", "power", "roofline", "trtexec"),
 }
 

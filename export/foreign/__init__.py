@@ -1,0 +1,1 @@
+"""Classifiers in ONNX files of other programs: reading, recognising the parts of a ViT, quantizing."""
