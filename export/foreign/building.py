@@ -1,4 +1,4 @@
-"""Builds the TensorRT engine of an ONNX file of another program: the plan from the graph alone, engine and record beside the file."""
+"""Builds the TensorRT engine of a foreign ONNX file: the plan from the graph alone, engine and record beside the file."""
 
 from __future__ import annotations
 

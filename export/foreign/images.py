@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from gft_edge.data.sets import NO_CLASSES, ImageSet, Subset, spread
 from gft_edge.data.splits import Split
 from gft_edge.errors import ConfigError
 from gft_edge.export.foreign.model import ForeignModel
+from gft_edge.export.foreign.opening import Model, open_model
 from gft_edge.preprocess import PreprocessSpec
 
 RANDOM_IMAGES = 32
@@ -40,6 +41,17 @@ class ForeignImages:
     source: str
     data: str
     split: Split
+
+
+def opened(paths: Sequence[str | Path]) -> tuple[Model, ...]:
+    """Opens models; a float file among them gets the preprocessing that a quantized one made from it records.
+
+    Raises:
+        ArtifactError: see :func:`gft_edge.export.foreign.opening.open_model`.
+    """
+    models = [open_model(path) for path in paths]
+    foreign = [model for model in models if isinstance(model, ForeignModel)]
+    return tuple(with_knowledge(model, foreign) if isinstance(model, ForeignModel) else model for model in models)
 
 
 def with_knowledge(model: ForeignModel, others: Iterable[ForeignModel]) -> ForeignModel:

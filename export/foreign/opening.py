@@ -5,19 +5,20 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gft_edge.bundle import is_bundle, open_artifact
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.foreign.model import RECORD, ForeignModel, is_foreign, load_foreign
-from gft_edge.export.graph.loading import load_graph
-from gft_edge.export.graph.summary import arithmetic
-from gft_edge.export.graph.view import GraphView, view
 from gft_edge.manifest import MANIFEST, MODEL, QUANTIZED, Artifact, Batch, HighPrecision, Precision, TensorInfo
 from gft_edge.runtime.backends import CUDA_GRAPH, DEFAULT, BackendRequest, parse_backend, require_settings
 from gft_edge.runtime.engine import engine_host, engine_session, load_module, only_engine, open_checked
 from gft_edge.runtime.engine_files import check_engine_beside, keys_beside
 from gft_edge.runtime.providers import PROVIDERS, open_graph
 from gft_edge.runtime.sessions import ONNXRUNTIME, Session, onnxruntime_session
+
+if TYPE_CHECKING:  # artefacts are opened where onnx is not installed
+    from gft_edge.export.graph.view import GraphView
 
 Model = Artifact | ForeignModel
 ANY_BATCH: Batch = (1, 1, 8)
@@ -68,6 +69,9 @@ def viewed(model: ForeignModel) -> GraphView:
     Raises:
         ArtifactError: not a valid graph.
     """
+    from gft_edge.export.graph.loading import load_graph
+    from gft_edge.export.graph.view import view
+
     try:
         return view(load_graph(model.file))
     except ArtifactError as error:
@@ -85,6 +89,8 @@ def facts_of(model: ForeignModel, batch: Batch = ANY_BATCH) -> ForeignFacts:
     Raises:
         ArtifactError: not a valid graph.
     """
+    from gft_edge.export.graph.summary import arithmetic
+
     computed = arithmetic(viewed(model))
     precision: Precision = computed.precision  # type: ignore[assignment]
     if model.quantization is not None:

@@ -10,7 +10,7 @@ import onnx
 
 from gft_edge.export.graph.structure import execution_order
 from gft_edge.export.verify.places import Place, agreement_db, decibels, finite
-from gft_edge.export.verify.trace import corresponding_tensors, node_tensors
+from gft_edge.export.verify.tensors import corresponding_tensors, node_tensors
 
 LOSS_DB = 6.0
 """A node that loses more than this from what it reads is where two graphs part; gradual loss has no such node."""

@@ -125,18 +125,15 @@ def _against(
     runners = {reference: runner(original, original.session())}
     runners |= {computation: runner(model, session) for computation, session in sessions.items()}
     found, truth, examples = _run(runners, batches)
-    comparisons = tuple(
-        _compare((reference, side), found, truth, labels or (), "compression" if facts.is_quantized else _kind(facts))
-        for side in sessions
-    )
+    kind: Kind = "exact" if facts.precision == reference.arithmetic == "fp32" else "compression"
+    comparisons = tuple(_compare((reference, side), found, truth, labels or (), kind) for side in sessions)
     assessment = assess(comparisons, options.limits)
     place = None
     if assessment.failures:
         place = _parting(model, original, examples, options.limits.int8_sqnr_db)
-    notes: tuple[str, ...] = ()
     if options.data is None:
-        assessment, notes = _of_arithmetic(assessment, comparisons), (ONLY_ARITHMETIC,)
-    return _report(model, facts, source, options, sessions.values(), comparisons, assessment, place, notes)
+        assessment = _of_arithmetic(assessment, comparisons)
+    return _report(model, facts, source, options, sessions.values(), comparisons, assessment, place, ())
 
 
 def _alone(model: ForeignModel, options: VerifyOptions, track: Track, note: Note) -> VerifyReport:

@@ -217,9 +217,7 @@ def _cache_gaps(path: Path, artifact: Artifact, model: onnx.ModelProto, version:
     return require_fit(cache, tensors, version, f"TensorRT cache {path}")
 
 
-def plan_for(
-    model: Path, summary: GraphSummary, target: str, options: BuildOptions, *, plan_only: bool
-) -> BuildPlan:
+def plan_for(model: Path, summary: GraphSummary, target: str, options: BuildOptions, *, plan_only: bool) -> BuildPlan:
     """Plans a build of a graph.
 
     Args:

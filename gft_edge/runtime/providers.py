@@ -7,12 +7,12 @@ hardware: without a GPU only the refusals, the options and, on the CPU, the boun
 from __future__ import annotations
 
 import contextlib
-import importlib
 import functools
+import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from types import ModuleType
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 from gft_edge.errors import ArtifactError, ConfigError, MissingExtraError
