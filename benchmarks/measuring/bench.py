@@ -105,7 +105,9 @@ def _require_batches(subject: Subject, batches: tuple[int, ...]) -> None:
     for batch in batches:
         if not low <= batch <= high:
             takes = f"{low} to {high} images" if low < high else f"exactly {low} image{'s' * (low > 1)}"
-            wider = f"--batch {min(low, batch)}:{usual}:{max(high, batch)}" if subject.form is None else "a dynamic batch"
+            wider = (
+                f"--batch {min(low, batch)}:{usual}:{max(high, batch)}" if subject.form is None else "a dynamic batch"
+            )
             raise ConfigError(
                 f"{subject.address} was exported for requests of {takes}, not {batch}; export it with {wider}, or give "
                 "another --batch here"

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -102,7 +103,7 @@ def images_for(model: ForeignModel, data: str, split: Split | None, count: int, 
         return ForeignImages(found, None, spec, f"{len(found)} images of {data}", data, split or "test")
     part = split or held_out_split(data)
     request = Request(data, part, count)
-    if model.labels is not None:
+    if is_named(model.labels):
         found, labels = labelled_images(request, spec.height, model.labels, None, note), model.labels
     else:
         found = open_images(data, part, count, spec.height)
@@ -112,9 +113,14 @@ def images_for(model: ForeignModel, data: str, split: Split | None, count: int, 
     if len(labels) != model.classes or labels == NO_CLASSES:
         note(f"data: {model.path} has {model.classes} classes and {data} {len(labels)}: its labels are not used")
         return ForeignImages(found, None, spec, source, data, part)
-    if model.labels is None:
+    if not is_named(model.labels):
         note(f"data: the classes of {data} in order of their names are taken for those of {model.path}")
     return ForeignImages(found, labels, spec, source, data, part)
+
+
+def is_named(labels: tuple[str, ...] | None) -> TypeGuard[tuple[str, ...]]:
+    """Returns whether labels are names, and not the numbers that quantize writes where it knows none."""
+    return labels is not None and labels != tuple(f"class_{number}" for number in range(len(labels)))
 
 
 def random_images(model: ForeignModel) -> npt.NDArray[np.float32]:

@@ -33,8 +33,8 @@ BATCH = 8
 """Images at a time; the others of a batch must not change an image's logits."""
 TRACED = 2
 """Images that the search for a node runs on."""
-NOISE_DB = 3.0
-"""Below it the difference has half the power of the logits: no rounding explains that, on whatever images."""
+NOISE_DB = 6.0
+"""Below it the error is half as large as the logits: no rounding explains that, on whatever images."""
 ONLY_ARITHMETIC = "random images show the arithmetic only, nothing about accuracy; give --data"
 
 Logits = npt.NDArray[np.float32]
@@ -94,16 +94,17 @@ def original_of(model: ForeignModel, against: ForeignModel | None) -> ForeignMod
         return against
     if quantization is None:
         return None
-    name = Path(quantization.source)
-    places = dict.fromkeys([name, *(folder / name.name for folder in (model.path, model.path.parent, Path()))])
-    for place in places:
+    name = Path(quantization.source).name
+    recorded = quantization.details.get("source_path")
+    places = [model.path / str(recorded)] if recorded else []
+    for place in [*places, *(folder / name for folder in (model.path, model.path.parent, Path()))]:
         if place.is_file() and not place.samefile(model.file):
             there = load_foreign(place)
             if there.sha256 == quantization.source_sha256:
                 return there
     raise ArtifactError(
-        f"{model.path}: its float original {name} (sha256 {quantization.source_sha256[:12]}) is not beside it and not in this "
-        "folder; give --against FILE"
+        f"{model.path}: its float original {name} (sha256 {quantization.source_sha256[:12]}) is not where it was, not beside it "
+        "and not in this folder; give --against FILE"
     )
 
 
@@ -265,7 +266,7 @@ def _are_probabilities(values: Logits) -> bool:
 
 
 def _of_arithmetic(assessment: Assessment, comparisons: Iterable[Comparison]) -> Assessment:
-    """Returns the verdict that random images allow: broken values and noise as large as the logits fail, the rest is open."""
+    """Returns the verdict that random images allow: broken values and noise beyond ``NOISE_DB`` fail, the rest is open."""
     broken = any(
         c.not_finite or c.reference_not_finite or (math.inf if c.logit_sqnr_db is None else c.logit_sqnr_db) < NOISE_DB
         for c in comparisons
