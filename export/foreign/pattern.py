@@ -1,8 +1,8 @@
-"""Recognises the blocks of a plain ViT in a graph of any exporter, by what computes what; names and operators of norms do not matter.
+"""Recognises the blocks of a plain ViT in a graph of any exporter, by data flow; names and the operators of norms do not matter.
 
-A block is two residual sums: ``x + proj(attention(q, k, v))``, then ``x + fc2(activation(fc1))``. An edge of data ends at the nearest
-linear layer behind it, so LayerNorm, GELU, LayerScale, rotary embeddings, splits and transpositions may be written in any way.
-"""
+A block is two residual sums: ``x + proj(attention(q, k, v))``, then ``x + fc2(activation(fc1))``. The search behind a tensor ends
+at the nearest linear layers, so LayerNorm, GELU, LayerScale, rotary embeddings, splits and transpositions may be written in
+any way.
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Core:
 
 @dataclass(frozen=True)
 class Block:
-    """A block of a ViT; ``qkv`` holds one linear layer or two or three, in the order q, k, v; ``fc1`` two where the MLP has a gate."""
+    """A block of a ViT; ``qkv`` holds one to three linear layers in the order q, k, v; ``fc1`` two where the MLP has a gate."""
 
     core: Core
     qkv: tuple[Linear, ...]
@@ -237,7 +237,7 @@ class _Finder:
         found = []
         for node in self.graph.of_type("Softmax", "Attention"):
             if node.op_type == "Attention":
-                found.append(Core(*node.input[:3], (node,)))
+                found.append(Core(node.input[0], node.input[1], node.input[2], (node,)))
                 continue
             scores = self._product_before(node.input[0])
             readers = self.graph.readers(node.output[0], _BEHIND_SOFTMAX)
@@ -319,7 +319,9 @@ class _Finder:
         if second.cores:
             raise _Misfit(second.add, "a second attention before an MLP: blocks alternate attention and MLP")
         if not self._same(second.stream, first.add.output[0]):
-            raise _Misfit(second.add, f"adds to another tensor than the sum {first.add.output[0]} before it (parallel blocks?)")
+            raise _Misfit(
+                second.add, f"adds to another tensor than the sum {first.add.output[0]} before it (parallel blocks?)"
+            )
         (core,) = first.cores
         self._require_no_product(first.inner, core.nodes)
         self._require_no_product(second.inner, ())
@@ -327,7 +329,9 @@ class _Finder:
         for part, tensor in (("queries", core.q), ("keys", core.k), ("values", core.v)):
             found = self._behind(tensor).linears
             if len(found) != 1 or not self.graph.depends_on(found[0].output, first.stream):
-                raise _Misfit(core.nodes[0], f"its {part} come from {len(found)} linear layers of the block, expected 1")
+                raise _Misfit(
+                    core.nodes[0], f"its {part} come from {len(found)} linear layers of the block, expected 1"
+                )
             qkv[found[0].output] = found[0]
         fc1 = second.inner.linears
         if len(fc1) not in (1, 2):
@@ -396,5 +400,7 @@ class _Finder:
         for node in self.graph.nodes:
             convolutions += node.op_type == "Conv"
             if node.op_type in _NOT_IN_A_VIT or convolutions > 1:
-                return _Misfit(node, "a ViT has a patch embedding and blocks of attention and MLP; this graph has no attention")
+                return _Misfit(
+                    node, "a ViT has a patch embedding and blocks of attention and MLP; this graph has no attention"
+                )
         return _Misfit(self.graph.nodes[-1], "the graph ends without an attention")

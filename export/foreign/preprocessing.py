@@ -72,7 +72,9 @@ class Pixels:
 
     def spec(self, height: int, width: int) -> PreprocessSpec:
         """Returns the preprocessing for a graph of this image size."""
-        mean, std = (self.mean, self.std) if self.mean and self.std else NORMALISATIONS[self.normalisation or "imagenet"]
+        mean, std = (
+            (self.mean, self.std) if self.mean and self.std else NORMALISATIONS[self.normalisation or "imagenet"]
+        )
         resize, ratio = self._crop()
         interpolation: Any = self.interpolation or "bicubic"
         return PreprocessSpec(height, width, resize, ratio, interpolation, mean, std, self.color_order)
@@ -127,9 +129,13 @@ def class_names(file: Path | None, found: Sequence[str], classes: int, data: str
     if file is not None:
         return ClassNames(read_labels(file, classes), True, f"classes: from {file.name}")
     if len(found) == classes and tuple(found) != NO_CLASSES:
-        return ClassNames(tuple(found), True, f"classes: the {classes} of {data}, assumed to be in the order of the outputs")
+        return ClassNames(
+            tuple(found), True, f"classes: the {classes} of {data}, assumed to be in the order of the outputs"
+        )
     names = tuple(f"class_{number}" for number in range(classes))
     why = "its images have no classes" if tuple(found) == NO_CLASSES else f"it has {len(found)} classes"
     return ClassNames(
-        names, False, f"classes: {classes} without names, accuracy is not measured; {data}: {why} (--labels FILE names them)"
+        names,
+        False,
+        f"classes: {classes} without names, accuracy is not measured; {data}: {why} (--labels FILE names them)",
     )

@@ -1,8 +1,8 @@
 """Writes Q/DQ pairs into a foreign graph, in the form of our own export: see :mod:`gft_edge.export.onnx.quantized`.
 
-Symmetric with explicit zero zero-points, activations per tensor, weights per output channel as INT8 initialisers of (in, out), bias in
-float. A Gemm becomes MatMul and Add: ONNX Runtime runs a Gemm in INT8 only with a quantized bias, which TensorRT refuses. Everything
-else of the graph stays as it is.
+Symmetric with explicit zero zero-points, activations per tensor, weights per output channel as INT8 initialisers of (in, out), the
+bias in float. A Gemm becomes MatMul and Add: ONNX Runtime runs a Gemm in INT8 only with a quantized bias, which TensorRT refuses.
+Everything else of the graph stays as it is.
 """
 
 from __future__ import annotations
@@ -90,33 +90,37 @@ class _Writer:
         """Returns nodes and the rounded input; layers that read one tensor share its QuantizeLinear."""
         nodes, x = [], layer.linear.input
         if x not in self.quantizers:
-            scale = self._initializer(
-                f"{layer.name}.input_scale", np.float32(max(largest, SMALLEST_RANGE) / QMAX)
-            )
+            scale = self._initializer(f"{layer.name}.input_scale", np.float32(max(largest, SMALLEST_RANGE) / QMAX))
             zero = self._initializer(f"{layer.name}.input_zero", np.int8(0))
             levels = self._fresh(f"{layer.name}.input_int8")
             nodes.append(helper.make_node("QuantizeLinear", [x, scale, zero], [levels], f"{layer.name}.input_q"))
             self.quantizers[x] = (levels, scale, zero)
         rounded = self._fresh(f"{layer.name}.input_rounded")
-        nodes.append(
-            helper.make_node("DequantizeLinear", self.quantizers[x], [rounded], f"{layer.name}.input_dq")
-        )
+        nodes.append(helper.make_node("DequantizeLinear", self.quantizers[x], [rounded], f"{layer.name}.input_dq"))
         return nodes, rounded
 
     def _weight(self, node: NodeProto, layer: QuantizedLinear) -> tuple[NodeProto, str]:
         values = weight_values(self.graph, layer.linear.weight)
         if values is None:
-            raise ArtifactError(f"{node_label(node)}: its weights {layer.linear.weight} are no float32 matrix in the file")
+            raise ArtifactError(
+                f"{node_label(node)}: its weights {layer.linear.weight} are no float32 matrix in the file"
+            )
         values = values.T if layer.linear.transposed else values
         if node.op_type == "Gemm":
             values = values * np.float32(attribute(node, "alpha", 1.0))
         if not np.isfinite(values).all():
             raise ArtifactError(f"{node_label(node)}: its weights {layer.linear.weight} hold NaN or infinity")
-        scale = (np.maximum(np.abs(values).max(axis=0), np.float32(SMALLEST_RANGE)) / np.float32(QMAX)).astype(np.float32)
+        scale = (np.maximum(np.abs(values).max(axis=0), np.float32(SMALLEST_RANGE)) / np.float32(QMAX)).astype(
+            np.float32
+        )
         levels = np.clip(np.rint(values / scale), QMIN, QMAX).astype(np.int8)
         names = [
             self._initializer(f"{layer.name}.{part}", array)
-            for part, array in (("weight_int8", levels), ("weight_scale", scale), ("weight_zero", np.zeros_like(scale, np.int8)))
+            for part, array in (
+                ("weight_int8", levels),
+                ("weight_scale", scale),
+                ("weight_zero", np.zeros_like(scale, np.int8)),
+            )
         ]
         rounded = self._fresh(f"{layer.name}.weight_rounded")
         return helper.make_node("DequantizeLinear", names, [rounded], f"{layer.name}.weight_dq", axis=1), rounded
@@ -141,7 +145,9 @@ def _without_dead(nodes: list[NodeProto], graph: onnx.GraphProto) -> list[NodePr
     while True:
         read = {name for node in nodes for name in node.input} | outputs
         kept = [
-            node for node in nodes if node.op_type not in ("Constant", "Identity", "Transpose") or read & set(node.output)
+            node
+            for node in nodes
+            if node.op_type not in ("Constant", "Identity", "Transpose") or read & set(node.output)
         ]
         if len(kept) == len(nodes):
             break

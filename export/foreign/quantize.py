@@ -80,7 +80,9 @@ class ForeignOptions:
             attend = rule.pattern.rpartition(".")[2].endswith(ATTEND)
             if rule.precision not in PRECISIONS or (attend and rule.precision != "high"):
                 what = "quantized attention" if attend else rule.precision
-                raise ConfigError(f"rule {rule.pattern!r}: {what} is for checkpoints; an ONNX file gets int8 or int8-weights linears")
+                raise ConfigError(
+                    f"rule {rule.pattern!r}: {what} is for checkpoints; an ONNX file gets int8 or int8-weights linears"
+                )
 
 
 @dataclass(frozen=True)
@@ -129,8 +131,8 @@ class Agreement:
         if c.top1 is not None:
             low, high = (100 * value for value in c.top1.interval)
             lines.append(
-                f"  top-1 {c.top1_reference:.2%} float, {c.top1_candidate:.2%} quantized, difference {100 * c.top1.difference:+.2f} "
-                f"points ({low:+.2f} to {high:+.2f})"
+                f"  top-1 {c.top1_reference:.2%} float, {c.top1_candidate:.2%} quantized, difference "
+                f"{100 * c.top1.difference:+.2f} points ({low:+.2f} to {high:+.2f})"
             )
         if self.at_chance:
             lines.append(
@@ -177,9 +179,7 @@ class ForeignQuantized:
         }
 
 
-def quantize_foreign(
-    path: Path, options: ForeignOptions, out: Path, callbacks: Callbacks = SILENT
-) -> ForeignQuantized:
+def quantize_foreign(path: Path, options: ForeignOptions, out: Path, callbacks: Callbacks = SILENT) -> ForeignQuantized:
     """Quantizes an ONNX file of another program and writes model.onnx, quantization.json, a card and the calibration.
 
     Args:
@@ -293,8 +293,6 @@ class _Run:
         names = class_names(options.labels, found, source.classes, calibration.data)
         card, images = choose_images(calibration, spec, names.names if names.known else found)
         if callbacks.note is not None:
-            callbacks.note(options.pixels.origin())
-            callbacks.note(names.origin)
             forward_notes(images, callbacks.note)
         return cls(source, model, graph, pattern, layers, spec, names, card, images, options, callbacks)
 
@@ -308,7 +306,9 @@ class _Run:
             self.model,
             self.graph,
             [
-                QuantizedLinear(layer.name, layer.linear, values[layer.linear.input] if layer.precision == "int8" else None)
+                QuantizedLinear(
+                    layer.name, layer.linear, values[layer.linear.input] if layer.precision == "int8" else None
+                )
                 for layer in self.layers
                 if layer.precision != "high"
             ],
@@ -355,9 +355,7 @@ class _Run:
         options, source = self.options.calibration, self.source
         collector = Collector(names, options.method, options.percentile)
         size = source.batch or BATCH
-        batches = (
-            _padded(batch, source.batch) for batch, _ in evaluation_batches(self.images, self.spec, size)
-        )
+        batches = (_padded(batch, source.batch) for batch, _ in evaluation_batches(self.images, self.spec, size))
         steps = observe_graph(self.model, self.spec.height, collector, batches, source.to_input)
         for _ in self.callbacks.track(steps, "calibrate", batch_count(len(self.images), size)):
             pass
@@ -436,5 +434,3 @@ Calibration: {result.card.describe()}; method {quantization.method}.
 
 {result.agreement.describe()}
 """
-
-
