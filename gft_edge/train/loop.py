@@ -39,6 +39,7 @@ from gft_edge.progress import Track, silent
 from gft_edge.storage.locks import locked
 from gft_edge.train.determinism import deterministic
 from gft_edge.train.distributed import Workers, barrier, parallel, total, workers
+from gft_edge.train.estimate import estimate_line, seconds_per_step
 from gft_edge.train.log import Pace, cut_log, training_log
 from gft_edge.train.optim import make_optimizer, set_rate, step_in_backward
 from gft_edge.train.schedule import learning_rate, pixels_seen, seed_step
@@ -137,6 +138,8 @@ def train(
             write_trained(out, data.images, out, *([resolve_checkpoint(settings.init)] if settings.init else []))
             cut_log(out, progress.step)
         barrier()
+        if group.is_first:
+            report(_estimate(run, settings.steps - progress.step))
         first, started = progress.step, time.monotonic()
         _run_steps(run, progress, track, stop_after)
         return _finish(run, progress, first, started)
@@ -217,6 +220,12 @@ def _resumed(run: _Run, new: bool) -> Progress:
             run.report(f"{run.out}: no state was saved yet; the training starts from the beginning")
         return Progress()
     return restore_state(run.out, run.recipe, run.state, run.group.device)
+
+
+def _estimate(run: _Run, steps: int) -> str:
+    """Returns how long the steps will take, in words."""
+    batches = run.data.few_images(run.recipe, run.group)
+    return estimate_line(seconds_per_step(run.state.model, run.data.config, run.recipe, batches), steps)
 
 
 def _run_steps(run: _Run, progress: Progress, track: Track, stop_after: int | None) -> None:

@@ -24,6 +24,8 @@ from gft_edge.runtime.accuracy import measure_accuracy
 from gft_edge.train.distributed import Workers, total
 from gft_edge.train.schedule import Phase, phases
 
+FEW_IMAGES = 4
+"""Whose step is timed: one of a whole batch may take a minute on a CPU."""
 KEPT_BYTES = 1 << 28
 """Of validation images kept in memory between evaluations."""
 
@@ -86,6 +88,12 @@ class TrainingData:
                 for micro in range(settings.accumulate)
             ]
             yield from training_batches(images, spec, own, options, self.unreadable.add)
+
+    def few_images(self, recipe: Recipe, group: Workers) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yields one small batch that this process prepares."""
+        size = min(FEW_IMAGES, recipe.train.batch_size)
+        options = BatchOptions(size, recipe.train.seed, recipe.data.augment, 0, group.device)
+        return training_batches(self.images, self.spec, [0], options, self.unreadable.add)
 
     def _phases(self, recipe: Recipe, steps: range) -> list[tuple[ImageSet, int, range]]:
         """Returns images, side of their windows (0 for whole images) and steps of each phase."""

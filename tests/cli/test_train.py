@@ -103,3 +103,31 @@ def test_a_recipe_of_the_package_is_found_by_its_name(gft_edge, tmp_path, monkey
         done = gft_edge("train", "--config", name, "--out", "run")
         assert (done.code, done.err.count("\n")) == (2, 1)
         assert f"recipe {name}: cannot be read" in done.err
+
+
+def test_a_folder_of_images_needs_no_recipe(gft_edge, animals, tmp_path):
+    small = ("--set", "model.image_size=32", "--set", "model.budget=12,8,4", "--set", "train.steps=2")
+    done = gft_edge("train", "--data", animals, "--out", tmp_path / "run", *small, "--json")
+    assert done.code == 0
+    lines = done.err.splitlines()
+    assert lines[0].startswith("recipe image-folder of the package (no GPU here): 2 steps of 16 for ")
+    estimate = next(number for number, line in enumerate(lines) if line.startswith("about "))
+    assert estimate < next(number for number, line in enumerate(lines) if line.startswith("step "))
+    assert done.json["steps"] == 2
+    assert gft_edge("evaluate", tmp_path / "run", "--data", animals, "--images", 8).code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--data", "scenes"), ("scenes", "folders of images", "--config")),
+        (("--data", "/nowhere"), ("/nowhere", "no such folder")),
+        ((), ("--data --config", "required")),
+        (("--data", "a", "--config", "b"), ("--config", "not allowed with", "--data")),
+    ],
+)
+def test_what_is_trained_on_must_be_clear(gft_edge, tmp_path, arguments, words):
+    done = gft_edge("train", *arguments, "--out", tmp_path / "run")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert all(word in done.err for word in words)
+    assert not (tmp_path / "run").exists()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from gft_edge.cli.verbs.train import add_training_arguments, run_training
+from gft_edge.cli.verbs.train import add_recipe_arguments, run_recipe
 
 EXAMPLE = "gft-edge distill --teacher runs/teacher --config recipes/scenes-distill.toml --out runs/student"
 
@@ -18,9 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CKPT",
         help="checkpoint folder of the teacher, or 'builtin'; takes the place of distill.teacher of the recipe",
     )
-    add_training_arguments(parser)
+    add_recipe_arguments(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
-    return run_training(args, f"distill.teacher={json.dumps(args.teacher)}")
+    return run_recipe(args, f"distill.teacher={json.dumps(args.teacher)}")
