@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -331,6 +332,7 @@ class _Run:
         agreement = self._agreement(written)
         notes = (options.pixels.origin(), self.names.origin)
         details = {
+            "source_path": os.path.relpath(source.file.resolve(), out.resolve()),  # where verify looks for it
             "notes": list(notes),
             "agreement": agreement.to_json(),
             "policy": options.policy.to_json()["rules"],

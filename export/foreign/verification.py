@@ -99,7 +99,7 @@ def original_of(model: ForeignModel, against: ForeignModel | None) -> ForeignMod
     places = [model.path / str(recorded)] if recorded else []
     for place in [*places, *(folder / name for folder in (model.path, model.path.parent, Path()))]:
         if place.is_file() and not place.samefile(model.file):
-            there = load_foreign(place)
+            there = load_foreign(place, model.size[0])
             if there.sha256 == quantization.source_sha256:
                 return there
     raise ArtifactError(
