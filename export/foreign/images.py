@@ -21,7 +21,7 @@ from gft_edge.export.foreign.model import ForeignModel
 from gft_edge.export.foreign.opening import Model, open_model
 from gft_edge.preprocess import PreprocessSpec
 
-RANDOM_IMAGES = 32
+RANDOM_IMAGES = 16
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,7 @@ def test_verify_finds_the_float_original_and_says_what_random_images_show(run, o
     assert found.json["precision"] == "int8"
     assert comparison["kind"] == "compression"
 
-    images = SPEC.normalize(seeded_images(32, 32, 32))
+    images = SPEC.normalize(seeded_images(16, 32, 32))
     sides = [load_foreign(path) for path in (out.parent / "float.onnx", out)]
     a, b = (side.logits(side.session(), images).astype(np.float64) for side in sides)
     assert comparison["logit_sqnr_db"] == pytest.approx(10 * np.log10((a**2).sum() / ((a - b) ** 2).sum()), abs=1e-6)
