@@ -3,6 +3,7 @@
 A block is two residual sums: ``x + proj(attention(q, k, v))``, then ``x + fc2(activation(fc1))``. The search behind a tensor ends
 at the nearest linear layers, so LayerNorm, GELU, LayerScale, rotary embeddings, splits and transpositions may be written in
 any way.
+"""
 
 from __future__ import annotations
 
