@@ -31,9 +31,11 @@ def parting_node(
         least_db: agreement that is expected.
 
     Returns:
-        The place, None when every common tensor has ``least_db``.
+        The place, None when every common tensor has ``least_db``, or when the original cannot be run node by node (2 GB and more).
     """
-    expected, _ = node_tensors(original, feed)
+    expected, stopped = node_tensors(original, feed)
+    if stopped is not None:
+        return None
     actual, broken = node_tensors(found, feed)
     names = corresponding_tensors(original, found)
     known: dict[str, float] = {}

@@ -121,9 +121,10 @@ def _against(
     )
     facts = facts_of(model)
     batches, labels, source = _batches(model, options, track, note)
-    reference = Computation(ONNXRUNTIME, facts_of(original).precision, f"{original.path.name}, onnxruntime")
+    known = facts_of(original)
+    reference = _computation(original, known, ONNXRUNTIME)
     sessions = {_computation(model, facts, name): open_foreign(model, facts, name) for name in options.backends}
-    runners = {reference: runner(original, original.session())}
+    runners = {reference: runner(original, open_foreign(original, known))}
     runners |= {computation: runner(model, session) for computation, session in sessions.items()}
     found, truth, examples = _run(runners, batches)
     kind: Kind = "exact" if facts.precision == reference.arithmetic == "fp32" else "compression"
