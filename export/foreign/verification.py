@@ -134,7 +134,7 @@ def _against(
     if assessment.failures:
         place = _parting(model, original, examples, options.limits.int8_sqnr_db)
     if options.data is None:
-        assessment = _of_arithmetic(assessment, comparisons)
+        assessment = _of_arithmetic(assessment, comparisons, place, options.limits.int8_sqnr_db)
     return _report(model, facts, source, options, sessions.values(), comparisons, assessment, place, ())
 
 
@@ -266,12 +266,19 @@ def _are_probabilities(values: Logits) -> bool:
     return bool((values >= 0).all() and np.allclose(values.sum(axis=1), 1, atol=1e-3))
 
 
-def _of_arithmetic(assessment: Assessment, comparisons: Iterable[Comparison]) -> Assessment:
-    """Returns the verdict that random images allow: broken values and noise beyond ``NOISE_DB`` fail, the rest is open."""
+def _of_arithmetic(
+    assessment: Assessment, comparisons: Iterable[Comparison], place: Place | None, least_db: float
+) -> Assessment:
+    """Returns the verdict that random images allow: what no rounding explains fails, the rest is open.
+
+    That is: values that are not finite, an error beyond ``NOISE_DB``, or a node that turns what agrees into noise.
+    """
     broken = any(
         c.not_finite or c.reference_not_finite or (math.inf if c.logit_sqnr_db is None else c.logit_sqnr_db) < NOISE_DB
         for c in comparisons
     )
+    if place is not None and (place.sqnr_before_db is None or place.sqnr_before_db >= least_db):
+        broken = broken or place.sqnr_db is None or place.sqnr_db < 0
     if broken:
         return assessment
     return Assessment((), (*assessment.failures, *assessment.undecided, ONLY_ARITHMETIC), None)
