@@ -27,6 +27,7 @@ NEEDS = {
     "distill.*": "torch",
     "export.deploy.jetson": "onnx",
     **dict.fromkeys((f"export.deploy.{name}" for name in DEPLOY), "onnx"),
+    **dict.fromkeys((f"export.foreign.{name}" for name in ("loading", "pattern", "qdq", "quantize")), "onnx"),
     "export.graph.*": "onnx",
     "export.graph.native": "",
     "export.onnx.torch_session": "torch",
