@@ -27,7 +27,13 @@ NEEDS = {
     "distill.*": "torch",
     "export.deploy.jetson": "onnx",
     **dict.fromkeys((f"export.deploy.{name}" for name in DEPLOY), "onnx"),
-    **dict.fromkeys((f"export.foreign.{name}" for name in ("building", "parting", "verification")), "onnx"),
+    **dict.fromkeys(
+        (
+            f"export.foreign.{name}"
+            for name in ("building", "loading", "parting", "pattern", "qdq", "quantize", "verification")
+        ),
+        "onnx",
+    ),
     "export.graph.*": "onnx",
     "export.graph.native": "",
     "export.onnx.torch_session": "torch",

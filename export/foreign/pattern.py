@@ -217,11 +217,14 @@ class _Finder:
         if node.op_type not in ("MatMul", "Gemm") or node.domain not in STANDARD or len(node.input) < 2:
             return None
         x, weight = node.input[:2]
-        if self.graph.is_constant(x) or not self.graph.is_constant(weight) or len(self.graph.shape(weight) or ()) != 2:
+        if self.graph.is_constant(x) or not self.graph.is_constant(weight) or self._rank(weight) != 2:
             return None
         if node.op_type == "Gemm":
             return None if attribute(node, "transA", 0) else Linear(node, x, weight, bool(attribute(node, "transB", 0)))
         return Linear(node, x, weight)
+
+    def _rank(self, tensor: str) -> int:
+        return self.graph.folded[tensor].ndim if tensor in self.graph.folded else len(self.graph.shape(tensor) or ())
 
     def _data(self) -> frozenset[str]:
         """Returns the tensors that depend on the values of the images; shapes, indices and masks do not."""

@@ -25,10 +25,11 @@ from torchvision.models import VisionTransformer as TorchvisionViT
 from gft_edge.calibration.options import CalibrationOptions
 from gft_edge.cli.main import main
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.export.foreign import loading
+from gft_edge.export.foreign import loading, qdq
 from gft_edge.export.foreign.model import RECORD, is_foreign, load_foreign
 from gft_edge.export.foreign.preprocessing import Pixels, class_names
 from gft_edge.export.foreign.quantize import ForeignOptions, quantize_foreign
+from gft_edge.export.graph.native import NativeError
 from gft_edge.export.graph.view import view
 from gft_edge.preprocess import IMAGENET_MEAN
 from gft_edge.quant.policy import QuantPolicy, QuantRule, uniform_policy
@@ -363,11 +364,92 @@ def _no_residual(model):
         node.op_type = "Mul" if node.output[0] in sums else node.op_type
 
 
-def _no_second_sum(model):
+def _sums(model):
+    """The residual sums, in order."""
     graph = view(model)
-    sums = [node.output[0] for node in graph.nodes if graph.is_residual_add(node)]
+    names = [node.output[0] for node in graph.nodes if graph.is_residual_add(node)]
+    return [node for node in model.graph.node if node.output[0] in names]
+
+
+def _no_second_sum(model):
+    _sums(model)[1].op_type = "Mul"
+
+
+def _no_last_sum(model):
+    _sums(model)[3].op_type = "Mul"
+
+
+def _parallel(model):
+    first, second = _sums(model)[:2]
+    second.input[list(second.input).index(first.output[0])] = first.input[1]
+
+
+def _insert(model, behind: str, nodes, result: str) -> None:
+    """Inserts nodes behind a tensor, whose readers read the result in its place."""
+    at = next(number for number, node in enumerate(model.graph.node) if behind in node.output) + 1
     for node in model.graph.node:
-        node.op_type = "Mul" if node.output[0] == sums[1] else node.op_type
+        for number, name in enumerate(node.input):
+            node.input[number] = result if name == behind else name
+    for node in reversed(nodes):
+        model.graph.node.insert(at, node)
+
+
+def _product_in_a_block(model):
+    """The input of the MLP's second layer, weighted by its own correlations."""
+    x = next(node.input[0] for node in model.graph.node if "/output/MatMul" in node.name)
+    nodes = [
+        helper.make_node("Transpose", [x], ["turned"], perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["turned", x], ["squares"], "squares"),
+        helper.make_node("MatMul", [x, "squares"], ["weighted"]),
+    ]
+    _insert(model, x, nodes, "weighted")
+
+
+def _linear_between(model):
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(32, dtype=np.float32), "turn"))
+    x = _sums(model)[1].output[0]
+    _insert(model, x, [helper.make_node("MatMul", [x, "turn"], ["turned"], "between")], "turned")
+
+
+def _branch(model):
+    values = [helper.make_node("Constant", [], [name], value_float=1.0) for name in ("one", "two")]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, []) for name in ("one", "two")]
+    bodies = [helper.make_graph([value], name, [], [end]) for value, name, end in zip(values, ("a", "b"), ends)]
+    x = _sums(model)[0].output[0]
+    nodes = [
+        helper.make_node("ReduceMax", [x], ["largest"], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["condition"], to=TensorProto.BOOL),
+        helper.make_node("If", ["condition"], ["factor"], "choice", then_branch=bodies[0], else_branch=bodies[1]),
+        helper.make_node("Mul", [x, "factor"], ["scaled"]),
+    ]
+    _insert(model, x, nodes, "scaled")
+
+
+def _half(model):
+    x = model.graph.node[-1].input[0]
+    model.graph.initializer.append(numpy_helper.from_array(np.eye(32, dtype=np.float16), "half"))
+    nodes = [
+        helper.make_node("Cast", [x], ["narrow"], to=TensorProto.FLOAT16),
+        helper.make_node("MatMul", ["narrow", "half"], ["product"], "narrow_product"),
+        helper.make_node("Cast", ["product"], ["wide"], to=TensorProto.FLOAT),
+    ]
+    _insert(model, x, nodes, "wide")
+
+
+def _first_weight(model):
+    node = next(node for node in model.graph.node if "query/MatMul" in node.name)
+    return node, next(tensor for tensor in model.graph.initializer if tensor.name == node.input[1])
+
+
+def _computed_weight(model):
+    node, tensor = _first_weight(model)
+    model.graph.node.insert(0, helper.make_node("Add", [tensor.name, tensor.name], ["doubled"]))
+    node.input[1] = "doubled"
+
+
+def _broken_weight(model):
+    _, tensor = _first_weight(model)
+    tensor.CopyFrom(numpy_helper.from_array(np.full((32, 32), np.nan, np.float32), tensor.name))
 
 
 @pytest.mark.parametrize(
@@ -383,13 +465,40 @@ def _no_second_sum(model):
         (_no_product, "Softmax .*: is no attention"),
         (_no_residual, "MatMul .*: no residual sum follows this attention"),
         (_no_second_sum, "Add .*: a second attention before an MLP"),
+        (_no_last_sum, "Add .*: no MLP with a residual sum follows this attention"),
+        (_parallel, "Add .*: adds to another tensor than the sum"),
+        (_product_in_a_block, "MatMul squares: a product inside a block"),
+        (_linear_between, "MatMul between: a linear layer between the blocks"),
+        (_branch, r"has branches or loops \(If choice (then|else)_branch:\)"),
+        (_half, "MatMul narrow_product computes in fp16"),
+        (_broken_weight, "MatMul .*query/MatMul: its weights .* hold NaN or infinity"),
     ],
 )
 def test_what_does_not_fit_is_named(files, data, tmp_path, change, says):
     path = _changed(files[SEPARATE], tmp_path, change)
     with pytest.raises(ArtifactError, match=says):
-        quantize_foreign(path, options(data), tmp_path / "out")
+        quantize_foreign(path, options(data, policy=uniform_policy("int8-weights")), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_weights_that_a_graph_computes(files, data, tmp_path, monkeypatch):
+    """Small ones are folded; others are refused."""
+    path, chosen = (
+        _changed(files[SEPARATE], tmp_path, _computed_weight),
+        options(data, policy=uniform_policy("int8-weights")),
+    )
+    done = quantize_foreign(path, chosen, tmp_path / "out")
+    stored, scale = (
+        numpy_helper.to_array(tensor)
+        for name in ("blocks.0.attn.q.weight_int8", "blocks.0.attn.q.weight_scale")
+        for tensor in onnx.load(done.model.file).graph.initializer
+        if tensor.name == name
+    )
+    weight = 2 * numpy_helper.to_array(_first_weight(onnx.load(files[SEPARATE]))[1])
+    assert np.abs(stored * scale - weight).max() <= scale.max() / 2 * 1.001
+    monkeypatch.setattr(qdq, "weight_values", lambda *_: None)
+    with pytest.raises(ArtifactError, match=r"MatMul .*query/MatMul: its weights doubled are no float32 matrix"):
+        quantize_foreign(path, chosen, tmp_path / "again")
 
 
 def test_open_image_size_is_fixed_by_the_flag(files, data, tmp_path):
@@ -407,6 +516,20 @@ def test_oblong_images_and_large_files_are_refused(files, data, tmp_path, monkey
     monkeypatch.setattr(loading, "MAX_PROTOBUF", 1000)
     with pytest.raises(ArtifactError, match="this verb reads 2 GB at most"):
         quantize_foreign(files["timm-dynamo18"], options(data), tmp_path / "out")
+
+
+def test_old_opsets_that_cannot_be_converted(files, data, tmp_path, monkeypatch):
+    def refuse(*_):
+        raise NativeError("no adapter for Softmax")
+
+    monkeypatch.setattr(loading.native, "call", refuse)
+    with pytest.raises(ArtifactError, match=r"converted to opset 13 \(no adapter for Softmax\); export it in a newer"):
+        loading.load_whole(load_foreign(files["timm-script11"]))
+
+
+def test_a_policy_that_quantizes_nothing(files, data, tmp_path):
+    with pytest.raises(ConfigError, match="no layer of this graph is quantized"):
+        quantize_foreign(files[SEPARATE], options(data, policy=uniform_policy("high")), tmp_path / "out")
 
 
 def test_a_network_without_attention_is_refused(data, tmp_path):
