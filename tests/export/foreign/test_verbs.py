@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import json
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,9 +80,11 @@ def _write_vits(out: Path) -> None:
     names: dict[str, Any] = {"input_names": ["pixels"], "output_names": ["scores"]}
     axes = {"pixels": {0: "n"}, "scores": {0: "n"}}
     images = torch.zeros(2, 3, 32, 32)
-    torch.onnx.export(
-        model, (images,), str(out / "float.onnx"), dynamo=False, opset_version=17, dynamic_axes=axes, **names
-    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            model, (images,), str(out / "float.onnx"), dynamo=False, opset_version=17, dynamic_axes=axes, **names
+        )
 
     class Reader(CalibrationDataReader):
         feeds = iter([{"pixels": SPEC.normalize(seeded_images(16, 32, 32, seed=1))}])
