@@ -41,7 +41,9 @@ def test_links_lead_to_files(link):
 
 
 def test_links_lead_to_headings():
-    headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", README, re.M)}
+    headings = {
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in re.findall(r"^#+ (.*)$", README, re.M)
+    }
     targets = re.findall(r"\]\(#([^)]+)\)", README)
     assert targets and set(targets) <= headings
 

@@ -1,4 +1,4 @@
-"""Copies figures of the pages in benchmarks/, of Markdown tables and printed ones, into the table of the README, so that none is typed by hand.
+"""Copies figures of the pages in benchmarks/ into the table of the README, so that none is typed by hand.
 
 python -m gft_edge.benchmarks.experiments.readme_figures README.md
 """

@@ -15,15 +15,15 @@ import onnx
 
 from gft_edge.calibration.calibrate import BATCH, FOLDER, write_calibration
 from gft_edge.calibration.graph import observe_graph
-from gft_edge.calibration.images import CalibrationSet, choose_images, held_out_images
+from gft_edge.calibration.images import CalibrationSet, HeldOut, choose_images, held_out_images
 from gft_edge.calibration.observe import Collector
 from gft_edge.calibration.options import SILENT, CalibrationOptions, Callbacks, ResultNotWrittenError
 from gft_edge.calibration.ranges import Ranges
 from gft_edge.data.batches import batch_count, evaluation_batches
-from gft_edge.data.datasets import match_labels
 from gft_edge.data.for_model import forward_notes, once
-from gft_edge.data.sets import NO_CLASSES, ImageSet
+from gft_edge.data.sets import ImageSet
 from gft_edge.errors import ConfigError, OutputError
+from gft_edge.export.foreign.agreement import Agreement, measure_agreement
 from gft_edge.export.foreign.loading import load_whole
 from gft_edge.export.foreign.model import ForeignLayer, ForeignModel, ForeignQuantization, load_foreign, write_record
 from gft_edge.export.foreign.pattern import Linear, Pattern, recognise
@@ -35,9 +35,6 @@ from gft_edge.manifest import MODEL
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.quant.levels import SMALLEST_RANGE
 from gft_edge.quant.policy import ATTEND, DEFAULT_POLICY, QuantPolicy
-from gft_edge.runtime.sessions import ONNXRUNTIME
-from gft_edge.stats.agreement import Comparison, Computation, compare
-from gft_edge.stats.metrics import wilson_interval
 
 NO_METHOD = "none"
 CARD = "card.md"
@@ -84,63 +81,6 @@ class ForeignOptions:
                 raise ConfigError(
                     f"rule {rule.pattern!r}: {what} is for checkpoints; an ONNX file gets int8 or int8-weights linears"
                 )
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """The quantized graph against the float one on the same images.
-
-    Attributes:
-        comparison: logits and, where the classes are known, accuracies.
-        data, split: of the images.
-        held_out: whether these are held-out images; else they calibrated.
-        at_chance: the float graph is right no more often than by guessing.
-    """
-
-    comparison: Comparison
-    data: str
-    split: str
-    held_out: bool
-    at_chance: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON values."""
-        c = self.comparison
-        return {
-            "images": c.images,
-            "data": self.data,
-            "split": self.split,
-            "held_out": self.held_out,
-            "logit_sqnr_db": c.logit_sqnr_db,
-            "top1_agreement": c.top1_agreement,
-            "top1_float": c.top1_reference,
-            "top1_quantized": c.top1_candidate,
-            "top1_difference": None if c.top1 is None else c.top1.difference,
-            "top1_interval": None if c.top1 is None else list(c.top1.interval),
-            "at_chance": self.at_chance,
-        }
-
-    def describe(self) -> str:
-        """Returns lines for people."""
-        c = self.comparison
-        sqnr = "equal bits" if c.logit_sqnr_db is None else f"{c.logit_sqnr_db:.1f} dB"
-        kind = "held out" if self.held_out else "the calibration images"
-        lines = [
-            f"logits {sqnr}, top-1 agreement {c.top1_agreement:.1%} with the float file",
-            f"  on {c.images} {self.split} images of {self.data}, {kind}",
-        ]
-        if c.top1 is not None:
-            low, high = (100 * value for value in c.top1.interval)
-            lines.append(
-                f"  top-1 {c.top1_reference:.2%} float, {c.top1_candidate:.2%} quantized, difference "
-                f"{100 * c.top1.difference:+.2f} points ({low:+.2f} to {high:+.2f})"
-            )
-        if self.at_chance:
-            lines.append(
-                "  the float file is right no more often than by guessing: wrong preprocessing, or classes in another order "
-                "(--normalisation, --mean, --std, --resize, --labels); its ranges are then not those of your images"
-            )
-        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -367,36 +307,11 @@ class _Run:
         options = self.options.calibration
         assert options.data is not None
         found = held_out_images(options.data, options.against, options.images, self.spec.height, self.source.path)
-        data, split = (self.card.data, self.card.split) if found is None else (found.data, found.split)
-        images = self.images if found is None else found.images
-        labelled = self.names.known and images.labels != NO_CLASSES
-        if labelled:
-            images = match_labels(images, self.names.names, data)
-        sides: tuple[list[npt.NDArray[np.float32]], ...] = ([], [])
-        labels = []
-        pairs = [(model, model.session(), side) for model, side in zip((self.source, quantized), sides)]
-        batches = evaluation_batches(images, self.spec, BATCH, self.callbacks.problem)
-        for batch, numbers in self.callbacks.track(batches, "compare", batch_count(len(images), BATCH)):
-            labels.append(numbers)
-            for model, session, side in pairs:
-                side.append(model.logits(session, batch))
-        if not labels:
-            raise ConfigError(f"data {data}: no image to compare on can be read")
-        logits = [{"logits": np.concatenate(side)} for side in sides]
-        computations = (Computation.of(ONNXRUNTIME, "fp32"), Computation.of(ONNXRUNTIME, self.precision(quantized)))
-        truth = np.concatenate(labels) if labelled else None
-        compared = compare(computations, logits[0], logits[1], truth, 0, self.names.names)
-        at_chance = False
-        if compared.top1_reference is not None:
-            low, _ = wilson_interval(round(compared.top1_reference * compared.images), compared.images)
-            at_chance = low <= 1 / self.source.classes
-        return Agreement(compared, data, split, found is not None, at_chance)
-
-    @staticmethod
-    def precision(model: ForeignModel) -> str:
-        """Returns the precision of a quantized model."""
-        assert model.quantization is not None
-        return model.quantization.precision
+        if found is None:
+            found = HeldOut(self.card.data, options.split, self.images)
+        return measure_agreement(
+            self.source, quantized, found, self.images is not found.images, self.names, self.callbacks
+        )
 
 
 def _padded(batch: npt.NDArray[np.float32], size: int | None) -> npt.NDArray[np.float32]:

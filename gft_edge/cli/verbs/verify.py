@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from gft_edge.export.verify.options import VerifyOptions
     from gft_edge.manifest import Artifact
     from gft_edge.stats.agreement import Comparison
+    from gft_edge.stats.verdict import Verdict
 
 EXAMPLE = "gft-edge verify runs/artifact --checkpoint builtin --images 512"
 
@@ -109,14 +110,14 @@ def run(args: argparse.Namespace) -> int:
         raise
     text = _text(found.report) + ("" if found.maps is None else f"\n{_map_text(found.maps)}")
     result(args, found.report.to_json(), text)
-    return _code(args, found.report)
+    return _code(args, found.verdict)
 
 
-def _code(args: argparse.Namespace, report: VerifyReport) -> int:
+def _code(args: argparse.Namespace, verdict: Verdict) -> int:
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
 
     accepted = ("pass",) if args.strict else ("pass", "inconclusive")
-    return EXIT_OK if report.verdict in accepted else EXIT_CHECK_FAILED
+    return EXIT_OK if verdict in accepted else EXIT_CHECK_FAILED
 
 
 def _foreign(args: argparse.Namespace, model: ForeignModel, options: VerifyOptions) -> int:
@@ -129,7 +130,7 @@ def _foreign(args: argparse.Namespace, model: ForeignModel, options: VerifyOptio
     against = load_foreign(args.against) if args.against else None
     report = verify_foreign(model, against, options, track, say)
     result(args, report.to_json(), _text(report))
-    return _code(args, report)
+    return _code(args, report.verdict)
 
 
 def is_for_deepstream(path: Path) -> bool:
@@ -244,4 +245,9 @@ def _map_text(record: Mapping[str, Any]) -> str:
         f"{s['kept_overlap']:.1%} of the top {s['kept']} and {s['top_overlap']:.1%} of the top {s['top']} in common"
         for s in record["stages"]
     )
-    return f"{table(head, rows)}\n{agree}"
+    said = {
+        "pass": "maps passed",
+        "fail": "maps FAILED: " + "; ".join(record["failures"]),
+        "inconclusive": "maps INCONCLUSIVE: " + "; ".join(record["undecided"]),
+    }
+    return f"{table(head, rows)}\n{agree}\n{said[record['verdict']]}"
