@@ -30,6 +30,13 @@ NEEDS = {
     "distill.*": "torch",
     "export.deploy.jetson": "onnx",
     **dict.fromkeys((f"export.deploy.{name}" for name in DEPLOY), "onnx"),
+    **dict.fromkeys(
+        (
+            f"export.foreign.{name}"
+            for name in ("building", "loading", "parting", "pattern", "qdq", "quantize", "verification")
+        ),
+        "onnx",
+    ),
     "export.graph.*": "onnx",
     "export.graph.native": "",
     "export.onnx.torch_session": "torch",
@@ -55,7 +62,7 @@ NEEDS = {
     "export.tensorrt.torch_tensorrt": "torch",
     "export.verify.causes": "torch",
     **dict.fromkeys(
-        (f"export.verify.{name}" for name in ("claims", "module_trace", "trace", "with_checkpoint")), "onnx"
+        (f"export.verify.{name}" for name in ("claims", "module_trace", "tensors", "trace", "with_checkpoint")), "onnx"
     ),
     "model.*": "torch",
     **dict.fromkeys((f"model.{name}" for name in ("adapt", "adopt", "backbone", "baselines")), "timm"),

@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.benchmarks.experiments.markdown import render, table, verdict
-from gft_edge.benchmarks.measuring.bench import random_images
 from gft_edge.benchmarks.measuring.latency import measure
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol, conditions, ratio_interval
+from gft_edge.benchmarks.measuring.subjects import random_images
 from gft_edge.checkpoint import BUILTIN, load_checkpoint
 from gft_edge.cli.main import main as gft_edge
 from gft_edge.data.batches import evaluation_batches

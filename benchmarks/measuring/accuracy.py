@@ -1,4 +1,4 @@
-"""Accuracy of an artefact, for the energy per correct image: measured or recorded, never estimated."""
+"""Accuracy of an artefact or a foreign ONNX file, for the energy per correct image: measured or recorded, never estimated."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from gft_edge.constants import VERIFY_REPORT
 from gft_edge.data.datasets import held_out_split
 from gft_edge.data.for_model import Note, Request, labelled_images, once
 from gft_edge.errors import ArtifactError
+from gft_edge.export.foreign.evaluation import foreign_accuracy
+from gft_edge.export.foreign.model import ForeignModel
+from gft_edge.export.foreign.opening import Model
 from gft_edge.files import read_json
 from gft_edge.manifest import MODEL, Artifact
 from gft_edge.runtime.accuracy import measure_accuracy
@@ -27,16 +30,18 @@ class AccuracyFigure:
     refused: str | None = None
 
 
-AccuracyOf = Callable[[Artifact, str], AccuracyFigure]
-"""Returns the accuracy of an artefact on a backend."""
+AccuracyOf = Callable[[Model, str], AccuracyFigure]
+"""Returns the accuracy of a model on a backend."""
 
 
-def recorded_accuracy(artifact: Artifact, backend: str) -> AccuracyFigure:
+def recorded_accuracy(artifact: Model, backend: str) -> AccuracyFigure:
     """Returns the accuracy that ``gft-edge verify`` recorded for this graph on this backend.
 
     Raises:
         ArtifactError: the report was changed after it was written.
     """
+    if isinstance(artifact, ForeignModel):
+        return AccuracyFigure(None, refused=f"accuracy of {artifact.path} on {backend} is not known: give --data")
     unknown = AccuracyFigure(
         None,
         refused=f"accuracy of {artifact.name} on {backend} is not known: run gft-edge verify with --checkpoint and --data, "
@@ -70,10 +75,13 @@ def measured_accuracy(data: str, note: Note) -> AccuracyOf:
     known: dict[tuple[str, str], AccuracyFigure] = {}
     note = once(note)
 
-    def accuracy_of(artifact: Artifact, backend: str) -> AccuracyFigure:
-        key = artifact.address, backend
+    def accuracy_of(model: Model, backend: str) -> AccuracyFigure:
+        key = str(model.path) if isinstance(model, ForeignModel) else model.address, backend
         if key not in known:
-            known[key] = _measured(artifact, backend, data, note)
+            if isinstance(model, ForeignModel):
+                known[key] = _measured_foreign(model, backend, data, note)
+            else:
+                known[key] = _measured(model, backend, data, note)
         return known[key]
 
     return accuracy_of
@@ -87,3 +95,10 @@ def _measured(artifact: Artifact, backend: str, data: str, note: Note) -> Accura
     model = (f"artefact {artifact.address}", lambda batch: session(batch)["logits"])
     (accuracy,) = measure_accuracy([model], images, manifest.labels, manifest.preprocess)
     return AccuracyFigure(accuracy.top1, f"{accuracy.count} {split} images of {data}")
+
+
+def _measured_foreign(model: ForeignModel, backend: str, data: str, note: Note) -> AccuracyFigure:
+    if model.preprocess is None:
+        return AccuracyFigure(None, refused=f"accuracy of {model.path} is not known: its preprocessing is not recorded")
+    found, images = foreign_accuracy(model, data, None, MOST_IMAGES, backend, note=note)
+    return AccuracyFigure(found.top1, images.source)

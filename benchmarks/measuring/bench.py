@@ -1,4 +1,4 @@
-"""Bench of artefacts: everything that ``gft-edge bench`` measures on this machine."""
+"""Bench of artefacts and of ONNX files of other programs: everything that ``gft-edge bench`` measures on this machine."""
 
 from __future__ import annotations
 
@@ -9,25 +9,24 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 
 from gft_edge.benchmarks.measuring.accuracy import AccuracyFigure, AccuracyOf, recorded_accuracy
-from gft_edge.benchmarks.measuring.artifact_facts import bound_of, identity
 from gft_edge.benchmarks.measuring.bench_files import SCHEMA
 from gft_edge.benchmarks.measuring.fresh_process import fresh_processes
 from gft_edge.benchmarks.measuring.latency import Candidates, measure, measure_throughput
 from gft_edge.benchmarks.measuring.protocol import ONE_ROUND, BenchProtocol, Latency, conditions, ratio_interval
+from gft_edge.benchmarks.measuring.subjects import Subject, subjects_of
 from gft_edge.benchmarks.power.meter import Load, PowerMeter, measure_energy, open_meter, require_source
 from gft_edge.errors import ConfigError
+from gft_edge.export.foreign.opening import Model
 from gft_edge.hardware.clocks import locked_clocks
 from gft_edge.hardware.devices import Device
 from gft_edge.hardware.jetson import locked_mhz, watch_board
 from gft_edge.hardware.this_device import module_here
-from gft_edge.manifest import Artifact
 from gft_edge.progress import Track, silent
 from gft_edge.runtime.backends import DEFAULT, find_backend
 from gft_edge.runtime.classifier import Classifier
-from gft_edge.runtime.sessions import open_session
+from gft_edge.runtime.sessions import ONNXRUNTIME, Session
 
 Part = Literal["stages", "throughput", "process"]
 PARTS: tuple[Part, ...] = get_args(Part)
@@ -41,7 +40,7 @@ class BenchOptions:
     """Options of :func:`bench`.
 
     Args:
-        artifacts: at least one, of different folder names.
+        artifacts: at least one, of different names; artefacts, or ONNX files of other programs.
         protocol: how to measure; the sweep below replaces its ``batch`` and ``threads``.
         backends: every artefact runs on each.
         batches, threads: points of the sweep.
@@ -49,15 +48,15 @@ class BenchOptions:
         power: source of :func:`gft_edge.benchmarks.power.meter.open_meter`; without one each result has the reason.
         target: device whose roofline the figures of GPU backends are compared with; on a Jetson the board itself by
             default.
-        accuracy: for the energy per correct image; called only if there is a power source.
+        accuracy: for the energy per correct image; the recorded one is read only if there is a power source.
         lock_clocks: hold a Jetson's clocks at their maximum meanwhile.
 
     Raises:
-        ConfigError: no artefact, two of the same folder name, a batch that an artefact does not accept, an unknown
+        ConfigError: no artefact, two of the same name, a batch that an artefact does not accept, an unknown
             backend, part or power source, a target with CPU backends only, or values that the protocol refuses.
     """
 
-    artifacts: tuple[Artifact, ...]
+    artifacts: tuple[Model, ...]
     protocol: BenchProtocol = field(default_factory=BenchProtocol)
     backends: tuple[str, ...] = (DEFAULT,)
     batches: tuple[int, ...] = (1,)
@@ -71,7 +70,7 @@ class BenchOptions:
     def __post_init__(self) -> None:
         if not self.artifacts:
             raise ConfigError("no artefact is given")
-        if len({artifact.name for artifact in self.artifacts}) != len(self.artifacts):
+        if len({subject.name for subject in self.subjects}) != len(self.artifacts):
             raise ConfigError("artefacts must have different folder names, which label the results")
         if unknown := [part for part in self.skip if part not in PARTS]:
             raise ConfigError(f"unknown part {unknown[0]!r} to skip; there are: {', '.join(PARTS)}")
@@ -79,13 +78,18 @@ class BenchOptions:
         for backend in self.backends:
             find_backend(backend)
         self.points()
-        for artifact in self.artifacts:
-            _require_batches(artifact, self.batches)
+        for subject in self.subjects:
+            _require_batches(subject, self.batches)
         if self.target and not any(find_backend(backend)[0].on_gpu for backend in self.backends):
             raise ConfigError(
                 f"{self.target.title} bounds no figure of {', '.join(self.backends)} on this processor; "
                 "leave --target out"
             )
+
+    @functools.cached_property
+    def subjects(self) -> tuple[Subject, ...]:
+        """What is measured."""
+        return subjects_of(self.artifacts)
 
     def points(self) -> list[BenchProtocol]:
         """Returns the protocol of every point of the sweep, each once."""
@@ -96,15 +100,17 @@ class BenchOptions:
         ]
 
 
-def _require_batches(artifact: Artifact, batches: tuple[int, ...]) -> None:
-    low, usual, high = artifact.manifest.batch
+def _require_batches(subject: Subject, batches: tuple[int, ...]) -> None:
+    low, usual, high = subject.batch
     for batch in batches:
         if not low <= batch <= high:
             takes = f"{low} to {high} images" if low < high else f"exactly {low} image{'s' * (low > 1)}"
-            wider = f"{min(low, batch)}:{usual}:{max(high, batch)}"
+            wider = (
+                f"--batch {min(low, batch)}:{usual}:{max(high, batch)}" if subject.form is None else "a dynamic batch"
+            )
             raise ConfigError(
-                f"{artifact.address} was exported for requests of {takes}, not {batch}; export it with "
-                f"--batch {wider}, or give another --batch here"
+                f"{subject.address} was exported for requests of {takes}, not {batch}; export it with {wider}, or give "
+                "another --batch here"
             )
 
 
@@ -154,27 +160,26 @@ class _Point:
 
     def __init__(self, options: BenchOptions, protocol: BenchProtocol, meter: PowerMeter, track: Track) -> None:
         self.options, self.protocol, self.meter, self.track = options, protocol, meter, track
-        self.classifiers: dict[str, Classifier] = {}
+        self.subjects: dict[str, Subject] = {}
+        self.sessions: dict[str, Session] = {}
         self.requests: dict[str, Callable[[], object]] = {}
         pixels = np.random.default_rng(protocol.seed)
         for backend in dict.fromkeys(options.backends):
-            for artifact in options.artifacts:
-                session = open_session(artifact, backend, protocol.threads, huge_pages=True)
-                name = f"{artifact.name} {backend}"
-                self.classifiers[name] = Classifier(artifact, session)
-                self.requests[name] = functools.partial(
-                    session.compute, random_images(artifact, protocol.batch, pixels)
-                )
+            for subject in options.subjects:
+                session = subject.open(backend, protocol.threads)
+                name = f"{subject.name} {backend}"
+                self.subjects[name], self.sessions[name] = subject, session
+                self.requests[name] = functools.partial(session.compute, subject.images(protocol.batch, pixels))
 
     def rows(self) -> list[dict[str, Any]]:
         """Measures, and returns one result per candidate."""
         figures = measure(self.requests, self.protocol, self.track)
         throughput = {} if "throughput" in self.options.skip else self._throughput()
-        stages = {} if "stages" in self.options.skip else measure_stages(self.classifiers, self.protocol)
+        stages = {} if "stages" in self.options.skip else measure_stages(self._classifiers(), self.protocol)
         transfers = {} if "stages" in self.options.skip else self._transfers()
         energy = self._energies()
         rows = []
-        for name in self.classifiers:
+        for name, subject in self.subjects.items():
             row = self._row(name, figures) | {"energy": energy[name]}
             if name in throughput:
                 row["throughput"] = throughput[name]
@@ -182,12 +187,15 @@ class _Point:
                 row["stages"] = stages[name]
             if name in transfers:
                 row["transfers"] = transfers[name]
-            if "process" not in self.options.skip:
-                classifier = self.classifiers[name]
-                address, backend = classifier.artifact.address, classifier.session.backend
-                row["process"] = fresh_processes(address, backend, self.protocol)
+            backend = self.sessions[name].backend
+            if "process" not in self.options.skip and (subject.form is None or backend == ONNXRUNTIME):
+                row["process"] = fresh_processes(subject.address, backend, self.protocol, subject.form)
             rows.append(row)
         return rows
+
+    def _classifiers(self) -> dict[str, Classifier]:
+        known = {name: subject.classifier for name, subject in self.subjects.items()}
+        return {name: make(self.sessions[name]) for name, make in known.items() if make is not None}
 
     def _throughput(self) -> dict[str, dict[str, Any]]:
         concurrent = all(find_backend(backend)[0].concurrent for backend in self.options.backends)
@@ -198,28 +206,29 @@ class _Point:
         """Measures the copies to and from a GPU apart from the computation, where the session tells them."""
         pixels = np.random.default_rng(self.protocol.seed)
         found = {}
-        for name, classifier in self.classifiers.items():
-            images = random_images(classifier.artifact, self.protocol.batch, pixels)
+        for name, subject in self.subjects.items():
+            images = subject.images(self.protocol.batch, pixels)
             told: list[dict[str, float]] = []
-            while len(told) < STAGE_ROUNDS and (sample := classifier.session.times(images)) is not None:
+            while len(told) < STAGE_ROUNDS and (sample := self.sessions[name].times(images)) is not None:
                 told.append(sample)
             if told:
                 found[name] = {f"{part}_ms": float(np.median([sample[part] for sample in told])) for part in told[0]}
         return found
 
     def _energies(self) -> dict[str, dict[str, Any]]:
+        asked = self.options.accuracy is not recorded_accuracy  # a recorded one serves the energy alone
         accuracies = {
-            name: self.options.accuracy(classifier.artifact, classifier.session.backend)
-            for name, classifier in (self.classifiers if self.meter else {}).items()
+            name: self.options.accuracy(subject.model, self.sessions[name].backend)
+            for name, subject in (self.subjects if self.meter or asked else {}).items()
         }
         return measure_energies(self.requests, self.protocol, self.meter, accuracies)
 
     def _row(self, name: str, figures: Mapping[str, Latency]) -> dict[str, Any]:
         protocol, first = self.protocol, next(iter(figures))
-        artifact, session = self.classifiers[name].artifact, self.classifiers[name].session
+        subject, session = self.subjects[name], self.sessions[name]
         speedup, low, high = ratio_interval(figures[first], figures[name], protocol.seed)
         row = {
-            **identity(artifact),
+            **subject.identity,
             "backend": session.backend,
             "options": dict(session.options),
             "batch": protocol.batch,
@@ -227,7 +236,7 @@ class _Point:
             "protocol": asdict(protocol),
             **asdict(figures[name]),
             "verdict": figures[name].verdict,
-            "baseline": self.classifiers[first].artifact.name,
+            "baseline": self.subjects[first].name,
             "speedup": speedup,
             "speedup_interval": [low, high],
         }
@@ -235,22 +244,13 @@ class _Point:
             row |= {"variation": None, "verdict": ONE_ROUND, "speedup_interval": None}
         device = self.options.target or _board()
         if device and find_backend(session.backend)[0].on_gpu:
-            row |= bound_of(artifact, device, protocol.batch, figures[name].p50_ms)
+            row |= subject.bound(device, protocol.batch, figures[name].p50_ms)
         return row
 
 
 def _board() -> Device | None:
     here = module_here()
     return here.profile if here else None
-
-
-def random_images(artifact: Artifact, batch: int, generator: np.random.Generator) -> npt.NDArray[Any]:
-    """Returns random input of an artefact, of its shape and type."""
-    tensor = artifact.manifest.inputs[0]
-    shape = (batch, *(int(size) for size in tensor.shape[1:]))
-    if artifact.manifest.input_kind != "float":
-        return generator.integers(0, 256, shape, dtype=np.uint8).astype(tensor.dtype, copy=False)
-    return generator.standard_normal(shape, dtype=np.float32)
 
 
 def measure_energies(
@@ -277,6 +277,8 @@ def measure_stages(classifiers: Mapping[str, Classifier], protocol: BenchProtoco
     Transfers to a device are not a stage of a CPU backend: they are absent, not zero.
     """
     shape = (protocol.batch, *protocol.source_size, 3)
+    if not classifiers:
+        return {}
     pictures = list(np.random.default_rng(protocol.seed).integers(0, 256, shape, dtype=np.uint8))
     short = replace(
         protocol, rounds=min(protocol.rounds, STAGE_ROUNDS), warmup_seconds=min(protocol.warmup_seconds, 0.1)

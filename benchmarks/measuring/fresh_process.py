@@ -1,6 +1,8 @@
 """Cold start and peak memory of an artefact, each time in a fresh process, so that measurements do not affect each other.
 
-python -m gft_edge.benchmarks.measuring.fresh_process ARTIFACT BACKEND BATCH THREADS ROWS COLUMNS
+python -m gft_edge.benchmarks.measuring.fresh_process ARTIFACT BACKEND BATCH THREADS ROWS COLUMNS [FORM]
+
+FORM is of an ONNX file of another program.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,18 +21,21 @@ from gft_edge.errors import ArtifactError, exit_code
 
 if TYPE_CHECKING:  # it imports numpy, whose import is measured here
     from gft_edge.benchmarks.measuring.protocol import BenchProtocol
+    from gft_edge.runtime.sessions import Session
 
 TIMEOUT_SECONDS = 300
 STEPS = ("start_ms", "import_ms", "load_ms", "first_ms", "cold_start_ms")
 
 
-def fresh_processes(artifact: str, backend: str, protocol: BenchProtocol) -> dict[str, Any]:
+def fresh_processes(artifact: str, backend: str, protocol: BenchProtocol, form: str | None = None) -> dict[str, Any]:
     """Returns medians over ``protocol.processes`` fresh processes, and the figures of each.
 
     Args:
         artifact: its address.
         backend: that opens it.
         protocol: of the measurement.
+        form: precision and input shape of an ONNX file of another program, as ``"int8,0x3x224x224"`` with 0 for a batch of any
+            size; None for an artefact. Such a file has no preprocessing: it gets its input.
 
     Returns:
         ``start_ms`` (interpreter), ``import_ms`` (numpy, backend), ``load_ms`` (artefact and session), ``first_ms`` (first
@@ -40,15 +46,16 @@ def fresh_processes(artifact: str, backend: str, protocol: BenchProtocol) -> dic
     Raises:
         ArtifactError: the process failed.
     """
-    runs = [_fresh_process(artifact, backend, protocol) for _ in range(protocol.processes)]
+    runs = [_fresh_process(artifact, backend, protocol, form) for _ in range(protocol.processes)]
     peaks = [run["peak_rss_bytes"] for run in runs if run["peak_rss_bytes"] is not None]
     medians = {step: sorted(run[step] for run in runs)[(len(runs) - 1) // 2] for step in STEPS}
     return {**medians, "peak_rss_bytes": max(peaks, default=None), "runs": runs}
 
 
-def _fresh_process(artifact: str, backend: str, protocol: BenchProtocol) -> dict[str, Any]:
+def _fresh_process(artifact: str, backend: str, protocol: BenchProtocol, form: str | None) -> dict[str, Any]:
     sizes = (protocol.batch, protocol.threads, *protocol.source_size)
     command = [sys.executable, "-m", "gft_edge.benchmarks.measuring.fresh_process", artifact, backend, *map(str, sizes)]
+    command += [] if form is None else [form]
     started = time.monotonic()  # all processes share this clock on Linux
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS)
@@ -64,7 +71,9 @@ def _fresh_process(artifact: str, backend: str, protocol: BenchProtocol) -> dict
     return run
 
 
-def first_prediction(artifact: str, backend: str, batch: int, threads: int, rows: int, columns: int) -> dict[str, Any]:
+def first_prediction(
+    artifact: str, backend: str, batch: int, threads: int, rows: int, columns: int, form: str | None = None
+) -> dict[str, Any]:
     """Imports, loads and predicts, in the fresh process."""
     entered, marks = time.monotonic(), [time.perf_counter()]
     import numpy as np
@@ -75,15 +84,36 @@ def first_prediction(artifact: str, backend: str, batch: int, threads: int, rows
     with contextlib.suppress(ImportError):  # loading names the extra that is missing
         find_backend(backend)[0].import_module()
     marks.append(time.perf_counter())
-    classifier = Classifier.open(artifact, backend, threads)
+    if form is None:
+        classifier = Classifier.open(artifact, backend, threads)
+        picture = np.zeros((rows, columns, 3), dtype=np.uint8)
+
+        def predict(images: int) -> object:
+            return classifier.predict([picture] * images)
+    else:
+        session, shape = _onnx_file(artifact, threads, form)
+
+        def predict(images: int) -> object:
+            return session.compute(np.zeros((images, *shape), np.float32))
+
     marks.append(time.perf_counter())
-    picture = np.zeros((rows, columns, 3), dtype=np.uint8)
-    classifier.predict([picture])
+    predict(1)
     marks.append(time.perf_counter())
     for _ in range(3):
-        classifier.predict([picture] * batch)
+        predict(batch)
     steps = {name: (b - a) * 1e3 for name, a, b in zip(("import_ms", "load_ms", "first_ms"), marks, marks[1:])}
     return {"entered": entered, **steps, "peak_rss_bytes": peak_rss()}
+
+
+def _onnx_file(file: str, threads: int, form: str) -> tuple[Session, tuple[int, ...]]:
+    """Opens an ONNX file as a program without the onnx package would; returns the session and the shape of an image."""
+    from gft_edge.manifest import QUANTIZED
+    from gft_edge.runtime.sessions import onnxruntime_session
+
+    precision, _, sizes = form.partition(",")
+    batch, *shape = map(int, sizes.split("x"))
+    session = onnxruntime_session(Path(file), precision in QUANTIZED, threads)
+    return replace(session, batch=batch or None), tuple(shape)
 
 
 def peak_rss(status: Path = Path("/proc/self/status")) -> int | None:
@@ -100,17 +130,19 @@ def peak_rss(status: Path = Path("/proc/self/status")) -> int | None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the times of this process as JSON; without six arguments, the usage."""
+    """Prints the times of this process as JSON; without six or seven arguments, the usage."""
     given = sys.argv[1:] if arguments is None else list(arguments)
-    if len(given) != 6:
+    if len(given) not in (6, 7):
         import argparse  # not at the top, where its import would be measured
 
         parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         for name in ("artifact", "backend", "batch", "threads", "rows", "columns"):
             parser.add_argument(name, metavar=name.upper())
         parser.parse_args(given)
-    path, name, *numbers = given
-    print(json.dumps(first_prediction(path, name, *map(int, numbers))))
+    path, name = given[:2]
+    batch, threads, rows, columns = map(int, given[2:6])
+    form = given[6] if len(given) == 7 else None
+    print(json.dumps(first_prediction(path, name, batch, threads, rows, columns, form)))
     return 0
 
 

@@ -59,10 +59,20 @@ def remarks(data: Mapping[str, Any]) -> list[str]:
     energies = [row["energy"] for row in rows if row.get("energy")]
     refused = {energy["refused"] for energy in energies if energy.get("refused")}
     lines += [f"energy: none, {reason}" for reason in sorted(refused) if NOT_ASKED_FOR not in reason]
-    accuracies = [energy.get("accuracy") or {} for energy in energies if energy.get("mj_per_image") is not None]
-    unknown = {accuracy["refused"] for accuracy in accuracies if accuracy.get("refused")}
-    lines += [f"energy per correct image: none, {reason}" for reason in sorted(unknown)]
-    return [*lines, *data.get("warnings", [])]
+    for what, asked in (("energy per correct image", True), ("top-1", False)):
+        accuracies = [e.get("accuracy") or {} for e in energies if (e.get("mj_per_image") is not None) == asked]
+        unknown = {accuracy["refused"] for accuracy in accuracies if accuracy.get("refused")}
+        lines += [f"{what}: none, {reason}" for reason in sorted(unknown)]
+    return [*lines, *lacking(rows), *data.get("warnings", [])]
+
+
+def lacking(rows: Sequence[Row]) -> list[str]:
+    """Returns what results lack and why, one sentence for all models that lack the same."""
+    names: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.get("lacks"):
+            names.setdefault(row["lacks"], {})[row["name"]] = None
+    return [f"{', '.join(found)}: {text}" for text, found in names.items()]
 
 
 def columns(rows: Sequence[Row]) -> list[Column]:
@@ -106,6 +116,11 @@ def _end_to_end(row: Row) -> str:
     return _number(((row.get("stages") or {}).get("end_to_end") or {}).get("p50_ms"), 2)
 
 
+def _top1(row: Row) -> str:
+    value = ((row.get("energy") or {}).get("accuracy") or {}).get("top1")
+    return "" if value is None else f"{value:.2%}"
+
+
 def _speedup(row: Row) -> str:
     if row.get("speedup") is None:
         return ""
@@ -118,6 +133,7 @@ _COLUMNS: tuple[tuple[str, str, bool, Callable[[Row], str]], ...] = (
     ("backend", "backend", False, lambda row: row["backend"]),
     ("precision", "precision", False, lambda row: row.get("precision") or ""),
     ("budget", "budget", False, lambda row: str(row.get("budget") or "")),
+    ("top1", "top-1", True, _top1),
     ("p50_ms", "p50 ms", True, _at("p50_ms")),
     ("p90_ms", "p90 ms", True, _at("p90_ms")),
     ("p95_ms", "p95 ms", True, _at("p95_ms")),

@@ -179,6 +179,13 @@ def inline_functions(payload: bytes) -> bytes:
     return bytes(onnx.inliner.inline_local_functions(onnx.ModelProto.FromString(payload)).SerializeToString())
 
 
+def upgrade_opset(payload: bytes) -> bytes:
+    """Returns a serialised model in opset 13, the first whose DequantizeLinear has scales per channel."""
+    import onnx.version_converter
+
+    return bytes(onnx.version_converter.convert_version(onnx.ModelProto.FromString(payload), 13).SerializeToString())
+
+
 def parse(payload: bytes) -> bytes:
     """Lets a TensorRT parser read a file.
 
@@ -212,6 +219,7 @@ FUNCTIONS: dict[str, Callable[[bytes], bytes]] = {
     "infer_shapes": infer_shapes,
     "inline_functions": inline_functions,
     "parse": parse,
+    "upgrade_opset": upgrade_opset,
 }
 
 

@@ -5,23 +5,26 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from gft_edge.bundle import open_artifact
+from gft_edge.bundle import is_bundle, open_artifact
 from gft_edge.errors import ArtifactError
 from gft_edge.export.graph import native
 from gft_edge.export.graph.loading import read_graph
 from gft_edge.export.lint.linter import LintReport, lint, ordered
 from gft_edge.export.lint.parser_check import ask_parser
 from gft_edge.hardware.tensorrt_versions import Platform
-from gft_edge.manifest import MODEL
+from gft_edge.manifest import MANIFEST, MODEL
 
 
 def graph_file(path: Path) -> Path:
-    """Returns the ONNX file of an artefact or bundle folder, or the path itself.
+    """Returns the ONNX file of an artefact, of a bundle or of a quantized ONNX file of another program, or the path itself.
 
     Raises:
         ArtifactError: a folder that is neither, or a changed file.
     """
-    return open_artifact(path).file(MODEL) if path.is_dir() else path
+    if not path.is_dir():
+        return path
+    has_record = (path / MANIFEST).exists() or is_bundle(path)
+    return path / MODEL if (path / MODEL).is_file() and not has_record else open_artifact(path).file(MODEL)
 
 
 def lint_file(file: Path, platform: Platform, *, ask: bool = False) -> LintReport:

@@ -127,7 +127,7 @@ def build_engine(
     trt = load_module(plan)
     plan = for_version(plan, trt.__version__)
     model = artifact.file(MODEL)
-    _require_clean(model, graph or view(load_graph(model)), plan)
+    require_clean(model, graph or view(load_graph(model)), plan)
     key = artifact_engine_key(artifact, plan, trt.__version__)
     for name in (*engine_files(key), MANIFEST):
         require_writable(artifact.path / name)
@@ -142,7 +142,8 @@ def _store(artifact: Artifact, plan: BuildPlan, key: str, blob: bytes, layers: i
     return record_engine(artifact, plan, key, layers=layers, evidence="compiled; not yet run on a GPU")
 
 
-def _require_clean(model: Path, graph: GraphView, plan: BuildPlan) -> None:
+def require_clean(model: Path, graph: GraphView, plan: BuildPlan) -> None:
+    """Raises CheckFailed when lint finds errors in a graph for the plan's platform."""
     errors = lint_view(graph, plan.platform).errors
     if errors:
         more = f" and {len(errors) - 1} more" if len(errors) > 1 else ""
@@ -196,7 +197,7 @@ def _planned(
     options = options or BuildOptions(batch=artifact.manifest.batch)
     if options.calibration_cache is not None:
         options = replace(options, calibration_header=load_cache(Path(options.calibration_cache)).header)
-    plan = _plan_for(artifact, summary_of(graph), target, options, plan_only=plan_only)
+    plan = plan_for(artifact.path, summary_of(graph), target, options, plan_only=plan_only)
     if options.calibration_cache is not None:
         for gap in _cache_gaps(Path(options.calibration_cache), artifact, model, plan.tensorrt):
             if problem is not None:
@@ -216,16 +217,26 @@ def _cache_gaps(path: Path, artifact: Artifact, model: onnx.ModelProto, version:
     return require_fit(cache, tensors, version, f"TensorRT cache {path}")
 
 
-def _plan_for(
-    artifact: Artifact, summary: GraphSummary, target: str, options: BuildOptions, *, plan_only: bool
-) -> BuildPlan:
+def plan_for(model: Path, summary: GraphSummary, target: str, options: BuildOptions, *, plan_only: bool) -> BuildPlan:
+    """Plans a build of a graph.
+
+    Args:
+        model: artefact or ONNX file, for the command that builds it elsewhere.
+        summary: of the graph.
+        target, options: as for :func:`plan_build`.
+        plan_only: nothing is built here, so the target may be any device.
+
+    Raises:
+        ConfigError: an impossible combination, or another machine than the target.
+        MissingExtraError: the target is this GPU and TensorRT is not installed.
+    """
     if target == RTX or options.compute_capabilities is not None or (plan_only and target != THIS_GPU):
         return make_plan(summary, target, options)
     wanted = None if target == THIS_GPU else device(target)
     version = installed_tensorrt()
     if version is None:
         if wanted is not None:
-            _require_here(wanted, artifact.path)
+            _require_here(wanted, model)
         if options.tensorrt is None or not plan_only:
             raise missing_extra("tensorrt", backend_of_module("tensorrt").extra)
     here = device_here()
@@ -238,7 +249,7 @@ def _plan_for(
     return make_plan(summary, here.profile, replace(options, tensorrt=options.tensorrt or version, power_mode=mode))
 
 
-def _require_here(wanted: Device, artifact: Path) -> None:
+def _require_here(wanted: Device, model: Path) -> None:
     """Refuses to build for a device that this machine is not: no package installed here would help.
 
     Raises:
@@ -252,7 +263,8 @@ def _require_here(wanted: Device, artifact: Path) -> None:
         there = "this machine has no NVIDIA GPU"
         if here is not None:
             there = f"this machine has {here.profile.title} ({here.evidence})"
+        what = "the file" if model.is_file() else "the artefact"
         raise ConfigError(
-            f"an engine for {wanted.title} is built on it, by its own TensorRT, and {there}: copy the artefact there and run "
-            f"gft-edge build {artifact} --target {THIS_GPU}; here --plan prints the build"
+            f"an engine for {wanted.title} is built on it, by its own TensorRT, and {there}: copy {what} there and run "
+            f"gft-edge build {model} --target {THIS_GPU}; here --plan prints the build"
         )

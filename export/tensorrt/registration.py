@@ -46,7 +46,31 @@ def record_engine(
     """
     engine, record_file = engine_files(key)
     written = FileInfo.of(artifact.path / engine)
-    record = {
+    model_sha256 = artifact.manifest.files[MODEL].sha256
+    record = engine_record(plan, key, model_sha256, written, layers=layers, evidence=evidence, builder=builder)
+    write_json(artifact.path / record_file, record)
+    register_files(artifact, [engine, record_file])
+    return record
+
+
+def engine_record(
+    plan: BuildPlan,
+    key: str,
+    model_sha256: str,
+    written: FileInfo,
+    *,
+    layers: int | None,
+    evidence: str,
+    builder: str = "python",
+) -> dict[str, Any]:
+    """Returns the record of an engine, the content of KEY.json.
+
+    Args:
+        plan, key, layers, evidence, builder: as for :func:`record_engine`.
+        model_sha256: of the graph.
+        written: hash and size of the engine.
+    """
+    return {
         "key": key,
         "module": plan.module,
         "version": plan.tensorrt,
@@ -55,16 +79,13 @@ def record_engine(
         "batch": list(plan.batch),
         "precision": plan.precision,
         "plan": plan.to_json(),
-        "model_sha256": artifact.manifest.files[MODEL].sha256,
+        "model_sha256": model_sha256,
         "engine_sha256": written.sha256,
         "engine_bytes": written.size,
         "layers": layers,
         "builder": builder,
         "evidence": evidence,
     }
-    write_json(artifact.path / record_file, record)
-    register_files(artifact, [engine, record_file])
-    return record
 
 
 def read_plan(path: Path) -> BuildPlan:

@@ -28,7 +28,8 @@ from gft_edge.export.verify.causes import golden_places, manifest_places
 from gft_edge.export.verify.claims import corrected, wrong_claims
 from gft_edge.export.verify.options import DEFAULT_OPTIONS, VerifyOptions
 from gft_edge.export.verify.places import Place
-from gft_edge.export.verify.trace import IMAGES, plain_error, trace
+from gft_edge.export.verify.tensors import plain_error
+from gft_edge.export.verify.trace import IMAGES, trace
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.quant.modules import without_quantizers
 from gft_edge.runtime.artifact_graph import load_artifact_graph

@@ -66,6 +66,7 @@ USES = (
     Use("calibrate ARTIFACT", (*_CHECKPOINT, *_IMAGES, "onnx", "onnxruntime", "matplotlib")),
     Use("sensitivity CKPT", (*_CHECKPOINT, *_IMAGES, "onnx", "onnxruntime", "matplotlib", "jinja2")),
     Use("quantize CKPT", (*_CHECKPOINT, *_IMAGES, "matplotlib")),
+    Use("quantize MODEL.onnx --data D", ("torch", "safetensors", "PIL", "onnx", "onnxruntime", "matplotlib")),
     Use("export CKPT", (*_CHECKPOINT, *_IMAGES, *_EXPORT)),
     Use("sweep CKPT", (*_CHECKPOINT, *_EXPORT, "onnxruntime")),
     Use("sweep CKPT --out DIR", (*_CHECKPOINT, *_EXPORT, "onnxruntime", "matplotlib")),

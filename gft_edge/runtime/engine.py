@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -152,25 +152,44 @@ def fitting_engine(artifact: Artifact, host: EngineHost, key: str = "") -> tuple
     flavour = FLAVOURS[host.module]
     built = [Path(name).stem for name in artifact.manifest.files if name.endswith(".engine")]
     keys = [key] if key else sorted(name for name in built if name.startswith(flavour))
-    found, refusals = {}, []
-    for each in keys:
-        try:
-            found[each] = check_engine(artifact, each, host)
-        except ArtifactError as error:
-            refusals.append(error)
-    if len(found) > 1:
-        raise ConfigError(
-            f"artefact {artifact.path}: {len(found)} engines fit this machine ({', '.join(found)}); name one, "
-            f"as --backend {backend_of_module(host.module).name}:{next(iter(found))}"
-        )
-    if found:
-        return next(iter(found.values()))
-    if refusals:
-        raise refusals[0]
+    found = only_engine(f"artefact {artifact.path}", host.module, keys, lambda each: check_engine(artifact, each, host))
+    if found is not None:
+        return found
     anywhere = replace(host, device=None)
     raise ArtifactError(
         f"artefact {artifact.path}: has no {host.module} engine; build one: {build_command(artifact, anywhere)}"
     )
+
+
+def only_engine(
+    where: str, module: str, keys: Sequence[str], check: Callable[[str], tuple[Path, dict[str, Any]]]
+) -> tuple[Path, dict[str, Any]] | None:
+    """Returns the only engine that passes a check, with its record; None where there are no keys.
+
+    Args:
+        where: model of the engines, for messages.
+        module: that would load it.
+        keys: of the engines.
+        check: of one; raises ArtifactError.
+
+    Raises:
+        ArtifactError: none passes, with the reason of the first.
+        ConfigError: several pass.
+    """
+    found, refusals = {}, []
+    for key in keys:
+        try:
+            found[key] = check(key)
+        except ArtifactError as error:
+            refusals.append(error)
+    if len(found) > 1:
+        raise ConfigError(
+            f"{where}: {len(found)} engines fit this machine ({', '.join(found)}); name one, "
+            f"as --backend {backend_of_module(module).name}:{next(iter(found))}"
+        )
+    if not found and refusals:
+        raise refusals[0]
+    return next(iter(found.values()), None)
 
 
 def open_tensorrt(artifact: Artifact, options: SessionOptions, module: str) -> Session:
@@ -181,6 +200,11 @@ def open_tensorrt(artifact: Artifact, options: SessionOptions, module: str) -> S
     """
     require_settings(module, options.settings, (CUDA_GRAPH,))
     engine, record = open_engine(artifact, module, options.key, switch(options.settings, CUDA_GRAPH))
+    return engine_session(module, engine, record)
+
+
+def engine_session(module: str, engine: Engine, record: Mapping[str, Any]) -> Session:
+    """Returns a session of an engine that is loaded."""
     outputs = tuple(output.name for output in engine.outputs)
     return Session(module, record, outputs, engine, engine.input.name)
 
@@ -210,6 +234,17 @@ def open_engine(
     """
     trt = load_module(module)
     path, record = fitting_engine(artifact, engine_host(trt), key)
+    return open_checked(trt, path, record, cuda_graph)
+
+
+def open_checked(
+    trt: ModuleType, path: Path, record: Mapping[str, Any], cuda_graph: bool = False
+) -> tuple[Engine, dict[str, Any]]:
+    """Loads an engine that has passed every check; returns it with the options for the record.
+
+    Raises:
+        ConfigError, ArtifactError: as :func:`open_engine`.
+    """
     cuda = open_cuda()
     engine = load_engine(trt, path.read_bytes(), str(path), record_batch(record, str(path)), cuda, cuda_graph)
     options = {

@@ -7,17 +7,19 @@ hardware: without a GPU only the refusals, the options and, on the CPU, the boun
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 from gft_edge.errors import ArtifactError, ConfigError, MissingExtraError
 from gft_edge.hardware.devices import Device
 from gft_edge.hardware.environment import REMEDIES, has_nvidia_driver, missing_extra
 from gft_edge.hardware.tensorrt_versions import require_rtx_capability
-from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
+from gft_edge.manifest import MODEL, Artifact, Batch, HighPrecision, Precision, TensorInfo
 from gft_edge.runtime.assignment import CPU, RECORD_ASSIGNMENT, assignment, require_provider_runs
 from gft_edge.runtime.backends import ALLOW_CPU, CUDA_GRAPH, backend_of_module, require_settings, switch
 from gft_edge.runtime.bound_session import BoundSession
@@ -139,17 +141,64 @@ def open_provider(provider: Provider, artifact: Artifact, options: SessionOption
             the CPU.
         ArtifactError: missing, changed or contradictory file, or one that the provider refuses.
     """
-    switches = backend_settings(provider, options.settings)
+    model = artifact.file(MODEL)
+    cache = functools.partial(_cache, provider, artifact)
+    session = open_graph(provider, model, artifact.manifest, options.settings, module, cache)
+    if options.as_described:
+        require_interface(session, artifact)
+    return session
+
+
+class GraphFacts(Protocol):
+    """What the options of a provider depend on; a manifest has it."""
+
+    @property
+    def batch(self) -> Batch:
+        """Smallest, usual and largest number of images of a request."""
+
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]:
+        """The only input."""
+
+    @property
+    def precision(self) -> Precision:
+        """Arithmetic of the linear layers."""
+
+    @property
+    def rest(self) -> HighPrecision:
+        """Arithmetic of the others."""
+
+
+def open_graph(
+    provider: Provider,
+    model: Path,
+    facts: GraphFacts,
+    settings: Mapping[str, str],
+    module: str,
+    cache_of: Callable[[ModuleType, Device], Cache | None] = lambda ort, gpu: None,
+) -> Session:
+    """Opens an ONNX file on a GPU by a provider of ONNX Runtime.
+
+    Args:
+        provider: one of :data:`PROVIDERS`.
+        model: the file, which the caller has checked.
+        facts: of the graph.
+        settings: of the ``--backend`` argument.
+        module: ONNX Runtime.
+        cache_of: returns the folder for engines and kernels; none by default.
+
+    Raises:
+        MissingExtraError, ConfigError, ArtifactError: as :func:`open_provider`.
+    """
+    switches = backend_settings(provider, settings)
     ort = _onnxruntime(provider, module)
     if not has_nvidia_driver():
         raise ConfigError(
             f"backend {provider.backend}: runs on an NVIDIA GPU, and there is no NVIDIA driver here; run it on the device, or "
             "with --backend onnxruntime"
         )
-    gpu = _this_gpu(provider)
-    model = artifact.file(MODEL)
-    cache = _cache(provider, artifact, ort, gpu)
-    wanted = provider_options(provider, artifact.manifest, options.settings, cache)
+    cache = cache_of(ort, _this_gpu(provider))
+    wanted = provider_options(provider, facts, settings, cache)
     made = create_session(ort, provider, str(model), wanted)
     found = assignment(made)
     require_provider_runs(provider.backend, provider.name, found, switches[ALLOW_CPU])
@@ -167,10 +216,7 @@ def open_provider(provider: Provider, artifact: Artifact, options: SessionOption
     }
     runs = BoundSession(ort, made, provider.device, switches[CUDA_GRAPH]) if provider.device else made
     outputs = tuple(output.name for output in made.get_outputs())
-    session = Session(provider.backend, record, outputs, runs, made.get_inputs()[0].name)
-    if options.as_described:
-        require_interface(session, artifact)
-    return session
+    return Session(provider.backend, record, outputs, runs, made.get_inputs()[0].name)
 
 
 def backend_settings(provider: Provider, settings: Mapping[str, str]) -> dict[str, bool]:
@@ -184,29 +230,29 @@ def backend_settings(provider: Provider, settings: Mapping[str, str]) -> dict[st
 
 
 def provider_options(
-    provider: Provider, manifest: DeploymentManifest, settings: Mapping[str, str], cache: Cache | None
+    provider: Provider, facts: GraphFacts, settings: Mapping[str, str], cache: Cache | None
 ) -> dict[str, str]:
-    """Returns the options of a provider for an artefact: profile of its batch sizes, types of its graph, caches, the user's own.
+    """Returns the options of a provider for a graph: profile of its batch sizes, types of its graph, caches, the user's own.
 
     Args:
         provider: one of :data:`PROVIDERS`.
-        manifest: of the artefact.
+        facts: of the graph.
         settings: of the ``--backend`` argument; they replace ours.
         cache: folder for engines, kernels and timings; None for none.
     """
     found = {"device_id": "0"}
-    low, usual, high = manifest.batch
+    low, usual, high = facts.batch
     if provider.prefix and low < high:
-        image = manifest.inputs[0]
+        image = facts.inputs[0]
         for word, size in (("min", low), ("opt", usual), ("max", high)):
             shape = "x".join(map(str, (size, *image.shape[1:])))
             found[f"{provider.prefix}profile_{word}_shapes"] = f"{image.name}:{shape}"
     if provider is TENSORRT:
         # Its networks are weakly typed: a type that no flag allows is not used.
         for name, wanted in (
-            ("fp16", manifest.rest == "fp16"),
-            ("bf16", manifest.rest == "bf16"),
-            ("int8", manifest.precision in ("int8", "int8-weights")),
+            ("fp16", facts.rest == "fp16"),
+            ("bf16", facts.rest == "bf16"),
+            ("int8", facts.precision in ("int8", "int8-weights")),
         ):
             found |= {f"trt_{name}_enable": "1"} if wanted else {}
     if provider is TENSORRT and cache is not None:
@@ -214,7 +260,7 @@ def provider_options(
         found |= {"trt_timing_cache_enable": "1", "trt_timing_cache_path": str(cache.path)}
     if provider is RTX and cache is not None:
         found["nv_runtime_cache_path"] = str(cache.path)
-    if provider is CUDA and manifest.rest == "fp32":
+    if provider is CUDA and facts.rest == "fp32":
         found["use_tf32"] = "0"
     if switch(settings, CUDA_GRAPH):
         found[provider.graph_option] = "1"

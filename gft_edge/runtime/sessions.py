@@ -113,7 +113,12 @@ class Session:
 
 
 def onnxruntime_session(
-    model: Path | bytes, quantized: bool, threads: int = 0, huge_pages: bool = False, shared: bool = False
+    model: Path | bytes,
+    quantized: bool,
+    threads: int = 0,
+    huge_pages: bool = False,
+    shared: bool = False,
+    optimized: bool = True,
 ) -> Session:
     """Loads an ONNX model into ONNX Runtime on the CPU.
 
@@ -128,6 +133,7 @@ def onnxruntime_session(
         shared: take little memory beside other sessions of this kind. Weights in a file of their own are read from that file,
             whose pages all share, in place of a copy in the order that the processor reads; working memory is one arena for
             all. A prediction takes longer.
+        optimized: False runs every node as the graph has it.
 
     Raises:
         ArtifactError: ONNX Runtime does not accept the file.
@@ -141,6 +147,8 @@ def onnxruntime_session(
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
+    if not optimized:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if shared:
         _register_arena(ort)
         options.add_session_config_entry("session.disable_prepacking", "1")

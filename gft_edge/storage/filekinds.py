@@ -114,7 +114,7 @@ def kind_of(path: Path) -> FileKind:
 
 _NO_READER = "gft-edge import-published reads checkpoints of the published GFT code, no verb reads other weights"
 _TAKERS = {
-    FileKind.ONNX: "gft-edge lint reads graphs of other programs, no other verb does",
+    FileKind.ONNX: "lint, quantize, verify, bench, build and evaluate take one where no artefact is needed",
     FileKind.PYTORCH: _NO_READER,
     FileKind.SAFETENSORS: _NO_READER,
 }

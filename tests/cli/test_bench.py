@@ -217,7 +217,7 @@ def test_one_round_has_no_spread(gft_edge, made, tmp_path):
 def test_batch_that_an_artefact_was_not_exported_for_is_refused_before_anything_runs(
     gft_edge, made, monkeypatch, batches
 ):
-    monkeypatch.setattr("gft_edge.benchmarks.measuring.bench.open_session", None)
+    monkeypatch.setattr("gft_edge.benchmarks.measuring.subjects.open_session", None)
     done = gft_edge("bench", made["fp32"], "--batch", *batches)
     assert (done.code, done.out) == (2, "")
     assert f"exported for requests of 1 to 8 images, not {batches[-1]}" in done.err

@@ -216,7 +216,7 @@ def test_bf16_on_the_cpu_is_one_line(tiny_checkpoint, images, tmp_path):
     from gft_edge.export.onnx.artifact import export_artifact
     from gft_edge.export.onnx.tracing import GraphOptions
     from gft_edge.export.verify.artifact_alone import verify_golden
-    from gft_edge.export.verify.trace import node_tensors
+    from gft_edge.export.verify.tensors import node_tensors
     from gft_edge.export.verify.with_checkpoint import verify_checkpoint
     from gft_edge.runtime.artifact_graph import load_artifact_graph
 

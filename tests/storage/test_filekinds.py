@@ -55,7 +55,7 @@ def test_a_foreign_graph_is_called_one_and_the_verb_that_takes_it_named(tmp_path
         reader(tmp_path / "vit.onnx")
     words = str(error.value)
     assert "is an ONNX graph" in words
-    assert "gft-edge lint reads graphs of other programs" in words
+    assert "lint, quantize, verify, bench, build and evaluate take one" in words
     assert "folder" in words
     assert "no such folder" not in words
 

@@ -1,6 +1,7 @@
-"""Measure artefacts against each other, interleaved in one process, or read what trtexec measured.
+"""Measure artefacts, or ONNX files of other programs, against each other, interleaved in one process, or read what trtexec
+measured.
 
-The first artefact is what the others are compared with. Besides the latency of inference: its stages, throughput with
+The first model is what the others are compared with. Besides the latency of inference: its stages, throughput with
 several requests in flight, cold start and peak memory in fresh processes, and energy where the machine measures power.
 """
 
@@ -25,7 +26,13 @@ EXAMPLE = "gft-edge bench runs/fp32 runs/int8 --batch 1 8 --threads 1 2 --out ru
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("artifacts", nargs="*", type=Path, metavar="ARTIFACT", help="artefact folders, or bundles")
+    parser.add_argument(
+        "artifacts",
+        nargs="*",
+        type=Path,
+        metavar="ARTIFACT|MODEL.onnx",
+        help="artefact folders, bundles, ONNX files of other programs, or folders that quantize wrote for them",
+    )
     parser.add_argument(
         "--backend",
         nargs="+",
@@ -83,8 +90,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--data",
         metavar="D",
-        help="labelled images to measure the accuracy on, for the energy per correct image; "
-        "by default the accuracy that verify recorded",
+        help="labelled images to measure the accuracy on, also for the energy per correct image, which by default is of the "
+        "accuracy that verify recorded",
     )
     parser.add_argument("--lock-clocks", action="store_true", help="lock a Jetson's clocks at their maximum meanwhile")
     parser.add_argument("--target", metavar="DEVICE", help="compare figures of a GPU with this device's roofline")
@@ -121,8 +128,8 @@ def run(args: argparse.Namespace) -> int:
 def _options(args: argparse.Namespace) -> BenchOptions:
     from gft_edge.benchmarks.measuring.bench import BenchOptions
     from gft_edge.benchmarks.measuring.protocol import BenchProtocol
-    from gft_edge.bundle import open_artifact
     from gft_edge.errors import ConfigError
+    from gft_edge.export.foreign.images import opened
 
     for name in ("times", "layers", "profile", "trtexec"):
         if getattr(args, name):
@@ -132,7 +139,7 @@ def _options(args: argparse.Namespace) -> BenchOptions:
     if Path(args.power).is_file():
         raise ConfigError("a log given to --power is of a finished run; it goes with --trtexec-log")
     return BenchOptions(
-        artifacts=tuple(open_artifact(path) for path in args.artifacts),
+        artifacts=opened(args.artifacts),
         protocol=BenchProtocol(
             warmup_seconds=args.warmup, rounds=args.rounds, runs_per_round=args.runs, in_flight=args.in_flight
         ),

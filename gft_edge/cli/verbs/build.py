@@ -1,5 +1,7 @@
 """Compile an artefact's graph into a TensorRT engine and enter it in the artefact's manifest, or print the plan of the build.
 
+The engine of an ONNX file of another program stands beside the file, with a record of the hashes of graph and engine.
+
 With --engine, enter an engine that trtexec built on this machine."""
 
 from __future__ import annotations
@@ -13,10 +15,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from gft_edge.export.lint.linter import Finding
+    from gft_edge.export.foreign.model import ForeignModel
+    from gft_edge.export.lint.linter import Finding, LintReport
     from gft_edge.export.tensorrt.build_plan import BuildPlan
     from gft_edge.export.tensorrt.options import BuildOptions
-    from gft_edge.manifest import HighPrecision
+    from gft_edge.manifest import Artifact, HighPrecision
 
 EXAMPLE = "gft-edge build runs/artifact --target orin-nano --tensorrt 10.3 --plan"
 TORCH = "torch-tensorrt"
@@ -27,8 +30,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "artifact",
         type=Path,
-        metavar="ARTIFACT|CKPT",
-        help=f"artefact folder; for --target {TORCH} a checkpoint folder or 'builtin'",
+        metavar="ARTIFACT|MODEL.onnx|CKPT",
+        help="artefact folder, ONNX file of another program or the folder that quantize wrote for one; for --target "
+        f"{TORCH} a checkpoint folder or 'builtin'",
     )
     parser.add_argument(
         "--target",
@@ -61,8 +65,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         type=Path,
-        metavar="FILE.ep|ARTIFACT",
-        help=f"--target {TORCH}: the compiled program, or the artefact to enter it in",
+        metavar="FILE.ep|ARTIFACT|DIR",
+        help=f"--target {TORCH}: the compiled program, or the artefact to enter it in; of an ONNX file of another program: "
+        "folder for the engine and its record (beside the file)",
     )
     ready = parser.add_argument_group(
         "trtexec", "enter an engine that trtexec built here from the ARTIFACT; needs numpy alone"
@@ -85,18 +90,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _build(args: argparse.Namespace) -> int:
-    from gft_edge.bundle import open_artifact
     from gft_edge.cli.console import result, say
-    from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK, ConfigError
+    from gft_edge.errors import EXIT_OK, ConfigError
+    from gft_edge.export.foreign.model import ForeignModel
+    from gft_edge.export.foreign.opening import open_model
     from gft_edge.export.tensorrt.build import build, plan_build
 
     if args.target == TORCH:
         return _run_torch(args)
-    if args.precision is not None or args.out is not None:
-        raise ConfigError(
-            f"--precision, --out: for --target {TORCH} only; an artefact has its precision and its engines"
-        )
-    artifact = open_artifact(args.artifact)
+    if args.precision is not None:
+        raise ConfigError(f"--precision: for --target {TORCH} only; a graph has its precision")
+    artifact = open_model(args.artifact)
+    if isinstance(artifact, ForeignModel):
+        return _build_foreign(args, artifact)
+    if args.out is not None:
+        raise ConfigError(f"--out: for --target {TORCH} and ONNX files of other programs; an artefact has its engines")
     options = _options(args, artifact.manifest.batch)
 
     def problem(text: str) -> None:
@@ -104,13 +112,39 @@ def _build(args: argparse.Namespace) -> int:
 
     if args.plan:
         planned = plan_build(artifact, args.target, options, problem)
-        findings = planned.report.findings
-        data = {"plan": planned.plan.to_json(), "lint": [vars(finding) for finding in findings]}
-        result(args, data, _show(planned.plan, findings))
-        return EXIT_CHECK_FAILED if planned.report.errors else EXIT_OK
+        return _show_plan(args, planned.plan, planned.report)
     with _progress() as progress:
         record = build(artifact, args.target, options, progress, problem)
-    result(args, record, _built(artifact.path, record))
+    result(args, record, _built(_engine(artifact, record), record))
+    return EXIT_OK
+
+
+def _show_plan(args: argparse.Namespace, plan: BuildPlan, report: LintReport, model: Path | None = None) -> int:
+    from gft_edge.cli.console import result
+    from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
+
+    data = {"plan": plan.to_json(), "lint": [vars(finding) for finding in report.findings]}
+    result(args, data, _show(plan, report.findings, model))
+    return EXIT_CHECK_FAILED if report.errors else EXIT_OK
+
+
+def _build_foreign(args: argparse.Namespace, model: ForeignModel) -> int:
+    """Builds for an ONNX file of another program, or prints the plan."""
+    from gft_edge.cli.console import result
+    from gft_edge.errors import EXIT_OK
+    from gft_edge.export.foreign.building import build_batch, build_foreign, plan_foreign
+
+    options = _options(args, build_batch(model))
+    if args.plan:
+        planned = plan_foreign(model, args.target, options)
+        return _show_plan(args, planned.plan, planned.report, model.file)
+    with _progress() as progress:
+        record = build_foreign(model, args.target, options, args.out, progress)
+    text = (
+        f"{_built(Path(record['file']), record)}\nits record {Path(record['file']).with_suffix('.json').name} holds the sha256 of "
+        "graph and engine, which are compared before the engine is loaded"
+    )
+    result(args, record, text)
     return EXIT_OK
 
 
@@ -129,13 +163,17 @@ def _register(args: argparse.Namespace) -> int:
         raise ConfigError("--engine: the plan file names the target; leave --target and --plan out")
     artifact = open_artifact(args.artifact)
     record = register_engine(artifact, args.engine, read_plan(args.plan_file), args.tensorrt)
-    result(args, record, _built(artifact.path, record))
+    result(args, record, _built(_engine(artifact, record), record))
     return EXIT_OK
 
 
-def _built(folder: Path, record: dict[str, Any]) -> str:
+def _engine(artifact: Artifact, record: dict[str, Any]) -> Path:
+    return artifact.path / f"engines/{record['key']}.engine"
+
+
+def _built(engine: Path, record: dict[str, Any]) -> str:
     return (
-        f"{folder}/engines/{record['key']}.engine: {record['engine_bytes'] / 1e6:.2f} MB for compute capability "
+        f"{engine}: {record['engine_bytes'] / 1e6:.2f} MB for compute capability "
         f"{', '.join(record['compute_capabilities'])} ({record['evidence']})"
     )
 
@@ -179,8 +217,8 @@ def _options(args: argparse.Namespace, batch: tuple[int, int, int]) -> BuildOpti
     )
 
 
-def _show(plan: BuildPlan, findings: tuple[Finding, ...]) -> str:
-    """Returns a plan for reading."""
+def _show(plan: BuildPlan, findings: tuple[Finding, ...], model: Path | None = None) -> str:
+    """Returns a plan for reading; the command names ``model`` where the graph is not an artefact's."""
     from gft_edge.cli.console import table
     from gft_edge.export.tensorrt.build_plan import TORCH_TENSORRT
 
@@ -217,7 +255,8 @@ def _show(plan: BuildPlan, findings: tuple[Finding, ...]) -> str:
     found = {finding.message for finding in findings}  # a note that lint repeats is printed once, with its rule
     lines += [f"note: {note}" for note in plan.notes if note not in found]
     lines += [f"{f.severity}: {f.rule} {f.node}: {f.message}" for f in findings]
-    lines.append(plan.command() or "no trtexec command does the same")
+    names = () if model is None else (str(model), str(model.with_suffix(".engine")))
+    lines.append(plan.command(*names) or "no trtexec command does the same")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Accuracy of a checkpoint (at one or more token budgets, in PyTorch) or of an artefact (in its backend).
+"""Accuracy of a checkpoint (at one or more token budgets, in PyTorch), or of an artefact or ONNX file (in a backend).
 
 Lists the classes with most errors and the most frequent confusions; --out writes the whole confusion matrix, and pictures of the
 wrong predictions with the highest probability.
@@ -25,7 +25,11 @@ MISTAKES_SHOWN = 5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("model", metavar="CKPT|ARTIFACT", help="folder, or 'builtin' for the shipped checkpoint")
+    parser.add_argument(
+        "model",
+        metavar="CKPT|ARTIFACT|MODEL.onnx",
+        help="folder, or 'builtin' for the shipped checkpoint; or what quantize wrote for an ONNX file of another program",
+    )
     add_data_arguments(parser, images=1600)
     parser.add_argument(
         "--budget",
@@ -50,6 +54,7 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.cli.console import result, say, say_left_out, track
     from gft_edge.errors import OutputError
     from gft_edge.evaluation import EvaluationOptions, evaluate
+    from gft_edge.export.foreign.model import is_foreign, load_foreign
     from gft_edge.report.mistakes import require_evaluation_writable, write_evaluation
 
     if args.out:
@@ -57,7 +62,11 @@ def run(args: argparse.Namespace) -> int:
     options = EvaluationOptions(
         args.data, args.split, args.images, tuple(args.budget or ()), args.backend, args.threads
     )
-    if is_artifact(args.model):
+    if is_foreign(args.model):
+        from gft_edge.export.foreign.evaluation import evaluate_foreign
+
+        evaluation = evaluate_foreign(load_foreign(args.model), options, say, track)
+    elif is_artifact(args.model):
         evaluation = evaluate(open_artifact(args.model), options, say, track)
     else:
         from gft_edge.checkpoint import load_checkpoint

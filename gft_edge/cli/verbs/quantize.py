@@ -2,6 +2,9 @@
 
 With --qat-epochs or --qat-steps the quantized model is then trained (QAT), distilled from the FP32 model and reported next to
 a control: the FP32 model trained for as many steps on the same images and quantized afterwards.
+
+MODEL.onnx, a plain ViT of any exporter in float32, is quantized by the same policy into a folder of model.onnx and
+quantization.json.
 """
 
 from __future__ import annotations
@@ -11,6 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from gft_edge.cli.common import add_calibration_arguments, add_checkpoint_output, add_ranges_argument, positive
+from gft_edge.cli.quantize_foreign import (
+    add_foreign_arguments,
+    quantize_onnx,
+    require_no_foreign_arguments,
+    require_onnx_arguments,
+)
 from gft_edge.quant.policy import AttentionPrecision, LayerPrecision
 
 if TYPE_CHECKING:
@@ -26,7 +35,9 @@ EXAMPLE = "gft-edge quantize builtin --images 256 --out runs/int8"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint folder, or 'builtin'")
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", help="checkpoint folder, 'builtin', or MODEL.onnx of another program"
+    )
     add_calibration_arguments(parser)
     parser.add_argument(
         "--precision",
@@ -55,6 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_ranges_argument(parser)
     _add_qat_arguments(parser)
+    add_foreign_arguments(parser)
     add_checkpoint_output(parser)
 
 
@@ -84,7 +96,12 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.common import calibration_callbacks, calibration_options, result_kept
     from gft_edge.cli.console import result
+    from gft_edge.export.foreign.model import is_foreign
 
+    if is_foreign(args.checkpoint):
+        require_onnx_arguments(args)
+        return quantize_onnx(args, _policy(args))
+    require_no_foreign_arguments(args)
     checkpoint = load_checkpoint(args.checkpoint)
     policy = _policy(args)
     if args.exact_selection:

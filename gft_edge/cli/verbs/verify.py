@@ -1,4 +1,8 @@
-"""Compare an artefact with PyTorch on the same images: logits, classes, kept patches, maps. Exit code 1 when it fails."""
+"""Compare an artefact with PyTorch on the same images: logits, classes, kept patches, maps. Exit code 1 when it fails.
+
+A quantized ONNX file of another program is compared with its float original, a lone file with itself: as ONNX Runtime optimises it
+against node by node, and image by image against batches.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +15,30 @@ from gft_edge.cli.common import add_data_arguments
 from gft_edge.runtime.backends import names_text
 
 if TYPE_CHECKING:
+    from gft_edge.export.foreign.model import ForeignModel
     from gft_edge.export.verify.artifact_alone import VerifyReport
+    from gft_edge.export.verify.options import VerifyOptions
     from gft_edge.manifest import Artifact
     from gft_edge.stats.agreement import Comparison
+    from gft_edge.stats.verdict import Verdict
 
 EXAMPLE = "gft-edge verify runs/artifact --checkpoint builtin --images 512"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artefact folder, or a bundle")
+    parser.add_argument(
+        "artifact",
+        type=Path,
+        metavar="ARTIFACT|MODEL.onnx",
+        help="artefact folder, bundle, ONNX file of another program, or the folder that quantize wrote for one",
+    )
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="MODEL.onnx",
+        help="float original of a quantized ONNX file of another program; the folder that quantize wrote names its own",
+    )
     parser.add_argument(
         "--checkpoint",
         metavar="CKPT",
@@ -53,9 +71,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns 1 when something is out of limits."""
-    from gft_edge.bundle import open_artifact
     from gft_edge.cli.console import result, say, track
-    from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
+    from gft_edge.errors import ConfigError
+    from gft_edge.export.foreign.model import ForeignModel
+    from gft_edge.export.foreign.opening import open_model
     from gft_edge.export.verify.options import VerifyOptions
     from gft_edge.export.verify.verification import NotStoredError, verify
     from gft_edge.report.figures.map_pictures import write_map_picture
@@ -67,7 +86,13 @@ def run(args: argparse.Namespace) -> int:
         images=args.images,
         map_images=args.map_images,
     )
-    artifact = open_artifact(args.artifact)
+    artifact = open_model(args.artifact)
+    if isinstance(artifact, ForeignModel):
+        return _foreign(args, artifact, options)
+    if args.against:
+        raise ConfigError(
+            f"--against: for ONNX files of other programs; {args.artifact} is an artefact, give --checkpoint"
+        )
     if args.pixels:
         return _pixels(args, artifact)
     if not (args.checkpoint or args.backend) and is_for_deepstream(args.artifact):
@@ -85,8 +110,27 @@ def run(args: argparse.Namespace) -> int:
         raise
     text = _text(found.report) + ("" if found.maps is None else f"\n{_map_text(found.maps)}")
     result(args, found.report.to_json(), text)
+    return _code(args, found.verdict)
+
+
+def _code(args: argparse.Namespace, verdict: Verdict) -> int:
+    from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
+
     accepted = ("pass",) if args.strict else ("pass", "inconclusive")
-    return EXIT_OK if found.verdict in accepted else EXIT_CHECK_FAILED
+    return EXIT_OK if verdict in accepted else EXIT_CHECK_FAILED
+
+
+def _foreign(args: argparse.Namespace, model: ForeignModel, options: VerifyOptions) -> int:
+    """Verifies an ONNX file of another program."""
+    from gft_edge.cli.console import result, say, track
+    from gft_edge.export.foreign.model import load_foreign
+    from gft_edge.export.foreign.verification import require_foreign_options, verify_foreign
+
+    require_foreign_options({"--checkpoint": args.checkpoint, "--pixels": args.pixels}, args.artifact)
+    against = load_foreign(args.against) if args.against else None
+    report = verify_foreign(model, against, options, track, say)
+    result(args, report.to_json(), _text(report))
+    return _code(args, report.verdict)
 
 
 def is_for_deepstream(path: Path) -> bool:
@@ -137,9 +181,12 @@ def _text(report: VerifyReport) -> str:
         "kept-set Jaccard by stage",
         "rank correlation",
     )
-    lines = [f"{report.artifact} on {report.source}", table(header, map(_row, report.comparisons))]
+    has_stages = any(c.stages for c in report.comparisons)
+    shown = len(header) if has_stages else len(header) - 2
+    rows = [_row(c)[:shown] for c in report.comparisons]
+    lines = [f"{report.artifact} on {report.source}", table(header[:shown], rows)]
     lines += [line for c in report.comparisons for line in _selection_lines(c)]
-    lines += [_accuracy_line(c) for c in report.comparisons if c.top1 and c.reference_backend == "torch"]
+    lines += [_accuracy_line(c) for c in report.comparisons if c.top1 and c.reference != "fresh export"]
     if report.fresh_export:
         lines.append(f"a fresh export of the checkpoint is {report.fresh_export}")
     lines += report.notes

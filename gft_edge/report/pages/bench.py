@@ -9,7 +9,7 @@ from typing import Any
 from gft_edge import __version__
 from gft_edge.benchmarks.measuring.bench_files import machine_label, merge
 from gft_edge.benchmarks.measuring.protocol import UNSTABLE
-from gft_edge.benchmarks.measuring.tables import Row
+from gft_edge.benchmarks.measuring.tables import Row, lacking
 from gft_edge.files import replacing
 from gft_edge.report.figures import bench_plots
 from gft_edge.report.figures.svg import COLORS, color_of
@@ -89,7 +89,7 @@ def labels(rows: Sequence[Row]) -> list[str]:
 
 
 def notes(rows: Sequence[Row]) -> str:
-    """Returns the versions of the backends, disabled optimizers and unstable rows in one or two sentences."""
+    """Returns the versions of the backends, disabled optimizers, unstable rows and missing parts in a few sentences."""
     options = [row.get("options") or {} for row in rows]
     versions = dict.fromkeys(f"{row['backend']} {o['version']}" for row, o in zip(rows, options) if o.get("version"))
     disabled = dict.fromkeys(name for o in options for name in (o.get("disabled_optimizers") or ()))
@@ -99,7 +99,7 @@ def notes(rows: Sequence[Row]) -> str:
     unstable = [row["name"] for row in rows if is_unstable(row)]
     if unstable:
         text += f" Unstable (rounds vary by more than {100 * UNSTABLE:g} %): {', '.join(dict.fromkeys(unstable))}."
-    return text.strip()
+    return " ".join([text, *(f"{sentence}." for sentence in lacking(rows))]).strip()
 
 
 def collect(merged: Mapping[str, Any]) -> dict[str, Any]:

@@ -274,6 +274,7 @@ BENCH_ROW: Form = {
     "mean_tokens": Maybe(AMOUNT),
     "verdict": Maybe(TEXT),
     "implausible": Maybe(TEXT),
+    "lacks": Maybe(TEXT),
     "stages": Maybe(
         {name: Maybe(_STAGE) for name in ("preprocessing", "h2d", "inference", "d2h", "postprocessing", "end_to_end")}
     ),
@@ -285,6 +286,7 @@ BENCH_ROW: Form = {
             "net_mj_per_image": Maybe(AMOUNT),
             "mj_per_correct_image": Maybe(AMOUNT),
             "refused": Maybe(TEXT),
+            "accuracy": Maybe({"top1": Maybe(SHARE), "source": Maybe(TEXT)}),
         }
     ),
     "protocol": Maybe({"rounds": COUNT, "runs_per_round": COUNT, "warmup_seconds": AMOUNT}),

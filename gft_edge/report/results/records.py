@@ -17,6 +17,8 @@ MOST_LOG_BYTES = 200_000_000
 OTHER_KINDS: tuple[frozenset[str], ...] = (
     frozenset({"model", "data", "train"}),  # a recipe
     frozenset({"rules", "smoothquant"}),  # a quantization policy
+    frozenset({"source", "layers", "card_id"}),  # the record of a quantized ONNX file of another program
+    frozenset({"engine_sha256", "model_sha256"}),  # the record of an engine beside an ONNX file
     frozenset({"verdict", "sentence", "figures"}),  # the record of quantization-aware training
 )
 """Keys of files that gft-edge writes but no page shows."""

@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from gft_edge.benchmarks.measuring import bench as measuring
+from gft_edge.benchmarks.measuring import subjects
 from gft_edge.benchmarks.measuring.artifact_facts import bound_of, mean_tokens
 from gft_edge.benchmarks.measuring.bench import PARTS, BenchOptions, bench
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol
@@ -70,7 +70,7 @@ def test_every_request_has_the_batch_and_the_images_of_the_seed(artifacts, monke
         def compute(self, images):
             seen.setdefault(self.name, []).append(images)
 
-    monkeypatch.setattr(measuring, "open_session", Recorder)
+    monkeypatch.setattr(subjects, "open_session", Recorder)
     data = bench(options(artifacts))
     assert data["results"][0]["options"] == {"asked for": ["onnxruntime", 1]}
     for images in seen.values():

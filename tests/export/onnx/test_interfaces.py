@@ -11,7 +11,7 @@ import onnxruntime as ort
 import pytest
 import torch
 
-from gft_edge.benchmarks.measuring.bench import random_images
+from gft_edge.benchmarks.measuring.subjects import random_images
 from gft_edge.calibration.graph import graph_features, linear_tensors, observe_graph
 from gft_edge.calibration.observe import Collector
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint

@@ -152,7 +152,7 @@ class TestBuild:
         artifact = edited("fp32-none", change)
         with pytest.raises(CheckFailed, match="GE025 NoSuchOperator culprit"):
             build_engine(artifact, plan_for(artifact, compute_capabilities=("8.6",)))
-        monkeypatch.setattr(building, "_require_clean", lambda model, graph, plan: None)
+        monkeypatch.setattr(building, "require_clean", lambda model, graph, plan: None)
         with pytest.raises(ArtifactError, match="cannot parse the graph: node culprit: "):
             build_engine(artifact, plan_for(artifact, compute_capabilities=("8.6",)))
 

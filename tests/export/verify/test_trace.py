@@ -11,13 +11,8 @@ from gft_edge.export.graph.node_differences import weight_change
 from gft_edge.export.graph.same_graph import graph_difference
 from gft_edge.export.verify.module_trace import Recognizer, first_bad_module, module_calls, node_modules
 from gft_edge.export.verify.places import agreement_db
-from gft_edge.export.verify.trace import (
-    corresponding_tensors,
-    node_tensors,
-    plain_error,
-    silent_difference,
-    trace,
-)
+from gft_edge.export.verify.tensors import corresponding_tensors, node_tensors, plain_error
+from gft_edge.export.verify.trace import silent_difference, trace
 from gft_edge.export.verify.with_checkpoint import verify_checkpoint
 from gft_edge.manifest import MODEL, register_files
 
