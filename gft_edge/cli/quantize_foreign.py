@@ -21,7 +21,7 @@ _CHECKPOINT = ("attention", "smoothquant", "ranges", "qat_epochs", "qat_steps", 
 
 def add_foreign_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares what an ONNX file does not record: its preprocessing and its classes."""
-    group = parser.add_argument_group("for MODEL.onnx, which records neither preprocessing nor classes")
+    group = parser.add_argument_group("for MODEL.onnx", "An ONNX file records neither preprocessing nor classes.")
     group.add_argument(
         "--normalisation",
         metavar="NAME",
