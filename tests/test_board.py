@@ -125,6 +125,7 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
         "calibrate ARTIFACT": ["calibrate", art, "--data", data, "--out", out],
         "sensitivity CKPT": ["sensitivity", checkpoint, "--data", data, "--out", out],
         "quantize CKPT": ["quantize", checkpoint, "--data", data, "--out", out],
+        "quantize MODEL.onnx --data D": ["quantize", f"{art}/model.onnx", "--data", data, "--out", out],
         "export CKPT": ["export", checkpoint, "--data", data, "--out", out],
         "sweep CKPT": ["sweep", checkpoint],
         "sweep CKPT --out DIR": ["sweep", checkpoint, "--out", out],
