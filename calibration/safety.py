@@ -9,7 +9,7 @@ number. An observed number far above the prediction means that the noise of an i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import nn
 from gft_edge.errors import DataError
 from gft_edge.runtime.finite import require_finite
 from gft_edge.stats.grid import mask_of
+from gft_edge.stats.metrics import sqnr_db
 
 LOWEST_JACCARD = 0.90
 """Lowest Jaccard index of the kept sets of compressed and full model, as in verification."""
@@ -66,11 +67,12 @@ class StageSafety:
 
 @dataclass(frozen=True)
 class SelectionSafety:
-    """All stages that drop patches, over the same images."""
+    """All stages that drop patches, and the logits (None when bit-identical), over the same images."""
 
     images: int
     limit: float
     stages: tuple[StageSafety, ...]
+    logit_sqnr_db: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -81,15 +83,23 @@ class SelectionSafety:
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values."""
         stages = [{**asdict(stage), "jaccard_interval": list(stage.jaccard_interval)} for stage in self.stages]
-        return {"images": self.images, "limit": self.limit, "verdict": self.verdict, "stages": stages}
+        return {
+            "images": self.images,
+            "limit": self.limit,
+            "verdict": self.verdict,
+            "stages": stages,
+            "logit_sqnr_db": self.logit_sqnr_db,
+        }
 
     def describe(self) -> str:
         """Returns a few lines for people."""
+        logits = "bit-identical" if self.logit_sqnr_db is None else f"{self.logit_sqnr_db:.1f} dB SQNR"
         if not self.stages:
-            return "selection: this model drops no patches"
+            return f"selection: this model drops no patches; logits {logits}"
         words = {"survived": "the kept patches survive", "not survived": "the kept patches do NOT survive"}
         lines = [
-            f"selection on {self.images} images: {words.get(self.verdict, self.verdict)} (limit {self.limit:.2f} alike)"
+            f"selection on {self.images} images: {words.get(self.verdict, self.verdict)} (limit {self.limit:.2f} alike); "
+            f"logits {logits}"
         ]
         for s in self.stages:
             low, high = s.jaccard_interval
@@ -114,6 +124,54 @@ class StageOutput:
     kept: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class ModelOutputs:
+    """Outputs of one model on some images: logits (B, classes) and all stages."""
+
+    logits: npt.NDArray[np.float32]
+    stages: tuple[StageOutput, ...]
+
+
+@torch.no_grad()
+def model_outputs(model: nn.Module, batches: Iterable[npt.NDArray[np.float32]], where: str) -> ModelOutputs:
+    """Runs a model at its default token budget.
+
+    Args:
+        model: in eval mode.
+        batches: preprocessed images, (B, 3, H, W) each.
+        where: in the message: "quantized".
+
+    Raises:
+        DataError: no images.
+        CheckFailed: logits that are NaN or infinite.
+    """
+    return _joined([_outputs(model, images, where) for images in batches])
+
+
+def _outputs(model: nn.Module, images: npt.NDArray[np.float32], where: str) -> ModelOutputs:
+    out = model(torch.from_numpy(images), maps=True)
+    require_finite(out.logits.numpy(), f"selection, {where}")
+    return ModelOutputs(out.logits.numpy(), tuple(_stages(out.stages)))
+
+
+def _joined(parts: Sequence[ModelOutputs]) -> ModelOutputs:
+    if not parts:
+        raise DataError("selection: no images")
+    stages = zip(*(part.stages for part in parts))
+    return ModelOutputs(np.concatenate([part.logits for part in parts]), tuple(_join(found) for found in stages))
+
+
+def compared_selection(full: ModelOutputs, compressed: ModelOutputs, limit: float = LOWEST_JACCARD) -> SelectionSafety:
+    """Compares the outputs of two models on the same images; ``limit`` is the lowest Jaccard index that survives."""
+    stages = [
+        stage_safety(number, *pair, limit)
+        for number, pair in enumerate(zip(full.stages, compressed.stages))
+        if pair[0].kept.shape[1] < pair[0].inputs.shape[1]
+    ]
+    sqnr = sqnr_db(full.logits, compressed.logits)
+    return SelectionSafety(len(full.logits), limit, tuple(stages), sqnr if math.isfinite(sqnr) else None)
+
+
 @torch.no_grad()
 def selection_safety(
     full: nn.Module, compressed: nn.Module, batches: Iterable[npt.NDArray[np.float32]], limit: float = LOWEST_JACCARD
@@ -130,23 +188,11 @@ def selection_safety(
         DataError: no images.
         CheckFailed: logits of either model that are NaN or infinite.
     """
-    sides: list[list[list[StageOutput]]] = [[], []]
-    count = 0
+    before, after = [], []
     for images in batches:
-        count += len(images)
-        for side, model, where in zip(sides, (full, compressed), ("in full precision", "quantized")):
-            out = model(torch.from_numpy(images), maps=True)
-            require_finite(out.logits.numpy(), f"selection, {where}")
-            side.append(_stages(out.stages))
-    if not sides[0]:
-        raise DataError("selection: no images")
-    full_stages, compressed_stages = ([_join(parts) for parts in zip(*side)] for side in sides)
-    stages = [
-        stage_safety(number, *pair, limit)
-        for number, pair in enumerate(zip(full_stages, compressed_stages))
-        if pair[0].kept.shape[1] < pair[0].inputs.shape[1]
-    ]
-    return SelectionSafety(count, limit, tuple(stages))
+        before.append(_outputs(full, images, "in full precision"))
+        after.append(_outputs(compressed, images, "quantized"))
+    return compared_selection(_joined(before), _joined(after), limit)
 
 
 def _stages(trace: Any) -> list[StageOutput]:

@@ -120,6 +120,19 @@ def uniform_policy(
     return QuantPolicy(tuple(rules), smoothquant)
 
 
+def exact_scores(policy: QuantPolicy, blocks: int) -> QuantPolicy:
+    """Returns a policy that keeps the first blocks in high precision.
+
+    Args:
+        policy: of the other layers.
+        blocks: those before the last block that selects: its scores read their output, and its own weights unrounded.
+    """
+    reason = "before the last block that selects: nothing is rounded that its scores read"
+    names = [f"blocks.{number}" for number in range(blocks)]
+    rules = [QuantRule(f"{name}.{part}", "high", reason) for name in names for part in ("*", f"attn.{ATTEND}")]
+    return QuantPolicy((*rules, *policy.rules), policy.smoothquant)
+
+
 _RULES = (
     QuantRule("head", "high", "the classifier is one small product; its error goes straight into the logits"),
     QuantRule("*.attn.qkv", "int8", "query, key and value projection"),
@@ -134,6 +147,8 @@ _RULES = (
     QuantRule("network.*conv*", "int8", "convolution of a network without attention"),
     QuantRule("network.*downsample.0", "int8", "convolution beside a residual block"),
 )
+DEFAULT_SMOOTHING = 0.5
+"""Strength of SmoothQuant that ``quantize`` uses for INT8 layers."""
 DEFAULT_POLICY = QuantPolicy(_RULES)
 """Both inputs of the qkv, proj, fc1 and fc2 linears and of the convolutions of ResNets; one such graph serves ONNX Runtime
 and TensorRT 10 and 11."""
