@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         const=0.5,
         metavar="ALPHA",
-        help="even out the channels of LayerNorms first, exact in full precision (0.5 for INT8; off with --policy, --ranges, --qat-*)",
+        help="even out the channels of LayerNorms first (0.5 for INT8 without --policy, --ranges or --qat-*)",
     )
     parser.add_argument("--no-smoothquant", action="store_true", help="leave the channels as they are")
     parser.add_argument(
