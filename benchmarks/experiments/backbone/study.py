@@ -55,6 +55,7 @@ from gft_edge.config.model import GFTConfig
 from gft_edge.config.recipe import Recipe, load_recipe
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import ImageSet, open_images
+from gft_edge.data.sets import Subset
 from gft_edge.data.typefaces import FACES, font_folder, font_folder_faces
 from gft_edge.errors import GFTEdgeError, exit_code
 from gft_edge.files import new_folder, read_json, replacing, write_json
@@ -183,7 +184,7 @@ class Comparisons:
     """
 
     def __init__(self, out: Path, checkpoint: Checkpoint, data: str, images: int) -> None:
-        self.checkpoint, self.data = checkpoint, data
+        self.checkpoint, self.data, self._skipped = checkpoint, data, images
         info, options = checkpoint.info, CalibrationOptions(data, images=images, method="mse")
         if not (out / INT8 / CONFIG).is_file():
             out.mkdir(parents=True, exist_ok=True)
@@ -204,7 +205,7 @@ class Comparisons:
     def rows(
         self, split: Any, count: int, chosen: Sequence[QuantScheme], folder: Path, few: int | None = None
     ) -> list[dict[str, Any]]:
-        """Measures rows on images of a split, or on the first ``few`` of these."""
+        """Measures rows on images of a split, or on the first ``few`` of these; without those that layers were raised by."""
         folder.mkdir(parents=True, exist_ok=True)
         info = self.checkpoint.info
         identity = {"model": self.checkpoint.sha256, "calibration": self._card.id, "split": split, "images": count}
@@ -226,8 +227,10 @@ class Comparisons:
     def _images(self, split: Any, count: int) -> ComparisonImages:
         spec = self.checkpoint.info.preprocess
         if (split, count) not in self._test:
-            images = open_images(self.data, split, count, spec.height, TEST_SEED)
-            self._test[split, count] = ComparisonImages.read(images, spec, self.checkpoint.info.labels)
+            skipped = self._skipped if split == "test" else 0
+            images = open_images(self.data, split, skipped + count, spec.height, TEST_SEED)
+            left = Subset(images, tuple(range(skipped, skipped + count)))
+            self._test[split, count] = ComparisonImages.read(left, spec, self.checkpoint.info.labels)
         return self._test[split, count]
 
 
