@@ -40,6 +40,7 @@ from gft_edge.calibration.qat_report import QatReport, report_qat
 from gft_edge.calibration.ranges import Ranges, read_ranges
 from gft_edge.calibration.repair import Repair, layer_macs, repaired
 from gft_edge.calibration.safety import SelectionSafety, model_outputs, selection_safety
+from gft_edge.calibration.smoothquant import folds
 from gft_edge.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
 from gft_edge.data.batches import batch_count, evaluation_batches
 from gft_edge.data.datasets import match_labels
@@ -48,12 +49,28 @@ from gft_edge.data.sets import ImageSet, readable
 from gft_edge.data.trained import write_trained
 from gft_edge.errors import ConfigError, DataError, OutputError
 from gft_edge.files import new_folder, write_json
-from gft_edge.quant.policy import DEFAULT_POLICY, DEFAULT_SMOOTHING, QuantPolicy, exact_scores
+from gft_edge.quant.policy import (
+    DEFAULT_POLICY,
+    DEFAULT_SMOOTHING,
+    AttentionPrecision,
+    LayerPrecision,
+    QuantPolicy,
+    exact_scores,
+    uniform_policy,
+)
 
 SELECTION, QAT_REPORT = "selection.json", "qat.json"
 
 Chosen = tuple[CalibrationSet, ImageSet]
-RECOMMENDED_POLICY = dataclasses.replace(DEFAULT_POLICY, smoothquant=DEFAULT_SMOOTHING)
+
+
+def recommended_policy(
+    model: nn.Module, precision: LayerPrecision = "int8", attention: AttentionPrecision = "high"
+) -> QuantPolicy:
+    """Returns the default rules, with SmoothQuant for INT8 where the model has LayerNorms to fold it into."""
+    policy = uniform_policy(precision, attention=attention)
+    smoothed = precision == "int8" and folds(model, policy)
+    return dataclasses.replace(policy, smoothquant=DEFAULT_SMOOTHING) if smoothed else policy
 
 
 def recommended_method(policy: QuantPolicy) -> Method:
@@ -81,8 +98,8 @@ class QuantizeOptions:
     """Images, policy and training of a quantization.
 
     Args:
-        calibration: which images, and how ranges are found.
-        policy: precision of each layer.
+        calibration: which images, and how ranges are found; :func:`recommended_method` is best.
+        policy: precision of each layer; :func:`recommended_policy` is best.
         ranges: ranges.json of an earlier calibration, in place of calibrating.
         qat: training after quantization, or None.
         selection: ``"repair"`` raises layers to high precision where the selection or the logits are not within the limits of
@@ -94,8 +111,8 @@ class QuantizeOptions:
             statistics together with SmoothQuant or QAT, which change the ranges.
     """
 
-    calibration: CalibrationOptions = field(default_factory=lambda: CalibrationOptions(method="mse"))
-    policy: QuantPolicy = RECOMMENDED_POLICY
+    calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
+    policy: QuantPolicy = DEFAULT_POLICY
     ranges: Path | None = None
     qat: QatOptions | None = None
     selection: Selection | None = None

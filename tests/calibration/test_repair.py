@@ -13,7 +13,13 @@ from gft_edge.calibration import repair
 from gft_edge.calibration.options import CalibrationOptions
 from gft_edge.calibration.ptq import PostTrained, quantize_int8, quantize_with
 from gft_edge.calibration.qat import QatSettings
-from gft_edge.calibration.quantize import QatOptions, QuantizeOptions, quantize_checkpoint, recommended_method
+from gft_edge.calibration.quantize import (
+    QatOptions,
+    QuantizeOptions,
+    quantize_checkpoint,
+    recommended_method,
+    recommended_policy,
+)
 from gft_edge.calibration.ranges import Ranges
 from gft_edge.calibration.repair import Raised, layer_macs, repaired, within_limits
 from gft_edge.calibration.safety import SelectionSafety, model_outputs, selection_safety
@@ -137,7 +143,9 @@ def test_options(tiny_checkpoint, folders, tmp_path):
         "max",
         "max",
     ]
-    options = QuantizeOptions(CalibrationOptions(str(folders), images=8, method="mse"), selection="exact")
-    result = quantize_checkpoint(load_checkpoint(tiny_checkpoint), options, tmp_path / "out")
+    checkpoint = load_checkpoint(tiny_checkpoint)
+    calibration = CalibrationOptions(str(folders), images=8, method="mse")
+    options = QuantizeOptions(calibration, recommended_policy(checkpoint.model), selection="exact")
+    result = quantize_checkpoint(checkpoint, options, tmp_path / "out")
     assert [stage.jaccard for stage in result.selection.safety.stages] == [1.0, 1.0]
     assert 0 < result.selection.quantized_macs < 1 and result.summary["smoothquant"] == 0.5

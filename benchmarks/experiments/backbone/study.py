@@ -40,7 +40,7 @@ from gft_edge.benchmarks.measuring.protocol import conditions
 from gft_edge.calibration.calibrate import FOLDER
 from gft_edge.calibration.images import choose_images
 from gft_edge.calibration.options import CalibrationOptions, Callbacks
-from gft_edge.calibration.quantize import SELECTION, QuantizeOptions, quantize_checkpoint
+from gft_edge.calibration.quantize import SELECTION, QuantizeOptions, quantize_checkpoint, recommended_policy
 from gft_edge.checkpoint import (
     CONFIG,
     Checkpoint,
@@ -188,7 +188,8 @@ class Comparisons:
         info, options = checkpoint.info, CalibrationOptions(data, images=images, method="mse")
         if not (out / INT8 / CONFIG).is_file():
             out.mkdir(parents=True, exist_ok=True)
-            quantize_checkpoint(checkpoint, QuantizeOptions(options), out / INT8, Callbacks(track, say))
+            policy = recommended_policy(checkpoint.model)
+            quantize_checkpoint(checkpoint, QuantizeOptions(options, policy), out / INT8, Callbacks(track, say))
         summary = read_info(out / INT8).quantization
         assert summary is not None
         policy = QuantPolicy.from_json({"rules": summary["policy"], "smoothquant": summary["smoothquant"]})

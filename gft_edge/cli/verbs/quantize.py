@@ -95,7 +95,7 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.cli.console import result
 
     checkpoint = load_checkpoint(args.checkpoint)
-    policy = _policy(args)
+    policy = _policy(args, checkpoint)
     calibration = calibration_options(args)
     if args.method is None:
         calibration = dataclasses.replace(calibration, method=recommended_method(policy))
@@ -111,12 +111,13 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _policy(args: argparse.Namespace) -> QuantPolicy:
+def _policy(args: argparse.Namespace, checkpoint: Checkpoint) -> QuantPolicy:
     """Returns the policy that the arguments ask for."""
     import dataclasses
 
+    from gft_edge.calibration.quantize import recommended_policy
     from gft_edge.errors import ConfigError
-    from gft_edge.quant.policy import DEFAULT_SMOOTHING, read_policy, uniform_policy
+    from gft_edge.quant.policy import read_policy, uniform_policy
 
     if args.no_smoothquant and args.smoothquant is not None:
         raise ConfigError("give --smoothquant or --no-smoothquant, not both")
@@ -130,9 +131,10 @@ def _policy(args: argparse.Namespace) -> QuantPolicy:
         )
     if args.policy:
         policy = read_policy(args.policy)
+    elif args.ranges or args.qat_epochs or args.qat_steps:
+        policy = uniform_policy(args.precision, attention=attention)
     else:
-        plain = args.precision != "int8" or args.ranges or args.qat_epochs or args.qat_steps
-        policy = uniform_policy(args.precision, None if plain else DEFAULT_SMOOTHING, attention)
+        policy = recommended_policy(checkpoint.model, args.precision, attention)
     if args.no_smoothquant or args.smoothquant is not None:
         policy = dataclasses.replace(policy, smoothquant=args.smoothquant)
     return policy
