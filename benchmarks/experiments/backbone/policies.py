@@ -27,7 +27,7 @@ from gft_edge.budget import TokenBudget
 from gft_edge.calibration.observe import Collector, collect, observe
 from gft_edge.calibration.ptq import observed_names, quantize_with
 from gft_edge.calibration.repair import LEAST_JACCARD, LEAST_SQNR_DB, layer_macs
-from gft_edge.calibration.smoothquant import smooth
+from gft_edge.calibration.smoothquant import folds, smooth
 from gft_edge.calibration.thresholds import threshold
 from gft_edge.data.datasets import ImageSet
 from gft_edge.errors import ArtifactError
@@ -94,7 +94,7 @@ class Calibration:
 
     def __init__(self, model: nn.Module, images: Callable[[], Iterable[Images]]) -> None:
         self.model, self._images = model, images
-        self._collected: dict[float | None, tuple[nn.Module, Collector]] = {}
+        self._collected: dict[tuple[float | None, tuple[str, ...]], tuple[nn.Module, Collector]] = {}
 
     def quantized(self, scheme: QuantScheme) -> nn.Module:
         """Returns a quantized copy of the model."""
@@ -107,11 +107,12 @@ class Calibration:
 
     def _observed(self, policy: QuantPolicy) -> tuple[nn.Module, Collector]:
         alpha = policy.smoothquant
-        if alpha not in self._collected:
+        key = alpha, () if alpha is None else tuple(folds(self.model, policy))  # raised layers are not smoothed
+        if key not in self._collected:
             model = self.model if alpha is None else smooth(self.model, self._images(), policy)
             collector = Collector(observed_names(model, EVERYTHING), "mse")
-            self._collected[alpha] = model, collect(collector, observe(model, collector, self._images()))
-        return self._collected[alpha]
+            self._collected[key] = model, collect(collector, observe(model, collector, self._images()))
+        return self._collected[key]
 
 
 def exported(model: nn.Module, spec: PreprocessSpec) -> bytes:
