@@ -47,7 +47,7 @@ bench: .venv/installed ## measure peers and the speed targets, into benchmarks/R
 	.venv/bin/python -m gft_edge.benchmarks.experiments.training_speed runs/bench/training.json
 	.venv/bin/python -m gft_edge.benchmarks.experiments.compile_speed runs/bench/compile.json
 	.venv/bin/python -m gft_edge.benchmarks.experiments.data_speed runs/bench/data.json
-	.venv/bin/python -m gft_edge.benchmarks.experiments.calibration_speed runs/bench/calibration.json
+	.venv/bin/python -m gft_edge.benchmarks.experiments.calibration_speed runs/bench/calibration.json --page benchmarks/CALIBRATION.md
 	OMP_NUM_THREADS=1 .venv/bin/python -m gft_edge.benchmarks.experiments.preprocessing_speed runs/bench/preprocessing.json
 
 # Tests damaged files, kills, hostile input and long use, and writes docs/promises.md. TORTURE_FLAGS="--seconds 600" shortens the run.

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -24,7 +24,7 @@ BINS = 0x7C00 + 1
 
 Counts = npt.NDArray[np.int64]
 
-_CHUNK = 1 << 19  # values binned at a time: temporaries stay small, and adding up the bins is seldom
+_CHUNK = 1 << 19  # values of a part: temporaries fit a cache, and adding up the bins is seldom
 
 
 @functools.cache
@@ -37,30 +37,30 @@ def bin_edges() -> npt.NDArray[np.float64]:
     return edges
 
 
-def count_magnitudes(x: Tensor) -> Tensor:
-    """Counts the values of a tensor in each bin, int64, up to the last bin that is not empty.
+def bin_of(magnitudes: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Returns the bin of each magnitude, of the same shape."""
+    with np.errstate(over="ignore"):  # rounds to infinity, the last bin
+        return magnitudes.astype(np.float16).view(np.uint16).astype(np.int64)
 
-    Raises:
-        ValueError: a value is NaN.
-    """
-    total = torch.zeros(0, dtype=torch.int64)
-    for part in x.detach().reshape(-1).split(_CHUNK):
-        counts = torch.bincount(part.half().view(torch.int16).bitwise_and_(0x7FFF))
-        if len(counts) > BINS:
-            raise ValueError("NaN")
-        long, short = (counts, total) if len(counts) > len(total) else (total, counts)
-        long[: len(short)] += short
-        total = long
-    return total
+
+def magnitude_bins(x: Tensor) -> tuple[Tensor, ...]:
+    """Returns the bin of each value of a tensor, in parts of (N,) int16; that of NaN is BINS or a later one."""
+    return tuple(
+        part.to(torch.float16, copy=True).abs_().view(torch.int16) for part in x.detach().reshape(-1).split(_CHUNK)
+    )
 
 
 class Activation:
-    """An activation and its histogram.
+    """An activation and the bins of its values.
 
     Args:
         x: the activation.
         name: whose input it is, for messages.
         histogram: whether magnitudes are counted.
+
+    Attributes:
+        bins: of the values, in parts of (N,) int16; none where magnitudes are not counted.
+        last: the last bin that has a value; BINS - 1 where bins are not known.
 
     Raises:
         DataError: a value is NaN or infinite.
@@ -68,23 +68,18 @@ class Activation:
 
     def __init__(self, x: Tensor, name: str, histogram: bool) -> None:
         self.x, self.name = x, name
-        try:
-            self.counts = count_magnitudes(x) if histogram else None
-        except ValueError:
-            self._refuse()
-        self.last = BINS if self.counts is None else len(self.counts) - 1
+        self.bins = magnitude_bins(x) if histogram else ()
+        self.last = max((int(part.max()) for part in self.bins), default=BINS - 1)
         if self.last >= BINS - 1:
+            self.last = BINS - 1
             self.largest()
 
     def largest(self) -> float:
         """Largest magnitude, exact."""
         low, high = (float(value) for value in torch.aminmax(self.x.detach()))
         if not (math.isfinite(low) and math.isfinite(high)):
-            self._refuse()
+            raise DataError(f"calibration: input of {self.name} is not finite; the checkpoint or an image is damaged")
         return max(-low, high)
-
-    def _refuse(self) -> NoReturn:
-        raise DataError(f"calibration: input of {self.name} is not finite; the checkpoint or an image is damaged")
 
 
 class TensorStats:
@@ -105,12 +100,14 @@ class TensorStats:
         """The histogram as a numpy array."""
         return self.counts.numpy()
 
-    def add(self, activation: Activation) -> None:
-        """Adds an activation."""
-        if activation.counts is not None:
-            self.counts[: len(activation.counts)] += activation.counts
+    def see(self, activation: Activation) -> None:
+        """Updates the largest magnitude by an activation."""
         if activation.last >= self.last:  # else it cannot hold the largest
-            self.largest, self.last = max(self.largest, activation.largest()), min(activation.last, BINS - 1)
+            self.largest, self.last = max(self.largest, activation.largest()), activation.last
+
+    def count(self, counts: Tensor) -> None:
+        """Adds the numbers of values in the first bins, (N,) int64."""
+        self.counts[: len(counts)] += counts
 
     def restore(self, counts: Tensor, largest: float) -> None:
         """Replaces the statistics by saved ones."""

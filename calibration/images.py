@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,8 @@ POOL_FACTOR = 4
 RENDERED_COMPARED = 256
 """Images of an endless evaluation split that are compared with."""
 EVERYTHING = 1 << 30
+KEPT_BYTES = 1 << 28
+"""Memory for rendered images between hashing and use."""
 
 Features = Callable[[ImageSet], npt.NDArray[np.floating[Any]]]
 """(M, C) features of M images."""
@@ -165,7 +168,7 @@ def choose_images(
         indices = _drawn(classes, count, options.seed, balanced=choice == "balanced")
     else:
         raise ConfigError(f"calibration: choice must be one of {', '.join(CHOICES)}, found {choice!r}")
-    chosen = Subset(pool, indices)
+    chosen = (_Rendered if is_rendered(data) else Subset)(pool, indices)
     counts = Counter(pool.labels[classes[index]] for index in indices)
     hashed, hashes = hash_images(chosen)
     evaluation = _compare(set(hashes), hashed, data, options.against, spec.height)
@@ -187,6 +190,22 @@ def choose_images(
         evaluation=evaluation,
     )
     return card, chosen
+
+
+class _Rendered(Subset):
+    """Rendered images, which are kept after they were hashed: the model reads them next, and drawing takes long."""
+
+    @functools.cached_property
+    def _kept(self) -> dict[int, tuple[npt.NDArray[np.uint8], int]]:
+        return {}
+
+    def __getitem__(self, index: int) -> tuple[npt.NDArray[np.uint8], int]:
+        if index in self._kept:
+            return self._kept[index]
+        image = super().__getitem__(index)
+        if (len(self._kept) + 1) * image[0].nbytes <= KEPT_BYTES:
+            self._kept[index] = image
+        return image
 
 
 def _open_pool(data: str, split: Split, count: int, size: int) -> ImageSet:

@@ -24,6 +24,15 @@ from gft_edge.calibration.calibrate import (
     with_known_data,
     write_calibration,
 )
+from gft_edge.calibration.certificates import (
+    CERTIFICATES,
+    CertificateReport,
+    Pair,
+    certificate_report,
+    halves,
+    images_for_bound,
+    write_certificates,
+)
 from gft_edge.calibration.images import CalibrationSet, HeldOut, held_out_images, shared_images
 from gft_edge.calibration.options import (
     SELECTIONS,
@@ -38,8 +47,8 @@ from gft_edge.calibration.ptq import PostTrained, QuantizedModel, observed_names
 from gft_edge.calibration.qat import Distillation, QatSettings, quantization_aware
 from gft_edge.calibration.qat_report import QatReport, report_qat
 from gft_edge.calibration.ranges import Ranges, read_ranges
-from gft_edge.calibration.repair import Repair, layer_macs, repaired
-from gft_edge.calibration.safety import SelectionSafety, model_outputs, selection_safety
+from gft_edge.calibration.repair import Repair, layer_macs, repaired, within_limits
+from gft_edge.calibration.safety import SelectionSafety, model_outputs, paired_outputs, safety_of
 from gft_edge.calibration.smoothquant import folds
 from gft_edge.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
 from gft_edge.data.batches import batch_count, evaluation_batches
@@ -136,6 +145,7 @@ class SelectionCheck:
 
     Attributes:
         safety: its figures.
+        certificates: bound of the noise, on val images where there are some, and its test.
         data, split: of the images.
         held_out: whether these are held-out images; else they are the calibration images.
         quantized_macs: share of the multiply-accumulates of the linear layers and convolutions that is quantized.
@@ -143,6 +153,7 @@ class SelectionCheck:
     """
 
     safety: SelectionSafety
+    certificates: CertificateReport
     data: str
     split: str
     held_out: bool
@@ -191,7 +202,12 @@ class QuantizeResult:
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values."""
-        data = {"out": str(self.out), **self.summary, "selection": self.selection.to_json()}
+        data = {
+            "out": str(self.out),
+            **self.summary,
+            "selection": self.selection.to_json(),
+            "certificates": self.selection.certificates.to_json(),
+        }
         return data if self.qat is None else {**data, "qat_report": self.qat.to_json()}
 
 
@@ -249,6 +265,7 @@ class _Run:
         known: ranges of an earlier calibration, or None.
         chosen: calibration images; None where nothing needs them.
         held_out: images that the selection is checked on; None where none are known.
+        bounding: images that the noise of the scores is bounded on; None takes one half of those that check the selection.
         qat: images of the training, or None.
     """
 
@@ -258,6 +275,7 @@ class _Run:
     known: Ranges | None
     chosen: Chosen | None
     held_out: HeldOut | None
+    bounding: HeldOut | None
     qat: _QatImages | None
 
     @classmethod
@@ -273,11 +291,14 @@ class _Run:
         size = checkpoint.info.preprocess.height
         assert calibration.data is not None
         held_out = held_out_images(calibration.data, calibration.against, calibration.images, size, checkpoint.path)
+        bounding = None
+        if held_out is not None:
+            bounding = images_for_bound(held_out, calibration.images, size, checkpoint.path)
         qat = None if options.qat is None else _open_qat(checkpoint, calibration, options.qat, callbacks)
         chosen = None
         if calibrating or held_out is None:
             chosen = Source.of(checkpoint).choose(calibration, callbacks)
-        return cls(checkpoint, options, callbacks, known, chosen, held_out, qat)
+        return cls(checkpoint, options, callbacks, known, chosen, held_out, bounding, qat)
 
     def quantize(self, out: Path) -> QuantizeResult:
         """Calibrates, quantizes, trains where that is asked for, and checks the selection."""
@@ -307,6 +328,7 @@ class _Run:
             card = result.card if self.known is None else None
             write_calibration(folder / FOLDER, card, result.ranges, self.callbacks)
         write_json(folder / FOLDER / SELECTION, result.selection.to_json())
+        write_certificates(folder / FOLDER / CERTIFICATES, result.selection.certificates)
         if result.qat is not None:
             write_json(folder / FOLDER / QAT_REPORT, result.qat.to_json())
 
@@ -353,22 +375,43 @@ class _Run:
             card, images = self.chosen
             data, split = card.data, card.split
         spec, track = self.checkpoint.info.preprocess, self.callbacks.track
-        problem: Callable[[str], None] | None = None if self.callbacks.problem is None else once(self.callbacks.problem)
-
-        def batches() -> Any:
-            found = (batch for batch, _ in evaluation_batches(images, spec, problem=problem))
-            return track(found, "check selection", batch_count(len(images)))
-
         full, repair = self.checkpoint.model, None
-        if self.options.selection == "repair" or (self.options.selection is None and self.qat is None):
-            reference = model_outputs(full, batches(), "in full precision")
-            quantized, safety, repair = repaired(start, self.options.policy, reference, batches, track)
+        found = self._paired(quantized.model, images, "check selection")
+        safety = safety_of(*found)
+        wanted = self.options.selection == "repair" or (self.options.selection is None and self.qat is None)
+        if wanted and not within_limits(safety):
+
+            def reported(_: str) -> None:
+                """Drops what the first pass has said."""
+
+            def batches() -> Any:
+                problem = None if self.callbacks.problem is None else reported
+                again = (batch for batch, _ in evaluation_batches(images, spec, problem=problem))
+                return track(again, "check selection", batch_count(len(images)))
+
+            quantized, safety, repair = repaired(start, self.options.policy, found[0], batches, track)
+            found = found[0], model_outputs(quantized.model, batches(), "quantized")
+        budget, words = self.checkpoint.info.model.budget, f"{len(found[0]['logits'])} {split} images of {data}"
+        if self.bounding is None:
+            first, second = halves(found)
+            certificates = certificate_report(
+                first, second, budget, f"one half of {words}", f"the other half of {words}"
+            )
         else:
-            safety = selection_safety(full, quantized.model, batches())
+            first = self._paired(quantized.model, self.bounding.images, "bound noise of scores")
+            bounded = f"{len(first[0]['logits'])} {self.bounding.split} images of {self.bounding.data}"
+            certificates = certificate_report(first, found, budget, bounded, words)
         size = self.checkpoint.info.model.image_size
         macs = layer_macs(full, np.zeros((1, 3, size, size), dtype=np.float32))
         share = sum(macs.get(name, 0) for name in quantized.summary["precisions"]) / sum(macs.values())
-        return quantized, SelectionCheck(safety, data, split, self.held_out is not None, share, repair)
+        held_out = self.held_out is not None
+        return quantized, SelectionCheck(safety, certificates, data, split, held_out, share, repair)
+
+    def _paired(self, quantized: nn.Module, images: ImageSet, title: str) -> Pair:
+        """Returns the outputs of both models on the images that can be read."""
+        batches = evaluation_batches(images, self.checkpoint.info.preprocess, problem=self.callbacks.problem)
+        tracked = self.callbacks.track((batch for batch, _ in batches), title, batch_count(len(images)))
+        return paired_outputs(self.checkpoint.model, quantized, tracked)
 
 
 def _exact_scores(checkpoint: Checkpoint, policy: QuantPolicy) -> QuantPolicy:

@@ -94,8 +94,9 @@ class Ranges:
         cls, collector: Collector, subject: Subject, model_sha256: str, card_id: str | None, preprocess: str | None
     ) -> Ranges:
         """Returns the ranges that a collector found."""
+        curve = Convergence.of(*collector.convergence())
         return cls(
-            collector.ranges(),
+            {name: ranges[-1] for name, ranges in curve.ranges.items()},
             subject,
             collector.method,
             collector.images,
@@ -104,7 +105,7 @@ class Ranges:
             preprocess,
             collector.share if collector.method == "percentile" else None,
             {name: stats.to_json() for name, stats in collector.stats.items()},
-            Convergence.of(*collector.convergence()),
+            curve,
         )
 
     @property

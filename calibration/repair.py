@@ -19,10 +19,11 @@ import torch
 from torch import nn
 
 from gft_edge.calibration.ptq import PostTrained, QuantizedModel, quantize_with
-from gft_edge.calibration.safety import ModelOutputs, SelectionSafety, compared_selection, model_outputs
+from gft_edge.calibration.safety import SelectionSafety, model_outputs, safety_of
 from gft_edge.progress import Track, silent
 from gft_edge.quant.modules import QUANTIZABLE, quantized_names
 from gft_edge.quant.policy import QuantPolicy, QuantRule
+from gft_edge.stats.agreement import Arrays
 
 LEAST_JACCARD, LEAST_SQNR_DB = 0.95, 24.0
 """Limits of the last stage's kept sets and of the logits."""
@@ -136,7 +137,7 @@ def layer_macs(model: nn.Module, images: npt.NDArray[np.float32]) -> dict[str, i
 
 
 def repaired(
-    start: PostTrained, policy: QuantPolicy, reference: ModelOutputs, batches: Batches, track: Track = silent
+    start: PostTrained, policy: QuantPolicy, reference: Arrays, batches: Batches, track: Track = silent
 ) -> tuple[QuantizedModel, SelectionSafety, Repair | None]:
     """Returns the quantized model, repaired where it is not within the limits, and its comparison with full precision.
 
@@ -153,7 +154,7 @@ def repaired(
     names = quantized_names(start.full, policy)
 
     def compared(model: nn.Module) -> SelectionSafety:
-        return compared_selection(reference, model_outputs(model, batches(), "quantized"))
+        return safety_of(reference, model_outputs(model, batches(), "quantized"))
 
     before = compared(start.quantized.model)
     if within_limits(before):
@@ -204,7 +205,7 @@ def _alone(
     scores, logits = [], []
     for name in track(names, "repair: single layers", len(names)):
         _swap(model, name, start.quantized.model)
-        found = compared_selection(reference, model_outputs(model, images, "quantized"))
+        found = safety_of(reference, model_outputs(model, images, "quantized"))
         _swap(model, name, start.full)
         scores.append(found.stages[-1].noise_std ** 2 if found.stages else 0.0)
         logits.append(0.0 if found.logit_sqnr_db is None else 10 ** (-found.logit_sqnr_db / 10))

@@ -19,7 +19,9 @@ import torch
 from torch import nn
 
 from gft_edge.errors import DataError
+from gft_edge.model.named_outputs import named_outputs
 from gft_edge.runtime.finite import require_finite
+from gft_edge.stats.agreement import Arrays
 from gft_edge.stats.grid import mask_of
 from gft_edge.stats.metrics import sqnr_db
 
@@ -124,55 +126,6 @@ class StageOutput:
     kept: npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class ModelOutputs:
-    """Outputs of one model on some images: logits (B, classes) and all stages."""
-
-    logits: npt.NDArray[np.float32]
-    stages: tuple[StageOutput, ...]
-
-
-@torch.no_grad()
-def model_outputs(model: nn.Module, batches: Iterable[npt.NDArray[np.float32]], where: str) -> ModelOutputs:
-    """Runs a model at its default token budget.
-
-    Args:
-        model: in eval mode.
-        batches: preprocessed images, (B, 3, H, W) each.
-        where: in the message: "quantized".
-
-    Raises:
-        DataError: no images.
-        CheckFailed: logits that are NaN or infinite.
-    """
-    return _joined([_outputs(model, images, where) for images in batches])
-
-
-def _outputs(model: nn.Module, images: npt.NDArray[np.float32], where: str) -> ModelOutputs:
-    out = model(torch.from_numpy(images), maps=True)
-    require_finite(out.logits.numpy(), f"selection, {where}")
-    return ModelOutputs(out.logits.numpy(), tuple(_stages(out.stages)))
-
-
-def _joined(parts: Sequence[ModelOutputs]) -> ModelOutputs:
-    if not parts:
-        raise DataError("selection: no images")
-    stages = zip(*(part.stages for part in parts))
-    return ModelOutputs(np.concatenate([part.logits for part in parts]), tuple(_join(found) for found in stages))
-
-
-def compared_selection(full: ModelOutputs, compressed: ModelOutputs, limit: float = LOWEST_JACCARD) -> SelectionSafety:
-    """Compares the outputs of two models on the same images; ``limit`` is the lowest Jaccard index that survives."""
-    stages = [
-        stage_safety(number, *pair, limit)
-        for number, pair in enumerate(zip(full.stages, compressed.stages))
-        if pair[0].kept.shape[1] < pair[0].inputs.shape[1]
-    ]
-    sqnr = sqnr_db(full.logits, compressed.logits)
-    return SelectionSafety(len(full.logits), limit, tuple(stages), sqnr if math.isfinite(sqnr) else None)
-
-
-@torch.no_grad()
 def selection_safety(
     full: nn.Module, compressed: nn.Module, batches: Iterable[npt.NDArray[np.float32]], limit: float = LOWEST_JACCARD
 ) -> SelectionSafety:
@@ -188,22 +141,67 @@ def selection_safety(
         DataError: no images.
         CheckFailed: logits of either model that are NaN or infinite.
     """
-    before, after = [], []
+    return safety_of(*paired_outputs(full, compressed, batches), limit)
+
+
+@torch.no_grad()
+def paired_outputs(
+    full: nn.Module, compressed: nn.Module, batches: Iterable[npt.NDArray[np.float32]]
+) -> tuple[Arrays, Arrays]:
+    """Returns ``logits``, and ``scores_i`` and ``kept_i`` of every stage, of two models on the same images.
+
+    Args:
+        full, compressed, batches: as for :func:`selection_safety`.
+
+    Raises:
+        DataError, CheckFailed: likewise.
+    """
+    sides: list[list[Arrays]] = [[], []]
     for images in batches:
-        before.append(_outputs(full, images, "in full precision"))
-        after.append(_outputs(compressed, images, "quantized"))
-    return compared_selection(_joined(before), _joined(after), limit)
+        for side, model, where in zip(sides, (full, compressed), ("in full precision", "quantized")):
+            side.append(_outputs(model, images, where))
+    reference, found = (_joined(side) for side in sides)
+    return reference, found
 
 
-def _stages(trace: Any) -> list[StageOutput]:
+@torch.no_grad()
+def model_outputs(model: nn.Module, batches: Iterable[npt.NDArray[np.float32]], where: str) -> Arrays:
+    """Returns what :func:`paired_outputs` does for one model; ``where`` is part of the message about values that are not finite."""
+    return _joined([_outputs(model, images, where) for images in batches])
+
+
+def _outputs(model: nn.Module, images: npt.NDArray[np.float32], where: str) -> Arrays:
+    outputs = named_outputs(model(torch.from_numpy(images), maps=True))
+    require_finite(outputs["logits"], f"selection, {where}")
+    return {name: value for name, value in outputs.items() if not name.startswith("importance_")}
+
+
+def _joined(parts: Sequence[Arrays]) -> Arrays:
+    if not parts:
+        raise DataError("selection: no images")
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def safety_of(reference: Arrays, found: Arrays, limit: float = LOWEST_JACCARD) -> SelectionSafety:
+    """Compares the selection of two models by their outputs, as :func:`paired_outputs` returns them."""
+    stages = [
+        stage_safety(number, *pair, limit)
+        for number, pair in enumerate(zip(_stages(reference), _stages(found)))
+        if pair[0].kept.shape[1] < pair[0].inputs.shape[1]
+    ]
+    sqnr = sqnr_db(reference["logits"], found["logits"])
+    return SelectionSafety(len(reference["logits"]), limit, tuple(stages), sqnr if math.isfinite(sqnr) else None)
+
+
+def _stages(outputs: Arrays) -> list[StageOutput]:
     sides, inputs = [], None
-    for maps in trace:
-        scores = _standardized(maps.scores.numpy().astype(np.float64))
+    for stage in range(sum(name.startswith("kept_") for name in outputs)):
+        scores = _standardized(outputs[f"scores_{stage}"].astype(np.float64))
         if inputs is None:
             inputs = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
-        kept = np.sort(maps.kept.numpy(), axis=1)
+        kept = np.sort(outputs[f"kept_{stage}"], axis=1)
         sides.append(StageOutput(scores, inputs, kept))
-        inputs = maps.kept.numpy()
+        inputs = outputs[f"kept_{stage}"]
     return sides
 
 
@@ -212,11 +210,6 @@ def _standardized(scores: Floats) -> Floats:
     centered = scores - scores.mean(axis=1, keepdims=True)
     deviation = centered.std(axis=1, keepdims=True)
     return centered / np.where(deviation > 0, deviation, 1.0)
-
-
-def _join(parts: Iterable[StageOutput]) -> StageOutput:
-    scores, inputs, kept = zip(*((part.scores, part.inputs, part.kept) for part in parts))
-    return StageOutput(np.concatenate(scores), np.concatenate(inputs), np.concatenate(kept))
 
 
 def stage_safety(number: int, full: StageOutput, compressed: StageOutput, limit: float) -> StageSafety:

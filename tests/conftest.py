@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import importlib.metadata
 import json
 import os
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -36,6 +38,38 @@ settings.register_profile("gft_edge", deadline=None, derandomize=True, database=
 settings.load_profile("gft_edge")
 
 RECORDED = Path(__file__).parent / "recorded"
+
+
+FIRST = (
+    "test_demo",
+    "test_suite",
+    "test_costs",
+    "test_cost_model",
+    "test_distributed",
+    "test_docs",
+    "test_repeat",
+    "test_soak",
+)
+"""Files of few tests that take long. Begun last, one of them would leave the other worker idle."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers take files in the order of :func:`pytest_collection_modifyitems`, not those of most tests first."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts long files first when workers share the files, then those of most tests."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        tests = Counter(item.path for item in items)
+        items.sort(key=lambda item: (item.path.stem not in FIRST, -tests[item.path], item.path))
+
+
+def pytest_collection_finish() -> None:
+    """Leaves modules and collected tests out of garbage collection: every export runs several, each over a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

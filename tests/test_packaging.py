@@ -19,7 +19,10 @@ NEEDS = {
     "calibration.*": "torch",
     "calibration.sensitivity": "",
     "calibration.sensitivity.*": "torch",
-    **dict.fromkeys((f"calibration.{name}" for name in ("cache", "images", "options", "ranges")), ""),
+    **dict.fromkeys(
+        (f"calibration.{name}" for name in ("cache", "certificates", "images", "modelopt_recipe", "options", "ranges")),
+        "",
+    ),
     "calibration.graph": "onnx",
     "checkpoint": "torch",
     "controls": "torch",

@@ -24,6 +24,9 @@ PRODUCTS = ("MatMul", "Gemm", "Conv", "ConvTranspose")
 MOVES = ("Transpose", "Reshape", "Unsqueeze", "Squeeze", "Flatten", "Slice", "Split", "Identity", "Expand", "Gather")
 """Operators that move values without changing them."""
 
+CHOICES = ("GatherND", "GatherElements", "Concat")
+"""Operators that choose values, or put them beside others, without changing them."""
+
 RANDOM = ("RandomNormal", "RandomUniform", "RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial")
 
 _NO_NUMBERS = (TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128)
@@ -193,12 +196,27 @@ class GraphView:
         """Returns True if a node adds a tensor and a branch computed from it, in either order."""
         if node.op_type != "Add" or any(self.is_constant(name) for name in node.input):
             return False
-        first, second = (self._behind_qdq(name) for name in node.input)
+        return self.is_residual(*node.input[:2])
+
+    def is_residual(self, one: str, other: str, skip: Sequence[str] = ()) -> bool:
+        """Returns True if one of two tensors is computed from the other.
+
+        Args:
+            one: a tensor.
+            other: another one.
+            skip: operators that leave a tensor what it is, besides Q/DQ: chosen patches are part of the residual stream.
+        """
+        first, second = (self._behind(name, (QUANTIZE, DEQUANTIZE, *skip)) for name in (one, other))
         return self.depends_on(second, first) or self.depends_on(first, second)
 
-    def _behind_qdq(self, tensor: str) -> str:
+    def same_values(self, one: str, other: str) -> bool:
+        """Returns True if two tensors are one and the same behind Q/DQ and Cast."""
+        first, second = (self._behind(name, (QUANTIZE, DEQUANTIZE, "Cast")) for name in (one, other))
+        return first == second
+
+    def _behind(self, tensor: str, skip: Sequence[str]) -> str:
         node = self.producers.get(tensor)
-        while node is not None and node.op_type in (QUANTIZE, DEQUANTIZE):
+        while node is not None and node.op_type in skip and node.input:
             tensor = node.input[0]
             node = self.producers.get(tensor)
         return tensor

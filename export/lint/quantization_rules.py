@@ -9,9 +9,26 @@ from onnx import NodeProto
 
 from gft_edge.export.graph.dtypes import FLOATS
 from gft_edge.export.graph.structure import node_label
-from gft_edge.export.graph.view import DEQUANTIZE, MOVES, PRODUCTS, QUANTIZE, GraphView, as_floats, attribute
+from gft_edge.export.graph.view import (
+    CHOICES,
+    DEQUANTIZE,
+    MOVES,
+    PRODUCTS,
+    QUANTIZE,
+    GraphView,
+    as_floats,
+    attribute,
+)
 from gft_edge.export.lint.rule import Problems, rule, warning, warning_when_weak
 from gft_edge.hardware.tensorrt_versions import Platform
+
+_STREAM = (*MOVES, *CHOICES, "Cast")
+"""What may stand between the residual stream and a sum with it: patches are chosen, windows are cut."""
+
+_SUMS = {"Add": (0, 1), "Sum": (0, 1), "QLinearAdd": (0, 3), "SkipLayerNormalization": (0, 1)}
+"""Operators that add two tensors, ONNX Runtime's fused ones too, and the places of the two."""
+
+_NORMS = ("LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization", "SkipLayerNormalization")
 
 
 @rule(
@@ -21,9 +38,18 @@ from gft_edge.hardware.tensorrt_versions import Platform
     "only.",
 )
 def quantized_residual(graph: GraphView, platform: Platform) -> Problems:
-    """Finds Q/DQ on an input of a residual Add, or on the residual stream itself."""
-    for node in graph.of_type("Add"):
-        if any(graph.is_dequantized(name, ()) for name in node.input) and graph.is_residual_add(node):
+    """Finds Q/DQ on an input of a residual Add, or on the residual stream itself; also sums that ONNX Runtime fused."""
+    for node in graph.nodes:
+        places = _SUMS.get(node.op_type)
+        if places is None or len(node.input) <= places[1]:
+            continue
+        one, other = (node.input[place] for place in places)
+        if graph.is_constant(one) or graph.is_constant(other):
+            continue
+        fused = node.op_type == "QLinearAdd"
+        if (fused or any(graph.is_dequantized(name, ()) for name in (one, other))) and graph.is_residual(
+            one, other, _STREAM
+        ):
             yield node_label(node), "a residual sum reads quantized values"
 
 
@@ -34,10 +60,21 @@ def quantized_residual(graph: GraphView, platform: Platform) -> Problems:
     "the output of LayerNorm.",
 )
 def quantized_layer_norm_input(graph: GraphView, platform: Platform) -> Problems:
-    """Finds a LayerNormalization that reads a DequantizeLinear."""
-    for node in graph.of_type("LayerNormalization"):
-        if graph.is_dequantized(node.input[0]):
+    """Finds a LayerNormalization that reads a DequantizeLinear, also one of separate operators or fused by ONNX Runtime."""
+    for node in graph.nodes:
+        if node.op_type in _NORMS and node.input and graph.is_dequantized(node.input[0]):
             yield node_label(node), "reads a quantized residual stream"
+        elif node.op_type == "Sub" and _subtracts_mean(graph, node) and graph.is_dequantized(node.input[0]):
+            yield node_label(node), "begins a normalisation, and reads a quantized residual stream"
+
+
+def _subtracts_mean(graph: GraphView, node: NodeProto) -> bool:
+    """Returns whether a node subtracts from a tensor its own mean and the squares of the result are averaged."""
+    mean = graph.producer(node.input[1], (QUANTIZE, DEQUANTIZE, "Cast"))
+    if mean is None or mean.op_type != "ReduceMean" or not graph.same_values(mean.input[0], node.input[0]):
+        return False
+    squares = [r for r in graph.readers(node.output[0], (QUANTIZE, DEQUANTIZE, "Cast")) if r.op_type in ("Pow", "Mul")]
+    return any(r.op_type == "ReduceMean" for square in squares for r in graph.readers(square.output[0], ("Cast",)))
 
 
 @rule(

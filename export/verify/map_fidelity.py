@@ -7,7 +7,9 @@ for the whole image. With a good map it rises early and falls early. Every curve
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,12 +17,29 @@ import numpy.typing as npt
 
 from gft_edge.stats.grid import scatter
 from gft_edge.stats.metrics import softmax, spearman
+from gft_edge.stats.verdict import Assessment
 
 Outputs = dict[str, npt.NDArray[Any]]
 Run = Callable[[npt.NDArray[np.float32]], Outputs]
 """Preprocessed images (B, 3, H, W) to ``logits``, ``importance_i`` and ``kept_i``."""
 POINTS = 13
 RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class MapLimits:
+    """What compression may change of the maps.
+
+    Args:
+        area: under the insertion and deletion curves, which are probabilities over shares: between 0 and 1.
+        rank_correlation: of each stage's map, mean over images, at least.
+    """
+
+    area: float = 0.01
+    rank_correlation: float = 0.95
+
+
+DEFAULT_MAP_LIMITS = MapLimits()
 
 
 def map_fidelity(
@@ -64,6 +83,31 @@ def map_fidelity(
         "gain_over_random": gain,
         "stages": map_agreement(outputs[reference[0]], outputs[candidate[0]], grid[0] * grid[1]),
     }
+
+
+def assess_maps(record: Mapping[str, Any], limits: MapLimits = DEFAULT_MAP_LIMITS) -> Assessment:
+    """Returns what a record of :func:`map_fidelity` says: an area within its limit is one whose whole interval is.
+
+    The number of images that would decide follows from the interval, which shrinks with the root of their number.
+    """
+    failures, undecided, needed = [], [], []
+    for curve in ("insertion", "deletion"):
+        mean, (low, high) = record["auc_change"][curve]["mean"], record["auc_change"][curve]["interval"]
+        text = f"{curve} area changes by {mean:+.4f} ({low:+.4f} to {high:+.4f}), allowed {limits.area}"
+        if min(abs(low), abs(high)) > limits.area and low * high > 0:
+            failures.append(text)
+        elif max(abs(low), abs(high)) > limits.area:
+            margin = abs(limits.area - abs(mean))
+            count = math.ceil(record["images"] * ((high - low) / 2 / margin) ** 2) if margin else 0
+            undecided.append(f"{text}: " + (f"about {count} images would decide" if count else "on the limit exactly"))
+            needed += [count] if count else []
+    for stage in record["stages"]:
+        if stage["rank_correlation"] < limits.rank_correlation:
+            failures.append(
+                f"maps of stage {stage['stage']} have rank correlation {stage['rank_correlation']:.3f}, "
+                f"limit {limits.rank_correlation}"
+            )
+    return Assessment(tuple(failures), tuple(undecided), max(needed, default=None))
 
 
 def side_curves(

@@ -13,13 +13,14 @@ import numpy.typing as npt
 from gft_edge.constants import MAPS_REPORT, VERIFY_REPORT
 from gft_edge.errors import ConfigError, GFTEdgeError
 from gft_edge.export.verify.artifact_alone import VerifyReport, verify_golden
-from gft_edge.export.verify.map_fidelity import map_fidelity
+from gft_edge.export.verify.map_fidelity import assess_maps, map_fidelity
 from gft_edge.export.verify.options import DEFAULT_OPTIONS, VerifyOptions
 from gft_edge.files import write_json
 from gft_edge.manifest import Artifact, load_artifact, register_files
 from gft_edge.progress import Track, silent
 from gft_edge.runtime.artifact_graph import load_artifact_graph
 from gft_edge.runtime.compared_model import ComparedModel
+from gft_edge.stats.verdict import Verdict
 from gft_edge.storage.locks import locked
 
 if TYPE_CHECKING:
@@ -43,6 +44,12 @@ class Verification:
 
     report: VerifyReport
     maps: Mapping[str, Any] | None = None
+
+    @property
+    def verdict(self) -> Verdict:
+        """The worse of the verdicts on outputs and maps."""
+        found = {self.report.verdict, "pass" if self.maps is None else assess_maps(self.maps).verdict}
+        return "fail" if "fail" in found else "inconclusive" if "inconclusive" in found else "pass"
 
 
 class NotStoredError(ConfigError):
@@ -181,8 +188,14 @@ def _measure_maps(
         ("torch fp32", lambda pixels: reference_outputs(model, pixels, manifest.budget)),
         (f"onnxruntime {manifest.precision}", ComparedModel(artifact)),
     )
+    found = map_fidelity(sides[0], sides[1], batch, manifest.model.grid)
+    assessment = assess_maps(found)
     record = {
-        **map_fidelity(sides[0], sides[1], batch, manifest.model.grid),
+        **found,
+        "verdict": assessment.verdict,
+        "failures": list(assessment.failures),
+        "undecided": list(assessment.undecided),
+        "images_needed": assessment.images_needed,
         "artifact": artifact.name,
         "source": source,
         "pictures": [],

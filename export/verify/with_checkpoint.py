@@ -10,6 +10,8 @@ import numpy.typing as npt
 import onnx
 from torch import nn
 
+from gft_edge.calibration.calibrate import FOLDER
+from gft_edge.calibration.certificates import CERTIFICATES, in_words, read_bound
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.errors import ArtifactError, DataError
 from gft_edge.export.graph.same_graph import graph_difference
@@ -35,10 +37,13 @@ from gft_edge.runtime.golden import torch_computation
 from gft_edge.runtime.graph_io import to_graph_input
 from gft_edge.runtime.sessions import ONNXRUNTIME, onnxruntime_session
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind
+from gft_edge.stats.certificates import check
 from gft_edge.stats.verdict import Limits
 
 Runner = Callable[[npt.NDArray[np.float32]], Arrays]
 """Preprocessed images (B, 3, H, W) to outputs by name."""
+NAMED = 5
+"""Images that a failure names."""
 Batches = Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
 
 
@@ -106,7 +111,8 @@ def verify_checkpoint(
         pair = _Graphs(fresh, graph, difference, wrong=not _passes(comparisons, sides, options.limits, refused))
         located = _locate(checkpoint, manifest, pair, runs.examples, options.limits)
     golden = golden_places(artifact, models, options.limits)
-    more = (*refused, *located.failures, *(place.text for place in (*beside, *golden)))
+    broken, certified = _certificates(checkpoint, manifest, runs)
+    more = (*refused, *broken, *located.failures, *(place.text for place in (*beside, *golden)))
     assessment = assess_all(comparisons, sides, options.limits, more)
     return VerifyReport(
         **identity(artifact, source, options.limits),
@@ -114,9 +120,36 @@ def verify_checkpoint(
         assessment=replace(assessment, undecided=(*assessment.undecided, *located.undecided)),
         places=(*beside, *([] if located.place is None else [located.place]), *golden),
         fresh_export=None if fresh is None else "identical" if difference is None else "different",
-        notes=(*located.notes, *side_notes(sides)),
+        notes=(*located.notes, *side_notes(sides), *certified),
         backends=backend_options(sides),
     )
+
+
+def _certificates(
+    checkpoint: Checkpoint, manifest: DeploymentManifest, runs: _Runs
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Returns failures and notes of the certificates that ``quantize`` left a bound for, on each side that tells its patches.
+
+    A side without scores among its outputs is certified by those of the quantized model in PyTorch.
+    """
+    quantization = checkpoint.info.quantization
+    bound = None if quantization is None else read_bound(checkpoint.path / FOLDER / CERTIFICATES, manifest.budget)
+    if quantization is None or bound is None:
+        return (), ()
+    reference = runs.outputs[torch_computation("fp32")]
+    quantized = runs.outputs[torch_computation(quantization["precision"])]
+    failures, notes = [], []
+    for side, outputs in runs.outputs.items():
+        if side.arithmetic == manifest.precision and all(f"kept_{stage.stage}" in outputs for stage in bound.stages):
+            found = check(reference, {**quantized, **outputs}, bound)
+            notes.append(f"{side.name}: {in_words(found)}")
+            if found.broken:
+                numbers = ", ".join(map(str, found.broken[:NAMED]))
+                failures.append(
+                    f"{side.name}: {len(found.broken)} images certified to keep the patches of full precision keep others, image "
+                    f"{numbers}; the images are unlike those of the bound, or the graph is not that checkpoint's"
+                )
+    return tuple(failures), tuple(notes)
 
 
 def _difference(fresh: onnx.ModelProto, graph: onnx.ModelProto, artifact: Artifact) -> str | None:

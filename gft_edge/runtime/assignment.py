@@ -7,10 +7,8 @@ nodes to the CPU without one (seen with onnxruntime 1.32 and onnxruntime-gpu 1.3
 from __future__ import annotations
 
 import collections
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from gft_edge.errors import ConfigError
@@ -58,20 +56,6 @@ def assignment(session: Any) -> Assignment:
         return Assignment(providers, None)
     pairs = [(part.ep_name, node.op_type) for part in tell() for node in part.get_nodes()]
     return Assignment(providers, _counted(pairs))
-
-
-def profiled_nodes(profile: Path) -> Nodes:
-    """Returns the nodes that ran, by ONNX Runtime's own profile (``SessionOptions.enable_profiling``), after fusions.
-
-    A node that ran in several requests counts once. For versions without :func:`assignment`.
-    """
-    events = json.loads(profile.read_text(encoding="utf-8"))
-    ran = {
-        (event["name"], event["args"]["provider"], event["args"]["op_name"])
-        for event in events
-        if event.get("cat") == "Node" and "provider" in event.get("args", {})
-    }
-    return _counted([(provider, operator) for _, provider, operator in ran])
 
 
 def _counted(pairs: Sequence[tuple[str, str]]) -> dict[str, dict[str, int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,6 +14,9 @@ from gft_edge.runtime.artifact_graph import load_artifact_graph
 from gft_edge.runtime.graph_io import as_log_probabilities, to_graph_input
 from gft_edge.runtime.sessions import ONNXRUNTIME, Session, fitted, onnxruntime_session, open_session
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind, compare
+
+if TYPE_CHECKING:
+    import onnx
 
 KindOf = Callable[[Computation, Computation], Kind]
 """Returns the differences that are allowed between a candidate and a reference."""
@@ -65,23 +68,8 @@ class ComparedModel:
         outputs = self.session.compute(feed)
         self._require_outputs(outputs, len(images))
         if self._taps is not None:
-            self._add_selections(outputs, list(self._taps.compute(feed).values()))
+            add_selections(outputs, list(self._taps.compute(feed).values()), self.manifest)
         return outputs
-
-    def _add_selections(self, outputs: Arrays, taps: list[npt.NDArray[Any]]) -> None:
-        """Adds what the inner tensors show; ``taps`` are scores and kept indices of each selection, in the graph's order."""
-        images, patches = len(outputs["logits"]), self.manifest.model.num_patches
-        positions: npt.NDArray[Any] = np.broadcast_to(np.arange(patches), (images, patches))
-        inputs = {0: positions}
-        for stage, scores, local in zip(selecting_stages(self.manifest), taps[::2], taps[1::2]):
-            order = np.argsort(positions, axis=1)
-            outputs[f"scores_{stage}"] = np.take_along_axis(scores, order, axis=1)
-            positions = np.take_along_axis(positions, local.astype(np.int64), axis=1)  # TensorRT 8.6 sorts them as FP32
-            outputs[f"kept_{stage}"] = inputs[stage + 1] = np.sort(positions, axis=1)
-        for stage, entering in inputs.items():
-            if "gala_maps" in outputs and stage < len(self.manifest.budget.keep):
-                dense = outputs["gala_maps"][:, stage].reshape(images, -1)
-                outputs[f"importance_{stage}"] = np.take_along_axis(dense, entering, axis=1)
 
     def _require_outputs(self, outputs: Arrays, images: int) -> None:
         for tensor in self.manifest.outputs:
@@ -94,6 +82,28 @@ class ComparedModel:
                 )
 
 
+def add_selections(outputs: Arrays, taps: Sequence[npt.NDArray[Any]], manifest: DeploymentManifest) -> None:
+    """Adds what the inner tensors show: ``scores_i`` and ``kept_i``, in raster order, and ``importance_i`` of dense maps.
+
+    Args:
+        outputs: of the graph, with ``logits`` (B, classes).
+        taps: scores and kept indices of each selection, in the graph's order; see :func:`selection_tensors`.
+        manifest: of the graph.
+    """
+    images, patches = len(outputs["logits"]), manifest.model.num_patches
+    positions: npt.NDArray[Any] = np.broadcast_to(np.arange(patches), (images, patches))
+    inputs = {0: positions}
+    for stage, scores, local in zip(selecting_stages(manifest), taps[::2], taps[1::2]):
+        order = np.argsort(positions, axis=1)
+        outputs[f"scores_{stage}"] = np.take_along_axis(scores, order, axis=1)
+        positions = np.take_along_axis(positions, local.astype(np.int64), axis=1)  # TensorRT 8.6 sorts them as FP32
+        outputs[f"kept_{stage}"] = inputs[stage + 1] = np.sort(positions, axis=1)
+    for stage, entering in inputs.items():
+        if "gala_maps" in outputs and stage < len(manifest.budget.keep):
+            dense = outputs["gala_maps"][:, stage].reshape(images, -1)
+            outputs[f"importance_{stage}"] = np.take_along_axis(dense, entering, axis=1)
+
+
 def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
     """Opens a session that gives scores and kept indices of each selection of a graph without kept outputs.
 
@@ -102,29 +112,34 @@ def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
     """
     import onnx
 
-    model = load_artifact_graph(artifact)
+    model, manifest = load_artifact_graph(artifact), artifact.manifest
+    names, problem = selection_tensors(model, manifest)
+    if problem or not names:
+        return None, problem
+    del model.graph.output[:]
+    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return fitted(onnxruntime_session(model.SerializeToString(), manifest.is_quantized), manifest), None
+
+
+def selection_tensors(model: onnx.ModelProto, manifest: DeploymentManifest) -> tuple[list[str], str | None]:
+    """Returns the names of scores and kept indices of each selection, and the error in the graph's selections or None."""
     producers = {name: node for node in model.graph.node for name in node.output}
     topks = [node for node in model.graph.node if node.op_type == "TopK"]
     # Where the order of the patches matters a second TopK sorts the indices that were chosen, smallest first.
     sorts = [node for node in topks if any(a.name == "largest" and a.i == 0 for a in node.attribute)]
     choices = [node for node in topks if node not in sorts]
-    expected = len(selecting_stages(artifact.manifest))
-    problem = f"graph has {len(choices)} selections, its budget needs {expected}" if len(choices) != expected else None
-    if problem or not choices:
-        return None, problem
+    expected = len(selecting_stages(manifest))
+    if len(choices) != expected:
+        return [], f"graph has {len(choices)} selections, its budget needs {expected}"
     kept = {node.output[1]: node.output[1] for node in choices}
     for node in sorts:
         name = node.input[0]
         while name not in kept and name in producers and producers[name].op_type in ("Cast", "Identity"):
             name = producers[name].input[0]
         if name not in kept:
-            return None, f"graph sorts {node.input[0]}, which is not the result of a selection"
+            return [], f"graph sorts {node.input[0]}, which is not the result of a selection"
         kept[name] = node.output[0]
-    names = [name for node in choices for name in (node.input[0], kept[node.output[1]])]
-    del model.graph.output[:]
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    manifest = artifact.manifest
-    return fitted(onnxruntime_session(model.SerializeToString(), manifest.is_quantized), manifest), None
+    return [name for node in choices for name in (node.input[0], kept[node.output[1]])], None
 
 
 def selecting_stages(manifest: DeploymentManifest) -> list[int]:

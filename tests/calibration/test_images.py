@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from gft_edge.calibration import images as images_module
 from gft_edge.calibration.images import CalibrationSet, choose_images, cover, hash_images, model_features
 from gft_edge.calibration.options import CalibrationOptions
 from gft_edge.data.datasets import Files, Relabelled, Subset, open_images
@@ -43,6 +44,20 @@ def test_choice_is_fixed_by_the_seed(folders, choice):
     assert cards[0] == cards[1]
     assert cards[0].id == cards[1].id != cards[2].id
     assert set(cards[0].hashes) != set(cards[2].hashes)
+
+
+@pytest.mark.parametrize(("kept", "drawn"), [(1 << 28, 8), (5 * 3 * 32 * 32, 8 + 3), (0, 16)])
+def test_rendered_images_are_drawn_once_while_they_fit(monkeypatch, kept, drawn):
+    monkeypatch.setattr(images_module, "KEPT_BYTES", kept)
+    draws = []
+    draw = Typefaces.__getitem__
+    monkeypatch.setattr(Typefaces, "__getitem__", lambda self, index: draws.append(index) or draw(self, index))
+    monkeypatch.setattr(images_module, "RENDERED_COMPARED", 2)
+    card, images = choose_images(CalibrationOptions("typefaces", images=8), SPEC, LABELS)
+    again = [images[index][0] for index in range(8)]
+    assert len(draws) == drawn + 2
+    assert hash_images(images)[1] == card.hashes
+    assert all((image == images.base[index][0]).all() for image, index in zip(again, images.indices))
 
 
 def test_card_hashes_the_files_in_order(folders):

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from gft_edge.calibration import histogram
+from gft_edge.calibration import observe as observe_module
 from gft_edge.calibration.observe import Collector, collect, observe
 from gft_edge.calibration.options import METHODS
 from gft_edge.calibration.ranges import Convergence, Ranges, read_ranges
@@ -48,6 +50,51 @@ def test_interrupted_and_resumed_is_the_same_to_the_last_bit(tiny_model, names, 
     assert second.ranges() == whole.ranges()
     assert second.convergence() == whole.convergence()
     assert [s.to_json() for s in second.stats.values()] == [s.to_json() for s in whole.stats.values()]
+
+
+@pytest.fixture
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_threads_and_the_values_that_wait_do_not_change_the_counts(two_threads, monkeypatch):
+    batches = [torch.randn(3, 50_000, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
+    expected = Collector(["a", "b"], "mse")
+    waiting = Collector(["a", "b"], "mse")
+    counted_early = Collector(["a", "b"], "mse")
+    monkeypatch.setattr(histogram, "_CHUNK", 7_000)
+    for batch in batches:
+        torch.set_num_threads(1)
+        _add_both(expected, batch)
+        torch.set_num_threads(2)
+        _add_both(waiting, batch)
+        with monkeypatch.context() as patched:
+            patched.setattr(observe_module, "WAITING", 20_000)
+            _add_both(counted_early, batch)
+    assert torch.get_num_threads() == 2
+    for name in ("a", "b"):
+        counts = [c.stats[name].counts for c in (expected, waiting, counted_early)]
+        assert int(counts[0].sum()) == 300_000
+        assert torch.equal(counts[0], counts[1]) and torch.equal(counts[0], counts[2])
+    assert expected.ranges() == waiting.ranges() == counted_early.ranges()
+
+
+def _add_both(collector, x):
+    collector.add("a", x)
+    collector.add("b", 2 * x)
+    collector.end_batch(len(x))
+
+
+def test_a_batch_that_has_not_ended_is_saved_too(two_threads, tmp_path):
+    collector = Collector(["a"], "mse")
+    collector.add("a", torch.ones(10))
+    collector.save(tmp_path / "state", IDENTITY)
+    restored = Collector(["a"], "mse")
+    restored.restore(tmp_path / "state", IDENTITY)
+    assert int(restored.stats["a"].counts.sum()) == 10
 
 
 @pytest.mark.parametrize(

@@ -54,6 +54,7 @@ def test_quantization_in_one_call_is_that_of_its_steps(checkpoint, calibration, 
     assert json.loads((tmp_path / "out/calibration/selection.json").read_text()) == result.selection.to_json()
     assert sorted(path.name for path in (tmp_path / "out/calibration").iterdir()) == [
         "card.json",
+        "certificates.json",
         "ranges.json",
         "selection.json",
     ]

@@ -9,7 +9,6 @@ import torch
 from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.calibration.safety import StageOutput, _stages, selection_safety, stage_safety
 from gft_edge.errors import DataError
-from gft_edge.model.gft import StageMaps
 
 
 def _sides(noise, images=300, patches=60, k=20, seed=0):
@@ -95,8 +94,7 @@ def test_scores_of_any_scale_are_compared(tiny_model, batches):
 
 
 def test_equal_scores_have_no_margin():
-    scores = torch.ones(2, 4)
-    side = _stages([StageMaps(scores / 4, torch.tensor([[0, 1]] * 2), scores)])[0]
+    side = _stages({"scores_0": np.ones((2, 4)), "kept_0": np.array([[0, 1]] * 2)})[0]
     found = stage_safety(0, side, side, 0.9)
     assert (found.margin_p50, found.noise_std, found.jaccard) == (0, 0, 1)
 

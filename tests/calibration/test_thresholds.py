@@ -1,23 +1,30 @@
 from __future__ import annotations
 
-from collections import Counter
-
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.calibration.histogram import BINS, Activation, TensorStats, bin_edges, count_magnitudes
+from gft_edge.calibration.histogram import BINS, Activation, TensorStats, bin_edges, bin_of
 from gft_edge.calibration.options import METHODS
 from gft_edge.calibration.thresholds import LINEAR_BINS, linear_histogram, threshold
 from gft_edge.errors import ConfigError, DataError
 
 
+def _count(x):
+    return sum(torch.bincount(part, minlength=BINS) for part in Activation(x, "x", True).bins)
+
+
+def _add(stats, x):
+    stats.see(Activation(x, "x", True))
+    stats.count(_count(x))
+
+
 def _stats(values, parts=1):
     stats = TensorStats()
     for part in np.array_split(np.asarray(values, dtype=np.float32).ravel(), parts):
-        stats.add(Activation(torch.from_numpy(part), "x", True))
+        _add(stats, torch.from_numpy(part))
     return stats
 
 
@@ -43,18 +50,16 @@ KINDS = ("normal", "laplace", "gelu", "channels", "heavy", "uniform")
 
 
 def _slow_entropy(hist, beyond, width):
-    """pytorch-quantization's algorithm, bin by bin."""
+    """pytorch-quantization's algorithm, range by range."""
     hist = hist.copy()
     hist[0] = hist[1]
     divergences = []
     for stop in range(128, len(hist) + 1):
-        groups = [bin_ * 128 // stop for bin_ in range(stop)]
-        mass, members = Counter(), Counter()
-        for group, count in zip(groups, hist[:stop]):
-            if count:
-                mass[group] += count
-                members[group] += 1
-        expressed = np.array([mass[g] / members[g] if c else 0 for g, c in zip(groups, hist[:stop])])
+        filled = np.flatnonzero(hist[:stop])
+        group = filled * 128 // stop
+        mass, members = np.bincount(group, hist[filled], 128), np.bincount(group, minlength=128)
+        expressed = np.zeros(stop)
+        expressed[filled] = mass[group] / members[group]
         reference = hist[:stop].copy()
         reference[-1] += hist[stop:].sum() + beyond
         p, q = reference / reference.sum(), expressed / max(expressed.sum(), 1e-300)
@@ -66,14 +71,15 @@ def _slow_entropy(hist, beyond, width):
 
 @given(st.lists(st.floats(-1e5, 1e5, width=32), min_size=1, max_size=40))
 def test_each_value_is_in_the_bin_of_its_magnitude(values):
-    counts = count_magnitudes(torch.tensor(values, dtype=torch.float32))
+    counts = _count(torch.tensor(values, dtype=torch.float32))
     edges, total = bin_edges(), np.zeros(BINS, np.int64)
     for value in np.abs(np.asarray(values, dtype=np.float32)):
         with np.errstate(over="ignore"):
             place = int(np.float16(value).view(np.uint16))
         assert edges[place] <= value <= edges[place + 1]
         total[place] += 1
-    np.testing.assert_array_equal(counts, np.trim_zeros(total, "b"))
+    np.testing.assert_array_equal(counts, total)
+    assert all(total[bin_of(np.abs(np.asarray(values, dtype=np.float64)))])
 
 
 def test_bins_are_at_most_one_part_in_1024_wide():
@@ -94,7 +100,7 @@ def test_statistics_do_not_depend_on_order_or_batches(parts):
 def test_memory_does_not_grow():
     stats = _stats(_data("normal"))
     before = stats.counts.numel()
-    stats.add(Activation(torch.full((10,), 1e30), "x", True))
+    _add(stats, torch.full((10,), 1e30))
     assert stats.counts.numel() == before == BINS
 
 
@@ -133,9 +139,29 @@ def test_entropy_is_not_the_maximum_in_disguise(kind):
     assert _range(values, "entropy") < 0.9 * np.abs(values).max()
 
 
-def _int8_error(values, limit):
+def _squared_errors(values, limit):
     step = limit / 127
-    return np.square(values - np.clip(np.rint(values / step), -127, 127) * step).mean()
+    return np.square(values - np.clip(np.rint(values / step), -127, 127) * step)
+
+
+def _int8_error(values, limit):
+    return _squared_errors(values, limit).mean()
+
+
+def _slow_mse(counts, largest):
+    """Every range, value by value of the bins' centres."""
+    places = np.flatnonzero(counts)
+    edges = np.minimum(bin_edges(), largest)
+    centers = (edges[places] + edges[places + 1]) / 2
+    lowest = threshold(counts, largest, "percentile", 90)
+    ranges = np.geomspace(max(lowest, largest / BINS), largest, 120)
+    return min(ranges, key=lambda limit: np.dot(counts[places], _squared_errors(centers, limit)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_mse_is_that_of_the_slow_search(kind):
+    stats = _stats(_data(kind))
+    assert _range(_data(kind), "mse") == pytest.approx(_slow_mse(stats.magnitudes, stats.largest), rel=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -171,13 +197,19 @@ def test_dead_constant_and_tiny_tensors_have_sensible_ranges(method):
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_values_that_are_not_finite_are_refused(value, histogram):
     with pytest.raises(DataError, match="calibration: input of blocks.0 is not finite"):
-        TensorStats().add(Activation(torch.tensor([1.0, value]), "blocks.0", histogram))
+        Activation(torch.tensor([1.0, value]), "blocks.0", histogram)
 
 
 def test_tensors_that_are_not_contiguous_count_all_their_values():
     x = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)).t()[::2]
-    assert torch.equal(count_magnitudes(x), count_magnitudes(x.contiguous()))
+    assert torch.equal(_count(x), _count(x.contiguous()))
     assert Activation(x, "x", True).largest() == float(x.abs().max())
+
+
+def test_half_precision_tensors_keep_their_values():
+    x = torch.tensor([-1.0, 2.0], dtype=torch.float16)
+    assert _count(x)[bin_of(np.array([1.0, 2.0]))].tolist() == [1, 1]
+    assert x.tolist() == [-1, 2]
 
 
 @pytest.mark.parametrize(("method", "share"), [("best", 99.0), ("percentile", 0.0), ("percentile", 101.0)])

@@ -278,22 +278,3 @@ def test_config_of_another_program_beside_the_weights_is_ignored(gft_edge, files
         "adopt", tmp_path / "model.safetensors", "--backbone", TINY, "--image-size", 64, "--out", tmp_path / "out"
     )
     assert done.code == 0, done.err
-
-
-def test_the_quickest_path_of_the_readme(gft_edge, files, animals, tmp_path, monkeypatch):
-    """With a smaller network at 64 px and the few images of the test."""
-    readme = (Path(__file__).parents[2] / "README.md").read_text()
-    block = re.search(r"```text\n(.*?)```", readme, re.DOTALL)[1]
-    monkeypatch.chdir(tmp_path)
-    Path("images").symlink_to(animals)
-    Path("vit.pth").symlink_to(files["root"] / "vit.pth")
-    Path("classes.txt").symlink_to(files["root"] / "labels.txt")
-    fewer = {"adopt": ("--image-size", 64), "quantize": ("--images", 16)}
-    verbs = []
-    for line in block.strip().splitlines():
-        program, verb, *arguments = line.replace("vit_small", "vit_tiny").split()
-        done = gft_edge(verb, *arguments, *fewer.get(verb, ()))
-        assert (program, done.code) == ("gft-edge", 0), done.err
-        verbs.append(verb)
-    assert verbs == ["adopt", "quantize", "export", "bundle"]
-    assert "bundle for jetson on orin-nano" in done.out and Path("runs/bundle.zip").is_file()

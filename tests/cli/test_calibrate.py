@@ -74,7 +74,7 @@ def test_quantize_with_ranges_is_quantize_with_the_method(gft_edge, made, data, 
 
 def test_quantize_writes_what_it_rests_on(made):
     files = sorted(path.name for path in (made["ckpt8"] / "calibration").iterdir())
-    assert files == ["card.json", "convergence.svg", "ranges.json", "selection.json"]
+    assert files == ["card.json", "certificates.json", "convergence.svg", "ranges.json", "selection.json"]
     selection = json.loads((made["ckpt8"] / "calibration/selection.json").read_text())
     assert [stage["stage"] for stage in selection["stages"]] == [0, 1]
     assert selection["images"] == 24
@@ -90,10 +90,24 @@ def test_quantize_prints_reasons_and_whether_selection_survives(gft_edge, made, 
     assert done.out.count("because of a test") == 2
     assert "no rule matches" in done.out
     assert "selection on 24 images: " in done.out
+    assert re.search(
+        r"^certificates: \d+ of 24 images are certain .* bound from 24 val images of ",
+        done.out,
+        re.MULTILINE,
+    )
     info = load_checkpoint(tmp_path / "out").info
     assert (info.quantization["precision"], info.quantization["smoothquant"]) == ("fp8", 0.5)
     row = gft_edge("evaluate", tmp_path / "out", *data, "--json").json["results"][0]
     assert row["precision"] == "fp8"
+
+
+def test_exact_selection_leaves_what_feeds_the_scores(gft_edge, made, data, tmp_path):
+    done = gft_edge("quantize", made["ckpt"], *data, "--exact-selection", "--out", tmp_path / "q", "--json")
+    assert done.code == 0, done.err
+    assert {name.split(".")[1] for name in done.json["precisions"]} == {"1", "2"}
+    check = done.json["certificates"]["check"]
+    assert (check["images"], check["certified"], check["flipped"], check["broken"]) == (24, 24, 0, [])
+    assert done.json["certificates"]["bound"]["stages"][1]["noise"] < 1e-4
 
 
 @pytest.mark.parametrize("precision", ["fp8", "int8-weights"])

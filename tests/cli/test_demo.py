@@ -1,4 +1,4 @@
-"""The whole chain with small settings, its report page, and the commands of the README on its outputs."""
+"""The whole chain with small settings, its report page, and the commands of docs/chain.md on its outputs."""
 
 import dataclasses
 import json
@@ -18,7 +18,7 @@ from gft_edge.cli.parsing import verb_parser
 from gft_edge.cli.verbs import demo as verb
 from gft_edge.manifest import load_artifact
 
-BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (Path(__file__).parents[2] / "README.md").read_text(), re.DOTALL)
+BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (Path(__file__).parents[2] / "docs/chain.md").read_text(), re.DOTALL)
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +121,7 @@ def _process(command: list[str]) -> str:
     return done.stdout
 
 
-def test_the_commands_of_the_readme_run(demo, tmp_path, monkeypatch):
+def test_the_commands_of_the_page_run(demo, tmp_path, monkeypatch):
     """Every command is parsed. The demo ran those of its verbs and flags; its outputs stand in for theirs."""
     monkeypatch.chdir(tmp_path)
     outputs = {"checkpoint-int8": "checkpoint-int8", "fp32-full": "fp32-full", "int8": "int8-maps"}
@@ -129,8 +129,8 @@ def test_the_commands_of_the_readme_run(demo, tmp_path, monkeypatch):
         shutil.copytree(demo / source, tmp_path / "runs/readme" / name)
     shutil.copy(demo / "bench.json", tmp_path / "runs/readme")
     steps = [shlex.split(step["command"]) for step in json.loads((demo / "run.json").read_text())["steps"]]
-    (shell,) = [text for language, text in BLOCKS[1:] if language == "sh"]
-    (python,) = [text for language, text in BLOCKS[1:] if language == "python"]
+    (shell,) = [text for language, text in BLOCKS if language == "sh"]
+    (python,) = [text for language, text in BLOCKS if language == "python"]
     ran = []
     for line in shell.strip().splitlines():
         command = shlex.split(line)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import onnx
 import pytest
 
@@ -105,3 +107,21 @@ def test_one_line_for_a_graph_that_is_none(gft_edge, tmp_path):
     done = gft_edge("lint", tmp_path / "loop.onnx")
     assert (done.code, done.out) == (2, "")
     assert "reads its own output" in done.err and done.err.count("\n") == 1
+
+
+def test_same_boundaries(gft_edge, made, tmp_path):
+    done = gft_edge("lint", made["int8"], "--same-boundaries", made["int8"] / "model.onnx")
+    assert (done.code, done.err) == (0, "")
+    assert re.search(r"\nquantization boundaries: \d\d the same, 0 lost, 0 added, 0 changed\n$", done.out)
+    done = gft_edge("lint", made["fp32"], "--same-boundaries", made["int8"])
+    assert done.code == 1, "the delivered graph is not the one that was measured"
+    assert f"against {made['int8']}" in done.out
+    assert re.search(
+        r"\nlost: weights of MatMul \S+ \(\S*blocks\.0\.attn\.qkv\S*\): int8 per output channel\n", done.out
+    )
+    found = gft_edge("lint", made["int8"], "--same-boundaries", made["fp32"], "--json").json
+    assert not found["ok"] and not found["boundaries"]["ok"]
+    assert len(found["boundaries"]["added"]) > 10 and found["findings"] == []
+    (tmp_path / "config.txt").write_text("[property]\nonnx-file=model.onnx\n")
+    done = gft_edge("lint", tmp_path / "config.txt", "--same-boundaries", made["int8"])
+    assert done.code == 2 and "has no quantization boundaries; give the graph or the bundle" in done.err

@@ -62,17 +62,30 @@ def test_examples_can_be_parsed(verb, monkeypatch):
     assert len(seen) == 1
 
 
-@pytest.mark.parametrize("verb", VERBS)
-def test_help_imports_nothing_heavy(verb):
+@pytest.fixture(scope="module")
+def helps():
+    """Code and text of every verb's help, and which heavy modules it imported; all in one process."""
     code = (
-        "import sys\nfrom gft_edge.cli.main import main\n"
-        f"try:\n    main([{verb!r}, '--help'])\nexcept SystemExit as stop:\n    assert stop.code == 0\n"
-        f"found = {HEAVY!r} & set(sys.modules)\nassert not found, found"
+        "import contextlib, io, json, sys\nfrom gft_edge.cli.main import main\nfound = {}\n"
+        f"for verb in {list(VERBS)!r}:\n    code, out, before = None, io.StringIO(), set(sys.modules)\n"
+        "    with contextlib.redirect_stdout(out):\n        try:\n            main([verb, '--help'])\n"
+        "        except SystemExit as stop:\n            code = stop.code\n"
+        f"    found[verb] = code, out.getvalue(), sorted({HEAVY!r} & (set(sys.modules) - before))\n"
+        f"json.dump([found, sorted({HEAVY!r} & set(sys.modules))], sys.stdout)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert f"gft-edge {verb}" in done.stdout
-    assert "example:" in done.stdout
+    found, heavy = json.loads(done.stdout)
+    assert set(heavy) == {name for _, _, names in found.values() for name in names}, "of the command line itself"
+    return found
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_imports_nothing_heavy(helps, verb):
+    code, out, heavy = helps[verb]
+    assert (code, heavy) == (0, [])
+    assert f"gft-edge {verb}" in out
+    assert "example:" in out
 
 
 def test_overview_lists_every_verb(gft_edge):

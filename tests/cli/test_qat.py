@@ -57,7 +57,7 @@ def test_report_is_printed_and_kept(trained):
     assert report["verdict"] in ("better", "worse", "inconclusive")
     assert report["sentence"].endswith(f"exact McNemar p = {report['top1']['mcnemar_p']:.2g}")
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    names = ("card.json", "convergence.svg", "qat.json", "ranges.json", "selection.json")
+    names = ("card.json", "certificates.json", "convergence.svg", "qat.json", "ranges.json", "selection.json")
     assert files == [*(f"calibration/{name}" for name in names), "config.json", "model.safetensors", "train_images.npz"]
 
 
@@ -122,7 +122,10 @@ def test_weights_alone_need_no_calibration(gft_edge, tiny_checkpoint, split, tmp
     info = load_checkpoint(tmp_path / "q").info
     assert (info.quantization["ranges"], len(info.quantization["precisions"])) == ({}, 12)
     assert (info.quantization["calibration_images"], info.quantization["calibration_set"]) == (0, None)
-    assert [path.name for path in (tmp_path / "q/calibration").iterdir()] == ["selection.json"]
+    assert sorted(path.name for path in (tmp_path / "q/calibration").iterdir()) == [
+        "certificates.json",
+        "selection.json",
+    ]
 
 
 def test_weights_alone_with_smoothquant_read_images(gft_edge, tiny_checkpoint, split, tmp_path):

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 from onnx import numpy_helper
@@ -52,12 +54,18 @@ def logits(graph, quantized=False):
     return onnxruntime_session(graph.SerializeToString(), quantized, 1)(images(3))["logits"]
 
 
+@pytest.fixture(scope="module")
+def graph_of(tiny_model):
+    """The tiny model's graph traced at a budget, each once."""
+    return functools.cache(lambda traced: export_graph(tiny_model, SPEC, traced))
+
+
 @pytest.mark.parametrize("keep", [(15, 2), (7, 7), (16, 5)])
-def test_a_graph_at_another_budget_computes_what_its_own_export_computes(tiny_config, tiny_model, keep):
+def test_a_graph_at_another_budget_computes_what_its_own_export_computes(tiny_config, tiny_model, graph_of, keep):
     wanted = budget(*keep)
     traced = traced_budget(tiny_config, pattern_of(wanted))
     assert traced != wanted
-    changed = at_budget(export_graph(tiny_model, SPEC, traced), traced, wanted, tiny_config.num_prefix_tokens)
+    changed = at_budget(graph_of(traced), traced, wanted, tiny_config.num_prefix_tokens)
     require_equal(changed, export_graph(tiny_model, SPEC, wanted))
 
 
@@ -68,9 +76,9 @@ def test_an_int8_graph_too(tiny_config, tiny_model):
     require_equal(changed, export_graph(model, SPEC, wanted), quantized=True)
 
 
-def test_other_stages_that_drop_patches_are_refused(tiny_config, tiny_model):
+def test_other_stages_that_drop_patches_are_refused(tiny_config, graph_of):
     traced = traced_budget(tiny_config, (True, True))
-    graph = export_graph(tiny_model, SPEC, traced)
+    graph = graph_of(traced)
     with pytest.raises(ConfigError, match="other stages drop patches at 7-7"):
         at_budget(graph, traced, budget(7, 7), 1)
     with pytest.raises(ConfigError, match="are not those of this budget"):

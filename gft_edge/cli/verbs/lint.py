@@ -25,6 +25,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--target", metavar="rtx|DEVICE", help="target of the graph (a bundle's own; else TensorRT 10.3 to 11, any GPU)"
     )
     parser.add_argument("--tensorrt", metavar="VERSION", help="TensorRT to check the graph for (the device's newest)")
+    parser.add_argument(
+        "--same-boundaries",
+        type=Path,
+        metavar="MODEL.onnx|ARTIFACT|BUNDLE",
+        help="the graph that was measured: exit code 1 unless both quantize the same tensors alike, whatever they are called",
+    )
     parser.add_argument("--parser", action="store_true", help="also run the parser of the installed TensorRT")
 
 
@@ -34,11 +40,13 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
     from gft_edge.export.lint_deployment.paths import lint_path
 
-    report = lint_path(args.graph, args.target, args.tensorrt, ask=args.parser)
+    report = lint_path(args.graph, args.target, args.tensorrt, ask=args.parser, boundaries_of=args.same_boundaries)
     lines = _deployment(report.deployment) if report.deployment else []
     if report.graph is not None:
         lines += [""] if lines else []
         lines += _graph(report.graph, report.graph_file)
+    if report.boundaries is not None:
+        lines += ["", f"against {args.same_boundaries}", *report.boundaries.lines()]
     result(args, report.to_json(), "\n".join(lines))
     return EXIT_OK if report.ok else EXIT_CHECK_FAILED
 

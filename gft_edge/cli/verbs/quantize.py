@@ -46,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--policy", type=Path, metavar="FILE", help="rules (TOML or JSON) in place of --precision")
     parser.add_argument(
+        "--exact-selection",
+        action="store_true",
+        help="leave every block before the last scores in high precision, so that the patches of full precision stay",
+    )
+    parser.add_argument(
         "--smoothquant",
         type=float,
         nargs="?",
@@ -96,6 +101,10 @@ def run(args: argparse.Namespace) -> int:
 
     checkpoint = load_checkpoint(args.checkpoint)
     policy = _policy(args, checkpoint)
+    if args.exact_selection:
+        from gft_edge.quant.exact_selection import with_exact_selection
+
+        policy = with_exact_selection(policy, checkpoint.info.model)
     calibration = calibration_options(args)
     if args.method is None:
         calibration = dataclasses.replace(calibration, method=recommended_method(policy))
@@ -182,6 +191,7 @@ def _text(checkpoint: Checkpoint, done: QuantizeResult) -> str:
     if selection.repair is not None:
         lines.append(selection.repair.describe())
     lines += [selection.safety.describe(), f"  on {selection.split} images of {selection.data}, {images}"]
+    lines.append(selection.certificates.describe())
     lines.append(table(("layers", "of", "precision", "range", "why"), _layer_rows(checkpoint.model, policy, summary)))
     lines.append("single layers: --json")
     if done.qat is not None:

@@ -86,7 +86,7 @@ def run(args: argparse.Namespace) -> int:
     text = _text(found.report) + ("" if found.maps is None else f"\n{_map_text(found.maps)}")
     result(args, found.report.to_json(), text)
     accepted = ("pass",) if args.strict else ("pass", "inconclusive")
-    return EXIT_OK if found.report.verdict in accepted else EXIT_CHECK_FAILED
+    return EXIT_OK if found.verdict in accepted else EXIT_CHECK_FAILED
 
 
 def is_for_deepstream(path: Path) -> bool:
@@ -198,4 +198,9 @@ def _map_text(record: Mapping[str, Any]) -> str:
         f"{s['kept_overlap']:.1%} of the top {s['kept']} and {s['top_overlap']:.1%} of the top {s['top']} in common"
         for s in record["stages"]
     )
-    return f"{table(head, rows)}\n{agree}"
+    said = {
+        "pass": "maps passed",
+        "fail": "maps FAILED: " + "; ".join(record["failures"]),
+        "inconclusive": "maps INCONCLUSIVE: " + "; ".join(record["undecided"]),
+    }
+    return f"{table(head, rows)}\n{agree}\n{said[record['verdict']]}"

@@ -39,6 +39,10 @@ def attention(quantized: str = "") -> str:
 
 LAYER_NORM = """m = ReduceMean<keepdims: int = 1>(x, axes) c = Sub(x, m) q = Pow(c, two)
     v = ReduceMean<keepdims: int = 1>(q, axes) e = Add(v, eps) r = Sqrt(e) y = Div(c, r)"""
+NORM = {"two": F(2), "eps": F(1e-3), "axes": np.array([2], np.int64)}
+CHOSEN = "u = Cast<to: int = 7>(u0) c = GatherND<batch_dims: int = 1>(x, u) g = Relu(x) f = GatherND<batch_dims: int = 1>(g, u) "
+"""Patches of the stream, and the same ones of a branch that is computed before the choice."""
+CHOICE = {"inputs": "float[B,8,32] x, int32[B,4,1] u0", "outputs": "float[B,4,32] y"}
 HALF = {"inputs": "float16[B,8,32] x", "outputs": "float16[B,8,32] y"}
 SELECT = {"outputs": "float[B,K,32] y", "axes": np.array([2], np.int64), "last": np.array([2], np.int64)}
 TOPK = """t, i = TopK<axis: int = 1>(score, k) u = Unsqueeze(i, last) y = GatherND<batch_dims: int = 1>(x, u)"""
@@ -100,6 +104,12 @@ CASES = {
         graph("f = Relu(x) y = Add(x, f)"),
         "a residual sum reads quantized values",
     ),
+    "residual sum of chosen patches": Case(
+        "GE002",
+        graph(CHOSEN + QDQ.format("f") + "y = Add(c, fd)", **CHOICE, s=S, z=Z),
+        graph(CHOSEN + "y = Add(c, f)", **CHOICE),
+        "Add y",
+    ),
     "first product alone": Case(
         "GE003",
         graph(attention(quantized="ab"), **heads(8), s=S, z=Z),
@@ -111,6 +121,12 @@ CASES = {
         graph(attention(quantized="pc"), **heads(8), s=S, z=Z),
         graph(attention(quantized="abcp"), **heads(8), s=S, z=Z),
         "QuantizeLinear pq",
+    ),
+    "input of a LayerNorm of separate operators": Case(
+        "GE004",
+        graph(QDQ.format("x") + LAYER_NORM.replace("(x,", "(xd,"), s=S, z=Z, **NORM),
+        graph(LAYER_NORM, **NORM),
+        "begins a normalisation",
     ),
     "LayerNorm input": Case(
         "GE004",

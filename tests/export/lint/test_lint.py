@@ -7,17 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from gft_edge.config.model import preset
 from gft_edge.errors import ArtifactError
 from gft_edge.export.graph.loading import load_graph
 from gft_edge.export.graph.summary import summarize
 from gft_edge.export.lint.linter import lint
 from gft_edge.export.lint.rules import RULES
-from gft_edge.export.onnx.tracing import GraphOptions, export_graph
+from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.hardware.tensorrt_versions import platform
 from gft_edge.manifest import MODEL
-from gft_edge.model.build import build_model
-from gft_edge.preprocess import PreprocessSpec
 
 from .lint_graphs import graph
 from .rule_cases import CASES, NANO, OLD
@@ -65,25 +62,6 @@ def test_exported_graphs_are_clean(exported, name, target):
     expected = set() if target is None else {"GE029"}  # all of these graphs are FP32, or have an FP32 rest
     assert {finding.rule for finding in report.findings} == expected
     assert report.errors == ()
-
-
-def test_published_variant_with_maps_is_clean():
-    config = preset(
-        "gft_base_published",
-        image_size=48,
-        patch_size=8,
-        embed_dim=64,
-        num_heads=2,
-        depth=4,
-        num_classes=5,
-        stages=(2,) * 3,
-    )
-    model = export_graph(
-        build_model(config).eval(), PreprocessSpec(48, 48), config.budget, GraphOptions(maps="compact")
-    )
-    assert any(node.op_type == "TopK" for node in model.graph.node)
-    for target in (None, "rtx", "orin-nano", "thor"):
-        assert {finding.rule for finding in lint(model, platform(target)).findings} == ({"GE029"} if target else set())
 
 
 @pytest.mark.parametrize(

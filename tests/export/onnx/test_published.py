@@ -9,10 +9,12 @@ import torch
 
 from gft_edge.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from gft_edge.config.model import preset
+from gft_edge.export.lint.linter import lint
 from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.export.onnx.reference import reference_outputs
 from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.export.verify.artifact_alone import verify_golden
+from gft_edge.hardware.tensorrt_versions import platform
 from gft_edge.manifest import MODEL
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
@@ -74,3 +76,9 @@ def test_onnxruntime_gives_the_published_outputs(artifact, checkpoint, images):
             limit = (1e-4 if name == "logits" else 1e-3) * np.abs(expected[name]).max()
             np.testing.assert_allclose(found[name], expected[name], rtol=0, atol=limit)
     assert verify_golden(artifact).passed
+
+
+@pytest.mark.parametrize("target", [None, "rtx", "orin-nano", "thor"])
+def test_lint_finds_its_fp32_alone(artifact, target):
+    findings = lint(onnx.load(artifact.path / MODEL), platform(target)).findings
+    assert {finding.rule for finding in findings} == ({"GE029"} if target else set())

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from gft_edge.export.verify.map_fidelity import (
     POINTS,
     area,
+    assess_maps,
     blurred,
     curve,
     map_agreement,
@@ -149,3 +150,39 @@ def test_later_stages_are_compared_on_patches_that_both_sides_kept():
     assert first["kept_overlap"] == pytest.approx(2 / 3)
     assert second["rank_correlation"] == pytest.approx(1)
     assert second["kept_overlap"] == 1
+
+
+def record(mean, low, high, ranks=(1.0, 0.96), images=100):
+    change = {"mean": mean, "interval": [low, high]}
+    still = {"mean": 0.0, "interval": [0.0, 0.0]}
+    stages = [{"stage": number, "rank_correlation": value} for number, value in enumerate(ranks)]
+    return {"images": images, "auc_change": {"insertion": still, "deletion": change}, "stages": stages}
+
+
+def test_maps_pass_if_the_whole_interval_is_within_the_limit():
+    assert assess_maps(record(0.002, -0.004, 0.008)).verdict == "pass"
+    assert assess_maps(record(-0.002, -0.009, 0.005)).verdict == "pass"
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_maps_fail_if_the_whole_interval_is_beyond_the_limit(sign):
+    low, high = sorted((0.011 * sign, 0.03 * sign))
+    found = assess_maps(record(0.02 * sign, low, high))
+    assert found.verdict == "fail"
+    assert "deletion area" in found.failures[0]
+
+
+@pytest.mark.parametrize(("mean", "low", "high"), [(0.0, -0.02, 0.02), (0.008, -0.002, 0.018), (-0.03, -0.07, 0.01)])
+def test_too_few_images_say_how_many_decide(mean, low, high):
+    found = assess_maps(record(mean, low, high))
+    assert found.verdict == "inconclusive"
+    needed = 100 * ((high - low) / 2 / abs(0.01 - abs(mean))) ** 2
+    assert found.images_needed == pytest.approx(needed, abs=1)
+    assert f"about {found.images_needed} images" in found.undecided[0]
+
+
+def test_maps_fail_by_the_rank_of_one_stage():
+    found = assess_maps(record(0.0, 0.0, 0.0, ranks=(1.0, 0.94)))
+    assert found.verdict == "fail"
+    assert "stage 1" in found.failures[0]
+    assert "0.940" in found.failures[0]

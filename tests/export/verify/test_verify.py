@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import warnings
 
 import numpy as np
@@ -10,12 +11,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 
+from gft_edge.calibration.certificates import CertificateReport, write_certificates
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError
 from gft_edge.export.verify.artifact_alone import verify_golden
 from gft_edge.export.verify.with_checkpoint import verify_checkpoint
 from gft_edge.manifest import GOLDEN, MODEL, register_files
 from gft_edge.stats.agreement import Comparison, Computation, StageAgreement, compare, stage_agreement
+from gft_edge.stats.certificates import NoiseBound, StageBound
 from gft_edge.stats.verdict import Limits
 
 NAMES = ["fp32-none", "fp32-compact", "int8-none", "int8-compact", "fp32-compact-full"]
@@ -90,6 +93,36 @@ class TestTrueArtefacts:
         failures = verify_golden(exported("int8-none"), limits=limits).failures
         assert len(failures) == 5
         assert all("limit" in failure for failure in failures)
+
+
+class TestCertificates:
+    @pytest.fixture
+    def certified(self, checkpoints, tmp_path):
+        """The INT8 checkpoint with a bound of the noise, as quantize leaves it."""
+
+        def make(noise):
+            folder = tmp_path / "checkpoint"
+            shutil.copytree(checkpoints["int8"].path, folder)
+            (folder / "calibration").mkdir()
+            stages = (StageBound(0, 16, 12, 100, 1e-5, 0.0), StageBound(1, 12, 6, 100, noise, noise))
+            report = CertificateReport("12-6", NoiseBound(stages))
+            write_certificates(folder / "calibration/certificates.json", report)
+            return load_checkpoint(folder)
+
+        return make
+
+    @pytest.mark.parametrize("name", ["int8-none", "int8-compact"])
+    def test_images_are_certified_on_every_side(self, exported, certified, batches, name):
+        report = verify_checkpoint(exported(name), certified(0.2), batches, "twelve images")
+        assert report.failures == ()
+        lines = [note for note in report.notes if "of 12 images are certain" in note]
+        assert [line.partition(":")[0] for line in lines] == ["torch int8", "onnxruntime int8"]
+
+    def test_a_certified_image_that_keeps_other_patches_fails(self, edited, certified, batches):
+        artifact = edited("int8-none", _scaled("pos_embed", -1.0))
+        failures = verify_checkpoint(artifact, certified(1e-4), batches, "twelve images").failures
+        told = [failure for failure in failures if "images certified to keep the patches" in failure]
+        assert told[-1].startswith("onnxruntime int8: ")
 
 
 def _scaled(name, factor, only=None):
