@@ -16,6 +16,8 @@ CHOICES: tuple[Choice, ...] = get_args(Choice)
 Method = Literal["max", "percentile", "entropy", "mse"]
 METHODS: tuple[Method, ...] = get_args(Method)
 DEFAULT_PERCENTILE = 99.99
+Selection = Literal["repair", "exact", "as-is"]
+SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 Calibrator = Literal["entropy2", "minmax"]
 CACHE_ALGORITHMS: dict[Calibrator, str] = {"entropy2": "EntropyCalibration2", "minmax": "MinMaxCalibration"}
 """Algorithm in the first line of a TensorRT calibration cache, by the calibrator that reads it."""

@@ -1,4 +1,4 @@
-"""Post-training quantization of a checkpoint in one call: smooth, observe, find ranges, quantize, check the selection.
+"""Post-training quantization of a checkpoint in one call: smooth, observe, find ranges, quantize, check and repair the selection.
 
 With :class:`QatOptions` the quantized model is then trained, distilled from the full-precision model, and reported next to a
 control: the full-precision model, trained for as many steps on the same images and quantized afterwards.
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from gft_edge.calibration.calibrate import (
@@ -33,12 +34,22 @@ from gft_edge.calibration.certificates import (
     write_certificates,
 )
 from gft_edge.calibration.images import CalibrationSet, HeldOut, held_out_images, shared_images
-from gft_edge.calibration.options import SILENT, CalibrationOptions, Callbacks, ResultNotWrittenError
+from gft_edge.calibration.options import (
+    SELECTIONS,
+    SILENT,
+    CalibrationOptions,
+    Callbacks,
+    Method,
+    ResultNotWrittenError,
+    Selection,
+)
 from gft_edge.calibration.ptq import PostTrained, QuantizedModel, observed_names, post_train
 from gft_edge.calibration.qat import Distillation, QatSettings, quantization_aware
 from gft_edge.calibration.qat_report import QatReport, report_qat
 from gft_edge.calibration.ranges import Ranges, read_ranges
-from gft_edge.calibration.safety import SelectionSafety, paired_outputs, safety_of
+from gft_edge.calibration.repair import Repair, layer_macs, repaired, within_limits
+from gft_edge.calibration.safety import SelectionSafety, model_outputs, paired_outputs, safety_of
+from gft_edge.calibration.smoothquant import folds
 from gft_edge.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
 from gft_edge.data.batches import batch_count, evaluation_batches
 from gft_edge.data.datasets import match_labels
@@ -47,11 +58,33 @@ from gft_edge.data.sets import ImageSet, readable
 from gft_edge.data.trained import write_trained
 from gft_edge.errors import ConfigError, DataError, OutputError
 from gft_edge.files import new_folder, write_json
-from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy
+from gft_edge.quant.exact_selection import with_exact_selection
+from gft_edge.quant.policy import (
+    DEFAULT_POLICY,
+    DEFAULT_SMOOTHING,
+    AttentionPrecision,
+    LayerPrecision,
+    QuantPolicy,
+    uniform_policy,
+)
 
 SELECTION, QAT_REPORT = "selection.json", "qat.json"
 
 Chosen = tuple[CalibrationSet, ImageSet]
+
+
+def recommended_policy(
+    model: nn.Module, precision: LayerPrecision = "int8", attention: AttentionPrecision = "high"
+) -> QuantPolicy:
+    """Returns the default rules, with SmoothQuant for INT8 where the model has LayerNorms to fold it into."""
+    policy = uniform_policy(precision, attention=attention)
+    smoothed = precision == "int8" and folds(model, policy)
+    return dataclasses.replace(policy, smoothquant=DEFAULT_SMOOTHING) if smoothed else policy
+
+
+def recommended_method(policy: QuantPolicy) -> Method:
+    """Returns how ranges are found unless something else is asked for: the error of INT8 is least by ``"mse"``."""
+    return "mse" if any(rule.precision == "int8" for rule in policy.rules) else "max"
 
 
 @dataclass(frozen=True)
@@ -74,21 +107,30 @@ class QuantizeOptions:
     """Images, policy and training of a quantization.
 
     Args:
-        calibration: which images, and how ranges are found.
-        policy: precision of each layer.
+        calibration: which images, and how ranges are found; :func:`recommended_method` is best.
+        policy: precision of each layer; :func:`recommended_policy` is best.
         ranges: ranges.json of an earlier calibration, in place of calibrating.
         qat: training after quantization, or None.
+        selection: ``"repair"`` raises layers to high precision where the selection or the logits are not within the limits of
+            :mod:`~gft_edge.calibration.repair`; ``"exact"`` keeps every layer in high precision that the last selecting block
+            reads; ``"as-is"`` does neither. None is ``"repair"``, and ``"as-is"`` with QAT.
 
     Raises:
-        ConfigError: known ranges, or a state of earlier statistics, together with SmoothQuant or QAT, which change the ranges.
+        ConfigError: an unknown selection, a repair of a model that is trained afterwards, or known ranges or a state of earlier
+            statistics together with SmoothQuant or QAT, which change the ranges.
     """
 
     calibration: CalibrationOptions = field(default_factory=CalibrationOptions)
     policy: QuantPolicy = DEFAULT_POLICY
     ranges: Path | None = None
     qat: QatOptions | None = None
+    selection: Selection | None = None
 
     def __post_init__(self) -> None:
+        if self.selection not in (None, *SELECTIONS):
+            raise ConfigError(f"selection must be one of {', '.join(SELECTIONS)}, found {self.selection!r}")
+        if self.selection == "repair" and self.qat is not None:
+            raise ConfigError("QAT changes the noise of every layer; use selection exact or as-is")
         if self.ranges is not None and self.policy.smoothquant is not None:
             raise ConfigError("SmoothQuant changes the ranges; leave out --ranges")
         if self.ranges is not None and self.qat is not None:
@@ -106,6 +148,8 @@ class SelectionCheck:
         certificates: bound of the noise, on val images where there are some, and its test.
         data, split: of the images.
         held_out: whether these are held-out images; else they are the calibration images.
+        quantized_macs: share of the multiply-accumulates of the linear layers and convolutions that is quantized.
+        repair: what was raised; None where nothing had to be or could be.
     """
 
     safety: SelectionSafety
@@ -113,10 +157,19 @@ class SelectionCheck:
     data: str
     split: str
     held_out: bool
+    quantized_macs: float
+    repair: Repair | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values."""
-        return {**self.safety.to_json(), "data": self.data, "split": self.split, "held_out": self.held_out}
+        return {
+            **self.safety.to_json(),
+            "data": self.data,
+            "split": self.split,
+            "held_out": self.held_out,
+            "quantized_macs": self.quantized_macs,
+            "repair": None if self.repair is None else self.repair.to_json(),
+        }
 
 
 @dataclass(frozen=True)
@@ -175,6 +228,8 @@ def quantize_checkpoint(
         ResultNotWrittenError: ``out`` cannot be written; the error holds the result.
     """
     require_full_precision(checkpoint)
+    if options.selection == "exact":
+        options = dataclasses.replace(options, policy=with_exact_selection(options.policy, checkpoint.info.model))
     needs_ranges = bool(observed_names(checkpoint.model, options.policy))  # refuses the policy before images are read
     note_unused_rules(checkpoint.model, options.policy, callbacks)
     options = dataclasses.replace(options, calibration=with_known_data(checkpoint, options.calibration))
@@ -252,7 +307,7 @@ class _Run:
         quantized, report = done.quantized, None
         if self.qat is not None:
             quantized, report = self._train(self.qat, done)
-        selection = self._check_selection(quantized.model)
+        quantized, selection = self._check_selection(done, quantized)
         summary = {
             **quantized.summary,
             "data": calibration.data,
@@ -310,8 +365,8 @@ class _Run:
                 problem(text)
         return outcome.quantized, report
 
-    def _check_selection(self, quantized: nn.Module) -> SelectionCheck:
-        """Compares the selection on held-out images where some are known, else on the calibration images."""
+    def _check_selection(self, start: PostTrained, quantized: QuantizedModel) -> tuple[QuantizedModel, SelectionCheck]:
+        """Compares the selection on held-out images where some are known, else on the calibration images, and repairs it."""
         if self.held_out is not None:
             images = self.held_out.images
             data, split = self.held_out.data, str(self.held_out.split)
@@ -319,7 +374,23 @@ class _Run:
             assert self.chosen is not None
             card, images = self.chosen
             data, split = card.data, card.split
-        found = self._paired(quantized, images, "check selection")
+        spec, track = self.checkpoint.info.preprocess, self.callbacks.track
+        full, repair = self.checkpoint.model, None
+        found = self._paired(quantized.model, images, "check selection")
+        safety = safety_of(*found)
+        wanted = self.options.selection == "repair" or (self.options.selection is None and self.qat is None)
+        if wanted and not within_limits(safety):
+
+            def reported(_: str) -> None:
+                """Drops what the first pass has said."""
+
+            def batches() -> Any:
+                problem = None if self.callbacks.problem is None else reported
+                again = (batch for batch, _ in evaluation_batches(images, spec, problem=problem))
+                return track(again, "check selection", batch_count(len(images)))
+
+            quantized, safety, repair = repaired(start, self.options.policy, found[0], batches, track)
+            found = found[0], model_outputs(quantized.model, batches(), "quantized")
         budget, words = self.checkpoint.info.model.budget, f"{len(found[0]['logits'])} {split} images of {data}"
         if self.bounding is None:
             first, second = halves(found)
@@ -327,10 +398,14 @@ class _Run:
                 first, second, budget, f"one half of {words}", f"the other half of {words}"
             )
         else:
-            first = self._paired(quantized, self.bounding.images, "bound noise of scores")
+            first = self._paired(quantized.model, self.bounding.images, "bound noise of scores")
             bounded = f"{len(first[0]['logits'])} {self.bounding.split} images of {self.bounding.data}"
             certificates = certificate_report(first, found, budget, bounded, words)
-        return SelectionCheck(safety_of(*found), certificates, data, split, self.held_out is not None)
+        size = self.checkpoint.info.model.image_size
+        macs = layer_macs(full, np.zeros((1, 3, size, size), dtype=np.float32))
+        share = sum(macs.get(name, 0) for name in quantized.summary["precisions"]) / sum(macs.values())
+        held_out = self.held_out is not None
+        return quantized, SelectionCheck(safety, certificates, data, split, held_out, share, repair)
 
     def _paired(self, quantized: nn.Module, images: ImageSet, title: str) -> Pair:
         """Returns the outputs of both models on the images that can be read."""

@@ -9,7 +9,7 @@ number. An observed number far above the prediction means that the noise of an i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,6 +23,7 @@ from gft_edge.model.named_outputs import named_outputs
 from gft_edge.runtime.finite import require_finite
 from gft_edge.stats.agreement import Arrays
 from gft_edge.stats.grid import mask_of
+from gft_edge.stats.metrics import sqnr_db
 
 LOWEST_JACCARD = 0.90
 """Lowest Jaccard index of the kept sets of compressed and full model, as in verification."""
@@ -68,11 +69,12 @@ class StageSafety:
 
 @dataclass(frozen=True)
 class SelectionSafety:
-    """All stages that drop patches, over the same images."""
+    """All stages that drop patches, and the logits (None when bit-identical), over the same images."""
 
     images: int
     limit: float
     stages: tuple[StageSafety, ...]
+    logit_sqnr_db: float | None = None
 
     @property
     def verdict(self) -> str:
@@ -83,15 +85,23 @@ class SelectionSafety:
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values."""
         stages = [{**asdict(stage), "jaccard_interval": list(stage.jaccard_interval)} for stage in self.stages]
-        return {"images": self.images, "limit": self.limit, "verdict": self.verdict, "stages": stages}
+        return {
+            "images": self.images,
+            "limit": self.limit,
+            "verdict": self.verdict,
+            "stages": stages,
+            "logit_sqnr_db": self.logit_sqnr_db,
+        }
 
     def describe(self) -> str:
         """Returns a few lines for people."""
+        logits = "bit-identical" if self.logit_sqnr_db is None else f"{self.logit_sqnr_db:.1f} dB SQNR"
         if not self.stages:
-            return "selection: this model drops no patches"
+            return f"selection: this model drops no patches; logits {logits}"
         words = {"survived": "the kept patches survive", "not survived": "the kept patches do NOT survive"}
         lines = [
-            f"selection on {self.images} images: {words.get(self.verdict, self.verdict)} (limit {self.limit:.2f} alike)"
+            f"selection on {self.images} images: {words.get(self.verdict, self.verdict)} (limit {self.limit:.2f} alike); "
+            f"logits {logits}"
         ]
         for s in self.stages:
             low, high = s.jaccard_interval
@@ -149,13 +159,27 @@ def paired_outputs(
     sides: list[list[Arrays]] = [[], []]
     for images in batches:
         for side, model, where in zip(sides, (full, compressed), ("in full precision", "quantized")):
-            outputs = named_outputs(model(torch.from_numpy(images), maps=True))
-            require_finite(outputs["logits"], f"selection, {where}")
-            side.append({name: value for name, value in outputs.items() if not name.startswith("importance_")})
-    if not sides[0]:
-        raise DataError("selection: no images")
-    reference, found = ({name: np.concatenate([part[name] for part in parts]) for name in parts[0]} for parts in sides)
+            side.append(_outputs(model, images, where))
+    reference, found = (_joined(side) for side in sides)
     return reference, found
+
+
+@torch.no_grad()
+def model_outputs(model: nn.Module, batches: Iterable[npt.NDArray[np.float32]], where: str) -> Arrays:
+    """Returns what :func:`paired_outputs` does for one model; ``where`` is part of the message about values that are not finite."""
+    return _joined([_outputs(model, images, where) for images in batches])
+
+
+def _outputs(model: nn.Module, images: npt.NDArray[np.float32], where: str) -> Arrays:
+    outputs = named_outputs(model(torch.from_numpy(images), maps=True))
+    require_finite(outputs["logits"], f"selection, {where}")
+    return {name: value for name, value in outputs.items() if not name.startswith("importance_")}
+
+
+def _joined(parts: Sequence[Arrays]) -> Arrays:
+    if not parts:
+        raise DataError("selection: no images")
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
 def safety_of(reference: Arrays, found: Arrays, limit: float = LOWEST_JACCARD) -> SelectionSafety:
@@ -165,7 +189,8 @@ def safety_of(reference: Arrays, found: Arrays, limit: float = LOWEST_JACCARD) -
         for number, pair in enumerate(zip(_stages(reference), _stages(found)))
         if pair[0].kept.shape[1] < pair[0].inputs.shape[1]
     ]
-    return SelectionSafety(len(reference["logits"]), limit, tuple(stages))
+    sqnr = sqnr_db(reference["logits"], found["logits"])
+    return SelectionSafety(len(reference["logits"]), limit, tuple(stages), sqnr if math.isfinite(sqnr) else None)
 
 
 def _stages(outputs: Arrays) -> list[StageOutput]:

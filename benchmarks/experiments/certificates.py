@@ -3,7 +3,7 @@
 python -m gft_edge.benchmarks.experiments.certificates runs/certificates benchmarks/CERTIFICATES.md
 
 At each budget the built-in checkpoint is exported in full precision and quantized in two ways: by the default policy, and with
---exact-selection. ONNX Runtime runs the graphs, with the scores of their selections as further outputs, on the same pixels. Run
+--selection exact. ONNX Runtime runs the graphs, with the scores of their selections as further outputs, on the same pixels. Run
 again with the same folder, it continues.
 """
 

@@ -53,14 +53,22 @@ def add_threads_argument(parser: argparse.ArgumentParser, default: int) -> None:
     )
 
 
-def add_calibration_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--data``, ``--images``, ``--split`` and how images and ranges are chosen; :func:`calibration_options` reads them."""
+def add_calibration_arguments(parser: argparse.ArgumentParser, method: str | None = None) -> None:
+    """``--data``, ``--images``, ``--split`` and how images and ranges are chosen; :func:`calibration_options` reads them.
+
+    Args:
+        parser: of the verb.
+        method: words about the default of a verb that finds it itself.
+    """
     from gft_edge.calibration.options import CHOICES, METHODS, CalibrationOptions
 
     default = CalibrationOptions()
     add_data_arguments(parser, images=default.images, split=default.split)
     parser.add_argument(
-        "--method", choices=METHODS, default=default.method, help=f"how ranges are found ({default.method})"
+        "--method",
+        choices=METHODS,
+        default=default.method if method is None else None,
+        help=f"how ranges are found ({method or default.method})",
     )
     parser.add_argument(
         "--percentile",
@@ -92,7 +100,7 @@ def calibration_options(args: argparse.Namespace) -> CalibrationOptions:
         data=args.data,
         split=args.split,
         images=args.images,
-        method=args.method,
+        method=args.method or CalibrationOptions.method,
         percentile=args.percentile,
         choice=args.choose,
         seed=args.seed,

@@ -16,7 +16,16 @@ if TYPE_CHECKING:
     from gft_edge.quant.policy import QuantPolicy
 
 _FOREIGN = ("normalisation", "mean", "std", "resize", "interpolation", "bgr", "labels", "image_size")
-_CHECKPOINT = ("attention", "smoothquant", "ranges", "qat_epochs", "qat_steps", "qat_set")
+_CHECKPOINT = (
+    "attention",
+    "smoothquant",
+    "no_smoothquant",
+    "selection",
+    "ranges",
+    "qat_epochs",
+    "qat_steps",
+    "qat_set",
+)
 
 
 def add_foreign_arguments(parser: argparse.ArgumentParser) -> None:

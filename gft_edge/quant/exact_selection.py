@@ -8,7 +8,7 @@ from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ConfigError
 from gft_edge.quant.policy import ATTEND, QuantPolicy, QuantRule
 
-REASON = "feeds the scores of a later stage, which stay exact: asked for"
+REASON = "before the last block that selects: nothing is rounded that its scores read"
 
 
 def blocks_before_scores(config: GFTConfig) -> int:

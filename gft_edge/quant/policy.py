@@ -134,6 +134,8 @@ _RULES = (
     QuantRule("network.*conv*", "int8", "convolution of a network without attention"),
     QuantRule("network.*downsample.0", "int8", "convolution beside a residual block"),
 )
+DEFAULT_SMOOTHING = 0.5
+"""Strength of SmoothQuant that ``quantize`` uses for INT8 layers."""
 DEFAULT_POLICY = QuantPolicy(_RULES)
 """Both inputs of the qkv, proj, fc1 and fc2 linears and of the convolutions of ResNets; one such graph serves ONNX Runtime
 and TensorRT 10 and 11."""

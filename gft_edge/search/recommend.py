@@ -127,7 +127,8 @@ def commands(
     source = checkpoint
     if precision.startswith("int8"):
         source = str(folder / "chosen-int8")
-        chosen = [] if policy is None else ["--policy", str(policy)]
+        measured = ["--method", "max", "--no-smoothquant", "--selection", "as-is"]  # as the search measured it
+        chosen = measured if policy is None else ["--method", "max", "--policy", str(policy)]
         lines.append(
             ["quantize", checkpoint, "--data", data, "--images", str(calibration_images), *chosen, "--out", source]
         )

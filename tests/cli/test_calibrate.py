@@ -64,7 +64,7 @@ def test_calibrate_in_words(gft_edge, made, data, tmp_path):
 
 
 def test_quantize_with_ranges_is_quantize_with_the_method(gft_edge, made, data, calibrated, tmp_path):
-    command = ["quantize", made["ckpt"], *data]
+    command = ["quantize", made["ckpt"], *data, "--no-smoothquant", "--selection", "as-is"]
     apart = gft_edge(*command, "--ranges", calibrated[0] / "ranges.json", "--out", tmp_path / "a", "--json").json
     once = gft_edge(*command, "--method", "entropy", "--out", tmp_path / "b", "--json").json
     assert {**apart, "out": 0} == {**once, "out": 0}
@@ -102,7 +102,7 @@ def test_quantize_prints_reasons_and_whether_selection_survives(gft_edge, made, 
 
 
 def test_exact_selection_leaves_what_feeds_the_scores(gft_edge, made, data, tmp_path):
-    done = gft_edge("quantize", made["ckpt"], *data, "--exact-selection", "--out", tmp_path / "q", "--json")
+    done = gft_edge("quantize", made["ckpt"], *data, "--selection", "exact", "--out", tmp_path / "q", "--json")
     assert done.code == 0, done.err
     assert {name.split(".")[1] for name in done.json["precisions"]} == {"1", "2"}
     check = done.json["certificates"]["check"]
@@ -121,7 +121,7 @@ def test_other_precisions_are_exported_and_verified(gft_edge, made, data, animal
 
 
 def test_attention_is_quantized_where_asked_for(gft_edge, made, data, animals, tmp_path):
-    command = ["quantize", made["ckpt"], *data, "--attention", "int8"]
+    command = ["quantize", made["ckpt"], *data, "--attention", "int8", "--no-smoothquant", "--method", "max"]
     done = gft_edge(*command, "--out", tmp_path / "q")
     assert done.code == 0, done.err
     assert "12 layers and 3 attentions in INT8, calibrated on 24 images" in done.out

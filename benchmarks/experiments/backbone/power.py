@@ -7,7 +7,7 @@ from statistics import NormalDist
 
 from gft_edge.stats.paired import Z_INTERVAL
 
-ALLOWED_LOSS = 0.005
+ALLOWED_LOSS = 0.003
 """Loss of top-1 that a scheme may have."""
 POWER = 0.9
 

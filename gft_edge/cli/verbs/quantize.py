@@ -1,5 +1,8 @@
 """Calibrate activation ranges on training images, quantize the linear layers and optionally attention, and check the selection.
 
+Without flags, INT8 layers get SmoothQuant and ranges of least square error; where the kept patches or the logits still change too
+much, the layers that disturb them most go back to high precision, and the result says which.
+
 With --qat-epochs or --qat-steps the quantized model is then trained (QAT), distilled from the FP32 model and reported next to
 a control: the FP32 model trained for as many steps on the same images and quantized afterwards.
 
@@ -13,6 +16,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
+from gft_edge.calibration.options import SELECTIONS
 from gft_edge.cli.common import add_calibration_arguments, add_checkpoint_output, add_ranges_argument, positive
 from gft_edge.cli.quantize_foreign import (
     add_foreign_arguments,
@@ -25,6 +29,7 @@ from gft_edge.quant.policy import AttentionPrecision, LayerPrecision
 if TYPE_CHECKING:
     from torch import nn
 
+    from gft_edge.calibration.options import Selection
     from gft_edge.calibration.qat_report import QatReport
     from gft_edge.calibration.quantize import QatOptions, QuantizeResult
     from gft_edge.checkpoint import Checkpoint
@@ -38,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "checkpoint", metavar="CKPT", help="checkpoint folder, 'builtin', or MODEL.onnx of another program"
     )
-    add_calibration_arguments(parser)
+    add_calibration_arguments(parser, "mse for INT8 checkpoints, else max")
     parser.add_argument(
         "--precision",
         choices=[name for name in get_args(LayerPrecision) if name != "high"],
@@ -52,17 +57,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--policy", type=Path, metavar="FILE", help="rules (TOML or JSON) in place of --precision")
     parser.add_argument(
-        "--exact-selection",
-        action="store_true",
-        help="leave every block before the last scores in high precision, so that the patches of full precision stay",
-    )
-    parser.add_argument(
         "--smoothquant",
         type=float,
         nargs="?",
         const=0.5,
         metavar="ALPHA",
-        help="even out the channels of LayerNorms first, exact in full precision (0.5 when given without a value)",
+        help="even out the channels of LayerNorms first (0.5 for INT8 without --policy, --ranges or --qat-*)",
+    )
+    parser.add_argument("--no-smoothquant", action="store_true", help="leave the channels as they are")
+    parser.add_argument(
+        "--selection",
+        choices=SELECTIONS,
+        help="repair: raise layers until kept patches and logits are near those in full precision; exact: keep all layers high "
+        "that selection reads; as-is: neither (repair; as-is with --policy or --qat-*)",
     )
     add_ranges_argument(parser)
     _add_qat_arguments(parser)
@@ -92,7 +99,9 @@ def _add_qat_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
-    from gft_edge.calibration.quantize import QuantizeOptions, quantize_checkpoint
+    import dataclasses
+
+    from gft_edge.calibration.quantize import QuantizeOptions, quantize_checkpoint, recommended_method
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.common import calibration_callbacks, calibration_options, result_kept
     from gft_edge.cli.console import result
@@ -100,18 +109,18 @@ def run(args: argparse.Namespace) -> int:
 
     if is_foreign(args.checkpoint):
         require_onnx_arguments(args)
-        return quantize_onnx(args, _policy(args))
+        return quantize_onnx(args, _policy(args, None))
     require_no_foreign_arguments(args)
     checkpoint = load_checkpoint(args.checkpoint)
-    policy = _policy(args)
-    if args.exact_selection:
-        from gft_edge.quant.exact_selection import with_exact_selection
-
-        policy = with_exact_selection(policy, checkpoint.info.model)
-    options = QuantizeOptions(calibration_options(args), policy, args.ranges, _qat_options(args))
+    policy = _policy(args, checkpoint)
+    calibration = calibration_options(args)
+    if args.method is None:
+        calibration = dataclasses.replace(calibration, method=recommended_method(policy))
+    selection: Selection | None = args.selection or ("as-is" if args.policy else None)
+    options = QuantizeOptions(calibration, policy, args.ranges, _qat_options(args), selection)
 
     def show(done: QuantizeResult) -> None:
-        result(args, done.to_json(), _text(checkpoint, policy, done))
+        result(args, done.to_json(), _text(checkpoint, done))
 
     with result_kept(show):
         done = quantize_checkpoint(checkpoint, options, args.out, calibration_callbacks())
@@ -119,13 +128,16 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _policy(args: argparse.Namespace) -> QuantPolicy:
-    """Returns the policy that the arguments ask for."""
+def _policy(args: argparse.Namespace, checkpoint: Checkpoint | None) -> QuantPolicy:
+    """Returns the policy that the arguments ask for; without a checkpoint, for an ONNX file, the plain one."""
     import dataclasses
 
+    from gft_edge.calibration.quantize import recommended_policy
     from gft_edge.errors import ConfigError
     from gft_edge.quant.policy import read_policy, uniform_policy
 
+    if args.no_smoothquant and args.smoothquant is not None:
+        raise ConfigError("give --smoothquant or --no-smoothquant, not both")
     if args.policy and args.attention:
         raise ConfigError("--policy decides on attention too; give it a rule for '*.attend' in place of --attention")
     attention: AttentionPrecision = args.attention or "high"
@@ -134,8 +146,15 @@ def _policy(args: argparse.Namespace) -> QuantPolicy:
             f"a graph has one 8-bit type; --attention {attention} goes with --precision {attention}, not "
             f"{args.precision}"
         )
-    policy = read_policy(args.policy) if args.policy else uniform_policy(args.precision, attention=attention)
-    return policy if args.smoothquant is None else dataclasses.replace(policy, smoothquant=args.smoothquant)
+    if args.policy:
+        policy = read_policy(args.policy)
+    elif checkpoint is None or args.ranges or args.qat_epochs or args.qat_steps:
+        policy = uniform_policy(args.precision, attention=attention)
+    else:
+        policy = recommended_policy(checkpoint.model, args.precision, attention)
+    if args.no_smoothquant or args.smoothquant is not None:
+        policy = dataclasses.replace(policy, smoothquant=args.smoothquant)
+    return policy
 
 
 def _qat_options(args: argparse.Namespace) -> QatOptions | None:
@@ -165,15 +184,20 @@ def _qat_options(args: argparse.Namespace) -> QatOptions | None:
     return QatOptions(settings, args.qat_epochs, args.eval_images)
 
 
-def _text(checkpoint: Checkpoint, policy: QuantPolicy, done: QuantizeResult) -> str:
+def _text(checkpoint: Checkpoint, done: QuantizeResult) -> str:
     """Returns the result for people."""
     from gft_edge.cli.console import table
+    from gft_edge.quant.policy import QuantPolicy
 
     summary, selection = done.summary, done.selection
+    policy = QuantPolicy.from_json({"rules": summary["policy"], "smoothquant": summary["smoothquant"]})
     precisions = summary["precisions"]
     kind = {"int8": "INT8", "fp8": "FP8 (emulated)", "int8-weights": "INT8 weights"}.get(summary["precision"], "mixed")
     lines = [f"{done.out}: {_count(precisions)} in {kind}, {_calibration_in_words(done)}"]
     images = "held out" if selection.held_out else "the calibration images"
+    lines[0] += f"\nquantized: {selection.quantized_macs:.0%} of the work of linear layers and convolutions"
+    if selection.repair is not None:
+        lines.append(selection.repair.describe())
     lines += [selection.safety.describe(), f"  on {selection.split} images of {selection.data}, {images}"]
     lines.append(selection.certificates.describe())
     lines.append(table(("layers", "of", "precision", "range", "why"), _layer_rows(checkpoint.model, policy, summary)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,11 +18,18 @@ from gft_edge.benchmarks.experiments.backbone.policies import (
     ComparisonImages,
     RowFolder,
     kinds_alone,
+    layer_macs,
     measure_rows,
     with_all_patches,
 )
 from gft_edge.benchmarks.experiments.backbone.power import ALLOWED_LOSS, POWER, detection_power, images_for
-from gft_edge.benchmarks.experiments.backbone.schemes import DEFAULT, keeping_high, schemes
+from gft_edge.benchmarks.experiments.backbone.schemes import (
+    SMOOTHED,
+    QuantScheme,
+    keeping_high,
+    main_schemes,
+    other_schemes,
+)
 from gft_edge.benchmarks.measuring.protocol import conditions
 from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.errors import ArtifactError
@@ -29,6 +37,7 @@ from gft_edge.preprocess import PreprocessSpec
 
 SPEC = PreprocessSpec(32, 32)
 IDENTITY = {"model": "m", "images": 24}
+DEFAULT, OTHERS = QuantScheme("default", "INT8, default", SMOOTHED, "mse"), other_schemes()
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +58,7 @@ def test_images():
 
 
 def test_one_pass_gives_each_method_its_ranges(calibration, tiny_model, batches):
-    for scheme in schemes():
+    for scheme in (*main_schemes(keeping_high("blocks.0.mlp.fc1"), tiny_model.config), *OTHERS):
         expected = quantize_int8(tiny_model, batches, scheme.policy, scheme.method, scheme.share).model
         x = torch.from_numpy(batches[0])
         with torch.no_grad():
@@ -60,7 +69,15 @@ def test_one_pass_gives_each_method_its_ranges(calibration, tiny_model, batches)
 def measured(calibration, test_images, tmp_path_factory):
     """The folder of one row, the row, and what was said."""
     out, said = tmp_path_factory.mktemp("rows"), []
-    return out, measure_rows(calibration, test_images, [DEFAULT], RowFolder(out, IDENTITY), said.append), said
+    folder = RowFolder(out, IDENTITY)
+    return out, measured_row(calibration, test_images, DEFAULT, folder, said), said
+
+
+def measured_row(calibration, images, scheme, folder, said):
+    def reference():
+        return folder.reference(calibration.model, images)
+
+    return measure_rows(calibration, images, [scheme], folder, reference, said.append)
 
 
 def test_row_compares_the_exported_graphs(measured, calibration, test_images):
@@ -73,18 +90,28 @@ def test_row_compares_the_exported_graphs(measured, calibration, test_images):
     assert comparison["logit_sqnr_db"] == pytest.approx(policies.sqnr_db(reference, found), abs=0.5)
     assert comparison["top1_reference"] == (reference.argmax(1) == test_images.labels).mean()
     assert top1["difference"] == pytest.approx(comparison["top1_candidate"] - comparison["top1_reference"])
-    assert len(said) == 1 and said[0].startswith("INT8, max (default): top-1")
+    assert len(said) == 1 and said[0].startswith("INT8, default: top-1")
+
+
+def test_costs_are_those_of_the_graph(measured, calibration):
+    costs = measured[1][0]["costs"]
+    counted = layer_macs(calibration.model, np.zeros((2, 3, 32, 32), np.float32))
+    names = policies.quantized_names(calibration.model, DEFAULT.policy)
+    assert (costs["products"], costs["quantize"], costs["dequantize"]) == (12, 12, 24)
+    assert costs["all_products"] > 12 and 0 < costs["bytes"] < costs["fp32_bytes"]
+    assert costs["quantized_macs"] == sum(counted[name] for name in names) / sum(counted.values())
+    assert costs["latency"][1] <= costs["latency"][0] <= costs["latency"][2]
 
 
 def test_rows_are_kept_and_belong_to_one_model(measured, calibration, test_images, monkeypatch):
     out, rows, said = measured
-    monkeypatch.setattr(policies, "run_graph", None)
-    again = measure_rows(calibration, test_images, [DEFAULT], RowFolder(out, IDENTITY), said.append)
+    monkeypatch.setattr(policies, "exported", None)
+    again = measured_row(calibration, test_images, DEFAULT, RowFolder(out, IDENTITY), said)
     assert again == json.loads(json.dumps(rows)) and len(said) == 1
     other = dataclasses.replace(DEFAULT, policy=keeping_high("*.mlp.fc2"))
     for chosen, identity in ((DEFAULT, {**IDENTITY, "model": "n"}), (other, IDENTITY)):
-        with pytest.raises(ArtifactError, match=r"int8-max\.json: is of another model, images or policy"):
-            measure_rows(calibration, test_images, [chosen], RowFolder(out, identity), said.append)
+        with pytest.raises(ArtifactError, match=r"default\.json: is of another model, images or policy"):
+            measured_row(calibration, test_images, chosen, RowFolder(out, identity), said)
 
 
 def test_layers_kept_high_are_left_out(calibration):
@@ -112,24 +139,26 @@ def test_images_for_reach_the_power_asked():
 
 
 @pytest.mark.parametrize(
-    ("lost", "gained", "images", "sqnr", "target"),
+    ("lost", "gained", "images", "sqnr", "jaccard", "target"),
     [
-        (5, 5, 4000, 25.0, "met"),
-        (5, 5, 4000, 19.9, "missed"),
-        (5, 5, 4000, None, "met"),
-        (80, 20, 4000, 25.0, "missed"),
-        (10, 5, 400, 25.0, "undecided"),
-        (10, 5, 400, 15.0, "missed"),
+        (5, 5, 6000, 25.0, 0.96, "met"),
+        (5, 5, 6000, 25.0, 0.94, "missed"),
+        (5, 5, 6000, 23.9, 0.96, "missed"),
+        (5, 5, 6000, None, None, "met"),
+        (80, 20, 6000, 25.0, 0.96, "missed"),
+        (10, 5, 400, 25.0, 0.96, "undecided"),
+        (10, 5, 400, 15.0, 0.96, "missed"),
     ],
 )
-def test_verdict_needs_both_accuracy_and_sqnr(lost, gained, images, sqnr, target):
+def test_verdict_needs_accuracy_sqnr_and_selection(lost, gained, images, sqnr, jaccard, target):
     labels = np.zeros(images, dtype=int)
     ours, theirs = labels.copy(), labels.copy()
     theirs[:lost] = 1
     ours[lost : lost + gained] = 1
     top1 = policies_top1(ours, theirs, labels)
-    comparison = dataclasses.replace(EMPTY, images=images, top1=top1, logit_sqnr_db=sqnr)
-    assert policies.row(DEFAULT, comparison, 1)["target"] == target
+    stages = () if jaccard is None else (SimpleNamespace(jaccard=1.0), SimpleNamespace(jaccard=jaccard))
+    comparison = dataclasses.replace(EMPTY, images=images, top1=top1, logit_sqnr_db=sqnr, stages=stages)
+    assert policies.row(DEFAULT, comparison, 1, {})["target"] == target
 
 
 def policies_top1(ours, theirs, labels):
@@ -186,18 +215,26 @@ def test_page_says_what_was_measured(measured, tiny_model, batches, tiny_config)
         "pilot": row["comparison"]["top1"],
         "images": 24,
         "rows": [row, {**row, "title": "lost one", "target": "missed"}],
+        "builtin": [],
+        "repair": {"raised": [{"name": "blocks.0.mlp.fc2", "score_noise": 0.25, "logit_noise": 0.125, "macs": 0.0625}]},
         "outliers": {"fine-tuned": found, "random weights": found},
         "kinds": [{"kind": "fc1", "layers": 3, "sqnr_db": 31.44}],
-        "titles": {"int8-max": "INT8, max (default)"},
+        "titles": {"default": "INT8, default"},
         "not_measured": ["FP8 of a kind"],
-        "selection": [{"key": "int8-max", "sqnr_db": 20.04, "all_patches_sqnr_db": 33.36}],
+        "selection": [{"key": "default", "sqnr_db": 20.04, "all_patches_sqnr_db": 33.36}],
     }
     text = markdown(json.loads(json.dumps(data)))
     lines = text.splitlines()
     assert f"## Default recipe: {row['target']}" in text.replace("**", "")
     assert "fine-tuned for 7 steps of 3 images on 4 typefaces" in text
     assert next(line for line in lines if line.startswith("| lost one")).endswith("| **missed** |")
-    assert f"{row['comparison']['logit_sqnr_db']:.1f}" in next(line for line in lines if line.startswith("| INT8, max"))
+    assert f"{row['comparison']['logit_sqnr_db']:.1f}" in next(
+        line for line in lines if line.startswith("| INT8, default")
+    )
+    assert "| blocks.0.mlp.fc2 | 25.0% | 12.5% | 6.2% |" in lines
+    assert next(line for line in lines if line.endswith("| 12 | 24 |")).count("| 12 of ") == 1
+    bare = markdown(json.loads(json.dumps({**data, "outliers": None, "kinds": [], "selection": [], "repair": None})))
+    assert "## Outliers" not in bare and "raised" not in bare
     assert "Not measured: FP8 of a kind." in text
     assert "| fc1 | 3 | 31.4 |" in lines
-    assert "| INT8, max (default) | 20.0 | 33.4 |" in lines
+    assert "| INT8, default | 20.0 | 33.4 |" in lines
