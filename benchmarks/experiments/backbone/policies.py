@@ -35,7 +35,7 @@ from gft_edge.export.onnx.tracing import GraphOptions, export_graph
 from gft_edge.files import read_json, write_json
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.quant.modules import quantized_names
-from gft_edge.quant.policy import QuantPolicy, QuantRule
+from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, QuantRule, is_attend
 from gft_edge.runtime.sessions import onnxruntime_session
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, compare
 from gft_edge.stats.metrics import sqnr_db
@@ -85,7 +85,8 @@ class ComparisonImages:
 
 
 class Calibration:
-    """Ranges of a model by any method, from one pass over the images; the same for the model after SmoothQuant.
+    """Ranges of a model by any method, from one pass over the images; another pass for attention and for the model after
+    SmoothQuant.
 
     Args:
         model: in eval mode, float32.
@@ -94,7 +95,7 @@ class Calibration:
 
     def __init__(self, model: nn.Module, images: Callable[[], Iterable[Images]]) -> None:
         self.model, self._images = model, images
-        self._collected: dict[tuple[float | None, tuple[str, ...]], tuple[nn.Module, Collector]] = {}
+        self._collected: dict[tuple[float | None, bool, tuple[str, ...]], tuple[nn.Module, Collector]] = {}
 
     def quantized(self, scheme: QuantScheme) -> nn.Module:
         """Returns a quantized copy of the model."""
@@ -107,10 +108,15 @@ class Calibration:
 
     def _observed(self, policy: QuantPolicy) -> tuple[nn.Module, Collector]:
         alpha = policy.smoothquant
-        key = alpha, () if alpha is None else tuple(folds(self.model, policy))  # raised layers are not smoothed
+        attention = any(is_attend(rule.pattern) and rule.precision != "high" for rule in policy.rules)
+        key = (
+            alpha,
+            attention,
+            () if alpha is None else tuple(folds(self.model, policy)),
+        )  # raised layers are not smoothed
         if key not in self._collected:
             model = self.model if alpha is None else smooth(self.model, self._images(), policy)
-            collector = Collector(observed_names(model, EVERYTHING), "mse")
+            collector = Collector(observed_names(model, EVERYTHING if attention else DEFAULT_POLICY), "mse")
             self._collected[key] = model, collect(collector, observe(model, collector, self._images()))
         return self._collected[key]
 
