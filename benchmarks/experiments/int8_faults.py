@@ -44,13 +44,15 @@ from gft_edge.stats.agreement import Arrays, Computation, compare
 IMAGES = 400
 CALIBRATION = 64
 """Images of every calibration but the one that varies their number."""
+PLAIN = ("--no-smoothquant",)
 RANGES = {
-    "max (default)": (),
-    "percentile 99.99": ("--method", "percentile"),
-    "percentile 99.9": ("--method", "percentile", "--percentile", "99.9"),
-    "percentile 99": ("--method", "percentile", "--percentile", "99"),
-    "entropy": ("--method", "entropy"),
-    "MSE": ("--method", "mse"),
+    "SmoothQuant, MSE (default)": (),
+    "MSE": PLAIN,
+    "max": (*PLAIN, "--method", "max"),
+    "percentile 99.99": (*PLAIN, "--method", "percentile"),
+    "percentile 99.9": (*PLAIN, "--method", "percentile", "--percentile", "99.9"),
+    "percentile 99": (*PLAIN, "--method", "percentile", "--percentile", "99"),
+    "entropy": (*PLAIN, "--method", "entropy"),
 }
 PIXELS: dict[str, dict[str, Any]] = {
     "as trained": {},
@@ -112,7 +114,7 @@ class Study:
         path = self.folder / name.replace(" ", "-")
         if not path.exists():
             images = () if "--images" in flags else ("--images", str(CALIBRATION))
-            self.do("quantize", BUILTIN, *flags, *images, "--out", str(path))
+            self.do("quantize", BUILTIN, *flags, *images, "--selection", "as-is", "--out", str(path))
         return str(path)
 
     def artifact(self, name: str, checkpoint: str) -> Artifact:

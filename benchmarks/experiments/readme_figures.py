@@ -55,6 +55,13 @@ FIGURES = (
         2,
         unit="x",
     ),
+    Figure(
+        "points of top-1 that INT8 costs a trained ViT-S/14",
+        "benchmarks/REAL_BACKBONE.md",
+        "INT8, default of quantize",
+        3,
+        4,
+    ),
     Figure("points of top-1 that a teacher gives a student of 21 % of the work", "benchmarks/DISTILLATION.md", "KL", 3),
 )
 
