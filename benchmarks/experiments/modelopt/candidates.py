@@ -58,7 +58,7 @@ ORT: dict[str, dict[str, Any]] = {
 """Arguments of ONNX Runtime's ``quantize_static`` by candidate; signed 8 bits and Q/DQ in all."""
 TITLES = {
     FULL: "FP32",
-    OURS: "this project, default policy",
+    OURS: "this project, ranges by max",
     BASELINE: "this project's layers in the FP32 graph",
     "modelopt-default": "Model-Optimizer, defaults",
     "modelopt-default-fp32": "Model-Optimizer, defaults, FP32 rest",

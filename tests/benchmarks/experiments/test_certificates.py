@@ -25,8 +25,8 @@ def row():
         (_outputs(noisy[0][:300], noisy[1][:300]), _outputs(noisy[0][300:], noisy[1][300:])),
         logits[300:].argmax(axis=1),
     )
-    times = {"speedup": {1: 1.2, module.BATCH: 1.4}, "against_default": {1: 1.0, module.BATCH: 1.0}}
-    return {"budget": "12", "variant": module.DEFAULT, "int8_share": 0.5, **times, **found}
+    times = {"speedup": {1: 1.2, module.BATCH: 1.4}, "against_plain": {1: 1.0, module.BATCH: 1.0}}
+    return {"budget": "12", "variant": module.PLAIN, "int8_share": 0.5, **times, **found}
 
 
 def test_figures_are_those_of_the_outputs(row):
@@ -45,7 +45,7 @@ def test_page_and_exit_code(row, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "run", lambda out, plans: data)
     assert module.main([str(tmp_path / "run"), str(tmp_path / "page.md"), "--images", "40"]) == 0
     text = (tmp_path / "page.md").read_text()
-    assert f"| 12 | default | 300 | {1 - row['flipped'] / 300:.1%} |" in text
+    assert f"| 12 | int8-max | 300 | {1 - row['flipped'] / 300:.1%} |" in text
     assert "a processor" in text
     data["rows"] = [{**row, "broken": [3]}]
     assert module.main([str(tmp_path / "run")]) == 1
@@ -60,11 +60,11 @@ def test_policies(tiny_checkpoint):
             for layer in quantized_names(checkpoint.model, module._policy(name, checkpoint))
             if "blocks.0." in layer
         ]
-        for name in (module.DEFAULT, module.EXACT, module.SMOOTH, module.FIRST_QKV)
+        for name in (module.PLAIN, module.EXACT, module.SMOOTH, module.FIRST_QKV)
     }
-    assert [len(names[name]) for name in (module.DEFAULT, module.EXACT, module.SMOOTH)] == [4, 0, 4]
+    assert [len(names[name]) for name in (module.PLAIN, module.EXACT, module.SMOOTH)] == [4, 0, 4]
     assert names[module.FIRST_QKV] == ["blocks.0.attn.qkv"]
     exact, every = (
-        module.int8_share(checkpoint, module._policy(n, checkpoint)) for n in (module.EXACT, module.DEFAULT)
+        module.int8_share(checkpoint, module._policy(n, checkpoint)) for n in (module.EXACT, module.PLAIN)
     )
     assert 0 < exact < every == 1
