@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from torch import nn
 
 from gft_edge.calibration.calibrate import (
@@ -26,10 +25,6 @@ from gft_edge.calibration.calibrate import (
 )
 from gft_edge.calibration.certificates import (
     CERTIFICATES,
-    CertificateReport,
-    Pair,
-    certificate_report,
-    halves,
     images_for_bound,
     write_certificates,
 )
@@ -47,8 +42,7 @@ from gft_edge.calibration.ptq import PostTrained, QuantizedModel, observed_names
 from gft_edge.calibration.qat import Distillation, QatSettings, quantization_aware
 from gft_edge.calibration.qat_report import QatReport, report_qat
 from gft_edge.calibration.ranges import Ranges, read_ranges
-from gft_edge.calibration.repair import Repair, layer_macs, repaired, within_limits
-from gft_edge.calibration.safety import SelectionSafety, model_outputs, paired_outputs, safety_of
+from gft_edge.calibration.selection_check import CheckedImages, SelectionCheck, check_selection
 from gft_edge.calibration.smoothquant import folds
 from gft_edge.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
 from gft_edge.data.batches import batch_count, evaluation_batches
@@ -137,39 +131,6 @@ class QuantizeOptions:
             raise ConfigError("the control of QAT is calibrated like the model; leave out --ranges")
         if self.calibration.state is not None and (self.policy.smoothquant is not None or self.qat is not None):
             raise ConfigError("SmoothQuant and QAT calibrate changed models; leave out the state")
-
-
-@dataclass(frozen=True)
-class SelectionCheck:
-    """Comparison of the selection before and after quantization.
-
-    Attributes:
-        safety: its figures.
-        certificates: bound of the noise, on val images where there are some, and its test.
-        data, split: of the images.
-        held_out: whether these are held-out images; else they are the calibration images.
-        quantized_macs: share of the multiply-accumulates of the linear layers and convolutions that is quantized.
-        repair: what was raised; None where nothing had to be or could be.
-    """
-
-    safety: SelectionSafety
-    certificates: CertificateReport
-    data: str
-    split: str
-    held_out: bool
-    quantized_macs: float
-    repair: Repair | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Returns plain JSON values."""
-        return {
-            **self.safety.to_json(),
-            "data": self.data,
-            "split": self.split,
-            "held_out": self.held_out,
-            "quantized_macs": self.quantized_macs,
-            "repair": None if self.repair is None else self.repair.to_json(),
-        }
 
 
 @dataclass(frozen=True)
@@ -307,7 +268,11 @@ class _Run:
         quantized, report = done.quantized, None
         if self.qat is not None:
             quantized, report = self._train(self.qat, done)
-        quantized, selection = self._check_selection(done, quantized)
+        wanted = self.options.selection == "repair" or (self.options.selection is None and self.qat is None)
+        checked, policy = self._checked(), self.options.policy
+        quantized, selection = check_selection(
+            self.checkpoint, policy if wanted else None, done, quantized, checked, self.callbacks
+        )
         summary = {
             **quantized.summary,
             "data": calibration.data,
@@ -319,6 +284,16 @@ class _Run:
         new_info = dataclasses.replace(info, quantization=summary, provenance=provenance)
         card = None if self.chosen is None else self.chosen[0]
         return QuantizeResult(out, new_info, quantized.model, done.ranges, card, selection, report)
+
+    def _checked(self) -> CheckedImages:
+        """Returns held-out images where some are known, else the calibration images."""
+        if self.held_out is not None:
+            return CheckedImages(
+                self.held_out.images, self.held_out.data, str(self.held_out.split), True, self.bounding
+            )
+        assert self.chosen is not None
+        card, images = self.chosen
+        return CheckedImages(images, card.data, card.split, False, None)
 
     def write(self, folder: Path, result: QuantizeResult) -> None:
         """Writes the checkpoint and its calibration folder."""
@@ -364,54 +339,6 @@ class _Run:
             for text in sorted(unreadable):
                 problem(text)
         return outcome.quantized, report
-
-    def _check_selection(self, start: PostTrained, quantized: QuantizedModel) -> tuple[QuantizedModel, SelectionCheck]:
-        """Compares the selection on held-out images where some are known, else on the calibration images, and repairs it."""
-        if self.held_out is not None:
-            images = self.held_out.images
-            data, split = self.held_out.data, str(self.held_out.split)
-        else:
-            assert self.chosen is not None
-            card, images = self.chosen
-            data, split = card.data, card.split
-        spec, track = self.checkpoint.info.preprocess, self.callbacks.track
-        full, repair = self.checkpoint.model, None
-        found = self._paired(quantized.model, images, "check selection")
-        safety = safety_of(*found)
-        wanted = self.options.selection == "repair" or (self.options.selection is None and self.qat is None)
-        if wanted and not within_limits(safety):
-
-            def reported(_: str) -> None:
-                """Drops what the first pass has said."""
-
-            def batches() -> Any:
-                problem = None if self.callbacks.problem is None else reported
-                again = (batch for batch, _ in evaluation_batches(images, spec, problem=problem))
-                return track(again, "check selection", batch_count(len(images)))
-
-            quantized, safety, repair = repaired(start, self.options.policy, found[0], batches, track)
-            found = found[0], model_outputs(quantized.model, batches(), "quantized")
-        budget, words = self.checkpoint.info.model.budget, f"{len(found[0]['logits'])} {split} images of {data}"
-        if self.bounding is None:
-            first, second = halves(found)
-            certificates = certificate_report(
-                first, second, budget, f"one half of {words}", f"the other half of {words}"
-            )
-        else:
-            first = self._paired(quantized.model, self.bounding.images, "bound noise of scores")
-            bounded = f"{len(first[0]['logits'])} {self.bounding.split} images of {self.bounding.data}"
-            certificates = certificate_report(first, found, budget, bounded, words)
-        size = self.checkpoint.info.model.image_size
-        macs = layer_macs(full, np.zeros((1, 3, size, size), dtype=np.float32))
-        share = sum(macs.get(name, 0) for name in quantized.summary["precisions"]) / sum(macs.values())
-        held_out = self.held_out is not None
-        return quantized, SelectionCheck(safety, certificates, data, split, held_out, share, repair)
-
-    def _paired(self, quantized: nn.Module, images: ImageSet, title: str) -> Pair:
-        """Returns the outputs of both models on the images that can be read."""
-        batches = evaluation_batches(images, self.checkpoint.info.preprocess, problem=self.callbacks.problem)
-        tracked = self.callbacks.track((batch for batch, _ in batches), title, batch_count(len(images)))
-        return paired_outputs(self.checkpoint.model, quantized, tracked)
 
 
 def _open_qat(
