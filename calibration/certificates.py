@@ -23,6 +23,8 @@ from gft_edge.stats.certificates import CertificateCheck, NoiseBound, check, mea
 from gft_edge.storage.seals import read_sealed, write_sealed
 
 CERTIFICATES = "certificates.json"
+LEAST_COVERAGE = 0.25
+"""A bound that covers less says nothing about the next image."""
 
 
 Pair = tuple[Arrays, Arrays]
@@ -82,6 +84,8 @@ def certificate_report(
         bound = measure_bound(*bounding)
     except DataError as error:
         return CertificateReport(budget.id, problem=str(error).removeprefix("certificates: "))
+    if bound.coverage < LEAST_COVERAGE:
+        return CertificateReport(budget.id, problem=f"{bound_images} are too few for a bound")
     return CertificateReport(budget.id, bound, check(*testing, bound), bound_images, check_images)
 
 

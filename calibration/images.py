@@ -123,10 +123,8 @@ class CalibrationSet:
 
     def describe(self) -> str:
         """Returns one line for people."""
-        line = (
-            f"{len(self.hashes)} {self.split} images of {self.data}, {self.choice}, seed {self.seed}, chosen from {self.pool} "
-            f"({POOL_FACTOR} for each, where there are as many)"
-        )
+        line = f"{len(self.hashes)} {self.split} images of {self.data}, {self.choice}, seed {self.seed}, "
+        line += "all there are" if len(self.hashes) == self.pool else f"chosen from {self.pool} candidates"
         if self.evaluation is None:
             return f"{line}; not compared with evaluation images, none are known (name them with --against)"
         e = self.evaluation
@@ -158,7 +156,9 @@ def choose_images(
     if pool.labels != NO_CLASSES:
         pool = match_labels(pool, labels, data)
     if len(pool) < count:
-        raise DataError(f"data {data}: {len(pool)} images, {count} asked for; lower --images")
+        if not (options.fewer and len(pool)):
+            raise DataError(f"data {data}: {len(pool)} images, {count} asked for; lower --images")
+        count = len(pool)
     classes = pool.class_numbers()
     if choice == "coverage":
         if features is None:

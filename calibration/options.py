@@ -32,6 +32,7 @@ class CalibrationOptions:
             that the model was trained on.
         split: which part of it.
         images: how many images.
+        fewer: where there are fewer images than that, take all of them; otherwise that is an error.
         method: how ranges are found.
         percentile: share of the values in per cent, for ``"percentile"``.
         choice: of images: ``"balanced"`` over the classes, ``"random"``, or ``"coverage"`` (see
@@ -45,6 +46,7 @@ class CalibrationOptions:
     data: str | None = None
     split: Split = "train"
     images: int = 256
+    fewer: bool = False
     method: Method = "max"
     percentile: float = DEFAULT_PERCENTILE
     choice: Choice = "balanced"

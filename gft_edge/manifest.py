@@ -165,10 +165,12 @@ def load_artifact(path: str | Path) -> Artifact:
     file = folder / MANIFEST
     if not file.is_file():
         is_checkpoint = all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
-        kind = f"is a checkpoint; make an artefact of it with gft-edge export {folder}"
-        raise ArtifactError(
-            f"artefact {folder}: {kind if is_checkpoint else f'has no {MANIFEST}; make one with gft-edge export'}"
-        )
+        kind = f"has no {MANIFEST}; make one with gft-edge export"
+        if is_checkpoint:
+            kind = f"is a checkpoint; make an artefact of it with gft-edge export {folder}"
+        elif (folder / "quantization.json").is_file():
+            kind = "is a quantized ONNX file of another program, no artefact; gft-edge adopt takes the weights that it came from"
+        raise ArtifactError(f"artefact {folder}: {kind}")
     for inside in sorted(folder.iterdir()):
         if inside.is_symlink() and not inside.is_file():  # reports and engines would be written wherever it leads
             raise ArtifactError(f"artefact {folder}: {inside.name} is a link out of it; put a folder in its place")

@@ -31,7 +31,7 @@ class Agreement:
         comparison: logits and, where the classes are known, accuracies.
         data, split: of the images.
         held_out: whether these are held-out images; else they calibrated.
-        at_chance: the float graph is right no more often than by guessing.
+        at_chance: the float graph may be right no more often than by guessing, and is far from always right.
     """
 
     comparison: Comparison
@@ -123,6 +123,7 @@ def measure_agreement(
     compared = compare(computations, logits[0], logits[1], truth, 0, names.names)
     at_chance = False
     if compared.top1_reference is not None:
-        low, _ = wilson_interval(round(compared.top1_reference * compared.images), compared.images)
-        at_chance = low <= 1 / source.classes
+        low, high = wilson_interval(round(compared.top1_reference * compared.images), compared.images)
+        chance = 1 / source.classes
+        at_chance = low <= chance and high < (1 + chance) / 2  # a few images do not tell
     return Agreement(compared, found.data, found.split, held_out, at_chance)

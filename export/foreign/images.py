@@ -73,7 +73,7 @@ def require_preprocess(model: ForeignModel) -> PreprocessSpec:
     if model.preprocess is None:
         raise ConfigError(
             f"--data: the preprocessing of {model.path} is not known, a plain ONNX file does not record it; quantize asks for it "
-            "and keeps it: give the folder of the quantized model, alone or beside the file"
+            "and keeps it in the folder that it writes: give that folder (bench takes it beside the file)"
         )
     return model.preprocess
 

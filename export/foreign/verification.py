@@ -81,6 +81,10 @@ def original_of(model: ForeignModel, against: ForeignModel | None) -> ForeignMod
     """
     quantization = model.quantization
     if against is not None:
+        if against.quantization is not None:
+            raise ArtifactError(
+                f"--against {against.path}: is quantized; give the float original, and the quantized one before it"
+            )
         if quantization is not None and against.sha256 != quantization.source_sha256:
             raise ArtifactError(
                 f"--against {against.path}: {model.path} was quantized from {quantization.source} (sha256 "

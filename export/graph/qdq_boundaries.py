@@ -299,7 +299,7 @@ def matched_operands(ours: onnx.ModelProto, theirs: onnx.ModelProto) -> Iterator
     """Yields what is read in two graphs of one model, paired; None where one of them has no such reader.
 
     Raises:
-        ArtifactError: one of them is no valid graph, or they are of different models.
+        ArtifactError: one of them is no valid graph, they are of different models, or neither is quantized.
     """
     sides = (_Side.of(ours), _Side.of(theirs))
     pairs = list(paired_products(sides[0].products, sides[1].products))
@@ -355,6 +355,8 @@ def compare_boundaries(ours: onnx.ModelProto, theirs: onnx.ModelProto) -> Bounda
             found["lost"].append(f"{one.label}: {a.describe()}")
         elif b is not None and other is not None:
             found["added"].append(f"{other.label}: {b.describe()}")
+    if not (same or any(found.values())):
+        raise ArtifactError("neither graph is quantized: there are no boundaries to compare")
     return BoundaryComparison(same, *(tuple(found[kind]) for kind in ("lost", "added", "changed")))
 
 

@@ -64,6 +64,7 @@ def add_calibration_arguments(parser: argparse.ArgumentParser, method: str | Non
 
     default = CalibrationOptions()
     add_data_arguments(parser, images=default.images, split=default.split)
+    parser.set_defaults(images=None)  # a number that nobody asked for may be lower where there are fewer images
     parser.add_argument(
         "--method",
         choices=METHODS,
@@ -73,7 +74,7 @@ def add_calibration_arguments(parser: argparse.ArgumentParser, method: str | Non
     parser.add_argument(
         "--percentile",
         type=float,
-        default=default.percentile,
+        default=None,
         metavar="P",
         help=f"for --method percentile, in per cent ({default.percentile:g})",
     )
@@ -95,13 +96,17 @@ def add_calibration_arguments(parser: argparse.ArgumentParser, method: str | Non
 def calibration_options(args: argparse.Namespace) -> CalibrationOptions:
     """Returns the options that :func:`add_calibration_arguments` and ``--state``, where a verb has it, ask for."""
     from gft_edge.calibration.options import CalibrationOptions
+    from gft_edge.errors import ConfigError
 
+    if args.percentile is not None and args.method != "percentile":
+        raise ConfigError("--percentile goes with --method percentile")
     return CalibrationOptions(
         data=args.data,
         split=args.split,
-        images=args.images,
+        images=args.images or CalibrationOptions.images,
+        fewer=args.images is None,
         method=args.method or CalibrationOptions.method,
-        percentile=args.percentile,
+        percentile=CalibrationOptions.percentile if args.percentile is None else args.percentile,
         choice=args.choose,
         seed=args.seed,
         against=args.against,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,6 +130,7 @@ def _text(args: argparse.Namespace, done: ForeignQuantized) -> str:
     quantization, spec = model.quantization, model.preprocess
     assert quantization is not None
     assert spec is not None
+    given = str(args.checkpoint)
     count = sum(layer.precision != "high" for layer in quantization.layers)
     kind = {"int8": "INT8", "int8-weights": "INT8 weights"}.get(quantization.precision, "mixed")
     crop = "stretched" if spec.resize == "stretch" else f"centre crop {spec.crop_ratio:g}"
@@ -143,8 +145,8 @@ def _text(args: argparse.Namespace, done: ForeignQuantized) -> str:
         table(("layers", "of", "precision", "range", "why"), _rows(model)),
         "single layers: --json",
         "next:",
-        f"  gft-edge verify {model.path} --against {args.checkpoint} --data {done.agreement.data}",
-        f"  gft-edge bench {args.checkpoint} {model.path}",
+        "  " + shlex.join(("gft-edge", "verify", str(model.path), "--against", given, "--data", done.agreement.data)),
+        "  " + shlex.join(("gft-edge", "bench", given, str(model.path))),
     ]
     return "\n".join(line for line in lines if line)
 

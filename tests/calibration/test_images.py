@@ -142,6 +142,12 @@ def test_fewer_images_than_asked_for_are_refused(folders):
         _choose(folders, 19)
 
 
+def test_a_number_that_nobody_asked_for_is_lowered(folders):
+    card, images = _choose(folders, 19, fewer=True)
+    assert len(images) == len(card.hashes) == 18
+    assert card.describe().startswith(f"18 train images of {folders}, balanced, seed 0, all there are; ")
+
+
 def test_other_classes_are_refused():
     with pytest.raises(DataError, match="its 16 classes are not the model's 4"):
         _choose("typefaces")

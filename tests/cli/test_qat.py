@@ -140,6 +140,8 @@ REFUSALS = {
     "no epochs": (["--qat-epochs", "0"], "argument --qat-epochs: must be at least 1, found 0"),
     "negative steps": (["--qat-steps", "-3"], "argument --qat-steps: must be at least 1, found -3"),
     "settings alone": (["--qat-set", "lr=1e-5"], "--qat-set is for QAT; give --qat-epochs or --qat-steps too"),
+    "images alone": (["--eval-images", "5"], "--eval-images is for QAT; give --qat-epochs or --qat-steps too"),
+    "percentile of another method": (["--percentile", "99"], "--percentile goes with --method percentile"),
     "unknown setting": (["--qat-steps", "1", "--qat-set", "rate=1"], "--qat-set: unknown key rate"),
     "several": (
         ["--qat-steps", "1", "--qat-set", "lr=-1", "--qat-set", "temperature=0"],

@@ -50,7 +50,7 @@ def test_what_is_written(chosen, small_builtin):
 def test_what_is_said(chosen):
     out, done = chosen
     assert done.out.startswith(
-        f"{out}: 24 layers on 16 val images\n16 train images of scenes, balanced, seed 0, chosen from 64"
+        f"{out}: 24 layers on 16 val images\n16 train images of scenes, balanced, seed 0, chosen from 64 candidates"
     )
     assert "0 of them among the 16 val images of scenes" in done.out
     assert "time of layers alone: roofline of Jetson Orin Nano 4GB, a bound" in done.out

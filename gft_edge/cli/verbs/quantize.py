@@ -92,9 +92,7 @@ def _add_qat_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="key=value",
         help="how: lr, batch_size, temperature, label_weight, augment, train_images, seed, grad_clip, num_workers",
     )
-    parser.add_argument(
-        "--eval-images", type=positive, default=1600, metavar="N", help="held-out images that evaluate QAT (1600)"
-    )
+    parser.add_argument("--eval-images", type=positive, metavar="N", help="held-out images that evaluate QAT (1600)")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -173,6 +171,8 @@ def _qat_options(args: argparse.Namespace) -> QatOptions | None:
     if not (args.qat_epochs or args.qat_steps):
         if args.qat_set:
             raise ConfigError("--qat-set is for QAT; give --qat-epochs or --qat-steps too")
+        if args.eval_images is not None:
+            raise ConfigError("--eval-images is for QAT; give --qat-epochs or --qat-steps too")
         return None
     values: dict[str, Any] = {}
     for text in args.qat_set:
@@ -181,7 +181,7 @@ def _qat_options(args: argparse.Namespace) -> QatOptions | None:
             raise ConfigError(f"--qat-set {text!r}: expected key=value, for example lr=1e-5; steps are --qat-steps")
         values[key.strip()] = parse_scalar(value.strip())
     settings = load_dataclass(QatSettings, {**values, "steps": args.qat_steps or 1}, "--qat-set")
-    return QatOptions(settings, args.qat_epochs, args.eval_images)
+    return QatOptions(settings, args.qat_epochs, args.eval_images or QatOptions.eval_images)
 
 
 def _text(checkpoint: Checkpoint, done: QuantizeResult) -> str:

@@ -163,8 +163,9 @@ def _text(args: argparse.Namespace, calibration_data: str | None, data: dict[str
     if search["best"] is None:
         return text
     command = (
-        f"gft-edge quantize {args.checkpoint} --data {calibration_data} --images {args.images} "
-        f"--ranges {args.out}/ranges.json"
+        f"gft-edge quantize {args.checkpoint} --data {calibration_data} "
+        + (f"--images {args.images} " if args.images else "")
+        + f"--ranges {args.out}/ranges.json"
     )
     return (
         f"{text}\n{args.out}/{POLICY}: {len(best or [])} of {len(rows)} layers in INT8, predicted to save "

@@ -64,7 +64,5 @@ def test_policies(tiny_checkpoint):
     }
     assert [len(names[name]) for name in (module.PLAIN, module.EXACT, module.SMOOTH)] == [4, 0, 4]
     assert names[module.FIRST_QKV] == ["blocks.0.attn.qkv"]
-    exact, every = (
-        module.int8_share(checkpoint, module._policy(n, checkpoint)) for n in (module.EXACT, module.PLAIN)
-    )
+    exact, every = (module.int8_share(checkpoint, module._policy(n, checkpoint)) for n in (module.EXACT, module.PLAIN))
     assert 0 < exact < every == 1

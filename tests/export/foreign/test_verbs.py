@@ -420,6 +420,8 @@ def test_options_that_do_not_fit_are_one_line(run, out, vits, tiny_artifact, tmp
 
 def test_another_float_original_is_refused(run, out, vits, tmp_path):
     one_line(run("verify", out, "--against", out / "model.onnx"), "is another file")
+    one_line(run("verify", vits / "float.onnx", "--against", out), "is quantized; give the float original")
+    one_line(run("predict", out, tmp_path / "a.png"), "quantized ONNX file of another program", "adopt")
 
     def fewer(graph: onnx.GraphProto) -> None:
         graph.node.append(helper.make_node("Concat", ["scores", "scores"], ["more"], axis=1))

@@ -241,6 +241,15 @@ def test_graphs_of_different_models_are_refused():
         compare_boundaries(block(), other)
 
 
+def test_graphs_without_boundaries_are_refused():
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["y"])]
+    x, y = (helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in "xy")
+    weight = onnx.numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
+    plain = helper.make_model(helper.make_graph(nodes, "plain", [x], [y], [weight]))
+    with pytest.raises(ArtifactError, match="neither graph is quantized"):
+        compare_boundaries(plain, plain)
+
+
 def test_without_the_values_of_weights_their_order_decides():
     """Weights in another file are not read."""
     away = renamed(block())
