@@ -54,9 +54,7 @@ NEEDS = {
     ),
     "export.onnx.*": "onnx",
     **dict.fromkeys(("export.onnx.golden_images", "export.onnx.interface"), ""),
-    **dict.fromkeys(
-        (f"export.onnx.{name}" for name in ("map_products", "plain_modules", "quantized", "reference")), "torch"
-    ),
+    **dict.fromkeys((f"export.onnx.{name}" for name in ("plain_modules", "quantized", "reference")), "torch"),
     "export.tensorrt.*": "onnx",
     **dict.fromkeys(
         (f"export.tensorrt.{name}" for name in ("build_plan", "builders", "interrupts", "registration")), ""

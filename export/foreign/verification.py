@@ -81,7 +81,7 @@ def original_of(model: ForeignModel, against: ForeignModel | None) -> ForeignMod
     """
     quantization = model.quantization
     if against is not None:
-        if against.quantization is not None:
+        if against.quantization is not None and against.quantization.source_sha256 == model.sha256:
             raise ArtifactError(
                 f"--against {against.path}: is quantized; give the float original, and the quantized one before it"
             )

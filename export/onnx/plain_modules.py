@@ -14,7 +14,6 @@ from timm.models.vision_transformer import Attention
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from gft_edge.export.onnx.map_products import share_products
 from gft_edge.export.onnx.quantized import folded_layer
 from gft_edge.model.layers import Attend, SelfAttention, is_plain
 from gft_edge.quant.modules import QUANTIZED
@@ -50,7 +49,6 @@ def exportable(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
                 setattr(parent, name, SelfAttention(child, PlainAttend(child.num_heads)))
             elif isinstance(child, Attend):
                 setattr(parent, name, PlainAttend(child.num_heads))
-    share_products(model)
     _fold_norms(model)
     scales = dtype or torch.float32
     folded = [

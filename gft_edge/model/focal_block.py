@@ -14,54 +14,11 @@ from torch import Tensor, nn
 
 from gft_edge.model import gala
 from gft_edge.model.layers import Attend, SelfAttention
-from gft_edge.model.scores import SCORES, Score
+from gft_edge.model.scores import SCORES
 from gft_edge.model.selection import gather_all, token_indices
 
 Choice = Callable[[Tensor, int], Tensor]
 """Maps scores (B, N) and k to the indices of the patches that stay (B, k)."""
-
-
-class Ranked(NamedTuple):
-    """Tokens that a block ranks: normalised (B, T, C), their queries and keys (B, T, C), and how many of them are no patches."""
-
-    z: Tensor
-    q: Tensor
-    key: Tensor
-    prefix: int
-
-
-def rank(attn: SelfAttention, score: Score, tokens: Ranked, chooses: bool, maps: bool) -> tuple[Tensor | None, ...]:
-    """Returns scores and importance of the patches, (B, N) each: scores if something chooses by them or maps are wanted.
-
-    Args:
-        attn: the block's attention.
-        score: ranks the patches.
-        tokens: of the block.
-        chooses: whether the scores choose patches.
-        maps: whether scores and importance are returned.
-    """
-    scores = _scores(attn, score, tokens) if maps or chooses else None
-    return scores, _importance(attn, tokens.z, tokens.prefix) if maps else None
-
-
-def _scores(attn: SelfAttention, score: Score, tokens: Ranked) -> Tensor:
-    """Returns the scores (B, N); of a quantized layer from its exact weights, since rounded ones change the ranking."""
-    z, q, key, prefix = tokens
-    if type(attn.qkv) is nn.Linear:
-        return score(q, key, attn.num_heads, prefix)
-    return score.folded(z, attn.qkv.weight, attn.qkv.bias, attn.num_heads, prefix)
-
-
-def _importance(attn: SelfAttention, z: Tensor, prefix: int) -> Tensor:
-    """Returns the GALA map of normalised tokens, (B, T, C) to (B, N), float32 even under autocast."""
-    if torch.is_autocast_enabled(z.device.type):
-        with torch.autocast(z.device.type, enabled=False):
-            return _importance(attn, z.float(), prefix)
-    width, qkv = z.shape[-1], attn.qkv
-    q_weight, k_weight = qkv.weight[:width], qkv.weight[width : 2 * width]
-    k_bias = None if qkv.bias is None else qkv.bias[width : 2 * width]
-    m = gala.mean_scores(z[:, prefix:], q_weight, k_weight, attn.num_heads, k_bias)
-    return gala.importance(gala.standardized_scores(m, epsilon=0.0))
 
 
 class Selection(NamedTuple):
@@ -92,7 +49,6 @@ class FocalBlock(nn.Module):
     def __init__(self, block: Block, score: str, num_prefix_tokens: int) -> None:
         super().__init__()
         self.score, self.num_prefix_tokens = score, num_prefix_tokens
-        self.rank = rank  # export replaces it by a form with fewer operators
         self.norm1 = block.norm1
         self.attn = SelfAttention(block.attn, Attend(block.attn.num_heads))
         self.ls1, self.drop_path1 = block.ls1, block.drop_path1
@@ -124,18 +80,35 @@ class FocalBlock(nn.Module):
         prefix = self.num_prefix_tokens
         z = self.norm1(x)
         q, key, v = self.attn.project(z)
-        tokens = Ranked(z, q, key, prefix)
-        scores, importance = self.rank(self.attn, SCORES[self.score], tokens, choose is not None, maps)
+        scores = self._scores(z, q, key) if maps or choose is not None else None
         kept = choose(scores, k) if choose is not None and scores is not None else None
         if class_only:
             x, q = x[:, :prefix], q[:, :prefix]
         elif kept is not None:
             rows = token_indices(kept, prefix)
             x, q = gather_all((x, q), rows)
-        out = self._rest(x, self.attn.proj(self.attn.attend(q, key, v)))
-        return Selection(out, kept, scores, importance) if maps else Selection(out, kept)
+        tokens = self._rest(x, self.attn.proj(self.attn.attend(q, key, v)))
+        return Selection(tokens, kept, scores, self._importance(z)) if maps else Selection(tokens, kept)
 
     def _rest(self, x: Tensor, attended: Tensor) -> Tensor:
         """Adds the attention's output to the residual and runs the MLP."""
         x = x + self.drop_path1(self.ls1(attended))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+
+    def _scores(self, z: Tensor, q: Tensor, key: Tensor) -> Tensor:
+        """Returns the scores (B, N); of a quantized layer from its exact weights, since rounded ones change the ranking."""
+        attn, score = self.attn, SCORES[self.score]
+        if type(attn.qkv) is nn.Linear:
+            return score(q, key, attn.num_heads, self.num_prefix_tokens)
+        return score.folded(z, attn.qkv.weight, attn.qkv.bias, attn.num_heads, self.num_prefix_tokens)
+
+    def _importance(self, z: Tensor) -> Tensor:
+        """Returns the GALA map of normalised tokens, (B, T, C) to (B, N), float32 even under autocast."""
+        if torch.is_autocast_enabled(z.device.type):
+            with torch.autocast(z.device.type, enabled=False):
+                return self._importance(z.float())
+        width, qkv = z.shape[-1], self.attn.qkv
+        q_weight, k_weight = qkv.weight[:width], qkv.weight[width : 2 * width]
+        k_bias = None if qkv.bias is None else qkv.bias[width : 2 * width]
+        m = gala.mean_scores(z[:, self.num_prefix_tokens :], q_weight, k_weight, self.attn.num_heads, k_bias)
+        return gala.importance(gala.standardized_scores(m))

@@ -48,13 +48,12 @@ def spatial_gradient(m: Tensor) -> Tensor:
     return torch.cat((first, inner, last), dim=1)
 
 
-def standardized_scores(m: Tensor, kernel: Tensor | None = None, epsilon: float = STD_EPSILON) -> Tensor:
+def standardized_scores(m: Tensor, kernel: Tensor | None = None) -> Tensor:
     """Computes steps 2 to 5: gradient, absolute value, mean over heads, smoothing of width 3, standardisation over N.
 
     Args:
         m: mean scores, (B, N, H).
         kernel: smoothing weights, (1, 1, 3); ones by default.
-        epsilon: added to the standard deviation, as published; without it the exported form is one LayerNormalization.
 
     Returns:
         (B, N), zero mean and unit (unbiased) standard deviation per image.
@@ -65,7 +64,7 @@ def standardized_scores(m: Tensor, kernel: Tensor | None = None, epsilon: float 
     centered = s - s.mean(dim=1, keepdim=True)
     variance = centered.square().sum(dim=1, keepdim=True) / (s.shape[1] - 1)
     # The floor keeps the gradient of the root finite on constant images.
-    return centered / (variance.clamp_min(VARIANCE_FLOOR).sqrt() + epsilon)
+    return centered / (variance.clamp_min(VARIANCE_FLOOR).sqrt() + STD_EPSILON)
 
 
 def importance(scores: Tensor) -> Tensor:

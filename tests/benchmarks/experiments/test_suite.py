@@ -20,6 +20,7 @@ from gft_edge.benchmarks.experiments.peers.scale import quick_scale
 from gft_edge.benchmarks.experiments.peers.session_options import with_uint8_activations
 from gft_edge.benchmarks.experiments.peers.timed_models import focal_group
 from gft_edge.benchmarks.measuring.protocol import Latency
+from gft_edge.calibration.options import METHODS
 from gft_edge.runtime.sessions import onnxruntime_session
 
 
@@ -60,7 +61,7 @@ def test_quick_run_writes_both_files(focal, exported, tmp_path, capsys, monkeypa
     assert missed <= {p["candidate"] for p in data["profiles"]}
     gains = [t for t in data["targets"] if "against its FP32" in t["what"]]
     assert [t["what"] for t in gains] == ["GFT INT8 against its FP32, 1 thread"]
-    assert len(data["targets"]) == len(targets.RATIOS) + 1 + 8 + 2
+    assert len(data["targets"]) == len(targets.RATIOS) + 1 + 8 + len(METHODS)
     assert "GELU" not in page and "nan" not in page
 
 

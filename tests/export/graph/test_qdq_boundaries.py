@@ -140,7 +140,7 @@ def test_transposed_and_folded_weights_are_the_same_weights():
     dequantize.attribute[0].i = 0
     dequantize.output[0] = "w2t"
     place = list(model.graph.node).index(dequantize)
-    turn = onnx.onnx.helper.make_node("Transpose", ["w2t"], ["w2d"], "turn", perm=[1, 0])
+    turn = onnx.helper.make_node("Transpose", ["w2t"], ["w2d"], "turn", perm=[1, 0])
     model.graph.node.insert(place + 1, turn)
     found = compare_boundaries(block(), model)
     assert (found.same, found.ok) == (6, True), found.lines()
@@ -182,7 +182,7 @@ def test_another_axis_zero_point_and_type():
         node(model, output).input[2] = "three"
     assert compare_boundaries(block(), model).changed == ("input of MatMul c0 (w2): zero point 3 instead of 0",)
     model = block()
-    model.graph.initializer.append(onnx.onnx.helper.make_tensor("z8", onnx.TensorProto.FLOAT8E4M3FN, [], [0.0]))
+    model.graph.initializer.append(onnx.helper.make_tensor("z8", onnx.TensorProto.FLOAT8E4M3FN, [], [0.0]))
     for output in ("aq", "ad"):
         node(model, output).input[2] = "z8"
     assert compare_boundaries(block(), model).changed == ("input of MatMul c0 (w2): fp8 instead of int8",)
@@ -201,8 +201,8 @@ def test_a_quantized_residual_sum_and_output_are_added():
     for tensor, reader in (("x", "r"), ("y0", "y")):
         place = list(model.graph.node).index(node(model, reader))
         pair = [
-            onnx.onnx.helper.make_node("QuantizeLinear", [tensor, "s1", "z"], [f"{tensor}_8"], f"{tensor}q"),
-            onnx.onnx.helper.make_node("DequantizeLinear", [f"{tensor}_8", "s1", "z"], [f"{tensor}_f"], f"{tensor}d"),
+            onnx.helper.make_node("QuantizeLinear", [tensor, "s1", "z"], [f"{tensor}_8"], f"{tensor}q"),
+            onnx.helper.make_node("DequantizeLinear", [f"{tensor}_8", "s1", "z"], [f"{tensor}_f"], f"{tensor}d"),
         ]
         names = node(model, reader).input
         names[list(names).index(tensor)] = f"{tensor}_f"
@@ -244,7 +244,7 @@ def test_graphs_of_different_models_are_refused():
 def test_graphs_without_boundaries_are_refused():
     nodes = [onnx.helper.make_node("MatMul", ["x", "w"], ["y"])]
     x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 4]) for name in "xy")
-    weight = onnx.numpy_helper.from_array(np.ones((4, 4), np.float32), "w")
+    weight = onnx.numpy_helper.from_array(np.eye(4, dtype=np.float32), "w")
     plain = onnx.helper.make_model(onnx.helper.make_graph(nodes, "plain", [x], [y], [weight]))
     with pytest.raises(ArtifactError, match="neither graph is quantized"):
         compare_boundaries(plain, plain)
