@@ -160,8 +160,8 @@ def calibration_data(study: Study) -> str:
         "256 images of the task (default)": ("--images", "256"),
         "16 images": ("--images", "16"),
         "1 image": ("--images", "1"),
-        "noise": ("--data", str(noise), "--against", "scenes"),
-        "dark noise": ("--data", str(dark), "--against", "scenes"),
+        "noise": ("--data", str(noise)),
+        "dark noise": ("--data", str(dark)),
     }
     return table(HEADER, [study.row(n, study.outputs(study.quantized(n, *flags))) for n, flags in cases.items()])
 
