@@ -137,7 +137,12 @@ def layer_macs(model: nn.Module, images: npt.NDArray[np.float32]) -> dict[str, i
 
 
 def repaired(
-    start: PostTrained, policy: QuantPolicy, reference: Arrays, batches: Batches, track: Track = silent
+    start: PostTrained,
+    policy: QuantPolicy,
+    reference: Arrays,
+    before: SelectionSafety,
+    batches: Batches,
+    track: Track = silent,
 ) -> tuple[QuantizedModel, SelectionSafety, Repair | None]:
     """Returns the quantized model, repaired where it is not within the limits, and its comparison with full precision.
 
@@ -145,21 +150,20 @@ def repaired(
         start: the model quantized by the policy; left untouched.
         policy: of ``start``.
         reference: outputs of the full-precision model on all images.
+        before: comparison of ``start`` with full precision on these images.
         batches: returns these images, preprocessed, (B, 3, H, W) each.
         track: progress display.
 
     Returns:
         model, comparison, and what was raised; None where nothing had to be.
     """
-    names = quantized_names(start.full, policy)
+    if within_limits(before):
+        return start.quantized, before, None
 
     def compared(model: nn.Module) -> SelectionSafety:
         return safety_of(reference, model_outputs(model, batches(), "quantized"))
 
-    before = compared(start.quantized.model)
-    if within_limits(before):
-        return start.quantized, before, None
-    layers = _alone(start, names, _first(batches(), PROBE_IMAGES), track)
+    layers = _alone(start, quantized_names(start.full, policy), _first(batches(), PROBE_IMAGES), track)
     order = _by_benefit(layers, before)
     low, high = 0, _most(order, sum(layer.macs for layer in layers))  # layers raised: too few, enough
     if high == 0:

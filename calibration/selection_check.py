@@ -104,7 +104,7 @@ def check_selection(
         def batches() -> Iterator[npt.NDArray[np.float32]]:
             return paired.batches(checked.images, "check selection", again=True)
 
-        quantized, safety, repair = repaired(start, policy, found[0], batches, callbacks.track)
+        quantized, safety, repair = repaired(start, policy, found[0], safety, batches, callbacks.track)
         found = found[0], model_outputs(quantized.model, batches(), "quantized")
     config = checkpoint.info.model
     words = f"{len(found[0][LOGITS])} {checked.split} images of {checked.data}"

@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from gft_edge.benchmarks.experiments.markdown import render, table
+from gft_edge.benchmarks.experiments.markdown import render, show, table
 from gft_edge.budget import TokenBudget
 from gft_edge.calibration.options import CalibrationOptions
 from gft_edge.calibration.quantize import QuantizeOptions, quantize_checkpoint
@@ -33,7 +33,7 @@ from gft_edge.data.sets import Subset
 from gft_edge.data.splits import Split
 from gft_edge.errors import CheckFailed, exit_code
 from gft_edge.export.onnx.artifact import export_artifact, save_npz
-from gft_edge.files import require_writable_folder, write_json, writing
+from gft_edge.files import require_writable_folder, write_json
 from gft_edge.hardware.environment import machine
 from gft_edge.manifest import LOGITS, Artifact, load_artifact
 from gft_edge.quant.exact_selection import with_exact_selection
@@ -404,11 +404,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         plans = tuple(Plan(p.budget, min(p.bound_images, args.images), min(p.test_images, args.images)) for p in PLANS)
     data = run(args.out, plans)
     write_json(args.out / "certificates.json", data)
-    text = page(data)
-    if args.page is not None:
-        with writing(args.page):
-            args.page.write_text(text, encoding="utf-8")
-    print(text)
+    show(page(data), args.page)
     return 1 if any(row["broken"] for row in data["rows"]) else 0
 
 

@@ -17,7 +17,7 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.benchmarks.experiments.markdown import render, table, verdict
+from gft_edge.benchmarks.experiments.markdown import render, show, table, verdict
 from gft_edge.benchmarks.measuring.latency import measure
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol, conditions, ratio_interval
 from gft_edge.benchmarks.measuring.subjects import random_images
@@ -27,7 +27,7 @@ from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
 from gft_edge.errors import exit_code
 from gft_edge.export.verify.map_fidelity import Outputs, Run, assess_maps, map_fidelity
-from gft_edge.files import read_json, require_writable_folder, write_json, writing
+from gft_edge.files import read_json, require_writable_folder, write_json
 from gft_edge.manifest import MODEL, Artifact, MapsMode, load_artifact
 from gft_edge.runtime.compared_model import ComparedModel
 from gft_edge.runtime.sessions import open_session
@@ -198,11 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if args.latency or "latency" not in found:
         found["latency"] = latency(made, BenchProtocol(rounds=args.rounds), REPEATS, requests=8)
         write_json(file, found)
-    text = page(found)
-    if args.page is not None:
-        with writing(args.page):
-            args.page.write_text(text, encoding="utf-8")
-    print(text)
+    show(page(found), args.page)
     return 0
 
 

@@ -19,14 +19,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.benchmarks.experiments.fixed_budget import recipe, right_answers
-from gft_edge.benchmarks.experiments.markdown import render, table
+from gft_edge.benchmarks.experiments.markdown import render, show, table
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import CONFIG, read_info, resolve_checkpoint
 from gft_edge.cli.console import say, track
 from gft_edge.config.recipe import Recipe
 from gft_edge.data.sets import spread
 from gft_edge.errors import ConfigError, exit_code
-from gft_edge.files import require_writable_folder, write_json, writing
+from gft_edge.files import require_writable_folder, write_json
 from gft_edge.hardware.environment import machine
 from gft_edge.report.results.checks import read_object
 from gft_edge.report.results.records import FRONT
@@ -132,11 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     require_writable_folder(args.out)
     data = run(args.front, args.out, args.steps, args.images)
     write_json(args.out / "twins.json", data)
-    text = page(data)
-    if args.page is not None:
-        with writing(args.page):
-            args.page.write_text(text, encoding="utf-8")
-    print(text)
+    show(page(data), args.page)
     return 0
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import jinja2
 
+from gft_edge.files import writing
+
 
 def render(template: Path, **values: Any) -> str:
     """Returns a template with these values in it; a name without value is an error."""
@@ -26,3 +28,11 @@ def table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 def verdict(met: bool | None) -> str:
     """Returns the cell of a target: met, missed, or nothing where there is no target."""
     return {True: "met", False: "**missed**", None: ""}[met]
+
+
+def show(text: str, page: Path | None) -> None:
+    """Prints a page and writes it where a file is given; raises OutputError where that cannot be written."""
+    if page is not None:
+        with writing(page):
+            page.write_text(text, encoding="utf-8")
+    print(text)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.benchmarks.experiments.markdown import render, table, verdict
+from gft_edge.benchmarks.experiments.markdown import render, show, table, verdict
 from gft_edge.bundle import load_bundle
 from gft_edge.checkpoint import BUILTIN, Checkpoint, load_checkpoint
 from gft_edge.cli.console import say, track
@@ -35,7 +35,7 @@ from gft_edge.export.deploy.options import BundleOptions
 from gft_edge.export.onnx.artifact import export_artifact, save_npz
 from gft_edge.export.onnx.reference import reference_outputs
 from gft_edge.export.onnx.tracing import GraphOptions
-from gft_edge.files import require_writable_folder, write_json, writing
+from gft_edge.files import require_writable_folder, write_json
 from gft_edge.hardware.environment import machine
 from gft_edge.manifest import LOGITS, MODEL, Artifact, load_artifact
 from gft_edge.runtime.graph_io import to_graph_input, with_logits
@@ -319,11 +319,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     require_writable_folder(args.out)
     data = run(args.out, args.images)
     write_json(args.out / "runtimes.json", data)
-    text = page(data)
-    if args.page is not None:
-        with writing(args.page):
-            args.page.write_text(text, encoding="utf-8")
-    print(text)
+    show(page(data), args.page)
     return 0 if all(row["passed"] for row in data["rows"]) else 1
 
 

@@ -337,9 +337,14 @@ class Recipe:
         return data
 
 
+def packaged_recipe(name: str) -> Path:
+    """Returns the place of the package's recipe of a name such as ``image-folder``, whether there is one or not."""
+    return Path(__file__).parents[1] / "builtin" / "recipes" / f"{name.removesuffix('.toml')}.toml"
+
+
 def shipped_recipe(path: Path) -> Path | None:
     """Returns the package's recipe for a path that does not exist but names one, such as ``recipes/image-folder.toml``."""
-    shipped = Path(__file__).parents[1] / "builtin" / "recipes" / f"{path.name.removesuffix('.toml')}.toml"
+    shipped = packaged_recipe(path.name)
     return shipped if not path.exists() and path.parent.name in ("", "recipes") and shipped.is_file() else None
 
 

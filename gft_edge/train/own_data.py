@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 
-from gft_edge.config.recipe import Recipe, load_recipe, shipped_recipe
+from gft_edge.config.recipe import Recipe, load_recipe, packaged_recipe
 from gft_edge.data.datasets import is_folder, open_images
 from gft_edge.errors import ConfigError
 
@@ -52,9 +51,7 @@ def choose_recipe(data: str, changes: Sequence[str] = (), gpu: bool | None = Non
             f"data {data}: a recipe is chosen for folders of images alone; give --config, for example recipes/scenes.toml"
         )
     name = GPU_RECIPE if (torch.cuda.is_available() if gpu is None else gpu) else CPU_RECIPE
-    file = shipped_recipe(Path("recipes") / name)
-    if file is None:  # a file of that name stands in the current folder
-        file = Path(__file__).parents[1] / "builtin" / "recipes" / f"{name}.toml"
+    file = packaged_recipe(name)
     plain = load_recipe(file)
     images = len(open_images(data, "train", EVERY_IMAGE, plain.model.image_size or 224, plain.train.seed))
     batch = max(1, min(plain.train.batch_size, images))

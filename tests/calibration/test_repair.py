@@ -22,7 +22,7 @@ from gft_edge.calibration.quantize import (
 )
 from gft_edge.calibration.ranges import Ranges
 from gft_edge.calibration.repair import Raised, layer_macs, repaired, within_limits
-from gft_edge.calibration.safety import SelectionSafety, model_outputs, selection_safety
+from gft_edge.calibration.safety import SelectionSafety, model_outputs, safety_of, selection_safety
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.errors import ConfigError
 from gft_edge.quant.modules import quantized_names
@@ -49,7 +49,8 @@ def start(tiny_model, images):
 
 def run(start, images, model):
     reference = model_outputs(model, images, "in full precision")
-    return repaired(start, DEFAULT_POLICY, reference, lambda: images)
+    before = safety_of(reference, model_outputs(start.quantized.model, images, "quantized"))
+    return repaired(start, DEFAULT_POLICY, reference, before, lambda: images)
 
 
 def test_the_layer_that_disturbs_is_raised(start, images, tiny_model):

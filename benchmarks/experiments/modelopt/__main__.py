@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gft_edge.benchmarks.experiments.markdown import render, table
+from gft_edge.benchmarks.experiments.markdown import render, show, table
 from gft_edge.benchmarks.experiments.modelopt.candidates import (
     BASELINE,
     FULL,
@@ -31,7 +31,7 @@ from gft_edge.benchmarks.experiments.modelopt.judging import judge, latencies
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol, conditions
 from gft_edge.checkpoint import BUILTIN
 from gft_edge.errors import exit_code
-from gft_edge.files import require_writable_folder, write_json, writing
+from gft_edge.files import require_writable_folder, write_json
 from gft_edge.hardware.environment import machine
 
 IMAGES, CALIBRATION = 1600, 64
@@ -133,11 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     protocol = BenchProtocol(rounds=args.rounds, runs_per_round=3)
     data = run(args.run, args.images, args.calibration, protocol, args.autotuned)
     write_json(args.run / "modelopt.json", data)
-    text = page(data)
-    if args.page is not None:
-        with writing(args.page):
-            args.page.write_text(text, encoding="utf-8")
-    print(text)
+    show(page(data), args.page)
     return 0
 
 
