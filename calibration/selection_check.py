@@ -14,7 +14,7 @@ from gft_edge.calibration.certificates import CertificateReport, Pair, certifica
 from gft_edge.calibration.images import HeldOut
 from gft_edge.calibration.options import Callbacks
 from gft_edge.calibration.ptq import PostTrained, QuantizedModel
-from gft_edge.calibration.repair import Repair, layer_macs, repaired, within_limits
+from gft_edge.calibration.repair import Repair, layer_macs, repaired
 from gft_edge.calibration.safety import SelectionSafety, model_outputs, paired_outputs, safety_of
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.data.batches import batch_count, evaluation_batches
@@ -99,13 +99,14 @@ def check_selection(
     repair = None
     found = paired(quantized.model, checked.images, "check selection")
     safety = safety_of(*found)
-    if policy is not None and not within_limits(safety):
+    if policy is not None:
 
         def batches() -> Iterator[npt.NDArray[np.float32]]:
             return paired.batches(checked.images, "check selection", again=True)
 
         quantized, safety, repair = repaired(start, policy, found[0], safety, batches, callbacks.track)
-        found = found[0], model_outputs(quantized.model, batches(), "quantized")
+        if repair is not None:
+            found = found[0], model_outputs(quantized.model, batches(), "quantized")
     config = checkpoint.info.model
     words = f"{len(found[0][LOGITS])} {checked.split} images of {checked.data}"
     if checked.bounding is None:

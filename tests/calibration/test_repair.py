@@ -138,3 +138,16 @@ def test_options(tiny_checkpoint, folders, tmp_path):
     result = quantize_checkpoint(checkpoint, options, tmp_path / "out")
     assert [stage.jaccard for stage in result.selection.safety.stages] == [1.0, 1.0]
     assert 0 < result.selection.quantized_macs < 1 and result.summary["smoothquant"] == 0.5
+
+
+def test_quantize_repairs_unless_told_otherwise(tiny_checkpoint, folders, tmp_path, monkeypatch):
+    monkeypatch.setattr("gft_edge.calibration.repair.LEAST_SQNR_DB", 500.0)
+    checkpoint, calibration = load_checkpoint(tiny_checkpoint), CalibrationOptions(str(folders), images=8)
+    done = quantize_checkpoint(checkpoint, QuantizeOptions(calibration), tmp_path / "repaired")
+    assert done.selection.repair is not None
+    raised = [layer.name for layer in done.selection.repair.raised]
+    assert raised and not set(raised) & set(done.summary["precisions"])
+    assert [rule["pattern"] for rule in done.summary["policy"][: len(raised)]] == raised
+    left = quantize_checkpoint(checkpoint, QuantizeOptions(calibration, selection="as-is"), tmp_path / "left")
+    assert left.selection.repair is None
+    assert set(raised) <= set(left.summary["precisions"])
