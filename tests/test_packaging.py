@@ -17,6 +17,8 @@ NEEDS = {
     "benchmarks.measuring.layer_times": "torch",
     "benchmarks.measuring.linears": "onnx",
     "calibration.*": "torch",
+    "calibration.observing": "",
+    "calibration.observing.*": "torch",
     "calibration.sensitivity": "",
     "calibration.sensitivity.*": "torch",
     **dict.fromkeys(
@@ -65,7 +67,9 @@ NEEDS = {
         (f"export.verify.{name}" for name in ("claims", "module_trace", "tensors", "trace", "with_checkpoint")), "onnx"
     ),
     "model.*": "torch",
-    **dict.fromkeys((f"model.{name}" for name in ("adapt", "adopt", "backbone", "baselines")), "timm"),
+    **dict.fromkeys((f"model.{name}" for name in ("adapt", "backbone", "baselines", "foreign.adopt")), "timm"),
+    "model.foreign": "",
+    "model.foreign.*": "torch",
     "model.macs": "",
     **dict.fromkeys(("quant.attention", "quant.modules"), "torch"),
     "report.figures.*": "matplotlib",

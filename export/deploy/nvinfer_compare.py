@@ -27,10 +27,10 @@ from gft_edge.export.deploy.nvinfer_twin import (
 )
 from gft_edge.manifest import LOGITS, Artifact
 from gft_edge.preprocess import PreprocessSpec
-from gft_edge.runtime.batching import run_in_batches
+from gft_edge.runtime.backends.batching import run_in_batches
+from gft_edge.runtime.backends.sessions import open_session
 from gft_edge.runtime.classifier import grouped
 from gft_edge.runtime.golden import read_golden
-from gft_edge.runtime.sessions import open_session
 from gft_edge.stats.metrics import softmax
 
 ELEMENTS = {
