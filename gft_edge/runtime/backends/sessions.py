@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
-from gft_edge.runtime.backends.table import huge_pages as pages
+from gft_edge.runtime.backends import huge_pages as pages
 from gft_edge.runtime.backends.batching import run_in_batches
 from gft_edge.runtime.backends.graph_io import to_graph_input, with_logits
 from gft_edge.runtime.backends.table import DEFAULT, find_backend, parse_backend, require_settings
