@@ -26,10 +26,10 @@ from gft_edge.export.graph.dtypes import TYPES
 from gft_edge.export.graph.loading import load_graph
 from gft_edge.files import replacing, require_writable, sha256
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest, TensorInfo, register_files
+from gft_edge.runtime.backends import providers
 from gft_edge.runtime.backends.caches import CACHES, Cache
 from gft_edge.runtime.backends.engine_files import EngineHost, check_engine, engine_files
 from gft_edge.runtime.backends.providers import CUDA, RTX, TENSORRT
-from gft_edge.runtime.backends.table import providers
 
 OPTIONS = "providers.json"
 OP, DOMAIN = "EPContext", "com.microsoft"

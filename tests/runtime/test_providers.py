@@ -15,6 +15,7 @@ import pytest
 from gft_edge.errors import ArtifactError, ConfigError, MissingExtraError
 from gft_edge.hardware.devices import device
 from gft_edge.manifest import MODEL, load_artifact
+from gft_edge.runtime.backends import providers
 from gft_edge.runtime.backends.assignment import CPU, Assignment, assignment, require_provider_runs
 from gft_edge.runtime.backends.bound_session import BoundSession
 from gft_edge.runtime.backends.caches import machine_mark, open_cache
@@ -28,7 +29,6 @@ from gft_edge.runtime.backends.providers import (
     provider_options,
 )
 from gft_edge.runtime.backends.sessions import open_session
-from gft_edge.runtime.backends.table import providers
 
 NAMES = [provider.backend for provider in PROVIDERS]
 NOTHING = dataclasses.replace(CUDA, backend="onnxruntime-azure", name="AzureExecutionProvider", options=frozenset())
