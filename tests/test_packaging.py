@@ -12,7 +12,7 @@ import pytest
 tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11")
 
 ROOT = Path(__file__).parents[1]
-DEPLOY = ("normalize_graph", "onnxruntime_context", "place_engine", "triton")
+DEPLOY = ("normalize_graph", "onnxruntime_context", "place_engine", "triton.bundle")
 NEEDS = {
     "benchmarks.measuring.layer_times": "torch",
     "benchmarks.measuring.linears": "onnx",

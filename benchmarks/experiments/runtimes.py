@@ -29,8 +29,8 @@ from gft_edge.data.datasets import open_images
 from gft_edge.data.sets import Subset
 from gft_edge.errors import exit_code
 from gft_edge.export.deploy.bundling import make_bundle
-from gft_edge.export.deploy.nvinfer_compare import configurations
-from gft_edge.export.deploy.nvinfer_twin import open_twin, scaled, tensor
+from gft_edge.export.deploy.deepstream.nvinfer_compare import configurations
+from gft_edge.export.deploy.deepstream.nvinfer_twin import open_twin, scaled, tensor
 from gft_edge.export.deploy.options import BundleOptions
 from gft_edge.export.onnx.artifact import export_artifact, save_npz
 from gft_edge.export.onnx.reference import reference_outputs

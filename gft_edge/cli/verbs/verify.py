@@ -145,7 +145,7 @@ def _nvinfer(args: argparse.Namespace, artifact: Artifact) -> int:
     from gft_edge.bundle import load_bundle
     from gft_edge.cli.console import result
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
-    from gft_edge.export.deploy.nvinfer_compare import compare_with_twin, frames_of
+    from gft_edge.export.deploy.deepstream.nvinfer_compare import compare_with_twin, frames_of
 
     side = artifact.manifest.preprocess.height
     frames = frames_of(args.data, args.split, args.images, side) if args.data else ()
