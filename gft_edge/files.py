@@ -83,7 +83,7 @@ def parse_json(data: bytes | str) -> Any:
     """Parses JSON from text, or from bytes of an encoding that :func:`decode_text` knows.
 
     Raises:
-        ValueError: no JSON, no text, nested too deeply, or a name stands twice in an object: readers would differ in which they take.
+        ValueError: no JSON, no text, nested too deeply, or a name stands twice in an object (readers would differ).
     """
     try:
         return json.loads(decode_text(data) if isinstance(data, bytes) else data, object_pairs_hook=_unique)
