@@ -158,3 +158,31 @@ def test_attention_that_depends_on_the_shift_is_refused(found, monkeypatch):
     monkeypatch.setattr(idea_pictures, "SAME_ATTENTION", found.shift.attention)
     with pytest.raises(CheckFailed, match="attention changed by"):
         idea_pictures.find()
+
+
+EXPLAIN = {"selection", "models", "evidence", "promises", "deployment", "int8"}
+"""Pages of the README that explain, list or compare; every other one is a how-to."""
+
+
+def how_tos() -> list[str]:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    table = readme.split("## Everything else\n", 1)[1] + section(readme, "I have ...")
+    return sorted(set(re.findall(r"\(docs/(\w+)\.md\)", table)) - EXPLAIN)
+
+
+def test_every_task_of_the_readme_has_a_page():
+    assert len(how_tos()) > 15
+
+
+@pytest.mark.parametrize("name", how_tos())
+def test_a_how_to_begins_with_its_command(name):
+    lines = page(name).splitlines()
+    assert re.match(r"# \S", lines[0])
+    start = "\n".join(lines[:16])
+    command = re.compile(r"^(?: {4}|)((?:gft-edge|python -m|from) \S.*)$", re.MULTILINE).search(start)
+    assert command, start
+    if command[1].startswith("gft-edge "):
+        verb, *arguments = shlex.split(command[1].partition(" ")[2].rstrip("\\"), comments=True)
+        if command[1].endswith("\\"):
+            return
+        verb_parser(verb, verb_module(verb)).parse_args(arguments)

@@ -143,7 +143,7 @@ def test_the_example_is_the_manifest_of_its_export(family):
 
 
 def test_files_of_the_folder_are_those_of_the_page(family, quantized):
-    table = section("Files").split("|---|", 1)[1]
+    table = section("The folder").split("|---|", 1)[1]
     named = {name for row in table.splitlines() for name in re.findall(r"`([^`]+)`", row.partition(" | ")[0])}
     for artifact in (family, quantized):
         for path in artifact.path.iterdir():
