@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from PIL import Image
 
 from gft_edge.budget import TokenBudget
 from gft_edge.errors import ArtifactError
@@ -21,6 +22,7 @@ from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.registration import engine_record
 from gft_edge.files import write_json
 from gft_edge.manifest import DeploymentManifest, FileInfo, load_artifact, register_files
+from gft_edge.preprocess import PreprocessSpec
 from gft_edge.runtime.engine_files import EngineHost, check_engine
 from gft_edge.runtime.golden import read_golden
 from gft_edge.runtime.sessions import open_session
@@ -122,6 +124,41 @@ def test_hashes_follow_from_the_words_of_the_page(family, quantized, checkpoints
             text = json.dumps(data["quantization"], sort_keys=True, indent=2, ensure_ascii=False) + "\n"
             expected = hashlib.sha256((expected + text).encode()).hexdigest()
         assert data["checkpoint_sha256"] == expected
+
+
+def test_pixels_follow_from_the_words_of_the_page():
+    image = np.random.default_rng(0).integers(0, 256, (50, 91, 3), np.uint8)
+    spec = PreprocessSpec(32, 32, "crop", 0.9, mean=(0.1, 0.5, 0.9), std=(0.2, 0.3, 0.4), color_order="bgr")
+    factor = max(32 / 0.9 / 50, 32 / 0.9 / 91)
+    rows, columns = round(50 * factor), round(91 * factor)
+    resized = np.asarray(Image.fromarray(image).resize((columns, rows), Image.Resampling.BICUBIC))
+    top, left = (rows - 32) // 2, (columns - 32) // 2
+    cut = resized[top : top + 32, left : left + 32, ::-1].transpose(2, 0, 1).astype(np.float32)
+    mean, std = (np.array(values)[:, None, None] for values in (spec.mean, spec.std))
+    expected = cut * np.float32(1 / (255 * std)) + np.float32(-mean / std)
+    assert np.array_equal(spec.normalize(spec.geometry(image)), expected)
+
+
+def test_keys_that_a_reader_does_not_know_are_ignored_and_dropped(family, tmp_path):
+    path = Path(shutil.copytree(family.path, tmp_path / "artefact"))
+    before = (path / "manifest.json").read_bytes()
+    _resealed(lambda data: data.update(later="x"))(path)
+    assert load_artifact(path).manifest == family.manifest
+    register_files(load_artifact(path), ["golden.npz"])
+    assert (path / "manifest.json").read_bytes() == before
+
+
+def test_keys_that_may_be_missing(family):
+    missing = re.findall(r"^\| `(\w+)` .*\*may be missing\*", section("manifest.json"), re.MULTILINE)
+    data = json.loads((family.path / "manifest.json").read_bytes())
+    for key in set(data) - {"seal", "variant"}:
+        rest = {name: value for name, value in data.items() if name != key}
+        if key in missing:
+            DeploymentManifest.from_json(rest)
+        else:
+            with pytest.raises(ArtifactError):
+                DeploymentManifest.from_json(rest)
+    assert missing == ["dialect", "data", "golden_images"]
 
 
 def test_the_example_is_the_recorded_manifest_and_what_the_writer_writes(tmp_path):
