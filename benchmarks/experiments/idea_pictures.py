@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +27,7 @@ from gft_edge.config.model import GFTConfig
 from gft_edge.data.scenes import Box, Scenes
 from gft_edge.errors import CheckFailed, exit_code
 from gft_edge.files import replacing, require_writable_folder
+from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT, GFTOutput
 from gft_edge.model.scores import SCORES
 
@@ -134,9 +134,10 @@ def shifted(model: FocalGFT, pixels: Tensor) -> Shift:
     config = model.config
     first, count, prefix = config.stages[0], config.budget.keep[0], config.num_prefix_tokens
     x = model.embed(pixels)
-    for block in model.blocks[: first - 1]:
-        x = block(x)
-    block: Any = model.blocks[first - 1]
+    for before in model.blocks[: first - 1]:
+        x = before(x)
+    block = model.blocks[first - 1]
+    assert isinstance(block, FocalBlock)
     q, k, _ = block.attn.project(block.norm1(x))
     b = torch.randn(k.shape[2], dtype=k.dtype, generator=torch.Generator().manual_seed(SEED))
     moved = k + b * (LENGTH * k.norm(dim=2).mean() / b.norm())
