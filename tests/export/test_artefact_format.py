@@ -17,6 +17,7 @@ from PIL import Image
 from gft_edge.budget import TokenBudget
 from gft_edge.errors import ArtifactError
 from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.weights import share_weights
 from gft_edge.export.tensorrt.build import plan_build
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.registration import engine_record
@@ -230,6 +231,18 @@ def test_shared_weights_lie_as_the_page_says(family):
             assert (place["location"], int(place["offset"]) % 64) == ("weights.bin", 0)
             assert int(place["length"]) >= 1024
             assert int(place["offset"]) + int(place["length"]) <= size
+
+
+def test_shared_weights_of_odd_sizes_are_aligned_and_stored_once(tmp_path):
+    model = onnx.ModelProto()
+    for name, size, value in (("a", 257, 1), ("b", 257, 2), ("same", 257, 1), ("small", 255, 3)):
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.full(size, value, np.float32), name))
+    share_weights({"model.onnx": model}, tmp_path / "weights.bin")
+    places = {t.name: {entry.key: entry.value for entry in t.external_data} for t in model.graph.initializer}
+    assert places["small"] == {} and places["same"] == places["a"]
+    assert [int(places[name]["offset"]) for name in "ab"] == [0, 1088]  # 1028 rounded up to a multiple of 64
+    raw = (tmp_path / "weights.bin").read_bytes()
+    assert raw == np.full(257, 1, "<f4").tobytes() + bytes(60) + np.full(257, 2, "<f4").tobytes()
 
 
 def test_an_engine_record_is_described(family):
