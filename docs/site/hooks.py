@@ -1,0 +1,84 @@
+"""Hooks of mkdocs: which files make the site, Markdown as GitHub reads it, and a check that no page loads anything from elsewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(Path(__file__).parent))
+from offline import external_loads  # noqa: E402
+
+SOURCES = (
+    "*.md",
+    "LICENSE",
+    "docs/*.md",
+    "docs/*.svg",
+    "docs/*.png",
+    "docs/api/*.md",
+    "docs/site/*.js",
+    "docs/site/*.css",
+    "benchmarks/*.md",
+    "benchmarks/*.svg",
+    "examples/*/README.md",
+    "gft_edge/builtin/card.md",
+)
+"""Pages and what they show, as patterns from the root of the repository."""
+
+MAPPED = ("benchmarks", "calibration", "export")
+"""Folders that the installed package has inside ``gft_edge``."""
+
+FENCE = re.compile(r" {0,3}(```|~~~)")
+ITEM = re.compile(r" {0,3}([-*+]|\d+\.) ")
+
+
+def on_config(config: Any) -> None:
+    """Makes ``build/layout``, links to the files in the layout of the installed package: griffe does not read setuptools' map."""
+    package = ROOT / "build/layout/gft_edge"
+    shutil.rmtree(package.parent, ignore_errors=True)
+    for source, place in [(ROOT / "gft_edge", package), *((ROOT / name, package / name) for name in MAPPED)]:
+        shutil.copytree(source, place, copy_function=os.symlink, ignore=shutil.ignore_patterns("__pycache__"))
+
+
+def on_files(files: Any, config: Any) -> Any:
+    """Returns the files of the site under their paths in the repository, and those of the theme."""
+    from mkdocs.structure.files import File, Files
+
+    theirs = [file for file in files if not Path(file.abs_src_path or "").is_relative_to(config.docs_dir)]
+    ours = [File(path, str(ROOT), config.site_dir, config.use_directory_urls) for path in sources()]
+    return Files([*theirs, *ours])
+
+
+def sources() -> list[str]:
+    """Returns the paths of all pages and of what they show, from the root of the repository."""
+    return sorted({path.relative_to(ROOT).as_posix() for pattern in SOURCES for path in ROOT.glob(pattern)})
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Returns the page with a blank line before each list: Python-Markdown wants one, GitHub does not."""
+    return "\n".join(_with_blank_lines(markdown.split("\n")))
+
+
+def _with_blank_lines(lines: list[str]) -> Iterator[str]:
+    fenced, before = False, ""
+    for line in lines:
+        if not fenced and ITEM.match(line) and before.strip() and not before.startswith(" ") and not ITEM.match(before):
+            yield ""
+        if FENCE.match(line):
+            fenced = not fenced
+        yield line
+        before = line
+
+
+def on_post_build(config: Any) -> None:
+    """Fails when a page loads anything from another place than the site."""
+    from mkdocs.exceptions import PluginError
+
+    found = external_loads(Path(config.site_dir))
+    if found:
+        raise PluginError("the site loads from elsewhere: " + "; ".join(found))
