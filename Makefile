@@ -32,9 +32,10 @@ lint: .venv/installed ## run ruff and mypy
 	ln -s $(CURDIR)/gft_edge/* $(CURDIR)/export $(CURDIR)/calibration $(CURDIR)/benchmarks .venv/mypy/gft_edge
 	MYPYPATH=.venv/mypy .venv/bin/mypy
 
-# Fails at a broken link or anchor, a page that the navigation lacks, and anything that a page would load from elsewhere.
+# Fails at a broken link or anchor, a page that the navigation lacks, and anything that a page would load from elsewhere. Not --quiet, which
+# would silence the warnings that --strict counts.
 docs: .venv/docs-installed ## build the documentation site, into site/index.html; needs no network to build or to read
-	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
 	@echo site/index.html
 
 # A stamp of its own: the site needs mkdocs and numpy, not PyTorch.

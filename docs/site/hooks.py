@@ -5,15 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(Path(__file__).parent))
-from offline import external_loads  # noqa: E402
+from offline import external_loads  # mkdocs puts the folder of a hook on the path
 
+ROOT = Path(__file__).parents[2]
 SOURCES = (
     "*.md",
     "LICENSE",
@@ -76,9 +74,11 @@ def _with_blank_lines(lines: list[str]) -> Iterator[str]:
 
 
 def on_post_build(config: Any) -> None:
-    """Fails when a page loads anything from another place than the site."""
+    """Removes the sitemap, which holds the day of the build; fails when a page loads anything from outside the site."""
     from mkdocs.exceptions import PluginError
 
+    for name in ("sitemap.xml", "sitemap.xml.gz"):
+        (Path(config.site_dir) / name).unlink(missing_ok=True)
     found = external_loads(Path(config.site_dir))
     if found:
         raise PluginError("the site loads from elsewhere: " + "; ".join(found))
