@@ -1,4 +1,4 @@
-"""Hooks of mkdocs: which files make the site, Markdown as GitHub reads it, and a check that no page loads anything from elsewhere."""
+"""Hooks of mkdocs: the files of the site, Markdown as GitHub reads it, and a check that no page loads from elsewhere."""
 
 from __future__ import annotations
 
@@ -35,8 +35,11 @@ FENCE = re.compile(r" {0,3}(```|~~~)")
 ITEM = re.compile(r" {0,3}([-*+]|\d+\.) ")
 
 
-def on_config(config: Any) -> None:
-    """Makes ``build/layout``, links to the files in the layout of the installed package: griffe does not read setuptools' map."""
+def on_startup(**_: Any) -> None:
+    """Makes ``build/layout``, links to the files in the layout of the installed package: griffe does not read setuptools' map.
+
+    Before the configuration is read, since mkdocstrings leaves out a folder that is not there then.
+    """
     package = ROOT / "build/layout/gft_edge"
     shutil.rmtree(package.parent, ignore_errors=True)
     for source, place in [(ROOT / "gft_edge", package), *((ROOT / name, package / name) for name in MAPPED)]:

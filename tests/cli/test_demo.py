@@ -155,7 +155,7 @@ def test_the_programs_of_the_modelopt_page_run(demo, tmp_path, monkeypatch):
         (tmp_path / place).symlink_to(demo / source)
     recipe, baseline = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(compile(recipe, "docs/modelopt.md", "exec"), {})
-    assert "quantize:" in (tmp_path / "recipe.yaml").read_text(encoding="utf-8")
+    assert json.loads((tmp_path / "recipe.yaml").read_text())["metadata"]["recipe_type"] == "ptq"
     exec(compile(baseline, "docs/modelopt.md", "exec"), {})
     nodes = onnx.load(tmp_path / "baseline.onnx").graph.node
     assert sum(node.op_type == "QuantizeLinear" for node in nodes) > 10
