@@ -202,11 +202,19 @@ def test_every_page_is_in_the_navigation_once():
     assert {path.relative_to(ROOT).as_posix() for path in DOCS.rglob("*.md")} <= set(pages)
 
 
-def test_a_list_gets_the_blank_line_that_the_site_needs():
-    text = "words:\n- one\n  more\n- two\n\n```\nx\n- y\n```\nnext\n1. three\n2. four\n"
-    made = "words:\n\n- one\n  more\n- two\n\n```\nx\n- y\n```\nnext\n\n1. three\n2. four\n"
-    assert tool("hooks").on_page_markdown(text) == made
-    assert tool("hooks").on_page_markdown(made) == made
+def test_lists_become_what_python_markdown_reads():
+    head = "words:{}\n- one\n{}more\n- two\n\n```\nx\n- y\n```\nnext{}\n"
+    item = "1. three\n\n{0}four\n\n{0}```\n{0}z\n{0}- z\n{0}```\n2. five\n\nend\n"
+    made = tool("hooks").on_page_markdown(head.format("", "  ", "") + item.format("   "))
+    assert made == head.format("\n", "    ", "\n") + item.format("    ")
+
+
+def test_no_block_is_of_a_kind_that_the_tests_would_overlook():
+    for path in markdown():
+        text = path.read_text(encoding="utf-8")
+        kinds = set(re.findall(r"^ *(?:```|~~~)(\S+)$", text, re.MULTILINE))
+        assert not kinds & {"py", "python3", "pycon", "bash", "shell", "console", "shell-session", "zsh"}, path
+        assert not re.search(r"^ +```(sh|python)$|^~~~", text, re.MULTILINE), f"{path}: an indented block is not run"
 
 
 def test_what_a_page_would_load_from_elsewhere_is_found(tmp_path):

@@ -61,16 +61,23 @@ def sources() -> list[str]:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Returns the page with a blank line before each list: Python-Markdown wants one, GitHub does not."""
-    return "\n".join(_with_blank_lines(markdown.split("\n")))
+    """Returns the page with a blank line before each list, and paragraphs of an item four columns in: GitHub needs neither."""
+    return "\n".join(_for_python_markdown(markdown.split("\n")))
 
 
-def _with_blank_lines(lines: list[str]) -> Iterator[str]:
-    fenced, before = False, ""
+def _for_python_markdown(lines: list[str]) -> Iterator[str]:
+    fenced, before, width = False, "", 0  # width of the mark of the item that the line may belong to
     for line in lines:
-        if not fenced and ITEM.match(line) and before.strip() and not before.startswith(" ") and not ITEM.match(before):
-            yield ""
-        if FENCE.match(line):
+        item = None if fenced else ITEM.match(line)
+        if item:
+            if not width and before.strip():
+                yield ""
+            width = len(item[0])
+        elif width and line.strip() and not line.startswith(" " * width) and (not before.strip() or FENCE.match(line)):
+            width = 0
+        elif width and line.strip():
+            line = " " * (4 - width) + line
+        if FENCE.match(line.removeprefix("    ") if width else line):
             fenced = not fenced
         yield line
         before = line

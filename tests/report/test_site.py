@@ -1,13 +1,17 @@
 """The documentation site, built as ``make docs`` builds it, and its pages in a browser that opens them as files."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from markdown_it import MarkdownIt
 
 pytest.importorskip("material", reason="the site needs the extra docs; make docs installs it")
 
@@ -45,6 +49,31 @@ def test_pages_and_the_reference_are_there(site):
     export = (site / "docs/api/export.html").read_text(encoding="utf-8")
     assert 'id="gft_edge.export.onnx.artifact.export_with_data"' in export  # a folder that package-dir maps
     assert not list(site.glob("sitemap*"))
+
+
+class Elements(HTMLParser):
+    """Counts the elements that Markdown makes."""
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.count: Counter[str] = Counter()
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        if tag in ("li", "ol", "ul", "pre", "table", "tr", "h1", "h2", "h3", "img", "em", "strong"):
+            self.count[tag] += 1
+
+
+def test_the_site_reads_a_page_as_others_do(site):
+    """Lists, blocks and tables are those of CommonMark, which the pages are written for."""
+    other = MarkdownIt("commonmark").enable("table")
+    pages = [page for place in ("*.md", "docs/*.md", "benchmarks/*.md") for page in ROOT.glob(place)]
+    assert len(pages) > 40
+    for page in pages:
+        place = page.relative_to(ROOT).with_suffix(".html")
+        html = (site / ("index.html" if page.name == "README.md" else place)).read_text(encoding="utf-8")
+        article = re.search(r"<article[^>]*>(.*?)</article>", html, re.DOTALL)[1]
+        assert Elements(article).count == Elements(other.render(page.read_text(encoding="utf-8"))).count, page
 
 
 def test_a_broken_link_a_missing_anchor_and_a_page_outside_the_navigation_fail(tmp_path):
