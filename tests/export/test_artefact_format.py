@@ -24,9 +24,9 @@ from gft_edge.export.tensorrt.registration import engine_record
 from gft_edge.files import write_json
 from gft_edge.manifest import DeploymentManifest, FileInfo, load_artifact, register_files
 from gft_edge.preprocess import PreprocessSpec
-from gft_edge.runtime.engine_files import EngineHost, check_engine
+from gft_edge.runtime.backends.engine_files import EngineHost, check_engine
+from gft_edge.runtime.backends.sessions import open_session
 from gft_edge.runtime.golden import read_golden
-from gft_edge.runtime.sessions import open_session
 from gft_edge.storage.seals import write_sealed
 
 PAGE = (Path(__file__).parents[2] / "docs/artefact_format.md").read_text(encoding="utf-8")
