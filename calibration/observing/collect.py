@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gft_edge.calibration.observing.histogram import Activation, TensorStats
+from gft_edge.calibration.observing.histogram import TensorStats
 from gft_edge.calibration.observing.thresholds import threshold
-from gft_edge.calibration.observing.workers import Workers
 from gft_edge.calibration.options import DEFAULT_PERCENTILE, Method
 from gft_edge.errors import ArtifactError, DataError
 from gft_edge.files import replacing
@@ -27,8 +25,6 @@ from gft_edge.quant.modules import attention_operand
 from gft_edge.runtime.finite import require_finite
 
 STATE_SCHEMA = 1
-WAITING = 1 << 23
-"""Values whose bins are kept, in 16 MB, until all threads count them: a single activation is too small to share."""
 GROWTH = 2
 """Ranges are recorded each time the number of images has grown by this factor, so the history grows with its logarithm."""
 
@@ -53,9 +49,6 @@ class Collector:
         self.stats = {name: TensorStats() for name in names}
         self.images = 0
         self.history: list[tuple[int, dict[str, float]]] = []
-        self._workers = Workers()
-        self._adding = threading.Lock()
-        self._waiting: list[tuple[TensorStats, Tensor]] = []
 
     def add(self, name: str, x: Tensor) -> None:
         """Adds one activation.
@@ -63,26 +56,13 @@ class Collector:
         Raises:
             DataError: a value is NaN or infinite.
         """
-        stats, activation = self.stats[name], Activation(x, name, histogram=self.method != "max")
-        stats.see(activation)
-        self._waiting += ((stats, part) for part in activation.bins)
-        if torch.get_num_threads() == 1 or sum(len(part) for _, part in self._waiting) > WAITING:
-            self.flush()
-
-    def flush(self) -> None:
-        """Counts the parts of activations that wait for it."""
-        waiting, self._waiting = self._waiting, []
-        self._workers.run(self._count_part, waiting)
-
-    def _count_part(self, part: tuple[TensorStats, Tensor]) -> None:
-        stats, bins = part
-        counts = torch.bincount(bins)
-        with self._adding:
-            stats.count(counts)
+        try:
+            self.stats[name].add(x, histogram=self.method != "max")
+        except DataError as error:
+            raise DataError(f"calibration: input of {name} is {error}") from None
 
     def end_batch(self, images: int) -> None:
-        """Counts the images of a batch whose activations were added, and makes their histograms complete."""
-        self.flush()
+        """Counts the images of a batch whose activations were added."""
         self.images += images
         if not self.history or self.images >= self.history[-1][0] * GROWTH:
             self._note()
@@ -95,7 +75,6 @@ class Collector:
         """
         if self.images == 0:
             raise DataError("calibration: no images")
-        self.flush()
         never = [name for name, stats in self.stats.items() if stats.largest < 0]
         if never:
             raise DataError(f"calibration: {never[0]} was never computed; is it part of this model at this budget?")
@@ -116,7 +95,6 @@ class Collector:
 
     def save(self, path: Path, identity: Mapping[str, str]) -> None:
         """Writes everything as one safetensors file, whole or not at all, with the ``identity`` of model and images."""
-        self.flush()
         head = {
             "schema": STATE_SCHEMA,
             "identity": dict(identity),

@@ -24,7 +24,7 @@ BINS = 0x7C00 + 1
 
 Counts = npt.NDArray[np.int64]
 
-_CHUNK = 1 << 19  # values of a part: temporaries fit a cache, and adding up the bins is seldom
+_CHUNK = 1 << 19  # values that are counted at once: temporaries fit a cache, and adding up the bins is seldom
 
 
 @functools.cache
@@ -43,45 +43,6 @@ def bin_of(magnitudes: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
         return magnitudes.astype(np.float16).view(np.uint16).astype(np.int64)
 
 
-def magnitude_bins(x: Tensor) -> tuple[Tensor, ...]:
-    """Returns the bin of each value of a tensor, in parts of (N,) int16; that of NaN is BINS or a later one."""
-    return tuple(
-        part.to(torch.float16, copy=True).abs_().view(torch.int16) for part in x.detach().reshape(-1).split(_CHUNK)
-    )
-
-
-class Activation:
-    """An activation and the bins of its values.
-
-    Args:
-        x: the activation.
-        name: whose input it is, for messages.
-        histogram: whether magnitudes are counted.
-
-    Attributes:
-        bins: of the values, in parts of (N,) int16; none where magnitudes are not counted.
-        last: the last bin that has a value; BINS - 1 where bins are not known.
-
-    Raises:
-        DataError: a value is NaN or infinite.
-    """
-
-    def __init__(self, x: Tensor, name: str, histogram: bool) -> None:
-        self.x, self.name = x, name
-        self.bins = magnitude_bins(x) if histogram else ()
-        self.last = max((int(part.max()) for part in self.bins), default=BINS - 1)
-        if self.last >= BINS - 1:
-            self.last = BINS - 1
-            self.largest()
-
-    def largest(self) -> float:
-        """Largest magnitude, exact."""
-        low, high = (float(value) for value in torch.aminmax(self.x.detach()))
-        if not (math.isfinite(low) and math.isfinite(high)):
-            raise DataError(f"calibration: input of {self.name} is not finite; the checkpoint or an image is damaged")
-        return max(-low, high)
-
-
 class TensorStats:
     """Largest magnitude and histogram of all values of a tensor; its size is fixed.
 
@@ -93,27 +54,46 @@ class TensorStats:
     def __init__(self) -> None:
         self.counts = torch.zeros(BINS, dtype=torch.int64)
         self.largest = -1.0
-        self.last = -1
+        self._last = -1  # bin of the largest, where values are counted
 
     @property
     def magnitudes(self) -> Counts:
         """The histogram as a numpy array."""
         return self.counts.numpy()
 
-    def see(self, activation: Activation) -> None:
-        """Updates the largest magnitude by an activation."""
-        if activation.last >= self.last:  # else it cannot hold the largest
-            self.largest, self.last = max(self.largest, activation.largest()), activation.last
+    def add(self, x: Tensor, histogram: bool) -> None:
+        """Adds an activation.
 
-    def count(self, counts: Tensor) -> None:
-        """Adds the numbers of values in the first bins, (N,) int64."""
-        self.counts[: len(counts)] += counts
+        Args:
+            x: of any shape.
+            histogram: whether its values are counted too.
+
+        Raises:
+            DataError: a value is NaN or infinite.
+        """
+        x = x.detach()
+        if not histogram:
+            self._add_largest(x)
+            return
+        for values in x.reshape(-1).split(_CHUNK):
+            counts = torch.bincount(values.to(torch.float16, copy=True).abs_().view(torch.int16))
+            last = len(counts) - 1
+            if last >= self._last:  # else no value is larger; bins of infinity and NaN are the last and later ones
+                self._add_largest(values)
+                self._last = last
+            self.counts[: len(counts)] += counts
+
+    def _add_largest(self, values: Tensor) -> None:
+        low, high = (float(value) for value in torch.aminmax(values))
+        if not (math.isfinite(low) and math.isfinite(high)):
+            raise DataError("not finite; the checkpoint or an image is damaged")
+        self.largest = max(self.largest, abs(low), abs(high))
 
     def restore(self, counts: Tensor, largest: float) -> None:
         """Replaces the statistics by saved ones."""
-        filled = torch.nonzero(counts)
         self.counts, self.largest = counts, largest
-        self.last = int(filled[-1]) if len(filled) else -1
+        filled = torch.nonzero(counts)
+        self._last = int(filled[-1]) if len(filled) else -1
 
     def to_json(self) -> dict[str, Any]:
         """Returns figures for people: largest magnitude and, where counted, number of values, share of zeros and percentiles."""
