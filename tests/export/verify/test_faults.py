@@ -357,7 +357,7 @@ GRAPH_FAULTS = {
     "class row lost": Fault(lost_class_row, (FP32,), "Pad", "blocks.0", "is missing"),
     "score of the queries": Fault(score_of_queries, (FP32, MAPS), "MatMul", "blocks.0", "reads"),
     "class token in the mean": Fault(mean_with_class_token, (FP32,), "MatMul", "blocks.0", ""),
-    "largest query instead of the mean": Fault(largest_query, (FP32, INT8), "ReduceMax", "blocks.0", "ReduceMax"),
+    "largest query instead of the mean": Fault(largest_query, (FP32, INT8), "MatMul", "blocks.0", "ReduceMax"),
     "scores shifted by a token": Fault(scores_shifted, (FP32, INT8), "Slice", "blocks.0", "is 0 instead of 1"),
     "next token gathered": Fault(next_token, (FP32, INT8), "Add", "blocks.0", "is 2 instead of 1"),
     "rows of the normalised tokens": Fault(rows_of_normalised, (FP32, INT8), "GatherND", "blocks.0", "reads"),
