@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 FOLDERS = {
@@ -92,20 +92,20 @@ def shipped(paths: Iterable[str]) -> list[str]:
     ]
 
 
-def wheel_problems(wheel: Path, root: Path) -> list[str]:
-    """Returns a line for each file of a wheel that is missing, extra or differs from the tracked one."""
+def wheel_problems(wheel: Path, tree: Path, files: Sequence[str]) -> list[str]:
+    """Returns a line for each file of a wheel that is missing, extra or not that of ``tree``; ``files`` are the tracked ones."""
     with zipfile.ZipFile(wheel) as archive:
         content = {name: archive.read(name) for name in archive.namelist() if not name.endswith("/")}
     info = "-".join(wheel.name.split("-")[:2]) + ".dist-info/"
     expected = {}
-    for path in shipped(tracked(root)):
+    for path in shipped(files):
         folder = path[: path.index("/") + 1]
         expected[FOLDERS[folder] + path.removeprefix(folder)] = path
-    return _problems(wheel.name, content, expected, {info + name for name in WRITTEN_WHEEL}, root)
+    return _problems(wheel.name, content, expected, {info + name for name in WRITTEN_WHEEL}, tree)
 
 
-def sdist_problems(sdist: Path, root: Path) -> list[str]:
-    """Returns a line for each file of an sdist that is missing, extra or differs from the tracked one."""
+def sdist_problems(sdist: Path, tree: Path, files: Sequence[str]) -> list[str]:
+    """Returns a line for each file of an sdist, as :func:`wheel_problems` does."""
     top = sdist.name.removesuffix(".tar.gz") + "/"
     content = {}
     with tarfile.open(sdist) as archive:
@@ -113,19 +113,18 @@ def sdist_problems(sdist: Path, root: Path) -> list[str]:
             file = archive.extractfile(member)
             if file is not None:
                 content[member.name.removeprefix(top)] = file.read()
-    files = tracked(root)
     expected = {path: path for path in (*shipped(files), *BESIDE)}
-    return _problems(sdist.name, content, expected, WRITTEN_SDIST, root)
+    return _problems(sdist.name, content, expected, WRITTEN_SDIST, tree)
 
 
 def _problems(
-    archive: str, content: dict[str, bytes], expected: dict[str, str], written: Iterable[str], root: Path
+    archive: str, content: dict[str, bytes], expected: dict[str, str], written: Iterable[str], tree: Path
 ) -> list[str]:
     found, wanted = set(content), {*expected, *written}
     lines = [f"{archive}: {name} is missing" for name in sorted(wanted - found)]
     lines += [f"{archive}: {name} does not belong in it" for name in sorted(found - wanted)]
     for name in sorted(found & set(expected)):
-        if content[name] != (root / expected[name]).read_bytes():
+        if content[name] != (tree / expected[name]).read_bytes():
             lines.append(f"{archive}: {name} differs from {expected[name]}")
     return lines
 
@@ -141,8 +140,9 @@ def main(argv: list[str] | None = None, root: Path = Path(__file__).parents[1]) 
     if not wheels or not sdists:
         print(f"{folder}: expected a wheel and an sdist; make release writes them", file=sys.stderr)
         return 2
-    lines = [line for wheel in wheels for line in wheel_problems(wheel, root)]
-    lines += [line for sdist in sdists for line in sdist_problems(sdist, root)]
+    files = tracked(root)
+    lines = [line for wheel in wheels for line in wheel_problems(wheel, root, files)]
+    lines += [line for sdist in sdists for line in sdist_problems(sdist, root, files)]
     print("\n".join(lines) or f"{len(wheels) + len(sdists)} archives hold the tracked files and nothing else")
     return 2 if lines else 0
 
