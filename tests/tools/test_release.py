@@ -67,9 +67,10 @@ def test_dry_run_then_release(clone, tiny_artifact, capsys):
     assert release.git(clone, "status", "--porcelain") == ""
     assert release.git(clone, "log", "-1", "--format=%s %ct", "v0.2.0") == f"Release 0.2.0 {EPOCH}\n"
     assert release.git(clone, "diff", "--name-only", "HEAD~1").split() == ["CHANGELOG.md", "gft_edge/__init__.py"]
-    assert release.git(clone, "rev-parse", "HEAD~1", "origin/HEAD").split()[0] == release.git(
-        clone, "rev-parse", "origin/HEAD"
-    ).strip()
+    assert (
+        release.git(clone, "rev-parse", "HEAD~1", "origin/HEAD").split()[0]
+        == release.git(clone, "rev-parse", "origin/HEAD").strip()
+    )
     expected = "# Changelog\n\n## Unreleased\n\n## 0.2.0 (2026-01-01)\n\n### Added\n\n- One.\n\n## 0.0.1 (2020-01-01)\n"
     assert (clone / "CHANGELOG.md").read_text() == expected + "\n- Zero.\n"
     assert package_contents.main([str(clone / "dist")], root=clone) == 0
