@@ -33,6 +33,7 @@ EDGE = ("onnxruntime", "pillow")
 MINORS = range(10, 15)
 """Versions 3.x of Python that are looked for."""
 PYTEST = ("pytest", "hypothesis")
+EXECUTED = "tests/export/onnx/test_artifact.py::test_onnxruntime_gives_what_torch_gives"
 TESTS = {
     "PyTorch models against golden numbers and timm": (
         "tests/model/test_published.py::test_logits_importance_and_selection_equal_the_published_ones",
@@ -40,7 +41,7 @@ TESTS = {
         "tests/model/test_focal_block.py::test_block_without_selection_is_timm_s_to_the_bit",
     ),
     "export, and the graph run by ONNX Runtime": (
-        "tests/export/onnx/test_artifact.py::test_onnxruntime_gives_what_torch_gives",
+        *(f"{EXECUTED}[{form}-3]" for form in ("fp32-compact", "int8-compact", "fp32-compact-full")),
     ),
     "calibration and quantization": ("tests/calibration/test_ptq.py",),
     "against Model-Optimizer": ("tests/calibration/test_modelopt.py",),
@@ -148,28 +149,31 @@ def fill(end: End, uv: Path, deps: Path, requirements: str, beside: Sequence[obj
 
 
 def tested(end: End, programs: Path, logs: Path) -> None:
-    """Runs the selection of tests against the wheel installed in an end."""
+    """Runs the selection of tests against the wheel installed in an end, in one process."""
+    report, log = logs / f"{end.name}.xml", logs / f"{end.name}.log"
+    report.unlink(missing_ok=True)
+    # The program, not "python -m pytest", which would put the source tree before the installed wheel.
+    options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib", f"--junitxml={report}"]
+    selected = [test for tests in TESTS.values() for test in tests]
+    done = run([programs / "pytest", *options, *selected], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    log.write_text(done.stdout + done.stderr, encoding="utf-8")
+    end.results |= counted(report)
+    print("\n".join(f"{end.name}: {what}: {words}" for what, words in end.results.items()), file=sys.stderr, flush=True)
+
+
+def counted(report: Path) -> dict[str, str]:
+    """Returns the counts of a JUnit report in words for each part of :data:`TESTS`; ``FAILED`` begins those that did not pass."""
+    cases = list(ElementTree.parse(report).iter("testcase")) if report.exists() else []
+    words = {}
     for what, tests in TESTS.items():
-        report = logs / f"{end.name}.xml"
-        report.unlink(missing_ok=True)
-        # The program, not "python -m pytest", which would put the source tree before the installed wheel.
-        options = ["-q", "-p", "no:cacheprovider", "-o", "addopts=--import-mode=importlib", f"--junitxml={report}"]
-        done = run([programs / "pytest", *options, *tests], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        end.results[what] = counted(report, done.returncode)
-        (logs / f"{end.name}-{list(TESTS).index(what)}.log").write_text(done.stdout + done.stderr)
-        print(f"  {end.name}: {what}: {end.results[what]}", file=sys.stderr, flush=True)
-
-
-def counted(report: Path, code: int) -> str:
-    """Returns the counts of a JUnit report in words, and ``FAILED`` before them if a test did not pass."""
-    if not report.exists():
-        return f"FAILED: no test ran (code {code})"
-    suite = next(ElementTree.parse(report).iter("testsuite"))
-    total, skipped = int(suite.get("tests", 0)), int(suite.get("skipped", 0))
-    failed = int(suite.get("failures", 0)) + int(suite.get("errors", 0))
-    words = [f"{total - skipped - failed} passed"]
-    words += [f"{skipped} skipped"] * (skipped > 0) + [f"{failed} failed"] * (failed > 0)
-    return "FAILED: " * (failed > 0 or code != 0) + ", ".join(words)
+        modules = {test.partition(".py")[0].replace("/", ".") for test in tests}
+        own = [case for case in cases if any(f"{case.get('classname')}.".startswith(f"{name}.") for name in modules)]
+        skipped = sum(case.find("skipped") is not None for case in own)
+        failed = sum(case.find("failure") is not None or case.find("error") is not None for case in own)
+        passed = len(own) - skipped - failed
+        parts = [f"{passed} passed"] + [f"{skipped} skipped"] * (skipped > 0) + [f"{failed} failed"] * (failed > 0)
+        words[what] = "FAILED: " * (failed > 0 or passed == 0) + ", ".join(parts)
+    return words
 
 
 def on_the_edge(end: End, programs: Path, bundle: Path, folder: Path) -> str:
