@@ -18,6 +18,7 @@ import sys
 import tempfile
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -262,9 +263,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         copy_tracked(ROOT, folder / "tree")
         wheel = build(folder / "tree", folder, "wheel", 315532800)
         wanted = floors(project, EXTRAS)
-        for end in ends:
-            programs = fill(end, uv, deps, "\n".join(map(str, wanted.values())), [wheel, *PYTEST])
+        text = "\n".join(map(str, wanted.values()))
+
+        def both(end: End) -> Path:
+            programs = fill(end, uv, deps, text, [wheel, *PYTEST])
             tested(end, programs, deps)
+            return programs
+
+        with ThreadPoolExecutor(2) as pool:
+            programs = list(pool.map(both, ends))[1]
         artifact, bundle = folder / "artifact", folder / "bundle"
         must([programs / "gft-edge", "export", "builtin", "--out", artifact], cwd=folder)
         must([programs / "gft-edge", "bundle", artifact, "--target", "onnxruntime", "--out", bundle], cwd=folder)
@@ -276,9 +283,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     same = classes(predicted[0]) == classes(predicted[1]) != []
     for end in edge:
         end.results["same classes at both ends"] = "passed" if same else "FAILED"
-    text = page(ends, edge, project)
     new = args.out.with_suffix(".new")
-    new.write_text(text, encoding="utf-8")
+    new.write_text(page(ends, edge, project), encoding="utf-8")
     new.replace(args.out)
     failed = [
         f"{end.name}: {what}: {how}" for end in (*ends, *edge) for what, how in end.results.items() if "FAILED" in how
