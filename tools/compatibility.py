@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from package_contents import build, copy_tracked
 from packaging.requirements import Requirement
@@ -90,7 +91,7 @@ class End:
 
 def interpreters() -> dict[int, Path]:
     """Returns the interpreters of this machine that start, by their minor version: those on PATH, then those of pyenv."""
-    found = {}
+    found: dict[int, Path] = {}
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     for minor in MINORS:
         on_path = shutil.which(f"python3.{minor}")
@@ -100,14 +101,14 @@ def interpreters() -> dict[int, Path]:
     return found
 
 
-def run(command: Sequence[object], **options: object) -> subprocess.CompletedProcess[str]:
+def run(command: Sequence[object], **options: Any) -> subprocess.CompletedProcess[str]:
     """Runs a command and returns it finished; says on stderr what it runs."""
     words = [str(word) for word in command]
     print("+ " + " ".join(words)[:150], file=sys.stderr, flush=True)
-    return subprocess.run(words, capture_output=True, text=True, **options)  # type: ignore[call-overload, no-any-return]
+    return subprocess.run(words, capture_output=True, text=True, **options)
 
 
-def must(command: Sequence[object], **options: object) -> str:
+def must(command: Sequence[object], **options: Any) -> str:
     """Returns what a command prints.
 
     Raises:
@@ -119,7 +120,7 @@ def must(command: Sequence[object], **options: object) -> str:
     return done.stdout
 
 
-def floors(project: dict, extras: Sequence[str]) -> dict[str, Requirement]:
+def floors(project: dict[str, Any], extras: Sequence[str]) -> dict[str, Requirement]:
     """Returns the direct dependencies of the core and of some extras, by name in lower case."""
     texts = [*project["dependencies"], *(text for name in extras for text in project["optional-dependencies"][name])]
     return {one.name.lower(): one for one in map(Requirement, texts)}
@@ -180,7 +181,7 @@ def counted(report: Path) -> dict[str, str]:
 def on_the_edge(end: End, programs: Path, bundle: Path, folder: Path) -> str:
     """Runs a bundle in an end and returns what ``predict`` printed, without its times."""
     program, image = programs / "gft-edge", ROOT / "docs/scenes.png"
-    commands = {
+    commands: dict[str, list[object]] = {
         "doctor": ["doctor"],
         "selftest BUNDLE": ["selftest", bundle],
         "predict BUNDLE IMAGE": ["predict", bundle, image, "--json"],
@@ -197,7 +198,7 @@ def on_the_edge(end: End, programs: Path, bundle: Path, folder: Path) -> str:
     return printed
 
 
-def page(ends: Sequence[End], edge: Sequence[End], project: dict) -> str:
+def page(ends: Sequence[End], edge: Sequence[End], project: dict[str, Any]) -> str:
     """Returns the text of docs/compatibility.md."""
     wanted, core = floors(project, EXTRAS), floors(project, ())
     lines = [

@@ -212,8 +212,8 @@ def publish(root: Path, plan: Plan, archives: Sequence[Path]) -> None:
     except BaseException:
         git(root, "reset", "-q", "--soft", plan.before)
         git(root, "checkout", "-q", plan.before, "--", *plan.texts)
-        for path in copied:
-            path.unlink(missing_ok=True)
+        for archive in copied:
+            archive.unlink(missing_ok=True)
         if made:
             shutil.rmtree(root / "dist", ignore_errors=True)
         raise
