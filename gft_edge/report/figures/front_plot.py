@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gft_edge.report.figures.svg import COLORS, INK, PALE, WIDE, Draw, is_narrow, responsive, svg
+from gft_edge.report.figures.svg import COLORS, INK, PALE, WIDE, Draw, is_narrow, point_tip, responsive, svg
 
 AXIS_TITLES = {
     "ms": "milliseconds an image",
@@ -57,6 +57,10 @@ def _draw(data: Mapping[str, Any]) -> Draw:
         axes.plot([p[axis] for p in front], [100 * p["top1"] for p in front], color=COLORS[1], lw=1, zorder=2)
         for (name, points), color in zip(series(data), COLORS[1:] * len(front)):
             bars(axes, points, fmt="o", ms=6, color=color, capsize=3, label=f"front, {name}", zorder=3)
+        for p in front + rest:
+            low, high = (100 * value for value in p["interval"])
+            text = f"{p['budget']}, {p['precision']}\n{p[axis]:.4g} {AXIS_TITLES[axis]}\ntop-1 {100 * p['top1']:.2f} % ({low:.2f} to {high:.2f})"
+            point_tip(axes, p[axis], 100 * p["top1"], text)
         if data["recommended"] is not None:
             chosen = data["points"][data["recommended"]["point"]]
             axes.plot(
