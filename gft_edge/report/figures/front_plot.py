@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gft_edge.report.figures.svg import COLORS, INK, PALE, WIDE, Draw, is_narrow, point_tip, responsive, svg
+from gft_edge.report.figures.svg import COLORS, GRID, INK, PALE, WIDE, Draw, is_narrow, point_tip, responsive, svg
 
 AXIS_TITLES = {
     "ms": "milliseconds an image",
@@ -53,7 +53,7 @@ def _draw(data: Mapping[str, Any]) -> Draw:
         front = [p for p in data["points"] if p["is_front"]]
         rest = [p for p in data["points"] if not p["is_front"] and p[axis] is not None]
         if rest:
-            bars(axes, rest, fmt="o", ms=3, color=PALE, elinewidth=0.6, label="dominated", zorder=1)
+            bars(axes, rest, fmt="o", ms=3, color=PALE, ecolor=GRID, elinewidth=0.8, label="dominated", zorder=1)
         axes.plot([p[axis] for p in front], [100 * p["top1"] for p in front], color=COLORS[1], lw=1, zorder=2)
         for (name, points), color in zip(series(data), COLORS[1:] * len(front)):
             bars(axes, points, fmt="o", ms=6, color=color, capsize=3, label=f"front, {name}", zorder=3)

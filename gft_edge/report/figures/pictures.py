@@ -14,7 +14,7 @@ MOST_BYTES = 40_000_000
 
 
 def data_url(file: Path, widest: int) -> str | None:
-    """Returns a picture as a PNG data URL of at most ``widest`` pixels per side; None if it cannot be read."""
+    """Returns a picture as a data URL of at most ``widest`` pixels per side; None if it cannot be read."""
     picture = _opened(file)
     if picture is None:
         return None
@@ -23,7 +23,7 @@ def data_url(file: Path, widest: int) -> str | None:
 
 
 def panel_urls(file: Path) -> list[str] | None:
-    """Returns each panel of a picture of :func:`gft_edge.report.figures.overlays.write_overlay` as a PNG data URL.
+    """Returns each panel of a picture of :func:`gft_edge.report.figures.overlays.write_overlay` as a data URL.
 
     Returns None if the picture cannot be read or does not have that size.
     """
@@ -49,6 +49,11 @@ def _opened(file: Path) -> Any:
 
 
 def _url(picture: Any) -> str:
-    out = io.BytesIO()
-    picture.save(out, format="PNG")
-    return f"data:image/png;base64,{base64.b64encode(out.getvalue()).decode()}"
+    """Returns a data URL: PNG for drawings, JPEG for photographs, of which a page would otherwise be several times as large."""
+    found = {}
+    for kind, options in (("png", {}), ("jpeg", {"quality": 90, "subsampling": 0})):
+        out = io.BytesIO()
+        picture.save(out, format=kind, **options)
+        found[kind] = out.getvalue()
+    kind = min(found, key=lambda name: len(found[name]))
+    return f"data:image/{kind};base64,{base64.b64encode(found[kind]).decode()}"

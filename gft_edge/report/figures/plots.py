@@ -198,10 +198,10 @@ def staircase(
                 point_tip(axes, block, leaves, text if leaves == count else f"{text}, {leaves} stay")
         ticks = range(1, depth + 1, 1 + depth // 13)
         axes.set(xlabel="block", ylabel="patches", ylim=(0, num_patches * 1.12), xticks=ticks)
-        axes.legend(frameon=False, loc="lower left")
+        axes.legend(frameon=False, ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))
 
     told = "; ".join(f"budget {name} keeps {', '.join(map(str, keep))}" for name, keep in budgets.items())
-    return responsive(draw, 2.6, f"patches per block, of {num_patches}: {told}")
+    return responsive(draw, 2.8, f"patches per block, of {num_patches}: {told}")
 
 
 def elastic(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -132,8 +132,8 @@ def _panels(urls: Sequence[str], name: str, sizes: Sequence[int]) -> list[dict[s
         shown.append({"url": urls[1], "title": title, "alt": f"{name}: importance of its patches", "is_map": True})
     for stage, url in enumerate(urls[2:], start=1):
         known = len(sizes) == len(urls) - 1
-        title = f"stage {stage}: {sizes[stage]} of {sizes[0]} patches" if known else f"stage {stage}"
-        alt = f"{name}: the patches that {title.replace(':', ' keeps,')}" if known else f"{name}: patches kept by {title}"
+        title = f"stage {stage}: {sizes[stage]} of {sizes[0]}" if known else f"stage {stage}"
+        alt = f"{name}: the patches kept by {title}"
         shown.append({"url": url, "title": title, "alt": alt, "is_map": False})
     return shown
 
