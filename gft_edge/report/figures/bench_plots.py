@@ -72,7 +72,9 @@ def speedups(rows: Sequence[Mapping[str, Any]]) -> str:
             axes.errorbar(middle, place, xerr=errors, fmt="o", color=COLORS[1], capsize=4, ms=7)
             text = f"{middle:.2f}x" + (f" {UNSTABLE}" if row.get("is_unstable_ratio") else "")
             axes.annotate(text, (middle, place), (0, 8), textcoords="offset points", ha="center")
-            point_tip(axes, middle, place, f"{_flat(row)}\n{middle:.3f}x ({low:.3f} to {high:.3f}) over {row['baseline']}")
+            point_tip(
+                axes, middle, place, f"{_flat(row)}\n{middle:.3f}x ({low:.3f} to {high:.3f}) over {row['baseline']}"
+            )
         axes.axvline(1, color=COLORS[0], lw=1)
         axes.set_yticks(range(len(rows)), [_label(row, f", over {row['baseline']}") for row in rows], fontsize=8)
         axes.set(xlabel="times as fast (bar: 95 % interval)", ylim=(len(rows) - 0.5, -0.7))

@@ -30,6 +30,7 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     """
     counts = np.asarray(matrix, dtype=np.float64)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+
     def draw(figure: Figure, axes: Axes) -> None:
         narrow, size = is_narrow(figure), len(labels)
         letters = 9 if size <= 10 else 8 if size <= MOST_ON_A_TELEPHONE else 6

@@ -23,7 +23,7 @@ WIDE, NARROW = 7.6, 4.5
 """Widths in inches of figures for desktops and telephones; letters have the same size in both."""
 Draw = Callable[[Figure, Axes], None]
 
-_STYLE = {
+STYLE = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -89,7 +89,7 @@ def svg(draw: Draw, width: float, height: float, title: str) -> str:
         title: what the figure shows, for screen readers.
     """
     salt = {"svg.hashsalt": f"gft_edge {title} {width}"}  # both widths of a figure are on the page, so ids must differ
-    with matplotlib.rc_context({**_STYLE, **salt}), warnings.catch_warnings():
+    with matplotlib.rc_context({**STYLE, **salt}), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")  # the browser has more fonts
         warnings.filterwarnings("ignore", message="Matplotlib currently does not support")
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -104,7 +104,9 @@ def svg(draw: Draw, width: float, height: float, title: str) -> str:
     for color, name in _VARIABLES.items():
         text = text.replace(f": {color}", f": var({name}, {color})")
     opening = f'<svg role="img" aria-label="{escape(" ".join(title.split()))}" '
-    return re.sub(r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ', lambda found: opening + (found[1] or ""), text, count=1)
+    return re.sub(
+        r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ', lambda found: opening + (found[1] or ""), text, count=1
+    )
 
 
 def responsive(draw: Draw, height: float, title: str, narrow_height: float | None = None) -> str:

@@ -40,7 +40,9 @@ def write_controls(folder: Path, data: Mapping[str, Any]) -> None:
 def _page(record: Mapping[str, Any]) -> str:
     shown = section(record)
     parts = [Section("Does the selection matter", "answer", shown)]
-    parts += [Section(f"{at['budget']} patches kept", "rules", at, name=f"rules-{at['budget']}") for at in shown["budgets"]]
+    parts += [
+        Section(f"{at['budget']} patches kept", "rules", at, name=f"rules-{at['budget']}") for at in shown["budgets"]
+    ]
     parts.append(Section("How the rules choose", "legend", shown))
     page = {
         "title": "gft_edge: does the selection matter",

@@ -140,7 +140,13 @@ def _panels(urls: Sequence[str], name: str, sizes: Sequence[int]) -> list[dict[s
 
 def _sizes(view: View, artifact: str) -> tuple[int, ...]:
     """Returns the patches of an image and those that each stage keeps, of the artefact that made predictions."""
-    return next(((m.model.num_patches, *m.budget.keep) for m in _manifests(view, artifact)), ())
+    member = PurePosixPath(artifact).name.partition("@")[2]
+    for manifest in _manifests(view, artifact):
+        if not member:
+            return (manifest.model.num_patches, *manifest.budget.keep)
+        if member in (manifest.budget.id, *manifest.family):
+            return (manifest.model.num_patches, *map(int, member.split("-")))
+    return ()
 
 
 def _manifests(view: View, artifact: str) -> list[DeploymentManifest]:

@@ -47,7 +47,9 @@ def _tradeoff(view: View) -> Iterator[Section]:
                 point.name,
                 percent(point.top1, 2),
                 f"{percent(point.top1_interval[0])} to {percent(point.top1_interval[1])}",
-                Cell(f"{point.ms:.2f}{' ' + UNSTABLE if point.is_unstable else ''}", "warn" if point.is_unstable else ""),
+                Cell(
+                    f"{point.ms:.2f}{' ' + UNSTABLE if point.is_unstable else ''}", "warn" if point.is_unstable else ""
+                ),
                 f"{point.ms_interval[0]:.2f} to {point.ms_interval[1]:.2f}",
                 f"{points[0].ms / point.ms:.2f}x" if point is not points[0] else "",
             )
