@@ -51,9 +51,9 @@ def overview(data: Mapping[str, Any], scenes: Sequence[Scene], shares: Sequence[
 
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(10.6, 4.5), layout="constrained", facecolor="white")
-        left, right = figure.subfigures(1, 2, width_ratios=(1.22, 1), wspace=0.03)
-        _curves(left.subplots(), data)
-        _panels(right, scenes, shares)
+        halves: Any = figure.subfigures(1, 2, width_ratios=(1.22, 1), wspace=0.03)
+        _curves(halves[0].subplots(), data)
+        _panels(halves[1], scenes, shares)
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=DPI)
     small = Image.open(out).convert("RGB").quantize(PALETTE, dither=Image.Dither.NONE)
