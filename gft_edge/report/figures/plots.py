@@ -215,9 +215,14 @@ def elastic(rows: Sequence[Mapping[str, Any]]) -> str:
             [100 * (row["interval"][1] - row["top1"]) for row in rows],
         ]
         axes.errorbar(macs, top1, yerr=errors, fmt="o-", color=COLORS[1], capsize=3)
-        for x, y, row in zip(macs, top1, rows):
-            axes.annotate(row["budget"], (x, y), (4, -13), textcoords="offset points", fontsize=7)
+        lowest = min(y - below for y, below in zip(top1, errors[0]))
+        highest = max(y + above for y, above in zip(top1, errors[1]))
+        for x, y, below, row in zip(macs, top1, errors[0], rows):
+            place = {"textcoords": "offset points", "rotation": 90, "ha": "center", "va": "top", "fontsize": 7}
+            axes.annotate(row["budget"], (x, y - below), (0, -5), **place)
+        room = max(highest - lowest, 0.5)
         axes.set(xlabel="million multiply-accumulates", ylabel="top-1, per cent")
+        axes.set_ylim(lowest - 0.4 * room, highest + 0.05 * room)
 
     return svg(draw, WIDE, 3.2, "accuracy by budget")
 

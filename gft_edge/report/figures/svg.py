@@ -48,6 +48,8 @@ _VARIABLES = {
     **{color: f"--c{number}" for number, color in enumerate(COLORS)},
 }
 """Custom property of the style sheet for each colour, so that a dark page has its own colours."""
+_PAPER = '<rect width="100%" height="100%" style="fill: var(--behind, #ffffff)"/>'
+"""Behind a figure: nothing on a page, white in a file, which a dark page may show as a picture."""
 _TIP = "tip: "
 """Begins the id of a group that shows a text under the pointer."""
 
@@ -81,7 +83,7 @@ def point_tip(axes: Axes, x: float, y: float, text: str) -> None:
 
 
 def svg(draw: Draw, width: float, height: float, title: str) -> str:
-    """Returns a figure as an ``<svg>`` element; it uses the colours of the page, or its own outside of a page.
+    """Returns a figure as an ``<svg>`` element; it uses the colours of the page, or its own on white outside of a page.
 
     Args:
         draw: draws on a figure and its axes.
@@ -104,9 +106,10 @@ def svg(draw: Draw, width: float, height: float, title: str) -> str:
     for color, name in _VARIABLES.items():
         text = text.replace(f": {color}", f": var({name}, {color})")
     opening = f'<svg role="img" aria-label="{escape(" ".join(title.split()))}" '
-    return re.sub(
+    text = re.sub(
         r'<svg ([^>]*?)width="[^"]*" height="[^"]*"|<svg ', lambda found: opening + (found[1] or ""), text, count=1
     )
+    return re.sub(r">", f">\n {_PAPER}", text, count=1)
 
 
 def responsive(draw: Draw, height: float, title: str, narrow_height: float | None = None) -> str:
