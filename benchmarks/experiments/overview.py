@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +38,7 @@ from gft_edge.report.figures.overlays import overlay
 from gft_edge.report.figures.overview import Scene, overview
 from gft_edge.runtime.accuracy import measure_accuracy
 from gft_edge.runtime.classifier import Classifier
-from gft_edge.runtime.sessions import open_session
+from gft_edge.runtime.sessions import Session, open_session
 
 SHOWN = (0.3, 0.08)
 """Shares of the patches in the pictures."""
@@ -51,30 +52,28 @@ def run(name: str, out: Path, num_images: int = 800, data: str = "scenes") -> di
     Raises:
         CheckFailed: the checkpoint cannot be quantized.
     """
-    config = read_info(resolve_checkpoint(name)).model
+    info = read_info(resolve_checkpoint(name))
+    config = info.model
     every = budgets(len(config.stages), config.num_patches)
     shown = [TokenBudget.from_ratios((share,) * len(config.stages), config.num_patches) for share in SHOWN]
     if not (out / "checkpoint-int8").exists():
         status = gft_edge(["quantize", name, "--out", str(out / "checkpoint-int8")])
         if status:
             raise CheckFailed(f"quantize {name}: exit code {status}")
-    for folder, source, chosen, maps in (
-        ("fp32", name, every, "none"),
-        ("int8", str(out / "checkpoint-int8"), every, "none"),
-        ("maps", name, shown, "compact"),
+    for folder, source, chosen, options in (
+        ("fp32", name, every, GraphOptions()),
+        ("int8", str(out / "checkpoint-int8"), every, GraphOptions()),
+        ("maps", name, shown, GraphOptions("compact")),
     ):
         if not (out / folder).exists():
             say(f"export {folder}: {len(chosen)} budgets")
-            _export(source, out / folder, config, chosen, GraphOptions(maps))
+            _export(source, out / folder, config, chosen, options)
     graphs = {(p, budget.id): open_artifact(f"{out / p}@{budget.id}") for p in ("fp32", "int8") for budget in every}
     sessions = {key: open_session(artifact, threads=1) for key, artifact in graphs.items()}
     image = random_images(next(iter(graphs.values())), 1, np.random.default_rng(PROTOCOL.seed))
-    times = measure(
-        {" ".join(key): lambda run=session: run(image) for key, session in sessions.items()}, PROTOCOL, track
-    )
-    info = read_info(resolve_checkpoint(name))
+    times = measure({" ".join(key): partial(session, image) for key, session in sessions.items()}, PROTOCOL, track)
     images = open_images(data, "test", num_images, info.model.image_size)
-    models = [(" ".join(key), lambda pixels, run=session: run(pixels)["logits"]) for key, session in sessions.items()]
+    models = [(" ".join(key), partial(_logits, session)) for key, session in sessions.items()]
     found = measure_accuracy(models, images, info.labels, info.preprocess, track=track)
     share_of = dict(zip((budget.id for budget in every), SHARES))
     rows = [
@@ -91,6 +90,10 @@ def run(name: str, out: Path, num_images: int = 800, data: str = "scenes") -> di
         for (precision, budget), accuracy in zip(sessions, found)
     ]
     return {"checkpoint": name, "data": data, "images": found[0].count, "machine": machine(), "rows": rows}
+
+
+def _logits(session: Session, pixels: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
+    return session(pixels)["logits"]
 
 
 def _export(source: str, out: Path, config: GFTConfig, chosen: Sequence[TokenBudget], options: GraphOptions) -> None:

@@ -64,39 +64,26 @@ def overview(data: Mapping[str, Any], scenes: Sequence[Scene], shares: Sequence[
 
 def _curves(axes: Axes, data: Mapping[str, Any]) -> None:
     rows = data["rows"]
-    for (precision, name), color in zip(NAMES.items(), COLORS[1:]):
+    for (precision, name), color, above in zip(NAMES.items(), COLORS[1:], (True, False)):
         own = [row for row in rows if row["precision"] == precision]
         ms, top1 = [row["p50_ms"] for row in own], [100 * row["top1"] for row in own]
-        lows = [max(100 * (row["top1"] - row["interval"][0]), 0) for row in own]
-        highs = [max(100 * (row["interval"][1] - row["top1"]), 0) for row in own]
-        axes.errorbar(
-            ms,
-            top1,
-            yerr=[lows, highs],
-            fmt="o-",
-            color=color,
-            ecolor=color,
-            elinewidth=0.7,
-            capsize=2,
-            ms=6,
-            label=name,
-        )
+        for row, x in zip(own, ms):
+            axes.plot([x, x], [100 * bound for bound in row["interval"]], color=color, lw=0.8, alpha=0.45, zorder=1)
+        axes.plot(ms, top1, "o-", color=color, ms=6, label=name)
         for row, x, y in zip(own, ms, top1):
             if row["share"] in MARKED:
-                axes.annotate(
-                    f"{100 * row['share']:.0f} %",
-                    (x, y),
-                    (0, -15),
-                    textcoords="offset points",
-                    color=color,
-                    ha="center",
-                )
+                text, place = f"{100 * row['share']:.0f} %", (0, 8 if above else -17)
+                axes.annotate(text, (x, y), place, textcoords="offset points", color=color, ha="center", fontsize=9)
+    lowest, highest = (pick(100 * row["interval"][side] for row in rows) for side, pick in ((0, min), (1, max)))
+    room = max(highest - lowest, 1)
+    axes.set_ylim(lowest - 0.22 * room, highest + 0.06 * room)
     axes.set_xscale("log")
     ticks = [tick for tick in (0.5, 1, 2, 5, 10, 20, 50, 100) if _is_near(tick, [row["p50_ms"] for row in rows])]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="median milliseconds an image, one thread (logarithmic; left is faster)", ylabel="top-1, per cent")
-    axes.legend(frameon=False, loc="lower right", title="per cent: patches kept")
+    told = "per cent: patches kept; bars: 95 % intervals"
+    axes.legend(frameon=False, loc="lower center", ncols=2, fontsize=9, title=told, title_fontsize=9)
     unstable = sum(row["verdict"] == UNSTABLE for row in rows)
     warning = f"; {unstable} of {len(rows)} latencies unstable" if unstable else ""
     note = f"{data['images']} test images of {data['data']}, ONNX Runtime, {machine_label(data)}{warning}"

@@ -218,7 +218,13 @@ def elastic(rows: Sequence[Mapping[str, Any]]) -> str:
         lowest = min(y - below for y, below in zip(top1, errors[0]))
         highest = max(y + above for y, above in zip(top1, errors[1]))
         for x, y, below, row in zip(macs, top1, errors[0], rows):
-            place = {"textcoords": "offset points", "rotation": 90, "ha": "center", "va": "top", "fontsize": 7}
+            place: dict[str, Any] = {
+                "textcoords": "offset points",
+                "rotation": 90,
+                "ha": "center",
+                "va": "top",
+                "fontsize": 7,
+            }
             axes.annotate(row["budget"], (x, y - below), (0, -5), **place)
         room = max(highest - lowest, 0.5)
         axes.set(xlabel="million multiply-accumulates", ylabel="top-1, per cent")
