@@ -11,15 +11,17 @@ from typing import Any
 from gft_edge.report.figures.overlays import GAP, HEADING, LEGEND, PANEL, TITLE
 
 MOST_BYTES = 40_000_000
+_OPTIONS: dict[str, dict[str, Any]] = {"png": {}, "jpeg": {"quality": 90, "subsampling": 0}}
+"""Of each kind: PNG holds every pixel; JPEG makes panels of photographs several times as small."""
 
 
 def data_url(file: Path, widest: int) -> str | None:
-    """Returns a picture as a data URL of at most ``widest`` pixels per side; None if it cannot be read."""
+    """Returns a picture as a PNG data URL of at most ``widest`` pixels per side; None if it cannot be read."""
     picture = _opened(file)
     if picture is None:
         return None
     picture.thumbnail((widest, widest))
-    return _url(picture)
+    return _url(picture, "png")
 
 
 def panel_urls(file: Path) -> list[str] | None:
@@ -31,7 +33,10 @@ def panel_urls(file: Path) -> list[str] | None:
     if picture is None or picture.height != HEADING + TITLE + PANEL + LEGEND or (picture.width + GAP) % (PANEL + GAP):
         return None
     top = HEADING + TITLE
-    return [_url(picture.crop((left, top, left + PANEL, top + PANEL))) for left in range(0, picture.width, PANEL + GAP)]
+    return [
+        _url(picture.crop((left, top, left + PANEL, top + PANEL)), "png", "jpeg")
+        for left in range(0, picture.width, PANEL + GAP)
+    ]
 
 
 def _opened(file: Path) -> Any:
@@ -48,12 +53,12 @@ def _opened(file: Path) -> Any:
         return None
 
 
-def _url(picture: Any) -> str:
-    """Returns a data URL: PNG for drawings, JPEG for photographs, of which a page would otherwise be several times as large."""
+def _url(picture: Any, *kinds: str) -> str:
+    """Returns the shortest data URL among kinds of files."""
     found = {}
-    for kind, options in (("png", {}), ("jpeg", {"quality": 90, "subsampling": 0})):
+    for kind in kinds:
         out = io.BytesIO()
-        picture.save(out, format=kind, **options)
+        picture.save(out, format=kind, **_OPTIONS[kind])
         found[kind] = out.getvalue()
     kind = min(found, key=lambda name: len(found[name]))
     return f"data:image/{kind};base64,{base64.b64encode(found[kind]).decode()}"
