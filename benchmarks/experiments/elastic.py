@@ -65,7 +65,7 @@ def control(name: str, data: str = "scenes", num_images: int = 800) -> Controls:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Writes elastic.json, elastic.svg, controls.json and controls.svg and prints the tables."""
+    """Writes elastic.json, elastic.svg and the files of controls, and prints the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", metavar="CKPT", help="checkpoint folder, or 'builtin'")
     parser.add_argument("out", type=Path, metavar="DIR", help="output folder")

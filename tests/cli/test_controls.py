@@ -69,9 +69,10 @@ def test_right_answers_are_those_of_the_model_with_each_choice(done, tiny_model,
 
 def test_files_hold_what_is_printed_and_the_report_shows_them(done, gft_edge):
     found, out = done
-    assert sorted(path.name for path in out.iterdir()) == ["controls.json", "controls.svg"]
+    assert sorted(path.name for path in out.iterdir()) == ["controls.html", "controls.json", "controls.svg"]
     assert json.loads((out / "controls.json").read_text()) == found.json
     drawn = (out / "controls.svg").read_text()
+    assert "Does the selection matter" in (out / "controls.html").read_text()
     assert drawn.startswith("<svg") and all(f">{rule}<" in drawn for rule in RULES)
     report = gft_edge("report", out)
     assert report.code == 0, report.err

@@ -22,10 +22,17 @@ from PIL import Image
 from gft_edge.budget import TokenBudget
 from gft_edge.config.model import preset
 from gft_edge.files import canonical_json
+from gft_edge.report.pages.bench import write_bench_page
+from gft_edge.report.pages.controls import write_controls
+from gft_edge.report.pages.front import write_front
+from gft_edge.report.pages.run import write_page
+from gft_edge.report.pages.sensitivity import write_sensitivity_page
 from gft_edge.storage.seals import sealed
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 TIMEOUT = 60.0
+LONG = "a class whose name goes on and on without any end in sight"
+LABELS = ["bolt", "$\\frac{$ nut", "<script>alert(1)</script>", "\u87ba\u4e1d", "\u0645\u0633\u0645\u0627\u0631", LONG]
 
 
 def executable() -> str | None:
@@ -434,3 +441,52 @@ def laid(tmp_path) -> Callable[..., Path]:
         return run
 
     return lay
+
+
+@pytest.fixture(scope="session")
+def pages(samples, tmp_path_factory) -> dict[str, Path]:
+    """A page of each kind, of files that hold everything, with names that are hard to lay out. Not to be changed."""
+    run = tmp_path_factory.mktemp("pages") / "mine"
+    made = {
+        "one.json": samples["evaluate"](LABELS, "runs/art-a", right=50),
+        "two.json": samples["evaluate"](LABELS, "runs/art-b", right=40),
+        "bench.json": samples["bench"]("art-a", "art-b", "an artefact of a rather long name"),
+        "guesses.json": samples["predict"](LABELS[:2], "runs/art-b"),
+        "sens/sensitivity.json": samples["sensitivity"](12),
+        "selection/controls.json": samples["controls"](),
+        "verify.json": samples["verify"]("art-b", "inconclusive"),
+        "model/config.json": samples["checkpoint"](LABELS, "builtin"),
+        "run.json": {
+            "small": True,
+            "seconds": 12.5,
+            "steps": [{"title": "train", "command": "gft-edge train --config " + "long/" * 60, "seconds": 1.0}],
+            "machine": {"cpu": {"model": "Test CPU", "cores": 2}, "system": "Linux", "nvidia_driver": False},
+            "versions": {"numpy": "2", "torch": None},
+        },
+        "broken.json": "{",
+    }
+    made["three.json"] = samples["evaluate"]([f"class {n:02d}" for n in range(50)], "runs/art-c", right=400)
+    made["bench.json"]["results"][1] |= {"verdict": "unstable", "variation": 0.05}
+    for name, content in made.items():
+        (run / name).parent.mkdir(parents=True, exist_ok=True)
+        whole = sealed(content) if name == "bench.json" else content
+        (run / name).write_text(whole if isinstance(whole, str) else canonical_json(whole))
+    rows = "".join(f'{{"step": {n}, "loss": {2 / n}, "train_top1": 0.5, "val_top1_full": 0.6}}\n' for n in range(1, 40))
+    (run / "model/log.jsonl").write_text(rows)
+    for name, size in (("maps/0.png", (992, 274)), ("maps/1.png", (992, 274)), ("wrong/000.png", (96, 96))):
+        (run / name).parent.mkdir(exist_ok=True)
+        samples["picture"](run / name, size)
+    other = {**samples["bench"]("art-a", "art-b"), "machine": {"board": "Orin"}}
+    for row in other["results"]:
+        row["energy"] = {"mj_per_image": 42.5, "net_mj_per_image": 21.0, "refused": None}
+    (run.parent / "orin.json").write_text(canonical_json(sealed(other)))
+    write_controls(run.parent / "controls", samples["controls"]())
+    write_front(run.parent / "front.json", samples["search"]())
+    return {
+        "report": write_page(run).page,
+        "bench": write_bench_page([run / "bench.json"], run)[0],
+        "compare": write_bench_page([run / "bench.json", run.parent / "orin.json"], run.parent / "compared")[0],
+        "sensitivity": write_sensitivity_page(run / "sens"),
+        "front": run.parent / "front.html",
+        "controls": run.parent / "controls" / "controls.html",
+    }

@@ -4,14 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from gft_edge.files import canonical_json
-from gft_edge.report.pages.bench import write_bench_page
-from gft_edge.report.pages.run import write_page
-from gft_edge.report.pages.sensitivity import write_sensitivity_page
-from gft_edge.storage.seals import sealed
-
-LONG = "a class whose name goes on and on without any end in sight"
-LABELS = ["bolt", "$\\frac{$ nut", "<script>alert(1)</script>", "\u87ba\u4e1d", "\u0645\u0633\u0645\u0627\u0631", LONG]
 FAULTS = """(() => {
   const found = [], width = document.documentElement.clientWidth, name = box => box.textContent.slice(0, 60);
   if (document.documentElement.scrollWidth > width) found.push('the page is ' + document.documentElement.scrollWidth + ' wide');
@@ -43,6 +35,23 @@ FAULTS = """(() => {
   if (!figures) found.push('no figure is displayed');
   return found;
 })()"""
+CONTRAST = """(() => {
+  const part = value => { value /= 255; return value <= 0.03928 ? value / 12.92 : Math.pow((value + 0.055) / 1.055, 2.4); };
+  const rgba = text => { const found = text.match(/[0-9.]+/g).map(Number); return found.length < 4 ? [...found, 1] : found; };
+  const light = color => 0.2126 * part(color[0]) + 0.7152 * part(color[1]) + 0.0722 * part(color[2]);
+  const behind = box => { for (; box; box = box.parentElement) { const color = rgba(getComputedStyle(box).backgroundColor);
+    if (color[3] > 0.9) return color; } return [255, 255, 255, 1]; };
+  const found = new Set();
+  for (const box of document.querySelectorAll('body *')) {
+    if (!box.getClientRects().length || !box.checkVisibility({ visibilityProperty: true })) continue;
+    if (![...box.childNodes].some(node => node.nodeType == 3 && node.textContent.trim())) continue;
+    const style = getComputedStyle(box), figure = box.ownerSVGElement;
+    const one = light(rgba(figure ? style.fill : style.color)), two = light(behind(figure || box));
+    const ratio = (Math.max(one, two) + 0.05) / (Math.min(one, two) + 0.05);
+    if (ratio < 4.5) found.add(ratio.toFixed(2) + ' ' + box.tagName + ': ' + box.textContent.trim().slice(0, 30));
+  }
+  return [...found];
+})()"""
 BRIGHTNESS = """(() => {
   const light = color => { const [r, g, b] = color.match(/[0-9.]+/g).map(Number); return (0.3 * r + 0.59 * g + 0.11 * b) / 255; };
   const letters = [...document.querySelectorAll('td, p, h2, figure svg text')].filter(e => e.getBoundingClientRect().width)
@@ -51,54 +60,15 @@ BRIGHTNESS = """(() => {
 })()"""
 
 
-@pytest.fixture(scope="module")
-def pages(samples, tmp_path_factory):
-    """A page of each kind, of files that hold everything, with names that are hard to lay out."""
-    run = tmp_path_factory.mktemp("pages") / "mine"
-    made = {
-        "one.json": samples["evaluate"](LABELS, "runs/art-a", right=50),
-        "two.json": samples["evaluate"](LABELS, "runs/art-b", right=40),
-        "bench.json": samples["bench"]("art-a", "art-b", "an artefact of a rather long name"),
-        "guesses.json": samples["predict"](LABELS[:2], "runs/art-b"),
-        "sens/sensitivity.json": samples["sensitivity"](12),
-        "selection/controls.json": samples["controls"](),
-        "verify.json": samples["verify"]("art-b", "inconclusive"),
-        "model/config.json": samples["checkpoint"](LABELS, "builtin"),
-        "run.json": {
-            "small": True,
-            "seconds": 12.5,
-            "steps": [{"title": "train", "command": "gft-edge train --config " + "long/" * 60, "seconds": 1.0}],
-            "machine": {"cpu": {"model": "Test CPU", "cores": 2}, "system": "Linux", "nvidia_driver": False},
-            "versions": {"numpy": "2", "torch": None},
-        },
-        "broken.json": "{",
-    }
-    made["three.json"] = samples["evaluate"]([f"class {n:02d}" for n in range(50)], "runs/art-c", right=400)
-    made["bench.json"]["results"][1] |= {"verdict": "unstable", "variation": 0.05}
-    for name, content in made.items():
-        (run / name).parent.mkdir(parents=True, exist_ok=True)
-        whole = sealed(content) if name == "bench.json" else content
-        (run / name).write_text(whole if isinstance(whole, str) else canonical_json(whole))
-    rows = "".join(f'{{"step": {n}, "loss": {2 / n}, "train_top1": 0.5, "val_top1_full": 0.6}}\n' for n in range(1, 40))
-    (run / "model/log.jsonl").write_text(rows)
-    for name, size in (("maps/0.png", (992, 274)), ("maps/1.png", (992, 274)), ("wrong/000.png", (96, 96))):
-        (run / name).parent.mkdir(exist_ok=True)
-        samples["picture"](run / name, size)
-    return {
-        "report": write_page(run).page,
-        "bench": write_bench_page([run / "bench.json"], run)[0],
-        "sensitivity": write_sensitivity_page(run / "sens"),
-    }
-
-
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-@pytest.mark.parametrize("kind", ["report", "bench", "sensitivity"])
+@pytest.mark.parametrize("kind", ["report", "bench", "compare", "sensitivity", "front", "controls"])
 def test_nothing_is_cut_nothing_fails_and_letters_can_be_read(browser, pages, kind, width, dark):
     browser.open(pages[kind], width, dark)
     assert browser.evaluate("innerWidth") == width
     assert browser.problems == []
     assert browser.evaluate(FAULTS) == []
+    assert browser.evaluate(CONTRAST) == []  # WCAG 2.1, AA
     paper, darkest, brightest = browser.evaluate(BRIGHTNESS)
     if dark:
         assert paper < 0.15
@@ -136,7 +106,57 @@ def test_commands_have_a_button_that_copies_them(browser, pages):
 def test_a_script_in_a_page_that_is_not_ours_does_not_run(browser, pages, tmp_path):
     html = pages["report"].read_text(encoding="utf-8")
     planted = tmp_path / "planted.html"
-    planted.write_text(html.replace("<main>", "<main><script>window.planted = 1</script>"), encoding="utf-8")
+    planted.write_text(html.replace("<h1>", "<script>window.planted = 1</script><h1>"), encoding="utf-8")
     browser.open(planted, 1280)
     assert browser.evaluate("window.planted === undefined")
     assert any("Content Security Policy" in problem for problem in browser.problems)
+
+
+def test_the_switch_turns_the_colours_and_is_kept(browser, pages):
+    paper = "getComputedStyle(document.body).backgroundColor"
+    browser.open(pages["front"], 1280)
+    browser.evaluate("localStorage.clear()")
+    try:
+        browser.open(pages["front"], 1280)
+        light = browser.evaluate(paper)
+        assert browser.evaluate("document.querySelector('.theme').getAttribute('aria-pressed')") == "false"
+        browser.evaluate("document.querySelector('.theme').click()")
+        assert browser.evaluate("document.querySelector('.theme').getAttribute('aria-pressed')") == "true"
+        assert browser.evaluate(paper) != light
+        browser.open(pages["front"], 1280)
+        assert browser.evaluate(paper) != light
+        browser.open(pages["front"], 1280, dark=True)
+        browser.evaluate("document.querySelector('.theme').click()")
+        assert browser.evaluate(paper) == light
+    finally:
+        browser.evaluate("localStorage.clear()")
+
+
+def test_without_a_clipboard_the_command_is_selected(browser, pages):
+    browser.open(pages["front"], 390)
+    browser.evaluate("navigator.clipboard.writeText = () => Promise.reject(); document.execCommand = () => false")
+    browser.evaluate("document.querySelector('.copy').click()")
+    browser.evaluate("new Promise(done => setTimeout(done, 50))")
+    assert browser.evaluate("String(getSelection())") == "gft-edge export ckpt"
+    assert "Ctrl+C" in browser.evaluate("document.querySelector('[role=status]').textContent")
+
+
+def test_a_point_shows_its_value(browser, pages):
+    browser.open(pages["front"], 1280)
+    shown = browser.evaluate("""(() => { const part = document.querySelector('.wide .tip use, .wide .tip path');
+      const at = part.getBoundingClientRect(), where = { clientX: at.x + at.width / 2, clientY: at.y + at.height / 2 };
+      part.dispatchEvent(new PointerEvent('pointermove', { bubbles: true, ...where }));
+      const box = document.querySelector('.tooltip');
+      return [box.hidden, box.textContent, box.getBoundingClientRect().width]; })()""")
+    assert shown[0] is False and shown[2] > 0
+    assert shown[1].splitlines()[0] == "7-7, fp32" and "top-1 80.00 % (75.00 to 85.00)" in shown[1]
+
+
+def test_the_keyboard_reaches_the_content_first_and_then_every_control(browser, pages):
+    browser.open(pages["front"], 1280)
+    order = browser.evaluate("""[...document.querySelectorAll('a, button, summary, [tabindex="0"]')]
+      .filter(box => box.checkVisibility({ visibilityProperty: true })).map(box => box.className || box.tagName)""")
+    assert order[:3] == ["skip", "theme", "SUMMARY"] and "copy" in order
+    assert not browser.evaluate("document.querySelectorAll('[tabindex]:not([tabindex=\"0\"]):not(main)').length")
+    ring = "(() => { const b = document.querySelector('.skip'); b.focus(); return b.getBoundingClientRect().left >= 0; })()"
+    assert browser.evaluate(ring)

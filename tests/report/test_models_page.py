@@ -81,9 +81,28 @@ def test_pictures_say_where_the_map_is_not_what_ranks(samples, tmp_path, model, 
     record = samples["predict"](LABELS[:1], "runs/art-b")
     samples["picture"](tmp_path / "0.png", (64, 64))
     record["predictions"][0]["map"] = "0.png"
-    artifact = SimpleNamespace(name="art-b", manifest=SimpleNamespace(labels=LABELS, model=model))
+    artifact = SimpleNamespace(name="art-b", manifest=SimpleNamespace(labels=LABELS, model=model, budget=model.budget))
     found = SimpleNamespace(folder=tmp_path, predictions=[("guesses.json", record)])
     (section,) = picture_sections.predictions(
         SimpleNamespace(found=found, artifacts=[("art-b", SimpleNamespace(artifact=artifact))])
     )
     assert [group["score"] for group in section.data["groups"]] == [score]
+
+
+@pytest.mark.parametrize(
+    ("name", "titles"),
+    [("art", ["stage 1: 9 of 196", "stage 2: 4 of 196"]), ("art@8-3", ["stage 1: 8 of 196", "stage 2: 3 of 196"])],
+)
+def test_each_panel_of_a_picture_says_how_many_patches_it_keeps(samples, tmp_path, name, titles):
+    record = samples["predict"](LABELS[:1], f"runs/{name}")
+    samples["picture"](tmp_path / "0.png", (792, 274))
+    record["predictions"][0]["map"] = "0.png"
+    budget = SimpleNamespace(id="9-4", keep=(9, 4))
+    manifest = SimpleNamespace(labels=LABELS, model=preset("gft_tiny"), budget=budget, family={"8-3": None})
+    artifacts = [("art", SimpleNamespace(artifact=SimpleNamespace(name="art", manifest=manifest)))]
+    view = SimpleNamespace(found=SimpleNamespace(folder=tmp_path), artifacts=artifacts)
+    (row,) = picture_sections.shown_predictions(view, "guesses.json", record)
+    assert [panel["title"] for panel in row["panels"]] == ["image", "importance (GALA map)", *titles]
+    samples["picture"](tmp_path / "0.png", (791, 274))  # of another program
+    (row,) = picture_sections.shown_predictions(view, "guesses.json", record)
+    assert row["panels"] is None and row["url"].startswith("data:image/png;")

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_threads_argument(parser, default=0)
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="also write controls.json and controls.svg into a folder"
+        "--out", type=Path, metavar="DIR", help="also write controls.json, controls.svg and controls.html into a folder"
     )
 
 

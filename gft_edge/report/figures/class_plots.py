@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
-from gft_edge.report.figures.svg import COLORS, INK, WIDE, is_narrow, responsive, short, svg
+from gft_edge.report.figures.svg import COLORS, INK, WIDE, is_narrow, responsive, short, svg, tip
 from gft_edge.stats.metrics import wilson_interval
 
 MOST_IN_MATRIX = 50
@@ -29,17 +30,18 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
     """
     counts = np.asarray(matrix, dtype=np.float64)
     share = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    shade = np.zeros((*share.shape, 4))
-    right = np.eye(len(share), dtype=bool)
-    for mask, color in ((right, COLORS[2]), (~right, COLORS[3])):
-        shade[mask, :3] = [int(color[i : i + 2], 16) / 255 for i in (1, 3, 5)]
-    shade[..., 3] = np.where(share > 0, 0.15 + 0.75 * share, 0)  # transparent where empty, on light and dark pages
 
     def draw(figure: Figure, axes: Axes) -> None:
         narrow, size = is_narrow(figure), len(labels)
         letters = 9 if size <= 10 else 8 if size <= MOST_ON_A_TELEPHONE else 6
         names = [short(label, 16 if narrow else 24) for label in labels]
-        axes.imshow(shade, interpolation="nearest", aspect="equal")
+        for row, column in np.argwhere(counts > 0):
+            color = COLORS[2] if row == column else COLORS[3]
+            alpha = 0.15 + 0.35 * share[row, column]  # numbers on it stay readable on light and dark pages
+            cell = Rectangle((column - 0.5, row - 0.5), 1, 1, color=color, alpha=alpha, lw=0)
+            count, whole = counts[row, column], counts[row].sum()
+            tip(axes.add_patch(cell), f"{labels[row]}, predicted {labels[column]}: {count:.0f} of {whole:.0f}")
+        axes.set(xlim=(-0.5, size - 0.5), ylim=(size - 0.5, -0.5), aspect="equal")
         axes.set_xticks(range(size), names, rotation=90, fontsize=letters)
         axes.set_yticks(range(size), names, fontsize=letters)
         axes.set_xticks(np.arange(size + 1) - 0.5, minor=True)
@@ -53,10 +55,11 @@ def confusion(matrix: Sequence[Sequence[int]], labels: Sequence[str]) -> str:
                 text = f"{counts[row, column]:.0f}"
                 axes.text(column, row, text, ha="center", va="center", fontsize=8 if narrow else letters)
 
+    told = f"confusion matrix of {len(labels)} classes: {np.trace(counts):.0f} of {counts.sum():.0f} images correct"
     height = min(7.4, 2.6 + 0.26 * len(labels))
     if len(labels) > MOST_ON_A_TELEPHONE:
-        return svg(draw, WIDE, height, "confusion matrix")
-    return responsive(draw, height, "confusion matrix", min(height, 4.9))
+        return svg(draw, WIDE, height, told)
+    return responsive(draw, height, told, min(height, 4.9))
 
 
 def per_class(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -67,7 +70,8 @@ def per_class(rows: Sequence[Mapping[str, Any]]) -> str:
         for place, row in enumerate(shown):
             share = row["right"] / row["count"]
             low, high = wilson_interval(row["right"], row["count"])
-            axes.barh(place, 100 * share, 0.7, color=COLORS[1], alpha=0.55)
+            (bar,) = axes.barh(place, 100 * share, 0.7, color=COLORS[1], alpha=0.55)
+            tip(bar, f"{row['label']}: {row['right']} of {row['count']} ({100 * low:.1f} to {100 * high:.1f} %)")
             axes.plot([100 * low, 100 * high], [place, place], color=INK, lw=1.2)
         most = 20 if is_narrow(figure) else 34
         names = [f"{short(row['label'], most)} ({row['right']}/{row['count']})" for row in shown]

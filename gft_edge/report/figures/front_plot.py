@@ -8,7 +8,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from gft_edge.report.figures.svg import COLORS, INK, PALE, WIDE, Draw, is_narrow, responsive, svg
+from gft_edge.report.figures.svg import COLORS, GRID, INK, PALE, WIDE, Draw, point_tip, responsive, svg
 
 AXIS_TITLES = {
     "ms": "milliseconds an image",
@@ -49,14 +49,19 @@ def _draw(data: Mapping[str, Any]) -> Draw:
         above = [max(100 * (p["interval"][1] - p["top1"]), 0) for p in points]
         axes.errorbar([p[axis] for p in points], middles, yerr=[below, above], **style)
 
-    def draw(figure: Figure, axes: Axes) -> None:
+    def draw(_: Figure, axes: Axes) -> None:
         front = [p for p in data["points"] if p["is_front"]]
         rest = [p for p in data["points"] if not p["is_front"] and p[axis] is not None]
         if rest:
-            bars(axes, rest, fmt="o", ms=3, color=PALE, elinewidth=0.6, label="dominated", zorder=1)
+            bars(axes, rest, fmt="o", ms=3, color=PALE, ecolor=GRID, elinewidth=0.8, label="dominated", zorder=1)
         axes.plot([p[axis] for p in front], [100 * p["top1"] for p in front], color=COLORS[1], lw=1, zorder=2)
         for (name, points), color in zip(series(data), COLORS[1:] * len(front)):
             bars(axes, points, fmt="o", ms=6, color=color, capsize=3, label=f"front, {name}", zorder=3)
+        for p in front + rest:
+            low, high = (100 * value for value in p["interval"])
+            name, top1 = f"{p['budget']}, {p['precision']}", 100 * p["top1"]
+            text = f"{name}\n{p[axis]:.4g} {AXIS_TITLES[axis]}\ntop-1 {top1:.2f} % ({low:.2f} to {high:.2f})"
+            point_tip(axes, p[axis], top1, text)
         if data["recommended"] is not None:
             chosen = data["points"][data["recommended"]["point"]]
             axes.plot(
@@ -80,6 +85,6 @@ def _draw(data: Mapping[str, Any]) -> Draw:
         bound = " (a bound)" if data["cost"]["kind"] == "bound" else ""
         axes.set(xlabel=AXIS_TITLES[axis] + bound, ylabel="top-1, per cent")
         axes.set_xlim(left=0)
-        axes.legend(frameon=False, fontsize=7 if is_narrow(figure) else 8, loc="lower right")
+        axes.legend(frameon=False, fontsize=8, loc="lower right")
 
     return draw

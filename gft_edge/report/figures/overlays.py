@@ -28,10 +28,10 @@ BAR_LEFT = 36
 INK = (31, 41, 55)
 MAP_TITLE = "GALA map"
 
-# Seven stops of matplotlib's "inferno" (public domain), dark to bright.
-_INFERNO = np.array(
+INFERNO = np.array(
     [(0, 0, 4), (51, 10, 94), (115, 27, 109), (176, 47, 91), (229, 92, 48), (252, 166, 10), (252, 255, 164)], np.float32
 )
+"""Seven stops of matplotlib's "inferno" (public domain), dark to bright: (7, 3) levels of 0 to 255."""
 
 
 def overlay(
@@ -170,7 +170,7 @@ def _colors(importance: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.uint8]:
 
 def _shades(levels: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Maps levels (...) from 0 to 1 to colours (..., 3), dark to bright."""
-    scaled = levels * (len(_INFERNO) - 1)
-    low = np.minimum(scaled.astype(int), len(_INFERNO) - 2)
+    scaled = levels * (len(INFERNO) - 1)
+    low = np.minimum(scaled.astype(int), len(INFERNO) - 2)
     part = (scaled - low)[..., None]
-    return (_INFERNO[low] * (1 - part) + _INFERNO[low + 1] * part).astype(np.uint8)
+    return (INFERNO[low] * (1 - part) + INFERNO[low + 1] * part).astype(np.uint8)

@@ -12,9 +12,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from gft_edge.budget import patches_per_block
-from gft_edge.report.figures.svg import COLORS, INK, WIDE, Draw, is_narrow, responsive, short, svg
+from gft_edge.report.figures.svg import COLORS, EDGE, INK, WIDE, Draw, is_narrow, point_tip, responsive, short, svg, tip
 
 CONTROLS_HEIGHT = 3.6
+MOST_TIPS = 40
+"""Largest number of points of a curve that show their value under the pointer."""
 SMOOTHED = 0.2
 """Weight of a new value in the smoothed curve of a training log."""
 
@@ -46,6 +48,9 @@ def tradeoff(points: Sequence[Point]) -> str:
     """Draws top-1 against latency, one point per model, with the intervals of both."""
 
     def draw(figure: Figure, axes: Axes) -> None:
+        for before, after in itertools.pairwise(points):
+            arrow = {"arrowstyle": "->", "color": EDGE, "lw": 1.4, "shrinkA": 9, "shrinkB": 9}
+            axes.annotate("", (after.ms, 100 * after.top1), (before.ms, 100 * before.top1), arrowprops=arrow)
         for point in points:
             low, high = point.top1_interval
             left, right = point.ms_interval
@@ -58,26 +63,36 @@ def tradeoff(points: Sequence[Point]) -> str:
                 mfc="none" if point.is_unstable else point.color,
                 color=point.color,
                 capsize=3,
-                ms=8,
+                ms=9,
             )
+            point_tip(axes, point.ms, 100 * point.top1, _told(point))
         right = 1.15 * max(max(point.ms, point.ms_interval[1]) for point in points)
         low, high = min(p.top1_interval[0] for p in points), max(p.top1_interval[1] for p in points)
         room = max(high - low, 0.02)
-        texts = [short(p.name, 26) + (" (unstable)" if p.is_unstable else "") for p in points]
+        texts = [f"{short(p.name, 26)}\n{p.ms:.1f} ms" + (" (unstable)" if p.is_unstable else "") for p in points]
         letter = right / (95 if not is_narrow(figure) else 52)  # width of a letter on the axis, roughly
-        levels = _levels([p.ms for p in points], [letter * len(text) for text in texts], right)
-        for point, text, level in zip(points, texts, levels):
-            half = letter * len(text) / 2
+        widths = [letter * max(map(len, text.splitlines())) for text in texts]
+        levels = _levels([p.ms for p in points], widths, right)
+        for point, text, width, level in zip(points, texts, widths, levels):
+            half = width / 2
             middle = min(max(point.ms, half), right - half) if 2 * half < right else right / 2
-            height = 100 * (high + room * (0.05 + 0.09 * level))
+            height = 100 * (high + room * (0.05 + 0.2 * level))
             axes.text(middle, height, text, ha="center", va="bottom", fontsize=9, color=point.color)
             axes.plot([point.ms] * 2, [100 * point.top1_interval[1], height], ":", color=point.color, lw=1)
         axes.set_xlim(0, right)
-        axes.set_ylim(100 * (low - 0.08 * room), 100 * (high + room * (0.16 + 0.09 * max(levels))))
+        axes.set_ylim(100 * (low - 0.08 * room), 100 * (high + room * (0.28 + 0.2 * max(levels))))
         axes.set_yticks([tick for tick in axes.get_yticks() if 0 <= tick <= 100 and 100 * low - 8 * room <= tick])
         axes.set(xlabel="median latency, ms (left is faster)", ylabel="top-1, per cent")
 
-    return responsive(draw, 3.4, "accuracy against latency")
+    told = "; ".join(" ".join(_told(point).split()) for point in points)
+    return responsive(draw, 3.4, f"accuracy against latency: {told}")
+
+
+def _told(point: Point) -> str:
+    """Returns both figures of a model as text."""
+    low, high = point.top1_interval
+    accuracy = f"top-1 {100 * point.top1:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+    return f"{point.name}\n{accuracy}\n{point.ms:.2f} ms" + (", unstable" if point.is_unstable else "")
 
 
 def _levels(middles: Sequence[float], widths: Sequence[float], right: float) -> list[int]:
@@ -108,16 +123,21 @@ def training(rows: Sequence[Mapping[str, Any]]) -> str:
         axes.remove()
         panels = figure.subplots(2 if accuracies else 1, 1, sharex=True, squeeze=False)[:, 0]
         _curve(panels[0], [(row["step"], row["loss"]) for row in rows], COLORS[1], "")
+        for row in rows[:: 1 + len(rows) // MOST_TIPS]:
+            point_tip(panels[0], row["step"], row["loss"], f"step {row['step']}: loss {row['loss']:.4g}")
         panels[0].set(ylabel="loss", ylim=(0, 1.1 * max(row["loss"] for row in rows) or 1))
         if accuracies:
             for (label, values), color in zip(accuracies.items(), (COLORS[1], COLORS[3], COLORS[2])):
                 _curve(panels[1], values, color, label, label.startswith("validation"))
+                for step, value in values[:: 1 + len(values) // MOST_TIPS]:
+                    point_tip(panels[1], step, value, f"step {step}, {label}: {value:.2f} %")
             panels[1].set(ylabel="top-1, per cent", ylim=(0, 104))
             panels[1].legend(frameon=False, fontsize=8, loc="best")
         panels[-1].set_xlabel("step")
         panels[-1].xaxis.get_major_locator().set_params(integer=True)
 
-    return responsive(draw, 3.8 if accuracies else 2.4, "training")
+    what = "loss and accuracy" if accuracies else "loss"
+    return responsive(draw, 3.8 if accuracies else 2.4, f"{what} over {rows[-1]['step']} steps of training")
 
 
 def _curve(axes: Axes, values: Sequence[tuple[float, float]], color: str, label: str, is_exact: bool = False) -> None:
@@ -144,10 +164,12 @@ def accuracy(results: Sequence[Mapping[str, Any]], colors: Mapping[str, str]) ->
             errors = [[max(top1 - low, 0)], [max(high - top1, 0)]]
             axes.errorbar(top1, place, xerr=errors, fmt="o", color=color, capsize=4, ms=7)
             axes.annotate(f"{top1:.1f} %", (top1, place), (0, 8), textcoords="offset points", ha="center")
+            point_tip(axes, top1, place, f"{row['title']}\ntop-1 {top1:.2f} % ({low:.2f} to {high:.2f})")
         axes.set_yticks(range(len(results)), [short(row["title"], 30) for row in results], fontsize=9)
         axes.set(xlabel="top-1, per cent (bar: 95 % interval)", ylim=(len(results) - 0.5, -0.7))
 
-    return responsive(draw, 0.9 + 0.55 * len(results), "accuracy")
+    told = "; ".join(f"{row['title']} {100 * row['top1']:.1f} %" for row in results)
+    return responsive(draw, 0.9 + 0.55 * len(results), f"top-1 with its 95 % interval: {told}")
 
 
 def staircase(
@@ -170,11 +192,16 @@ def staircase(
             halves = [count for block, n in enumerate(entering, start=1) for count in (n, leaving.get(block, n))]
             edges = np.arange(2 * depth + 1) / 2 + 0.5
             axes.stairs(halves, edges, color=color, lw=2.2, label=name, baseline=None)
+            for block, count in enumerate(entering, start=1):
+                text = f"budget {name}, block {block}: {count} patches enter"
+                leaves = leaving.get(block, count)
+                point_tip(axes, block, leaves, text if leaves == count else f"{text}, {leaves} stay")
         ticks = range(1, depth + 1, 1 + depth // 13)
         axes.set(xlabel="block", ylabel="patches", ylim=(0, num_patches * 1.12), xticks=ticks)
-        axes.legend(frameon=False, loc="lower left")
+        axes.legend(frameon=False, ncols=3, fontsize=8, loc="lower center", bbox_to_anchor=(0.5, 1))
 
-    return responsive(draw, 2.6, "patches per block")
+    told = "; ".join(f"budget {name} keeps {', '.join(map(str, keep))}" for name, keep in budgets.items())
+    return responsive(draw, 2.8, f"patches per block, of {num_patches}: {told}")
 
 
 def elastic(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -188,9 +215,20 @@ def elastic(rows: Sequence[Mapping[str, Any]]) -> str:
             [100 * (row["interval"][1] - row["top1"]) for row in rows],
         ]
         axes.errorbar(macs, top1, yerr=errors, fmt="o-", color=COLORS[1], capsize=3)
-        for x, y, row in zip(macs, top1, rows):
-            axes.annotate(row["budget"], (x, y), (4, -13), textcoords="offset points", fontsize=7)
+        lowest = min(y - below for y, below in zip(top1, errors[0]))
+        highest = max(y + above for y, above in zip(top1, errors[1]))
+        for x, y, below, row in zip(macs, top1, errors[0], rows):
+            place: dict[str, Any] = {
+                "textcoords": "offset points",
+                "rotation": 90,
+                "ha": "center",
+                "va": "top",
+                "fontsize": 7,
+            }
+            axes.annotate(row["budget"], (x, y - below), (0, -5), **place)
+        room = max(highest - lowest, 0.5)
         axes.set(xlabel="million multiply-accumulates", ylabel="top-1, per cent")
+        axes.set_ylim(lowest - 0.4 * room, highest + 0.05 * room)
 
     return svg(draw, WIDE, 3.2, "accuracy by budget")
 
@@ -220,6 +258,9 @@ def _controls(data: Mapping[str, Any]) -> Draw:
                     points.append((cost / 1e6, 100 * row["top1"], [100 * bound for bound in row["interval"]]))
             points.append((full["macs"] / 1e6, 100 * full["top1"], [100 * bound for bound in full["interval"]]))
             costs, heights, bounds = zip(*sorted(points))
+            for cost, height, (low, high) in zip(costs, heights, bounds):
+                text = f"{name}\n{cost:.0f} million MACs: {height:.2f} % ({low:.2f} to {high:.2f})"
+                point_tip(axes, cost, height, text)
             is_own = name == budgets[0]["rules"][0]["rule"]
             axes.plot(costs, heights, f"{marker}-", color=color, lw=2.4 if is_own else 1.2, ms=5, label=name)
             if is_own:
@@ -284,7 +325,8 @@ def _sensitivity(data: Mapping[str, Any]) -> Draw:
         narrow = is_narrow(figure)
         panels = figure.subplots(*((2, 1) if narrow else (1, 2)), sharey=not narrow)
         for number, (panel, values) in enumerate(zip(panels, (alone, gained))):
-            panel.barh(range(len(rows)), values, 0.7, color=colors)
+            for bar, row, value in zip(panel.barh(range(len(rows)), values, 0.7, color=colors), rows, values):
+                tip(bar, f"{row['name']}: {'bit-identical' if np.isnan(value) else f'{value:.2f} dB'}")
             panel.grid(False, axis="y")
             panel.set_ylim(len(rows) - 0.4, -0.6)
             if narrow or number == 0:
@@ -315,6 +357,8 @@ def fidelity(record: Mapping[str, Any]) -> str:
             for side, color in zip(record["sides"], COLORS[1:]):
                 label = f"{short(side['name'])}, area {side[kind]['auc']:.3f}"
                 panel.plot(share, side[kind]["curve"], color=color, label=label)
+                for part, height in zip(share, side[kind]["curve"]):
+                    point_tip(panel, part, height, f"{side['name']}, {part:.0f} % of the patches: {height:.3f}")
                 label = f"random order, area {side[kind + '_random']['auc']:.3f}"
                 panel.plot(share, side[kind + "_random"]["curve"], "--", color=color, alpha=0.6, label=label)
             change = "inserted into the blurred image" if kind == "insertion" else "removed"
@@ -330,10 +374,11 @@ def sizes(rows: Sequence[tuple[str, float, float]], colors: Mapping[str, str]) -
     def draw(_: Figure, axes: Axes) -> None:
         for place, (name, graph, engine) in enumerate(rows):
             color = colors.get(name, COLORS[0])
-            axes.barh(place - 0.18, graph, 0.34, color=color)
+            tip(axes.barh(place - 0.18, graph, 0.34, color=color)[0], f"{name}: graph {graph:.3f} MB")
             axes.annotate(f"graph {graph:.2f}", (graph, place - 0.18), (4, 0), textcoords="offset points", va="center")
             if engine:
-                axes.barh(place + 0.18, engine, 0.34, color=color, alpha=0.4)
+                (bar,) = axes.barh(place + 0.18, engine, 0.34, color=color, alpha=0.4)
+                tip(bar, f"{name}: engine {engine:.3f} MB")
                 axes.annotate(
                     f"engine {engine:.2f}", (engine, place + 0.18), (4, 0), textcoords="offset points", va="center"
                 )
@@ -342,4 +387,5 @@ def sizes(rows: Sequence[tuple[str, float, float]], colors: Mapping[str, str]) -
         axes.set(xlabel="MB", ylim=(len(rows) - 0.4, -0.6), xlim=(0, largest * 1.4))
         axes.grid(False, axis="y")
 
-    return responsive(draw, 0.9 + 0.6 * len(rows), "sizes")
+    told = "; ".join(f"{name} {graph:.2f} MB" for name, graph, _ in rows)
+    return responsive(draw, 0.9 + 0.6 * len(rows), f"sizes of the graphs: {told}")

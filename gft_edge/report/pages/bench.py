@@ -6,14 +6,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from gft_edge import __version__
 from gft_edge.benchmarks.measuring.bench_files import machine_label, merge
 from gft_edge.benchmarks.measuring.protocol import UNSTABLE
 from gft_edge.benchmarks.measuring.tables import Row, lacking
 from gft_edge.files import replacing
 from gft_edge.report.figures import bench_plots
 from gft_edge.report.figures.svg import COLORS, color_of
-from gft_edge.report.pages.html import environment
+from gft_edge.report.pages.html import render
 from gft_edge.report.pages.tables import Cell, Table, bench_table, is_ratio_unstable, number, table
 from gft_edge.report.pages.view import Figure, Section
 from gft_edge.report.results import forms
@@ -34,7 +33,7 @@ def write_bench_page(paths: Sequence[Path], out: Path) -> tuple[Path, Path]:
     for path in paths:
         usable_bench(path, f"bench file {path}: ")
     merged = cleaned(merge(paths))
-    html = environment().get_template("bench.html.j2").render(**collect(merged))
+    html = render("bench.html.j2", collect(merged))
     write_sealed(out / MERGED, merged)
     with replacing(out / PAGE) as temporary:
         temporary.write_text(html, encoding="utf-8")
@@ -105,10 +104,12 @@ def notes(rows: Sequence[Row]) -> str:
 def collect(merged: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the data of the template, from merged bench files."""
     rows = labelled([{**old, **new} for old, new in zip(merged["results"], clean_bench(merged)["results"])])
+    files = len({row["file"] for row in rows})
     return {
-        "version": __version__,
-        "models": list(dict.fromkeys(row["name"] for row in rows)),
-        "files": len({row["file"] for row in rows}),
+        "title": "gft_edge: benchmarks",
+        "kind": "Comparison of benchmarks" if files > 1 else "Benchmarks",
+        "heading": f"Benchmarks: {', '.join(dict.fromkeys(row['name'] for row in rows))}",
+        "files": files,
         "sections": list(_sections(merged, rows)),
         "warnings": merged["warnings"],
         "implausible": [row for row in rows if row.get("implausible")],

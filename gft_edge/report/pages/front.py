@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gft_edge import __version__
 from gft_edge.errors import ConfigError
 from gft_edge.files import replacing, require_writable, write_json
 from gft_edge.report.figures import front_plot
-from gft_edge.report.pages.html import environment
+from gft_edge.report.pages.html import render
 from gft_edge.report.pages.tables import Cell, number, table
+from gft_edge.report.pages.view import Section
 from gft_edge.report.results.checks import cleaned
 from gft_edge.report.results.records import FRONT
 
@@ -42,7 +42,20 @@ def write_front(out: Path, data: Mapping[str, Any]) -> None:
     """
     write_json(out, data)
     record = FRONT.read(cleaned(dict(data)))
-    html = environment().get_template("front.html.j2").render(version=__version__, front=section(record))
+    shown = section(record)
+    parts = [
+        Section("Recommendation", "recommendation", shown),
+        Section("Accuracy against cost", "cost", shown),
+        Section("Points of the front", "points", shown),
+    ]
+    page = {
+        "title": "gft_edge: the smallest model that is still right",
+        "kind": "Search of budgets",
+        "heading": "The smallest model that is still right",
+        "front": shown,
+        "sections": parts,
+    }
+    html = render("front.html.j2", page)
     for path, text in ((out.with_suffix(".svg"), front_plot.front_file(record)), (out.with_suffix(".html"), html)):
         with replacing(path) as temporary:
             temporary.write_text(text, encoding="utf-8")

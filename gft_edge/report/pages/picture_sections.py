@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -10,7 +10,7 @@ from gft_edge.config.model import GALA_SCORE
 from gft_edge.errors import GFTEdgeError
 from gft_edge.manifest import DeploymentManifest
 from gft_edge.report.figures import class_plots, plots
-from gft_edge.report.figures.pictures import data_url
+from gft_edge.report.figures.pictures import data_url, panel_urls
 from gft_edge.report.pages.models import Evaluated
 from gft_edge.report.pages.tables import number, percent, table
 from gft_edge.report.pages.view import Section, View
@@ -77,17 +77,7 @@ def predictions(view: View) -> Iterator[Section]:
     """Yields overlays of single images."""
     groups = []
     for file, record in view.found.predictions:
-        beside = (view.found.folder / file).parent
-        labels = _labels_of(view, record["artifact"])
-        pictures: list[dict[str, Any]] = []
-        for row in record["predictions"]:
-            found = picture(view.found.folder, beside, row["map"]) if row["map"] else None
-            url = data_url(found, WIDE_PICTURE) if found and len(pictures) < MOST_PICTURES else None
-            if url is None:
-                continue
-            path = as_path(row["image"])
-            truth = next((name for name in (path.parent.name, path.stem) if name in labels), None)
-            pictures.append({**row, "name": path.name, "truth": truth, "url": url})
+        pictures = shown_predictions(view, file, record)
         if pictures:
             groups.append(
                 {
@@ -102,6 +92,61 @@ def predictions(view: View) -> Iterator[Section]:
             )
     if groups:
         yield Section("Importance and kept patches", "predictions", {"groups": groups})
+
+
+def shown_predictions(view: View, file: str, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Returns the predictions of a file that have a picture, at most :data:`MOST_PICTURES`.
+
+    Each has the entries of the file, ``name`` of its image, ``truth`` (a class or None), and its picture: ``panels`` with a
+    URL, a title and a text each, or None and the ``url`` of the whole picture.
+    """
+    beside = (view.found.folder / file).parent
+    labels = _labels_of(view, record["artifact"])
+    sizes = _sizes(view, record["artifact"])
+    shown: list[dict[str, Any]] = []
+    for row in record["predictions"]:
+        found = picture(view.found.folder, beside, row["map"]) if row["map"] else None
+        if found is None or len(shown) == MOST_PICTURES:
+            continue
+        path = as_path(row["image"])
+        urls = panel_urls(found)
+        panels = None if urls is None else _panels(urls, path.name, sizes)
+        url = None if panels else data_url(found, WIDE_PICTURE)
+        if panels or url:
+            truth = next((name for name in (path.parent.name, path.stem) if name in labels), None)
+            shown.append({**row, "name": path.name, "truth": truth, "panels": panels, "url": url})
+    return shown
+
+
+def _panels(urls: Sequence[str], name: str, sizes: Sequence[int]) -> list[dict[str, Any]]:
+    """Returns the panels of an overlay with their titles.
+
+    Args:
+        urls: of the image, its map, and one per stage; an artefact that names kept patches has maps too.
+        name: of the image.
+        sizes: patches of the image and those that each stage keeps; empty if the artefact is unknown.
+    """
+    shown = [{"url": urls[0], "title": "image", "alt": f"{name}: the image", "is_map": False}]
+    if len(urls) > 1:
+        title = "importance (GALA map)"
+        shown.append({"url": urls[1], "title": title, "alt": f"{name}: importance of its patches", "is_map": True})
+    for stage, url in enumerate(urls[2:], start=1):
+        known = len(sizes) == len(urls) - 1
+        title = f"stage {stage}: {sizes[stage]} of {sizes[0]}" if known else f"stage {stage}"
+        alt = f"{name}: the patches kept by {title}"
+        shown.append({"url": url, "title": title, "alt": alt, "is_map": False})
+    return shown
+
+
+def _sizes(view: View, artifact: str) -> tuple[int, ...]:
+    """Returns the patches of an image and those that each stage keeps, of the artefact that made predictions."""
+    member = PurePosixPath(artifact).name.partition("@")[2]
+    for manifest in _manifests(view, artifact):
+        if not member:
+            return (manifest.model.num_patches, *manifest.budget.keep)
+        if member in (manifest.budget.id, *manifest.family):
+            return (manifest.model.num_patches, *map(int, member.split("-")))
+    return ()
 
 
 def _manifests(view: View, artifact: str) -> list[DeploymentManifest]:

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gft_edge import __version__
 from gft_edge.errors import ArtifactError
 from gft_edge.files import replacing
 from gft_edge.report.pages import claims
 from gft_edge.report.pages.bench import points
 from gft_edge.report.pages.claims import LeftOut
-from gft_edge.report.pages.html import environment
+from gft_edge.report.pages.hero import hero
+from gft_edge.report.pages.html import render
 from gft_edge.report.pages.models import colors_of, display_names, evaluated, graphs, tradeoff
 from gft_edge.report.pages.sections import sections
 from gft_edge.report.pages.tables import Cell, table
-from gft_edge.report.pages.view import View
+from gft_edge.report.pages.view import Section, View
 from gft_edge.report.results.run_files import RunFiles, Unused, find
 
 PAGE = "report.html"
@@ -44,7 +45,7 @@ def write_page(run: Path) -> Written:
     if found.is_empty:
         raise ArtifactError(f"run {run}: {_nothing(found)}")
     data = collect(found)
-    html = environment().get_template("page.html.j2").render(**data)
+    html = render("page.html.j2", data)
     with replacing(run / PAGE) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return Written(run / PAGE, tuple(data["left_out"]), tuple(found.unused))
@@ -68,21 +69,31 @@ def collect(found: RunFiles) -> dict[str, Any]:
     rows = evaluated(found, names)
     benches = [point for _, bench in sorted(found.benches, key=lambda pair: pair[0]) for point in points(bench, colors)]
     view = View(found, names, colors, rows, benches, tradeoff(rows, benches, graphs(found, names), colors))
-    shown = sections(view)
+    shown, left_out = sections(view), claims.left_out(view)
     return {
-        "version": __version__,
         "title": claims.title(view, shown),
+        "kind": "Report of a run",
         "contents": claims.contents(view),
         "run": found.record,
-        "steps": _steps(found),
-        "versions": _versions(found),
         "verdicts": claims.verdicts(view),
         "cards": claims.cards(view),
-        "sections": shown,
-        "evidence": claims.evidence(view),
-        "left_out": claims.left_out(view),
-        "unused": found.unused,
+        "hero": hero(view),
+        "sections": [*shown, *_about(view, left_out)],
+        "left_out": left_out,
     }
+
+
+def _about(view: View, left_out: Sequence[LeftOut]) -> Iterator[Section]:
+    """Yields the sections about the page itself: evidence, steps, missing parts."""
+    found, evidence = view.found, claims.evidence(view)
+    if evidence:
+        yield Section("Evidence for each claim", table=evidence, name="evidence")
+    steps = _steps(found)
+    if steps and found.record:
+        data = {"steps": steps, "machine": found.record["machine"], "versions": _versions(found)}
+        yield Section("Steps of the run", "steps", data, name="steps")
+    if left_out or found.unused:
+        yield Section("Missing parts", "left_out", {"parts": left_out, "unused": found.unused}, name="left-out")
 
 
 def _steps(found: RunFiles) -> Any:

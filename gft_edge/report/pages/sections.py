@@ -14,6 +14,7 @@ from gft_edge.report.pages.sensitivity import section as sensitivity_section
 from gft_edge.report.pages.tables import TONES, VERDICTS, Cell, Table, decibels, megabytes, number, percent, table
 from gft_edge.report.pages.view import Section, View, verdict_of
 from gft_edge.report.results.checks import printable
+from gft_edge.report.results.records import UNSTABLE
 
 
 def sections(view: View) -> list[Section]:
@@ -41,7 +42,28 @@ def _tradeoff(view: View) -> Iterator[Section]:
     if view.tradeoff is not None:
         points = view.tradeoff.points
         unstable = [point.name for point in points if point.is_unstable]
-        data = {"figure": plots.tradeoff(points), "measured": view.tradeoff, "unstable": unstable}
+        rows = [
+            (
+                point.name,
+                percent(point.top1, 2),
+                f"{percent(point.top1_interval[0])} to {percent(point.top1_interval[1])}",
+                Cell(
+                    f"{point.ms:.2f}{' ' + UNSTABLE if point.is_unstable else ''}", "warn" if point.is_unstable else ""
+                ),
+                f"{point.ms_interval[0]:.2f} to {point.ms_interval[1]:.2f}",
+                f"{points[0].ms / point.ms:.2f}x" if point is not points[0] else "",
+            )
+            for point in points
+        ]
+        heads = (
+            "model",
+            number("top-1"),
+            "95 % interval of top-1",
+            number("median ms"),
+            "95 % interval of ms",
+            number(f"times as fast as {points[0].name}"),
+        )
+        data = {"table": table(heads, rows), "measured": view.tradeoff, "unstable": unstable}
         yield Section("Accuracy against latency", "tradeoff", data)
 
 

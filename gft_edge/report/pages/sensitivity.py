@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gft_edge import __version__
 from gft_edge.files import replacing
 from gft_edge.report.figures import plots
-from gft_edge.report.pages.html import environment
+from gft_edge.report.pages.html import render
 from gft_edge.report.pages.tables import Cell, Table, decibels, number, table
+from gft_edge.report.pages.view import Section
 from gft_edge.report.results.checks import read_object
 from gft_edge.report.results.records import SENSITIVITY
 
@@ -26,7 +26,18 @@ def write_sensitivity_page(folder: Path) -> Path:
         ArtifactError: the file is missing or damaged.
     """
     record = SENSITIVITY.read(read_object(folder / DATA))
-    html = environment().get_template("sensitivity.html.j2").render(version=__version__, sensitivity=section(record))
+    shown = section(record)
+    parts = [Section("Sensitivity of each layer", "layers", shown)]
+    if record["search"]:
+        parts.append(Section("Mixed precision", "mixed", shown))
+    page = {
+        "title": "gft_edge: sensitivity of layers to INT8",
+        "kind": "Sensitivity to INT8",
+        "heading": "Sensitivity of layers to INT8",
+        "sensitivity": shown,
+        "sections": parts,
+    }
+    html = render("sensitivity.html.j2", page)
     for name, text in ((FIGURE, plots.sensitivity_file(record)), (PAGE, html)):
         with replacing(folder / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
