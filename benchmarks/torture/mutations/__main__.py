@@ -74,7 +74,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=float, default=600.0, metavar="S", help="seconds for the named tests (600)")
     parser.add_argument("--wider-limit", type=float, default=3600.0, metavar="S", help="seconds for an area (3600)")
     parser.add_argument("--root", type=Path, default=ROOT, metavar="DIR", help="working tree (the one of this file)")
-    parser.add_argument("--areas", type=Path, default=ROOT / "benchmarks/torture/mutations/areas", help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--areas", type=Path, default=ROOT / "benchmarks/torture/mutations/areas", help=argparse.SUPPRESS
+    )
     return parser
 
 

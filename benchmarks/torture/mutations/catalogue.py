@@ -34,7 +34,9 @@ class Mutation:
 
     def __post_init__(self) -> None:
         if self.old == self.new or not self.old or not self.tests or not self.breaks:
-            raise ConfigError(f"mutation of {self.file}: needs an old text, another new text, tests, and what it breaks")
+            raise ConfigError(
+                f"mutation of {self.file}: needs an old text, another new text, tests, and what it breaks"
+            )
 
 
 @dataclass(frozen=True)

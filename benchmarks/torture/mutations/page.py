@@ -10,14 +10,16 @@ from gft_edge.benchmarks.torture.mutations.running import Verdict
 
 HEAD = """# Do the tests find faults?
 
-`python -m gft_edge.benchmarks.torture.mutations OUT.json docs/mutations.md` writes this page: edit `benchmarks/torture/mutations/`, not the page.
+`python -m gft_edge.benchmarks.torture.mutations OUT.json docs/mutations.md` writes this page: edit
+`benchmarks/torture/mutations/`, not the page.
 
-Each mutation is one small fault that a programmer could make, put by hand into the core: a wrong sign, a comparison that is off by one, a check that is
-skipped. It is applied to a copy of the tree. The tests of the file run first; only where they all pass, the tests of the whole area run too. A mutation that
-passes both is a survivor. The named tests pass without a mutation. A run over its time limit counts as caught; the tables say so where it happened.
+Each mutation is one small fault that a programmer could make, put by hand into the core: a wrong sign, a comparison that is off
+by one, a check that is skipped. It is applied to a copy of the tree. The tests of the file run first; only where they all pass,
+the tests of the whole area run too. A mutation that passes both is a survivor. The named tests pass without a mutation, and so
+does every test of an area that failed with one. A run over its time limit counts as caught; the tables say so where it happened.
 
-The mutations were chosen by hand, so the share that is caught says how the tests fare with faults of this kind; it is no estimate for all faults. The whole
-suite was not run on any mutation.
+The mutations were chosen by hand before any was run, so the share that is caught says how the tests fare with faults of this
+kind; it is no estimate for all faults. The whole suite was not run on any mutation.
 """
 
 
@@ -32,14 +34,14 @@ def markdown(data: Mapping[str, Any], judged: Sequence[tuple[Numbered, Verdict |
     survivors = [one for one, verdict in run if not verdict.caught]
     by_stage = {stage: sum(verdict.stage == stage for _, verdict in run) for stage in ("named", "wider")}
     hung = sum(verdict.caught and verdict.reason.startswith("time limit") for _, verdict in run)
-    seconds = sum(verdict.seconds for _, verdict in run)
+    minutes, limits = sum(verdict.seconds for _, verdict in run) / 60, data["limits"]
     lines = [
         HEAD,
         "## Result\n",
-        f"{len(run)} of {len(judged)} mutations were run, **{sum(by_stage.values())} were caught**: {by_stage['named']} by the named "
-        f"tests, {by_stage['wider']} by others of the area; {hung} of these by the time limit. {len(survivors)} survived.",
-        f"The test runs took {seconds / 60:.0f} minutes on {data['machine']}, one thread; limits {data['limits']['named']:.0f} s and "
-        f"{data['limits']['wider']:.0f} s; commit {data['commit'] or 'unknown'}.\n",
+        f"{len(run)} of {len(judged)} mutations were run, **{sum(by_stage.values())} were caught**: {by_stage['named']} by the "
+        f"named tests, {by_stage['wider']} by others of the area; {hung} of these by the time limit. {len(survivors)} survived.",
+        f"The test runs took {minutes:.0f} minutes on {data['machine']}, one thread, other work beside them; limits "
+        f"{limits['named']:.0f} s and {limits['wider']:.0f} s; commit {data['commit'] or 'unknown'}.\n",
         "| area | mutations | caught |\n|---|---|---|",
     ]
     areas = list(dict.fromkeys(one.area for one, _ in judged))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from gft_edge.benchmarks.torture.mutations.catalogue import Mutation, Numbered, mutated
-from gft_edge.benchmarks.torture.mutations.trees import TestRun, Tree
+from gft_edge.benchmarks.torture.mutations.trees import RunResult, Tree
 from gft_edge.errors import CheckFailed
 from gft_edge.files import canonical_json, sha256
 from gft_edge.progress import Track
@@ -111,7 +111,7 @@ def verdicts(
         yield Verdict(key, stage, run.reason, seconds)
 
 
-def _judged(tree: Tree, one: Numbered, limits: Limits) -> tuple[Stage, TestRun, float]:
+def _judged(tree: Tree, one: Numbered, limits: Limits) -> tuple[Stage, RunResult, float]:
     """Runs the named tests, and the wider set only if these pass."""
     named = tree.run_tests(one.mutation.tests, limits.named)
     if not named.passed:
@@ -120,10 +120,10 @@ def _judged(tree: Tree, one: Numbered, limits: Limits) -> tuple[Stage, TestRun, 
     return "survived" if wider.passed else "wider", wider, named.seconds + wider.seconds
 
 
-def _require_own_failure(tree: Tree, run: TestRun, limits: Limits) -> None:
+def _require_own_failure(tree: Tree, run: RunResult, limits: Limits) -> None:
     """Refuses a failure in the wider set that has another cause than the mutation."""
-    test = run.reason
-    if "::" in test or test.endswith(".py"):
+    test = run.reason.partition("[")[0]  # with all its parameters, whose texts may hold anything
+    if test.startswith("tests/"):
         again = tree.run_tests([test], limits.named)
         if not again.passed:
             raise CheckFailed(f"mutations: without a mutation a test of the wider set fails: {test}\n{again.output}")

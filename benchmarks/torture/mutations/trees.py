@@ -18,11 +18,11 @@ from gft_edge.errors import ConfigError
 
 MAPPED = ("benchmarks", "calibration", "export")
 """Folders of the tree that are installed inside the package."""
-_OUTCOME = re.compile(r"^(?:FAILED|ERROR) (\S+)", re.MULTILINE)
+_OUTCOME = re.compile(r"^(?:FAILED|ERROR) (tests/.+?)(?: - .*)?$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class TestRun:
+class RunResult:
     """End of a run of tests.
 
     Attributes:
@@ -31,8 +31,6 @@ class TestRun:
         seconds: that the run took.
         output: end of its output.
     """
-
-    __test__ = False  # pytest would collect it
 
     passed: bool
     reason: str
@@ -60,7 +58,7 @@ class Tree:
         own = {"PYTHONPATH": str(self.files), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
         return {**os.environ, **own}
 
-    def run_tests(self, tests: Sequence[str], limit: float, stop: bool = True) -> TestRun:
+    def run_tests(self, tests: Sequence[str], limit: float, stop: bool = True) -> RunResult:
         """Runs tests in a process of their own; all its processes end with it.
 
         Args:
@@ -83,9 +81,11 @@ class Tree:
         )
         try:
             output = process.communicate(timeout=limit)[0]
-            return TestRun(process.returncode == 0, _reason(process.returncode, output), _since(began), output[-3000:])
+            return RunResult(
+                process.returncode == 0, _reason(process.returncode, output), _since(began), output[-3000:]
+            )
         except subprocess.TimeoutExpired:
-            return TestRun(False, f"time limit of {limit:.0f} s", _since(began), "")
+            return RunResult(False, f"time limit of {limit:.0f} s", _since(began), "")
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
