@@ -59,8 +59,9 @@ def test_the_catalogue_has_sixty():
 
 
 @pytest.fixture
-def tiny(tmp_path) -> Path:
+def tiny(tmp_path, monkeypatch) -> Path:
     """A working tree of git with a package ``gft_edge`` of one module and two tests, and a file of mutations beside it."""
+    monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # half of the start of a pytest
     root = tmp_path / "root"
     files = {
         "gft_edge/__init__.py": "",

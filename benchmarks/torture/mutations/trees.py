@@ -78,6 +78,7 @@ class Tree:
             text=True,
             errors="replace",
             start_new_session=True,
+            preexec_fn=_default_interrupt,
         )
         try:
             output = process.communicate(timeout=limit)[0]
@@ -90,6 +91,11 @@ class Tree:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+def _default_interrupt() -> None:
+    """Undoes the shell's choice that a command in the background ignores SIGINT, which the tests' processes would inherit."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def _since(began: float) -> float:
