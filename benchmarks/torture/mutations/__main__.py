@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from gft_edge.benchmarks.torture.mutations.page import markdown
 from gft_edge.benchmarks.torture.mutations.running import Limits, key_of, known_verdicts, require_green, verdicts
 from gft_edge.benchmarks.torture.mutations.trees import copied_tree
 from gft_edge.cli.console import say, track
-from gft_edge.errors import GFTEdgeError
+from gft_edge.errors import exit_code
 from gft_edge.files import read_json, replacing, write_json
 from gft_edge.hardware.environment import machine
 
@@ -29,16 +28,13 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the mutations whose verdict is not known yet; returns 1 if one survived without a reason, else 0."""
+    """Runs the mutations whose verdict is not known yet; returns 1 if one survived without a reason, else 0.
+
+    Raises:
+        ConfigError: a mutation does not fit the tree, or there is none of a number.
+        CheckFailed: tests fail without a mutation.
+    """
     args = _parser().parse_args(argv)
-    try:
-        return _run(args)
-    except GFTEdgeError as error:
-        say(f"error: {error}")
-        return error.exit_code
-
-
-def _run(args: argparse.Namespace) -> int:
     catalogue = read_catalogue(args.areas)
     for one in catalogue:
         mutated(args.root, one.mutation)
@@ -87,4 +83,4 @@ def _machine() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(exit_code(main))

@@ -76,7 +76,7 @@ def require_green(tree: Tree, pending: Sequence[Numbered], limits: Limits) -> fl
     tests = list(dict.fromkeys(test for one in pending for test in one.mutation.tests))
     run = tree.run_tests(tests, limits.named * max(1, len(tests)))
     if not run.passed:
-        raise CheckFailed(f"mutations: without a mutation the tests fail: {run.reason}\n{run.output}")
+        raise CheckFailed(f"mutations: without a mutation the tests fail: {run.reason}; {run.output[-300:]}")
     return run.seconds
 
 
@@ -126,4 +126,6 @@ def _require_own_failure(tree: Tree, run: RunResult, limits: Limits) -> None:
     if test.startswith("tests/"):
         again = tree.run_tests([test], limits.named)
         if not again.passed:
-            raise CheckFailed(f"mutations: without a mutation a test of the wider set fails: {test}\n{again.output}")
+            raise CheckFailed(
+                f"mutations: without a mutation a test of the wider set fails: {test}; {again.output[-300:]}"
+            )

@@ -78,7 +78,7 @@ class Tree:
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=_default_interrupt,
+            preexec_fn=_default_signals,
         )
         try:
             output = process.communicate(timeout=limit)[0]
@@ -93,9 +93,10 @@ class Tree:
             process.wait()
 
 
-def _default_interrupt() -> None:
-    """Undoes the shell's choice that a command in the background ignores SIGINT, which the tests' processes would inherit."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+def _default_signals() -> None:
+    """Undoes what a shell sets for commands in the background, and nohup: signals that the tests' processes would ignore too."""
+    for number in (signal.SIGINT, signal.SIGQUIT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _since(began: float) -> float:
