@@ -23,6 +23,7 @@ class Mutation:
         breaks: what goes wrong, as one sentence.
         tests: files of tests, or ids of tests in them, that should find it.
         survives: why no test can or need find it; empty for a mutation that tests must find.
+        gap: none of these tests found it when it was first run, and one was written.
     """
 
     file: str
@@ -31,6 +32,7 @@ class Mutation:
     breaks: str
     tests: tuple[str, ...]
     survives: str = ""
+    gap: bool = False
 
     def __post_init__(self) -> None:
         if self.old == self.new or not self.old or not self.tests or not self.breaks:

@@ -32,6 +32,7 @@ def markdown(data: Mapping[str, Any], judged: Sequence[tuple[Numbered, Verdict |
     """
     run = [(one, verdict) for one, verdict in judged if verdict is not None]
     survivors = [one for one, verdict in run if not verdict.caught]
+    gaps = [one.number for one, _ in judged if one.mutation.gap]
     by_stage = {stage: sum(verdict.stage == stage for _, verdict in run) for stage in ("named", "wider")}
     hung = sum(verdict.caught and verdict.reason.startswith("time limit") for _, verdict in run)
     minutes, limits = sum(verdict.seconds for _, verdict in run) / 60, data["limits"]
@@ -40,6 +41,8 @@ def markdown(data: Mapping[str, Any], judged: Sequence[tuple[Numbered, Verdict |
         "## Result\n",
         f"{len(run)} of {len(judged)} mutations were run, **{sum(by_stage.values())} were caught**: {by_stage['named']} by the "
         f"named tests, {by_stage['wider']} by others of the area; {hung} of these by the time limit. {len(survivors)} survived.",
+        f"When they were first run, the named tests did not find {len(gaps)} of these: {', '.join(map(str, gaps)) or 'none'}; "
+        "a test was written for each.",
         f"The test runs took {minutes:.0f} minutes on {data['machine']}, one thread, other work beside them; limits "
         f"{limits['named']:.0f} s and {limits['wider']:.0f} s; commit {data['commit'] or 'unknown'}.\n",
         "| area | mutations | caught |\n|---|---|---|",

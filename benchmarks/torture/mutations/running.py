@@ -49,7 +49,7 @@ class Verdict:
 
 def key_of(root: Path, mutation: Mutation) -> str:
     """Returns a hash of a mutation, of the file that it changes and of the files of its tests."""
-    about = {name: value for name, value in asdict(mutation).items() if name not in ("breaks", "survives")}
+    about = {name: value for name, value in asdict(mutation).items() if name not in ("breaks", "survives", "gap")}
     files = {name: _hash_of(root / name) for name in (mutation.file, *map(_file_of, mutation.tests))}
     return hashlib.sha256(canonical_json({"mutation": about, "files": files}).encode()).hexdigest()
 
