@@ -9,7 +9,8 @@ import pytest
 
 from gft_edge.benchmarks.torture.mutations.__main__ import main
 from gft_edge.benchmarks.torture.mutations.catalogue import Mutation, chosen, mutated, read_catalogue
-from gft_edge.benchmarks.torture.mutations.running import key_of
+from gft_edge.benchmarks.torture.mutations.page import markdown
+from gft_edge.benchmarks.torture.mutations.running import Verdict, key_of
 from gft_edge.benchmarks.torture.mutations.trees import copied_tree
 from gft_edge.errors import CheckFailed, ConfigError
 
@@ -114,6 +115,20 @@ def test_tests_that_fail_without_a_mutation_are_an_error(tiny):
     with pytest.raises(CheckFailed, match="without a mutation the tests fail: tests/test_total.py::test_it"):
         _main(tiny, "--only", "1")
     assert not (tiny.parent / "out.json").exists()
+
+
+def test_the_page_says_what_was_not_run_and_what_hung(tiny):
+    first, second, third = read_catalogue(tiny.parent / "areas")
+    about = {"machine": "a machine", "commit": None, "limits": {"named": 600.0, "wider": 3600.0}}
+    hung = Verdict("", "named", "time limit of 600 s", 600.0)
+    found = Verdict("", "wider", "tests/test_mean.py::test_it[a | b]", 60.0)
+    page = markdown(about, [(first, hung), (second, None), (third, found)])
+    assert "2 of 3 mutations were run, **2 were caught**" in page
+    assert "1 by the named tests, 1 by others of the area; 1 of these by the time limit. 0 survived." in page
+    assert "| Sums | 3 | 2 |" in page
+    assert [line.split(" | ")[-1] for line in page.splitlines() if "gft_edge/sums.py" in line] == [
+        *("time limit of 600 s |", "not run |", "`test_mean.py::test_it` |")
+    ]
 
 
 def test_an_endless_test_ends_at_the_limit(tiny, tmp_path):

@@ -23,7 +23,7 @@ class Mutation:
         breaks: what goes wrong, as one sentence.
         tests: files of tests, or ids of tests in them, that should find it.
         survives: why no test can or need find it; empty for a mutation that tests must find.
-        gap: none of these tests found it when it was first run, and one was written.
+        gap: it passed the tests named for it when it was first run, and one was written.
     """
 
     file: str

@@ -41,8 +41,8 @@ def markdown(data: Mapping[str, Any], judged: Sequence[tuple[Numbered, Verdict |
         "## Result\n",
         f"{len(run)} of {len(judged)} mutations were run, **{sum(by_stage.values())} were caught**: {by_stage['named']} by the "
         f"named tests, {by_stage['wider']} by others of the area; {hung} of these by the time limit. {len(survivors)} survived.",
-        f"When they were first run, the named tests did not find {len(gaps)} of these: {', '.join(map(str, gaps)) or 'none'}; "
-        "a test was written for each.",
+        f"{len(gaps)} of these passed the tests named for them when they were first run, and a test was written for each: "
+        f"{', '.join(map(str, gaps)) or 'none'}.",
         f"The test runs took {minutes:.0f} minutes on {data['machine']}, one thread, other work beside them; limits "
         f"{limits['named']:.0f} s and {limits['wider']:.0f} s; commit {data['commit'] or 'unknown'}.\n",
         "| area | mutations | caught |\n|---|---|---|",
