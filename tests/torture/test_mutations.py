@@ -61,7 +61,7 @@ def test_the_catalogue_has_sixty():
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch) -> Path:
-    """A working tree of git with a package ``gft_edge``, a folder that is installed in it and two tests, and a file of mutations beside it."""
+    """A working tree of git whose package has one module and one mapped folder; two tests, and a file of mutations beside it."""
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")  # half of the start of a pytest
     root = tmp_path / "root"
     files = {
