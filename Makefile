@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench gpu-bench lint gpu-check torture builtin clean distclean
+.PHONY: help install demo test bench gpu-bench lint docs gpu-check torture builtin clean distclean
 
 help: ## print this list
 	@echo "make TARGET [PYTHON=python3.12]; everything runs in .venv, which is created on first use (about 6 GB)"
@@ -31,6 +31,18 @@ lint: .venv/installed ## run ruff and mypy
 	rm -rf .venv/mypy && mkdir -p .venv/mypy/gft_edge
 	ln -s $(CURDIR)/gft_edge/* $(CURDIR)/export $(CURDIR)/calibration $(CURDIR)/benchmarks .venv/mypy/gft_edge
 	MYPYPATH=.venv/mypy .venv/bin/mypy
+
+# Fails at a broken link or anchor, a page that the navigation lacks, and anything that a page would load from elsewhere. Not --quiet, which
+# would silence the warnings that --strict counts.
+docs: .venv/docs-installed ## build the documentation site, into site/index.html; needs no network to build or to read
+	NO_MKDOCS_2_WARNING=1 .venv/bin/python -m mkdocs build --strict
+	@echo site/index.html
+
+# A stamp of its own: the site needs mkdocs and numpy, not PyTorch.
+.venv/docs-installed: pyproject.toml constraints.txt
+	test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	$(PIP) --constraint constraints.txt --editable '.[docs]'
+	touch $@
 
 # Writes the comparison with peers and the speed targets to benchmarks/RESULTS.md. Also measures the built-in model as FP32 with all
 # patches, FP32 pruned and INT8 pruned, with one and two threads; one checkpoint at ten budgets; and the training step against
@@ -71,7 +83,7 @@ builtin: .venv/installed ## train the built-in checkpoint again; an hour and a h
 	  recipes/scenes.toml recipes/scenes-selection.toml
 
 clean: ## remove build output and caches; keep .venv and runs/
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv/mypy
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv/mypy
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
 distclean: clean ## clean, then remove .venv and runs/

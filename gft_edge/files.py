@@ -83,12 +83,20 @@ def parse_json(data: bytes | str) -> Any:
     """Parses JSON from text, or from bytes of an encoding that :func:`decode_text` knows.
 
     Raises:
-        ValueError: no JSON, no text, or nested too deeply.
+        ValueError: no JSON, no text, nested too deeply, or a name stands twice in an object (readers would differ).
     """
     try:
-        return json.loads(decode_text(data) if isinstance(data, bytes) else data)
+        return json.loads(decode_text(data) if isinstance(data, bytes) else data, object_pairs_hook=_unique)
     except RecursionError:
         raise ValueError("nested too deeply") from None
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)!r} stands twice in one object")
+    return found
 
 
 def read_json(path: Path, what: str) -> dict[str, Any]:

@@ -216,6 +216,12 @@ def test_json_of_windows_is_read(tmp_path):
         parse_json("[" * 100_000)
 
 
+def test_a_name_that_stands_twice_is_refused_at_any_depth():
+    assert parse_json('{"a": {"b": 1}, "b": {"b": 2}}') == {"a": {"b": 1}, "b": {"b": 2}}
+    with pytest.raises(ValueError, match="'b' stands twice in one object"):
+        parse_json('{"a": [{"b": 1, "c": 2, "b": 1}]}')
+
+
 def test_a_writer_that_fails_is_an_output_error_that_names_the_file(tmp_path):
     path = tmp_path / "out"
     path.write_text("old")

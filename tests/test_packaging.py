@@ -12,11 +12,13 @@ import pytest
 tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11")
 
 ROOT = Path(__file__).parents[1]
-DEPLOY = ("normalize_graph", "onnxruntime_context", "place_engine", "triton")
+DEPLOY = ("normalize_graph", "onnxruntime_context", "place_engine", "triton.bundle")
 NEEDS = {
     "benchmarks.measuring.layer_times": "torch",
     "benchmarks.measuring.linears": "onnx",
     "calibration.*": "torch",
+    "calibration.observing": "",
+    "calibration.observing.*": "torch",
     "calibration.sensitivity": "",
     "calibration.sensitivity.*": "torch",
     **dict.fromkeys(
@@ -65,7 +67,9 @@ NEEDS = {
         (f"export.verify.{name}" for name in ("claims", "module_trace", "tensors", "trace", "with_checkpoint")), "onnx"
     ),
     "model.*": "torch",
-    **dict.fromkeys((f"model.{name}" for name in ("adapt", "adopt", "backbone", "baselines")), "timm"),
+    **dict.fromkeys((f"model.{name}" for name in ("adapt", "backbone", "baselines", "foreign.adopt")), "timm"),
+    "model.foreign": "",
+    "model.foreign.*": "torch",
     "model.macs": "",
     **dict.fromkeys(("quant.attention", "quant.modules"), "torch"),
     "report.figures.*": "matplotlib",

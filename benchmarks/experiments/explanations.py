@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.benchmarks.experiments.markdown import render, show, table, verdict
+from gft_edge.benchmarks.experiments.node_times import added_by_maps, kernel_times
 from gft_edge.benchmarks.measuring.latency import measure
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol, conditions, ratio_interval
 from gft_edge.benchmarks.measuring.subjects import random_images
@@ -29,8 +30,8 @@ from gft_edge.errors import exit_code
 from gft_edge.export.verify.map_fidelity import Outputs, Run, assess_maps, map_fidelity
 from gft_edge.files import read_json, require_writable_folder, write_json
 from gft_edge.manifest import MODEL, Artifact, MapsMode, load_artifact
+from gft_edge.runtime.backends.sessions import open_session
 from gft_edge.runtime.compared_model import ComparedModel
-from gft_edge.runtime.sessions import open_session
 
 IMAGES, CHUNK = 400, 16
 BATCHES, THREADS, REPEATS = (1, 8), (1, 2), 3
@@ -143,6 +144,10 @@ def page(found: dict[str, Any]) -> str:
         ),
         met=met,
         rows=len(cost_rows),
+        operators={
+            precision: table(["operator", "nodes more", "us more"], rows)
+            for precision, rows in found["operators"].items()
+        },
         nodes=", ".join(f"{name} {count}" for name, count in found["nodes"].items()),
         cpu=times["machine"]["cpu"]["model"],
         load=max(times["machine"]["load_average"]),
@@ -192,6 +197,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found: dict[str, Any] = read_json(file, "results") if file.exists() else {}
     made = artifacts(args.run)
     found["nodes"] = count_nodes(made)
+    found["operators"] = {
+        precision: added_by_maps(*(kernel_times(made[precision, maps]) for maps in ("none", "compact")))
+        for precision in PRECISIONS
+    }
     if found.get("fidelity", {}).get("images") != args.images:
         found["fidelity"] = fidelity(made, args.images)
         write_json(file, found)

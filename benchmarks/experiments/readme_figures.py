@@ -15,6 +15,7 @@ from gft_edge.cli.console import say
 from gft_edge.errors import ArtifactError, GFTEdgeError, exit_code
 from gft_edge.files import replacing
 
+MACHINE = re.compile(r"NVIDIA [A-Z]\d+|AMD EPYC|Intel Xeon")
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 
 
@@ -72,13 +73,13 @@ def table(root: Path) -> str:
     Raises:
         ArtifactError: a page or a row is missing.
     """
-    lines = ["| what | measured | interval | page |", "|---|---|---|---|"]
+    lines = ["| what | measured | 95 % interval | machine | page |", "|---|---|---|---|---|"]
     for figure in FIGURES:
         cells = _row(root / figure.page, figure.row)
         value, _, after = cells[figure.value].partition(" (")
         interval = after.removesuffix(")") if figure.interval is None else cells[figure.interval]
-        name = Path(figure.page).stem
-        lines.append(f"| {figure.what} | {value}{figure.unit} | {interval} | [{name}]({figure.page}) |")
+        name, machine = Path(figure.page).stem, _machine(root / figure.page)
+        lines.append(f"| {figure.what} | {value}{figure.unit} | {interval} | {machine} | [{name}]({figure.page}) |")
     return "\n".join(lines)
 
 
@@ -95,6 +96,12 @@ def _read(page: Path) -> str:
         return page.read_text(encoding="utf-8")
     except OSError as error:
         raise ArtifactError(f"page {page}: {error.strerror}") from None
+
+
+def _machine(page: Path) -> str:
+    """Returns the first machine that a page names; none is named where only answers are counted."""
+    found = MACHINE.search(_read(page))
+    return "" if found is None else found[0]
 
 
 def _row(page: Path, first: str) -> list[str]:

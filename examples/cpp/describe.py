@@ -15,7 +15,7 @@ from gft_edge.bundle import is_bundle, load_bundle
 from gft_edge.errors import ConfigError, exit_code
 from gft_edge.files import read_json, replacing
 from gft_edge.manifest import Artifact, load_artifact
-from gft_edge.runtime.engine_files import engine_files
+from gft_edge.runtime.backends.engine_files import engine_files
 
 
 def description(artifact: Artifact, key: str) -> str:

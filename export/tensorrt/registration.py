@@ -17,7 +17,7 @@ from gft_edge.files import read_json, replacing, require_writable, write_json
 from gft_edge.hardware.devices import DEVICES
 from gft_edge.hardware.this_device import device_here, same_module
 from gft_edge.manifest import MANIFEST, MODEL, Artifact, FileInfo, register_files
-from gft_edge.runtime.engine_files import engine_files
+from gft_edge.runtime.backends.engine_files import engine_files
 from gft_edge.storage.filekinds import FileKind, kind_of
 from gft_edge.storage.locks import locked
 

@@ -9,10 +9,11 @@ import signal
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import NoReturn
 
 from gft_edge.cli.console import print_out, standard_output
 from gft_edge.cli.parsing import nearest, split_verb, top_parser, verb_parser
-from gft_edge.cli.process import abandon_stdout, ended_by_signals, how_ended, prepare_streams
+from gft_edge.cli.process import abandon_stdout, ended_by_signals, how_ended, ignore_signals, prepare_streams
 from gft_edge.cli.terminal import error_line, visible
 from gft_edge.errors import EXIT_OK, EXIT_USER_ERROR, GFTEdgeError, MissingExtraError, OutputError
 from gft_edge.files import chain
@@ -160,5 +161,12 @@ def _print_error(text: str) -> None:
         print(error_line(text), file=sys.stderr)
 
 
+def program() -> NoReturn:
+    """Entry point of ``gft-edge``: :func:`main`, whose exit code no later signal replaces."""
+    code = main()
+    ignore_signals()
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    program()

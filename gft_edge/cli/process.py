@@ -43,6 +43,12 @@ def ended_by_signals() -> Iterator[list[signal.Signals]]:
             signal.signal(number, handler)
 
 
+def ignore_signals() -> None:
+    """Ignores the signals that end a verb from now on: its work is complete, and libraries take a moment to shut down."""
+    for number in _WORDS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 def how_ended(received: list[signal.Signals]) -> tuple[str, int]:
     """Returns word and exit code (128 + signal number) of the first signal; those of Ctrl-C without a signal."""
     number = received[0] if received else signal.SIGINT

@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from gft_edge.calibration import histogram
-from gft_edge.calibration import observe as observe_module
-from gft_edge.calibration.observe import Collector, collect, observe
+from gft_edge.calibration.observing import histogram
+from gft_edge.calibration.observing.collect import Collector, collect, observe
 from gft_edge.calibration.options import METHODS
 from gft_edge.calibration.ranges import Convergence, Ranges, read_ranges
 from gft_edge.errors import ArtifactError, ConfigError, DataError
@@ -60,26 +59,27 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-def test_threads_and_the_values_that_wait_do_not_change_the_counts(two_threads, monkeypatch):
+def test_threads_and_parts_do_not_change_the_counts(two_threads, monkeypatch):
     batches = [torch.randn(3, 50_000, generator=torch.Generator().manual_seed(seed)) for seed in range(2)]
-    expected = Collector(["a", "b"], "mse")
-    waiting = Collector(["a", "b"], "mse")
-    counted_early = Collector(["a", "b"], "mse")
-    monkeypatch.setattr(histogram, "_CHUNK", 7_000)
+    expected, threads, parts = (Collector(["a", "b"], "mse") for _ in range(3))
     for batch in batches:
         torch.set_num_threads(1)
         _add_both(expected, batch)
         torch.set_num_threads(2)
-        _add_both(waiting, batch)
+        _add_both(threads, batch)
         with monkeypatch.context() as patched:
-            patched.setattr(observe_module, "WAITING", 20_000)
-            _add_both(counted_early, batch)
-    assert torch.get_num_threads() == 2
+            patched.setattr(histogram, "_CHUNK", 7_000)
+            _add_both(parts, batch)
     for name in ("a", "b"):
-        counts = [c.stats[name].counts for c in (expected, waiting, counted_early)]
+        counts = [c.stats[name].counts for c in (expected, threads, parts)]
         assert int(counts[0].sum()) == 300_000
         assert torch.equal(counts[0], counts[1]) and torch.equal(counts[0], counts[2])
-    assert expected.ranges() == waiting.ranges() == counted_early.ranges()
+    assert expected.ranges() == threads.ranges() == parts.ranges()
+
+
+def test_an_input_that_is_not_finite_is_named():
+    with pytest.raises(DataError, match="calibration: input of blocks.0 is not finite"):
+        Collector(["blocks.0"], "mse").add("blocks.0", torch.tensor([1.0, float("nan")]))
 
 
 def _add_both(collector, x):
@@ -88,7 +88,7 @@ def _add_both(collector, x):
     collector.end_batch(len(x))
 
 
-def test_a_batch_that_has_not_ended_is_saved_too(two_threads, tmp_path):
+def test_a_batch_that_has_not_ended_is_saved_too(tmp_path):
     collector = Collector(["a"], "mse")
     collector.add("a", torch.ones(10))
     collector.save(tmp_path / "state", IDENTITY)

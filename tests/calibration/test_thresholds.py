@@ -6,25 +6,23 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.calibration.histogram import BINS, Activation, TensorStats, bin_edges, bin_of
+from gft_edge.calibration.observing import histogram as histogram_module
+from gft_edge.calibration.observing.histogram import BINS, TensorStats, bin_edges, bin_of
+from gft_edge.calibration.observing.thresholds import LINEAR_BINS, linear_histogram, threshold
 from gft_edge.calibration.options import METHODS
-from gft_edge.calibration.thresholds import LINEAR_BINS, linear_histogram, threshold
 from gft_edge.errors import ConfigError, DataError
 
 
 def _count(x):
-    return sum(torch.bincount(part, minlength=BINS) for part in Activation(x, "x", True).bins)
-
-
-def _add(stats, x):
-    stats.see(Activation(x, "x", True))
-    stats.count(_count(x))
+    stats = TensorStats()
+    stats.add(x, histogram=True)
+    return stats.counts
 
 
 def _stats(values, parts=1):
     stats = TensorStats()
     for part in np.array_split(np.asarray(values, dtype=np.float32).ravel(), parts):
-        _add(stats, torch.from_numpy(part))
+        stats.add(torch.from_numpy(part), histogram=True)
     return stats
 
 
@@ -102,7 +100,7 @@ def test_statistics_do_not_depend_on_order_or_batches(parts):
 def test_memory_does_not_grow():
     stats = _stats(_data("normal"))
     before = stats.counts.numel()
-    _add(stats, torch.full((10,), 1e30))
+    stats.add(torch.full((10,), 1e30), histogram=True)
     assert stats.counts.numel() == before == BINS
 
 
@@ -202,16 +200,34 @@ def test_dead_constant_and_tiny_tensors_have_sensible_ranges(method):
 
 
 @pytest.mark.parametrize("histogram", [True, False])
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
-def test_values_that_are_not_finite_are_refused(value, histogram):
-    with pytest.raises(DataError, match="calibration: input of blocks.0 is not finite"):
-        Activation(torch.tensor([1.0, value]), "blocks.0", histogram)
+@pytest.mark.parametrize("value", [float("nan"), -float("nan"), float("inf"), float("-inf")])
+def test_values_that_are_not_finite_are_refused_anywhere(monkeypatch, value, histogram):
+    monkeypatch.setattr(histogram_module, "_CHUNK", 8)
+    for place in range(20):
+        stats = TensorStats()
+        stats.add(torch.full((20,), 1e30), histogram)  # the last bin: later values are not larger
+        spoilt = torch.arange(20.0)
+        spoilt[place] = value
+        with pytest.raises(DataError, match="not finite"):
+            stats.add(spoilt, histogram)
+
+
+@given(st.lists(st.floats(-1e5, 1e5, width=32), min_size=1, max_size=40), st.integers(1, 9))
+def test_the_largest_is_exact_where_values_share_its_bin(values, chunk):
+    close = np.float32(values[0]) * np.linspace(1, 1.0005, len(values), dtype=np.float32)  # within one bin or two
+    for x in (np.float32(values), close, close[::-1].copy()):
+        stats = TensorStats()
+        for part in torch.from_numpy(x).split(chunk):
+            stats.add(part, histogram=True)
+        assert stats.largest == np.abs(x).max()
 
 
 def test_tensors_that_are_not_contiguous_count_all_their_values():
     x = torch.randn(6, 50, generator=torch.Generator().manual_seed(0)).t()[::2]
-    assert torch.equal(_count(x), _count(x.contiguous()))
-    assert Activation(x, "x", True).largest() == float(x.abs().max())
+    stats = TensorStats()
+    stats.add(x, histogram=True)
+    assert torch.equal(stats.counts, _count(x.contiguous()))
+    assert stats.largest == float(x.abs().max())
 
 
 def test_half_precision_tensors_keep_their_values():

@@ -11,6 +11,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import onnx
 import pytest
 
 from gft_edge.cli.main import main, verb_module
@@ -145,6 +146,19 @@ def test_the_commands_of_the_page_run(demo, tmp_path, monkeypatch):
     assert ran == ["doctor", "evaluate", "build", "report"]
     assert "patches kept" in _process([sys.executable, "-c", python])
     assert (tmp_path / "runs/readme/report.html").stat().st_size > 10_000
+
+
+def test_the_programs_of_the_modelopt_page_run(demo, tmp_path, monkeypatch):
+    page = (Path(__file__).parents[2] / "docs/modelopt.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    for place, source in (("fp32", "fp32-pruned"), ("int8", "int8-pruned")):
+        (tmp_path / place).symlink_to(demo / source)
+    recipe, baseline = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(compile(recipe, "docs/modelopt.md", "exec"), {})
+    assert json.loads((tmp_path / "recipe.yaml").read_text())["metadata"]["recipe_type"] == "ptq"
+    exec(compile(baseline, "docs/modelopt.md", "exec"), {})
+    nodes = onnx.load(tmp_path / "baseline.onnx").graph.node
+    assert sum(node.op_type == "QuantizeLinear" for node in nodes) > 10
 
 
 def test_an_interrupted_demo_gives_no_advice_to_resume(tmp_path, monkeypatch, capsys):

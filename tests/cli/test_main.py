@@ -328,6 +328,19 @@ def test_module_can_be_run_as_a_script():
     assert subprocess.run(command, capture_output=True, text=True).stdout == f"gft-edge {__version__}\n"
 
 
+def test_a_signal_after_the_work_does_not_change_the_exit_code():
+    code = (
+        "import atexit, os, signal, sys\n"
+        "from gft_edge.cli.main import program\n"
+        "for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):\n"
+        "    atexit.register(os.kill, os.getpid(), number)\n"
+        "sys.argv = ['gft-edge', 'doctor']\n"
+        "program()\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
 def test_verbs_are_the_modules_with_a_run_function():
     folder = Path(doctor.__file__).parent
     names = {p.stem for p in folder.glob("*.py")} - {"__init__", "qat"}

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +71,18 @@ def test_a_file_is_read_and_not_measured_again(cached, checkpoint, tiny_config, 
     assert again(point(tiny_config, 9, 4)) == cached[1](point(tiny_config, 9, 4))
     with pytest.raises(ConfigError, match="precision 'int8' is not measured; there are: fp32"):
         again(point(tiny_config, 9, 4, precision="int8"))
+
+
+def test_the_program_of_the_page_runs(cached, tiny_checkpoint, capsys):
+    """On a checkpoint and a file that are there already: a measurement of the built-in model takes a minute."""
+    page = (Path(__file__).parents[2] / "docs/sweep.md").read_text(encoding="utf-8")
+    program = re.search(r"```python\n(.*?)```", page, re.DOTALL)[1]
+    used = (('load_checkpoint("builtin")', f"load_checkpoint({str(tiny_checkpoint)!r})"), ("200,100,50", "9,4"))
+    for shown, here in (*used, ('"costs.json"', repr(str(cached[0])))):
+        assert shown in program
+        program = program.replace(shown, here)
+    exec(compile(program, "docs/sweep.md", "exec"), {})
+    assert float(capsys.readouterr().out) > 0
 
 
 def test_a_file_of_another_machine_is_refused(change, checkpoint):

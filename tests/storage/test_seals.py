@@ -50,7 +50,7 @@ def test_every_flipped_bit_is_refused(tmp_path):
     ("change", "message"),
     [
         (lambda text: json.dumps(json.loads(text)), "seal does not match"),
-        (lambda text: text.replace("{\n", '{\n  "labels": [],\n', 1), "seal does not match"),
+        (lambda text: text.replace("{\n", '{\n  "labels": [],\n', 1), "'labels' stands twice"),
         (lambda text: text.replace("bee", "cow"), "make it again"),
         (lambda text: text[:-20], "JSON"),
     ],

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gft_edge.cli.common import add_data_arguments, add_threads_argument, is_artifact
-from gft_edge.runtime.backends import DEFAULT, names_text
+from gft_edge.runtime.backends.table import DEFAULT, names_text
 
 if TYPE_CHECKING:
     from gft_edge.runtime.accuracy import Accuracy

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gft_edge.cli.common import add_artifact_argument, positive
-from gft_edge.runtime.backends import DEFAULT, names_text
+from gft_edge.runtime.backends.table import DEFAULT, names_text
 
 if TYPE_CHECKING:
     from gft_edge.runtime.classifier import Classifier

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from gft_edge.benchmarks.experiments import explanations, int8_faults
+from gft_edge.benchmarks.experiments.node_times import added_by_maps
 from gft_edge.errors import ConfigError
 
 DOCS = Path(__file__).parents[3] / "docs"
@@ -43,7 +44,11 @@ def test_page_of_explanations_has_every_figure():
         "requests": 8,
         "rows": [_latency(1.001, 1.001)],
     }
-    text = explanations.page({"fidelity": fidelity, "latency": times, "nodes": {"int8-none": 275}})
+    without, with_maps = {"Sub": (1, 2.0), "Add": (3, 5.0)}, {"Sub": (2, 3.5), "Add": (3, 6.0), "Abs": (3, 8.4)}
+    operators = {"int8": added_by_maps(without, with_maps)}
+    found = {"fidelity": fidelity, "latency": times, "nodes": {"int8-none": 275}, "operators": operators}
+    text = explanations.page(found)
+    assert "| --- |\n| Abs | 3 | 8 |\n| Sub | 1 | 2 |\n\n" in f"{text}\n\n"
     assert "-0.0020 to +0.0040" in text
     assert "**met**" in text
     assert "0.9900" in text

@@ -177,3 +177,51 @@ def test_batch_norm_goes_into_the_scales_of_int8_weights_whatever_its_sign(bias)
 def _outputs(model, x):
     session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     return session.run(None, {"x": x})[0]
+
+
+def _of_patches(*nodes, starts=(2,), axes=(1,), steps=(1,), end=2**62, out_shape=(B, C)):
+    """Nodes that read a slice of x; ``one`` is [1]."""
+    cut = helper.make_node("Slice", ["x", "starts", "end", "axes", "steps"], ["patches"])
+    return _model([cut, *nodes], out_shape=out_shape, starts=starts, end=(end,), axes=axes, steps=steps, one=(1,))
+
+
+def _mean(keepdims=0):
+    return helper.make_node("ReduceMean", ["patches", "one"], ["y"], name="mean", keepdims=keepdims)
+
+
+def test_mean_of_patches_is_a_product_with_shares():
+    model = _of_patches(_mean())
+    before = _run(model)
+    after = rewrite(model)
+    assert _operators(after) == ["MatMul"]
+    onnx.checker.check_model(after, full_check=True)
+    np.testing.assert_allclose(_run(after), before, rtol=1e-6, atol=1e-6)
+
+
+def test_product_with_patches_is_sliced_after_it():
+    across = helper.make_node("Transpose", ["x"], ["across"], perm=[0, 2, 1])
+    product = helper.make_node("MatMul", ["patches", "across"], ["y"], name="product")
+    model = _of_patches(across, product, out_shape=(B, N - 2, N))
+    before = _run(model)
+    after = rewrite(model)
+    assert _operators(after) == ["Transpose", "MatMul", "Slice"]
+    np.testing.assert_allclose(_run(after), before, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        _of_patches(_mean(keepdims=1), out_shape=(B, 1, C)),
+        _of_patches(_mean(), axes=(2,), out_shape=(B, C - 2)),
+        _of_patches(_mean(), steps=(2,)),
+        _of_patches(_mean(), end=N - 1),
+        _of_patches(helper.make_node("Neg", ["patches"], ["y"]), out_shape=(B, N - 2, C)),
+    ],
+    ids=["kept axis", "other axis", "every second token", "without the last", "other operator"],
+)
+def test_other_readers_and_slices_stay(model):
+    before = _run(model)
+    after = rewrite(model)
+    assert "Slice" in _operators(after)
+    assert "MatMul" not in _operators(after)
+    np.testing.assert_array_equal(_run(after), before)
