@@ -3,7 +3,7 @@ PYTHON ?= python3
 PIP = .venv/bin/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test bench gpu-bench lint docs gpu-check torture builtin clean distclean
+.PHONY: help install demo test bench gpu-bench lint docs gpu-check torture builtin deps-check release clean distclean
 
 help: ## print this list
 	@echo "make TARGET [PYTHON=python3.12]; everything runs in .venv, which is created on first use (about 6 GB)"
@@ -82,9 +82,17 @@ builtin: .venv/installed ## train the built-in checkpoint again; an hour and a h
 	.venv/bin/python -m gft_edge.benchmarks.experiments.publish runs/scenes-selection runs/builtin \
 	  recipes/scenes.toml recipes/scenes-selection.toml
 
-clean: ## remove build output and caches; keep .venv and runs/
+# Makes environments with the oldest and the newest dependencies below .deps (12 GB), runs a selection of tests in each, and writes the page.
+deps-check: .venv/installed ## test the oldest and the newest dependencies, into docs/compatibility.md
+	.venv/bin/python tools/compatibility.py
+
+# Checks, builds, commits and tags; pushes nothing. VERSION=1.2.0 names the release, DRY_RUN=1 changes nothing.
+release: .venv/installed ## make the release VERSION=1.2.0, with DRY_RUN=1 only show it
+	.venv/bin/python tools/release.py '$(VERSION)' $(if $(DRY_RUN),--dry-run)
+
+clean: ## remove build output and caches; keep .venv, .deps and runs/
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .venv/mypy
 	find . -name __pycache__ -type d -not -path './.venv/*' -prune -exec rm -rf {} +
 
-distclean: clean ## clean, then remove .venv and runs/
-	rm -rf .venv runs
+distclean: clean ## clean, then remove .venv, .deps and runs/
+	rm -rf .venv .deps runs

@@ -2,11 +2,14 @@
 
 import json
 import re
+import shutil
 import subprocess
+import tarfile
 import venv
 import zipfile
 from pathlib import Path
 
+import package_contents
 import pytest
 
 tomllib = pytest.importorskip("tomllib", reason="part of Python from 3.11")
@@ -99,6 +102,7 @@ for module in pkgutil.walk_packages(gft_edge.__path__, "gft_edge.", onerror=lamb
         found[module.name] = error.name or str(error)
 json.dump(found, sys.stdout)
 """
+EPOCH = 315532800  # 1980, the first year of a zip
 MAPPED = ("benchmarks", "calibration", "export")
 NOT_SHIPPED = {("benchmarks", "experiments"), ("benchmarks", "torture")}
 
@@ -115,22 +119,68 @@ def test_packages_listed_are_the_folders_on_disk():
     assert listed == folders
 
 
-def test_wheel_holds_one_top_level_package_with_its_data(wheel):
-    names = zipfile.ZipFile(wheel).namelist()
+@pytest.fixture(scope="module")
+def archives(tmp_path_factory):
+    """The tracked files, the sdist of them, and the wheel of that sdist."""
+    root = tmp_path_factory.mktemp("archives")
+    tree = root / "tree"
+    package_contents.copy_tracked(ROOT, tree)
+    sdist = package_contents.build(tree, root / "dist", "sdist", EPOCH)
+    source = package_contents.unpacked(sdist, root / "unpacked")
+    return tree, sdist, package_contents.build(source, root / "dist", "wheel", EPOCH)
+
+
+def test_archives_hold_the_tracked_files_and_nothing_else(archives):
+    _, sdist, wheel = archives
+    files = package_contents.tracked(ROOT)
+    assert package_contents.wheel_problems(wheel, ROOT, files) == []
+    assert package_contents.sdist_problems(sdist, ROOT, files) == []
+
+
+def test_the_list_of_shipped_files_has_the_data_and_no_studies(archives):
+    names = set(zipfile.ZipFile(archives[2]).namelist())
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gft_edge"}
-    wanted = [
-        "export/onnx/artifact.py",
-        "calibration/ptq.py",
-        "benchmarks/measuring/latency.py",
-        "report/templates/page.html.j2",
-        "py.typed",
-    ]
-    wanted += ["builtin/model.safetensors", "builtin/config.json", "builtin/card.md"]
     recipes = ("scenes", "scenes-selection", "real-backbone", "image-folder", "image-folder-pretrained")
-    wanted += [f"builtin/recipes/{name}.toml" for name in recipes]
-    wanted += [f"export/deploy/templates/jetson-{name}" for name in ("build.sh", "checks.sh", "bench.sh", "README.md")]
-    wanted += ["export/verify/claims.py", "export/tensorrt/interrupts.py"]
-    assert {f"gft_edge/{name}" for name in wanted} <= set(names)
+    wanted = [
+        *("py.typed", "report/templates/page.html.j2", "export/deploy/templates/jetson-build.sh"),
+        *("builtin/model.safetensors", "builtin/config.json", *(f"builtin/recipes/{name}.toml" for name in recipes)),
+    ]
+    assert {f"gft_edge/{name}" for name in wanted} <= names
+    words = ("tests", "experiments", "torture", "RESULTS")
+    assert [name for name in names if any(word in name for word in words)] == []
+    assert any(name.endswith(".dist-info/licenses/LICENSE") for name in names)
+
+
+def test_the_wheel_has_the_same_bytes_from_the_tree_and_from_the_sdist(archives, tmp_path):
+    tree, _, wheel = archives
+    assert package_contents.build(tree, tmp_path, "wheel", EPOCH).read_bytes() == wheel.read_bytes()
+
+
+def test_missing_extra_and_changed_files_are_named(archives, tmp_path):
+    _, sdist, wheel = archives
+    files = package_contents.tracked(ROOT)
+    changed = tmp_path / wheel.name
+    with zipfile.ZipFile(wheel) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            if name != "gft_edge/py.typed":
+                new.writestr(name, b"" if name == "gft_edge/errors.py" else old.read(name))
+        new.writestr("gft_edge/note.txt", "")
+    assert [line.partition(": ")[2] for line in package_contents.wheel_problems(changed, ROOT, files)] == [
+        "gft_edge/py.typed is missing",
+        "gft_edge/note.txt does not belong in it",
+        "gft_edge/errors.py differs from gft_edge/errors.py",
+    ]
+    smaller = Path(shutil.copytree(package_contents.unpacked(sdist, tmp_path / "u"), tmp_path / "s" / sdist.name[:-7]))
+    (smaller / "LICENSE").unlink()
+    (smaller / "extra").touch()
+    with tarfile.open(tmp_path / sdist.name, "w:gz") as archive:
+        archive.add(smaller, smaller.name)
+    assert [
+        line.partition(": ")[2] for line in package_contents.sdist_problems(tmp_path / sdist.name, ROOT, files)
+    ] == [
+        "LICENSE is missing",
+        "extra does not belong in it",
+    ]
 
 
 @pytest.fixture(scope="module")

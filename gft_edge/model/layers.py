@@ -54,7 +54,8 @@ class SelfAttention(nn.Module):
 def is_plain(layer: Attention) -> bool:
     """Returns True when a layer computes no more than :class:`SelfAttention` does."""
     extras = (layer.q_norm, layer.k_norm, layer.norm)
-    return layer.gate is None and all(isinstance(extra, nn.Identity) for extra in extras)
+    gate = getattr(layer, "gate", None)  # the oldest timm that is supported has none
+    return gate is None and all(isinstance(extra, nn.Identity) for extra in extras)
 
 
 class ConvStem(nn.Module):
