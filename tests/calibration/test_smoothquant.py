@@ -94,6 +94,20 @@ def test_scales_are_powers_of_two_next_to_the_formula():
     assert found.tolist() == [4.0, 4.0, 1.0, 1.0]
 
 
+@pytest.mark.parametrize(("alpha", "scale"), [(0.0, 1 / 16), (0.25, 1 / 4), (0.5, 1.0), (0.75, 4.0), (1.0, 16.0)])
+def test_the_strength_moves_the_scale_from_the_weights_to_the_inputs(alpha, scale):
+    assert smoothing(torch.tensor([16.0]), torch.tensor([16.0]), alpha).tolist() == [scale]
+
+
+def test_magnitudes_are_the_largest_of_all_batches(tiny_model, batches):
+    """An outlier in one batch counts, wherever it comes; the batches together are one batch."""
+    quiet, loud = batches[0] / 64, batches[1] * 64
+    together = smooth(tiny_model, [np.concatenate((quiet, loud))], POLICY).state_dict()
+    for order in ((quiet, loud), (loud, quiet)):
+        apart = smooth(tiny_model, order, POLICY).state_dict()
+        assert all(torch.equal(tensor, together[name]) for name, tensor in apart.items())
+
+
 def test_what_cannot_be_smoothed_is_refused(tiny_model, batches):
     with pytest.raises(ConfigError, match="gives no strength"):
         smooth(tiny_model, batches, DEFAULT_POLICY)

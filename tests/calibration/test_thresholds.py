@@ -34,6 +34,7 @@ def _range(values, method, share=99.99):
 def _data(kind):
     rng = np.random.default_rng(3)
     normal = rng.standard_normal(60_000)
+    step = np.abs(normal).max() / LINEAR_BINS
     return {
         "normal": normal,
         "laplace": rng.laplace(size=60_000),
@@ -41,6 +42,7 @@ def _data(kind):
         "channels": normal.reshape(100, 600) * np.exp(rng.standard_normal(600)),
         "heavy": rng.standard_t(3, 60_000),
         "uniform": rng.uniform(-2, 2, 60_000),
+        "quiet": np.append(normal, np.full(60_000, 1.2 * step)),  # the second of the bins is as full as all others
     }[kind].astype(np.float32)
 
 
@@ -115,13 +117,19 @@ def test_percentile_is_that_of_numpy(kind, share):
     assert exact * (1 - 1 / 1023) <= _range(values, "percentile", share) <= exact * (1 + 1 / 1023)
 
 
-@pytest.mark.parametrize("kind", ["laplace", "gelu", "heavy"])
+@pytest.mark.parametrize("kind", ["laplace", "gelu", "heavy", "quiet"])
 def test_entropy_is_that_of_the_slow_algorithm(kind):
     stats = _stats(_data(kind))
     span = min(stats.largest, 4 * threshold(stats.magnitudes, stats.largest, "percentile"))
     hist = linear_histogram(stats.magnitudes, stats.largest, span)
     expected = _slow_entropy(hist[:-1], hist[-1], span / LINEAR_BINS)
     assert _range(_data(kind), "entropy") == pytest.approx(expected, rel=1e-9)
+
+
+def test_of_ranges_that_lose_the_same_entropy_takes_the_widest():
+    """With two magnitudes either of them as the range leaves one level in use, so both divergences are 0."""
+    assert _range(np.array([0.25, 1.0]), "entropy") == 1
+    assert _range(np.array([0.25] * 5 + [-1.0]), "entropy") == 1
 
 
 def test_entropy_on_an_exact_histogram_is_close():

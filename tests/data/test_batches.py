@@ -59,6 +59,12 @@ def _labels(batches):
     return [label for _, labels in batches for label in labels.tolist()]
 
 
+def test_every_epoch_has_every_image_once_in_an_order_of_its_own():
+    epochs = np.reshape(_labels(_train(Holed(12), range(9))), (3, 12))
+    assert np.array_equal(np.sort(epochs, axis=1), [range(12)] * 3)
+    assert len({tuple(epoch) for epoch in epochs.tolist()}) == 3
+
+
 @pytest.mark.parametrize("augment", typing.get_args(Augment))
 def test_every_augmentation_keeps_the_shape_and_can_be_taken_up_at_any_batch(augment):
     whole = _train(Photographs(), augment=augment)

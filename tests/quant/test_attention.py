@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import math
@@ -86,6 +87,14 @@ def test_int8_attention_ends_at_512_tokens(long_model):
     later = QuantPolicy((QuantRule("blocks.[12].attn.attend", "int8", "401 and 101 tokens"),))
     assert set(quantized_attention(long_model, later)) == {"blocks.1.attn.attend", "blocks.2.attn.attend"}
     assert len(quantized_attention(long_model, uniform_policy("fp8", attention="fp8"))) == 3
+
+
+@pytest.mark.parametrize(("kept", "fits"), [(511, True), (512, False)])
+def test_the_class_token_counts_among_the_512(long_model, kept, fits):
+    model = build_model(dataclasses.replace(long_model.config, budget=TokenBudget((kept, 100), 529))).eval()
+    policy = QuantPolicy((QuantRule("blocks.1.attn.attend", "int8", "behind the first selection"),))
+    with contextlib.nullcontext() if fits else pytest.raises(ConfigError, match="attends to 513 tokens"):
+        assert set(quantized_attention(model, policy)) == {"blocks.1.attn.attend"}
 
 
 @pytest.mark.parametrize(("heads", "width"), [(4, 8), (3, None)])

@@ -176,6 +176,15 @@ def test_a_budget_slower_than_stated_is_tried_more_and_more_rarely():
     assert governor.expected_ms("98-49-24") == pytest.approx(8)
 
 
+@pytest.mark.parametrize(("deadline", "budget"), [(14.7, "98-49-24"), (14.9, "147-98-49")])
+def test_a_larger_budget_needs_room_for_margin_and_hysteresis(deadline, budget):
+    """12 ms with both are 14.784 ms; with the margin alone they are 13.44 ms, within which a running budget stays."""
+    governor = Governor(OPTIONS, BASE)
+    assert {governor.choose(13.5) for _ in range(50)} == {"147-98-49"}
+    assert governor.choose(9.5) == "98-49-24"
+    assert [governor.choose(deadline) for _ in range(50)][-1] == budget
+
+
 def test_deadlines_may_differ_from_frame_to_frame():
     governor = Governor(OPTIONS, BASE)
     assert [governor.choose(ms) for ms in (14, 9.5, 14, 6, 1)] == [

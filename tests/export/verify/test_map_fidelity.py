@@ -172,7 +172,16 @@ def test_maps_fail_if_the_whole_interval_is_beyond_the_limit(sign):
     assert "deletion area" in found.failures[0]
 
 
-@pytest.mark.parametrize(("mean", "low", "high"), [(0.0, -0.02, 0.02), (0.008, -0.002, 0.018), (-0.03, -0.07, 0.01)])
+@pytest.mark.parametrize(
+    ("mean", "low", "high"),
+    [
+        (0.0, -0.02, 0.02),
+        (0.008, -0.002, 0.018),
+        (-0.03, -0.07, 0.01),
+        (0.012, 0.004, 0.02),  # a change for certain, within the limit or beyond it
+        (-0.012, -0.02, -0.004),
+    ],
+)
 def test_too_few_images_say_how_many_decide(mean, low, high):
     found = assess_maps(record(mean, low, high))
     assert found.verdict == "inconclusive"
