@@ -6,13 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from gft_edge import __version__
 from gft_edge.config.model import GFTConfig
@@ -23,6 +19,9 @@ from gft_edge.manifest import MANIFEST
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.storage.filekinds import describe_file
 from gft_edge.storage.seals import read_sealed, write_sealed
+
+if TYPE_CHECKING:  # torch takes seconds to import: what config.json says is read without it
+    from torch import Tensor, nn
 
 SCHEMA = 1
 WEIGHTS = "model.safetensors"
@@ -142,6 +141,16 @@ def read_info(path: Path) -> CheckpointInfo:
     return CheckpointInfo.from_json(_read_config(path), f"checkpoint {file}")
 
 
+def require_full_precision(info: CheckpointInfo, path: Path) -> None:
+    """Refuses a quantized checkpoint.
+
+    Raises:
+        ConfigError: it is quantized.
+    """
+    if info.quantization is not None:
+        raise ConfigError(f"checkpoint {path} is quantized already; give the full-precision one")
+
+
 def _read_config(path: Path) -> dict[str, Any]:
     return read_sealed(path / CONFIG, "checkpoint", "train or import the checkpoint again, or restore the file")
 
@@ -152,6 +161,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ArtifactError: the file is missing, damaged or not the one that config.json seals, or a value is not finite.
     """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     file = path / WEIGHTS
     if not file.is_file():
         raise ArtifactError(f"checkpoint {file}: no such file")
@@ -197,6 +210,8 @@ def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module, half: bo
         model: weights are copied to the CPU.
         half: store floating-point tensors as float16.
     """
+    from safetensors.torch import save_file
+
     path.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, tensor in model.state_dict().items():

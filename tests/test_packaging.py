@@ -24,7 +24,6 @@ NEEDS = {
         "",
     ),
     "calibration.graph": "onnx",
-    "checkpoint": "torch",
     "controls": "torch",
     "data.training": "torch",
     "distill.*": "torch",

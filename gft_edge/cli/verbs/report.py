@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     if len(args.run) == 1 and args.run[0].suffix != ".json":
         from gft_edge.report.pages.run import write_page
 
-        if args.out:
+        if args.out and args.run[0].is_dir():
             raise ConfigError("--out is for bench files; the page of a run is written to its folder")
         written = write_page(args.run[0])
         lines = [str(written.page)]
