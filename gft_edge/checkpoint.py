@@ -131,6 +131,10 @@ def resolve_checkpoint(name: str | Path) -> Path:
     if not (path / CONFIG).is_file():
         if (path / MANIFEST).is_file():
             raise ArtifactError(f"checkpoint {path}: is an exported artefact, not a checkpoint; {takes}")
+        if (path / "quantization.json").is_file():
+            raise ArtifactError(
+                f"checkpoint {path}: is a quantized ONNX file of another program, no checkpoint; {takes}"
+            )
         raise ArtifactError(f"checkpoint {path / CONFIG}: no such file; {takes}")
     return path
 

@@ -32,7 +32,7 @@ NEEDS = {
     **dict.fromkeys(
         (
             f"export.foreign.{name}"
-            for name in ("building", "loading", "parting", "pattern", "qdq", "quantize", "verification")
+            for name in ("building", "loading", "parting", "pattern", "qdq", "quantize", "verification", "vit_parts")
         ),
         "onnx",
     ),

@@ -26,9 +26,10 @@ from gft_edge.errors import ConfigError
 from gft_edge.export.foreign.agreement import Agreement, measure_agreement
 from gft_edge.export.foreign.loading import load_whole
 from gft_edge.export.foreign.model import ForeignLayer, ForeignModel, ForeignQuantization, load_foreign, write_record
-from gft_edge.export.foreign.pattern import Linear, Pattern, recognise
+from gft_edge.export.foreign.pattern import recognise
 from gft_edge.export.foreign.preprocessing import ClassNames, Pixels, class_names, data_labels
 from gft_edge.export.foreign.qdq import QuantizedLinear, insert_qdq
+from gft_edge.export.foreign.vit_parts import Linear, Pattern
 from gft_edge.export.graph.view import GraphView, view
 from gft_edge.files import replacing
 from gft_edge.manifest import MODEL

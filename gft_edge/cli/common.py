@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gft_edge.data.splits import SPLITS
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.runtime.backends import DEFAULT, names_text
+from gft_edge.runtime.backends import BACKENDS, DEFAULT, names_text
 
 if TYPE_CHECKING:
     from gft_edge.calibration.options import CalibrationOptions, Callbacks
@@ -82,6 +82,11 @@ def add_labels_argument(container: argparse._ActionsContainer, default: str) -> 
 def add_backend_argument(parser: argparse.ArgumentParser, what: str) -> None:
     """Adds ``--backend`` of a verb that takes one; ``what`` it runs."""
     parser.add_argument("--backend", default=DEFAULT, metavar="B", help=f"what runs the {what}: {names_text()}")
+
+
+def measured_text() -> str:
+    """Returns the backends on which budgets can be measured, in words."""
+    return " or ".join(backend.name for backend in BACKENDS if backend.measures_budgets)
 
 
 def add_seed_argument(parser: argparse.ArgumentParser, default: int, what: str) -> None:
@@ -169,6 +174,8 @@ def calibration_options(args: argparse.Namespace) -> CalibrationOptions:
 
     if args.percentile is not None and args.method != "percentile":
         raise ConfigError("--percentile goes with --method percentile")
+    if args.percentile is not None and not 0 < args.percentile <= 100:
+        raise ConfigError(f"--percentile must be above 0 and at most 100, found {args.percentile:g}")
     return CalibrationOptions(
         data=args.data,
         split=args.split,
@@ -264,7 +271,7 @@ def parse_batch_range(text: str) -> tuple[int, int, int]:
     """Parses ``"4"`` or ``"1:4:8"`` (smallest, usual, largest).
 
     Raises:
-        ConfigError: the text is neither.
+        ConfigError: the text is neither, or its numbers are not in order.
     """
     try:
         sizes = [int(part) for part in text.split(":")]
@@ -272,6 +279,8 @@ def parse_batch_range(text: str) -> tuple[int, int, int]:
         sizes = []
     if len(sizes) == 1:
         sizes *= 3
+    if len(sizes) == 3 and not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+        raise ConfigError(f"batch {text!r}: expected 1 <= smallest <= usual <= largest")
     if len(sizes) != 3:
         raise ConfigError(f"batch {text!r}: expected one number or smallest:usual:largest, for example 1:4:8")
     return sizes[0], sizes[1], sizes[2]

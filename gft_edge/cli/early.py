@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gft_edge.checkpoint import CheckpointInfo, read_info, require_full_precision, resolve_checkpoint
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.files import require_writable
+from gft_edge.files import read_json, require_writable
 from gft_edge.storage.filekinds import FileKind, kind_of
 
 
@@ -58,8 +58,12 @@ def require_file(path: Path | None, what: str) -> None:
         raise ArtifactError(f"{what} {path}: is a folder; give the file")
 
 
-def require_result_file(path: Path | None) -> None:
+def require_result_file(path: Path | None, key: str) -> None:
     """Refuses an output file that cannot be written, or that would replace something else than an earlier result.
+
+    Args:
+        path: as the user gives it, or None.
+        key: entry that every result of the verb has.
 
     Raises:
         ConfigError: with the path that is in the way.
@@ -67,8 +71,16 @@ def require_result_file(path: Path | None) -> None:
     if path is None:
         return
     require_writable(path)
-    if not path.is_file():
-        return
-    kind = kind_of(path)
-    if kind not in (FileKind.JSON, FileKind.EMPTY) and not (kind is FileKind.TEXT and path.suffix.lower() == ".csv"):
-        raise ConfigError(f"output {path}: is {kind}, and only an earlier result is replaced; give another name")
+    if path.is_file() and path.stat().st_size and not _is_result(path, key):
+        raise ConfigError(
+            f"output {path}: is {kind_of(path)} and no earlier result, which alone is replaced; give another name"
+        )
+
+
+def _is_result(path: Path, key: str) -> bool:
+    if path.suffix.lower() == ".csv":
+        return kind_of(path) is FileKind.TEXT
+    try:
+        return key in read_json(path, "output")
+    except ArtifactError:
+        return False

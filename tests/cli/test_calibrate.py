@@ -244,7 +244,9 @@ def test_refusals(refused, made, data, calibrated, artifact, tmp_path):
         "quantize", made["ckpt"], *data, "--ranges", ranges, "--smoothquant", 0.5, *out
     )
     assert "no such file" in refused("quantize", made["ckpt"], *data, "--ranges", tmp_path / "none", *out)
-    assert "smoothquant must be from 0 to 1" in refused("quantize", made["ckpt"], *data, "--smoothquant", 7, *out)
+    assert "argument --smoothquant: must be from 0 to 1" in refused(
+        "quantize", made["ckpt"], *data, "--smoothquant", 7, *out
+    )
     assert "cannot be read" in refused("quantize", made["ckpt"], *data, "--policy", tmp_path / "none.toml", *out)
 
 

@@ -110,11 +110,13 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.benchmarks.measuring.bench import bench
     from gft_edge.benchmarks.trtexec.ingest import ingest, run_engine
     from gft_edge.cli.console import result, track
-    from gft_edge.cli.early import require_data, require_result_file
+    from gft_edge.cli.early import require_data, require_file, require_result_file
     from gft_edge.storage.seals import sealed
 
-    require_result_file(args.out)
+    require_result_file(args.out, "results")
     require_data(args.data)
+    for name in ("times", "layers", "profile"):
+        require_file(getattr(args, name), f"--{name}")
     if args.trtexec_engine:
         data = run_engine(_engine_run(args))
     elif args.trtexec_log:

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.report.mistakes import require_evaluation_writable, write_evaluation
 
     if args.out:
-        require_result_file(args.out)
+        require_result_file(args.out, "results")
         require_evaluation_writable(args.out)
     require_data(args.data)
     options = EvaluationOptions(

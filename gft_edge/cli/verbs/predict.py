@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     if args.out:
         if args.out.suffix.lower() not in (".json", ".csv"):
             raise ConfigError(f"output {args.out}: expected a name that ends in .json or .csv")
-        require_result_file(args.out)
+        require_result_file(args.out, "predictions")
     if args.maps:
         require_writable_folder(args.maps)
     classifier = Classifier.open(args.artifact, args.backend, huge_pages=False)

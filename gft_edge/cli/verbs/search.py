@@ -20,6 +20,7 @@ from gft_edge.cli.common import (
     add_split_argument,
     add_threads_argument,
     comma_separated,
+    measured_text,
     positive,
 )
 
@@ -40,7 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_data_argument(parser)
     add_split_argument(parser, None, "val, or test where there are no val images")
     parser.add_argument("--target", metavar="DEVICE", help="latency: a bound by this device's roofline")
-    parser.add_argument("--backend", metavar="B", help="latency: measured here, for example onnxruntime")
+    parser.add_argument("--backend", metavar="B", help=f"latency: measured here, on {measured_text()}")
     parser.add_argument(
         "--costs", type=Path, metavar="BENCH.json", help="latency: a file of gft-edge bench, of a board"
     )
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.errors import CheckFailed, OutputError
 
     options = _options(args)
-    require_result_file(args.out)
+    require_result_file(args.out, "points")
     require_data(args.data)
     for name in args.checkpoint:
         checkpoint_info(name, full_precision=True)

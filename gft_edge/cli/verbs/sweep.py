@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from gft_edge.cli.common import add_backend_argument, add_new_folder, add_threads_argument, positive
+from gft_edge.cli.common import add_new_folder, add_threads_argument, measured_text, positive
+from gft_edge.runtime.backends import DEFAULT
 
 EXAMPLE = "gft-edge sweep builtin --stage 1 --out runs/sweep"
 
@@ -16,7 +17,9 @@ EXAMPLE = "gft-edge sweep builtin --stage 1 --out runs/sweep"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint folder of a focal model, or 'builtin'")
-    add_backend_argument(parser, "graph")
+    parser.add_argument(
+        "--backend", default=DEFAULT, metavar="B", help=f"what runs the graphs: {measured_text()} ({DEFAULT})"
+    )
     parser.add_argument("--precision", default="fp32", metavar="P", help="fp32, fp16 or int8 (fp32)")
     parser.add_argument(
         "--stage",
