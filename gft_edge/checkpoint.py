@@ -266,11 +266,11 @@ def load_checkpoint(name: str | Path) -> Checkpoint:
     Raises:
         ArtifactError: the checkpoint is missing, damaged or of another schema.
     """
-    from gft_edge.model.build import build_model
-
     path = resolve_checkpoint(name)
     info = read_info(path)
     _require_size(info.model, path)
+    from gft_edge.model.build import build_model  # needs torch
+
     try:
         model = build_model(info.model)
     except ConfigError as error:

@@ -47,15 +47,13 @@ def require_data(data: str | None, trained_on: str = "") -> None:
 
 
 def require_file(path: Path | None, what: str) -> None:
-    """Refuses a path that is no file.
+    """Refuses a path where nothing is; what reads it judges the rest.
 
     Raises:
-        ArtifactError: no such file, or a folder.
+        ArtifactError: no such file.
     """
     if path is not None and not path.exists():
         raise ArtifactError(f"{what} {path}: no such file")
-    if path is not None and path.is_dir():
-        raise ArtifactError(f"{what} {path}: is a folder; give the file")
 
 
 def require_result_file(path: Path | None, key: str) -> None:

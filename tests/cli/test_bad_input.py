@@ -107,11 +107,7 @@ ON_CHECKPOINTS = {
             "--out",
             "{tmp}/out",
         ],
-        "--method: no range is found here",
-    ),
-    "method beside ranges": (
-        ["quantize", "{ckpt}", "--data", "{data}", "--ranges", "{image}", "--method", "max", "--out", "{tmp}/out"],
-        "--method: no range is found here",
+        "--method: weights alone are quantized",
     ),
     "no ranges": (["quantize", "{ckpt}", "--ranges", "{tmp}/none", "--out", "{tmp}/out"], "none: no such file"),
     "percentile": (

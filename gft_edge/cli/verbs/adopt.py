@@ -72,10 +72,12 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.cli.console import result, say, say_left_out, track
     from gft_edge.cli.early import require_data, require_file
     from gft_edge.files import require_free
+    from gft_edge.labels import read_labels
 
     stages = _stages(args.stages)
     require_file(args.weights, "weights")
-    require_file(args.labels, "--labels")
+    if args.labels is not None:
+        read_labels(args.labels)
     require_data(args.data)
     require_free(args.out)
     from gft_edge.train.adopt_weights import AdoptOptions, adopt_weights

@@ -24,9 +24,11 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.cli.console import result, say
     from gft_edge.cli.early import require_file
     from gft_edge.files import require_free
+    from gft_edge.labels import read_labels
 
     require_file(args.file, "weights")
-    require_file(args.labels, "--labels")
+    if args.labels is not None:
+        read_labels(args.labels)
     require_free(args.out)
     from gft_edge.train.import_published import import_published
 

@@ -118,10 +118,8 @@ def run(args: argparse.Namespace) -> int:
     (require_onnx_arguments if foreign else require_no_foreign_arguments)(args)
     _require_consistent(args)
     policy, calibration = _policy(args), calibration_options(args)
-    if args.method is not None and _needs_no_method(args, policy):
-        raise ConfigError(
-            "--method: no range is found here, weights alone are quantized or --ranges has them; leave it out"
-        )
+    if args.method is not None and all(rule.precision in ("high", "int8-weights") for rule in policy.rules):
+        raise ConfigError("--method: weights alone are quantized, so no range is found; leave it out")
     require_file(args.ranges, "--ranges")
     require_free(args.out)
     if foreign:
@@ -189,10 +187,6 @@ def _policy(args: argparse.Namespace) -> QuantPolicy:
     if args.no_smoothquant or args.smoothquant is not None:
         policy = dataclasses.replace(policy, smoothquant=args.smoothquant)
     return policy
-
-
-def _needs_no_method(args: argparse.Namespace, policy: QuantPolicy) -> bool:
-    return bool(args.ranges) or all(rule.precision in ("high", "int8-weights") for rule in policy.rules)
 
 
 def _smoothed(args: argparse.Namespace, checkpoint: Checkpoint, policy: QuantPolicy) -> QuantPolicy:
