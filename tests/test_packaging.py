@@ -73,7 +73,10 @@ NEEDS = {
     **dict.fromkeys((f"report.pages.{name}" for name in ("html", "quantization", "tables")), ""),
     "search.*": "torch",
     **dict.fromkeys((f"search.{name}" for name in ("front", "latency", "options", "point", "recommend", "table")), ""),
-    **dict.fromkeys(("search.graphs", "search.measuring"), "onnx"),
+    **dict.fromkeys(
+        (f"search.{name}" for name in ("candidates", "costs", "graphs", "measuring", "pricing", "record", "staircase")),
+        "onnx",
+    ),
     "train.*": "torch",
     "train.log": "",
     "train.loop": "timm",
