@@ -4,8 +4,8 @@ Each layer alone in INT8, and all but each: logit SQNR, top-1 and kept patches a
 (--max-loss, --min-sqnr), the layers that save most time within it: policy.json for quantize --policy. The evaluation
 images are those of --eval-split, so that the test images have no part in the choice.
 
-Noise and accuracy are computed in PyTorch. Times of layers are of ONNX Runtime on this processor, or bounds of --target: there is no
---backend, since TensorRT fuses layers, so that the time of one alone says little about an engine.
+Noise and accuracy are computed in PyTorch. Times of layers are of ONNX Runtime on this processor, or bounds of --target: there is
+no --backend, since TensorRT fuses layers, so that the time of one alone says little about an engine.
 """
 
 from __future__ import annotations
