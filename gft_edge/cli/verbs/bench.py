@@ -115,7 +115,7 @@ def run(args: argparse.Namespace) -> int:
 
     require_result_file(args.out, "results")
     require_data(args.data)
-    for name in ("times", "layers", "profile"):
+    for name in ("times", "layers", "profile") if args.trtexec_log else ():
         require_file(getattr(args, name), f"--{name}")
     if args.trtexec_engine:
         data = run_engine(_engine_run(args))
