@@ -15,7 +15,7 @@ from torch import nn
 
 from gft_edge.calibration.cache import CalibrationCache, encode_version, write_cache
 from gft_edge.calibration.images import CalibrationSet, Features, choose_images, model_features
-from gft_edge.calibration.observe import Collector, observe
+from gft_edge.calibration.observing.collect import Collector, observe
 from gft_edge.calibration.options import (
     CACHE_ALGORITHMS,
     SILENT,
@@ -37,7 +37,7 @@ from gft_edge.quant.attention import MEASURED_PARTS, attention_names, unused_pat
 from gft_edge.quant.modules import quantized_names
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy
 from gft_edge.runtime.artifact_graph import load_artifact_graph
-from gft_edge.runtime.graph_io import to_graph_input
+from gft_edge.runtime.backends.graph_io import to_graph_input
 from gft_edge.storage.locks import locked
 from gft_edge.storage.seals import write_sealed
 

@@ -11,13 +11,13 @@ import onnx
 import torch
 
 from gft_edge.calibration.images import Features
-from gft_edge.calibration.observe import Collector, require_images
+from gft_edge.calibration.observing.collect import Collector, require_images
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import ImageSet
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.manifest import LOGITS, PROBABILITIES
 from gft_edge.preprocess import PreprocessSpec
-from gft_edge.runtime.sessions import Session, onnxruntime_session
+from gft_edge.runtime.backends.sessions import Session, onnxruntime_session
 
 Convert = Callable[[npt.NDArray[Any]], npt.NDArray[Any]]
 """Turns preprocessed images into the input of a graph."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import nn
 
-from gft_edge.calibration.observe import Collector, collect, observe
+from gft_edge.calibration.observing.collect import Collector, collect, observe
 from gft_edge.calibration.options import DEFAULT_PERCENTILE, Method
 from gft_edge.calibration.ranges import Ranges
 from gft_edge.calibration.smoothquant import smooth

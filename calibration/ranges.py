@@ -12,7 +12,7 @@ from gft_edge.errors import ArtifactError
 from gft_edge.storage.seals import read_sealed, write_sealed
 
 if TYPE_CHECKING:  # it brings torch, which a board that builds an engine from ranges does not have
-    from gft_edge.calibration.observe import Collector
+    from gft_edge.calibration.observing.collect import Collector
 
 SCHEMA = 1
 TOLERANCE = 0.01

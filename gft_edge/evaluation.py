@@ -17,8 +17,8 @@ from gft_edge.manifest import Artifact
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
 from gft_edge.runtime.accuracy import Accuracy, Forward, measure_accuracy
-from gft_edge.runtime.backends import DEFAULT
-from gft_edge.runtime.sessions import open_session
+from gft_edge.runtime.backends.sessions import open_session
+from gft_edge.runtime.backends.table import DEFAULT
 
 if TYPE_CHECKING:
     import numpy as np
@@ -38,7 +38,7 @@ class EvaluationOptions:
         split: None is test, or val where there are no test images.
         images: number of images at most.
         budgets: token budgets of a checkpoint, as texts; none given: all patches, and the checkpoint's own budget.
-        backend: of an artefact, see :data:`gft_edge.runtime.backends.BACKENDS`.
+        backend: of an artefact, see :data:`gft_edge.runtime.backends.table.BACKENDS`.
         threads: 0 takes one per core.
 
     Raises:

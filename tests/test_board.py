@@ -21,7 +21,7 @@ from gft_edge.cli.main import verb_module
 from gft_edge.cli.parsing import verb_parser
 from gft_edge.hardware.environment import PACKAGES
 from gft_edge.manifest import load_artifact
-from gft_edge.runtime.backends import BACKENDS
+from gft_edge.runtime.backends.table import BACKENDS
 
 LEVELS = {
     "numpy alone": ["numpy"],

@@ -23,7 +23,7 @@ from gft_edge.bundle import (
 from gft_edge.errors import ArtifactError
 from gft_edge.files import sha256, write_json
 from gft_edge.manifest import MODEL, load_artifact, register_files
-from gft_edge.runtime.engine_files import EngineHost, check_engine, engine_files
+from gft_edge.runtime.backends.engine_files import EngineHost, check_engine, engine_files
 from gft_edge.storage.pack import pack
 from gft_edge.storage.seals import read_sealed, write_sealed
 

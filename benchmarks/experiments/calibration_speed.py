@@ -23,7 +23,7 @@ from gft_edge.benchmarks.experiments.markdown import render, table, verdict
 from gft_edge.benchmarks.measuring.latency import measure
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol, Latency, conditions, ratio_interval
 from gft_edge.calibration.calibrate import BATCH
-from gft_edge.calibration.observe import GROWTH, Collector, observing
+from gft_edge.calibration.observing.collect import GROWTH, Collector, observing
 from gft_edge.calibration.options import METHODS, CalibrationOptions, Method
 from gft_edge.config.model import preset
 from gft_edge.errors import exit_code

@@ -41,9 +41,9 @@ from gft_edge.quant.exact_selection import with_exact_selection
 from gft_edge.quant.modules import quantized_names
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, QuantRule
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.backends.graph_io import to_graph_input
+from gft_edge.runtime.backends.sessions import onnxruntime_session
 from gft_edge.runtime.compared_model import add_selections, selection_tensors
-from gft_edge.runtime.graph_io import to_graph_input
-from gft_edge.runtime.sessions import onnxruntime_session
 from gft_edge.stats import certificates
 from gft_edge.stats.agreement import Arrays
 from gft_edge.stats.metrics import accuracy, sqnr_db

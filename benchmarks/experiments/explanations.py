@@ -29,8 +29,8 @@ from gft_edge.errors import exit_code
 from gft_edge.export.verify.map_fidelity import Outputs, Run, assess_maps, map_fidelity
 from gft_edge.files import read_json, require_writable_folder, write_json
 from gft_edge.manifest import MODEL, Artifact, MapsMode, load_artifact
+from gft_edge.runtime.backends.sessions import open_session
 from gft_edge.runtime.compared_model import ComparedModel
-from gft_edge.runtime.sessions import open_session
 
 IMAGES, CHUNK = 400, 16
 BATCHES, THREADS, REPEATS = (1, 8), (1, 2), 3

@@ -20,7 +20,7 @@ from gft_edge.errors import GFTEdgeError, exit_code
 from gft_edge.hardware.environment import board, has_nvidia_driver, versions
 from gft_edge.hardware.tensorrt_versions import rtx_refusal
 from gft_edge.hardware.this_device import device_here
-from gft_edge.runtime.backends import BACKENDS, Backend
+from gft_edge.runtime.backends.table import BACKENDS, Backend
 
 
 @dataclass(frozen=True)

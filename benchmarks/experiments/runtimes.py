@@ -29,8 +29,8 @@ from gft_edge.data.datasets import open_images
 from gft_edge.data.sets import Subset
 from gft_edge.errors import exit_code
 from gft_edge.export.deploy.bundling import make_bundle
-from gft_edge.export.deploy.nvinfer_compare import configurations
-from gft_edge.export.deploy.nvinfer_twin import open_twin, scaled, tensor
+from gft_edge.export.deploy.deepstream.nvinfer_compare import configurations
+from gft_edge.export.deploy.deepstream.nvinfer_twin import open_twin, scaled, tensor
 from gft_edge.export.deploy.options import BundleOptions
 from gft_edge.export.onnx.artifact import export_artifact, save_npz
 from gft_edge.export.onnx.reference import reference_outputs
@@ -38,8 +38,8 @@ from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.files import require_writable_folder, write_json
 from gft_edge.hardware.environment import machine
 from gft_edge.manifest import LOGITS, MODEL, Artifact, load_artifact
-from gft_edge.runtime.graph_io import to_graph_input, with_logits
-from gft_edge.runtime.sessions import open_session
+from gft_edge.runtime.backends.graph_io import to_graph_input, with_logits
+from gft_edge.runtime.backends.sessions import open_session
 from gft_edge.stats.agreement import Arrays, stage_agreement
 
 IMAGES, SUBSET, LIMIT = 2000, 4, 0.001

@@ -15,7 +15,7 @@ from gft_edge.export.foreign.opening import Model
 from gft_edge.files import read_json
 from gft_edge.manifest import MODEL, Artifact
 from gft_edge.runtime.accuracy import measure_accuracy
-from gft_edge.runtime.sessions import open_session
+from gft_edge.runtime.backends.sessions import open_session
 
 MOST_IMAGES = 2000
 """Images of a data set that :func:`measured_accuracy` takes at most."""

@@ -24,9 +24,9 @@ from gft_edge.hardware.devices import Device
 from gft_edge.hardware.jetson import locked_mhz, watch_board
 from gft_edge.hardware.this_device import module_here
 from gft_edge.progress import Track, silent
-from gft_edge.runtime.backends import DEFAULT, find_backend
+from gft_edge.runtime.backends.sessions import ONNXRUNTIME, Session
+from gft_edge.runtime.backends.table import DEFAULT, find_backend
 from gft_edge.runtime.classifier import Classifier
-from gft_edge.runtime.sessions import ONNXRUNTIME, Session
 
 Part = Literal["stages", "throughput", "process"]
 PARTS: tuple[Part, ...] = get_args(Part)

@@ -12,7 +12,7 @@ import numpy as np
 
 from gft_edge.benchmarks.measuring.protocol import BOOTSTRAP
 from gft_edge.errors import ArtifactError
-from gft_edge.runtime.backends import BACKENDS
+from gft_edge.runtime.backends.table import BACKENDS
 from gft_edge.storage.seals import read_sealed
 
 SCHEMA = 2

@@ -21,7 +21,7 @@ from gft_edge.errors import ArtifactError, exit_code
 
 if TYPE_CHECKING:  # it imports numpy, whose import is measured here
     from gft_edge.benchmarks.measuring.protocol import BenchProtocol
-    from gft_edge.runtime.sessions import Session
+    from gft_edge.runtime.backends.sessions import Session
 
 TIMEOUT_SECONDS = 300
 STEPS = ("start_ms", "import_ms", "load_ms", "first_ms", "cold_start_ms")
@@ -78,7 +78,7 @@ def first_prediction(
     entered, marks = time.monotonic(), [time.perf_counter()]
     import numpy as np
 
-    from gft_edge.runtime.backends import find_backend
+    from gft_edge.runtime.backends.table import find_backend
     from gft_edge.runtime.classifier import Classifier
 
     with contextlib.suppress(ImportError):  # loading names the extra that is missing
@@ -108,7 +108,7 @@ def first_prediction(
 def _onnx_file(file: str, threads: int, form: str) -> tuple[Session, tuple[int, ...]]:
     """Opens an ONNX file as a program without the onnx package would; returns the session and the shape of an image."""
     from gft_edge.manifest import QUANTIZED
-    from gft_edge.runtime.sessions import onnxruntime_session
+    from gft_edge.runtime.backends.sessions import onnxruntime_session
 
     precision, _, sizes = form.partition(",")
     batch, *shape = map(int, sizes.split("x"))

@@ -25,7 +25,7 @@ from gft_edge.errors import ConfigError
 from gft_edge.hardware.devices import Device, PeakPrecision
 from gft_edge.progress import Track, silent
 from gft_edge.quant.levels import QMAX
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.backends.sessions import onnxruntime_session
 
 RANGE = 4.0  # of standard normal inputs; the time does not depend on it
 PROTOCOL = BenchProtocol(warmup_seconds=0.05, warmup_cap_seconds=1.0, rounds=20, runs_per_round=10)

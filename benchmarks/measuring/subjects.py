@@ -16,8 +16,8 @@ from gft_edge.export.foreign.model import ForeignModel
 from gft_edge.export.foreign.opening import Model, facts_of, open_foreign
 from gft_edge.hardware.devices import Device
 from gft_edge.manifest import Artifact, Batch
+from gft_edge.runtime.backends.sessions import Session, open_session
 from gft_edge.runtime.classifier import Classifier
-from gft_edge.runtime.sessions import Session, open_session
 
 MOST = 1 << 20
 """Images of a request of a graph that takes any number."""

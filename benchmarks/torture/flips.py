@@ -252,7 +252,7 @@ def registered(artifact: Path, name: str) -> object:
 
 def engine(artifact: Path, key: str) -> object:
     """Returns the engine's hash and its record after all checks that precede deserialisation."""
-    from gft_edge.runtime.engine_files import EngineHost, check_engine
+    from gft_edge.runtime.backends.engine_files import EngineHost, check_engine
 
     version = key.removeprefix("rtx").partition("_")[0]
     path, record = check_engine(load_artifact(artifact), key, EngineHost("tensorrt_rtx", version, "8.6"))

@@ -181,7 +181,7 @@ def _engine_state(folder: Path, key: str) -> object:
     two builds cannot be compared. The check compares the engine with the hashes in its record and in the manifest.
     """
     from gft_edge.manifest import load_artifact
-    from gft_edge.runtime.engine_files import EngineHost, check_engine
+    from gft_edge.runtime.backends.engine_files import EngineHost, check_engine
 
     version, capability = key.removeprefix("rtx").split("_")[:2]
     host = EngineHost("tensorrt_rtx", version, f"{capability[2:-1]}.{capability[-1]}")

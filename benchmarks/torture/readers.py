@@ -131,7 +131,7 @@ def _artifact_readers(made: Materials, scratch: Path) -> list[Reader]:
 
 def _engine_record(artifact: Path, manifest: bytes, key: str) -> Reader:
     from gft_edge.manifest import MANIFEST, load_artifact, register_files
-    from gft_edge.runtime.engine_files import EngineHost, check_engine
+    from gft_edge.runtime.backends.engine_files import EngineHost, check_engine
 
     file = artifact / "engines" / f"{key}.json"
 
@@ -150,7 +150,7 @@ def _graphs(made: Materials) -> tuple[bytes, ...]:
 def _model_readers(made: Materials, scratch: Path) -> list[Reader]:
     from gft_edge.calibration.cache import read_cache
     from gft_edge.calibration.images import CalibrationSet
-    from gft_edge.calibration.observe import Collector
+    from gft_edge.calibration.observing.collect import Collector
     from gft_edge.calibration.ranges import read_ranges
     from gft_edge.checkpoint import load_checkpoint, read_weights
     from gft_edge.config.recipe import load_recipe

@@ -32,7 +32,7 @@ from gft_edge.hardware.devices import Device
 from gft_edge.hardware.gpu_names import other_gpu
 from gft_edge.hardware.this_device import device_here
 from gft_edge.manifest import Artifact
-from gft_edge.runtime.engine_files import EngineHost, check_engine
+from gft_edge.runtime.backends.engine_files import EngineHost, check_engine
 
 
 @dataclass(frozen=True)

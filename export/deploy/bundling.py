@@ -19,8 +19,8 @@ from gft_edge.storage.signatures import private_key, write_signature
 
 WRITERS = {
     "jetson": "gft_edge.export.deploy.jetson",
-    "deepstream": "gft_edge.export.deploy.deepstream",
-    "triton": "gft_edge.export.deploy.triton",
+    "deepstream": "gft_edge.export.deploy.deepstream.bundle",
+    "triton": "gft_edge.export.deploy.triton.bundle",
     "onnxruntime": "gft_edge.export.deploy.onnxruntime_context",
 }
 """Module of each target; its ``check(artifact, options)`` refuses what does not fit, and its ``write_files(folder, artifact,

@@ -26,10 +26,10 @@ from gft_edge.export.graph.dtypes import TYPES
 from gft_edge.export.graph.loading import load_graph
 from gft_edge.files import replacing, require_writable, sha256
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest, TensorInfo, register_files
-from gft_edge.runtime import providers
-from gft_edge.runtime.caches import CACHES, Cache
-from gft_edge.runtime.engine_files import EngineHost, check_engine, engine_files
-from gft_edge.runtime.providers import CUDA, RTX, TENSORRT
+from gft_edge.runtime.backends import providers
+from gft_edge.runtime.backends.caches import CACHES, Cache
+from gft_edge.runtime.backends.engine_files import EngineHost, check_engine, engine_files
+from gft_edge.runtime.backends.providers import CUDA, RTX, TENSORRT
 
 OPTIONS = "providers.json"
 OP, DOMAIN = "EPContext", "com.microsoft"
@@ -69,7 +69,7 @@ def write_files(folder: Path, artifact: Artifact, options: BundleOptions) -> dic
 def provider_options(manifest: DeploymentManifest) -> dict[str, dict[str, str]]:
     """Returns options by execution provider; paths are relative to the bundle, where the program has to run.
 
-    They are those of the backends, without the device's number: :func:`gft_edge.runtime.providers.provider_options`.
+    They are those of the backends, without the device's number: :func:`gft_edge.runtime.backends.providers.provider_options`.
     """
     found: dict[str, dict[str, str]] = {}
     for provider in (TENSORRT, RTX, CUDA):

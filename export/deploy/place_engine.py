@@ -13,12 +13,12 @@ from pathlib import Path
 from gft_edge.bundle import Bundle, load_bundle
 from gft_edge.errors import ConfigError, exit_code
 from gft_edge.export.deploy.onnxruntime_context import write_context
-from gft_edge.export.deploy.triton import PLAN, TENSORRT_REPOSITORY, VERSION, model_name
+from gft_edge.export.deploy.triton.bundle import PLAN, TENSORRT_REPOSITORY, VERSION, model_name
 from gft_edge.files import replacing
 from gft_edge.hardware.tensorrt_versions import RTX
 from gft_edge.manifest import Artifact, load_artifact
-from gft_edge.runtime.engine import engine_host, load_module
-from gft_edge.runtime.engine_files import EngineHost, check_engine
+from gft_edge.runtime.backends.engine import engine_host, load_module
+from gft_edge.runtime.backends.engine_files import EngineHost, check_engine
 
 
 def place_engine(bundle: Bundle, key: str, host: EngineHost) -> Path:

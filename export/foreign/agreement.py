@@ -16,7 +16,7 @@ from gft_edge.data.sets import NO_CLASSES
 from gft_edge.errors import DataError
 from gft_edge.export.foreign.model import ForeignModel
 from gft_edge.export.foreign.preprocessing import ClassNames
-from gft_edge.runtime.sessions import ONNXRUNTIME
+from gft_edge.runtime.backends.sessions import ONNXRUNTIME
 from gft_edge.stats.agreement import Comparison, Computation, compare
 from gft_edge.stats.metrics import wilson_interval
 

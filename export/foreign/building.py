@@ -20,7 +20,7 @@ from gft_edge.export.tensorrt.registration import engine_record
 from gft_edge.files import replacing, require_writable
 from gft_edge.hardware.tensorrt_versions import generation, require_rtx_capability
 from gft_edge.manifest import Batch, FileInfo
-from gft_edge.runtime.engine_files import engine_beside
+from gft_edge.runtime.backends.engine_files import engine_beside
 from gft_edge.storage.seals import write_sealed
 
 
@@ -88,7 +88,7 @@ def build_foreign(
     """Compiles a foreign model; writes ``STEM_KEY.engine`` and its record ``STEM_KEY.json``.
 
     No manifest lists such an engine. The record is sealed and holds the sha256 of graph and engine, which
-    :func:`gft_edge.runtime.engine_files.check_engine_beside` compares before the engine is loaded.
+    :func:`gft_edge.runtime.backends.engine_files.check_engine_beside` compares before the engine is loaded.
 
     Args:
         model: gets compiled.

@@ -13,7 +13,7 @@ from gft_edge.export.foreign.model import ForeignModel
 from gft_edge.export.foreign.opening import facts_of, open_foreign
 from gft_edge.progress import Track, silent
 from gft_edge.runtime.accuracy import Accuracy, measure_accuracy
-from gft_edge.runtime.backends import DEFAULT
+from gft_edge.runtime.backends.table import DEFAULT
 
 EVERY_PATCH = "every patch"
 """Stands for the budget in tables."""

@@ -20,7 +20,7 @@ from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import sha256
 from gft_edge.manifest import MANIFEST, MODEL
 from gft_edge.preprocess import PreprocessSpec
-from gft_edge.runtime.sessions import Session, onnxruntime_session
+from gft_edge.runtime.backends.sessions import Session, onnxruntime_session
 from gft_edge.storage.external_data import external_files
 from gft_edge.storage.filekinds import FileKind, kind_of
 from gft_edge.storage.seals import read_sealed, write_sealed

@@ -11,11 +11,11 @@ from gft_edge.bundle import is_bundle, open_artifact
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.foreign.model import RECORD, ForeignModel, is_foreign, load_foreign
 from gft_edge.manifest import MANIFEST, MODEL, QUANTIZED, Artifact, Batch, HighPrecision, Precision, TensorInfo
-from gft_edge.runtime.backends import CUDA_GRAPH, DEFAULT, BackendRequest, parse_backend, require_settings
-from gft_edge.runtime.engine import engine_host, engine_session, load_module, only_engine, open_checked
-from gft_edge.runtime.engine_files import check_engine_beside, keys_beside
-from gft_edge.runtime.providers import PROVIDERS, open_graph
-from gft_edge.runtime.sessions import ONNXRUNTIME, Session, onnxruntime_session
+from gft_edge.runtime.backends.engine import engine_host, engine_session, load_module, only_engine, open_checked
+from gft_edge.runtime.backends.engine_files import check_engine_beside, keys_beside
+from gft_edge.runtime.backends.providers import PROVIDERS, open_graph
+from gft_edge.runtime.backends.sessions import ONNXRUNTIME, Session, onnxruntime_session
+from gft_edge.runtime.backends.table import CUDA_GRAPH, DEFAULT, BackendRequest, parse_backend, require_settings
 
 if TYPE_CHECKING:  # artefacts are opened where onnx is not installed
     from gft_edge.export.graph.view import GraphView
@@ -115,9 +115,9 @@ def open_foreign(
     Args:
         model: to open.
         facts: of it.
-        backend: as for :func:`gft_edge.runtime.sessions.open_session`; an engine stands beside the file.
+        backend: as for :func:`gft_edge.runtime.backends.sessions.open_session`; an engine stands beside the file.
         threads, huge_pages, optimized: of ONNX Runtime on the processor, see
-            :func:`gft_edge.runtime.sessions.onnxruntime_session`.
+            :func:`gft_edge.runtime.backends.sessions.onnxruntime_session`.
 
     Raises:
         ConfigError: unknown backend or setting, one that runs checkpoints, or no GPU.

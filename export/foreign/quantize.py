@@ -16,7 +16,7 @@ import onnx
 from gft_edge.calibration.calibrate import BATCH, FOLDER, write_calibration
 from gft_edge.calibration.graph import observe_graph
 from gft_edge.calibration.images import CalibrationSet, HeldOut, choose_images, held_out_images
-from gft_edge.calibration.observe import Collector
+from gft_edge.calibration.observing.collect import Collector
 from gft_edge.calibration.options import SILENT, CalibrationOptions, Callbacks, result_folder
 from gft_edge.calibration.ranges import Ranges
 from gft_edge.data.batches import batch_count, evaluation_batches

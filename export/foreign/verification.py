@@ -24,8 +24,8 @@ from gft_edge.export.verify.artifact_alone import VerifyReport
 from gft_edge.export.verify.options import VerifyOptions
 from gft_edge.export.verify.places import Place
 from gft_edge.progress import Track, silent
-from gft_edge.runtime.graph_io import log_probabilities
-from gft_edge.runtime.sessions import ONNXRUNTIME, Session
+from gft_edge.runtime.backends.graph_io import log_probabilities
+from gft_edge.runtime.backends.sessions import ONNXRUNTIME, Session
 from gft_edge.stats.agreement import Comparison, Computation, Kind, compare
 from gft_edge.stats.verdict import Assessment, assess
 

@@ -13,7 +13,7 @@ from gft_edge.export.lint.linter import Finding
 from gft_edge.export.lint.rules import PARSER
 from gft_edge.hardware.environment import missing_extra
 from gft_edge.hardware.tensorrt_versions import Platform
-from gft_edge.runtime.backends import backend_of_module
+from gft_edge.runtime.backends.table import backend_of_module
 
 SECONDS = 300.0
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from gft_edge.bundle import is_bundle
 from gft_edge.errors import ConfigError
-from gft_edge.export.deploy.triton_config import CONFIG
+from gft_edge.export.deploy.triton.config import CONFIG
 from gft_edge.export.lint_deployment.bundles import engine_rules as bundle_engines
 from gft_edge.export.lint_deployment.bundles import record_rules, script_rules
 from gft_edge.export.lint_deployment.bundles.record_rules import is_nvinfer, nvinfer_files

@@ -19,8 +19,8 @@ from gft_edge.checkpoint import load_checkpoint
 from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.export.onnx.tracing import GraphOptions, graph_module
 from gft_edge.manifest import Artifact
-from gft_edge.runtime.backends import require_settings
-from gft_edge.runtime.sessions import Session, SessionOptions
+from gft_edge.runtime.backends.sessions import Session, SessionOptions
+from gft_edge.runtime.backends.table import require_settings
 
 Mode = Literal["torch", "torch-compiled", "torch-cuda-graph"]
 Call = Callable[[Tensor], tuple[Tensor, ...]]

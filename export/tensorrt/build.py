@@ -32,7 +32,7 @@ from gft_edge.hardware.jetson import power_mode_mark
 from gft_edge.hardware.tensorrt_versions import RTX, generation, require_rtx_capability
 from gft_edge.hardware.this_device import device_here, same_module
 from gft_edge.manifest import MANIFEST, MODEL, Artifact
-from gft_edge.runtime.backends import backend_of_module
+from gft_edge.runtime.backends.table import backend_of_module
 from gft_edge.runtime.engine_files import engine_files
 from gft_edge.storage.locks import locked
 

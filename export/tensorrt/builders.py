@@ -20,8 +20,8 @@ from gft_edge.export.tensorrt.build_plan import BuildPlan
 from gft_edge.export.tensorrt.interrupts import Interrupted, interrupts_held
 from gft_edge.files import replacing
 from gft_edge.hardware.environment import has_nvidia_driver
-from gft_edge.runtime.backends import backend_of_module
-from gft_edge.runtime.trt_messages import error_logger, explain, require
+from gft_edge.runtime.backends.table import backend_of_module
+from gft_edge.runtime.backends.trt_messages import error_logger, explain, require
 
 if TYPE_CHECKING:
     import tensorrt

@@ -33,8 +33,8 @@ from gft_edge.hardware.environment import has_nvidia_driver
 from gft_edge.hardware.tensorrt_versions import assumed_version, generation
 from gft_edge.hardware.this_device import device_here
 from gft_edge.manifest import MODEL, Artifact, FileInfo, HighPrecision, load_artifact, register_files
+from gft_edge.runtime.backends.torch_program import require_plain
 from gft_edge.runtime.engine_files import engine_files
-from gft_edge.runtime.torch_program import require_plain
 from gft_edge.storage.locks import locked
 
 ASSUMED_DEVICE = "h100"

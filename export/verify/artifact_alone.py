@@ -11,10 +11,10 @@ from gft_edge.errors import ArtifactError, DataError
 from gft_edge.export.verify.places import Place, stage_place
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.backends.graph_io import LEAST
+from gft_edge.runtime.backends.sessions import ONNXRUNTIME
 from gft_edge.runtime.compared_model import ComparedModel, compare_all
 from gft_edge.runtime.golden import golden_references
-from gft_edge.runtime.graph_io import LEAST
-from gft_edge.runtime.sessions import ONNXRUNTIME
 from gft_edge.stats.agreement import Arrays, Comparison, Computation
 from gft_edge.stats.verdict import DEFAULT_LIMITS, Assessment, Limits, Verdict, assess
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from gft_edge.data.splits import Split
 from gft_edge.errors import ConfigError
-from gft_edge.runtime.sessions import ONNXRUNTIME
+from gft_edge.runtime.backends.sessions import ONNXRUNTIME
 from gft_edge.stats.verdict import DEFAULT_LIMITS, Limits
 
 
@@ -17,7 +17,7 @@ class VerifyOptions:
     Without a checkpoint the golden images are compared, and only ``backends`` and ``limits`` count.
 
     Args:
-        backends: that run the artefact, see :func:`gft_edge.runtime.sessions.open_session`; a repeated one runs once.
+        backends: that run the artefact, see :func:`gft_edge.runtime.backends.sessions.open_session`; a repeated one runs once.
         limits: what passes.
         data: data set, as for :func:`gft_edge.data.datasets.open_images`; None is the data that the checkpoint was trained on.
         split: part of it; None is test, or val where there are no test images.

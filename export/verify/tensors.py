@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx
 
 from gft_edge.manifest import PROBABILITIES
-from gft_edge.runtime.graph_io import log_probabilities
+from gft_edge.runtime.backends.graph_io import log_probabilities
 from gft_edge.stats.agreement import Arrays
 
 

@@ -33,10 +33,10 @@ from gft_edge.export.verify.trace import IMAGES, trace
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.quant.modules import without_quantizers
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.backends.graph_io import to_graph_input
+from gft_edge.runtime.backends.sessions import ONNXRUNTIME, onnxruntime_session
 from gft_edge.runtime.compared_model import ComparedModel, KindOf, compare_all, comparison_kind
 from gft_edge.runtime.golden import torch_computation
-from gft_edge.runtime.graph_io import to_graph_input
-from gft_edge.runtime.sessions import ONNXRUNTIME, onnxruntime_session
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind
 from gft_edge.stats.certificates import check
 from gft_edge.stats.verdict import Limits

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from gft_edge.hardware.environment import PACKAGES, REMEDIES, cpu, has_nvidia_driver, versions
-from gft_edge.runtime.backends import BACKENDS, DEFAULT
+from gft_edge.runtime.backends.table import BACKENDS, DEFAULT
 
 Module = str | tuple[str, ...]
 """An importable module, or alternatives."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gft_edge.data.splits import SPLITS
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.runtime.backends import BACKENDS, DEFAULT, names_text
+from gft_edge.runtime.backends.table import BACKENDS, DEFAULT, names_text
 
 if TYPE_CHECKING:
     from gft_edge.calibration.options import CalibrationOptions, Callbacks

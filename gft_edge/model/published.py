@@ -20,10 +20,10 @@ from gft_edge.constants import TEMPERATURE
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.model import gala
 from gft_edge.model.backbone import timm_vit
+from gft_edge.model.foreign.weights_file import looks_like
 from gft_edge.model.gft import GFTOutput, StageMaps, check_budget, layer_number, run_block
 from gft_edge.model.layers import Attend
 from gft_edge.model.selection import gather_tokens
-from gft_edge.model.weights_file import looks_like
 
 STALE = "ema_grad"
 EMA_MOMENTUM = 0.9
@@ -167,7 +167,7 @@ def published_state(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Returns the weights of a published state dict without the stale ``ema_grad`` buffers of trained models.
 
     Args:
-        weights: as :func:`gft_edge.model.weights_file.read_weights_file` gives them for ``ANCHOR``.
+        weights: as :func:`gft_edge.model.foreign.weights_file.read_weights_file` gives them for ``ANCHOR``.
 
     Raises:
         ArtifactError: it is not one; names the model it looks like, if that is a known one.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from gft_edge.errors import GFTEdgeError
 from gft_edge.hardware.environment import has_nvidia_driver
 from gft_edge.manifest import Artifact
-from gft_edge.runtime.backends import BACKENDS, DEFAULT
-from gft_edge.runtime.sessions import Session, open_session
+from gft_edge.runtime.backends.sessions import Session, open_session
+from gft_edge.runtime.backends.table import BACKENDS, DEFAULT
 
 AUTO = "auto"
 ENGINES = "engines/"
@@ -21,14 +21,14 @@ def open_chosen(
     """Opens an artefact with a backend, or with the first one that opens.
 
     Args:
-        artifact, threads, huge_pages: as for :func:`gft_edge.runtime.sessions.open_session`.
+        artifact, threads, huge_pages: as for :func:`gft_edge.runtime.backends.sessions.open_session`.
         backend: a name of the table; ``"auto"`` tries engines of the artefact, then ONNX Runtime on a GPU, then on the processor.
 
     Returns:
         The session, and one line that says which backend it is and why no faster one.
 
     Raises:
-        GFTEdgeError: as :func:`gft_edge.runtime.sessions.open_session`; with ``"auto"`` of ONNX Runtime on the processor.
+        GFTEdgeError: as :func:`gft_edge.runtime.backends.sessions.open_session`; with ``"auto"`` of ONNX Runtime on the processor.
     """
     if backend != AUTO:
         return open_session(artifact, backend, threads, huge_pages), f"{backend}: as asked for"

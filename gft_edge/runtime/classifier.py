@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from gft_edge.bundle import open_artifact
 from gft_edge.manifest import LOGITS, Artifact
+from gft_edge.runtime.backends.graph_io import to_graph_input
+from gft_edge.runtime.backends.sessions import Session
 from gft_edge.runtime.choice import AUTO, open_chosen
 from gft_edge.runtime.finite import require_finite
-from gft_edge.runtime.graph_io import to_graph_input
 from gft_edge.runtime.image_inputs import each_image, rgb
 from gft_edge.runtime.maps import importance_maps, kept_masks
-from gft_edge.runtime.sessions import Session
 from gft_edge.stats.metrics import softmax
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Classifier:
 
         Args:
             path: its folder; ``folder@147-98-49`` for a member of a family.
-            backend: a name of :data:`gft_edge.runtime.backends.BACKENDS`; ``"auto"`` takes an engine that fits this machine, else
+            backend: a name of :data:`gft_edge.runtime.backends.table.BACKENDS`; ``"auto"`` takes an engine that fits this machine, else
                 ONNX Runtime on a GPU, else on the processor.
             threads: of a CPU backend; 0 takes one per core.
             huge_pages: slower start, faster requests; for large models where the kernel gives huge pages on request.

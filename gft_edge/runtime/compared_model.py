@@ -11,8 +11,8 @@ import numpy.typing as npt
 from gft_edge.errors import ArtifactError
 from gft_edge.manifest import Artifact, DeploymentManifest
 from gft_edge.runtime.artifact_graph import load_artifact_graph
-from gft_edge.runtime.graph_io import as_log_probabilities, to_graph_input
-from gft_edge.runtime.sessions import ONNXRUNTIME, Session, fitted, onnxruntime_session, open_session
+from gft_edge.runtime.backends.graph_io import as_log_probabilities, to_graph_input
+from gft_edge.runtime.backends.sessions import ONNXRUNTIME, Session, fitted, onnxruntime_session, open_session
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind, compare
 
 if TYPE_CHECKING:

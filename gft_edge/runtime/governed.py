@@ -15,10 +15,10 @@ from gft_edge.budget import TokenBudget
 from gft_edge.bundle import is_bundle, load_bundle
 from gft_edge.errors import ConfigError
 from gft_edge.manifest import Artifact, load_artifact
-from gft_edge.runtime.backends import DEFAULT, find_backend
+from gft_edge.runtime.backends.sessions import Session, SessionOptions, fitted
+from gft_edge.runtime.backends.table import DEFAULT, find_backend
 from gft_edge.runtime.classifier import Classifier, Prediction
 from gft_edge.runtime.governor import Governor, GovernorOptions
-from gft_edge.runtime.sessions import Session, SessionOptions, fitted
 
 if TYPE_CHECKING:
     from gft_edge.runtime.image_inputs import ImageLike
@@ -32,7 +32,7 @@ class FamilySessions:
 
     Attributes:
         members: artefact of each budget, the largest budget first.
-        backend: see :data:`gft_edge.runtime.backends.BACKENDS`.
+        backend: see :data:`gft_edge.runtime.backends.table.BACKENDS`.
         threads: 0 takes one per core.
         share_memory: on ONNX Runtime, sessions share the pages of the family's file of weights and one arena. Memory is near that
             of one budget, and a prediction takes longer (docs/governor.md has figures).

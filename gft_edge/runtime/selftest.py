@@ -19,10 +19,10 @@ from gft_edge.hardware.devices import device
 from gft_edge.hardware.environment import board, has_nvidia_driver, is_installed
 from gft_edge.hardware.this_device import module_here, same_module
 from gft_edge.manifest import Artifact, load_artifact, split_member
-from gft_edge.runtime.backends import BACKENDS, DEFAULT
+from gft_edge.runtime.backends.engine_files import FLAVOURS
+from gft_edge.runtime.backends.table import BACKENDS, DEFAULT
 from gft_edge.runtime.choice import AUTO, ENGINES
 from gft_edge.runtime.compared_model import ComparedModel, compare_all
-from gft_edge.runtime.engine_files import FLAVOURS
 from gft_edge.runtime.golden import golden_references
 from gft_edge.stats.agreement import Arrays, Comparison, Computation
 from gft_edge.stats.verdict import DEFAULT_LIMITS, Assessment, Verdict, assess
@@ -38,7 +38,7 @@ class SelfTestOptions:
     """Options of :func:`selftest`.
 
     Attributes:
-        backend: a name of :data:`gft_edge.runtime.backends.BACKENDS`; ``"auto"`` takes an engine where there is one, and a GPU.
+        backend: a name of :data:`gft_edge.runtime.backends.table.BACKENDS`; ``"auto"`` takes an engine where there is one, and a GPU.
         key: file with the public Ed25519 key of the bundle's maker; None does not check the signature.
         unpack: new folder for the content of a zip; None takes a temporary one.
         root: of the files that say which machine this is.

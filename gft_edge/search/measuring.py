@@ -21,8 +21,8 @@ from gft_edge.errors import ConfigError, did_you_mean
 from gft_edge.export.onnx.tracing import GraphOptions, export_graph
 from gft_edge.progress import Track, silent
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy
-from gft_edge.runtime.backends import BACKENDS
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.backends.sessions import onnxruntime_session
+from gft_edge.runtime.backends.table import BACKENDS
 from gft_edge.search.graphs import Pattern, at_budget, pattern_of, traced_budget
 from gft_edge.search.latency import require_stages
 

@@ -28,7 +28,7 @@ class Computation:
     """The computation of one side of a comparison.
 
     Attributes:
-        backend: ``"torch"``, or one of :data:`gft_edge.runtime.backends.NAMES`, with the engine's key where one is named.
+        backend: ``"torch"``, or one of :data:`gft_edge.runtime.backends.table.NAMES`, with the engine's key where one is named.
         arithmetic: of the linear layers, ``"fp32"`` or another precision of a manifest.
         name: for tables.
     """

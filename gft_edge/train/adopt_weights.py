@@ -29,12 +29,12 @@ from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.evaluation import Evaluation, EvaluationOptions, evaluate
 from gft_edge.files import new_folder, parse_json, require_free, sha256
 from gft_edge.labels import read_labels
-from gft_edge.model.adopt import FittedWeights, current_name, fit_weights, focal_config, misfit, reference_vit
 from gft_edge.model.build import build_model
-from gft_edge.model.foreign_names import ANCHORS, TimmWeights, timm_weights
+from gft_edge.model.foreign.adopt import FittedWeights, current_name, fit_weights, focal_config, misfit, reference_vit
+from gft_edge.model.foreign.names import ANCHORS, TimmWeights, timm_weights
+from gft_edge.model.foreign.weights_file import looks_like, read_weights_file
 from gft_edge.model.gft import check_budget, unsupported
 from gft_edge.model.macs import count_macs
-from gft_edge.model.weights_file import looks_like, read_weights_file
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
 

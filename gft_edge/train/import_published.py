@@ -12,8 +12,8 @@ from gft_edge.errors import ArtifactError
 from gft_edge.files import new_folder, require_free, sha256
 from gft_edge.labels import read_labels
 from gft_edge.model.build import build_model
+from gft_edge.model.foreign.weights_file import read_weights_file
 from gft_edge.model.published import ANCHOR, published_config, published_state
-from gft_edge.model.weights_file import read_weights_file
 from gft_edge.preprocess import PreprocessSpec
 
 CARD = """# Imported from {name}

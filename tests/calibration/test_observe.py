@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from gft_edge.calibration import histogram
-from gft_edge.calibration import observe as observe_module
-from gft_edge.calibration.observe import Collector, collect, observe
+from gft_edge.calibration.observing import collect as observe_module
+from gft_edge.calibration.observing import histogram
+from gft_edge.calibration.observing.collect import Collector, collect, observe
 from gft_edge.calibration.options import METHODS
 from gft_edge.calibration.ranges import Convergence, Ranges, read_ranges
 from gft_edge.errors import ArtifactError, ConfigError, DataError

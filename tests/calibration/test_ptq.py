@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from gft_edge.calibration.observe import Collector, collect, observe
+from gft_edge.calibration.observing.collect import Collector, collect, observe
 from gft_edge.calibration.ptq import quantize_int8, quantize_with
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.errors import ArtifactError, ConfigError, DataError

@@ -31,7 +31,7 @@ from gft_edge.quant.modules import (
     insert_quantizers,
 )
 from gft_edge.quant.policy import uniform_policy
-from gft_edge.runtime.sessions import open_session
+from gft_edge.runtime.backends.sessions import open_session
 from gft_edge.train.schedule import step_budgets
 
 

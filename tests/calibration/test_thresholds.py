@@ -6,9 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gft_edge.calibration.histogram import BINS, Activation, TensorStats, bin_edges, bin_of
+from gft_edge.calibration.observing.histogram import BINS, Activation, TensorStats, bin_edges, bin_of
+from gft_edge.calibration.observing.thresholds import LINEAR_BINS, linear_histogram, threshold
 from gft_edge.calibration.options import METHODS
-from gft_edge.calibration.thresholds import LINEAR_BINS, linear_histogram, threshold
 from gft_edge.errors import ConfigError, DataError
 
 

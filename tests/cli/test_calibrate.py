@@ -20,7 +20,7 @@ from gft_edge.checkpoint import load_checkpoint
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
 from gft_edge.manifest import load_artifact
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.backends.sessions import onnxruntime_session
 from gft_edge.storage.seals import read_sealed
 
 

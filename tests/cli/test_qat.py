@@ -13,7 +13,7 @@ from gft_edge.checkpoint import load_checkpoint
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
 from gft_edge.manifest import load_artifact
-from gft_edge.runtime.sessions import open_session
+from gft_edge.runtime.backends.sessions import open_session
 
 FAST = ["--qat-set", "batch_size=4", "--qat-set", "num_workers=0", "--qat-set", "lr=1e-3"]
 

@@ -234,7 +234,7 @@ def test_engines_without_tensorrt_or_a_gpu_are_one_line(gft_edge, copied, on_dat
     monkeypatch.setitem(sys.modules, "tensorrt", None)
     if backend == "tensorrt_rtx":
         pytest.importorskip(backend)
-        monkeypatch.setattr("gft_edge.runtime.engine.has_nvidia_driver", lambda: False)
+        monkeypatch.setattr("gft_edge.runtime.backends.engine.has_nvidia_driver", lambda: False)
     path = copied("fp32")
     for command in (["verify", path], ["verify", path, *on_data("ckpt")], ["bench", path], ["predict", path, path]):
         done = gft_edge(*command, "--backend", backend)

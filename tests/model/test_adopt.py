@@ -13,9 +13,9 @@ from timm.models.vision_transformer import checkpoint_filter_fn
 
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.errors import ArtifactError
-from gft_edge.model.adopt import Difference, current_name, fit_weights, nearest_backbone, reference_vit
-from gft_edge.model.foreign_names import ANCHORS, TimmWeights, timm_weights
-from gft_edge.model.weights_file import StateDict, state_dict_of
+from gft_edge.model.foreign.adopt import Difference, current_name, fit_weights, nearest_backbone, reference_vit
+from gft_edge.model.foreign.names import ANCHORS, TimmWeights, timm_weights
+from gft_edge.model.foreign.weights_file import StateDict, state_dict_of
 from gft_edge.train.adopt_weights import AdoptOptions, adopt_weights, preprocess_of
 
 BACKBONES = {

@@ -13,9 +13,9 @@ from timm.models.deit import VisionTransformerDistilled
 from timm.models.vision_transformer import VisionTransformer, checkpoint_filter_fn
 from torch import nn
 
-from gft_edge.model.adopt import FittedWeights, default_stages, fit_weights
-from gft_edge.model.foreign_names import ANCHORS, timm_weights
-from gft_edge.model.weights_file import state_dict_of
+from gft_edge.model.foreign.adopt import FittedWeights, default_stages, fit_weights
+from gft_edge.model.foreign.names import ANCHORS, timm_weights
+from gft_edge.model.foreign.weights_file import state_dict_of
 
 NAMES = json.loads((Path(__file__).parent / "data/transformers_names.json").read_text(encoding="utf-8"))["models"]
 """Names and shapes in state dicts of tiny models of transformers 5.24, and of what version 4 and its files have (``_v4``)."""

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from gft_edge.errors import ArtifactError
-from gft_edge.model.weights_file import looks_like, read_weights_file, state_dict_of
+from gft_edge.model.foreign.weights_file import looks_like, read_weights_file, state_dict_of
 
 DATA = Path(__file__).parent / "data"
 ANCHOR = ("base_model.pos_embed",)

@@ -12,7 +12,7 @@ import torch
 from timm.models.vision_transformer import Attention
 
 from gft_edge.budget import TokenBudget
-from gft_edge.calibration.observe import Collector, collect, observe
+from gft_edge.calibration.observing.collect import Collector, collect, observe
 from gft_edge.calibration.ptq import observed_names, quantize_int8, quantize_with
 from gft_edge.config.model import preset
 from gft_edge.errors import ConfigError

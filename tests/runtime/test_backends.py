@@ -8,7 +8,7 @@ import pytest
 
 from gft_edge.errors import ConfigError, MissingExtraError
 from gft_edge.hardware.environment import PACKAGES
-from gft_edge.runtime.backends import (
+from gft_edge.runtime.backends.table import (
     BACKENDS,
     DEFAULT,
     NAMES,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gft_edge.errors import DataError
-from gft_edge.runtime.batching import run_in_batches
+from gft_edge.runtime.backends.batching import run_in_batches
 
 
 @given(st.integers(1, 20), st.integers(1, 5), st.integers(0, 5))

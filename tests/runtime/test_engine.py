@@ -13,11 +13,11 @@ from gft_edge.errors import ArtifactError, ConfigError, DataError, MissingExtraE
 from gft_edge.files import sha256, write_json
 from gft_edge.hardware.devices import device
 from gft_edge.manifest import MODEL, load_artifact, register_files
-from gft_edge.runtime import cuda, engine
-from gft_edge.runtime.cuda import RUNTIMES, CudaPython, open_cuda
-from gft_edge.runtime.engine import Engine, EngineTensor, fitting_engine, load_engine
-from gft_edge.runtime.engine_files import EngineHost
-from gft_edge.runtime.sessions import open_session
+from gft_edge.runtime.backends import cuda, engine
+from gft_edge.runtime.backends.cuda import RUNTIMES, CudaPython, open_cuda
+from gft_edge.runtime.backends.engine import Engine, EngineTensor, fitting_engine, load_engine
+from gft_edge.runtime.backends.engine_files import EngineHost
+from gft_edge.runtime.backends.sessions import open_session
 
 HOST = EngineHost("tensorrt", "10.3.0", "8.7", "orin-nano-8gb")
 

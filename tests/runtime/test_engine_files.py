@@ -9,7 +9,7 @@ import pytest
 from gft_edge.errors import ArtifactError
 from gft_edge.files import sha256, write_json
 from gft_edge.manifest import MODEL, Artifact, load_artifact, register_files
-from gft_edge.runtime.engine_files import EngineHost, check_engine, engine_files
+from gft_edge.runtime.backends.engine_files import EngineHost, check_engine, engine_files
 from gft_edge.storage.seals import write_sealed
 
 HOST = EngineHost("tensorrt", "10.3.0", "8.7", "orin-nano-8gb")
@@ -140,6 +140,6 @@ def test_checks_need_neither_onnx_nor_tensorrt():
 
     code = (
         "import sys\nfor name in ('onnx', 'torch', 'tensorrt', 'tensorrt_rtx', 'onnxruntime'): sys.modules[name] = None\n"
-        "import gft_edge.runtime.engine_files"
+        "import gft_edge.runtime.backends.engine_files"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

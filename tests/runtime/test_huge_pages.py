@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
-from gft_edge.runtime import huge_pages as pages
+from gft_edge.runtime.backends import huge_pages as pages
 
 MAPS = """\
 55d0c8a00000-55d0c8a21000 r--p 00000000 fe:00 131203                     /usr/bin/python3.11
@@ -97,7 +97,7 @@ LATE = """
 import gc, sys
 from pathlib import Path
 import numpy as np, onnxruntime
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.backends.sessions import onnxruntime_session
 
 class Late(onnxruntime.InferenceSession):
     def __init__(self, *args, **kwargs):

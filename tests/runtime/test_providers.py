@@ -15,12 +15,20 @@ import pytest
 from gft_edge.errors import ArtifactError, ConfigError, MissingExtraError
 from gft_edge.hardware.devices import device
 from gft_edge.manifest import MODEL, load_artifact
-from gft_edge.runtime import providers
-from gft_edge.runtime.assignment import CPU, Assignment, assignment, require_provider_runs
-from gft_edge.runtime.bound_session import BoundSession
-from gft_edge.runtime.caches import machine_mark, open_cache
-from gft_edge.runtime.providers import CUDA, PROVIDERS, RTX, TENSORRT, create_session, ignored_options, provider_options
-from gft_edge.runtime.sessions import open_session
+from gft_edge.runtime.backends import providers
+from gft_edge.runtime.backends.assignment import CPU, Assignment, assignment, require_provider_runs
+from gft_edge.runtime.backends.bound_session import BoundSession
+from gft_edge.runtime.backends.caches import machine_mark, open_cache
+from gft_edge.runtime.backends.providers import (
+    CUDA,
+    PROVIDERS,
+    RTX,
+    TENSORRT,
+    create_session,
+    ignored_options,
+    provider_options,
+)
+from gft_edge.runtime.backends.sessions import open_session
 
 NAMES = [provider.backend for provider in PROVIDERS]
 NOTHING = dataclasses.replace(CUDA, backend="onnxruntime-azure", name="AzureExecutionProvider", options=frozenset())

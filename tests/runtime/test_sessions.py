@@ -10,7 +10,7 @@ import pytest
 
 from gft_edge.errors import ArtifactError, ConfigError, DataError, MissingExtraError
 from gft_edge.manifest import GOLDEN, MODEL, load_artifact, register_files
-from gft_edge.runtime.sessions import onnxruntime_session, open_session
+from gft_edge.runtime.backends.sessions import onnxruntime_session, open_session
 from gft_edge.storage.seals import write_sealed
 
 

@@ -12,7 +12,7 @@ from gft_edge.config.model import preset
 from gft_edge.errors import ConfigError
 from gft_edge.export.onnx.tracing import export_graph
 from gft_edge.preprocess import PreprocessSpec
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.backends.sessions import onnxruntime_session
 from gft_edge.search.graphs import at_budget, pattern_of, traced_budget
 
 SPEC = PreprocessSpec(32, 32)

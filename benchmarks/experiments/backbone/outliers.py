@@ -10,8 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from gft_edge.calibration.histogram import percentile
-from gft_edge.calibration.observe import Collector, collect, observe
+from gft_edge.calibration.observing.collect import Collector, collect, observe
+from gft_edge.calibration.observing.histogram import percentile
 from gft_edge.quant.modules import quantized_names
 from gft_edge.quant.policy import DEFAULT_POLICY
 

@@ -24,11 +24,11 @@ from gft_edge.benchmarks.experiments.backbone.schemes import EVERYTHING, QuantSc
 from gft_edge.benchmarks.measuring.latency import measure
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol, ratio_interval
 from gft_edge.budget import TokenBudget
-from gft_edge.calibration.observe import Collector, collect, observe
+from gft_edge.calibration.observing.collect import Collector, collect, observe
+from gft_edge.calibration.observing.thresholds import threshold
 from gft_edge.calibration.ptq import observed_names, quantize_with
 from gft_edge.calibration.repair import LEAST_JACCARD, LEAST_SQNR_DB, layer_macs
 from gft_edge.calibration.smoothquant import folds, smooth
-from gft_edge.calibration.thresholds import threshold
 from gft_edge.data.datasets import ImageSet
 from gft_edge.errors import ArtifactError
 from gft_edge.export.onnx.tracing import GraphOptions, export_graph
@@ -36,7 +36,7 @@ from gft_edge.files import read_json, write_json
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.quant.modules import quantized_names
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, QuantRule, is_attend
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.backends.sessions import onnxruntime_session
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, compare
 from gft_edge.stats.metrics import sqnr_db
 

@@ -24,7 +24,7 @@ from gft_edge.export.lint.files import lint_file
 from gft_edge.export.onnx.artifact import save_npz
 from gft_edge.hardware.tensorrt_versions import Platform
 from gft_edge.manifest import LOGITS
-from gft_edge.runtime.sessions import Session, onnxruntime_session
+from gft_edge.runtime.backends.sessions import Session, onnxruntime_session
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, compare
 
 BATCH = 32

@@ -42,7 +42,7 @@ _REQUESTS = """
 import sys, time
 from pathlib import Path
 import numpy as np
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.backends.sessions import onnxruntime_session
 session, side = onnxruntime_session(Path(sys.argv[1]), True, 1, sys.argv[3] == "huge"), int(sys.argv[2])
 image, samples = np.zeros((1, 3, side, side), np.float32), []
 for _ in range(30):

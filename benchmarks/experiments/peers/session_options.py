@@ -17,7 +17,7 @@ from gft_edge.benchmarks.experiments.peers.timed_models import Images, TimedMode
 from gft_edge.benchmarks.measuring.latency import measure
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol, ratio_interval
 from gft_edge.progress import Track, silent
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.backends.sessions import onnxruntime_session
 
 SHIPPED = "as shipped"
 TRANSPOSES = ("TransposeOptimizer", "TransposeOptimizer_CPUExecutionProvider")

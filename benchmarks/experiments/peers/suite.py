@@ -38,7 +38,7 @@ from gft_edge.cli.console import say, track
 from gft_edge.errors import exit_code
 from gft_edge.export.onnx.artifact import export_artifact, tool_versions
 from gft_edge.files import replacing, require_writable, write_json
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.backends.sessions import onnxruntime_session
 
 
 def timed(group: Mapping[str, TimedModel], scale: Scale, images: Images) -> dict[int, dict[str, Latency]]:

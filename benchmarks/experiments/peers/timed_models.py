@@ -31,7 +31,7 @@ from gft_edge.model.backbone import timm_vit
 from gft_edge.model.build import build_model
 from gft_edge.model.macs import count_macs
 from gft_edge.preprocess import PreprocessSpec
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.backends.sessions import onnxruntime_session
 
 Images = npt.NDArray[np.float32]
 

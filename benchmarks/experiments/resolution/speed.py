@@ -23,7 +23,7 @@ from gft_edge.model.backbone import timm_vit
 from gft_edge.model.build import build_model
 from gft_edge.model.macs import count_macs
 from gft_edge.progress import Track, silent
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.backends.sessions import onnxruntime_session
 
 GFT, LARGE, SMALL = "GFT", "plain ViT", "plain ViT, half the side"
 MOST_BATCH = 8

@@ -18,7 +18,7 @@ from gft_edge.export.lint_deployment.shared.rule import Problem, Problems, rule
 from gft_edge.files import read_json, sha256
 from gft_edge.hardware.this_device import same_module
 from gft_edge.manifest import MODEL
-from gft_edge.runtime.caches import CARD
+from gft_edge.runtime.backends.caches import CARD
 from gft_edge.runtime.engine_files import engine_files
 
 _BUILD = "build it on the device: gft-edge build"

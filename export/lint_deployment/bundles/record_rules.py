@@ -9,7 +9,7 @@ import onnx
 
 from gft_edge.bundle import ARTIFACT, MADE_ON_DEVICE, RECORD
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.export.deploy.triton_config import CONFIG
+from gft_edge.export.deploy.triton.config import CONFIG
 from gft_edge.export.graph.loading import load_graph
 from gft_edge.export.lint_deployment.bundles.subject import LABELS, BundleSubject, line_with
 from gft_edge.export.lint_deployment.nvinfer.subject import read_nvinfer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 
-from gft_edge.export.deploy.nvinfer_config import PROPERTY
+from gft_edge.export.deploy.deepstream.nvinfer_config import PROPERTY
 from gft_edge.export.lint_deployment.nvinfer.keys import FILES, GROUPS, KEYS, LEGACY, problem_of_value
 from gft_edge.export.lint_deployment.nvinfer.subject import NvinferSubject
 from gft_edge.export.lint_deployment.shared.rule import Problem, Problems, rule

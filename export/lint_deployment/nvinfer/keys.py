@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gft_edge.errors import ConfigError
-from gft_edge.export.deploy.nvinfer_config import NvinferConfig
+from gft_edge.export.deploy.deepstream.nvinfer_config import NvinferConfig
 
 
 @dataclass(frozen=True)

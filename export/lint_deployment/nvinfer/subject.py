@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from gft_edge.export.deploy.nvinfer_config import PROPERTY, NvinferConfig, read_config
+from gft_edge.export.deploy.deepstream.nvinfer_config import PROPERTY, NvinferConfig, read_config
 from gft_edge.export.lint_deployment.nvinfer.keys import KEYS, problem_of_value
 from gft_edge.export.lint_deployment.shared.served_graph import ServedGraph, read_served_graph
 from gft_edge.export.lint_deployment.shared.source import find_manifest

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gft_edge.errors import did_you_mean
-from gft_edge.export.deploy.triton_config import ConfigTensor, ModelConfig
+from gft_edge.export.deploy.triton.config import ConfigTensor, ModelConfig
 from gft_edge.export.lint_deployment.shared.rule import Problem, Problems, rule
 from gft_edge.export.lint_deployment.triton.subject import ENSEMBLE, TritonSubject
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gft_edge.errors import GFTEdgeError
-from gft_edge.export.deploy.triton_config import CONFIG, TYPES, ConfigTensor, ModelConfig, read_model_config
+from gft_edge.export.deploy.triton.config import CONFIG, TYPES, ConfigTensor, ModelConfig, read_model_config
 from gft_edge.export.graph.dtypes import TYPES as GRAPH_TYPES
 from gft_edge.export.lint_deployment.shared.served_graph import ServedGraph, ServedTensor, read_served_graph
 from gft_edge.export.lint_deployment.shared.source import find_manifest

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gft_edge.cli.common import add_result_argument, positive
-from gft_edge.runtime.backends import names_text
+from gft_edge.runtime.backends.table import names_text
 
 if TYPE_CHECKING:
     from gft_edge.benchmarks.measuring.accuracy import AccuracyOf

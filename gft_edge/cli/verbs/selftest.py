@@ -9,7 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gft_edge.runtime.backends import NAMES
+from gft_edge.runtime.backends.table import NAMES
 
 if TYPE_CHECKING:
     from gft_edge.runtime.selftest import BudgetResult, SelfTest

@@ -9,7 +9,7 @@ import argparse
 from typing import Any
 
 from gft_edge.cli.common import add_new_folder, add_threads_argument, measured_text, positive
-from gft_edge.runtime.backends import DEFAULT
+from gft_edge.runtime.backends.table import DEFAULT
 
 EXAMPLE = "gft-edge sweep builtin --stage 1 --out runs/sweep"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gft_edge.cli.common import TRAINED_ON, add_data_arguments
-from gft_edge.runtime.backends import names_text
+from gft_edge.runtime.backends.table import names_text
 
 if TYPE_CHECKING:
     from gft_edge.export.foreign.model import ForeignModel
@@ -148,7 +148,7 @@ def _nvinfer(args: argparse.Namespace, artifact: Artifact) -> int:
     from gft_edge.bundle import load_bundle
     from gft_edge.cli.console import result
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
-    from gft_edge.export.deploy.nvinfer_compare import compare_with_twin, frames_of
+    from gft_edge.export.deploy.deepstream.nvinfer_compare import compare_with_twin, frames_of
 
     side = artifact.manifest.preprocess.height
     frames = frames_of(args.data, args.split, args.images, side) if args.data else ()

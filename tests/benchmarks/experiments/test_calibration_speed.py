@@ -4,7 +4,7 @@ import pytest
 
 from gft_edge.benchmarks.experiments.calibration_speed import HISTOGRAM, INFERENCE, MAX, page, whole_run
 from gft_edge.benchmarks.measuring.protocol import Latency
-from gft_edge.calibration.observe import Collector
+from gft_edge.calibration.observing.collect import Collector
 
 
 @pytest.fixture

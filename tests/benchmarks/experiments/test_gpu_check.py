@@ -5,7 +5,7 @@ from __future__ import annotations
 from gft_edge.benchmarks.experiments import gpu_check
 from gft_edge.benchmarks.experiments.gpu_check import main, plan
 from gft_edge.hardware.environment import versions
-from gft_edge.runtime.backends import BACKENDS
+from gft_edge.runtime.backends.table import BACKENDS
 
 ALL = dict.fromkeys(versions(), "1")
 

@@ -21,7 +21,7 @@ from gft_edge.benchmarks.experiments.peers.session_options import with_uint8_act
 from gft_edge.benchmarks.experiments.peers.timed_models import focal_group
 from gft_edge.benchmarks.measuring.protocol import Latency
 from gft_edge.calibration.options import METHODS
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.backends.sessions import onnxruntime_session
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from gft_edge.benchmarks.power.meter import Load, PowerMeter
 from gft_edge.constants import VERIFY_REPORT
 from gft_edge.errors import ArtifactError
 from gft_edge.manifest import MODEL, register_files
-from gft_edge.runtime.sessions import open_session
+from gft_edge.runtime.backends.sessions import open_session
 
 
 @pytest.fixture

@@ -17,8 +17,8 @@ from gft_edge.config.model import preset
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.hardware.devices import device
 from gft_edge.manifest import MODEL, load_artifact
+from gft_edge.runtime.backends.sessions import open_session
 from gft_edge.runtime.classifier import Classifier
-from gft_edge.runtime.sessions import open_session
 
 
 @pytest.fixture(scope="module")

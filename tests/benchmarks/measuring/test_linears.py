@@ -14,7 +14,7 @@ from gft_edge.errors import ConfigError
 from gft_edge.hardware.devices import DEVICES, device
 from gft_edge.quant.modules import quantized_names
 from gft_edge.quant.policy import DEFAULT_POLICY
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.backends.sessions import onnxruntime_session
 
 LINEAR = LayerShape((24, 16), (10, 16), True, 10)
 CONV = LayerShape((8, 2, 3, 3), (4, 9, 9), True, 25, (2, 2), (1, 1), 2)

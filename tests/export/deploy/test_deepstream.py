@@ -15,10 +15,10 @@ from gft_edge.cli.main import main, verb_module
 from gft_edge.cli.parsing import verb_parser
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.deploy.bundling import make_bundle
-from gft_edge.export.deploy.deepstream import config_text, labels_text
-from gft_edge.export.deploy.nvinfer_compare import compare_config, compare_with_twin
-from gft_edge.export.deploy.nvinfer_config import read_config
-from gft_edge.export.deploy.nvinfer_twin import open_twin, read_label_file
+from gft_edge.export.deploy.deepstream.bundle import config_text, labels_text
+from gft_edge.export.deploy.deepstream.nvinfer_compare import compare_config, compare_with_twin
+from gft_edge.export.deploy.deepstream.nvinfer_config import read_config
+from gft_edge.export.deploy.deepstream.nvinfer_twin import open_twin, read_label_file
 from gft_edge.export.deploy.options import BundleOptions
 from gft_edge.files import canonical_json
 from gft_edge.manifest import MANIFEST, MODEL, Artifact, FileInfo, TensorInfo, load_artifact
@@ -151,7 +151,7 @@ def test_secondary_element_and_maps(fitting, tiny_artifact, tmp_path):
     [("fp16", "fp16", 2, ["--fp16"]), ("int8", "fp32", 1, ["--int8"]), ("int8", "fp16", 1, ["--int8", "--fp16"])],
 )
 def test_network_mode_and_flags_by_precision(fitting, precision, rest, mode, flags):
-    from gft_edge.export.deploy.deepstream_text import build_script
+    from gft_edge.export.deploy.deepstream.texts import build_script
 
     manifest = dataclasses.replace(fitting.manifest, precision=precision, rest=rest)
     text = config_text(manifest, False)

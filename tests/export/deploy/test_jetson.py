@@ -35,7 +35,7 @@ from gft_edge.export.tensorrt.build_plan import BuildPlan
 from gft_edge.export.tensorrt.registration import read_plan, register_engine
 from gft_edge.hardware.devices import device
 from gft_edge.manifest import GOLDEN, MANIFEST, load_artifact
-from gft_edge.runtime.engine_files import EngineHost, check_engine
+from gft_edge.runtime.backends.engine_files import EngineHost, check_engine
 from gft_edge.storage.seals import write_sealed
 
 TRTEXEC = """#!/bin/sh

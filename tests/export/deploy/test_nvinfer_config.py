@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gft_edge.errors import ConfigError
-from gft_edge.export.deploy.nvinfer_config import PROPERTY, format_config, parse_config, read_config
+from gft_edge.export.deploy.deepstream.nvinfer_config import PROPERTY, format_config, parse_config, read_config
 
 PLACE = Path("config.txt")
 key = st.text("abcdefghijklmnopqrstuvwxyz-", min_size=1, max_size=8)

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from gft_edge.errors import ArtifactError, ConfigError, DataError
-from gft_edge.export.deploy.deepstream import labels_text
-from gft_edge.export.deploy.nvinfer_config import NvinferConfig, format_config, parse_config
-from gft_edge.export.deploy.nvinfer_twin import (
+from gft_edge.export.deploy.deepstream.bundle import labels_text
+from gft_edge.export.deploy.deepstream.nvinfer_config import NvinferConfig, format_config, parse_config
+from gft_edge.export.deploy.deepstream.nvinfer_twin import (
     Attribute,
     attributes,
     open_twin,

@@ -17,7 +17,7 @@ from gft_edge.export.deploy.onnxruntime_context import check_context, provider_o
 from gft_edge.export.deploy.options import BundleOptions
 from gft_edge.files import sha256, write_json
 from gft_edge.manifest import MODEL, Artifact, load_artifact, register_files
-from gft_edge.runtime.engine_files import EngineHost, engine_files
+from gft_edge.runtime.backends.engine_files import EngineHost, engine_files
 
 HOST = EngineHost("tensorrt", "10.3.0", "8.7", "orin-nano-8gb")
 KEY = "trt10.3.0_sm87_orin-nano-8gb_fp32_b1-1-8"

@@ -15,11 +15,11 @@ from PIL import Image
 from gft_edge.bundle import load_bundle
 from gft_edge.cli.main import main
 from gft_edge.errors import ArtifactError, ConfigError, MissingExtraError
-from gft_edge.export.deploy import triton_client
 from gft_edge.export.deploy.bundling import make_bundle
 from gft_edge.export.deploy.normalize_graph import normalize_graph
 from gft_edge.export.deploy.options import BundleOptions
-from gft_edge.export.deploy.triton_config import TYPES, read_model_config
+from gft_edge.export.deploy.triton import client as triton_client
+from gft_edge.export.deploy.triton.config import TYPES, read_model_config
 from gft_edge.manifest import MODEL, TensorInfo, load_artifact
 from gft_edge.manifest_schema import DeploymentManifest
 from gft_edge.preprocess import PreprocessSpec

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 from gft_edge.errors import ArtifactError, MissingExtraError
-from gft_edge.export.deploy.triton_config import MAX_BYTES, messages, read_model_config, write_model_config
+from gft_edge.export.deploy.triton.config import MAX_BYTES, messages, read_model_config, write_model_config
 
 TEXT = """
 name: "gft" backend: "onnxruntime" max_batch_size: 8

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from gft_edge.export.deploy.triton_config import ConfigTensor, ModelConfig, read_model_config
+from gft_edge.export.deploy.triton.config import ConfigTensor, ModelConfig, read_model_config
 
 DTYPES = {"TYPE_FP32": np.float32, "TYPE_UINT8": np.uint8, "TYPE_INT32": np.int32}
 ORT_TYPES = {"tensor(float)": "TYPE_FP32", "tensor(uint8)": "TYPE_UINT8", "tensor(int32)": "TYPE_INT32"}

@@ -33,7 +33,7 @@ from gft_edge.export.graph.native import NativeError
 from gft_edge.export.graph.view import view
 from gft_edge.preprocess import IMAGENET_MEAN
 from gft_edge.quant.policy import QuantPolicy, QuantRule, uniform_policy
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.backends.sessions import onnxruntime_session
 
 CLASSES = 5
 STYLES = ("timm-dynamo18", "timm-script11", "timm-script17-slim", "torchvision-script17", "huggingface-script14")

@@ -34,7 +34,7 @@ from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.report.pages.bench import notes
 from gft_edge.report.results.records import usable_bench
-from gft_edge.runtime.engine_files import EngineHost, check_engine_beside, engine_beside, keys_beside
+from gft_edge.runtime.backends.engine_files import EngineHost, check_engine_beside, engine_beside, keys_beside
 from gft_edge.storage.seals import read_sealed, write_sealed
 
 SPEC = PreprocessSpec(32, 32)

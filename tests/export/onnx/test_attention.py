@@ -24,7 +24,7 @@ from gft_edge.export.tensorrt.planning import make_plan
 from gft_edge.hardware.tensorrt_versions import platform
 from gft_edge.manifest import MODEL
 from gft_edge.quant.policy import QuantPolicy, uniform_policy
-from gft_edge.runtime.sessions import open_session
+from gft_edge.runtime.backends.sessions import open_session
 from gft_edge.stats.metrics import sqnr_db
 
 

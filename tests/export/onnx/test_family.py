@@ -13,8 +13,8 @@ from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.export.verify.artifact_alone import verify_golden
 from gft_edge.manifest import MANIFEST, MODEL, WEIGHTS, load_artifact, register_files
+from gft_edge.runtime.backends.sessions import open_session
 from gft_edge.runtime.classifier import Classifier
-from gft_edge.runtime.sessions import open_session
 
 BUDGETS = (TokenBudget((12, 6), 16), TokenBudget((8, 4), 16), TokenBudget((16, 16), 16))
 

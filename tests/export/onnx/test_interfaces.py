@@ -13,7 +13,7 @@ import torch
 
 from gft_edge.benchmarks.measuring.subjects import random_images
 from gft_edge.calibration.graph import graph_features, linear_tensors, observe_graph
-from gft_edge.calibration.observe import Collector
+from gft_edge.calibration.observing.collect import Collector
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.errors import ArtifactError, CheckFailed
 from gft_edge.export.graph.summary import summarize
@@ -30,9 +30,9 @@ from gft_edge.export.verify.with_checkpoint import verify_checkpoint
 from gft_edge.manifest import MODEL, load_artifact, register_files
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.backends.graph_io import LEAST, to_graph_input, with_logits
+from gft_edge.runtime.backends.sessions import open_session
 from gft_edge.runtime.classifier import Classifier
-from gft_edge.runtime.graph_io import LEAST, to_graph_input, with_logits
-from gft_edge.runtime.sessions import open_session
 from gft_edge.stats.metrics import softmax
 
 SPEC = PreprocessSpec(32, 32, color_order="bgr", mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.25))

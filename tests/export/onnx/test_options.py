@@ -20,9 +20,9 @@ from gft_edge.manifest import MODEL
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.quant.policy import QuantPolicy, QuantRule
 from gft_edge.runtime.artifact_graph import load_artifact_graph
+from gft_edge.runtime.backends.sessions import open_session
 from gft_edge.runtime.classifier import Classifier
 from gft_edge.runtime.maps import importance_maps
-from gft_edge.runtime.sessions import open_session
 from gft_edge.stats.metrics import sqnr_db
 from gft_edge.stats.verdict import Limits
 

@@ -18,7 +18,7 @@ from gft_edge.hardware.tensorrt_versions import platform
 from gft_edge.manifest import MODEL
 from gft_edge.model.build import build_model
 from gft_edge.preprocess import PreprocessSpec
-from gft_edge.runtime.sessions import open_session
+from gft_edge.runtime.backends.sessions import open_session
 
 
 @pytest.fixture(scope="module")

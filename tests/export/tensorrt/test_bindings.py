@@ -21,7 +21,7 @@ from gft_edge.export.tensorrt import builders, torch_tensorrt
 from gft_edge.export.tensorrt.build_plan import BuildPlan
 from gft_edge.export.tensorrt.options import HARDWARE_COMPATIBILITY, BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan
-from gft_edge.runtime import engine, trt_messages
+from gft_edge.runtime.backends import engine, trt_messages
 
 from .attribute_uses import Surface, Uses
 from .real_bindings import WHEELS, download, surface_of

@@ -26,8 +26,8 @@ from gft_edge.export.tensorrt.planning import make_plan
 from gft_edge.files import sha256
 from gft_edge.hardware import tensorrt_versions as generations
 from gft_edge.manifest import MODEL, Artifact, load_artifact
-from gft_edge.runtime import backends
-from gft_edge.runtime.engine_files import EngineHost
+from gft_edge.runtime.backends import table as backends
+from gft_edge.runtime.backends.engine_files import EngineHost
 
 
 def plan_for(artifact: Artifact, target: str = "rtx", **options) -> BuildPlan:

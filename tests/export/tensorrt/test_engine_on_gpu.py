@@ -17,7 +17,7 @@ from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan
 from gft_edge.hardware.tensorrt_versions import rtx_refusal
 from gft_edge.manifest import MODEL, load_artifact
-from gft_edge.runtime.sessions import open_session
+from gft_edge.runtime.backends.sessions import open_session
 
 pytestmark = [
     pytest.mark.gpu,

@@ -20,7 +20,7 @@ from gft_edge.export.tensorrt.registration import read_plan, register_engine
 from gft_edge.files import write_json
 from gft_edge.hardware import this_device
 from gft_edge.manifest import MODEL, load_artifact
-from gft_edge.runtime.engine_files import EngineHost, check_engine
+from gft_edge.runtime.backends.engine_files import EngineHost, check_engine
 
 HERE = EngineHost("tensorrt", "10.3.0", "8.7", "orin-nano-8gb")
 

@@ -32,7 +32,7 @@ from gft_edge.manifest import (
     load_artifact,
 )
 from gft_edge.runtime.artifact_graph import load_artifact_graph
-from gft_edge.runtime.graph_io import to_graph_input
+from gft_edge.runtime.backends.graph_io import to_graph_input
 from gft_edge.stats.verdict import Limits
 from gft_edge.storage.seals import write_sealed
 

@@ -110,7 +110,7 @@ class TestEightBitPrecisions:
 
 
 def _session(graph, quantized):
-    from gft_edge.runtime.sessions import onnxruntime_session
+    from gft_edge.runtime.backends.sessions import onnxruntime_session
 
     return onnxruntime_session(graph, quantized)
 

@@ -15,10 +15,10 @@ import numpy.typing as npt
 
 from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
-from gft_edge.runtime import huge_pages as pages
-from gft_edge.runtime.backends import DEFAULT, find_backend, parse_backend, require_settings
-from gft_edge.runtime.batching import run_in_batches
-from gft_edge.runtime.graph_io import to_graph_input, with_logits
+from gft_edge.runtime.backends import huge_pages as pages
+from gft_edge.runtime.backends.batching import run_in_batches
+from gft_edge.runtime.backends.graph_io import to_graph_input, with_logits
+from gft_edge.runtime.backends.table import DEFAULT, find_backend, parse_backend, require_settings
 
 ONNXRUNTIME = "onnxruntime"
 
@@ -72,7 +72,7 @@ class Session:
 
         Returns:
             The graph's outputs; ``logits`` beside them for a graph that gives probabilities
-            (:func:`gft_edge.runtime.graph_io.with_logits`).
+            (:func:`gft_edge.runtime.backends.graph_io.with_logits`).
 
         Raises:
             DataError: the array does not fit the graph.
@@ -213,7 +213,7 @@ def open_session(
 
     Args:
         artifact: with the file in its manifest.
-        backend: a name of :data:`gft_edge.runtime.backends.BACKENDS`; ``"tensorrt:KEY"`` names one of several engines, and
+        backend: a name of :data:`gft_edge.runtime.backends.table.BACKENDS`; ``"tensorrt:KEY"`` names one of several engines, and
             settings follow, as ``"tensorrt,cuda_graph=on"``.
         threads, huge_pages, as_described: see :class:`SessionOptions`.
 

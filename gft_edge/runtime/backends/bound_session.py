@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.errors import ConfigError
-from gft_edge.runtime.sessions import DTYPES
+from gft_edge.runtime.backends.sessions import DTYPES
 
 
 class BoundSession:

@@ -32,7 +32,7 @@ class Backend:
         module: Python module that computes.
         extra: extra of gft-edge that installs it.
         opener: ``"module:function"``; the function takes an artefact, a
-            :class:`gft_edge.runtime.sessions.SessionOptions` and ``module``, and returns a session.
+            :class:`gft_edge.runtime.backends.sessions.SessionOptions` and ``module``, and returns a session.
         summary: one line for the documentation.
         evidence: what shows that it works.
         takes: what ``NAME:KEY`` names, empty where there is no key.
@@ -81,13 +81,13 @@ class Backend:
             raise missing_extra(self.module, self.extra) from None
 
     def open(self, artifact: Any, options: Any) -> Any:
-        """Calls the opener; :func:`gft_edge.runtime.sessions.open_session` has the types."""
+        """Calls the opener; :func:`gft_edge.runtime.backends.sessions.open_session` has the types."""
         module, _, function = self.opener.partition(":")
         return getattr(importlib.import_module(module), function)(artifact, options, self.module)
 
 
 _ENGINE_MEMORY = ("cuda", "torch")
-_PROVIDERS = "gft_edge.runtime.providers"
+_PROVIDERS = "gft_edge.runtime.backends.providers"
 _TORCH = "gft_edge.export.onnx.torch_session"
 _CHECKPOINT: tuple[str | tuple[str, ...], ...] = ("torch", "timm", "safetensors", "onnx", "onnxscript", "onnxslim")
 
@@ -96,7 +96,7 @@ BACKENDS = (
         "onnxruntime",
         "onnxruntime",
         "onnx",
-        "gft_edge.runtime.sessions:open_onnxruntime",
+        "gft_edge.runtime.backends.sessions:open_onnxruntime",
         "model.onnx in ONNX Runtime on the processor; INT8 products where the graph has them",
         "run",
         packages=("onnxruntime",),
@@ -140,7 +140,7 @@ BACKENDS = (
         "tensorrt",
         "tensorrt",
         "trt",
-        "gft_edge.runtime.engine:open_tensorrt",
+        "gft_edge.runtime.backends.engine:open_tensorrt",
         "an engine that gft-edge build made on this GPU or board, TensorRT 8.6 to 11",
         "bound",
         takes="engine",
@@ -152,7 +152,7 @@ BACKENDS = (
         "tensorrt_rtx",
         "tensorrt_rtx",
         "rtx",
-        "gft_edge.runtime.engine:open_tensorrt",
+        "gft_edge.runtime.backends.engine:open_tensorrt",
         "an engine that gft-edge build --target rtx compiled ahead of time, without a GPU",
         "compiled",
         takes="engine",
@@ -164,7 +164,7 @@ BACKENDS = (
         "torch-tensorrt",
         "torch_tensorrt",
         "torch-trt",
-        "gft_edge.runtime.torch_program:open_program",
+        "gft_edge.runtime.backends.torch_program:open_program",
         "a program that gft-edge build CKPT --target torch-tensorrt --out ARTIFACT compiled and saved",
         "not verified on hardware",
         takes="engine",

@@ -22,16 +22,16 @@ from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.hardware.environment import has_nvidia_driver
 from gft_edge.hardware.tensorrt_versions import require_rtx_capability
 from gft_edge.manifest import Artifact
-from gft_edge.runtime.backends import CUDA_GRAPH, backend_of_module, require_settings, switch
-from gft_edge.runtime.batching import run_in_batches
-from gft_edge.runtime.cuda import Cuda, open_cuda
-from gft_edge.runtime.sessions import Session, SessionOptions
-from gft_edge.runtime.trt_messages import error_logger, explain, require
+from gft_edge.runtime.backends.batching import run_in_batches
+from gft_edge.runtime.backends.cuda import Cuda, open_cuda
+from gft_edge.runtime.backends.sessions import Session, SessionOptions
+from gft_edge.runtime.backends.table import CUDA_GRAPH, backend_of_module, require_settings, switch
+from gft_edge.runtime.backends.trt_messages import error_logger, explain, require
 
 if TYPE_CHECKING:
     import tensorrt
 
-    from gft_edge.runtime.engine_files import EngineHost
+    from gft_edge.runtime.backends.engine_files import EngineHost
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def engine_host(trt: ModuleType) -> EngineHost:
         ConfigError: no GPU is found, or one that TensorRT-RTX does not support.
     """
     from gft_edge.hardware.this_device import device_here
-    from gft_edge.runtime.engine_files import EngineHost
+    from gft_edge.runtime.backends.engine_files import EngineHost
 
     device = device_here().profile
     if trt.__name__ == "tensorrt_rtx":
@@ -147,7 +147,7 @@ def fitting_engine(artifact: Artifact, host: EngineHost, key: str = "") -> tuple
         ArtifactError: none fits, with the reason and the command that builds one.
         ConfigError: several fit.
     """
-    from gft_edge.runtime.engine_files import FLAVOURS, build_command, check_engine
+    from gft_edge.runtime.backends.engine_files import FLAVOURS, build_command, check_engine
 
     flavour = FLAVOURS[host.module]
     built = [Path(name).stem for name in artifact.manifest.files if name.endswith(".engine")]
@@ -266,7 +266,7 @@ def load_engine(
     cuda: Cuda | None = None,
     cuda_graph: bool = False,
 ) -> Engine:
-    """Deserialises an engine, which executes its code: call :func:`gft_edge.runtime.engine_files.check_engine` before.
+    """Deserialises an engine, which executes its code: call :func:`gft_edge.runtime.backends.engine_files.check_engine` before.
 
     Args:
         trt: TensorRT or TensorRT-RTX.

@@ -22,11 +22,11 @@ import onnx
 
 from gft_edge.bundle import ARTIFACT
 from gft_edge.errors import ConfigError
-from gft_edge.export.deploy import triton_client
 from gft_edge.export.deploy.normalize_graph import IMAGE, PIXELS, normalize_graph
 from gft_edge.export.deploy.options import BundleOptions
-from gft_edge.export.deploy.triton_config import CONFIG, TYPES, messages, write_model_config
-from gft_edge.export.deploy.triton_texts import engine_readme, readme
+from gft_edge.export.deploy.triton import client as triton_client
+from gft_edge.export.deploy.triton.config import CONFIG, TYPES, messages, write_model_config
+from gft_edge.export.deploy.triton.texts import engine_readme, readme
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest, TensorInfo, load_artifact
 from gft_edge.storage.external_data import external_files
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.calibration.histogram import BINS, Counts, bin_edges, bin_of, percentile
+from gft_edge.calibration.observing.histogram import BINS, Counts, bin_edges, bin_of, percentile
 from gft_edge.calibration.options import DEFAULT_PERCENTILE, METHODS, Method
 from gft_edge.errors import ConfigError
 
@@ -30,7 +30,7 @@ def threshold(counts: Counts, largest: float, method: Method, share: float = DEF
     """Returns the range by a method; never above the largest magnitude, and 0 only for a tensor that was always 0.
 
     Args:
-        counts: of :class:`~gft_edge.calibration.histogram.TensorStats`.
+        counts: of :class:`~gft_edge.calibration.observing.histogram.TensorStats`.
         largest: largest magnitude, exact.
         method: of finding the range.
         share: of the values, in per cent, for ``"percentile"``.

@@ -20,11 +20,11 @@ from gft_edge.hardware.devices import Device
 from gft_edge.hardware.environment import REMEDIES, has_nvidia_driver, missing_extra
 from gft_edge.hardware.tensorrt_versions import require_rtx_capability
 from gft_edge.manifest import MODEL, Artifact, Batch, HighPrecision, Precision, TensorInfo
-from gft_edge.runtime.assignment import CPU, RECORD_ASSIGNMENT, assignment, require_provider_runs
-from gft_edge.runtime.backends import ALLOW_CPU, CUDA_GRAPH, backend_of_module, require_settings, switch
-from gft_edge.runtime.bound_session import BoundSession
-from gft_edge.runtime.caches import Cache, machine_mark, open_cache
-from gft_edge.runtime.sessions import Session, SessionOptions, require_interface
+from gft_edge.runtime.backends.assignment import CPU, RECORD_ASSIGNMENT, assignment, require_provider_runs
+from gft_edge.runtime.backends.bound_session import BoundSession
+from gft_edge.runtime.backends.caches import Cache, machine_mark, open_cache
+from gft_edge.runtime.backends.sessions import Session, SessionOptions, require_interface
+from gft_edge.runtime.backends.table import ALLOW_CPU, CUDA_GRAPH, backend_of_module, require_settings, switch
 
 
 @dataclass(frozen=True)

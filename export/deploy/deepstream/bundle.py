@@ -18,8 +18,8 @@ from typing import Any
 
 from gft_edge.bundle import MADE_ON_DEVICE
 from gft_edge.errors import ConfigError
-from gft_edge.export.deploy.deepstream_text import build_script, export_command, readme
-from gft_edge.export.deploy.nvinfer_config import PROPERTY, format_config
+from gft_edge.export.deploy.deepstream.nvinfer_config import PROPERTY, format_config
+from gft_edge.export.deploy.deepstream.texts import build_script, export_command, readme
 from gft_edge.export.deploy.options import BundleOptions
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.storage.external_data import external_files

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from gft_edge.model.weights_file import StateDict
+from gft_edge.model.foreign.weights_file import StateDict
 
 Rules = tuple[tuple[str, str], ...]
 """Regular expressions and their replacements, applied in order."""

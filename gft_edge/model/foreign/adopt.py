@@ -19,7 +19,7 @@ from gft_edge.budget import MIN_TOKENS, TokenBudget
 from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError, did_you_mean
 from gft_edge.model.backbone import create_network
-from gft_edge.model.foreign_names import TimmWeights, sizes
+from gft_edge.model.foreign.names import TimmWeights, sizes
 from gft_edge.model.gft import unsupported
 
 _PATCHES = "patch_embed.proj.weight"

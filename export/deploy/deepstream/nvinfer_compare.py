@@ -15,7 +15,7 @@ from gft_edge.bundle import Bundle
 from gft_edge.data.datasets import held_out_split, open_images
 from gft_edge.data.splits import Split
 from gft_edge.errors import ConfigError, DataError
-from gft_edge.export.deploy.nvinfer_twin import (
+from gft_edge.export.deploy.deepstream.nvinfer_twin import (
     TENSORS_ONLY,
     Box,
     Twin,
@@ -27,10 +27,10 @@ from gft_edge.export.deploy.nvinfer_twin import (
 )
 from gft_edge.manifest import LOGITS, Artifact
 from gft_edge.preprocess import PreprocessSpec
-from gft_edge.runtime.batching import run_in_batches
+from gft_edge.runtime.backends.batching import run_in_batches
+from gft_edge.runtime.backends.sessions import open_session
 from gft_edge.runtime.classifier import grouped
 from gft_edge.runtime.golden import read_golden
-from gft_edge.runtime.sessions import open_session
 from gft_edge.stats.metrics import softmax
 
 ELEMENTS = {
@@ -128,7 +128,7 @@ def compare_with_twin(bundle: Bundle, frames: Sequence[UInt8Image] = ()) -> tupl
         frames: RGB (H, W, 3) uint8 of any size; the golden images of the artefact without any.
 
     Raises:
-        ConfigError, ArtifactError, DataError: see :func:`configurations`, :func:`gft_edge.export.deploy.nvinfer_twin.open_twin`.
+        ConfigError, ArtifactError, DataError: see :func:`configurations`, :func:`gft_edge.export.deploy.deepstream.nvinfer_twin.open_twin`.
     """
     artifact = bundle.check()
     return tuple(compare_config(path, artifact, frames) for path in configurations(bundle))

@@ -17,10 +17,10 @@ import numpy.typing as npt
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.hardware.environment import has_nvidia_driver, is_installed, missing_extra
 from gft_edge.manifest import Artifact, DeploymentManifest
-from gft_edge.runtime.backends import require_settings
-from gft_edge.runtime.batching import run_in_batches
-from gft_edge.runtime.engine import engine_host, fitting_engine, record_batch
-from gft_edge.runtime.sessions import Session, SessionOptions
+from gft_edge.runtime.backends.batching import run_in_batches
+from gft_edge.runtime.backends.engine import engine_host, fitting_engine, record_batch
+from gft_edge.runtime.backends.sessions import Session, SessionOptions
+from gft_edge.runtime.backends.table import require_settings
 
 NAME = "torch-tensorrt"
 

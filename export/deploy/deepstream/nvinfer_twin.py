@@ -16,10 +16,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.errors import ArtifactError, ConfigError, DataError
-from gft_edge.export.deploy.nvinfer_config import NvinferConfig, read_config
+from gft_edge.export.deploy.deepstream.nvinfer_config import NvinferConfig, read_config
 from gft_edge.export.verify.pixels import sampled
-from gft_edge.runtime.batching import run_in_batches
-from gft_edge.runtime.sessions import onnxruntime_session
+from gft_edge.runtime.backends.batching import run_in_batches
+from gft_edge.runtime.backends.sessions import onnxruntime_session
 
 Floats = npt.NDArray[np.float32]
 UInt8Image = npt.NDArray[np.uint8]

@@ -16,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from gft_edge.calibration.histogram import Activation, TensorStats
+from gft_edge.calibration.observing.histogram import Activation, TensorStats
+from gft_edge.calibration.observing.thresholds import threshold
+from gft_edge.calibration.observing.workers import Workers
 from gft_edge.calibration.options import DEFAULT_PERCENTILE, Method
-from gft_edge.calibration.thresholds import threshold
-from gft_edge.calibration.workers import Workers
 from gft_edge.errors import ArtifactError, DataError
 from gft_edge.files import replacing
 from gft_edge.quant.attention import watch_operand

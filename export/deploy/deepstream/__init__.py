@@ -1,0 +1,1 @@
+"""Bundles for DeepStream, and what its Gst-nvinfer reads and computes."""
