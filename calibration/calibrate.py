@@ -25,11 +25,11 @@ from gft_edge.calibration.options import (
     ResultNotWrittenError,
 )
 from gft_edge.calibration.ranges import Ranges
-from gft_edge.checkpoint import Checkpoint
+from gft_edge.checkpoint import Checkpoint, require_full_precision
 from gft_edge.data.batches import batch_count, evaluation_batches
 from gft_edge.data.for_model import forward_notes, known_data
 from gft_edge.data.sets import ImageSet, Subset
-from gft_edge.errors import ConfigError, OutputError
+from gft_edge.errors import OutputError
 from gft_edge.files import new_folder, replacing, require_free, require_writable_folder
 from gft_edge.manifest import MODEL, Artifact, register_files
 from gft_edge.preprocess import PreprocessSpec
@@ -150,7 +150,7 @@ def calibrate_checkpoint(
         ConfigError, ArtifactError, DataError: the checkpoint is quantized, or options, images or state cannot be used.
         ResultNotWrittenError: ``out`` cannot be written; the error holds the result.
     """
-    require_full_precision(checkpoint)
+    require_full_precision(checkpoint.info, checkpoint.path)
     options = with_known_data(checkpoint, options)
     names = quantized_names(checkpoint.model, DEFAULT_POLICY)
     if attention:
@@ -216,16 +216,6 @@ def calibrate_artifact(
     except OutputError as error:
         raise ResultNotWrittenError(error, result) from error
     return dataclasses.replace(result, caches=tuple(folder / name for name in names if name.endswith(".cache")))
-
-
-def require_full_precision(checkpoint: Checkpoint) -> None:
-    """Refuses a quantized checkpoint.
-
-    Raises:
-        ConfigError: it is quantized.
-    """
-    if checkpoint.info.quantization is not None:
-        raise ConfigError(f"checkpoint {checkpoint.path} is quantized already; give the full-precision one")
 
 
 def with_known_data(checkpoint: Checkpoint, options: CalibrationOptions) -> CalibrationOptions:

@@ -1,14 +1,16 @@
-"""Options and callbacks of calibration, quantization and sensitivity measurements; imports neither NumPy nor torch."""
+"""Options, callbacks and the folder of results of calibration, quantization and sensitivity; imports neither NumPy nor torch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from gft_edge.data.splits import Split
 from gft_edge.errors import OutputError
+from gft_edge.files import new_folder
 from gft_edge.progress import Track, silent
 
 Choice = Literal["random", "balanced", "coverage"]
@@ -88,3 +90,36 @@ class ResultNotWrittenError(OutputError):
     def __init__(self, error: OutputError, result: object) -> None:
         super().__init__(error.path, error.reason)
         self.result = result
+
+
+@dataclass
+class Making:
+    """A folder of results that is being written.
+
+    Attributes:
+        folder: to write to.
+        result: what was computed; None until it is known.
+    """
+
+    folder: Path
+    result: Any = None
+
+
+@contextlib.contextmanager
+def result_folder(out: Path) -> Iterator[Making]:
+    """Yields a new folder for a result that takes long to compute; it becomes ``out`` when the block ends.
+
+    Raises:
+        ConfigError: ``out`` is not free.
+        ResultNotWrittenError: writing failed after the result was known; the error holds it.
+        OutputError: writing failed before.
+    """
+    making = None
+    try:
+        with new_folder(out) as folder:
+            making = Making(folder)
+            yield making
+    except OutputError as error:
+        if making is not None and making.result is not None:
+            raise ResultNotWrittenError(error, making.result) from error
+        raise

@@ -19,7 +19,6 @@ from gft_edge.calibration.calibrate import (
     Source,
     module_ranges,
     note_unused_rules,
-    require_full_precision,
     with_known_data,
     write_calibration,
 )
@@ -35,8 +34,8 @@ from gft_edge.calibration.options import (
     CalibrationOptions,
     Callbacks,
     Method,
-    ResultNotWrittenError,
     Selection,
+    result_folder,
 )
 from gft_edge.calibration.ptq import PostTrained, QuantizedModel, observed_names, post_train
 from gft_edge.calibration.qat import Distillation, QatSettings, quantization_aware
@@ -44,14 +43,14 @@ from gft_edge.calibration.qat_report import QatReport, report_qat
 from gft_edge.calibration.ranges import Ranges, read_ranges
 from gft_edge.calibration.selection_check import CheckedImages, SelectionCheck, check_selection
 from gft_edge.calibration.smoothquant import folds
-from gft_edge.checkpoint import Checkpoint, CheckpointInfo, save_checkpoint
+from gft_edge.checkpoint import Checkpoint, CheckpointInfo, require_full_precision, save_checkpoint
 from gft_edge.data.batches import batch_count, evaluation_batches
 from gft_edge.data.datasets import match_labels
 from gft_edge.data.for_model import Request, forward_notes, labelled_images, once
 from gft_edge.data.sets import ImageSet, readable
 from gft_edge.data.trained import write_trained
-from gft_edge.errors import ConfigError, DataError, OutputError
-from gft_edge.files import new_folder, write_json
+from gft_edge.errors import ConfigError, DataError
+from gft_edge.files import write_json
 from gft_edge.quant.exact_selection import with_exact_selection
 from gft_edge.quant.policy import (
     DEFAULT_POLICY,
@@ -188,23 +187,17 @@ def quantize_checkpoint(
         CheckFailed: logits or the loss are not finite.
         ResultNotWrittenError: ``out`` cannot be written; the error holds the result.
     """
-    require_full_precision(checkpoint)
+    require_full_precision(checkpoint.info, checkpoint.path)
     if options.selection == "exact":
         options = dataclasses.replace(options, policy=with_exact_selection(options.policy, checkpoint.info.model))
     needs_ranges = bool(observed_names(checkpoint.model, options.policy))  # refuses the policy before images are read
     note_unused_rules(checkpoint.model, options.policy, callbacks)
     options = dataclasses.replace(options, calibration=with_known_data(checkpoint, options.calibration))
     callbacks = dataclasses.replace(callbacks, note=once(callbacks.note))
-    result = None
-    try:
-        with new_folder(out) as folder:
-            run = _Run.prepare(checkpoint, options, needs_ranges, callbacks)
-            result = run.quantize(out)
-            run.write(folder, result)
-    except OutputError as error:
-        if result is not None:
-            raise ResultNotWrittenError(error, result) from error
-        raise
+    with result_folder(out) as making:
+        run = _Run.prepare(checkpoint, options, needs_ranges, callbacks)
+        result = making.result = run.quantize(out)
+        run.write(making.folder, result)
     return result
 
 

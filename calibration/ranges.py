@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,6 +37,11 @@ class Convergence:
     def of(cls, images: tuple[int, ...], ranges: Mapping[str, tuple[float, ...]]) -> Convergence:
         """Finds where each range settles."""
         return cls(images, ranges, {name: images[_settled(values)] for name, values in ranges.items()})
+
+    def only(self, names: Container[str]) -> Convergence:
+        """Returns the part of some tensors."""
+        ranges = {name: values for name, values in self.ranges.items() if name in names}
+        return Convergence(self.images, ranges, {name: self.settled_after[name] for name in ranges})
 
     @property
     def images_needed(self) -> int:
@@ -118,22 +123,28 @@ class Ranges:
         """Tensors that had a single magnitude."""
         return tuple(name for name, data in self.statistics.items() if data.get("constant"))
 
-    def describe(self) -> str:
-        """Returns lines for people: how many images suffice, and tensors that are always zero or constant."""
+    def describe(self, used: Mapping[str, str] | None = None) -> str:
+        """Returns lines for people: how many images suffice, and tensors that are always zero or constant.
+
+        Args:
+            used: the tensors that a quantized model uses, with their names for people; None names all as they are.
+        """
+        names = {name: name for name in self.values} if used is None else used
         lines = []
-        curve = self.convergence
+        curve = None if self.convergence is None else self.convergence.only(names)
         if curve is not None and curve.settled:
             lines.append(f"ranges change by less than 1 % after {curve.images_needed} of {self.images} images")
         elif curve is not None:
             late = max(curve.settled_after, key=lambda name: curve.settled_after[name])
             lines.append(
-                f"ranges still changed by more than 1 % after half of the {self.images} images, last that of {late}; "
+                f"ranges still changed by more than 1 % after half of the {self.images} images, last that of {names[late]}; "
                 f"more images may change them"
             )
-        if self.dead:
-            lines.append(f"always zero: {', '.join(self.dead)}")
-        elif self.constant:
-            lines.append(f"always of one magnitude: {', '.join(self.constant)}")
+        dead, constant = ([names[name] for name in found if name in names] for found in (self.dead, self.constant))
+        if dead:
+            lines.append(f"always zero: {', '.join(dead)}")
+        elif constant:
+            lines.append(f"always of one magnitude: {', '.join(constant)}")
         return "\n".join(lines)
 
     def require_model(self, model_sha256: str, what: str) -> None:

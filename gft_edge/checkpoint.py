@@ -6,13 +6,9 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
 
 from gft_edge import __version__
 from gft_edge.config.model import GFTConfig
@@ -23,6 +19,9 @@ from gft_edge.manifest import MANIFEST
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.storage.filekinds import describe_file
 from gft_edge.storage.seals import read_sealed, write_sealed
+
+if TYPE_CHECKING:  # torch takes seconds to import: what config.json says is read without it
+    from torch import Tensor, nn
 
 SCHEMA = 1
 WEIGHTS = "model.safetensors"
@@ -132,6 +131,10 @@ def resolve_checkpoint(name: str | Path) -> Path:
     if not (path / CONFIG).is_file():
         if (path / MANIFEST).is_file():
             raise ArtifactError(f"checkpoint {path}: is an exported artefact, not a checkpoint; {takes}")
+        if (path / "quantization.json").is_file():
+            raise ArtifactError(
+                f"checkpoint {path}: is a quantized ONNX file of another program, no checkpoint; {takes}"
+            )
         raise ArtifactError(f"checkpoint {path / CONFIG}: no such file; {takes}")
     return path
 
@@ -140,6 +143,16 @@ def read_info(path: Path) -> CheckpointInfo:
     """Reads config.json of a checkpoint folder."""
     file = path / CONFIG
     return CheckpointInfo.from_json(_read_config(path), f"checkpoint {file}")
+
+
+def require_full_precision(info: CheckpointInfo, path: Path) -> None:
+    """Refuses a quantized checkpoint.
+
+    Raises:
+        ConfigError: it is quantized.
+    """
+    if info.quantization is not None:
+        raise ConfigError(f"checkpoint {path} is quantized already; give the full-precision one")
 
 
 def _read_config(path: Path) -> dict[str, Any]:
@@ -152,6 +165,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         ArtifactError: the file is missing, damaged or not the one that config.json seals, or a value is not finite.
     """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
     file = path / WEIGHTS
     if not file.is_file():
         raise ArtifactError(f"checkpoint {file}: no such file")
@@ -197,6 +214,8 @@ def save_checkpoint(path: Path, info: CheckpointInfo, model: nn.Module, half: bo
         model: weights are copied to the CPU.
         half: store floating-point tensors as float16.
     """
+    from safetensors.torch import save_file
+
     path.mkdir(parents=True, exist_ok=True)
     tensors = {}
     for name, tensor in model.state_dict().items():
@@ -247,11 +266,11 @@ def load_checkpoint(name: str | Path) -> Checkpoint:
     Raises:
         ArtifactError: the checkpoint is missing, damaged or of another schema.
     """
-    from gft_edge.model.build import build_model
-
     path = resolve_checkpoint(name)
     info = read_info(path)
     _require_size(info.model, path)
+    from gft_edge.model.build import build_model  # needs torch
+
     try:
         model = build_model(info.model)
     except ConfigError as error:

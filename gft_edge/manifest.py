@@ -169,7 +169,10 @@ def load_artifact(path: str | Path) -> Artifact:
         if is_checkpoint:
             kind = f"is a checkpoint; make an artefact of it with gft-edge export {folder}"
         elif (folder / "quantization.json").is_file():
-            kind = "is a quantized ONNX file of another program, no artefact; gft-edge adopt takes the weights that it came from"
+            kind = (
+                "is a quantized ONNX file of another program, no artefact; gft-edge adopt takes the weights that it came from, and "
+                "lint, verify, bench, build and evaluate take the folder"
+            )
         raise ArtifactError(f"artefact {folder}: {kind}")
     for inside in sorted(folder.iterdir()):
         if inside.is_symlink() and not inside.is_file():  # reports and engines would be written wherever it leads

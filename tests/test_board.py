@@ -73,6 +73,7 @@ def inputs(tiny_checkpoint, tiny_artifact, tiny_info, tmp_path_factory):
     (root / "trtexec.log").write_text(log.read_text())
     (root / "recipe.toml").write_text((Path(__file__).parents[1] / "recipes/typeface.toml").read_text())
     (root / "weights.pth").write_bytes(b"")
+    shutil.copy(artifact.path / "model.onnx", root / "vit.onnx")
     shutil.copytree(tiny_artifact, root / "bundle" / ARTIFACT)
     write_record(root / "bundle", "onnxruntime")
     (root / "public.pem").write_text("-----BEGIN PUBLIC KEY-----")
@@ -87,6 +88,7 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
     recipe = str(root / "recipe.toml")
     quick = ["--rounds", "2", "--runs", "1", "--warmup", "0", "--skip", "stages", "throughput", "process"]
     bench = ["bench", art, "--power", "none", *quick]
+    model = str(root / "vit.onnx")
     backends = {}
     for backend in BACKENDS[1:]:
         name, argument = f"{backend.name}:CKPT", f"{backend.name}:{checkpoint}"
@@ -102,11 +104,24 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
         "selftest BUNDLE --key PUB.pem": ["selftest", str(root / "bundle"), "--key", str(root / "public.pem")],
         "verify ARTIFACT": ["verify", art],
         "verify ARTIFACT --pixels DIR": ["verify", art, "--pixels", str(root / "pixels")],
+        "verify MODEL.onnx": ["verify", model],
+        "bench MODEL.onnx": ["bench", model, "--power", "none", *quick],
+        "build MODEL.onnx --target DEVICE --plan": ["build", model, "--target", "orin-nano", "--plan"],
+        "build MODEL.onnx --target rtx": ["build", model, "--target", "rtx"],
         "predict ARTIFACT IMAGE": ["predict", art, image],
         "evaluate ARTIFACT --data FOLDER": ["evaluate", art, "--data", data],
         "lint ARTIFACT": ["lint", art],
         "build ARTIFACT --target DEVICE --plan": ["build", art, "--target", "orin-nano", "--plan"],
-        "bundle ARTIFACT --target jetson": ["bundle", art, "--target", "jetson", "--device", "orin-nano", "--out", out],
+        "bundle ARTIFACT --target jetson": [
+            "bundle",
+            art,
+            "--target",
+            "jetson",
+            "--device",
+            "orin-nano",
+            "--out",
+            str(new / "b"),
+        ],
         "build ARTIFACT --target this-gpu": ["build", art, "--target", "this-gpu"],
         "build ARTIFACT --target rtx": ["build", art, "--target", "rtx"],
         "build CKPT --target torch-tensorrt": ["build", checkpoint, "--target", "torch-tensorrt"],
@@ -125,7 +140,7 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
         "calibrate ARTIFACT": ["calibrate", art, "--data", data, "--out", out],
         "sensitivity CKPT": ["sensitivity", checkpoint, "--data", data, "--out", out],
         "quantize CKPT": ["quantize", checkpoint, "--data", data, "--out", out],
-        "quantize MODEL.onnx --data D": ["quantize", f"{art}/model.onnx", "--data", data, "--out", out],
+        "quantize MODEL.onnx --data D": ["quantize", model, "--data", data, "--out", out],
         "export CKPT": ["export", checkpoint, "--data", data, "--out", out],
         "sweep CKPT": ["sweep", checkpoint],
         "sweep CKPT --out DIR": ["sweep", checkpoint, "--out", out],
@@ -197,7 +212,10 @@ def test_what_a_board_has_to_do_works_without_torch(happened):
             "evaluate ARTIFACT --data FOLDER",
         }
     if "onnx" in installed:
-        assert works >= {"lint ARTIFACT", "build ARTIFACT --target DEVICE --plan"}
+        assert works >= {
+            *("lint ARTIFACT", "build ARTIFACT --target DEVICE --plan", "build MODEL.onnx --target DEVICE --plan"),
+            *("verify MODEL.onnx", "bench MODEL.onnx"),
+        }
 
 
 def test_commands_of_the_board_page_parse():

@@ -29,7 +29,6 @@ NEEDS = {
         "",
     ),
     "calibration.graph": "onnx",
-    "checkpoint": "torch",
     "controls": "torch",
     "data.training": "torch",
     "distill.*": "torch",
@@ -38,7 +37,7 @@ NEEDS = {
     **dict.fromkeys(
         (
             f"export.foreign.{name}"
-            for name in ("building", "loading", "parting", "pattern", "qdq", "quantize", "verification")
+            for name in ("building", "loading", "parting", "pattern", "qdq", "quantize", "verification", "vit_parts")
         ),
         "onnx",
     ),
@@ -81,7 +80,10 @@ NEEDS = {
     **dict.fromkeys((f"report.pages.{name}" for name in ("html", "quantization", "tables")), ""),
     "search.*": "torch",
     **dict.fromkeys((f"search.{name}" for name in ("front", "latency", "options", "point", "recommend", "table")), ""),
-    **dict.fromkeys(("search.graphs", "search.measuring"), "onnx"),
+    **dict.fromkeys(
+        (f"search.{name}" for name in ("candidates", "costs", "graphs", "measuring", "pricing", "record", "staircase")),
+        "onnx",
+    ),
     "train.*": "torch",
     "train.log": "",
     "train.loop": "timm",

@@ -37,8 +37,8 @@ from gft_edge.hardware.environment import machine
 from gft_edge.report.figures.overlays import overlay
 from gft_edge.report.figures.overview import Scene, overview
 from gft_edge.runtime.accuracy import measure_accuracy
+from gft_edge.runtime.backends.sessions import Session, open_session
 from gft_edge.runtime.classifier import Classifier
-from gft_edge.runtime.sessions import Session, open_session
 
 SHOWN = (0.3, 0.08)
 """Shares of the patches in the pictures."""

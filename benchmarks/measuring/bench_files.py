@@ -27,6 +27,10 @@ def read_bench(path: Path) -> dict[str, Any]:
         ArtifactError: missing, damaged, of another schema, or a merged file.
     """
     data = read_sealed(path, "bench file", "measure again with gft-edge bench")
+    if "results" not in data:
+        raise ArtifactError(
+            f"bench file {path}: holds no results of gft-edge bench; give what its --out wrote, or a run's folder"
+        )
     if data.get("schema") != SCHEMA:
         raise ArtifactError(
             f"bench file {path}: schema {data.get('schema')!r}, this version reads {SCHEMA}; measure again with gft-edge bench"

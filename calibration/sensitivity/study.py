@@ -17,22 +17,21 @@ from gft_edge.calibration.calibrate import (
     Source,
     module_ranges,
     note_unused_rules,
-    require_full_precision,
     with_known_data,
     write_calibration,
 )
 from gft_edge.calibration.images import CalibrationSet, hash_images
-from gft_edge.calibration.options import SILENT, CalibrationOptions, Callbacks, ResultNotWrittenError
+from gft_edge.calibration.options import SILENT, CalibrationOptions, Callbacks, result_folder
 from gft_edge.calibration.ranges import Ranges, read_ranges
 from gft_edge.calibration.sensitivity.effects import Effect, MixedModel, Sensitivity, measure_sensitivity, run_mixed
 from gft_edge.calibration.sensitivity.mixed import AccuracyLimit, MixedPrecision, mixed_policy, search_mixed
-from gft_edge.checkpoint import Checkpoint
+from gft_edge.checkpoint import Checkpoint, require_full_precision
 from gft_edge.data.batches import batch_count, evaluation_batches
 from gft_edge.data.for_model import Request, labelled_images, once
 from gft_edge.data.sets import ImageSet
 from gft_edge.data.splits import Split
-from gft_edge.errors import ConfigError, DataError, OutputError
-from gft_edge.files import canonical_json, new_folder, write_json
+from gft_edge.errors import ConfigError, DataError
+from gft_edge.files import canonical_json, write_json
 from gft_edge.quant.modules import quantized_names
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy
 from gft_edge.storage.seals import read_sealed, sealed
@@ -257,36 +256,31 @@ def study_sensitivity(
         CheckFailed: logits that are not finite in full precision.
         ResultNotWrittenError: ``out`` cannot be written; the error holds the result.
     """
-    require_full_precision(checkpoint)
+    require_full_precision(checkpoint.info, checkpoint.path)
     names = quantized_names(checkpoint.model, options.policy)
     note_unused_rules(checkpoint.model, options.policy, callbacks)
     calibration = with_known_data(checkpoint, options.calibration)
     options = dataclasses.replace(options, calibration=calibration, eval_data=options.eval_data or calibration.data)
     opening = dataclasses.replace(callbacks, note=once(callbacks.note))
-    result = None
-    try:
-        with new_folder(out) as folder:
-            evaluation = _open_evaluation(checkpoint, options, opening)
-            card, ranges, overlap = _calibrate(checkpoint, names, options, evaluation, opening)
-            times = time_layers(checkpoint.model, names, checkpoint.info.model.image_size)
-            mixed = MixedModel(checkpoint.model, ranges.values, names)
-            found, search = _measure(mixed, checkpoint, options, evaluation, times, callbacks)
-            saved = {name: layer.saved_ms for name, layer in times.layers.items()}
-            best = None if search is None else search.best
-            policy = None if best is None else mixed_policy(found, saved, best.int8)
-            result = SensitivityResult(
-                out, checkpoint, options, evaluation, card, ranges, overlap, found, times, search, policy
-            )
-            if policy is not None:
-                write_json(folder / POLICY, policy.to_json())
-            write_calibration(folder, card, ranges, callbacks)
-            write_json(folder / RECORD, result.to_json())
-            if write_page is not None:
-                write_page(folder)
-    except OutputError as error:
-        if result is not None:
-            raise ResultNotWrittenError(error, result) from error
-        raise
+    with result_folder(out) as making:
+        folder = making.folder
+        evaluation = _open_evaluation(checkpoint, options, opening)
+        card, ranges, overlap = _calibrate(checkpoint, names, options, evaluation, opening)
+        times = time_layers(checkpoint.model, names, checkpoint.info.model.image_size)
+        mixed = MixedModel(checkpoint.model, ranges.values, names)
+        found, search = _measure(mixed, checkpoint, options, evaluation, times, callbacks)
+        saved = {name: layer.saved_ms for name, layer in times.layers.items()}
+        best = None if search is None else search.best
+        policy = None if best is None else mixed_policy(found, saved, best.int8)
+        result = making.result = SensitivityResult(
+            out, checkpoint, options, evaluation, card, ranges, overlap, found, times, search, policy
+        )
+        if policy is not None:
+            write_json(folder / POLICY, policy.to_json())
+        write_calibration(folder, card, ranges, callbacks)
+        write_json(folder / RECORD, result.to_json())
+        if write_page is not None:
+            write_page(folder)
     return result
 
 

@@ -147,10 +147,13 @@ def is_foreign(path: str | Path) -> bool:
     path = Path(path)
     if path.is_dir():
         return (path / RECORD).is_file() and not (path / MANIFEST).exists()
-    if path.suffix.lower() == ".onnx" and not path.exists():
+    named = path.suffix.lower() == ".onnx"
+    if named and not path.exists():
         return True  # so that the message is about a graph
+    if not path.is_file() or (path.parent / MANIFEST).is_file():
+        return False
     try:
-        return path.is_file() and kind_of(path) is FileKind.ONNX and not (path.parent / MANIFEST).is_file()
+        return named or kind_of(path) is FileKind.ONNX
     except OSError:
         return False
 

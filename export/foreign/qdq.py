@@ -15,7 +15,8 @@ import onnx
 from onnx import NodeProto, helper, numpy_helper
 
 from gft_edge.errors import ArtifactError
-from gft_edge.export.foreign.pattern import Linear, weight_values
+from gft_edge.export.foreign.pattern import weight_values
+from gft_edge.export.foreign.vit_parts import Linear
 from gft_edge.export.graph.structure import node_label
 from gft_edge.export.graph.view import GraphView, attribute
 from gft_edge.quant.levels import QMAX, QMIN, SMALLEST_RANGE

@@ -17,20 +17,21 @@ from gft_edge.calibration.calibrate import BATCH, FOLDER, write_calibration
 from gft_edge.calibration.graph import observe_graph
 from gft_edge.calibration.images import CalibrationSet, HeldOut, choose_images, held_out_images
 from gft_edge.calibration.observing.collect import Collector
-from gft_edge.calibration.options import SILENT, CalibrationOptions, Callbacks, ResultNotWrittenError
+from gft_edge.calibration.options import SILENT, CalibrationOptions, Callbacks, result_folder
 from gft_edge.calibration.ranges import Ranges
 from gft_edge.data.batches import batch_count, evaluation_batches
 from gft_edge.data.for_model import forward_notes, once
 from gft_edge.data.sets import ImageSet
-from gft_edge.errors import ConfigError, OutputError
+from gft_edge.errors import ConfigError
 from gft_edge.export.foreign.agreement import Agreement, measure_agreement
 from gft_edge.export.foreign.loading import load_whole
 from gft_edge.export.foreign.model import ForeignLayer, ForeignModel, ForeignQuantization, load_foreign, write_record
-from gft_edge.export.foreign.pattern import Linear, Pattern, recognise
+from gft_edge.export.foreign.pattern import recognise
 from gft_edge.export.foreign.preprocessing import ClassNames, Pixels, class_names, data_labels
 from gft_edge.export.foreign.qdq import QuantizedLinear, insert_qdq
+from gft_edge.export.foreign.vit_parts import Linear, Pattern
 from gft_edge.export.graph.view import GraphView, view
-from gft_edge.files import new_folder, replacing, require_free
+from gft_edge.files import replacing
 from gft_edge.manifest import MODEL
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.quant.levels import SMALLEST_RANGE
@@ -93,6 +94,7 @@ class ForeignQuantized:
         card: of the calibration images.
         agreement: with the float file.
         notes: sentences on what was assumed.
+        inputs: the first layer that reads each tensor of ``ranges``, by our name.
     """
 
     model: ForeignModel
@@ -100,6 +102,7 @@ class ForeignQuantized:
     card: CalibrationSet
     agreement: Agreement
     notes: tuple[str, ...]
+    inputs: Mapping[str, str]
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values."""
@@ -134,17 +137,11 @@ def quantize_foreign(path: Path, options: ForeignOptions, out: Path, callbacks: 
         ConfigError, DataError: options or images that cannot be used.
         ResultNotWrittenError: ``out`` cannot be written; the error holds the result.
     """
-    require_free(out)
     callbacks = dataclasses.replace(callbacks, note=once(callbacks.note))
-    run = _Run.prepare(path, options, callbacks)
-    result = None
-    try:
-        with new_folder(out) as folder:
-            result = run.quantize(folder, out)
-    except OutputError as error:
-        if result is not None:
-            raise ResultNotWrittenError(error, result) from error
-        raise
+    with result_folder(out) as making:
+        run = _Run.prepare(path, options, callbacks)
+        result = making.result = run.quantize(making.folder, out)
+        run.write(making.folder, result)
     return result
 
 
@@ -238,7 +235,7 @@ class _Run:
         return cls(source, model, graph, pattern, layers, spec, names, card, images, options, callbacks)
 
     def quantize(self, folder: Path, out: Path) -> ForeignQuantized:
-        """Calibrates, writes the quantized graph into a folder, compares it and writes the records."""
+        """Calibrates, writes the quantized graph into a folder and compares it."""
         options, source = self.options, self.source
         ranges = self._ranges()
         values = {} if ranges is None else ranges.values
@@ -282,13 +279,16 @@ class _Run:
         written = dataclasses.replace(
             written, path=out, file=out / MODEL, quantization=dataclasses.replace(quantization, details=details)
         )
-        result = ForeignQuantized(written, ranges, self.card, agreement, notes)
-        write_record(folder, written)
-        if ranges is not None:
-            write_calibration(folder / FOLDER, self.card, ranges, self.callbacks)
+        inputs = {layer.linear.input: layer.name for layer in reversed(self.layers)}
+        return ForeignQuantized(written, ranges, self.card, agreement, notes, inputs)
+
+    def write(self, folder: Path, result: ForeignQuantized) -> None:
+        """Writes the record, the calibration and the card beside the graph."""
+        write_record(folder, result.model)
+        if result.ranges is not None:
+            write_calibration(folder / FOLDER, self.card, result.ranges, self.callbacks)
         with replacing(folder / CARD) as temporary:
             temporary.write_text(_card(result), encoding="utf-8")
-        return result
 
     def _ranges(self) -> Ranges | None:
         names = list(dict.fromkeys(layer.linear.input for layer in self.layers if layer.precision == "int8"))

@@ -126,11 +126,11 @@ def slow_types(computed: Arithmetic | GraphSummary, *, half_allowed: bool, has_f
         unquantized = "" if computed.quantized_attention else "attention, "
         return (
             f"the rest of this graph is FP32: {unquantized}softmax and LayerNorm run at half the rate of FP16 or less and "
-            f"do not use FP16 attention kernels; export with --precision fp16{flag}"
+            f"do not use FP16 attention kernels; export it in FP16 (a checkpoint: --precision fp16){flag}"
         )
     return (
         "this graph is FP32: its products run at half the rate of FP16 or less and do not use FP16 attention kernels; export "
-        f"with --precision fp16{flag}"
+        f"it in FP16 (a checkpoint: --precision fp16){flag}"
     )
 
 

@@ -80,7 +80,7 @@ def lint_deployment(path: Path) -> DeploymentReport:
         return _report(path, (path,), len(TRITON_RULES), _triton(path))
     if not is_nvinfer(path):
         raise ConfigError(
-            f"lint {path}: has no line [property], so it is no configuration of nvinfer; give a bundle, such a configuration, "
+            f"configuration {path}: has no line [property], so it is none of nvinfer; give a bundle, such a configuration, "
             f"{CONFIG} of Triton, an artefact or an ONNX file"
         )
     return _report(path, (path,), len(NVINFER_RULES), _nvinfer(path))

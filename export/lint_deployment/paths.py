@@ -8,6 +8,7 @@ from typing import Any
 
 from gft_edge.bundle import ARTIFACT, load_bundle
 from gft_edge.errors import ConfigError
+from gft_edge.export.foreign.model import is_foreign, load_foreign
 from gft_edge.export.graph.qdq_boundaries import BoundaryComparison, compare_boundary_files
 from gft_edge.export.lint.files import graph_file, lint_file
 from gft_edge.export.lint.linter import LintReport
@@ -73,7 +74,7 @@ def lint_path(
         return _with_boundaries(lint_path(path, target, tensorrt, ask=ask), path, boundaries_of)
     deployment = lint_deployment(path) if is_deployment(path) else None
     if deployment is None:
-        file = graph_file(path)
+        file = _graph_of(path)
         return PathReport(file, lint_file(file, platform(target, tensorrt), ask=ask), None)
     if not path.is_dir():
         return PathReport(None, None, deployment)
@@ -86,8 +87,13 @@ def _with_boundaries(report: PathReport, path: Path, other: Path) -> PathReport:
     if report.graph_file is None:
         raise ConfigError(f"{path}: a configuration has no quantization boundaries; give the graph or the bundle")
     bundled = is_deployment(other) and other.is_dir()
-    measured = graph_file(other / ARTIFACT if bundled else other)
+    measured = _graph_of(other / ARTIFACT if bundled else other)
     return replace(report, boundaries=compare_boundary_files(measured, report.graph_file))
+
+
+def _graph_of(path: Path) -> Path:
+    """Returns the graph of a path; that of a quantized ONNX file of another program has the hash of its record."""
+    return load_foreign(path).file if path.is_dir() and is_foreign(path) else graph_file(path)
 
 
 def _platform(path: Path, target: str | None, tensorrt: str | None) -> Platform:

@@ -10,25 +10,100 @@ from typing import TYPE_CHECKING, Any
 
 from gft_edge.data.splits import SPLITS
 from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.runtime.backends.table import BACKENDS, DEFAULT, names_text
 
 if TYPE_CHECKING:
     from gft_edge.calibration.options import CalibrationOptions, Callbacks
     from gft_edge.data.splits import Split
 
 
-DATA_HELP = (
+DATA_FORMS = (
     "image folder, ROOT/CLASS/image or ROOT/{train,val,test}/CLASS/image (without folders of splits, a hash of each file "
-    "splits it 80/10/10); 'scenes'; 'typefaces'; typefaces:FOLDER of fonts; fgvc-aircraft:ROOT; food101:ROOT; coco:ROOT "
-    "(the data the model was trained on)"
+    "splits it 80/10/10); 'scenes'; 'typefaces'; typefaces:FOLDER of fonts; fgvc-aircraft:ROOT; food101:ROOT; coco:ROOT"
 )
+TRAINED_ON = "the data the model was trained on"
+REPLACED = "in place of an earlier result"
+"""What happens to an existing file of ``--out``; a folder must be new or empty."""
 
 
-def add_data_arguments(parser: argparse.ArgumentParser, images: int, split: Split | None = None) -> None:
-    """``--data``, ``--images``, ``--split``."""
-    parser.add_argument("--data", metavar="D", help=DATA_HELP)
+def add_data_argument(parser: argparse.ArgumentParser, default: str = TRAINED_ON) -> None:
+    """Adds ``--data``; ``default`` says in words what is taken without it."""
+    parser.add_argument("--data", metavar="D", help=f"{DATA_FORMS} ({default})")
+
+
+def add_data_arguments(
+    parser: argparse.ArgumentParser, images: int, split: Split | None = None, data: str = TRAINED_ON
+) -> None:
+    """``--data``, ``--images``, ``--split``; ``data`` says in words what is taken without ``--data``."""
+    add_data_argument(parser, data)
     parser.add_argument("--images", type=positive, default=images, metavar="N", help=f"how many images ({images})")
-    default = split or "test, or val where there are no test images"
-    parser.add_argument("--split", choices=SPLITS, default=split, help=f"which part of the data ({default})")
+    add_split_argument(parser, split)
+
+
+def add_split_argument(
+    parser: argparse.ArgumentParser, split: Split | None, default: str = "test, or val where there are no test images"
+) -> None:
+    """Adds ``--split``; ``default`` says in words what None is."""
+    parser.add_argument("--split", choices=SPLITS, default=split, help=f"which part of the data ({split or default})")
+
+
+def add_budget_argument(parser: argparse.ArgumentParser, before: str, after: str) -> None:
+    """Adds ``--budget``, which can be repeated, with a verb's own words before and after its forms."""
+    parser.add_argument(
+        "--budget",
+        action="append",
+        metavar="K,K,K",
+        help=f"{before}patches kept by each selecting block, shares such as 75%%,50%%,25%%, or 'full'{after}",
+    )
+
+
+def add_align_argument(parser: argparse.ArgumentParser, default: int | None = None) -> None:
+    """Adds ``--align``."""
+    parser.add_argument(
+        "--align",
+        type=positive,
+        default=default,
+        metavar="N",
+        help="make the tokens, patches and those before them, a multiple of N where pruned"
+        + (f" ({default})" if default else ""),
+    )
+
+
+def add_labels_argument(container: argparse._ActionsContainer, default: str) -> None:
+    """Adds ``--labels``; ``default`` says in words which names are taken without it."""
+    container.add_argument(
+        "--labels",
+        type=Path,
+        metavar="FILE",
+        help=f"class names in the order of the outputs: one per line, or .csv or .json ({default})",
+    )
+
+
+def add_backend_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds ``--backend`` of a verb that takes one; ``what`` it runs."""
+    parser.add_argument("--backend", default=DEFAULT, metavar="B", help=f"what runs the {what}: {names_text()}")
+
+
+def measured_text() -> str:
+    """Returns the backends on which budgets can be measured, in words."""
+    return " or ".join(backend.name for backend in BACKENDS if backend.measures_budgets)
+
+
+def add_seed_argument(parser: argparse.ArgumentParser, default: int, what: str) -> None:
+    """Adds ``--seed`` of what is drawn."""
+    parser.add_argument("--seed", type=int, default=default, metavar="N", help=f"seed of {what} ({default})")
+
+
+def add_result_argument(parser: argparse.ArgumentParser, what: str) -> None:
+    """Adds ``--out`` for a file that a verb writes beside what it prints."""
+    parser.add_argument("--out", type=Path, metavar="FILE", help=f"also write {what}, {REPLACED}")
+
+
+def add_new_folder(parser: argparse.ArgumentParser, what: str, *, required: bool = True, metavar: str = "DIR") -> None:
+    """Adds ``--out`` for a folder that must be new or empty."""
+    parser.add_argument(
+        "--out", type=Path, required=required, metavar=metavar, help=f"folder to write, new or empty: {what}"
+    )
 
 
 def add_artifact_argument(parser: argparse.ArgumentParser) -> None:
@@ -36,9 +111,9 @@ def add_artifact_argument(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT", help="artefact folder, or a bundle")
 
 
-def add_checkpoint_output(parser: argparse.ArgumentParser, metavar: str = "DIR") -> None:
+def add_checkpoint_output(parser: argparse.ArgumentParser) -> None:
     """Adds ``--out`` for a new checkpoint folder."""
-    parser.add_argument("--out", type=Path, required=True, metavar=metavar, help="checkpoint folder to write")
+    add_new_folder(parser, "the checkpoint")
 
 
 def add_ranges_argument(parser: argparse.ArgumentParser) -> None:
@@ -84,7 +159,7 @@ def add_calibration_arguments(parser: argparse.ArgumentParser, method: str | Non
         default=default.choice,
         help="images: balanced over classes, random, or so that no image is far from a chosen one (balanced)",
     )
-    parser.add_argument("--seed", type=int, default=default.seed, help=f"of the choice ({default.seed})")
+    add_seed_argument(parser, default.seed, "the choice of images")
     parser.add_argument(
         "--against",
         metavar="D",
@@ -96,10 +171,11 @@ def add_calibration_arguments(parser: argparse.ArgumentParser, method: str | Non
 def calibration_options(args: argparse.Namespace) -> CalibrationOptions:
     """Returns the options that :func:`add_calibration_arguments` and ``--state``, where a verb has it, ask for."""
     from gft_edge.calibration.options import CalibrationOptions
-    from gft_edge.errors import ConfigError
 
     if args.percentile is not None and args.method != "percentile":
         raise ConfigError("--percentile goes with --method percentile")
+    if args.percentile is not None and not 0 < args.percentile <= 100:
+        raise ConfigError(f"--percentile must be above 0 and at most 100, found {args.percentile:g}")
     return CalibrationOptions(
         data=args.data,
         split=args.split,
@@ -151,6 +227,17 @@ def positive(text: str) -> int:
     return value
 
 
+def share(text: str) -> float:
+    """Parses a number from 0 to 1, for argparse."""
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number from 0 to 1, found {text!r}") from None
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be from 0 to 1, found {text}")
+    return value
+
+
 def is_artifact(path: str) -> bool:
     """Returns whether a path is an artefact or a bundle; otherwise it should be a checkpoint.
 
@@ -184,7 +271,7 @@ def parse_batch_range(text: str) -> tuple[int, int, int]:
     """Parses ``"4"`` or ``"1:4:8"`` (smallest, usual, largest).
 
     Raises:
-        ConfigError: the text is neither.
+        ConfigError: the text is neither, or its numbers are not in order.
     """
     try:
         sizes = [int(part) for part in text.split(":")]
@@ -192,6 +279,8 @@ def parse_batch_range(text: str) -> tuple[int, int, int]:
         sizes = []
     if len(sizes) == 1:
         sizes *= 3
+    if len(sizes) == 3 and not 1 <= sizes[0] <= sizes[1] <= sizes[2]:
+        raise ConfigError(f"batch {text!r}: expected 1 <= smallest <= usual <= largest")
     if len(sizes) != 3:
         raise ConfigError(f"batch {text!r}: expected one number or smallest:usual:largest, for example 1:4:8")
     return sizes[0], sizes[1], sizes[2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,11 @@ from gft_edge.files import write_json
 from gft_edge.progress import duration
 
 T = TypeVar("T")
+
+
+def command(verb: str, *arguments: object) -> str:
+    """Returns a command of gft-edge as text that a shell takes: names with spaces are quoted."""
+    return shlex.join(["gft-edge", verb, *map(str, arguments)])
 
 
 def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:

@@ -137,7 +137,11 @@ def _text(args: argparse.Namespace, done: ForeignQuantized) -> str:
     mean, std = ("/".join(f"{value:.3g}" for value in values) for values in (spec.mean, spec.std))
     lines = [f"{model.path}: {count} linear layers in {kind}"]
     if done.ranges is not None:
-        lines += [f"calibrated on {quantization.images} images", done.card.describe(), done.ranges.describe()]
+        lines += [
+            f"calibrated on {quantization.images} images",
+            done.card.describe(),
+            done.ranges.describe(done.inputs),
+        ]
     lines += [
         done.agreement.describe(),
         f"pixels: {spec.width} x {spec.height}, {crop}, {spec.interpolation}, mean {mean}, std {std}, {spec.color_order}",

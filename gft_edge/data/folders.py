@@ -169,6 +169,20 @@ def _equal(path: Path, others: Sequence[Path]) -> bool:
         return False
 
 
+def require_folder(root: Path) -> None:
+    """Refuses what is no folder.
+
+    Raises:
+        DataError: with the forms that ``--data`` takes.
+    """
+    if not root.is_dir():
+        what = "is a file" if root.is_file() else "no such folder"
+        raise DataError(
+            f"data {root}: {what}; give a folder laid out as {LAYOUT}, one of images alone where no classes are needed, "
+            "'scenes' or 'typefaces'"
+        )
+
+
 def read_folder(root: Path) -> ImageFolder:
     """Recognises the layout of a folder.
 
@@ -178,9 +192,7 @@ def read_folder(root: Path) -> ImageFolder:
     Raises:
         DataError: no such folder, an unknown layout, or fewer than two classes.
     """
-    if not root.is_dir():
-        what = "is a file" if root.is_file() else "no such folder"
-        raise DataError(f"data {root}: {what}; give 'typefaces' or a folder laid out as {LAYOUT}")
+    require_folder(root)
     found = scan(root)
     notes: list[str] = []
     top = _unwrap(found.top, notes)

@@ -106,7 +106,7 @@ def read_policy(path: Path) -> QuantPolicy:
     Raises:
         ConfigError: the file cannot be read or is not a policy.
     """
-    return QuantPolicy.from_json(read_table(path, "quantization policy"))
+    return load_dataclass(QuantPolicy, read_table(path, "quantization policy"), f"quantization policy {path}")
 
 
 def uniform_policy(

@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from gft_edge.budget import TokenBudget
-from gft_edge.calibration.calibrate import require_full_precision
 from gft_edge.calibration.options import CalibrationOptions, Callbacks
-from gft_edge.checkpoint import Checkpoint
+from gft_edge.checkpoint import Checkpoint, require_full_precision
 from gft_edge.controls import require_selection
 from gft_edge.data.datasets import split_names
 from gft_edge.data.for_model import Request, forward_notes, known_data, labelled_images
@@ -81,7 +80,7 @@ def search(
     started = time.monotonic()
     for name, checkpoint in zip(names, checkpoints):
         require_selection(checkpoint.info.model, f"checkpoint {name}")
-        require_full_precision(checkpoint)
+        require_full_precision(checkpoint.info, checkpoint.path)
     require_same_labels(names, checkpoints)
     policies = {"int8": DEFAULT_POLICY, **{f"int8:{path.stem}": read_policy(path) for path in options.policies}}
     data = known_data(options.data, checkpoints[0].info.data, f"checkpoint {names[0]}")

@@ -103,8 +103,8 @@ def kind_of(path: Path) -> FileKind:
         return FileKind.SAFETENSORS
     if head[:1] == b"\x80" and head[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
         return FileKind.PICKLE
-    if is_onnx(path, head):
-        return FileKind.ONNX
+    if is_onnx(path, head):  # by its name too
+        return FileKind.TEXT if _is_text(head) else FileKind.ONNX
     if path.suffix.lower() in (".engine", ".plan", ".trt"):
         return FileKind.ENGINE
     if text.startswith((b"{", b"[")):
@@ -114,7 +114,7 @@ def kind_of(path: Path) -> FileKind:
 
 _NO_READER = "gft-edge import-published reads checkpoints of the published GFT code, no verb reads other weights"
 _TAKERS = {
-    FileKind.ONNX: "lint, quantize, verify, bench, build and evaluate take one where no artefact is needed",
+    FileKind.ONNX: "gft-edge adopt takes the weights that it came from; lint, quantize, verify, bench and build take the graph",
     FileKind.PYTORCH: _NO_READER,
     FileKind.SAFETENSORS: _NO_READER,
 }

@@ -54,6 +54,11 @@ ON_ARTEFACTS = {
         ["build", "builtin", "--target", "rtx"],
         "builtin: is the checkpoint of the package; make one with",
     ),
+    "manifest as bench file": (["report", "{fp32}/manifest.json"], "holds no results of gft-edge bench; give"),
+    "log as run": (["report", "{log}", "--out", "{tmp}/out"], "of a log of trtexec: bench --trtexec-log FILE"),
+    "result over a manifest": (["bench", "{fp32}", "--out", "{fp32}/manifest.json"], "no earlier result, which alone"),
+    "result over a graph": (["evaluate", "{fp32}", "--out", "{fp32}/model.onnx"], "is an ONNX graph and no earlier"),
+    "times": (["bench", "--trtexec-log", "{log}", "--times", "{tmp}/none"], "--times {tmp}/none: no such file"),
     "file as run": (["report", "{image}"], "00.png: is a PNG image; give the folder"),
     "a checkpoint": (["bench", "{ckpt}"], "is a checkpoint; make an artefact of it with gft-edge export"),
     "a file": (["predict", "{fp32}/model.onnx", "{image}"], "is a file of an artefact; give its folder"),
@@ -89,9 +94,33 @@ ON_CHECKPOINTS = {
         ["quantize", "{ckpt}", "--data", "{data}", "--images", "25", "--out", "{tmp}/out"],
         "24 images, 25 asked for; lower --images",
     ),
+    "method of weights": (
+        [
+            "quantize",
+            "{ckpt}",
+            "--data",
+            "{data}",
+            "--precision",
+            "int8-weights",
+            "--method",
+            "max",
+            "--out",
+            "{tmp}/out",
+        ],
+        "--method: weights alone are quantized",
+    ),
+    "no ranges": (["quantize", "{ckpt}", "--ranges", "{tmp}/none", "--out", "{tmp}/out"], "none: no such file"),
+    "percentile": (
+        ["calibrate", "{ckpt}", "--method", "percentile", "--percentile", "500", "--out", "{tmp}/out"],
+        "--percentile must be above 0 and at most 100, found 500",
+    ),
+    "policy": (
+        ["quantize", "{ckpt}", "--policy", "{policy}", "--out", "{tmp}/out"],
+        "policy {policy}: rules[0].precision",
+    ),
     "batch order": (["export", "{ckpt}", "--batch", "4:2:1", "--out", "{tmp}/out"], "expected 1 <= smallest <= usual"),
     "no images": (["quantize", "{ckpt}", "--images", "0", "--out", "{tmp}/out"], "must be at least 1, found 0"),
-    "no data": (["quantize", "{ckpt}", "--data", "{tmp}/none", "--out", "{tmp}/out"], "no such folder"),
+    "no data": (["quantize", "{ckpt}", "--data", "{tmp}/none", "--out", "{tmp}/out"], "'scenes' or 'typefaces'"),
     "no data to export": (["export", "{ckpt}", "--data", "{tmp}/none", "--out", "{tmp}/out"], "no such folder"),
     "other classes": (["quantize", "{ckpt}", "--data", "typefaces", "--out", "{tmp}/out"], "are not the model's 4"),
     "unknown data": (
@@ -101,7 +130,7 @@ ON_CHECKPOINTS = {
     "no classes": (["evaluate", "{ckpt}", "--data", "{data}/ant"], "images but no class folders; expected ROOT/CLASS"),
     "precision": (["quantize", "{ckpt}", "--precision", "int4", "--out", "{tmp}/out"], "invalid choice: 'int4'"),
     "split": (["evaluate", "{ckpt}", "--split", "final"], "argument --split: invalid choice: 'final'"),
-    "align": (["export", "{ckpt}", "--data", "{data}", "--align", "0", "--out", "{tmp}/out"], "a positive integer"),
+    "align": (["export", "{ckpt}", "--data", "{data}", "--align", "0", "--out", "{tmp}/out"], "must be at least 1"),
     "growing budget": (["evaluate", "{ckpt}", "--data", "{data}", "--budget", "6,12"], "counts must not grow"),
     "short budget": (
         ["evaluate", "{ckpt}", "--data", "{data}", "--budget", "6"],
@@ -126,9 +155,12 @@ ON_CHECKPOINTS = {
     ],
 )
 def test_mistake_is_named(refused, made, animals, tmp_path, command, message):
-    places = {"tmp": tmp_path, "data": animals, "image": animals / "ant/00.png", **made}
+    policy, log = tmp_path / "policy.json", tmp_path / "trtexec.log"
+    policy.write_text('{"rules": [{"pattern": "*", "precision": "int3", "reason": "small"}]}')
+    log.write_text("[I] trtexec")
+    places = {"tmp": tmp_path, "data": animals, "image": animals / "ant/00.png", "policy": policy, "log": log, **made}
     error = refused(*(part.format(**places) for part in command))
-    assert message in error
+    assert message.format(**places) in error
 
 
 @pytest.mark.parametrize("command", [["evaluate", "{fp32}"], ["bench", "{fp32}", "--rounds", "1", "--warmup", "0"]])

@@ -15,7 +15,7 @@ from PIL import Image
 
 from gft_edge.calibration.cache import read_cache
 from gft_edge.calibration.images import CalibrationSet
-from gft_edge.calibration.ranges import read_ranges
+from gft_edge.calibration.ranges import Convergence, Ranges, read_ranges
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.data.batches import evaluation_batches
 from gft_edge.data.datasets import open_images
@@ -244,7 +244,9 @@ def test_refusals(refused, made, data, calibrated, artifact, tmp_path):
         "quantize", made["ckpt"], *data, "--ranges", ranges, "--smoothquant", 0.5, *out
     )
     assert "no such file" in refused("quantize", made["ckpt"], *data, "--ranges", tmp_path / "none", *out)
-    assert "smoothquant must be from 0 to 1" in refused("quantize", made["ckpt"], *data, "--smoothquant", 7, *out)
+    assert "argument --smoothquant: must be from 0 to 1" in refused(
+        "quantize", made["ckpt"], *data, "--smoothquant", 7, *out
+    )
     assert "cannot be read" in refused("quantize", made["ckpt"], *data, "--policy", tmp_path / "none.toml", *out)
 
 
@@ -276,3 +278,12 @@ def test_grey_and_small_images_of_a_flat_folder_are_taken(gft_edge, made, tmp_pa
     done = gft_edge("calibrate", made["ckpt"], "--data", folder, "--images", 3, "--out", tmp_path / "out", "--json")
     assert done.code == 0, done.err
     assert done.json["card"]["class_counts"] == {"": 3}
+
+
+def test_note_on_ranges_names_those_that_the_quantized_model_uses():
+    curve = Convergence.of((4, 8), {"raised": (1.0, 2.0), "used": (1.0, 1.0), "late": (3.0, 5.0)})
+    values = {name: found[-1] for name, found in curve.ranges.items()}
+    ranges = Ranges(values, "module inputs", "max", 8, "0" * 64, None, None, convergence=curve)
+    assert "after half of the 8 images, last that of raised;" in ranges.describe()
+    assert "last that of blocks.0.attn.qkv;" in ranges.describe({"late": "blocks.0.attn.qkv", "used": "b"})
+    assert ranges.describe({"used": "b"}) == "ranges change by less than 1 % after 4 of 8 images"

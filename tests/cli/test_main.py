@@ -20,6 +20,7 @@ import pytest
 from gft_edge import __version__
 from gft_edge.cli.console import result
 from gft_edge.cli.main import VERBS, main, run_verb, verb_module
+from gft_edge.cli.parsing import verb_parser
 from gft_edge.cli.verbs import doctor
 from gft_edge.errors import (
     ArtifactError,
@@ -86,6 +87,75 @@ def test_help_imports_nothing_heavy(helps, verb):
     assert (code, heavy) == (0, [])
     assert f"gft-edge {verb}" in out
     assert "example:" in out
+
+
+SLOW = {"torch", "torchvision", "timm", "matplotlib"}
+MISTAKES = (
+    "train --data none --out out",
+    "train --config none.toml --out out",
+    "distill --teacher none --config typeface --out out",
+    "import-published none.pth --out out",
+    "adopt none.pth --backbone vit_tiny_patch16_224 --out out",
+    "evaluate none",
+    "controls none",
+    "search builtin --data none --out front.json",
+    "calibrate builtin --method percentile --percentile 500 --out out",
+    "sensitivity builtin --eval-data none --out out",
+    "quantize builtin --data none --out out",
+    "quantize builtin --smoothquant --no-smoothquant --out out",
+    "quantize none.onnx --data . --out out",
+    "export builtin --batch 4:2:1 --out out",
+    "sweep builtin --budget 1",
+    "build none --target torch-tensorrt",
+    "verify none --checkpoint none",
+    "bench none",
+    "predict none none.png",
+    "bundle none --target triton --out out",
+    "selftest none",
+    "lint none",
+    "report none.json",
+)
+
+
+def test_mistakes_are_answered_before_pytorch_is_imported(tmp_path):
+    code = (
+        "import contextlib, io, json, sys\nfrom gft_edge.cli.main import main\nfound = {}\n"
+        f"for line in {MISTAKES!r}:\n    with contextlib.redirect_stderr(io.StringIO()):\n        try:\n"
+        "            code = main(line.split())\n        except SystemExit as stop:\n            code = stop.code\n"
+        f"    found[line] = code, sorted({SLOW!r} & set(sys.modules))\njson.dump(found, sys.stdout)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path)
+    assert json.loads(done.stdout) == {line: [2, []] for line in MISTAKES}, done.stderr
+    assert list(tmp_path.iterdir()) == []
+    assert {line.split()[0] for line in MISTAKES} | {"doctor", "demo"} == set(VERBS)
+
+
+SHARED = {
+    "--seed": r"seed of .+ \(\d+\)",
+    "--threads": r"threads.*; 0: one per core \(\d\)",
+    "--budget": r".*(patches kept by each selecting block, shares such as|counts of the other stages).*",
+    "--align": r"make the tokens, patches and those before them, a multiple of N where pruned.*",
+    "--labels": r"class names in the order of the outputs: one per line, or \.csv or \.json \(.+\)",
+    "--split": r"which part of the data \(.+\)",
+    "--backend": r".+",
+    "--data": r".+",
+    "--images": r".+ \(\d+\)",
+    "--out": r".+",
+}
+METAVARS = {
+    **{"--seed": "N", "--threads": "N", "--budget": "K,K,K", "--align": "N", "--labels": "FILE", "--split": None},
+    **{"--backend": "B", "--images": "N"},
+}
+
+
+def test_options_of_one_name_have_one_metavar_and_one_wording():
+    for verb in VERBS:
+        for action in verb_parser(verb, verb_module(verb)).actions:
+            name = (action.option_strings or [""])[-1]
+            if name in SHARED:
+                assert re.fullmatch(SHARED[name], action.help), f"{verb} {name}: {action.help}"
+            if name in METAVARS:
+                assert action.metavar == METAVARS[name], f"{verb} {name}"
 
 
 def test_overview_lists_every_verb(gft_edge):

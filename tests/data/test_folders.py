@@ -315,7 +315,7 @@ def test_pipes_are_not_opened(write):
 
 
 REFUSED = {
-    "missing": ([], "no such folder; give 'typefaces' or a folder laid out as"),
+    "missing": ([], "no such folder; give a folder laid out as"),
     "empty": (["README"], "no images; expected ROOT/CLASS"),
     "flat": (["a.png", "b.png"], "2 images but no class folders; expected ROOT/CLASS/image.jpg"),
     "one class": (classes(names=("ant",)), "only one class, 'ant'"),

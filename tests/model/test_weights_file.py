@@ -157,7 +157,7 @@ def files():
         "hdf5": (b"\x89HDF\r\n\x1a\n" + bytes(100), "an HDF5 file"),
         "npy": (b"\x93NUMPY\x01\x00", "a NumPy array"),
         "gzip": (b"\x1f\x8b\x08" + bytes(9), "a gzip archive"),
-        "onnx": (b"\x08\x09\x12\x07pytorch", "an ONNX graph; gft-edge lint reads graphs"),
+        "onnx": (b"\x08\x09\x12\x07pytorch", "an ONNX graph; give the weights that it was exported from"),
         "text": (b"hello, this is text\n", "a text file"),
         "json": (b'{"a": 1}', "a JSON file"),
         "png": (b"\x89PNG\r\n\x1a\n", "a PNG image"),

@@ -12,10 +12,10 @@ from gft_edge.errors import ArtifactError, ConfigError, DataError, MissingExtraE
 from gft_edge.export.tensorrt.torch_tensorrt import enter_program, plan_torch
 from gft_edge.hardware.devices import device
 from gft_edge.manifest import load_artifact
+from gft_edge.runtime.backends import torch_program
 from gft_edge.runtime.backends.engine import fitting_engine
 from gft_edge.runtime.backends.engine_files import EngineHost, engine_files
 from gft_edge.runtime.backends.sessions import open_session
-from gft_edge.runtime.backends.table import torch_program
 
 
 def test_the_checkpoint_computes_what_the_graph_does(with_maps, tiny_checkpoint, images):

@@ -11,7 +11,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gft_edge.cli.common import add_checkpoint_output, add_data_arguments, comma_separated, positive
+from gft_edge.cli.common import (
+    add_align_argument,
+    add_budget_argument,
+    add_checkpoint_output,
+    add_data_arguments,
+    add_labels_argument,
+    comma_separated,
+    positive,
+)
 from gft_edge.config.model import SCORES
 
 if TYPE_CHECKING:
@@ -37,23 +45,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="timm's name of the ViT; preprocessing (mean, std, crop) is that of timm's weights of this name, so add "
         "a tag where they differ: vit_base_patch16_224.dino",
     )
-    parser.add_argument(
-        "--labels",
-        type=Path,
-        metavar="FILE",
-        help="class names in the order of the outputs: one per line, or .csv or .json; default: the names of ImageNet-1k where "
-        "timm's weights have its classes, else class_0, class_1 ...",
+    add_labels_argument(
+        parser, "the names of ImageNet-1k where timm's weights have its classes, else class_0, class_1 ..."
     )
-    parser.add_argument(
-        "--budget",
-        action="append",
-        metavar="K,K,K",
-        help="patches kept by each selecting block, shares such as 75%%,50%%,25%%, or 'full'; the first one becomes the "
-        "checkpoint's default (75%%,50%%,25%%), further ones are measured with --data",
+    add_budget_argument(
+        parser,
+        "repeatable: ",
+        "; the first one becomes the checkpoint's default (75%%,50%%,25%%), further ones are measured with --data",
     )
-    parser.add_argument(
-        "--align", type=positive, metavar="N", help="make patches + tokens before them a multiple of N where pruned"
-    )
+    add_align_argument(parser)
     parser.add_argument(
         "--stages",
         metavar="N,N,N",
@@ -63,20 +63,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-size", type=positive, metavar="N", help="pixels of the square input (the backbone's own)"
     )
-    add_data_arguments(parser, images=1600)
-    add_checkpoint_output(parser, "CKPT")
+    add_data_arguments(parser, images=1600, data="none: the accuracy is not measured")
+    add_checkpoint_output(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result, say, say_left_out, track
+    from gft_edge.cli.early import require_data, require_file
+    from gft_edge.files import require_free
+    from gft_edge.labels import read_labels
+
+    stages = _stages(args.stages)
+    require_file(args.weights, "weights")
+    if args.labels is not None:
+        read_labels(args.labels)
+    require_data(args.data)
+    require_free(args.out)
     from gft_edge.train.adopt_weights import AdoptOptions, adopt_weights
 
     options = AdoptOptions(
         backbone=args.backbone,
         labels=args.labels,
         budgets=tuple(args.budget or ()),
-        stages=_stages(args.stages),
+        stages=stages,
         score=args.score,
         image_size=args.image_size,
         align=args.align,
@@ -172,6 +182,8 @@ def _accuracy(found: AdoptedModel) -> list[str]:
 
 def _next(args: argparse.Namespace, found: AdoptedModel) -> list[str]:
     """Returns the commands that usually follow."""
+    from gft_edge.cli.console import command
+
     out, data = args.out, args.data or "DATA"
     if found.untrained:
         return [
@@ -179,7 +191,7 @@ def _next(args: argparse.Namespace, found: AdoptedModel) -> list[str]:
         ]
     return [
         "next:",
-        f"  gft-edge quantize {out} --data {data} --out {out}-int8",
-        f"  gft-edge export {out}-int8 --data {data} --precision fp16 --out {out}-artifact",
-        f"  gft-edge build {out}-artifact --target DEVICE --plan",
+        f"  {command('quantize', out, '--data', data, '--out', f'{out}-int8')}",
+        f"  {command('export', f'{out}-int8', '--data', data, '--precision', 'fp16', '--out', f'{out}-artifact')}",
+        f"  {command('build', f'{out}-artifact', '--target', 'DEVICE', '--plan')}",
     ]

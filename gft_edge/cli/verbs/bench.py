@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gft_edge.cli.common import positive
+from gft_edge.cli.common import add_result_argument, positive
 from gft_edge.runtime.backends.table import names_text
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--lock-clocks", action="store_true", help="lock a Jetson's clocks at their maximum meanwhile")
     parser.add_argument("--target", metavar="DEVICE", help="compare figures of a GPU with this device's roofline")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="write figures and raw samples as JSON")
+    add_result_argument(parser, "figures and raw samples as JSON")
     trt = parser.add_argument_group("trtexec", "read what trtexec measured; an ARTIFACT then says what was measured")
     trt.add_argument("--trtexec-log", type=Path, metavar="FILE", help="output of trtexec")
     trt.add_argument("--times", type=Path, metavar="FILE", help="file of its --exportTimes")
@@ -110,11 +110,13 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.benchmarks.measuring.bench import bench
     from gft_edge.benchmarks.trtexec.ingest import ingest, run_engine
     from gft_edge.cli.console import result, track
-    from gft_edge.files import require_writable
+    from gft_edge.cli.early import require_data, require_file, require_result_file
     from gft_edge.storage.seals import sealed
 
-    if args.out:
-        require_writable(args.out)
+    require_result_file(args.out, "results")
+    require_data(args.data)
+    for name in ("times", "layers", "profile") if args.trtexec_log else ():
+        require_file(getattr(args, name), f"--{name}")
     if args.trtexec_engine:
         data = run_engine(_engine_run(args))
     elif args.trtexec_log:

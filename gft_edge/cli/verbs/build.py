@@ -181,10 +181,13 @@ def _built(engine: Path, record: dict[str, Any]) -> str:
 def _run_torch(args: argparse.Namespace) -> int:
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.console import result
+    from gft_edge.cli.early import checkpoint_info
     from gft_edge.errors import EXIT_OK
-    from gft_edge.export.tensorrt.torch_tensorrt import build_torch, plan_torch, settings
 
     options = _options(args, (1, 1, 8))
+    checkpoint_info(args.artifact)
+    from gft_edge.export.tensorrt.torch_tensorrt import build_torch, plan_torch, settings
+
     precision: HighPrecision = "fp32" if args.precision is None else args.precision
     if args.plan:
         plan = plan_torch(load_checkpoint(args.artifact), precision, options)

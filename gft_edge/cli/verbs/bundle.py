@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gft_edge.cli.common import add_new_folder
+
 EXAMPLE = "gft-edge bundle runs/artifact --target jetson --device orin-nano --out runs/bundle --zip"
 
 
@@ -19,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--target", required=True, choices=("jetson", "deepstream", "triton", "onnxruntime"), help="place of use"
     )
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    add_new_folder(parser, "the bundle")
     parser.add_argument(
         "--device", default="", metavar="DEVICE", help="profile such as orin-nano or thor; jetson needs it"
     )
@@ -48,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.bundle import SIGNATURE, open_artifact
-    from gft_edge.cli.console import result
+    from gft_edge.cli.console import command, result
     from gft_edge.errors import EXIT_OK
     from gft_edge.export.deploy.bundling import make_bundle, zip_of
     from gft_edge.export.deploy.options import BundleOptions
@@ -84,6 +86,6 @@ def run(args: argparse.Namespace) -> int:
     if archive is not None:
         lines.append(f"{archive}: {archive.stat().st_size / 1e6:.2f} MB")
     if signature is not None:
-        lines.append(f"{signature}: check with gft-edge selftest {args.out} --key PUB.pem")
+        lines.append(f"{signature}: check with {command('selftest', args.out, '--key', 'PUB.pem')}")
     result(args, data, "\n".join(lines))
     return EXIT_OK

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gft_edge.cli.common import add_calibration_arguments, is_artifact
+from gft_edge.cli.common import add_calibration_arguments, add_new_folder, is_artifact
 
 if TYPE_CHECKING:
     from gft_edge.calibration.calibrate import Calibrated
@@ -43,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="entropy2",
         help="TensorRT class that will read the caches, whatever the method; trtexec's is entropy2 (entropy2)",
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="new folder (an artefact's own calibration folder)")
+    add_new_folder(parser, "ranges and card (an artefact's own calibration folder)", required=False)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -60,30 +60,37 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _of_checkpoint(args: argparse.Namespace) -> Calibrated:
-    from gft_edge.calibration.calibrate import calibrate_checkpoint
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.common import calibration_callbacks, calibration_options
+    from gft_edge.cli.early import checkpoint_info, require_data
     from gft_edge.errors import ConfigError
+    from gft_edge.files import require_free
 
-    checkpoint = load_checkpoint(args.model)
+    options, info = calibration_options(args), checkpoint_info(args.model, full_precision=True)
     if args.out is None:
         raise ConfigError("a checkpoint needs --out DIR")
-    return calibrate_checkpoint(
-        checkpoint, calibration_options(args), args.out, args.attention, calibration_callbacks()
-    )
+    require_free(args.out)
+    require_data(args.data, info.data)
+    from gft_edge.calibration.calibrate import calibrate_checkpoint
+
+    checkpoint = load_checkpoint(args.model)
+    return calibrate_checkpoint(checkpoint, options, args.out, args.attention, calibration_callbacks())
 
 
 def _of_artifact(args: argparse.Namespace) -> Calibrated:
-    from gft_edge.calibration.calibrate import CacheOptions, calibrate_artifact
     from gft_edge.cli.common import calibration_callbacks, calibration_options, comma_separated
+    from gft_edge.cli.early import require_data
     from gft_edge.errors import ConfigError
     from gft_edge.manifest import load_artifact
 
     if args.attention:
         raise ConfigError("--attention is for checkpoints; calibration caches leave attention in FP16")
-    artifact = load_artifact(Path(args.model))
+    options, artifact = calibration_options(args), load_artifact(Path(args.model))
+    require_data(args.data, artifact.manifest.data)
+    from gft_edge.calibration.calibrate import CacheOptions, calibrate_artifact
+
     caches = CacheOptions(comma_separated(args.tensorrt), args.calibrator)
-    return calibrate_artifact(artifact, calibration_options(args), caches, args.out, calibration_callbacks())
+    return calibrate_artifact(artifact, options, caches, args.out, calibration_callbacks())
 
 
 def _show(args: argparse.Namespace, found: Calibrated) -> None:

@@ -12,7 +12,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from gft_edge.cli.common import add_data_arguments, add_threads_argument, is_artifact
+from gft_edge.cli.common import add_budget_argument, add_data_arguments, add_threads_argument, is_artifact
 
 EXAMPLE = "gft-edge controls builtin --budget 72,72,72 --out runs/controls"
 
@@ -21,15 +21,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("model", metavar="CKPT", help="folder of a focal checkpoint, or 'builtin'")
     add_data_arguments(parser, images=400)
-    parser.add_argument(
-        "--budget",
-        action="append",
-        metavar="K,K,K",
-        help="repeatable: patches kept, or shares such as 75%%,50%%,25%%; default: the checkpoint's own",
-    )
+    add_budget_argument(parser, "repeatable: ", " (the checkpoint's own)")
     add_threads_argument(parser, default=0)
     parser.add_argument(
-        "--out", type=Path, metavar="DIR", help="also write controls.json, controls.svg and controls.html into a folder"
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="also write controls.json, controls.svg and controls.html into a folder, in place of earlier ones",
     )
 
 
@@ -38,9 +36,14 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.bundle import open_artifact
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.console import result, say, say_left_out, track
-    from gft_edge.controls import ControlOptions, controls
+    from gft_edge.cli.early import checkpoint_info, require_data
     from gft_edge.errors import OutputError
     from gft_edge.files import require_writable_folder
+
+    require_data(args.data)
+    if not is_artifact(args.model):
+        checkpoint_info(args.model)
+    from gft_edge.controls import ControlOptions, controls
 
     if args.out:
         from gft_edge.report.pages.controls import write_controls  # without matplotlib it fails before the work

@@ -23,4 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    from gft_edge.cli.early import checkpoint_info
+
+    checkpoint_info(args.teacher)
     return run_recipe(args, f"distill.teacher={json.dumps(args.teacher)}")

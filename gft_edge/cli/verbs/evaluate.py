@@ -8,11 +8,16 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gft_edge.cli.common import add_data_arguments, add_threads_argument, is_artifact
-from gft_edge.runtime.backends.table import DEFAULT, names_text
+from gft_edge.cli.common import (
+    add_backend_argument,
+    add_budget_argument,
+    add_data_arguments,
+    add_result_argument,
+    add_threads_argument,
+    is_artifact,
+)
 
 if TYPE_CHECKING:
     from gft_edge.runtime.accuracy import Accuracy
@@ -31,34 +36,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="folder, or 'builtin' for the shipped checkpoint; or what quantize wrote for an ONNX file of another program",
     )
     add_data_arguments(parser, images=1600)
-    parser.add_argument(
-        "--budget",
-        action="append",
-        metavar="K,K,K",
-        help="checkpoint only, repeatable: patches kept, shares such as 75%%,50%%,25%%, or 'full'; "
-        "default: full and the checkpoint's own",
-    )
-    parser.add_argument("--backend", default=DEFAULT, help=f"artefact only: {names_text()}")
+    add_budget_argument(parser, "checkpoint only, repeatable: ", " (full and the checkpoint's own)")
+    add_backend_argument(parser, "artefact")
     add_threads_argument(parser, default=0)
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="FILE",
-        help="also write the result as JSON, and pictures of wrong predictions beside it",
-    )
+    add_result_argument(parser, "the result as JSON, with pictures of wrong predictions beside it")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.bundle import open_artifact
     from gft_edge.cli.console import result, say, say_left_out, track
+    from gft_edge.cli.early import require_data, require_result_file
     from gft_edge.errors import OutputError
     from gft_edge.evaluation import EvaluationOptions, evaluate
     from gft_edge.export.foreign.model import is_foreign, load_foreign
     from gft_edge.report.mistakes import require_evaluation_writable, write_evaluation
 
     if args.out:
+        require_result_file(args.out, "results")
         require_evaluation_writable(args.out)
+    require_data(args.data)
     options = EvaluationOptions(
         args.data, args.split, args.images, tuple(args.budget or ()), args.backend, args.threads
     )

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from gft_edge.cli.common import add_align_argument, add_budget_argument, add_new_folder
 
 if TYPE_CHECKING:
     from gft_edge.manifest import DeploymentManifest
@@ -15,20 +16,13 @@ EXAMPLE = "gft-edge export builtin --budget 144,72,36 --maps compact --out runs/
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint folder (quantized or not), or 'builtin'")
-    parser.add_argument("--out", type=Path, required=True, metavar="ARTIFACT", help="folder to write")
-    parser.add_argument(
-        "--budget",
-        action="append",
-        metavar="K,K,K",
-        help="patches kept by each stage, shares such as 75%%,50%%,25%%, or 'full'; default: the checkpoint's own; "
-        "repeatable: further budgets share the weights, and ARTIFACT@K-K-K names them",
+    add_new_folder(parser, "the artefact", metavar="ARTIFACT")
+    add_budget_argument(
+        parser,
+        "repeatable: ",
+        " (the checkpoint's own); further budgets share the weights, and ARTIFACT@K-K-K names them",
     )
-    parser.add_argument(
-        "--align",
-        type=int,
-        metavar="N",
-        help="make the tokens, patches and those before them, a multiple of N where pruned",
-    )
+    add_align_argument(parser)
     parser.add_argument(
         "--maps",
         choices=("none", "compact", "dense"),
@@ -75,18 +69,21 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.common import parse_batch_range
     from gft_edge.cli.console import result, say
-    from gft_edge.export.onnx.artifact import export_with_data
-    from gft_edge.export.onnx.tracing import GraphOptions
+    from gft_edge.cli.early import checkpoint_info, require_data
     from gft_edge.files import require_free
 
     require_free(args.out)
     batch = parse_batch_range(args.batch)
-    options = GraphOptions(args.maps, args.precision, args.input, batch, args.dialect, args.probabilities)
-    checkpoint = load_checkpoint(args.checkpoint)
-    config = checkpoint.info.model
+    config = checkpoint_info(args.checkpoint).model
     budgets = [config.parse_budget(text) for text in args.budget or [config.budget.id]]
     if args.align is not None:
         budgets = [budget.align(args.align, config.num_prefix_tokens) for budget in budgets]
+    require_data(args.data)
+    from gft_edge.export.onnx.artifact import export_with_data
+    from gft_edge.export.onnx.tracing import GraphOptions
+
+    options = GraphOptions(args.maps, args.precision, args.input, batch, args.dialect, args.probabilities)
+    checkpoint = load_checkpoint(args.checkpoint)
     manifest = export_with_data(checkpoint, args.out, args.data, budgets, options, say).manifest
     data = {
         "out": str(args.out),

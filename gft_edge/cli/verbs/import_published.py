@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from gft_edge.cli.common import add_checkpoint_output
+from gft_edge.cli.common import add_checkpoint_output, add_labels_argument
 
 EXAMPLE = "gft-edge import-published gft_aircraft.pth --labels classes.txt --out runs/published"
 
@@ -15,18 +15,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "file", type=Path, metavar="FILE.pth", help="state dict of PyTorch or safetensors; read as data, never as code"
     )
-    parser.add_argument(
-        "--labels",
-        type=Path,
-        metavar="FILE",
-        help="class names in the order of the outputs: one per line, or .csv or .json; default: class_0, class_1 ...",
-    )
-    add_checkpoint_output(parser, "CKPT")
+    add_labels_argument(parser, "class_0, class_1 ...")
+    add_checkpoint_output(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result, say
+    from gft_edge.cli.early import require_file
+    from gft_edge.files import require_free
+    from gft_edge.labels import read_labels
+
+    require_file(args.file, "weights")
+    if args.labels is not None:
+        read_labels(args.labels)
+    require_free(args.out)
     from gft_edge.train.import_published import import_published
 
     found = import_published(args.file, args.out, args.labels, lambda line: say(f"import-published: {line}"))

@@ -9,8 +9,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gft_edge.cli.common import add_artifact_argument, positive
-from gft_edge.runtime.backends.table import DEFAULT, names_text
+from gft_edge.cli.common import add_artifact_argument, add_backend_argument, add_result_argument, positive
 
 if TYPE_CHECKING:
     from gft_edge.runtime.classifier import Classifier
@@ -30,27 +29,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--top", type=positive, default=1, metavar="K", help="the K most probable classes (1)")
     parser.add_argument("--maps", type=Path, metavar="DIR", help="write one PNG per image (artefact with maps)")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="also write the predictions as FILE.json or FILE.csv")
-    parser.add_argument(
-        "--backend",
-        default=DEFAULT,
-        help=f"what runs the artefact: {names_text()}",
-    )
+    add_result_argument(parser, "the predictions as FILE.json or FILE.csv")
+    add_backend_argument(parser, "artefact")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result, say_left_out, track
+    from gft_edge.cli.early import require_result_file
     from gft_edge.data.images import image_files
     from gft_edge.errors import ConfigError
-    from gft_edge.files import require_writable, require_writable_folder
+    from gft_edge.files import require_writable_folder
     from gft_edge.runtime.classifier import Classifier
     from gft_edge.runtime.image_files import predict_files, write_csv
 
     if args.out:
         if args.out.suffix.lower() not in (".json", ".csv"):
             raise ConfigError(f"output {args.out}: expected a name that ends in .json or .csv")
-        require_writable(args.out)
+        require_result_file(args.out, "predictions")
     if args.maps:
         require_writable_folder(args.maps)
     classifier = Classifier.open(args.artifact, args.backend, huge_pages=False)

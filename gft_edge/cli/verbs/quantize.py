@@ -17,13 +17,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from gft_edge.calibration.options import SELECTIONS
-from gft_edge.cli.common import add_calibration_arguments, add_checkpoint_output, add_ranges_argument, positive
+from gft_edge.cli.common import (
+    add_calibration_arguments,
+    add_checkpoint_output,
+    add_ranges_argument,
+    positive,
+    share,
+)
 from gft_edge.cli.quantize_foreign import (
     add_foreign_arguments,
     quantize_onnx,
     require_no_foreign_arguments,
     require_onnx_arguments,
 )
+from gft_edge.errors import ConfigError
 from gft_edge.quant.policy import AttentionPrecision, LayerPrecision
 
 if TYPE_CHECKING:
@@ -58,7 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--policy", type=Path, metavar="FILE", help="rules (TOML or JSON) in place of --precision")
     parser.add_argument(
         "--smoothquant",
-        type=float,
+        type=share,
         nargs="?",
         const=0.5,
         metavar="ALPHA",
@@ -99,19 +106,32 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     import dataclasses
 
-    from gft_edge.calibration.quantize import QuantizeOptions, quantize_checkpoint, recommended_method
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.common import calibration_callbacks, calibration_options, result_kept
     from gft_edge.cli.console import result
+    from gft_edge.cli.early import checkpoint_info, require_data, require_file
     from gft_edge.export.foreign.model import is_foreign
+    from gft_edge.files import require_free
+    from gft_edge.storage.filekinds import require_graph
 
-    if is_foreign(args.checkpoint):
-        require_onnx_arguments(args)
-        return quantize_onnx(args, _policy(args, None))
-    require_no_foreign_arguments(args)
+    foreign = is_foreign(args.checkpoint)
+    (require_onnx_arguments if foreign else require_no_foreign_arguments)(args)
+    _require_consistent(args)
+    policy, calibration = _policy(args), calibration_options(args)
+    if args.method is not None and all(rule.precision in ("high", "int8-weights") for rule in policy.rules):
+        raise ConfigError("--method: weights alone are quantized, so no range is found; leave it out")
+    require_file(args.ranges, "--ranges")
+    require_free(args.out)
+    if foreign:
+        if not Path(args.checkpoint).is_dir():
+            require_graph(Path(args.checkpoint))
+        require_data(args.data)
+        return quantize_onnx(args, policy)
+    require_data(args.data, checkpoint_info(args.checkpoint, full_precision=True).data)
+    from gft_edge.calibration.quantize import QuantizeOptions, quantize_checkpoint, recommended_method
+
     checkpoint = load_checkpoint(args.checkpoint)
-    policy = _policy(args, checkpoint)
-    calibration = calibration_options(args)
+    policy = _smoothed(args, checkpoint, policy)
     if args.method is None:
         calibration = dataclasses.replace(calibration, method=recommended_method(policy))
     selection: Selection | None = args.selection or ("as-is" if args.policy else None)
@@ -126,53 +146,70 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _policy(args: argparse.Namespace, checkpoint: Checkpoint | None) -> QuantPolicy:
-    """Returns the policy that the arguments ask for; without a checkpoint, for an ONNX file, the plain one."""
-    import dataclasses
+def _require_consistent(args: argparse.Namespace) -> None:
+    """Refuses arguments that contradict each other.
 
-    from gft_edge.calibration.quantize import recommended_policy
-    from gft_edge.errors import ConfigError
-    from gft_edge.quant.policy import read_policy, uniform_policy
-
+    Raises:
+        ConfigError: naming two of them.
+    """
+    qat = args.qat_epochs or args.qat_steps
     if args.no_smoothquant and args.smoothquant is not None:
         raise ConfigError("give --smoothquant or --no-smoothquant, not both")
     if args.policy and args.attention:
         raise ConfigError("--policy decides on attention too; give it a rule for '*.attend' in place of --attention")
-    attention: AttentionPrecision = args.attention or "high"
-    if attention not in ("high", args.precision):
+    if args.attention not in (None, "high", args.precision):
         raise ConfigError(
-            f"a graph has one 8-bit type; --attention {attention} goes with --precision {attention}, not "
+            f"a graph has one 8-bit type; --attention {args.attention} goes with --precision {args.attention}, not "
             f"{args.precision}"
         )
-    if args.policy:
-        policy = read_policy(args.policy)
-    elif checkpoint is None or args.ranges or args.qat_epochs or args.qat_steps:
-        policy = uniform_policy(args.precision, attention=attention)
-    else:
-        policy = recommended_policy(checkpoint.model, args.precision, attention)
+    if args.ranges and args.smoothquant is not None:
+        raise ConfigError("--smoothquant changes the ranges; leave out --ranges")
+    if args.ranges and qat:
+        raise ConfigError("--qat-* calibrates its control too; leave out --ranges")
+    if args.selection == "repair" and qat:
+        raise ConfigError("--selection repair: QAT changes the noise of every layer; give --selection exact or as-is")
+    if args.qat_epochs and args.qat_steps:
+        raise ConfigError("give --qat-epochs or --qat-steps, not both")
+    for flag, given in (("--qat-set", args.qat_set), ("--eval-images", args.eval_images is not None)):
+        if given and not qat:
+            raise ConfigError(f"{flag} is for QAT; give --qat-epochs or --qat-steps too")
+
+
+def _policy(args: argparse.Namespace) -> QuantPolicy:
+    """Returns the rules that the arguments ask for, with SmoothQuant only where they name it."""
+    import dataclasses
+
+    from gft_edge.quant.policy import read_policy, uniform_policy
+
+    policy = (
+        read_policy(args.policy) if args.policy else uniform_policy(args.precision, attention=args.attention or "high")
+    )
     if args.no_smoothquant or args.smoothquant is not None:
         policy = dataclasses.replace(policy, smoothquant=args.smoothquant)
     return policy
+
+
+def _smoothed(args: argparse.Namespace, checkpoint: Checkpoint, policy: QuantPolicy) -> QuantPolicy:
+    """Returns the policy, with SmoothQuant where it is recommended and the arguments leave it open."""
+    from gft_edge.calibration.quantize import recommended_policy
+
+    decided = args.no_smoothquant or args.smoothquant is not None
+    if decided or args.policy or args.ranges or args.qat_epochs or args.qat_steps:
+        return policy
+    return recommended_policy(checkpoint.model, args.precision, args.attention or "high")
 
 
 def _qat_options(args: argparse.Namespace) -> QatOptions | None:
     """Returns the training that the arguments ask for; None without QAT.
 
     Raises:
-        ConfigError: they contradict each other, or a value cannot be used.
+        ConfigError: a value cannot be used.
     """
     from gft_edge.calibration.qat import QatSettings
     from gft_edge.calibration.quantize import QatOptions
     from gft_edge.config.reader import load_dataclass, parse_scalar
-    from gft_edge.errors import ConfigError
 
-    if args.qat_epochs and args.qat_steps:
-        raise ConfigError("give --qat-epochs or --qat-steps, not both")
     if not (args.qat_epochs or args.qat_steps):
-        if args.qat_set:
-            raise ConfigError("--qat-set is for QAT; give --qat-epochs or --qat-steps too")
-        if args.eval_images is not None:
-            raise ConfigError("--eval-images is for QAT; give --qat-epochs or --qat-steps too")
         return None
     values: dict[str, Any] = {}
     for text in args.qat_set:
@@ -210,7 +247,10 @@ def _text(checkpoint: Checkpoint, done: QuantizeResult) -> str:
 def _calibration_in_words(done: QuantizeResult) -> str:
     if done.ranges is None:
         return "which needs no calibration"
-    lines = [f"calibrated on {done.ranges.images} images", done.ranges.describe()]
+    lines = [
+        f"calibrated on {done.ranges.images} images",
+        done.ranges.describe({name: name for name in done.summary["ranges"]}),
+    ]
     if done.card is not None:
         lines.insert(1, done.card.describe())
     return "\n".join(line for line in lines if line)

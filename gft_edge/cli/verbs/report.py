@@ -33,12 +33,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result
+    from gft_edge.cli.early import require_file
     from gft_edge.errors import ConfigError
 
     if len(args.run) == 1 and args.run[0].suffix != ".json":
         from gft_edge.report.pages.run import write_page
 
-        if args.out:
+        if args.out and args.run[0].is_dir():
             raise ConfigError("--out is for bench files; the page of a run is written to its folder")
         written = write_page(args.run[0])
         lines = [str(written.page)]
@@ -51,11 +52,13 @@ def run(args: argparse.Namespace) -> int:
         }
         result(args, data, "\n".join(lines))
         return 0
-    from gft_edge.report.pages.bench import write_bench_page
-
     folders = [path for path in args.run if path.is_dir()]
     if folders:
         raise ConfigError(f"{folders[0]} is a folder; give one run folder, or only bench files")
+    for path in args.run:
+        require_file(path, "bench file")
+    from gft_edge.report.pages.bench import write_bench_page
+
     page, merged = write_bench_page(args.run, args.out or args.run[0].parent)
     result(args, {"page": str(page), "merged": str(merged)}, str(page))
     return 0

@@ -12,8 +12,17 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gft_edge.cli.common import DATA_HELP, add_threads_argument, comma_separated, positive
-from gft_edge.data.splits import SPLITS
+from gft_edge.cli.common import (
+    REPLACED,
+    add_align_argument,
+    add_data_argument,
+    add_seed_argument,
+    add_split_argument,
+    add_threads_argument,
+    comma_separated,
+    measured_text,
+    positive,
+)
 
 if TYPE_CHECKING:
     from gft_edge.search.options import SearchOptions
@@ -29,12 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="CKPT",
         help="focal checkpoints of the same labels, for example one for each resolution; 'builtin' is the shipped one",
     )
-    parser.add_argument("--data", metavar="D", help=DATA_HELP)
-    parser.add_argument(
-        "--split", choices=SPLITS, help="images that the choice is made on (val, or test where there are no val images)"
-    )
+    add_data_argument(parser)
+    add_split_argument(parser, None, "val, or test where there are no val images")
     parser.add_argument("--target", metavar="DEVICE", help="latency: a bound by this device's roofline")
-    parser.add_argument("--backend", metavar="B", help="latency: measured here, for example onnxruntime")
+    parser.add_argument("--backend", metavar="B", help=f"latency: measured here, on {measured_text()}")
     parser.add_argument(
         "--costs", type=Path, metavar="BENCH.json", help="latency: a file of gft-edge bench, of a board"
     )
@@ -66,10 +73,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--calibration-images", type=positive, default=256, metavar="N", help="training images for INT8 ranges (256)"
     )
-    parser.add_argument("--align", type=positive, default=8, metavar="N", help="tokens that stay: a multiple of N (8)")
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    add_align_argument(parser, 8)
+    add_seed_argument(parser, 0, "the draws")
     add_threads_argument(parser, default=0)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="front.json to write")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        required=True,
+        metavar="FILE",
+        help=f"front.json to write, {REPLACED}, with its plot and page",
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -77,11 +90,17 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.common import calibration_callbacks
     from gft_edge.cli.console import result, say_left_out
+    from gft_edge.cli.early import checkpoint_info, require_data, require_result_file
     from gft_edge.errors import CheckFailed, OutputError
+
+    options = _options(args)
+    require_result_file(args.out, "points")
+    require_data(args.data)
+    for name in args.checkpoint:
+        checkpoint_info(name, full_precision=True)
     from gft_edge.report.pages.front import require_front_writable, write_front
     from gft_edge.search.search import search
 
-    options = _options(args)
     require_front_writable(args.out)
     checkpoints = [load_checkpoint(name) for name in args.checkpoint]
     callbacks = calibration_callbacks()

@@ -3,6 +3,9 @@
 Each layer alone in INT8, and all but each: logit SQNR, top-1 and kept patches against full precision. With a limit
 (--max-loss, --min-sqnr), the layers that save most time within it: policy.json for quantize --policy. The evaluation
 images are those of --eval-split, so that the test images have no part in the choice.
+
+Noise and accuracy are computed in PyTorch. Times of layers are of ONNX Runtime on this processor, or bounds of --target: there is
+no --backend, since TensorRT fuses layers, so that the time of one alone says little about an engine.
 """
 
 from __future__ import annotations
@@ -11,11 +14,19 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gft_edge.cli.common import add_calibration_arguments, add_ranges_argument, add_threads_argument, positive
+from gft_edge.cli.common import (
+    add_calibration_arguments,
+    add_new_folder,
+    add_ranges_argument,
+    add_threads_argument,
+    positive,
+)
 from gft_edge.data.splits import SPLITS
 
 if TYPE_CHECKING:
+    from gft_edge.calibration.options import CalibrationOptions
     from gft_edge.calibration.sensitivity.study import SensitivityOptions, SensitivityResult
+    from gft_edge.quant.policy import QuantPolicy
 
 EXAMPLE = "gft-edge sensitivity builtin --images 128 --min-sqnr 30 --out runs/sensitivity"
 
@@ -41,20 +52,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="time of layers by this device's roofline, a bound; by default measured here in ONNX Runtime",
     )
     add_threads_argument(parser, default=1)
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="new folder")
+    add_new_folder(parser, "figures, ranges, page, and the policy where one is chosen")
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
+    from gft_edge.checkpoint import load_checkpoint
+    from gft_edge.cli.common import calibration_callbacks, calibration_options, result_kept
+    from gft_edge.cli.console import track
+    from gft_edge.cli.early import checkpoint_info, require_data, require_file
+    from gft_edge.errors import CheckFailed
+    from gft_edge.files import require_free
+    from gft_edge.quant.policy import DEFAULT_POLICY, read_policy
+
+    calibration, info = calibration_options(args), checkpoint_info(args.checkpoint, full_precision=True)
+    policy = DEFAULT_POLICY if args.policy is None else read_policy(args.policy)
+    require_file(args.ranges, "--ranges")
+    require_data(args.data, info.data)
+    require_data(args.eval_data)
+    require_free(args.out)
     from gft_edge.benchmarks.measuring.layer_times import layer_timer
     from gft_edge.calibration.sensitivity.study import study_sensitivity
-    from gft_edge.checkpoint import load_checkpoint
-    from gft_edge.cli.common import calibration_callbacks, result_kept
-    from gft_edge.cli.console import track
-    from gft_edge.errors import CheckFailed
     from gft_edge.report.pages.sensitivity import write_sensitivity_page
 
-    options = _options(args)
+    options = _options(args, calibration, policy)
     time_layers = layer_timer(args.target, args.threads, track)
     checkpoint = load_checkpoint(args.checkpoint)
 
@@ -71,17 +92,15 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _options(args: argparse.Namespace) -> SensitivityOptions:
+def _options(args: argparse.Namespace, calibration: CalibrationOptions, policy: QuantPolicy) -> SensitivityOptions:
     """Returns what the arguments ask for."""
     from gft_edge.calibration.sensitivity.mixed import AccuracyLimit
     from gft_edge.calibration.sensitivity.study import SensitivityOptions
-    from gft_edge.cli.common import calibration_options
-    from gft_edge.quant.policy import DEFAULT_POLICY, read_policy
 
     limited = args.max_loss is not None or args.min_sqnr is not None
     return SensitivityOptions(
-        calibration=calibration_options(args),
-        policy=DEFAULT_POLICY if args.policy is None else read_policy(args.policy),
+        calibration=calibration,
+        policy=policy,
         ranges=args.ranges,
         eval_data=args.eval_data,
         eval_images=args.eval_images,
@@ -103,7 +122,7 @@ def _show(args: argparse.Namespace, found: SensitivityResult) -> None:
 def _text(args: argparse.Namespace, calibration_data: str | None, data: dict[str, Any]) -> str:
     """Returns the measurements for people."""
     from gft_edge.calibration.sensitivity.study import POLICY
-    from gft_edge.cli.console import table
+    from gft_edge.cli.console import command, table
     from gft_edge.report.figures.plots import chosen_layers
 
     best = chosen_layers(data)
@@ -162,15 +181,13 @@ def _text(args: argparse.Namespace, calibration_data: str | None, data: dict[str
     text += f"\n\nmixed precision, {search['limit']['text']}\n" + table(columns, tries)
     if search["best"] is None:
         return text
-    command = (
-        f"gft-edge quantize {args.checkpoint} --data {calibration_data} "
-        + (f"--images {args.images} " if args.images else "")
-        + f"--ranges {args.out}/ranges.json"
-    )
+    images = ("--images", args.images) if args.images else ()
+    made = ("--ranges", f"{args.out}/ranges.json", "--policy", f"{args.out}/{POLICY}", "--out", "runs/mixed")
     return (
         f"{text}\n{args.out}/{POLICY}: {len(best or [])} of {len(rows)} layers in INT8, predicted to save "
         f"{search['tries'][search['best']]['saved_ms']:.4f} of {sum(row['high_ms'] for row in data['layers']):.4f} ms; "
-        f"chosen on these images, so check it on others\n{command} --policy {args.out}/{POLICY} --out runs/mixed"
+        f"chosen on these images, so check it on others\n"
+        + command("quantize", args.checkpoint, "--data", calibration_data, *images, *made)
     )
 
 

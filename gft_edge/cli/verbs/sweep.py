@@ -6,10 +6,10 @@ One traced graph gives every budget, so a sweep takes about a minute for a small
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from gft_edge.cli.common import add_threads_argument, positive
+from gft_edge.cli.common import add_new_folder, add_threads_argument, measured_text, positive
+from gft_edge.runtime.backends.table import DEFAULT
 
 EXAMPLE = "gft-edge sweep builtin --stage 1 --out runs/sweep"
 
@@ -17,7 +17,9 @@ EXAMPLE = "gft-edge sweep builtin --stage 1 --out runs/sweep"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
     parser.add_argument("checkpoint", metavar="CKPT", help="checkpoint folder of a focal model, or 'builtin'")
-    parser.add_argument("--backend", default="onnxruntime", metavar="B", help="that computes (onnxruntime)")
+    parser.add_argument(
+        "--backend", default=DEFAULT, metavar="B", help=f"what runs the graphs: {measured_text()} ({DEFAULT})"
+    )
     parser.add_argument("--precision", default="fp32", metavar="P", help="fp32, fp16 or int8 (fp32)")
     parser.add_argument(
         "--stage",
@@ -28,21 +30,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--budget", metavar="K,K,K", help="counts of the other stages (the checkpoint's own)")
     parser.add_argument("--points", type=positive, default=40, metavar="N", help="most counts to measure (40)")
     add_threads_argument(parser, 1)
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder to write sweep.json and sweep.svg to")
+    add_new_folder(parser, "sweep.json and sweep.svg", required=False)
 
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.console import result, track
+    from gft_edge.cli.early import checkpoint_info
     from gft_edge.errors import ConfigError
     from gft_edge.files import new_folder, require_free, write_json
-    from gft_edge.search.staircase import UNIFORM, SweepOptions, sweep
 
     if args.out:
         require_free(args.out)
-    if args.stage != UNIFORM and not args.stage.isdigit():
+    if args.stage != "uniform" and not args.stage.isdigit():
         raise ConfigError(f"--stage {args.stage!r}: expected the number of a stage, or uniform")
+    config = checkpoint_info(args.checkpoint).model
+    budget = config.parse_budget(args.budget) if args.budget else None
+    from gft_edge.search.staircase import UNIFORM, SweepOptions, sweep
+
     checkpoint = load_checkpoint(args.checkpoint)
     options = SweepOptions(
         stage=UNIFORM if args.stage == UNIFORM else int(args.stage),
@@ -50,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
         precision=args.precision,
         threads=args.threads,
         points=args.points,
-        budget=checkpoint.info.model.parse_budget(args.budget) if args.budget else None,
+        budget=budget,
     )
     data = sweep(checkpoint, options, track)
     if args.out:

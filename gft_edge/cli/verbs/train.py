@@ -61,6 +61,11 @@ def run(args: argparse.Namespace) -> int:
     if args.data is None:
         return run_recipe(args)
     from gft_edge.cli.console import say
+    from gft_edge.cli.early import require_data
+    from gft_edge.files import require_writable_folder
+
+    require_data(args.data)
+    require_writable_folder(args.out)
     from gft_edge.train.own_data import choose_recipe
 
     chosen = choose_recipe(args.data, args.set)
@@ -82,11 +87,14 @@ def run_recipe(args: argparse.Namespace, *changes: str) -> int:
 def run_training(args: argparse.Namespace, recipe: Recipe) -> int:
     """Trains by a recipe and the arguments of :func:`add_training_arguments`; prints the accuracy."""
     from gft_edge.cli.console import result, say, track
+    from gft_edge.cli.early import require_data
     from gft_edge.files import require_writable_folder
+
+    require_writable_folder(args.out)
+    require_data(recipe.data.name)
     from gft_edge.train.loop import train
     from gft_edge.train.state import require_new, resume_hint
 
-    require_writable_folder(args.out)
     if not args.resume:
         require_new(args.out)
     try:

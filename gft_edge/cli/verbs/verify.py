@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gft_edge.cli.common import add_data_arguments
+from gft_edge.cli.common import TRAINED_ON, add_data_arguments
 from gft_edge.runtime.backends.table import names_text
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="checkpoint the artefact was made from: compares on images of --data, exports it again and names the first bad "
         "node (without it, the golden images are compared)",
     )
-    add_data_arguments(parser, images=512)
+    add_data_arguments(parser, images=512, data=f"with --checkpoint {TRAINED_ON}, else golden or random images")
     parser.add_argument(
         "--backend",
         action="append",
@@ -72,6 +72,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns 1 when something is out of limits."""
     from gft_edge.cli.console import result, say, track
+    from gft_edge.cli.early import checkpoint_info, require_data
     from gft_edge.errors import ConfigError
     from gft_edge.export.foreign.model import ForeignModel
     from gft_edge.export.foreign.opening import open_model
@@ -86,6 +87,7 @@ def run(args: argparse.Namespace) -> int:
         images=args.images,
         map_images=args.map_images,
     )
+    require_data(args.data)
     artifact = open_model(args.artifact)
     if isinstance(artifact, ForeignModel):
         return _foreign(args, artifact, options)
@@ -101,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
     if args.checkpoint:
         from gft_edge.checkpoint import load_checkpoint
 
+        checkpoint_info(args.checkpoint)
         checkpoint = load_checkpoint(args.checkpoint)
     try:
         found = verify(artifact, checkpoint, options, track, say, write_map_picture)

@@ -50,7 +50,7 @@ MANY_CONVOLUTIONS = 8
 """A ViT has one, a ViT with a convolutional stem a few."""
 _HINTS = {
     FileKind.TORCHSCRIPT: "; save its weights: torch.save(torch.jit.load(FILE).state_dict(), NEW)",
-    FileKind.ONNX: "; gft-edge lint reads graphs",
+    FileKind.ONNX: "; give the weights that it was exported from, or quantize the graph: gft-edge quantize",
 }
 
 

@@ -115,7 +115,10 @@ def find(folder: Path) -> RunFiles:
     """
     if not folder.is_dir():
         problem = f"is {describe_file(folder)}" if folder.is_file() else "no such folder"
-        raise ArtifactError(f"run {folder}: {problem}; give the folder that holds the results of a run")
+        raise ArtifactError(
+            f"run {folder}: {problem}; give the folder that holds the results of a run, or files that gft-edge bench --out wrote "
+            "(of a log of trtexec: bench --trtexec-log FILE --out FILE.json)"
+        )
     found = RunFiles(folder)
     for directory, names in _folders(folder):
         relative = directory.relative_to(folder).as_posix()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
+import shlex
 import shutil
 import warnings
 from collections.abc import Callable
@@ -453,3 +454,42 @@ def test_engine_of_no_file(vits):
         open_foreign(model, facts_of(model), "torch-compiled")
     with pytest.raises(ConfigError):
         build_foreign(model, "orin-nano", BuildOptions())
+
+
+# --- mistakes
+
+
+def test_graph_that_was_put_in_the_place_of_the_quantized_one_is_named(run, out, vits):
+    assert run("lint", out).code == 0
+    shutil.copy(vits / "float.onnx", out / "model.onnx")
+    done = run("lint", out)
+    assert (done.code, done.out) == (2, "")
+    assert "was changed since it was quantized (its hash differs)" in done.err
+    assert run("lint", out / "model.onnx").code == 0  # a file has no record
+
+
+@pytest.mark.parametrize("verb", [["predict"], ["bundle", "--target", "triton", "--out", "none"], ["selftest"]])
+@pytest.mark.parametrize("path", ["float.onnx", "out"])
+def test_verbs_that_need_an_artefact_name_the_way_to_one(run, out, verb, path):
+    images = ["none.png"] if verb == ["predict"] else []
+    done = run(verb[0], out.parent / path, *images, *verb[1:])
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "gft-edge adopt takes the weights that it came from" in done.err
+
+
+@pytest.mark.parametrize(("content", "kind"), [(b"", "an empty file"), (b"hello", "a text file")])
+def test_file_that_is_no_graph_is_not_called_one(run, tmp_path, content, kind):
+    (tmp_path / "vit.onnx").write_bytes(content)
+    for command in (["quantize", "--data", tmp_path, "--out", tmp_path / "out"], ["selftest"], ["lint"], ["verify"]):
+        done = run(command[0], tmp_path / "vit.onnx", *command[1:])
+        assert done.code == 2
+        assert f"is {kind}" in done.err
+        assert command == ["selftest"] or "cannot be read as ONNX" in done.err
+
+
+def test_trtexec_command_of_a_plan_is_quoted(run, vits, tmp_path):
+    file = tmp_path / "my models" / "vit ü.onnx"
+    file.parent.mkdir()
+    shutil.copy(vits / "float.onnx", file)
+    words = shlex.split(run("build", file, "--target", "orin-nano", "--plan").out.splitlines()[-1])
+    assert words[:3] == ["trtexec", f"--onnx={file}", f"--saveEngine={file.with_suffix('.engine')}"]

@@ -218,8 +218,8 @@ class TestTyping:
     def test_int8_with_fp32_rest_says_what_it_costs(self):
         for target, version, words in (
             ("orin-nano", "10.3", "or build with --weak"),
-            ("h100", "11.4", "export with --precision fp16"),
-            ("rtx", None, "export with --precision fp16"),
+            ("h100", "11.4", "export it in FP16"),
+            ("rtx", None, "export it in FP16"),
         ):
             made = plan(graph("int8", "fp32"), target, version)
             assert any("the rest of this graph is FP32" in note and words in note for note in made.notes)
