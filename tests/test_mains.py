@@ -55,4 +55,8 @@ def test_run_as_a_script_it_ends_with_the_code_of_its_main(name):
         path.with_suffix(".py") for path in (file, ROOT / name.replace(".", "/")) if path.with_suffix(".py").exists()
     ]
     last = found[0].read_text().rstrip().splitlines()[-1].strip()
-    assert last in ("raise SystemExit(exit_code(main))", "sys.exit(main())")
+    assert last in (
+        "raise SystemExit(exit_code(main))",
+        "sys.exit(main())",
+        "program()",
+    )  # which ends with that of main
