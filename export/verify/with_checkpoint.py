@@ -36,7 +36,7 @@ from gft_edge.runtime.artifact_graph import load_artifact_graph
 from gft_edge.runtime.backends.graph_io import to_graph_input
 from gft_edge.runtime.backends.sessions import ONNXRUNTIME, onnxruntime_session
 from gft_edge.runtime.compared_model import ComparedModel, KindOf, compare_all, comparison_kind
-from gft_edge.runtime.golden import torch_computation
+from gft_edge.runtime.golden import TORCH, torch_computation
 from gft_edge.stats.agreement import Arrays, Comparison, Computation, Kind
 from gft_edge.stats.certificates import check
 from gft_edge.stats.verdict import Limits
@@ -141,7 +141,12 @@ def _certificates(
     quantized = runs.outputs[torch_computation(quantization["precision"])]
     failures, notes = [], []
     for side, outputs in runs.outputs.items():
-        if side.arithmetic == manifest.precision and all(f"kept_{stage.stage}" in outputs for stage in bound.stages):
+        if side.backend != TORCH and manifest.rest != "fp32":
+            notes.append(
+                f"{side.name}: certificates are of scores from float32 values, here they come from {manifest.rest} ones; "
+                "export with --precision fp32 to keep them"
+            )
+        elif side.arithmetic == manifest.precision and all(f"kept_{stage.stage}" in outputs for stage in bound.stages):
             found = check(reference, {**quantized, **outputs}, bound)
             notes.append(f"{side.name}: {in_words(found)}")
             if found.broken:

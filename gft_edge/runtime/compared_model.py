@@ -188,6 +188,7 @@ def compare_all(
             manifest.model.num_patches,
             manifest.labels,
             kind_of(candidate, reference),
+            manifest.rest,
         )
         for candidate, outputs in found
         for reference, side in references

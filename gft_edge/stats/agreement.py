@@ -90,6 +90,8 @@ class Comparison:
     Attributes:
         reference, candidate: names of what was compared.
         logit_sqnr_db: signal to noise of the logits; None when bit-identical.
+        settled: images with the same kept patches in every stage; all of them where no stage is compared.
+        settled_sqnr_db: signal to noise of their logits; None when bit-identical.
         max_relative_error: largest difference over the largest magnitude of the reference, both over the logits of images without
             a tie (of the first ``NAMED_TIES`` of a stage): where a tie falls the other way, another patch is kept.
         top1_agreement: share of images with the same first class.
@@ -101,6 +103,7 @@ class Comparison:
         kind: what the two sides may differ in.
         backend, arithmetic: what computed the candidate.
         reference_backend, reference_arithmetic: what computed the reference.
+        rest: precision of what is not quantized, on the candidate's side.
     """
 
     reference: str
@@ -120,6 +123,9 @@ class Comparison:
     arithmetic: str = ""
     reference_backend: str = ""
     reference_arithmetic: str = ""
+    settled: int = 0
+    settled_sqnr_db: float | None = None
+    rest: str = "fp32"
 
 
 def compare(
@@ -130,6 +136,7 @@ def compare(
     num_patches: int,
     label_names: tuple[str, ...] = (),
     kind: Kind = "compression",
+    rest: str = "fp32",
 ) -> Comparison:
     """Compares outputs of two sides on the same images.
 
@@ -141,15 +148,18 @@ def compare(
         num_patches: of the whole grid.
         label_names: of the classes, for the worst one.
         kind: what the two sides may differ in.
+        rest: precision of what is not quantized, on the candidate's side.
     """
     (a, broken_a), (b, broken_b) = (_without_broken_rows(side["logits"]) for side in (reference, candidate))
     stages = []
+    settled = np.ones(len(a), np.bool_)
     everything: npt.NDArray[Any] = np.broadcast_to(np.arange(num_patches), (len(a), num_patches))
     inputs = found_inputs = everything
     for stage in range(sum(name.startswith("kept_") for name in reference)):
         name = f"kept_{stage}"
         if name in candidate:
             stages.append(stage_agreement(reference, candidate, stage, inputs, found_inputs))
+            settled &= [set(e) == set(f) for e, f in zip(reference[name].tolist(), candidate[name].tolist())]
         inputs = reference[name]
         found_inputs = candidate.get(name, inputs)
     untied = np.setdiff1d(np.arange(len(a)), [tie.image for stage in stages for tie in stage.tied])
@@ -171,6 +181,9 @@ def compare(
         arithmetic=sides[1].arithmetic,
         reference_backend=sides[0].backend,
         reference_arithmetic=sides[0].arithmetic,
+        settled=int(settled.sum()),
+        settled_sqnr_db=_decibels(a[settled], b[settled]),
+        rest=rest,
     )
 
 

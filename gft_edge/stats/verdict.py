@@ -22,10 +22,11 @@ class Limits:
         fp32_relative_error: largest logit difference over the largest logit, FP32 graph against FP32 PyTorch, and any
             graph against a fresh export of the same checkpoint by the same tools.
         fp32_importance_sqnr_db: importance maps and the scores that rank patches, likewise.
-        same_sqnr_db: INT8 graph against the same INT8 arithmetic in PyTorch; what remains are rounding ties.
+        same_sqnr_db: INT8 graph against the same INT8 arithmetic in PyTorch, on the images of which both keep the same
+            patches; what remains are rounding ties. Where the rest is FP16, the noise that ``fp16_sqnr_db`` allows is added.
         fp16_sqnr_db: FP16 graph against FP32 PyTorch.
         int8_sqnr_db, int8_top1_agreement, int8_jaccard, int8_rank_correlation: INT8 graph (or any other
-            compressed one) against FP32 PyTorch.
+            compressed one) against FP32 PyTorch; the kept sets (``int8_jaccard``) against the same arithmetic too.
         int8_importance_sqnr_db: importance maps likewise; the limit is low because their softmax is sharp.
         top1_drop: accuracy that compression may cost, as a share; needs labels.
     """
@@ -72,12 +73,10 @@ def assess(comparisons: Sequence[Comparison], limits: Limits) -> Assessment:
             for s in c.stages
             if s.reordered
         ]
-        sqnr = math.inf if c.logit_sqnr_db is None else c.logit_sqnr_db
         if c.kind == "exact":
             failures += _exact_failures(c, where, limits)
         elif c.kind == "same_arithmetic":
-            if sqnr < limits.same_sqnr_db:
-                failures.append(f"{where}: logit SQNR {sqnr:.1f} dB, limit {limits.same_sqnr_db:.0f}")
+            failures += _same_failures(c, where, limits)
         else:
             least = limits.fp16_sqnr_db if c.arithmetic == "fp16" else limits.int8_sqnr_db
             failures += _compression_failures(c, where, limits, least)
@@ -110,6 +109,28 @@ def _exact_failures(c: Comparison, where: str, limits: Limits) -> list[str]:
                 for what, sqnr in (("importance", s.importance_sqnr_db), ("ranking", s.score_sqnr_db))
                 if sqnr is not None and sqnr < limits.fp32_importance_sqnr_db
             ]
+    return failures
+
+
+def _same_failures(c: Comparison, where: str, limits: Limits) -> list[str]:
+    """Returns differences that two computations of the same quantized arithmetic may not have.
+
+    A rounding tie can exchange a patch at the boundary, and all later values of that image with it: such an image says nothing
+    about the arithmetic, and is held to the limit of the kept sets.
+    """
+    failures = [
+        f"{where}: stage {s.stage} Jaccard {s.jaccard:.3f}, limit {limits.int8_jaccard}"
+        for s in c.stages
+        if s.jaccard < limits.int8_jaccard
+    ]
+    found, which = c.settled_sqnr_db if c.settled else c.logit_sqnr_db, ""
+    if 0 < c.settled < c.images:
+        which = f" on {c.settled} images that keep the same patches"
+    least = limits.same_sqnr_db
+    if c.rest == "fp16":
+        least = -10 * math.log10(10 ** (-least / 10) + 10 ** (-limits.fp16_sqnr_db / 10))
+    if found is not None and found < least:
+        failures.append(f"{where}: logit SQNR {found:.1f} dB{which}, limit {least:.0f}")
     return failures
 
 

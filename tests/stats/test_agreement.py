@@ -56,3 +56,17 @@ def test_labels_give_paired_statistics():
     found = compare(sides, {"logits": logits}, {"logits": other}, np.array([0, 1, 2, 0]), 4, ("ant", "bee", "cat"))
     assert found.top1.only_reference == 1
     assert found.top1.worst_class == WorstClass("cat", 1, 1, 0)
+
+
+def test_images_with_other_patches_do_not_count_as_settled():
+    logits = np.array([[4.0, 0.0], [0.0, 4.0], [4.0, 0.0]])
+    other = np.array([[4.0, 0.0], [0.0, 4.4], [0.0, 4.0]])
+    kept = {"kept_0": np.array([[0, 1], [1, 2], [0, 3]]), "kept_1": np.array([[0], [1], [3]])}
+    found = {"kept_0": np.array([[0, 1], [2, 1], [0, 3]]), "kept_1": np.array([[0], [1], [0]])}
+    sides = (Computation("torch", "int8", "a"), Computation("onnxruntime", "int8", "b"))
+    both = compare(sides, {"logits": logits, **kept}, {"logits": other, **found}, None, 4)
+    assert (both.images, both.settled) == (3, 2)
+    assert both.settled_sqnr_db == pytest.approx(10 * np.log10(32 / 0.16))
+    assert both.logit_sqnr_db == pytest.approx(10 * np.log10(48 / 32.16))
+    plain = compare(sides, {"logits": logits}, {"logits": other}, None, 4)
+    assert (plain.settled, plain.settled_sqnr_db) == (3, plain.logit_sqnr_db)

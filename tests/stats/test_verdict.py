@@ -84,6 +84,30 @@ class TestAssess:
         (failure,) = self._assess(_comparison("same_arithmetic", **changes)).failures
         assert "20.0 dB, limit 25" in failure
 
+    def test_logits_of_the_same_arithmetic_are_held_to_their_limit_where_the_same_patches_stay(self):
+        settled = {"images": 100, "top1": None, "logit_sqnr_db": 20.0, "settled": 60}
+        assert self._assess(_comparison("same_arithmetic", settled_sqnr_db=26.0, **settled)).failures == ()
+        assert self._assess(_comparison("same_arithmetic", settled_sqnr_db=None, **settled)).failures == ()
+        (failure,) = self._assess(_comparison("same_arithmetic", settled_sqnr_db=24.0, **settled)).failures
+        assert "24.0 dB on 60 images that keep the same patches, limit 25" in failure
+
+    def test_where_no_image_keeps_the_same_patches_all_count(self):
+        found = self._assess(_comparison("same_arithmetic", logit_sqnr_db=20.0, settled=0, settled_sqnr_db=None))
+        assert "20.0 dB, limit 25" in found.failures[0]
+
+    def test_the_same_arithmetic_has_to_keep_the_same_patches(self):
+        stages = (StageAgreement(0, 1.0, 9, 0, 9), StageAgreement(1, 0.89, 3, 0, 9))
+        (failure,) = self._assess(_comparison("same_arithmetic", stages=stages)).failures
+        assert failure.endswith("stage 1 Jaccard 0.890, limit 0.9")
+
+    @pytest.mark.parametrize(
+        ("rest", "sqnr", "verdict"), [("fp16", 24.0, "pass"), ("fp16", 23.7, "fail"), ("fp32", 24.0, "fail")]
+    )
+    def test_a_rest_in_fp16_adds_its_own_noise(self, rest, sqnr, verdict):
+        """25 dB and 30 dB of independent noise together are 23.8 dB."""
+        comparison = _comparison("same_arithmetic", settled=1000, settled_sqnr_db=sqnr, rest=rest)
+        assert self._assess(comparison).verdict == verdict
+
     @pytest.mark.parametrize(("arithmetic", "verdict"), [("fp16", "fail"), ("bf16", "pass"), ("int8", "pass")])
     def test_half_precision_is_held_to_its_own_limit(self, arithmetic, verdict):
         assert self._assess(_comparison(arithmetic=arithmetic, logit_sqnr_db=25.0)).verdict == verdict

@@ -118,6 +118,13 @@ class TestCertificates:
         lines = [note for note in report.notes if "of 12 images are certain" in note]
         assert [line.partition(":")[0] for line in lines] == ["torch int8", "onnxruntime int8"]
 
+    def test_a_graph_that_scores_fp16_values_has_no_certificates(self, exported, certified, batches):
+        artifact = exported("int8-none")
+        artifact = dataclasses.replace(artifact, manifest=dataclasses.replace(artifact.manifest, rest="fp16"))
+        notes = verify_checkpoint(artifact, certified(0.2), batches, "twelve images").notes
+        assert [note.partition(":")[0] for note in notes if "of 12 images are certain" in note] == ["torch int8"]
+        assert any(note.startswith("onnxruntime int8: certificates are of scores from float32") for note in notes)
+
     def test_a_certified_image_that_keeps_other_patches_fails(self, edited, certified, batches):
         artifact = edited("int8-none", _scaled("pos_embed", -1.0))
         failures = verify_checkpoint(artifact, certified(1e-4), batches, "twelve images").failures
@@ -433,6 +440,7 @@ class TestCompare:
             arithmetic="int8",
             reference_backend="torch",
             reference_arithmetic="fp32",
+            settled=2,
         )
 
     def test_error_is_relative_to_the_largest_logit(self):
