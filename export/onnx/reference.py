@@ -16,6 +16,7 @@ from gft_edge.checkpoint import Checkpoint
 from gft_edge.model.named_outputs import named_outputs
 from gft_edge.quant.modules import without_quantizers
 from gft_edge.runtime.finite import require_finite
+from gft_edge.runtime.golden import QUANTIZED_LOGITS
 
 
 @torch.no_grad()
@@ -29,7 +30,8 @@ def reference_outputs(
 def golden_arrays(
     checkpoint: Checkpoint, images: npt.NDArray[np.float32], budget: TokenBudget
 ) -> dict[str, npt.NDArray[Any]]:
-    """Returns images with the outputs of the FP32 model and, for a quantized checkpoint, the logits of the quantized one.
+    """Returns images with the outputs of the FP32 model and, for a quantized checkpoint, logits and kept patches of the
+    quantized one.
 
     The bytes do not depend on the number of threads.
 
@@ -40,8 +42,10 @@ def golden_arrays(
         arrays = {"images": images, **reference_outputs(without_quantizers(checkpoint.model), images, budget)}
         require_finite(arrays["logits"], f"golden images at {budget.id}")
         if checkpoint.info.quantization is not None:
-            arrays["logits_quantized"] = reference_outputs(checkpoint.model, images, budget)["logits"]
-            require_finite(arrays["logits_quantized"], f"golden images at {budget.id}, quantized")
+            quantized = reference_outputs(checkpoint.model, images, budget)
+            arrays[QUANTIZED_LOGITS] = quantized["logits"]
+            arrays |= {f"quantized_{name}": value for name, value in quantized.items() if name.startswith("kept_")}
+            require_finite(arrays[QUANTIZED_LOGITS], f"golden images at {budget.id}, quantized")
     return arrays
 
 

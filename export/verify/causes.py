@@ -14,7 +14,7 @@ from gft_edge.export.onnx.artifact import tool_versions
 from gft_edge.export.onnx.reference import reference_outputs
 from gft_edge.export.verify.places import Place, PlaceKind
 from gft_edge.manifest import GOLDEN, Artifact, DeploymentManifest
-from gft_edge.runtime.golden import QUANTIZED_LOGITS, golden_problem, load_golden
+from gft_edge.runtime.golden import QUANTIZED_LOGITS, golden_problem, load_golden, quantized_outputs
 from gft_edge.stats.agreement import Computation, Kind, compare
 from gft_edge.stats.verdict import Limits, assess
 
@@ -95,7 +95,7 @@ def golden_places(artifact: Artifact, models: Sequence[tuple[Computation, nn.Mod
         if name not in golden:
             continue
         today = reference_outputs(model, images, artifact.manifest.budget)
-        stored = {"logits": golden[name]} if number else golden
+        stored = quantized_outputs(golden) if number else golden
         stored_by = Computation("torch", computation.arithmetic, GOLDEN)
         kind: Kind = "same_arithmetic" if number else "exact"
         found = compare((computation, stored_by), today, stored, None, patches, kind=kind)

@@ -16,6 +16,8 @@ MAX_BYTES = 2 << 30
 """Limit for all arrays unpacked; those of a few images take megabytes."""
 QUANTIZED_LOGITS = "logits_quantized"
 """Logits of the quantized PyTorch model."""
+QUANTIZED_KEPT = "quantized_kept_"
+"""Begins the names of what the quantized PyTorch model kept in each stage; artefacts of before have no such arrays."""
 TORCH = "torch"
 """Name of PyTorch among the backends of a comparison."""
 
@@ -31,8 +33,15 @@ def golden_references(artifact: Artifact) -> tuple[npt.NDArray[np.float32], list
     references = [(torch_computation("fp32"), golden)]
     if QUANTIZED_LOGITS in golden:
         reference = torch_computation(artifact.manifest.precision)
-        references.append((reference, {"logits": golden.pop(QUANTIZED_LOGITS)}))
+        references.append((reference, quantized_outputs(golden)))
     return images, references
+
+
+def quantized_outputs(golden: Arrays) -> Arrays:
+    """Removes the outputs of the quantized model from golden arrays and returns them as ``logits`` and ``kept_i``."""
+    names = [name for name in golden if name.startswith(QUANTIZED_KEPT)]
+    kept = {f"kept_{name.removeprefix(QUANTIZED_KEPT)}": golden.pop(name) for name in names}
+    return {"logits": golden.pop(QUANTIZED_LOGITS), **kept}
 
 
 def torch_computation(arithmetic: str) -> Computation:
@@ -42,6 +51,8 @@ def torch_computation(arithmetic: str) -> Computation:
 
 def read_golden(artifact: Artifact) -> Arrays:
     """Reads the arrays of golden.npz: ``images`` (B, 3, H, W), ``logits`` (B, classes), ``importance_i``, ``scores_i``, ``kept_i``.
+
+    Of a quantized model also ``logits_quantized`` and ``quantized_kept_i``.
 
     Raises:
         ArtifactError: missing, damaged, or arrays that do not fit the manifest.
@@ -116,4 +127,6 @@ def _expected_arrays(golden: Arrays, manifest: DeploymentManifest) -> dict[str, 
     for stage, (n, k) in enumerate(zip(manifest.budget.stage_inputs, manifest.budget.keep)):
         expected[f"importance_{stage}"] = expected[f"scores_{stage}"] = _Expected((count, n), "f")
         expected[f"kept_{stage}"] = _Expected((count, k), "iu", positions=model.num_patches)
+        if f"{QUANTIZED_KEPT}{stage}" in golden:
+            expected[f"{QUANTIZED_KEPT}{stage}"] = expected[f"kept_{stage}"]
     return expected

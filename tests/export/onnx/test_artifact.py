@@ -194,7 +194,7 @@ def test_golden_holds_the_outputs_of_the_fp32_model(artifact, checkpoints, clear
     with torch.no_grad():
         images, budget = torch.from_numpy(clear_images), artifact.manifest.budget
         expected = checkpoints["fp32"].model(images, budget, maps=True)
-        int8 = checkpoints["int8"].model(images, budget)
+        int8 = checkpoints["int8"].model(images, budget, maps=True)
     np.testing.assert_array_equal(golden["images"], clear_images)
     np.testing.assert_array_equal(golden["logits"], expected.logits)
     for stage, maps in enumerate(expected.stages):
@@ -203,7 +203,9 @@ def test_golden_holds_the_outputs_of_the_fp32_model(artifact, checkpoints, clear
         np.testing.assert_array_equal(golden[f"scores_{stage}"], maps.scores)
     assert ("logits_quantized" in golden) == quantized
     if quantized:
-        np.testing.assert_array_equal(golden["logits_quantized"], int8)
+        np.testing.assert_array_equal(golden["logits_quantized"], int8.logits)
+        for stage, maps in enumerate(int8.stages):
+            np.testing.assert_array_equal(golden[f"quantized_kept_{stage}"], maps.kept)
 
 
 class TestInt8Graph:

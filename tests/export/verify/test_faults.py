@@ -456,13 +456,16 @@ def _stale(kind):
             golden["kept_1"] = golden["kept_1"][:, :5]
         elif kind == "int8 logits":
             golden["logits_quantized"] = golden["logits_quantized"][::-1].copy()
+        elif kind == "int8 kept":
+            golden["quantized_kept_0"] = 15 - golden["quantized_kept_0"][:, ::-1]
 
     return change
 
 
 @pytest.mark.parametrize(
     ("kind", "name"),
-    [(kind, FP32) for kind in ("logits", "images", "kept", "importance", "scores", "budget")] + [("int8 logits", INT8)],
+    [(kind, FP32) for kind in ("logits", "images", "kept", "importance", "scores", "budget")]
+    + [(kind, INT8) for kind in ("int8 logits", "int8 kept")],
 )
 def test_stale_golden_is_found_and_placed(copied, verify, kind, name, record_property):
     artifact = copied(name)
