@@ -132,7 +132,7 @@ def require_new(out: Path) -> None:
             f"output {out}: holds a training that stopped before it saved a state; restart it with --resume, or give "
             "another --out"
         )
-    require_free(out)
+    require_free(out, stays=True)
 
 
 def resume_hint(out: Path) -> str:
