@@ -219,7 +219,7 @@ class RowFolder:
         graph, file, mark = (self.path / f"fp32.{kind}" for kind in ("onnx", "npz", "json"))
         if not (mark.exists() and read_json(mark, "reference") == self.identity):
             data = exported(model, test.spec)
-            np.savez(file, **outputs(data, test.batches(), quantized=False))
+            np.savez(file, allow_pickle=False, **outputs(data, test.batches(), quantized=False))
             graph.write_bytes(data)
             write_json(mark, self.identity)
         with np.load(file, allow_pickle=False) as stored:
