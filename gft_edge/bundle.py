@@ -118,9 +118,8 @@ class Bundle:
         engines = [info for name, info in artifact.manifest.files.items() if name.startswith("engines/")]
         for name in sorted(present - known):
             free = name.startswith(tuple(f"{ARTIFACT}/{folder}" for folder in FREE))
-            if (
-                not free and FileInfo.of(self.path / name) not in engines
-            ):  # servers read copies of engines from their own folders
+            # Servers read copies of engines from their own folders.
+            if not free and FileInfo.of(self.path / name) not in engines:
                 raise ArtifactError(f"bundle {self.path}: {name} is in no record; remove it")
         return artifact
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -223,7 +222,7 @@ def checkpoint_hash(path: Path, info: CheckpointInfo) -> str:
 
 def num_parameters(model: nn.Module) -> int:
     """Returns the number of trainable values."""
-    return int(np.sum([p.numel() for p in model.parameters()], dtype=np.int64))
+    return sum(p.numel() for p in model.parameters())
 
 
 def _require_size(config: GFTConfig, path: Path) -> None:

@@ -199,9 +199,8 @@ def writing(path: Path, temporary: Path | None = None, whole: bool = False) -> I
         yield
     except OutputError as error:
         if temporary is not None and isinstance(error.path, Path) and temporary in error.path.parents:
-            raise OutputError(
-                path, error.reason
-            ) from error  # a file of the folder: its temporary name means nothing to users
+            # A file of the folder: its temporary name means nothing to users.
+            raise OutputError(path, error.reason) from error
         raise
     except (GFTEdgeError, BrokenPipeError):
         raise
@@ -298,10 +297,8 @@ def _require_folder(folder: Path, path: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-        ):  # reported when the file is written; a small file may still fit
+        # A full disk is reported when the file is written; a small file may still fit.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise ConfigError(f"output {path}: {existing} cannot be written to ({error.strerror})") from None
 
 

@@ -261,7 +261,9 @@ class Typefaces:
         if self.split not in SPLITS:
             raise ConfigError(f"typefaces: split must be one of {', '.join(SPLITS)}, found {self.split!r}")
         if self.num_images < 1 or self.size < 32:
-            raise ConfigError(f"typefaces: needs images of 32 px or more, found {self.num_images} of {self.size} px")
+            raise ConfigError(
+                f"typefaces: needs one image or more of at least 32 px, found {self.num_images} of {self.size} px"
+            )
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -21,7 +21,7 @@ from gft_edge.hardware.this_device import module_here, same_module
 from gft_edge.manifest import Artifact, load_artifact, split_member
 from gft_edge.runtime.backends.engine_files import FLAVOURS
 from gft_edge.runtime.backends.table import BACKENDS, DEFAULT
-from gft_edge.runtime.choice import ENGINES
+from gft_edge.runtime.choice import AUTO, ENGINES
 from gft_edge.runtime.compared_model import ComparedModel, compare_all
 from gft_edge.runtime.golden import golden_references
 from gft_edge.stats.agreement import Arrays, Comparison, Computation
@@ -29,7 +29,6 @@ from gft_edge.stats.verdict import DEFAULT_LIMITS, Assessment, Verdict, assess
 from gft_edge.storage.signatures import public_key, require_signature
 from gft_edge.storage.unpack import unpack
 
-AUTO = "auto"
 NAMED_IMAGES = 3
 """Images that a failure names; the rest are counted."""
 

@@ -94,10 +94,8 @@ def save_state(out: Path, recipe: Recipe, state: TrainingState, progress: Progre
         "scaler": state.scaler.state_dict(),
         "average": None if state.average is None else state.average.state_dict(),
     }
-    with (
-        replacing(out / STATE) as temporary,
-        temporary.open("wb") as file,
-    ):  # torch.save hides the cause when it opens the file
+    # Opened here: torch.save hides the cause when it cannot open a file.
+    with replacing(out / STATE) as temporary, temporary.open("wb") as file:
         torch.save(saved, file)
 
 
