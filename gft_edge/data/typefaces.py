@@ -124,7 +124,7 @@ def font_folder_faces(folder: Path) -> tuple[tuple[str, str], ...]:
     Raises:
         DataError: fewer than two fonts, two of one name, or a font without Latin letters.
     """
-    files = sorted(path.resolve() for kind in ("*.ttf", "*.otf") for path in folder.rglob(kind))
+    files = sorted(path.resolve() for path in folder.rglob("*") if path.suffix.lower() in (".ttf", ".otf"))
     if len(files) < 2:
         raise DataError(f"typefaces:{folder}: found {len(files)} .ttf or .otf files, needs two or more")
     if len({path.stem for path in files}) != len(files):
