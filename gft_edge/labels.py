@@ -28,8 +28,8 @@ def read_labels(path: Path, count: int | None = None) -> tuple[str, ...]:
     """Reads class names in the order of a model's outputs.
 
     Accepts one name per line, ``.csv`` (with commas or semicolons) and ``.tsv`` with a name or an index and a name per row, and
-    ``.json`` with a list, or an object of names by index or of indices by name. Removes byte order marks, blanks around names and blank lines at the
-    end.
+    ``.json`` with a list, or an object of names by index or of indices by name. Removes byte order marks, blanks around names
+    and blank lines at the end.
 
     Args:
         path: a file in UTF-8, or in an encoding that :func:`gft_edge.files.decode_text` knows.
