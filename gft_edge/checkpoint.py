@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -222,7 +223,7 @@ def checkpoint_hash(path: Path, info: CheckpointInfo) -> str:
 
 def num_parameters(model: nn.Module) -> int:
     """Returns the number of trainable values."""
-    return sum(p.numel() for p in model.parameters())
+    return int(np.sum([p.numel() for p in model.parameters()], dtype=np.int64))
 
 
 def _require_size(config: GFTConfig, path: Path) -> None:
