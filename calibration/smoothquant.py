@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.model.focal_block import FocalBlock
+from gft_edge.quant.modules import makes_logits
 from gft_edge.quant.policy import QuantPolicy
 
 
@@ -43,7 +44,7 @@ def folds(model: nn.Module, policy: QuantPolicy) -> dict[str, Fold]:
     for (name, block), (norm, reader) in itertools.product(blocks, READERS.items()):
         layer, linear = block.get_submodule(norm), block.get_submodule(reader)
         fits = isinstance(layer, nn.LayerNorm) and isinstance(linear, nn.Linear)
-        if fits and policy.is_quantized(f"{name}.{reader}"):
+        if fits and policy.is_quantized(f"{name}.{reader}") and makes_logits(model, name):
             found[f"{name}.{norm}"] = Fold(layer, linear)
     return found
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import shlex
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -118,9 +119,8 @@ class Bundle:
         engines = [info for name, info in artifact.manifest.files.items() if name.startswith("engines/")]
         for name in sorted(present - known):
             free = name.startswith(tuple(f"{ARTIFACT}/{folder}" for folder in FREE))
-            if (
-                not free and FileInfo.of(self.path / name) not in engines
-            ):  # servers read copies of engines from their own folders
+            # Servers read copies of engines from their own folders.
+            if not free and FileInfo.of(self.path / name) not in engines:
                 raise ArtifactError(f"bundle {self.path}: {name} is in no record; remove it")
         return artifact
 
@@ -244,7 +244,8 @@ def refuse_zip(path: Path) -> None:
         ArtifactError: with the command that checks and unpacks it.
     """
     if is_zip(path) and RECORD in names_in(path):
-        raise ArtifactError(f"bundle {path}: is a zip; check and unpack it: gft-edge selftest {path} --unpack DIR")
+        command = f"gft-edge selftest {shlex.quote(str(path))} --unpack DIR"
+        raise ArtifactError(f"bundle {path}: is a zip; check and unpack it: {command}")
 
 
 def write_record(folder: Path, target: Target, device: str = "", facts: Mapping[str, Any] | None = None) -> None:

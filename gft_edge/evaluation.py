@@ -21,10 +21,6 @@ from gft_edge.runtime.backends.sessions import open_session
 from gft_edge.runtime.backends.table import DEFAULT
 
 if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
-
-    from gft_edge.budget import TokenBudget
     from gft_edge.checkpoint import Checkpoint, CheckpointInfo
     from gft_edge.manifest import DeploymentManifest
 
@@ -192,26 +188,18 @@ def _artifact_subject(artifact: Artifact, options: EvaluationOptions) -> _Subjec
 
 
 def _checkpoint_subject(checkpoint: Checkpoint, options: EvaluationOptions) -> _Subject:
-    import torch
+    from gft_edge.model.build import logits_function
 
     info = checkpoint.info
     config = info.model
     budgets = [config.parse_budget(text) for text in options.budgets or ("full", config.budget.id)]
-
-    def forward(budget: TokenBudget) -> Forward:
-        def logits(pixels: npt.NDArray[np.float32]) -> npt.NDArray[Any]:
-            with torch.no_grad():
-                return checkpoint.model(torch.from_numpy(pixels), budget).numpy()
-
-        return logits
-
     return _Subject(
         f"checkpoint {checkpoint.path}",
         checkpoint.path,
         info,
         "torch",
         "fp32" if info.quantization is None else str(info.quantization["precision"]),
-        [(budget.id, forward(budget)) for budget in budgets],
+        [(budget.id, logits_function(checkpoint.model, budget)) for budget in budgets],
     )
 
 

@@ -199,9 +199,8 @@ def writing(path: Path, temporary: Path | None = None, whole: bool = False) -> I
         yield
     except OutputError as error:
         if temporary is not None and isinstance(error.path, Path) and temporary in error.path.parents:
-            raise OutputError(
-                path, error.reason
-            ) from error  # a file of the folder: its temporary name means nothing to users
+            # A file of the folder: its temporary name means nothing to users.
+            raise OutputError(path, error.reason) from error
         raise
     except (GFTEdgeError, BrokenPipeError):
         raise
@@ -298,23 +297,29 @@ def _require_folder(folder: Path, path: Path) -> None:
         with tempfile.TemporaryFile(dir=existing):
             pass
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-        ):  # reported when the file is written; a small file may still fit
+        # A full disk is reported when the file is written; a small file may still fit.
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise ConfigError(f"output {path}: {existing} cannot be written to ({error.strerror})") from None
 
 
-def require_free(folder: Path) -> None:
-    """Refuses an output folder that is not empty, apart from leftovers of a killed process.
+def require_free(folder: Path, stays: bool = False) -> None:
+    """Refuses an output folder that is not empty, apart from leftovers of a killed process, or that cannot be replaced.
+
+    Args:
+        folder: new or empty.
+        stays: files are written into the folder itself; else :func:`new_folder` puts another one in its place.
 
     Raises:
-        ConfigError: the path is a file or a folder that is not empty.
+        ConfigError: the path is a file, a folder that is not empty, or, unless it stays, a mount point or the current folder.
     """
     if folder.is_dir():
         remove_leftovers(folder)
         if any(folder.iterdir()):
             raise ConfigError(f"output {folder}: not empty; give another --out or remove it first")
+        if not stays and folder.name in ("", ".."):
+            raise ConfigError(f"output {folder}: has no name of its own; give the name of a new folder")
+        if not stays and os.path.ismount(folder):
+            raise ConfigError(f"output {folder}: is a mount point, which cannot be replaced; give a new folder in it")
     elif folder.exists() or folder.is_symlink():
         raise ConfigError(f"output {folder}: is a file; give the name of a new folder")
     _require_folder(folder, folder)

@@ -27,9 +27,9 @@ Place = tuple[str, str]
 def read_labels(path: Path, count: int | None = None) -> tuple[str, ...]:
     """Reads class names in the order of a model's outputs.
 
-    Accepts one name per line, ``.csv`` and ``.tsv`` with a name or an index and a name per row, and ``.json`` with a list, or
-    an object of names by index or of indices by name. Removes byte order marks, blanks around names and blank lines at the
-    end.
+    Accepts one name per line, ``.csv`` (with commas or semicolons) and ``.tsv`` with a name or an index and a name per row, and
+    ``.json`` with a list, or an object of names by index or of indices by name. Removes byte order marks, blanks around names
+    and blank lines at the end.
 
     Args:
         path: a file in UTF-8, or in an encoding that :func:`gft_edge.files.decode_text` knows.
@@ -122,6 +122,8 @@ def _from_lines(text: str) -> list[Place]:
 def _from_rows(text: str, delimiter: str, where: str) -> list[Place]:
     reader = csv.reader(io.StringIO(text), delimiter=delimiter)
     rows = [(number, row) for number, row in enumerate(reader, start=1) if any(cell.strip() for cell in row)]
+    if delimiter == "," and _has_semicolons([row for _, row in rows]):
+        return _from_rows(text, ";", where)
     if not rows or all(len(row) == 1 for _, row in rows):
         return [(row[0], f"line {number}") for number, row in rows]
     if not any(cell.strip().isdecimal() for cell in rows[0][1]):
@@ -130,6 +132,13 @@ def _from_rows(text: str, delimiter: str, where: str) -> list[Place]:
     if column is None or any(len(row) != 2 for _, row in rows):
         raise ConfigError(f"{where}: expected one name per row, or an index and a name")
     return _ordered([(int(row[column]), row[1 - column], f"line {number}") for number, row in rows], where)
+
+
+def _has_semicolons(rows: list[list[str]]) -> bool:
+    """Returns whether semicolons part indices from names: Excel's .csv where the comma is the decimal sign."""
+    pairs = [row[0].split(";") for row in rows if len(row) == 1]
+    indexed = (any(cell.strip().isdecimal() for cell in pair) for pair in pairs[1:] or pairs)
+    return bool(pairs) and len(pairs) == len(rows) and all(len(pair) == 2 for pair in pairs) and all(indexed)
 
 
 def _from_json(data: Any, where: str) -> list[Place]:

@@ -5,6 +5,7 @@ The schema of the manifest is in :mod:`gft_edge.manifest_schema`; its names can 
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -167,7 +168,7 @@ def load_artifact(path: str | Path) -> Artifact:
         is_checkpoint = all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
         kind = f"has no {MANIFEST}; make one with gft-edge export"
         if is_checkpoint:
-            kind = f"is a checkpoint; make an artefact of it with gft-edge export {folder}"
+            kind = f"is a checkpoint; make an artefact of it with gft-edge export {shlex.quote(str(folder))}"
         elif (folder / "quantization.json").is_file():
             kind = (
                 "is a quantized ONNX file of another program, no artefact; gft-edge adopt takes the weights that it came from, and "

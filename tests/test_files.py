@@ -146,6 +146,17 @@ def test_missing_and_empty_folders_are_free(tmp_path):
     require_free(tmp_path)
 
 
+def test_a_folder_that_cannot_be_replaced_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "here/inside").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "here/inside")
+    require_free(Path("."), stays=True)
+    with pytest.raises(ConfigError, match="has no name of its own; give the name of a new folder"):
+        require_free(Path("."))
+    monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == tmp_path / "here/inside")
+    with pytest.raises(ConfigError, match="is a mount point, which cannot be replaced; give a new folder in it"):
+        require_free(tmp_path / "here/inside")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

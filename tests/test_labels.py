@@ -51,6 +51,8 @@ TEXT = "ant\nbee\ncat\ndog"
         ("a.names", b"\xc2\xa0ant \nbee\t\n\xef\xbb\xbfcat\ndog\n\n"),
         ("a.csv", b"index,name\n0,ant\n1,bee\n2,cat\n3,dog\n"),
         ("a.csv", b"1,ant\n2,bee\n3,cat\n4,dog\n"),
+        ("a.csv", b"1;ant\r\n2;bee\r\n3;cat\r\n4;dog\r\n"),
+        ("a.csv", b"\xef\xbb\xbfindex;name\r\n0;ant\r\n1;bee\r\n2;cat\r\n3;dog\r\n"),
         ("a.csv", b"name,id\nant,0\ncat,2\nbee,1\ndog,3\n"),
         ("a.csv", b"ant\nbee\ncat\ndog\n"),
         ("a.tsv", b"0\tant\n1\tbee\n2\tcat\n3\tdog\n"),
@@ -76,6 +78,8 @@ def test_a_comma_in_a_line_belongs_to_the_name(tmp_path):
     assert read_labels(tmp_path / "a.txt", 2)[0] == "tench, Tinca tinca"
     (tmp_path / "a.csv").write_text('0,"tench, Tinca tinca"\n1,goldfish\n')
     assert read_labels(tmp_path / "a.csv", 2) == ("tench, Tinca tinca", "goldfish")
+    (tmp_path / "a.csv").write_text("tench; Tinca tinca\ngoldfish; Carassius\n")
+    assert read_labels(tmp_path / "a.csv", 2) == ("tench; Tinca tinca", "goldfish; Carassius")
 
 
 @pytest.mark.parametrize(

@@ -207,7 +207,7 @@ def _check_interface(graph: onnx.ModelProto, inputs: Sequence[TensorInfo], outpu
             raise ArtifactError(f"{value.name} is {shape}, expected {expected.name} {expected.shape}")
 
 
-def save_npz(path: Path, arrays: dict[str, npt.NDArray[Any]]) -> None:
+def save_npz(path: Path, arrays: dict[str, Any]) -> None:
     """Writes arrays under fixed names and times, so that the same arrays give the same bytes."""
     with replacing(path) as temporary, temporary.open("wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)  # numpy stamps every entry with 1980-01-01
+        np.savez(file, **arrays)  # numpy stamps every entry with 1980-01-01

@@ -68,9 +68,9 @@ def loads_toml(text: str) -> dict[str, Any]:
         raise ValueError("nested too deeply") from None
 
 
-def shortened(text: str, length: int = 120) -> str:
+def shortened(text: str) -> str:
     """Shortens a text for a message by cutting out its middle."""
-    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 4 :]}"
+    return text if len(text) <= 120 else f"{text[:60]} ... {text[-30:]}"
 
 
 def _shown(value: object) -> str:

@@ -138,7 +138,7 @@ class TrainSection:
         layer_decay: factor of the learning rate from one layer to the one before it; 1 is off.
         grad_clip: largest gradient norm; 0 is off.
         drop_path: stochastic depth at the last block, rising linearly from 0 at the first.
-        mixup, cutmix: alphas of their beta distributions (timm); 0 is off.
+        mixup, cutmix: alphas of their beta distributions (timm); 0 is off. Both pair the images of a batch: its size must be even.
         ema: decay of a moving average of the weights, which is then evaluated and saved; 0 is off.
         early_stop: stop after this many evaluations without improvement; 0 is off.
         precision: ``"fp32"``, ``"bf16"`` or ``"fp16"`` with a loss scaler (autocast; importance stays float32).
@@ -228,6 +228,8 @@ class TrainSection:
             problems.append(f"elastic_samples must be 1 or 2, found {self.elastic_samples}")
         if not 0 < self.smallest_ratio <= 1:
             problems.append(f"smallest_ratio must be above 0 and at most 1, found {self.smallest_ratio}")
+        if (self.mixup or self.cutmix) and self.batch_size % 2:
+            problems.append(f"batch_size must be even with mixup or cutmix, which pair images, found {self.batch_size}")
         if self.align and not self.elastic:
             problems.append("align needs elastic = true: it learns from the pass with every patch")
         if problems:

@@ -219,9 +219,8 @@ def _raw_mode(image: Image.Image) -> str:
 def _conversion(image: Image.Image, raw: str) -> Callable[[Image.Image], Pixels]:
     """Returns a function that converts a block of this image to (rows, cols, 3) uint8."""
     mode, key = image.mode, image.info.get("transparency")
-    if mode.startswith("I;16") or (
-        mode == "I" and image.format in ("PNG", "PPM")
-    ):  # Pillow before 11 gives I for 16 bits
+    # Pillow before 11 gives I for 16 bits.
+    if mode.startswith("I;16") or (mode == "I" and image.format in ("PNG", "PPM")):
         white, inverted = _grey_range(image)
         return lambda block: _from_grey16(block, white, inverted, key)
     if mode == "I":

@@ -87,7 +87,7 @@ class Scenes:
             raise ConfigError(f"scenes: split must be one of {', '.join(SPLITS)}, found {self.split!r}")
         if self.num_images < 1 or self.size < MIN_SIZE:
             raise ConfigError(
-                f"scenes: needs images of {MIN_SIZE} px or more, found {self.num_images} of {self.size} px"
+                f"scenes: needs one image or more of at least {MIN_SIZE} px, found {self.num_images} of {self.size} px"
             )
         if not 0 <= self.distractors <= MAX_DISTRACTORS:
             raise ConfigError(f"scenes: distractors must be 0 to {MAX_DISTRACTORS}, found {self.distractors}")
@@ -96,9 +96,8 @@ class Scenes:
                 f"scenes: share and scale must be above 0 and finite, found {self.share:g} and {self.scale:g}"
             )
         side = self._side * self.scale
-        if (
-            side > LARGEST * self.size
-        ):  # a letter is up to a third longer (LONGEST); with less room, no place might be of the split
+        # A letter is up to a third longer (LONGEST); with less room, no place might be of the split.
+        if side > LARGEST * self.size:
             raise ConfigError(
                 f"scenes: a mark of {side:.0f} px (share {self.share:g}, scale {self.scale:g}) is too large for a canvas of "
                 f"{self.size} px, which takes {LARGEST * self.size:.0f} px; lower share or scale"

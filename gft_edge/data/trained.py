@@ -52,7 +52,7 @@ def write_trained(folder: Path, images: ImageSet | None, *earlier: Path) -> None
     keys = np.unique(np.concatenate([_keys(paths or ()), *(read_trained(each) for each in earlier)]))
     if len(keys):
         with replacing(folder / TRAINED) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, keys=keys)
+            np.savez(file, keys=keys)
 
 
 def read_trained(folder: Path) -> Keys:

@@ -124,7 +124,7 @@ def font_folder_faces(folder: Path) -> tuple[tuple[str, str], ...]:
     Raises:
         DataError: fewer than two fonts, two of one name, or a font without Latin letters.
     """
-    files = sorted(path.resolve() for kind in ("*.ttf", "*.otf") for path in folder.rglob(kind))
+    files = sorted(path.resolve() for path in folder.rglob("*") if path.suffix.lower() in (".ttf", ".otf"))
     if len(files) < 2:
         raise DataError(f"typefaces:{folder}: found {len(files)} .ttf or .otf files, needs two or more")
     if len({path.stem for path in files}) != len(files):
@@ -261,7 +261,9 @@ class Typefaces:
         if self.split not in SPLITS:
             raise ConfigError(f"typefaces: split must be one of {', '.join(SPLITS)}, found {self.split!r}")
         if self.num_images < 1 or self.size < 32:
-            raise ConfigError(f"typefaces: needs images of 32 px or more, found {self.num_images} of {self.size} px")
+            raise ConfigError(
+                f"typefaces: needs one image or more of at least 32 px, found {self.num_images} of {self.size} px"
+            )
 
     @property
     def labels(self) -> tuple[str, ...]:

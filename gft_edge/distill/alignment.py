@@ -20,6 +20,9 @@ from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT
 from gft_edge.model.scores import SCORES
 
+TEMPERATURE = 1.0
+"""Of the standardised scores in training."""
+
 
 class BlockTrace(NamedTuple):
     """One block in a pass with every patch.
@@ -121,7 +124,7 @@ def taught_blocks(model: FocalGFT) -> list[int]:
     return [number for number in model.config.stages if number < model.config.depth]
 
 
-def model_alignment(model: FocalGFT, images: Tensor, labels: Tensor, temperature: float = 1.0) -> Tensor:
+def model_alignment(model: FocalGFT, images: Tensor, labels: Tensor) -> Tensor:
     """Returns the mean over the selecting blocks of :func:`alignment_loss` with :func:`gradient_attention` as target.
 
     The targets take a forward and a backward pass of the images with every patch.
@@ -130,7 +133,6 @@ def model_alignment(model: FocalGFT, images: Tensor, labels: Tensor, temperature
         model: selects before its last block.
         images: normalised, (B, 3, H, W).
         labels: classes, (B,), or class shares, (B, classes).
-        temperature: above 0.
     """
     traces = trace(model, images, labels)
     losses = []
@@ -138,7 +140,7 @@ def model_alignment(model: FocalGFT, images: Tensor, labels: Tensor, temperature
         block = model.blocks[number - 1]
         assert isinstance(block, FocalBlock)
         target = gradient_attention(traces, number, block.attn.num_heads, block.num_prefix_tokens)
-        losses.append(alignment_loss(block, traces[number].tokens, target, temperature))
+        losses.append(alignment_loss(block, traces[number].tokens, target, TEMPERATURE))
     return torch.stack(losses).mean()
 
 

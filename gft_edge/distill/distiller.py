@@ -77,7 +77,7 @@ class Distiller:
             batch: number of the batch in the training.
 
         Raises:
-            CheckFailed: the teacher's answers are NaN or infinite.
+            CheckFailed: an answer of the teacher that is to be stored is NaN or infinite.
         """
         section, lesson = self.section, self._lesson(images, stages, batch)
         total = section.label_weight * label_loss

@@ -31,7 +31,7 @@ BUILD_MB = 3000
 """Free memory below which a build of a ViT-B engine is likely to be killed."""
 SMALL_MB = 10_000
 """Memory of modules on which a build needs swap on a disk."""
-TOO_OLD_L4T = 36
+OLDEST_L4T = 36
 
 
 @dataclass(frozen=True)
@@ -145,8 +145,8 @@ def read_memory(root: Path = Path("/")) -> Memory:
 
 
 def _board_actions(state: Checkup, root: Path) -> list[Action]:
-    if state.l4t is not None and int(state.l4t.split(".")[0]) < TOO_OLD_L4T:
-        why = f"L4T {state.l4t} is older than JetPack 6 (L4T {TOO_OLD_L4T}), the oldest that gft-edge supports"
+    if state.l4t is not None and int(state.l4t.split(".")[0]) < OLDEST_L4T:
+        why = f"L4T {state.l4t} is older than JetPack 6 (L4T {OLDEST_L4T}), the oldest that gft-edge supports"
         if state.module is not None and "Xavier" in state.module:
             return [Action(f"{why}, and Xavier modules have no newer one; use another board", is_problem=True)]
         return [Action(f"{why}; flash JetPack 6 or newer with NVIDIA's SDK Manager", is_problem=True)]

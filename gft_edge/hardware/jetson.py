@@ -21,6 +21,7 @@ from gft_edge.hardware.sysfs import read_int, read_text
 from gft_edge.hardware.this_device import memory_total_kb, module_here
 
 RELEASE = re.compile(r"# R(\d+) \(release\), REVISION: ([\d.]+)")
+IN_CONTAINER = re.compile(r"[rR]?(\d{1,4}(?:\.\d{1,4})*)")
 POWER_MODE = re.compile(r"NV Power Mode: (\S+)\s+(\d{1,6})")
 POWER_MODEL = re.compile(r"<\s*POWER_MODEL\s+ID=(\d{1,6})\s+NAME=(\S+)\s*>")
 STATUS = re.compile(r"pmode:(\d{1,6})(?:\s+fmode:(\S+))?")
@@ -92,9 +93,15 @@ class ThrottleCounts:
 
 
 def l4t(root: Path = Path("/")) -> str | None:
-    """Returns the release of Jetson Linux, for example ``"36.4.3"``; in a container without the file, L4T_VERSION."""
+    """Returns the release of Jetson Linux, for example ``"36.4.3"``; in a container without the file, that of L4T_VERSION.
+
+    Some container images write the variable as ``r36.4.3``.
+    """
     match = RELEASE.search(read_text(root / "etc/nv_tegra_release") or "")
-    return f"{match[1]}.{match[2].rstrip('.')}" if match else os.environ.get("L4T_VERSION")
+    if match:
+        return f"{match[1]}.{match[2].rstrip('.')}"
+    named = IN_CONTAINER.match(os.environ.get("L4T_VERSION", ""))
+    return named[1] if named else None
 
 
 def jetpack(release: str | None) -> str | None:

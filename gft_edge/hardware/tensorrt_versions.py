@@ -345,7 +345,10 @@ def platform(target: str | None, version: str | None = None) -> Platform:
         ConfigError: unknown device, or a version that does not run there.
     """
     if target is None:
-        return Platform() if version is None else Platform(version, None, f"TensorRT {generation(version) and version}")
+        if version is None:
+            return Platform()
+        generation(version)  # refuses an unknown one
+        return Platform(version, None, f"TensorRT {version}")
     if target == RTX:
         return Platform(RTX, None, "TensorRT-RTX", RTX)
     profile = device(target)

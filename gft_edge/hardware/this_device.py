@@ -13,6 +13,9 @@ from gft_edge.hardware.devices import DEVICES, MODEL_WORDS, PARTS, Device
 from gft_edge.hardware.environment import board
 from gft_edge.hardware.sysfs import read_text
 
+TIMEOUT_S = 30
+"""A driver that hangs makes nvidia-smi wait for ever."""
+
 
 @dataclass(frozen=True)
 class Recognized:
@@ -31,7 +34,7 @@ def device_here(root: Path = Path("/")) -> Recognized:
     """Returns the Jetson module by its device tree and memory, else the first GPU that nvidia-smi lists.
 
     Raises:
-        ConfigError: no NVIDIA GPU is found, or the board is unknown.
+        ConfigError: no NVIDIA GPU is found, nvidia-smi does not answer, or the board is unknown.
     """
     found = module_here(root)
     if found is not None:
@@ -93,7 +96,16 @@ def _first_gpu() -> Recognized:
             "no NVIDIA GPU found here (neither a Jetson board nor nvidia-smi); plan with --target DEVICE --plan"
         )
     query = [smi, "--query-gpu=name,compute_cap,memory.total", "--format=csv,noheader,nounits"]
-    done = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
+    try:
+        done = subprocess.run(
+            query, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S
+        )
+    except subprocess.TimeoutExpired:
+        raise ConfigError(
+            f"nvidia-smi gives no answer in {TIMEOUT_S} s; check the driver, or give --target DEVICE"
+        ) from None
+    except OSError as error:
+        raise ConfigError(f"nvidia-smi cannot be run ({error.strerror or error}); give --target DEVICE") from None
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         raise ConfigError(f"nvidia-smi finds no GPU: {(done.stderr or done.stdout).strip() or 'no output'}")

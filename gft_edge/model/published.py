@@ -101,6 +101,13 @@ class PublishedGFT(nn.Module):
         """Recomputes the blocks in the backward pass instead of keeping their activations."""
         self.recompute = enable
 
+    def makes_logits(self, name: str) -> bool:
+        """Returns whether the logits depend on a module: not on the stages, the blocks after them, and the backbone's end."""
+        parts = name.split(".")
+        if parts[:2] == ["base_model", "blocks"] and len(parts) > 2:
+            return int(parts[2]) < self.config.stages[0]
+        return parts[0] != "hierarchical_blocks" and parts[:2] not in (["base_model", "norm"], ["base_model", "head"])
+
     def no_weight_decay(self) -> set[str]:
         """Returns the names of weights of two or more dimensions that do not decay."""
         smoothing = (f"hierarchical_blocks.{index}.smooth.weight" for index in range(len(self.hierarchical_blocks)))

@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from gft_edge.constants import MAX_FUSED_INT8_TOKENS
 from gft_edge.errors import ConfigError
 from gft_edge.model.layers import Attend
-from gft_edge.quant.modules import QUANTIZABLE, find_attention, require_attention
+from gft_edge.quant.modules import QUANTIZABLE, find_attention, makes_logits, require_attention
 from gft_edge.quant.policy import ATTEND, DEFAULT_POLICY, LayerPrecision, QuantPolicy, is_attend
 
 MEASURED_PARTS = ("q", "k", "v")
@@ -27,13 +27,13 @@ Observer = Callable[[str, Tensor], None]
 
 
 def attention_names(model: nn.Module) -> list[str]:
-    """Returns the names of all attentions whose products can be quantized, in the order of the modules."""
+    """Returns the names of all attentions that make the logits and can be quantized, in the order of the modules."""
     candidates = (
         f"{name}.{ATTEND}" if isinstance(module, Attention) else name
         for name, module in model.named_modules()
         if isinstance(module, (Attention, Attend))
     )
-    return [name for name in candidates if find_attention(model, name) is not None]
+    return [name for name in candidates if makes_logits(model, name) and find_attention(model, name) is not None]
 
 
 def quantized_attention(model: nn.Module, policy: QuantPolicy) -> dict[str, LayerPrecision]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gft_edge.errors import ConfigError
 from gft_edge.model.layers import Attend, SelfAttention, is_plain
+from gft_edge.model.published import PublishedGFT
 from gft_edge.quant.levels import E4M3_MAX, E4M3_STEP, QMAX, QMIN, SMALLEST_RANGE
 from gft_edge.quant.policy import LayerPrecision, QuantPolicy, is_attend
 
@@ -250,13 +251,22 @@ def follow_weights(model: nn.Module) -> None:
             module.weight_quantizer.follow(module.weight)
 
 
+def makes_logits(model: nn.Module, name: str) -> bool:
+    """Returns whether the logits depend on a module; the published variant has some that never run, so they have no ranges."""
+    return not isinstance(model, PublishedGFT) or model.makes_logits(name)
+
+
 def quantized_names(model: nn.Module, policy: QuantPolicy) -> list[str]:
-    """Returns the names of the linear layers and convolutions the policy quantizes.
+    """Returns the names of the linear layers and convolutions the policy quantizes, among those that :func:`makes_logits` names.
 
     Raises:
         ConfigError: no layer matches.
     """
-    names = [name for name, m in model.named_modules() if isinstance(m, QUANTIZABLE) and policy.is_quantized(name)]
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, QUANTIZABLE) and policy.is_quantized(name) and makes_logits(model, name)
+    ]
     if not names:
         raise ConfigError(
             "quantization policy: no linear layer or convolution of this model matches a rule that quantizes; "

@@ -17,7 +17,7 @@ from gft_edge.runtime.finite import require_finite
 from gft_edge.stats.metrics import softmax, wilson_interval
 
 if TYPE_CHECKING:
-    from gft_edge.data.datasets import ImageSet
+    from gft_edge.data.sets import ImageSet
 
 Forward = Callable[[npt.NDArray[np.float32]], npt.NDArray[Any]]
 """Computes logits (B, classes) of preprocessed images (B, 3, H, W) float32."""
@@ -147,9 +147,8 @@ class _Answers:
         predicted = logits.argmax(axis=1)
         np.add.at(self.confusion, (truth, predicted), 1)
         own = np.take_along_axis(logits, truth[:, None], axis=1)
-        earlier = (
-            np.arange(logits.shape[1]) < truth[:, None]
-        )  # of equal logits the first class comes first, as in argmax
+        # Of equal logits the first class comes first, as in argmax.
+        earlier = np.arange(logits.shape[1]) < truth[:, None]
         better = (logits > own) | ((logits == own) & earlier)
         self.top5_right += int((better.sum(axis=1) < 5).sum())
         probability = softmax(logits)

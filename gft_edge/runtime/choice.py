@@ -11,7 +11,7 @@ from gft_edge.runtime.backends.table import BACKENDS, DEFAULT
 AUTO = "auto"
 ENGINES = "engines/"
 """Folder of an artefact's engines."""
-PROVIDERS = ("onnxruntime-cuda",)
+GRAPHS_ON_GPU = ("onnxruntime-cuda",)
 """Backends that run a graph on a GPU at once. ONNX Runtime's TensorRT providers compile for minutes first and are never chosen."""
 
 
@@ -50,5 +50,5 @@ def _candidates(artifact: Artifact) -> tuple[list[str], list[str]]:
     if not has_nvidia_driver():
         return [DEFAULT], ["no engine and no GPU, for there is no NVIDIA driver"]
     if not any(name.startswith(ENGINES) for name in artifact.manifest.files):
-        return [*PROVIDERS, DEFAULT], ["the artefact has no engine; gft-edge build makes one"]
-    return [*(backend.name for backend in BACKENDS if backend.runs_engines), *PROVIDERS, DEFAULT], []
+        return [*GRAPHS_ON_GPU, DEFAULT], ["the artefact has no engine; gft-edge build makes one"]
+    return [*(backend.name for backend in BACKENDS if backend.runs_engines), *GRAPHS_ON_GPU, DEFAULT], []

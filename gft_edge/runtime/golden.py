@@ -118,10 +118,8 @@ def golden_problem(golden: Arrays, manifest: DeploymentManifest) -> str | None:
 
 def _expected_arrays(golden: Arrays, manifest: DeploymentManifest) -> dict[str, _Expected]:
     spec, model, count = manifest.preprocess, manifest.model, len(golden["images"])
-    pixels = golden["images"].dtype == np.uint8
-    shape = (count, spec.height, spec.width, 3) if pixels else (count, 3, spec.height, spec.width)
     logits = _Expected((count, model.num_classes), "f", finite=False)
-    expected = {"images": _Expected(shape, "uf"), "logits": logits}
+    expected = {"images": _Expected((count, 3, spec.height, spec.width), "f"), "logits": logits}
     if QUANTIZED_LOGITS in golden:
         expected[QUANTIZED_LOGITS] = logits
     for stage, (n, k) in enumerate(zip(manifest.budget.stage_inputs, manifest.budget.keep)):

@@ -16,7 +16,7 @@ from gft_edge.bundle import is_bundle, load_bundle
 from gft_edge.errors import ConfigError
 from gft_edge.manifest import Artifact, load_artifact
 from gft_edge.runtime.backends.sessions import Session, SessionOptions, fitted
-from gft_edge.runtime.backends.table import DEFAULT, find_backend
+from gft_edge.runtime.backends.table import DEFAULT, parse_backend
 from gft_edge.runtime.classifier import Classifier, Prediction
 from gft_edge.runtime.governor import Governor, GovernorOptions
 
@@ -74,15 +74,16 @@ class FamilySessions:
         """Returns the classifier of a budget.
 
         Raises:
-            ConfigError: no such budget.
+            ConfigError: no such budget, or an unknown backend or setting of it.
             ArtifactError: a changed file, or an engine that does not fit this machine.
         """
         if budget not in self.members:
             raise ConfigError(f"no budget {budget!r} in this family; there are: {', '.join(self.members)}")
         if budget not in self._opened:
             member = self.members[budget]
-            chosen, key = find_backend(self.backend)
-            session: Session = chosen.open(member, SessionOptions(key, self.threads, shared=self.share_memory))
+            asked = parse_backend(self.backend)
+            options = SessionOptions(asked.key, self.threads, settings=asked.settings, shared=self.share_memory)
+            session: Session = asked.backend.open(member, options)
             self._opened[budget] = Classifier(member, fitted(session, member.manifest))
         return self._opened[budget]
 

@@ -26,13 +26,6 @@ from gft_edge.search.tree import tree_logits
 
 Rights = npt.NDArray[np.bool_]
 
-ARITHMETIC = {
-    "fp32": "FP32",
-    "fp16": "weights rounded to FP16, computed in FP32",
-    "int8": "INT8 by quantizing layers, the rest in FP32",
-}
-"""What the accuracy of a precision is computed with here."""
-
 
 def measure_rights(
     work: Sequence[tuple[FocalGFT, Sequence[TokenBudget]]],
@@ -84,6 +77,8 @@ def models_of(
     callbacks: Callbacks,
 ) -> dict[str, FocalGFT]:
     """Returns the model of a checkpoint at each precision; images for calibration are read once, and only for INT8.
+
+    ``"fp16"`` is rounded to FP16 and computes in FP32; INT8 is computed by quantizing layers, the rest in FP32.
 
     Args:
         checkpoint: in full precision.

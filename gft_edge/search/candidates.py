@@ -28,6 +28,8 @@ MOST_APART = 70_000
 """Budgets at most where the cost model has to be asked for each by itself."""
 FREE_REACH = 64
 """Tokens more than kept that are looked at for free ones."""
+FREE_MARGIN = 0.005
+"""Relative difference of latencies that counts as none."""
 SAME = 1e-9
 """Relative difference of a cost and its sum over neighbouring stages that is rounding."""
 
@@ -228,14 +230,13 @@ def _tables(counts: Sequence[int], stages: int, asked: _Asked) -> _Tables:
     return _Tables(np.array(counts, np.int64), tuple(pairs), same)
 
 
-def free_counts(config: GFTConfig, budget: TokenBudget, price: Price, margin: float = 0.005) -> dict[int, int]:
+def free_counts(config: GFTConfig, budget: TokenBudget, price: Price) -> dict[int, int]:
     """Returns the stages, from 0, that can keep more tokens at the same cost, and the largest such count of patches.
 
     Args:
         config: of the model.
         budget: whose stages are changed one at a time.
         price: cost of a budget.
-        margin: relative difference of latencies that counts as none.
     """
     found = {}
     asked = _Asked(config, price)
@@ -244,7 +245,7 @@ def free_counts(config: GFTConfig, budget: TokenBudget, price: Price, margin: fl
         counts = range(kept, min(most, kept + FREE_REACH) + 1)
         keeps = {k: (*budget.keep[:stage], k, *budget.keep[stage + 1 :]) for k in counts}
         ms = {k: value for k, keep in keeps.items() if not math.isnan(value := asked.cost(keep)[MS])}
-        free = [k for k, smallest in free_tokens(ms, margin).items() if smallest == kept]
+        free = [k for k, smallest in free_tokens(ms, FREE_MARGIN).items() if smallest == kept]
         if free:
             found[stage] = max(free)
     return found

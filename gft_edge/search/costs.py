@@ -135,19 +135,16 @@ def _table(data: Mapping[str, Any], precision: str, config: GFTConfig, where: st
     return LatencyTable(where, precision, ms)
 
 
-def bench_costs(
-    file: Path, config: GFTConfig, backend: str | None = None, threads: int | None = None, batch: int = 1
-) -> TableCosts:
+def bench_costs(file: Path, config: GFTConfig, batch: int = 1) -> TableCosts:
     """Returns the costs of a bench file: of its budgets exactly as measured, of those between them interpolated.
 
     Args:
         file: of ``gft-edge bench --out``, on any machine.
         config: of the model to be priced; the file must be of the same.
-        backend, threads: choose among several in the file.
         batch: of the requests; the costs are of one image.
 
     Raises:
-        ConfigError: another model, nothing measured at this batch, or several backends or numbers of threads to choose from.
+        ConfigError: another model, nothing measured at this batch, or figures of several backends or numbers of threads.
         ArtifactError: no bench file, or one of an earlier version.
     """
     require_stages(config)
@@ -160,14 +157,12 @@ def bench_costs(
             )
         require_architecture(row["model"], config, f"{where}: {row['name']}", "give the file of this model's artefacts")
     rows = [row for row in data["results"] if (row.get("batch") or 1) == batch]
-    for key, wanted in (("backend", backend), ("threads", threads)):
-        rows = [row for row in rows if wanted is None or row.get(key) == wanted]
+    for key in ("backend", "threads"):
         several = list(dict.fromkeys(str(row.get(key)) for row in rows))
         if len(several) > 1:
             raise ConfigError(f"{where}: has figures of several {key}: {', '.join(several)}; bench one alone")
     if not rows:
-        asked = "".join(f", {k} {v}" for k, v in (("backend", backend), ("threads", threads)) if v is not None)
-        raise ConfigError(f"{where}: nothing is measured at batch {batch}{asked}")
+        raise ConfigError(f"{where}: nothing is measured at batch {batch}")
     found: dict[str, tuple[dict[TokenBudget, float], dict[TokenBudget, float]]] = {}
     for row in rows:
         ms, mj = found.setdefault(str(row.get("precision")), ({}, {}))
@@ -180,12 +175,11 @@ def bench_costs(
     return TableCosts(config, {p: LatencyTable(label, p, ms, mj, is_exact=True) for p, (ms, mj) in found.items()})
 
 
-def bound_costs(device_name: str, batch: int = 1) -> CostModel:
-    """Returns the roofline of a device as costs: always of kind ``"bound"``, below any latency.
+def bound_costs(device_name: str) -> CostModel:
+    """Returns the roofline of a device for one image per request as costs: always of kind ``"bound"``, below any latency.
 
     Args:
         device_name: name or short name of a device profile.
-        batch: images per request; the costs are of one image.
 
     Raises:
         ConfigError: no such device, with the nearest name; or, of a point, a precision that the device lacks.
@@ -195,7 +189,7 @@ def bound_costs(device_name: str, batch: int = 1) -> CostModel:
     def bound(point: OperatingPoint) -> Cost:
         # A mixed policy has layers in high precision, which only take longer: INT8 throughout is a bound of it.
         precision = cast(PeakPrecision, point.precision.partition(":")[0])
-        found = model_roofline(point.config, point.budget, precision, profile, batch)
-        return Cost(found.bound_ms / batch, count_macs(point.config, point.budget) / 1e9, "bound")
+        found = model_roofline(point.config, point.budget, precision, profile)
+        return Cost(found.bound_ms, count_macs(point.config, point.budget) / 1e9, "bound")
 
     return bound

@@ -153,12 +153,6 @@ def without_drift(found: Mapping[str, Latency]) -> dict[str, float]:
     return {name: float(np.exp(value)) for name, value in zip(found, level)}
 
 
-def aligned(count: int, num_prefix_tokens: int) -> int:
-    """Returns the nearest count of patches that makes whole tiles of tokens with those before them."""
-    tiles = max(1, round((count + num_prefix_tokens) / TILE))
-    return max(MIN_TOKENS, tiles * TILE - num_prefix_tokens)
-
-
 def design(config: GFTConfig) -> tuple[TokenBudget, ...]:
     """Returns the budgets of a measurement: the same few counts in every stage, and seeded chains of falling counts between.
 
@@ -166,7 +160,7 @@ def design(config: GFTConfig) -> tuple[TokenBudget, ...]:
     """
     require_stages(config)
     patches, stages = config.num_patches, len(config.stages)
-    smallest = min(aligned(1, config.num_prefix_tokens), max(MIN_TOKENS, patches // 8))
+    smallest = max(MIN_TOKENS, min(TILE - config.num_prefix_tokens, patches // 8))
     ratio = (patches / smallest) ** (1 / (LEVELS - 1))
     levels = [smallest, *(min(patches, round(smallest * ratio**n)) for n in range(1, LEVELS - 1)), patches]
     keeps = [(level,) * stages for level in levels]

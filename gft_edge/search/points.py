@@ -71,7 +71,7 @@ class Subject:
 
 @dataclass(frozen=True)
 class Found:
-    """Result of :func:`search`.
+    """Result of :func:`gft_edge.search.search.search`.
 
     Attributes:
         data: content of front.json.

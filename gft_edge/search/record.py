@@ -27,44 +27,22 @@ def result(
     where: tuple[str, Split],
     folder: Path,
 ) -> tuple[dict[str, Any], str | None]:
-    """Returns the record and, where no point is recommended, why."""
+    """Returns the record and, where no point is recommended, why.
+
+    Args:
+        subjects: checkpoints of the search.
+        points: measured; they are sorted by cost.
+        options: what is asked for.
+        cost: cost model.
+        where: name and part of the data.
+        folder: of the result, for the commands.
+    """
     data, split = where
     name = options.axis
     axis = AXES[name]
     points.sort(key=lambda p: (p.costs[axis], -p.top1))
-    front = [p for p in points if p.is_front]
     full = max((p for p in points if is_full(p, subjects) and p.is_full_set), key=lambda p: (p.top1, -p.costs[axis]))
-    choice = recommend.recommend(
-        np.array([p.costs[axis] for p in front]), [p.rights for p in front], full.rights, options.min_accuracy
-    )
-    unmet, recommended = None, None
-    if choice is None:
-        best = max(front, key=lambda p: p.top1)
-        place = f" within {options.limits.describe()}" if options.limits.items() else ""
-        unmet = (
-            f"no point{place} reaches a top-1 of {options.min_accuracy:.2%}: the nearest is {_title(best, subjects)}, "
-            f"{best.top1:.2%}, {best.costs[axis]:.4g} {UNITS[name]}"
-        )
-    else:
-        best = front[choice.point]
-        price = f"{best.costs[axis]:.4g} {UNITS[name]}"
-        if not np.isnan(full.costs[axis]):
-            price += f", {best.costs[axis] / full.costs[axis]:.0%} of that of every patch"
-        policy = next((p for p in options.policies if f"int8:{p.stem}" == best.precision), None)
-        subject = subjects[best.subject]
-        recommended = {
-            "point": next(n for n, p in enumerate(points) if p is best),
-            "basis": choice.basis,
-            "shown": choice.shown,
-            "difference": choice.difference.to_json(),
-            "why": recommend.why(
-                choice, _title(best, subjects), best.top1, price, options.min_accuracy, len(best.rights)
-            ),
-            "free_tokens": _free_tokens(subject, best, cost),
-            "commands": recommend.commands(
-                subject.name, best.precision, best.budget.id, data, options.calibration_images, policy, folder
-            ),
-        }
+    recommended, unmet = _recommended(subjects, points, full, options, cost, data, folder)
     record = {
         "checkpoints": [
             {
@@ -98,6 +76,47 @@ def result(
         "recommended": recommended,
     }
     return record, unmet
+
+
+def _recommended(
+    subjects: Sequence[Subject],
+    points: Sequence[Point],
+    full: Point,
+    options: SearchOptions,
+    cost: Pricing,
+    data: str,
+    folder: Path,
+) -> tuple[dict[str, Any] | None, str | None]:
+    """Returns the recommended point of the front as plain JSON values, or why there is none."""
+    axis, unit = AXES[options.axis], UNITS[options.axis]
+    front = [p for p in points if p.is_front]
+    choice = recommend.recommend(
+        np.array([p.costs[axis] for p in front]), [p.rights for p in front], full.rights, options.min_accuracy
+    )
+    if choice is None:
+        best = max(front, key=lambda p: p.top1)
+        place = f" within {options.limits.describe()}" if options.limits.items() else ""
+        return None, (
+            f"no point{place} reaches a top-1 of {options.min_accuracy:.2%}: the nearest is {_title(best, subjects)}, "
+            f"{best.top1:.2%}, {best.costs[axis]:.4g} {unit}"
+        )
+    best = front[choice.point]
+    price = f"{best.costs[axis]:.4g} {unit}"
+    if not np.isnan(full.costs[axis]):
+        price += f", {best.costs[axis] / full.costs[axis]:.0%} of that of every patch"
+    policy = next((p for p in options.policies if f"int8:{p.stem}" == best.precision), None)
+    subject = subjects[best.subject]
+    return {
+        "point": next(n for n, p in enumerate(points) if p is best),
+        "basis": choice.basis,
+        "shown": choice.shown,
+        "difference": choice.difference.to_json(),
+        "why": recommend.why(choice, _title(best, subjects), best.top1, price, options.min_accuracy, len(best.rights)),
+        "free_tokens": _free_tokens(subject, best, cost),
+        "commands": recommend.commands(
+            subject.name, best.precision, best.budget.id, data, options.calibration_images, policy, folder
+        ),
+    }, None
 
 
 def _free_tokens(subject: Subject, point: Point, cost: Pricing) -> str | None:

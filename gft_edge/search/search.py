@@ -196,9 +196,9 @@ def _explore(number: int, subject: Subject, options: SearchOptions, callbacks: C
                 worth = draws + shared[precision].all(axis=1)
             chosen = over_strata(axis_costs, worth, count, taken)
             if not known:
+                # The full budget is what the others are compared with, whatever it costs.
                 own = [found.row_of(config.budget), found.row_of(config.full_budget)]
                 chosen = list(dict.fromkeys([row for row in own if row is not None] + chosen))
-                # The full budget is what the others are compared with, whatever it costs.
             new[precision] = chosen
         work = [
             (subject.models[precision], [subject.candidates[precision].budget(row) for row in chosen])

@@ -15,7 +15,6 @@ from gft_edge.errors import ConfigError
 from gft_edge.hardware.environment import versions
 from gft_edge.model.macs import count_macs
 from gft_edge.progress import Track, silent
-from gft_edge.quant.policy import QuantPolicy
 from gft_edge.search.latency import require_stages
 from gft_edge.search.measuring import (
     PROTOCOL,
@@ -45,7 +44,7 @@ class SweepOptions:
         protocol: how to measure.
 
     Raises:
-        ConfigError: an unknown backend or stage, or fewer than two points.
+        ConfigError: an unknown backend, or fewer than two points.
     """
 
     stage: int | Literal["uniform"] = UNIFORM
@@ -109,19 +108,13 @@ def free_tokens(ms: Mapping[int, float], margin: float = 0.0) -> dict[int, int]:
     return found
 
 
-def sweep(
-    checkpoint: Checkpoint,
-    options: SweepOptions,
-    track: Track = silent,
-    policies: Mapping[str, QuantPolicy] | None = None,
-) -> dict[str, Any]:
+def sweep(checkpoint: Checkpoint, options: SweepOptions, track: Track = silent) -> dict[str, Any]:
     """Measures the latency of one backend over the tokens of one stage, or of all.
 
     Args:
         checkpoint: focal.
         options: which tokens, and how.
         track: progress callback.
-        policies: of precisions ``"int8:NAME"``.
 
     Returns:
         plain JSON values, the content of sweep.json: the conditions, ``points`` (``patches``, ``tokens``, ``budget``, ``ms``,
@@ -132,7 +125,7 @@ def sweep(
     """
     config = checkpoint.info.model
     budgets = sweep_budgets(config, options)
-    model = precision_model(checkpoint, options.precision, policies or {})
+    model = precision_model(checkpoint, options.precision, {})
     graphs = BudgetGraphs(checkpoint, model, options.precision)
     before = conditions()
     found = measure_budgets(graphs, list(budgets.values()), options.threads, options.protocol, track)

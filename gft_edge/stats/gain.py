@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.stats.paired import RESAMPLES, difference_interval
+from gft_edge.stats.paired import RESAMPLES, SEED, difference_interval
 
 PERCENTILES = (2.5, 97.5)
 
@@ -25,13 +25,13 @@ class Estimate:
         return {"value": self.value, "interval": list(self.interval)}
 
 
-def resampled_means(columns: npt.NDArray[Any], seed: int = 0) -> npt.NDArray[np.float64]:
+def resampled_means(columns: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """Returns means of columns (images, C) over images drawn with replacement, the same images for every column: (RESAMPLES, C).
 
     Images of equal rows are interchangeable, so the counts of the different rows are drawn, from a multinomial distribution.
     """
     rows, counts = np.unique(np.asarray(columns, np.float64), axis=0, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(len(columns), counts / len(columns), size=RESAMPLES)
+    drawn = np.random.default_rng(SEED).multinomial(len(columns), counts / len(columns), size=RESAMPLES)
     means: npt.NDArray[np.float64] = drawn @ rows / len(columns)
     return means
 

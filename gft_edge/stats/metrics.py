@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+Z_INTERVAL = 1.959964
+"""Standard normal quantile of a two-sided 95 % interval."""
+
 
 def accuracy(logits: npt.NDArray[Any], labels: npt.NDArray[Any]) -> float:
     """Returns the share of rows of (B, classes) whose largest value is at the label (B,)."""
@@ -21,8 +24,9 @@ def sqnr_db(reference: npt.NDArray[Any], value: npt.NDArray[Any]) -> float:
     return float("inf") if noise == 0 else float(10 * np.log10(np.square(reference).sum() / noise))
 
 
-def wilson_interval(right: int, total: int, z: float = 1.959964) -> tuple[float, float]:
+def wilson_interval(right: int, total: int) -> tuple[float, float]:
     """Returns the 95 % confidence interval of a share of right answers (E. B. Wilson, 1927)."""
+    z = Z_INTERVAL
     share, scale = right / total, 1 + z * z / total
     center = (share + z * z / (2 * total)) / scale
     half = z * np.sqrt(share * (1 - share) / total + z * z / (4 * total * total)) / scale

@@ -103,7 +103,7 @@ def _exact_failures(c: Comparison, where: str, limits: Limits) -> list[str]:
         if s.identical + s.ties < s.images:
             failures.append(f"{where}: stage {s.stage} keeps other patches on {s.images - s.identical - s.ties} images")
         # A tie in an earlier stage changes the inputs of the later ones.
-        elif not any(earlier.ties for earlier in c.stages[: s.stage]):
+        elif not any(earlier.ties for earlier in c.stages if earlier.stage < s.stage):
             failures += [
                 f"{where}: {what} of stage {s.stage} has SQNR {sqnr:.1f} dB, limit {limits.fp32_importance_sqnr_db:.0f}"
                 for what, sqnr in (("importance", s.importance_sqnr_db), ("ranking", s.score_sqnr_db))

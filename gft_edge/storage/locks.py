@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import threading
 import time
@@ -14,11 +15,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from gft_edge.errors import ConfigError
-
-try:
-    import fcntl
-except ImportError:  # no flock outside POSIX: the user must ensure a single writer
-    fcntl = None  # type: ignore[assignment]
 
 POLL_SECONDS = 0.05
 _here = threading.local()
@@ -35,9 +31,6 @@ def locked(folder: Path, wait: float = 60.0) -> Iterator[None]:
     Raises:
         ConfigError: another process holds it for all of ``wait``.
     """
-    if fcntl is None:
-        yield
-        return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     status = os.fstat(handle)
     place = (status.st_dev, status.st_ino)

@@ -31,7 +31,10 @@ def pack(folder: Path, out: Path) -> None:
         for name in names:
             path = folder / name
             entry = zipfile.ZipInfo(name, DATE)
+            entry.file_size = (
+                path.stat().st_size
+            )  # a file of 2 GiB or more gets the long header, which is written first
             entry.create_system = 3  # Unix, on every system that writes it
             entry.external_attr = (PROGRAM_MODE if path.stat().st_mode & 0o100 else FILE_MODE) << 16
-            with path.open("rb") as source, archive.open(entry, "w", force_zip64=False) as target:
+            with path.open("rb") as source, archive.open(entry, "w") as target:
                 shutil.copyfileobj(source, target, 1 << 20)

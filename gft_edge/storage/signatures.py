@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,7 @@ def _key(path: Path, kind: str) -> Any:
             key = serialization.load_pem_public_key(data)
     except TypeError:  # cryptography's way to say that a passphrase is needed
         raise ConfigError(
-            f"key {path}: has a passphrase; write one without: openssl pkey -in {path} -out KEY.pem"
+            f"key {path}: has a passphrase; write one without: openssl pkey -in {shlex.quote(str(path))} -out KEY.pem"
         ) from None
     except Exception as error:  # ValueError, UnsupportedAlgorithm and errors of OpenSSL
         if kind == "public" and b"PRIVATE KEY" in data:

@@ -280,7 +280,8 @@ def _run_steps(run: _Run, progress: Progress, track: Track, stop_after: int | No
                     run.distiller.finish()
                 save_state(run.out, run.recipe, state, progress)
             if stopping:
-                run.report(f"no improvement in {progress.stale} evaluations: stopped at step {done}")
+                if group.is_first:
+                    run.report(f"no improvement in {progress.stale} evaluations: stopped at step {done}")
                 break
 
 

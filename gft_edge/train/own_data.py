@@ -34,8 +34,8 @@ class ChosenRecipe:
 def choose_recipe(data: str, changes: Sequence[str] = (), gpu: bool | None = None) -> ChosenRecipe:
     """Returns the package's recipe for a folder of images, with its number of steps set by the number of images.
 
-    Without a GPU the small model of the built-in task is fine-tuned from its checkpoint, with one ``gft_small`` from ImageNet's
-    weights, which timm downloads.
+    On a CPU the small model of the built-in task is fine-tuned from its checkpoint; on a GPU ``gft_small`` is fine-tuned from
+    timm's weights of ImageNet, which are downloaded.
 
     Args:
         data: folder of images.

@@ -94,10 +94,8 @@ def save_state(out: Path, recipe: Recipe, state: TrainingState, progress: Progre
         "scaler": state.scaler.state_dict(),
         "average": None if state.average is None else state.average.state_dict(),
     }
-    with (
-        replacing(out / STATE) as temporary,
-        temporary.open("wb") as file,
-    ):  # torch.save hides the cause when it opens the file
+    # Opened here: torch.save hides the cause when it cannot open a file.
+    with replacing(out / STATE) as temporary, temporary.open("wb") as file:
         torch.save(saved, file)
 
 
@@ -132,7 +130,7 @@ def require_new(out: Path) -> None:
             f"output {out}: holds a training that stopped before it saved a state; restart it with --resume, or give "
             "another --out"
         )
-    require_free(out)
+    require_free(out, stays=True)
 
 
 def resume_hint(out: Path) -> str:

@@ -9,13 +9,16 @@ import pytest
 import torch
 from torch import nn
 
+from gft_edge.budget import TokenBudget
 from gft_edge.calibration.observing.collect import Collector, collect, observe
 from gft_edge.calibration.ptq import quantize_int8, quantize_with
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
+from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError, DataError
+from gft_edge.model.build import build_model
 from gft_edge.quant.levels import SMALLEST_RANGE
 from gft_edge.quant.modules import QuantLinear, quantized_names
-from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, QuantRule
+from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy, QuantRule, uniform_policy
 from gft_edge.storage.seals import write_sealed
 
 
@@ -176,3 +179,27 @@ def test_a_quantized_checkpoint_of_the_old_form_gets_the_one_line_about_its_form
     with pytest.raises(ArtifactError, match="is a focal model of the old form") as error:
         load_checkpoint(tmp_path / "old")
     assert "\n" not in str(error.value) and "stages.0" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        DEFAULT_POLICY,
+        uniform_policy("int8", smoothquant=0.5, attention="int8"),
+        QuantPolicy((QuantRule("*.attend", "int8", "all"), QuantRule("*", "int8", "all"))),
+    ],
+    ids=["default", "smoothed with attention", "everything"],
+)
+def test_layers_of_the_published_variant_that_never_run_stay_as_they_are(policy, batches):
+    sizes = {"patch_size": 8, "embed_dim": 32, "depth": 4, "num_heads": 2}
+    budget = TokenBudget((12, 6), 16)
+    config = GFTConfig("vit_tiny_patch16_224", 32, 4, stages=(2, 2), budget=budget, variant="published", **sizes)
+    torch.manual_seed(0)
+    model = build_model(config).eval()
+    done = quantize_int8(model, batches, policy)
+    blocks = {name.split(".")[2] for name in done.summary["ranges"] if name.startswith("base_model.blocks.")}
+    assert blocks == {"0", "1"}
+    images = torch.from_numpy(batches[0])
+    expected, found = model(images), done.model(images)
+    assert not torch.equal(found, expected)
+    assert (found - expected).abs().max() < 0.1 * expected.abs().max()

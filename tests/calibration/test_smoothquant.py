@@ -84,7 +84,8 @@ def test_outlier_channels_cost_less_afterwards(spiky, batches):
 
 
 def test_published_models_are_smoothed_in_their_blocks():
-    model = build_model(preset("gft_base_published", num_classes=3, depth=8))
+    with torch.device("meta"):
+        model = build_model(preset("gft_base_published", num_classes=3))  # of its 12 blocks the last four never run
     assert all(name.startswith("base_model.blocks.") for name in folds(model, DEFAULT_POLICY))
     assert len(folds(model, DEFAULT_POLICY)) == 16
 

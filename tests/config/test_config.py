@@ -240,6 +240,13 @@ def test_values_no_training_can_use_are_refused_when_the_recipe_is_read(write, s
         load_recipe(write(""), [setting])
 
 
+@pytest.mark.parametrize("setting", ["train.mixup=0.2", "train.cutmix=1.0"])
+def test_mixup_needs_an_even_batch(write, setting):
+    assert load_recipe(write(""), [setting, "train.batch_size=2"]).train.batch_size == 2
+    with pytest.raises(ConfigError, match="batch_size must be even with mixup or cutmix"):
+        load_recipe(write(""), [setting, "train.batch_size=1"])
+
+
 @pytest.mark.parametrize(
     ("setting", "section", "key", "value"),
     [

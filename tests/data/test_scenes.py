@@ -225,8 +225,8 @@ def test_textures_are_of_all_kinds_and_use_all_levels():
     ("changes", "message"),
     [
         ({"split": "valid"}, "split must be one of train, val, test, found 'valid'"),
-        ({"num_images": 0}, "needs images of 64 px or more, found 0 of 192 px"),
-        ({"size": 63}, "needs images of 64 px or more, found 16 of 63 px"),
+        ({"num_images": 0}, "needs one image or more of at least 64 px, found 0 of 192 px"),
+        ({"size": 63}, "needs one image or more of at least 64 px, found 16 of 63 px"),
         ({"distractors": -1}, "distractors must be 0 to 200, found -1"),
         ({"distractors": 201}, "distractors must be 0 to 200, found 201"),
         ({"share": 0.0}, "share and scale must be above 0 and finite, found 0 and 1"),

@@ -110,6 +110,12 @@ def fonts(tmp_path):
     return tmp_path
 
 
+def test_fonts_of_windows_count_whatever_the_case_of_their_ending(fonts):
+    expected = [label for label, _ in font_folder_faces(fonts)]
+    (fonts / "cmr10.ttf").rename(fonts / "cmr10.TTF")
+    assert [label for label, _ in font_folder_faces(fonts)] == expected
+
+
 def test_a_folder_of_fonts_is_one_class_per_file(fonts):
     images = Typefaces("train", 4, 32, faces=font_folder_faces(fonts))
     assert images.labels == ("cmr10", "DejaVuSerif")

@@ -178,9 +178,13 @@ def test_board_is_watched_through_a_run(plant):
     json.dumps(record, allow_nan=False)
 
 
-def test_release_in_a_container(tmp_path, monkeypatch):
-    monkeypatch.setenv("L4T_VERSION", "36.4.7")
-    assert l4t(tmp_path) == "36.4.7"
+@pytest.mark.parametrize(
+    ("variable", "release"),
+    [("36.4.7", "36.4.7"), ("r36.4.3", "36.4.3"), ("39.2", "39.2"), ("unknown", None), ("", None)],
+)
+def test_release_in_a_container(tmp_path, monkeypatch, variable, release):
+    monkeypatch.setenv("L4T_VERSION", variable)
+    assert l4t(tmp_path) == release
 
 
 def test_no_conditions_on_other_machines(tmp_path):

@@ -93,3 +93,15 @@ def test_machine_without_a_gpu_says_so(tmp_path, monkeypatch):
 def test_clocks_do_not_make_another_module():
     assert same_module(device("orin-nano-8gb"), device("orin-nano-8gb-super"))
     assert not same_module(device("orin-nano-8gb"), device("orin-nano-4gb"))
+
+
+@pytest.mark.parametrize(
+    ("program", "says"), [("#!/bin/sh\nexec sleep 60\n", "no answer in 0.2 s"), ("no program", "cannot be run")]
+)
+def test_nvidia_smi_that_hangs_or_cannot_run_is_one_line(tmp_path, monkeypatch, program, says):
+    (tmp_path / "nvidia-smi").write_text(program)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setattr(this_device, "TIMEOUT_S", 0.2)
+    with pytest.raises(ConfigError, match=says):
+        device_here(tmp_path)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shlex
+import zipfile
+from pathlib import Path
 
 import pytest
 
+from gft_edge.bundle import RECORD, refuse_zip
 from gft_edge.errors import ArtifactError
 from gft_edge.files import sha256, write_json
 from gft_edge.manifest import MODEL, Artifact, load_artifact, register_files
-from gft_edge.runtime.backends.engine_files import EngineHost, check_engine, engine_files
+from gft_edge.runtime.backends.engine_files import EngineHost, build_command, check_engine, engine_files
 from gft_edge.storage.seals import write_sealed
 
 HOST = EngineHost("tensorrt", "10.3.0", "8.7", "orin-nano-8gb")
@@ -43,6 +48,28 @@ def test_own_engine_is_handed_out(built):
     assert record["key"] == key
     check_engine(artifact, key, EngineHost("tensorrt", "10.3.0", "8.7"))
     check_engine(artifact, key, EngineHost("tensorrt", "10.3.0", "8.7", "orin-nano-8gb-super"))  # higher clocks
+
+
+@pytest.mark.parametrize("module", ["tensorrt", "tensorrt_rtx", "torch_tensorrt"])
+def test_the_command_can_be_pasted_from_a_path_with_blanks(built, module):
+    artifact = dataclasses.replace(built[0], path=Path("my models/it's one"))
+    words = shlex.split(build_command(artifact, EngineHost(module, None, "8.9")))
+    assert words[:2] == ["gft-edge", "build"] and str(artifact.path) in words
+
+
+def test_so_can_those_of_a_zip_and_of_a_checkpoint(tmp_path):
+    folder = tmp_path / "my models"
+    folder.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (folder / name).touch()
+    with pytest.raises(ArtifactError) as raised:
+        load_artifact(folder)
+    assert shlex.split(str(raised.value))[-2:] == ["export", str(folder)]
+    with zipfile.ZipFile(folder / "b.zip", "w") as archive:
+        archive.writestr(RECORD, "{}")
+    with pytest.raises(ArtifactError) as raised:
+        refuse_zip(folder / "b.zip")
+    assert shlex.split(str(raised.value))[-4:] == ["selftest", str(folder / "b.zip"), "--unpack", "DIR"]
 
 
 def edit_record(artifact: Artifact, name: str, **changes) -> Artifact:

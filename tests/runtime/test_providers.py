@@ -12,7 +12,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 
-from gft_edge.errors import ArtifactError, ConfigError, MissingExtraError
+from gft_edge.errors import ArtifactError, ConfigError, DataError, MissingExtraError
 from gft_edge.hardware.devices import device
 from gft_edge.manifest import MODEL, load_artifact
 from gft_edge.runtime.backends import providers
@@ -28,7 +28,7 @@ from gft_edge.runtime.backends.providers import (
     ignored_options,
     provider_options,
 )
-from gft_edge.runtime.backends.sessions import open_session
+from gft_edge.runtime.backends.sessions import Session, open_session
 
 NAMES = [provider.backend for provider in PROVIDERS]
 NOTHING = dataclasses.replace(CUDA, backend="onnxruntime-azure", name="AzureExecutionProvider", options=frozenset())
@@ -186,6 +186,13 @@ class TestBoundSession:
             for output, expected in zip(outputs, plain.run(None, {"image": np.ascontiguousarray(batch)})):
                 np.testing.assert_array_equal(output, expected)
         assert collections.Counter(shape[0] for shape in bound._buffers) == {1: 1, 2: 1}
+
+    def test_a_request_of_another_type_is_refused_and_leaves_no_buffer(self, plain, images):
+        bound = BoundSession(ort, plain, "cpu")
+        with pytest.raises(DataError, match="does not fit the graph"):
+            Session("x", {}, ("logits",), bound, "image")(images.astype(np.float64))
+        assert not bound._buffers
+        np.testing.assert_array_equal(bound.run(None, {"image": images})[0], plain.run(None, {"image": images})[0])
 
     def test_a_tensor_of_the_device_is_not_copied_to_the_host(self, plain, images):
         (logits, *_) = BoundSession(ort, plain, "cpu").run_pointer(images.ctypes.data, images.shape, images.dtype)

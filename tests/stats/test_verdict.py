@@ -118,3 +118,10 @@ class TestAssess:
         assert self._assess(comparison).verdict == "pass"
         comparison = dataclasses.replace(comparison, stages=(StageAgreement(0, 1.0, 9, 0, 9), stages[1]))
         assert self._assess(comparison).verdict == "fail"
+
+    def test_tie_excuses_no_values_of_its_own_stage(self):
+        """Also where the graph of a comparison has only the second of two stages."""
+        stage = StageAgreement(1, 0.99, 8, 1, 9, importance_sqnr_db=20.0)
+        comparison = _comparison("exact", max_relative_error=0.0, stages=(stage,), top1=None)
+        (failure,) = self._assess(comparison).failures
+        assert "importance of stage 1 has SQNR 20.0 dB" in failure

@@ -51,6 +51,13 @@ def test_bytes_do_not_depend_on_time_order_or_rights_of_others(folder, tmp_path)
     assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
 
 
+def test_a_file_of_two_gigabytes_is_packed(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", 1000)  # in place of 2 GiB; deep/er/a.bin has more
+    pack(folder, tmp_path / "x.zip")
+    unpack(tmp_path / "x.zip", tmp_path / "out")
+    assert (tmp_path / "out/deep/er/a.bin").read_bytes() == (folder / "deep/er/a.bin").read_bytes()
+
+
 def entry(name: str, data: bytes = b"x", mode: int = 0, method: int = zipfile.ZIP_STORED):
     info = zipfile.ZipInfo(name)
     info.external_attr = mode << 16

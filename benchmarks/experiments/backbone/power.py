@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from statistics import NormalDist
 
-from gft_edge.stats.paired import Z_INTERVAL
+from gft_edge.stats.metrics import Z_INTERVAL
 
 ALLOWED_LOSS = 0.003
 """Loss of top-1 that a scheme may have."""

@@ -110,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.hardware.environment import machine, versions
     from gft_edge.report.pages.run import PAGE
 
-    require_free(args.out)
+    require_free(args.out, stays=True)
     size = SMALL if args.small else NORMAL
     _write_recipe(args.out / "recipe.json", size)
     _write_pictures(args.out / "pictures", size.pictures)

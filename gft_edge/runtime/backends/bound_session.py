@@ -43,8 +43,9 @@ class BoundSession:
     def run(self, names: None, feed: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
         """Returns all outputs for an array of the host."""
         images = np.ascontiguousarray(feed[self._input.name])
-        if images.shape[1:] != tuple(self._input.shape[1:]):
-            # ONNX Runtime's own message for the shape; nothing is allocated for it
+        dtype = DTYPES.get(self._input.type, images.dtype.name)
+        if images.shape[1:] != tuple(self._input.shape[1:]) or images.dtype.name != dtype:
+            # ONNX Runtime's own message; no buffer is made, which later requests of this shape would find
             return list(self.session.run(None, {self._input.name: images}))
         with self._lock:
             value, binding, options = self._buffers.get(images.shape) or self._bind(images)

@@ -5,6 +5,7 @@ An engine is native code: deserialising it executes it. Nothing here imports Ten
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,12 +44,13 @@ FLAVOURS = {"tensorrt": "trt", "tensorrt_rtx": "rtx", "torch_tensorrt": "torch"}
 
 
 def build_command(artifact: Artifact, host: EngineHost) -> str:
-    """Returns the command that builds an engine of the artefact for a host."""
+    """Returns the command that builds an engine of the artefact for a host, ready for a shell."""
+    place = shlex.quote(str(artifact.path))
     if host.module == "torch_tensorrt":
-        return f"gft-edge build CKPT --target torch-tensorrt --out {artifact.path}"
+        return f"gft-edge build CKPT --target torch-tensorrt --out {place}"
     if host.module == "tensorrt_rtx":
-        return f"gft-edge build {artifact.path} --target rtx --compute-capability {host.compute_capability}"
-    return f"gft-edge build {artifact.path} --target {host.device or 'this-gpu'}"
+        return f"gft-edge build {place} --target rtx --compute-capability {host.compute_capability}"
+    return f"gft-edge build {place} --target {host.device or 'this-gpu'}"
 
 
 def check_engine(artifact: Artifact, key: str, host: EngineHost) -> tuple[Path, dict[str, Any]]:
@@ -117,7 +119,7 @@ def check_engine_beside(graph: Path, model_sha256: str, key: str, host: EngineHo
 
     def refuse(reason: str) -> ArtifactError:
         return ArtifactError(
-            f"engine {engine}: {reason}; not loaded. Build it again: gft-edge build {graph} --target {target}"
+            f"engine {engine}: {reason}; not loaded. Build it again: gft-edge build {shlex.quote(str(graph))} --target {target}"
         )
 
     for path in (engine, sidecar):

@@ -311,9 +311,8 @@ def _onnxruntime(provider: Provider, module: str) -> ModuleType:
     try:
         ort = importlib.import_module(module)
     except (ImportError, OSError):
-        raise missing_extra(
-            provider.package, "onnx"
-        ) from None  # not the ONNX Runtime of the extra, which lacks the provider
+        # Not the ONNX Runtime of the extra, which lacks the provider.
+        raise missing_extra(provider.package, "onnx") from None
     if provider.name not in ort.get_available_providers():
         raise MissingExtraError(
             provider.package,

@@ -36,11 +36,11 @@ class SessionOptions:
     """
 
     key: str = ""
-    shared: bool = field(default=False, kw_only=True)
     threads: int = 0
     huge_pages: bool = False
     as_described: bool = True
     settings: Mapping[str, str] = field(default_factory=dict)
+    shared: bool = False
 
 
 @dataclass(frozen=True)

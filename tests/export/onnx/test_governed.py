@@ -86,6 +86,8 @@ def test_what_is_refused(family):
         GovernedClassifier.open(family, latencies_ms={SMALL: 1.0})
     with pytest.raises(ConfigError, match=r"no budget '9-9'"):
         FamilySessions.open(family).classifier("9-9")
+    with pytest.raises(ConfigError, match=r"has no setting 'cuda_graph'"):
+        FamilySessions.open(family, "onnxruntime,cuda_graph=on").classifier(SMALL)
 
 
 def test_the_program_of_the_page_runs(family, capsys):

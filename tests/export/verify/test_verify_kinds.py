@@ -161,6 +161,7 @@ class TestGoldenThatDoesNotFit:
             ("images", np.zeros((12, 32, 32), np.float32)),
             ("images", np.full((12, 3, 32, 32), np.nan, np.float32)),
             ("images", np.zeros((0, 3, 32, 32), np.float32)),
+            ("images", np.zeros((12, 32, 32, 3), np.uint8)),
             ("kept_0", np.full((12, 12), 16)),
             ("kept_1", np.full((12, 6), -1)),
             ("kept_0", np.zeros((12, 11), np.int32)),
