@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -102,9 +103,9 @@ class BuildPlan:
         return Platform(self.tensorrt, lowest, title, self.target, weak="FP16" in self.builder_flags)
 
     def command(self, model: str = "model.onnx", engine: str = "model.engine") -> str | None:
-        """Returns the equivalent command line of this generation, None where there is none."""
+        """Returns the equivalent command line of this generation for a shell, None where there is none."""
         words = build_command(self, model, engine)
-        return None if words is None else " ".join(words)
+        return None if words is None else shlex.join(words)
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values, with the command beside them."""

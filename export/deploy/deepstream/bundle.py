@@ -19,7 +19,7 @@ from typing import Any
 from gft_edge.bundle import MADE_ON_DEVICE
 from gft_edge.errors import ConfigError
 from gft_edge.export.deploy.deepstream.nvinfer_config import PROPERTY, format_config
-from gft_edge.export.deploy.deepstream.texts import build_script, export_command, readme
+from gft_edge.export.deploy.deepstream.texts import MAX_BATCH, build_script, export_command, readme
 from gft_edge.export.deploy.options import BundleOptions
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.storage.external_data import external_files
@@ -28,8 +28,6 @@ FOLDER = "deepstream"
 LABELS = "labels.txt"
 NETWORK_MODES = {"fp32": 0, "int8": 1, "fp16": 2}
 """Values of ``network-mode`` by precision; there is none for other formats."""
-MAX_BATCH = 1024
-"""``NVDSINFER_MAX_BATCH_SIZE``."""
 GIE_ID = {False: 1, True: 2}
 """``gie-unique-id`` as primary and as secondary element."""
 
