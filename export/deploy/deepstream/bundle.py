@@ -188,6 +188,8 @@ def _engine_problems(manifest: DeploymentManifest) -> list[str]:
         problems.append(f"its largest batch is {high}, nvinfer takes at most {MAX_BATCH}")
     for name in (manifest.precision, manifest.rest):
         if name not in NETWORK_MODES:
-            problems.append(f"network-mode has no value for {name}, only for {', '.join(NETWORK_MODES)}")
+            problem = f"network-mode has no value for {name}, only for {', '.join(NETWORK_MODES)}"
+            again = manifest.is_quantized and name == manifest.precision  # export keeps this type
+            problems.append(f"{problem}; first quantize the checkpoint with --precision int8" if again else problem)
             break
     return problems
