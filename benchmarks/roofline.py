@@ -123,6 +123,9 @@ def model_roofline(
     Args:
         config, budget, precision, device, batch: as for :func:`roofline`.
         io_bytes: of the whole batch; by default one byte per channel and pixel.
+
+    Raises:
+        ConfigError: batch below 1, or the device lacks the precision.
     """
     if batch < 1:
         raise ConfigError(f"roofline: batch must be at least 1, found {batch}")

@@ -112,11 +112,6 @@ class CalibrationCache:
         values = {name: max(value, SMALLEST_RANGE) / QMAX for name, value in ranges.values.items()}
         return cls(tensorrt, algorithm, {name: _bits(value) for name, value in values.items()})
 
-    def ranges(self, model_sha256: str, card_id: str | None = None, preprocess: str | None = None) -> Ranges:
-        """Returns the ranges of the scales; exact, so :meth:`of_ranges` gives the same bits again."""
-        values = {name: _float(bits) * QMAX for name, bits in self.scales.items()}
-        return Ranges(values, "graph tensors", "cache", 0, model_sha256, card_id, preprocess)
-
 
 def _problem(bits: int) -> str | None:
     """Returns why a scale is invalid; None for a positive finite number."""
@@ -128,10 +123,6 @@ def _problem(bits: int) -> str | None:
 
 def _bits(value: float) -> int:
     return int(struct.unpack("!I", struct.pack("!f", value))[0])
-
-
-def _float(bits: int) -> float:
-    return float(struct.unpack("!f", struct.pack("!I", bits))[0])
 
 
 def encode_version(version: str) -> int:

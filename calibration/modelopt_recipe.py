@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from gft_edge.errors import ConfigError
-from gft_edge.files import writing
+from gft_edge.files import replacing
 from gft_edge.quant.policy import LayerPrecision, QuantPolicy, is_attend
 
 ALGORITHM = "max"
@@ -80,11 +80,11 @@ def write_recipe(path: Path, policy: QuantPolicy, names: Iterable[str]) -> None:
         policy, names: as for :func:`quant_cfg`.
 
     Raises:
-        ConfigError: another suffix, or as :func:`quant_cfg`.
-        OutputError: the file cannot be written.
+        ConfigError: another suffix, a place that is not writable, or as :func:`quant_cfg`.
+        OutputError: writing failed.
     """
     if path.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"recipe {path}: Model-Optimizer reads .yaml and .yml only")
     text = json.dumps(recipe(policy, names), indent=2) + "\n"
-    with writing(path):
-        path.write_text(text, encoding="utf-8")
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

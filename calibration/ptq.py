@@ -130,7 +130,8 @@ def quantize_with(
     missing = [name for name in names if name not in ranges]
     if missing:
         hint = "calibrate with --attention" if missing[0] not in layers else "calibrate with this policy"
-        raise ConfigError(f"ranges: none for the input of {missing[0]} and {len(missing) - 1} others; {hint}")
+        others = f" and {len(missing) - 1} others" if len(missing) > 1 else ""
+        raise ConfigError(f"ranges: none for the input of {missing[0]}{others}; {hint}")
     used = {name: max(float(ranges[name]), SMALLEST_RANGE) for name in names}
     used.update({f"{name}.probs": PROBS_RANGE for name in attention})
     quantized = copy.deepcopy(model)

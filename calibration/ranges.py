@@ -68,7 +68,7 @@ class Ranges:
     Args:
         values: range per tensor, as found; 0 for one that was always zero.
         subject: names are those of modules (their input) or of tensors of an ONNX graph.
-        method: ``"max"``, ``"percentile"``, ``"entropy"`` or ``"mse"``; ``"cache"`` for those read from a TensorRT cache.
+        method: ``"max"``, ``"percentile"``, ``"entropy"`` or ``"mse"``.
         images: how many the ranges rest on.
         model_sha256: of the full-precision checkpoint, or of the ONNX file.
         card_id: identity of the calibration set, or None when there is none.

@@ -126,35 +126,20 @@ class StageOutput:
     kept: npt.NDArray[np.int64]
 
 
-def selection_safety(
-    full: nn.Module, compressed: nn.Module, batches: Iterable[npt.NDArray[np.float32]], limit: float = LOWEST_JACCARD
-) -> SelectionSafety:
-    """Compares the selection of two models on the same images, at their default token budget.
+@torch.no_grad()
+def paired_outputs(
+    full: nn.Module, compressed: nn.Module, batches: Iterable[npt.NDArray[np.float32]]
+) -> tuple[Arrays, Arrays]:
+    """Returns ``logits``, and ``scores_i`` and ``kept_i`` of every stage, of two models at their default token budget.
 
     Args:
         full: the reference, in eval mode.
         compressed: the same model, compressed.
         batches: preprocessed images, (B, 3, H, W) each.
-        limit: lowest Jaccard index that passes as survived.
 
     Raises:
         DataError: no images.
         CheckFailed: logits of either model that are NaN or infinite.
-    """
-    return safety_of(*paired_outputs(full, compressed, batches), limit)
-
-
-@torch.no_grad()
-def paired_outputs(
-    full: nn.Module, compressed: nn.Module, batches: Iterable[npt.NDArray[np.float32]]
-) -> tuple[Arrays, Arrays]:
-    """Returns ``logits``, and ``scores_i`` and ``kept_i`` of every stage, of two models on the same images.
-
-    Args:
-        full, compressed, batches: as for :func:`selection_safety`.
-
-    Raises:
-        DataError, CheckFailed: likewise.
     """
     sides: list[list[Arrays]] = [[], []]
     for images in batches:
@@ -183,7 +168,13 @@ def _joined(parts: Sequence[Arrays]) -> Arrays:
 
 
 def safety_of(reference: Arrays, found: Arrays, limit: float = LOWEST_JACCARD) -> SelectionSafety:
-    """Compares the selection of two models by their outputs, as :func:`paired_outputs` returns them."""
+    """Compares the selection of two models by their outputs, as :func:`paired_outputs` returns them.
+
+    Args:
+        reference: of the full-precision model.
+        found: of the compressed one, on the same images.
+        limit: lowest Jaccard index that passes as survived.
+    """
     stages = [
         stage_safety(number, *pair, limit)
         for number, pair in enumerate(zip(_stages(reference), _stages(found)))

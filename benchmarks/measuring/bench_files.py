@@ -148,13 +148,13 @@ def _comparisons(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _int8_twins(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Compares INT8 engines with the same budget in higher precision, on one machine and at one batch."""
+    """Compares INT8 engines with those of the same model and budget in higher precision, on one machine and at one batch."""
     found = []
     engines = [row for row in results if re.split("[:,]", row["backend"])[0] in ENGINE_BACKENDS]
     for row in engines:
         if row.get("precision") != "int8":
             continue
-        alike = ("machine", "backend", "batch", "budget")
+        alike = ("machine", "backend", "batch", "budget", "model")
         for twin in engines:
             if twin.get("precision") in (None, "int8") or any(row.get(key) != twin.get(key) for key in alike):
                 continue
@@ -181,16 +181,14 @@ def _place(row: Mapping[str, Any]) -> str:
     return f"{row['machine']}, {row['backend']}{threads}"
 
 
-def unpaired_interval(
-    first: Sequence[Sequence[float]], other: Sequence[Sequence[float]], seed: int = 0
-) -> list[float] | None:
+def unpaired_interval(first: Sequence[Sequence[float]], other: Sequence[Sequence[float]]) -> list[float] | None:
     """Returns the 95 % bootstrap interval of the ratio of medians of two separate runs; None without raw samples.
 
     It contains the spread within each run but not changes between them, so it is too narrow.
     """
     if not first or not other:
         return None
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(0)
     medians = [np.array([np.median(r) for r in rounds]) for rounds in (first, other)]
     drawn = [np.median(rng.choice(m, (BOOTSTRAP, len(m))), axis=1) for m in medians]
     if not drawn[1].min() > 0:

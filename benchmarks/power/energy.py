@@ -16,6 +16,8 @@ MIN_SAMPLES = 10
 MAX_GAP = 5
 """Nominal intervals between two samples above which the power between them counts as unknown."""
 ROUNDING = 1e-9
+CLOCK_TOLERANCE = 0.02
+"""Share by which a reading of a locked clock may lie below it."""
 
 
 @dataclass(frozen=True)
@@ -203,19 +205,16 @@ def energy_of(
     )
 
 
-def clock_drops(
-    trace: PowerTrace, start_s: float, end_s: float, locked_mhz: float, tolerance: float = 0.02
-) -> str | None:
+def clock_drops(trace: PowerTrace, start_s: float, end_s: float, locked_mhz: float) -> str | None:
     """Returns one sentence if the GPU ran below its locked clock in the window, else None.
 
     Args:
         trace: with clocks.
         start_s, end_s: the window; under load, since an idle GPU may sleep.
         locked_mhz: clock that it was locked to.
-        tolerance: share by which a reading may lie below.
     """
     clocks = [c for t, c in zip(trace.times_s, trace.gpu_mhz) if c is not None and start_s <= t <= end_s]
-    low = [c for c in clocks if c < locked_mhz * (1 - tolerance)]
+    low = [c for c in clocks if c < locked_mhz * (1 - CLOCK_TOLERANCE)]
     if not low:
         return None
     return (

@@ -12,23 +12,8 @@ from gft_edge.benchmarks.power.source import require_total
 from gft_edge.benchmarks.power.tegrastats import TegraStats, read_log
 
 
-def log_trace(log: Sequence[TegraStats], interval_s: float) -> PowerTrace:
-    """Returns the power over a recorded log, with times counted from its first line.
-
-    Lines are ``interval_s`` apart unless their dates differ from that; lines without the needed rails leave a gap.
-
-    Args:
-        log: from :func:`gft_edge.benchmarks.power.tegrastats.read_log`.
-        interval_s: interval that tegrastats was started with.
-
-    Raises:
-        ConfigError: ``interval_s`` not above 0, or the rails match no known board.
-        DataError: the dates go backwards, so the board's clock was set meanwhile.
-    """
-    return _trace_at(log, line_times([stats.date for stats in log], interval_s))
-
-
 def _trace_at(log: Sequence[TegraStats], lines: LineTimes) -> PowerTrace:
+    """Returns the power at the times of lines; those without the needed rails leave a gap."""
     rails = require_total({name for stats in log for name in stats.rails}, "tegrastats log")
     found = [(time, stats) for time, stats in zip(lines.times_s, log) if all(rail in stats.rails for rail in rails)]
     return PowerTrace(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
@@ -174,16 +175,21 @@ def parse_profile(data: object, where: str = "profile") -> dict[str, float]:
 
 
 def with_times(layers: Sequence[Layer], times: Mapping[str, float]) -> list[Layer]:
-    """Adds times and shares by name; names that only the profile has become further layers."""
-    known = {layer.name for layer in layers}
-    extra = [Layer(name, "", _role(name, "", "", ()), "unknown") for name in times if name not in known]
+    """Adds times and shares by name; names that only the profile has become further layers.
+
+    Layers of one name share its time in equal parts, since a profile does not tell them apart.
+    """
+    count = Counter(layer.name for layer in layers)
+    extra = [Layer(name, "", _role(name, "", "", ()), "unknown") for name in times if name not in count]
     total = sum(times.values())
-    return [
-        replace(layer, time_ms=ms, share=ms / total if total else None)
-        if (ms := times.get(layer.name)) is not None
-        else layer
-        for layer in [*layers, *extra]
-    ]
+
+    def timed(layer: Layer) -> Layer:
+        if layer.name not in times:
+            return layer
+        ms = times[layer.name] / max(1, count[layer.name])
+        return replace(layer, time_ms=ms, share=ms / total if total else None)
+
+    return [timed(layer) for layer in (*layers, *extra)]
 
 
 @dataclass(frozen=True)
@@ -195,7 +201,9 @@ class LayerSummary:
         reformat_share: of the time; None without times.
         attention: ``"fused"`` (with how many layers), ``"not fused"`` (softmax is a layer), ``"unknown"``.
         fused_attention: layers of fused attention.
-        gemm_shares: of the time of all layers, of matrix products by precision; counts over all layers without times.
+        gemm_shares: by precision, the share of matrix products and convolutions in the time of all layers, or in their number
+            without times.
+        timed: whether the shares are of time.
         int8: one sentence on why INT8 is or is not faster.
     """
 

@@ -94,19 +94,6 @@ class TrtexecLog:
         return self.settings.timing
 
 
-def parse_log(text: str, where: str = "trtexec log") -> TrtexecLog:
-    """Returns the only complete run of trtexec in a log, of TensorRT 8.0 to 11.
-
-    Raises:
-        ArtifactError: as :func:`parse_runs`, or several complete runs.
-    """
-    runs = parse_runs(text, where)
-    if len(runs) > 1:
-        commands = "; ".join(f"{number}: {run.command or 'no command'}" for number, run in enumerate(runs, 1))
-        raise ArtifactError(f"{where}: holds {len(runs)} runs ({commands}); copy the right one into its own file")
-    return runs[0]
-
-
 def parse_runs(text: str, where: str = "trtexec log") -> list[TrtexecLog]:
     """Returns every complete run of trtexec in a log, each with its own command; at least one.
 

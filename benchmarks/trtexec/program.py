@@ -14,6 +14,7 @@ from gft_edge.hardware.tensorrt_versions import row_of
 
 PLACES = (Path("/usr/src/tensorrt/bin"), Path("/opt/tensorrt/bin"), Path("/usr/local/tensorrt/bin"))
 """Folders of trtexec on JetPack and in containers, none of which is on PATH."""
+TIMEOUT_S = 600
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def find_trtexec(given: Path | None = None, places: Sequence[Path] = PLACES) -> 
     )
 
 
-def run_trtexec(binary: Path, arguments: Sequence[str], timeout_s: float = 600) -> str:
+def run_trtexec(binary: Path, arguments: Sequence[str]) -> str:
     """Runs trtexec and returns what it printed; not verified on hardware.
 
     Raises:
@@ -107,7 +108,7 @@ def run_trtexec(binary: Path, arguments: Sequence[str], timeout_s: float = 600) 
     """
     try:
         done = subprocess.run(
-            [str(binary), *arguments], capture_output=True, text=True, errors="replace", timeout=timeout_s
+            [str(binary), *arguments], capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S
         )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise ArtifactError(f"{binary}: {error}") from None

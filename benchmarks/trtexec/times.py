@@ -61,9 +61,9 @@ def parse_times(data: object, where: str = "times") -> list[dict[str, float]]:
     return queries
 
 
-def latency_of(queries: Sequence[Mapping[str, float]], name: str = "latencyMs") -> Latency:
+def latency_of(queries: Sequence[Mapping[str, float]]) -> Latency:
     """Returns figures of exported times by trtexec's own rules, with raw samples in rounds of ten successive queries."""
-    samples = [query[name] for query in queries]
+    samples = [query["latencyMs"] for query in queries]
     rounds = [samples[i : i + ROUND] for i in range(0, len(samples), ROUND)]
     figures = Latency.of(rounds)
     p90, p95, p99 = (percentile(samples, p) for p in (90, 95, 99))

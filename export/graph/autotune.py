@@ -9,6 +9,7 @@ the full-precision tensors.
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,9 +22,6 @@ from gft_edge.errors import ArtifactError
 from gft_edge.export.graph.products import name_of, output_axis
 from gft_edge.export.graph.qdq_boundaries import PER_OUTPUT, Boundary, Operand, matched_operands
 from gft_edge.export.graph.view import DEQUANTIZE, QUANTIZE
-
-RESULT = "optimized_final.onnx"
-"""File that Autotune writes into its output folder."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +151,9 @@ class _Writer:
 
 
 def autotune_commands(full: Path, baseline: Path, images: Path, out: Path) -> tuple[str, str]:
-    """Returns the commands that run Autotune, alone and with calibration; they need TensorRT and the GPU of the engine.
+    """Returns the commands that run Autotune, alone and with calibration, for a shell.
+
+    They need TensorRT and the GPU of the engine.
 
     Args:
         full: the full-precision graph.
@@ -161,13 +161,15 @@ def autotune_commands(full: Path, baseline: Path, images: Path, out: Path) -> tu
         images: calibration inputs as .npy, for the second command.
         out: folder of the results.
     """
-    alone = f"autotune --onnx_path {full} --qdq_baseline {baseline} --output_dir {out} --quant_type int8"
+    python, module = ("python", "-m"), "modelopt.onnx.quantization"
+    alone = ("--onnx_path", full, "--qdq_baseline", baseline, "--output_dir", out, "--quant_type", "int8")
     calibrated = (
-        f" --onnx_path {full} --quantize_mode int8 --autotune default --autotune_qdq_baseline {baseline} "
-        f"--calibration_data_path {images} --calibration_method max --output_path {out}/calibrated.onnx"
+        *("--onnx_path", full, "--quantize_mode", "int8", "--autotune", "default", "--autotune_qdq_baseline", baseline),
+        *("--calibration_data_path", images, "--calibration_method", "max", "--output_path", out / "calibrated.onnx"),
     )
-    module = "python -m modelopt.onnx.quantization"
-    return f"{module}.{alone}", module + calibrated
+    commands = ((*python, f"{module}.autotune", *alone), (*python, module, *calibrated))
+    first, second = (shlex.join(map(str, words)) for words in commands)
+    return first, second
 
 
 def has_placeholder_scales(model: onnx.ModelProto) -> bool:

@@ -74,7 +74,7 @@ _MOVING = (
         "ReduceMean",
         "ArgMax",
     ),
-    *("ArgMin", "CumSum", "NonZero", "TopK", "Trilu", "Compress", "Unique", "OneHot", "Size"),
+    *("ArgMin", "CumSum", "NonZero", "TopK", "Trilu", "Compress", "Unique", "OneHot", "Shape", "Size"),
 )
 _GROWING = ("ConstantOfShape", "Range", "Expand", "Tile", "EyeLike", "Pad")
 FOLDED = frozenset((*_ELEMENTWISE, *_MOVING, *_GROWING))

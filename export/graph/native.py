@@ -109,10 +109,16 @@ _child: _Child | None = None
 
 def start() -> None:
     """Starts the child, so that it is ready when the graph is read; harmless when it runs."""
-    global _child
     with _lock:
-        if _child is None or _child.owner != os.getpid() or _child.process.poll() is not None:
-            _child = _Child()
+        _running()
+
+
+def _running() -> _Child:
+    """Returns the child, a new one if it ended or belongs to a parent process; the lock is held."""
+    global _child
+    if _child is None or _child.owner != os.getpid() or _child.process.poll() is not None:
+        _child = _Child()
+    return _child
 
 
 def call(function: str, payload: bytes, seconds: float = SECONDS) -> bytes:
@@ -127,14 +133,13 @@ def call(function: str, payload: bytes, seconds: float = SECONDS) -> bytes:
         NativeError: the library refused the graph, ended its process or did not return.
     """
     global _child
-    start()
     with _lock:
-        assert _child is not None
+        child = _running()
         try:
-            return _child.ask(function, payload, seconds)
+            return child.ask(function, payload, seconds)
         except NativeError as error:
             if error.crashed:
-                _child.stop()
+                child.stop()
                 _child = None
             raise
 

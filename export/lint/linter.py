@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -57,26 +57,25 @@ class LintReport:
         }
 
 
-def lint(model: onnx.ModelProto, platform: Platform | None = None, rules: Sequence[Rule] = RULES) -> LintReport:
+def lint(model: onnx.ModelProto, platform: Platform | None = None) -> LintReport:
     """Checks a graph against every rule.
 
     Args:
         model: any ONNX graph; nothing in it is executed but arithmetic on small constants.
         platform: TensorRT 10.3 to 11 on any GPU by default.
-        rules: all by default.
 
     Raises:
         ArtifactError: not a valid graph.
     """
-    return lint_view(view(model), platform, rules)
+    return lint_view(view(model), platform)
 
 
-def lint_view(graph: GraphView, platform: Platform | None = None, rules: Sequence[Rule] = RULES) -> LintReport:
+def lint_view(graph: GraphView, platform: Platform | None = None) -> LintReport:
     """Checks a graph that is viewed already, and every body in it."""
     platform = platform or Platform()
     findings = [
         Finding(rule.id, rule.severity(platform), part.place + node, message)
-        for rule in rules
+        for rule in RULES
         for part in graph.everywhere
         for node, message in rule.check(part, platform)
     ]

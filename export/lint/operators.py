@@ -18,7 +18,7 @@ from gft_edge.hardware.tensorrt_versions import DEFAULT_SPAN, GENERATIONS, RTX, 
 
 
 def names(text: str) -> frozenset[str]:
-    """The words of a text."""
+    """Returns the words of a text."""
     return frozenset(text.split())
 
 

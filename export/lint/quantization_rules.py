@@ -188,7 +188,7 @@ def wrong_axis(graph: GraphView, platform: Platform) -> Problems:
 
 
 def _weight_readers(graph: GraphView, node: NodeProto, rank: int) -> Iterator[tuple[NodeProto, int]]:
-    """Products that read a weight, and the axis of its output channels before any Transpose."""
+    """Yields the products that read a weight, each with the axis of its output channels before any Transpose."""
     for reader in graph.consumers.get(node.output[0], ()):
         order = list(range(rank))
         source = node.output[0]

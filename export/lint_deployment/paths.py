@@ -12,11 +12,10 @@ from gft_edge.export.foreign.model import is_foreign, load_foreign
 from gft_edge.export.graph.qdq_boundaries import BoundaryComparison, compare_boundary_files
 from gft_edge.export.lint.files import graph_file, lint_file
 from gft_edge.export.lint.linter import LintReport
+from gft_edge.export.lint_deployment.bundles.subject import PLAN
 from gft_edge.export.lint_deployment.linter import DeploymentReport, is_deployment, lint_deployment
 from gft_edge.export.tensorrt.registration import read_plan
 from gft_edge.hardware.tensorrt_versions import Platform, platform
-
-PLAN = "plan.json"
 
 
 @dataclass(frozen=True)

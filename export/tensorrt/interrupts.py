@@ -31,8 +31,8 @@ def interrupts_held() -> Iterator[Interrupted]:
     """Holds Ctrl-C and SIGTERM back while native code runs, which swallows exceptions of its callbacks.
 
     The block stops when the yielded value is true. After the block the signal is delivered as if it had just arrived: to
-    Python's handler, which raises KeyboardInterrupt, or to the installed one. A second signal of the kind ends
-    the process at once. In threads other than the main one, where Python runs no handlers, nothing is held back.
+    Python's handler, which raises KeyboardInterrupt, or to the installed one. A second signal of either kind
+    ends the process at once. In threads other than the main one, where Python runs no handlers, nothing is held back.
 
     Raises:
         KeyboardInterrupt: Ctrl-C arrived, or a callback noted one.

@@ -67,7 +67,7 @@ class BuildOptions:
 
     def __post_init__(self) -> None:
         if problems := batch_problems(self.batch):
-            raise ConfigError(f"{problems[0]}")
+            raise ConfigError(problems[0])
         if self.compute_capabilities == ():
             raise ConfigError("needs at least one compute capability, for example 8.6")
         for capability in self.compute_capabilities or ():
@@ -93,7 +93,7 @@ def require_types(graph: GraphSummary, version: str, capabilities: tuple[str, ..
         for dtype in sorted({graph.precision, graph.rest, *graph.products}):
             reason = dtype_refusal(dtype, version, capability)
             if reason is not None:
-                raise ConfigError(f"{reason}")
+                raise ConfigError(reason)
 
 
 def require_options(

@@ -10,6 +10,7 @@ from onnx import helper, numpy_helper
 
 from gft_edge.budget import TokenBudget
 from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.export.graph.structure import standard_opset
 from gft_edge.export.graph.summary import summarize
 from gft_edge.export.graph.view import DEQUANTIZE
 from gft_edge.export.onnx.dialects import TRT8_OPSET
@@ -53,7 +54,7 @@ def claim_places(manifest: DeploymentManifest, graph: onnx.ModelProto) -> list[P
             chosen = f"maps {manifest.maps}, batch {':'.join(map(str, manifest.batch))}, budget {manifest.budget.id}"
             text = f"manifest: {chosen} need {what}s {_describe(implied)}; the graph has {_describe(there)}"
             places.append(Place("manifest", f"{what}s", text))
-    opset = graph_opset(graph)
+    opset = standard_opset(graph) or 0
     if opset != manifest.opset:
         places.append(_place("opset", str(manifest.opset), str(opset)))
     if (manifest.dialect == "trt8") != (opset <= TRT8_OPSET):
@@ -96,7 +97,7 @@ def corrected(artifact: Artifact, graph: onnx.ModelProto) -> DeploymentManifest:
             changes = {"inputs": inputs, "outputs": outputs, "maps": maps}
             if batch != (manifest.static_batch or "batch"):
                 changes["batch"] = (batch,) * 3 if isinstance(batch, int) else DeploymentManifest.batch
-    opset = graph_opset(graph)
+    opset = standard_opset(graph) or 0
     if opset == manifest.opset:  # else one of the two is wrong, and the dialect does not show which
         changes["dialect"] = "trt8" if opset <= TRT8_OPSET else "trt10"
     try:
@@ -139,11 +140,6 @@ def _selection_counts(graph: onnx.ModelProto) -> list[int]:
         if node.op_type == "TopK" and not any(a.name == "largest" and a.i == 0 for a in node.attribute)
     ]
     return [int(values[node.input[1]][0]) for node in choices if len(node.input) > 1 and node.input[1] in values]
-
-
-def graph_opset(graph: onnx.ModelProto) -> int:
-    """Returns the version of ONNX's own operators; 0 if the graph names none."""
-    return max((o.version for o in graph.opset_import if o.domain in ("", "ai.onnx")), default=0)
 
 
 def graph_precision(graph: onnx.ModelProto) -> tuple[str, str]:

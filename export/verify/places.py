@@ -50,7 +50,7 @@ class Place:
 
 
 def agreement_db(expected: npt.NDArray[Any], value: npt.NDArray[Any]) -> float:
-    """Returns the SQNR of two tensors: inf when equal, -inf when shapes differ or values are non-finite on one side only."""
+    """Returns the SQNR of two tensors in dB: inf when equal, -inf when shape, type or the places of non-finite values differ."""
     if expected.shape != value.shape or expected.dtype != value.dtype:
         return -math.inf
     if np.array_equal(expected, value, equal_nan=expected.dtype.kind == "f"):

@@ -136,13 +136,11 @@ def _not_finite(graph: onnx.GraphProto, arrays: Arrays) -> str:
     return ""
 
 
-def silent_difference(fresh: onnx.ModelProto, found: onnx.ModelProto) -> Place | None:
-    """Returns the first node that differs from a fresh export, whatever it computes."""
-    return _first_changed(_Pair(fresh, found, corresponding_tensors(fresh, found), {}, {}, None))
-
-
 def _first_changed(pair: _Pair) -> Place | None:
-    """As :func:`silent_difference`; a branch that nothing reads counts right after the nodes that it reads."""
+    """Returns the first node that differs from a fresh export, whatever it computes.
+
+    A branch that nothing reads counts right after the nodes that it reads.
+    """
     fresh, found, names = pair.fresh, pair.found, pair.names
     producers = {name: node for node in found.graph.node for name in node.output if name}
     dead = _dead_branch(pair)

@@ -138,6 +138,13 @@ def test_what_a_recipe_cannot_say(names, policy, words):
         quant_cfg(policy, [*names, "blocks.0.attn.attend"])
 
 
+def test_a_file_of_that_name_is_replaced_whole(names, tmp_path):
+    (tmp_path / "ours.yaml").write_text("old")
+    (tmp_path / "link.yaml").hardlink_to(tmp_path / "ours.yaml")
+    write_recipe(tmp_path / "ours.yaml", MIXED, names)
+    assert (tmp_path / "link.yaml").read_text() == "old", "written beside it and renamed, not into it"
+
+
 def test_suffix_of_the_file(names, tmp_path):
     with pytest.raises(ConfigError, match=r"reads \.yaml and \.yml only"):
         write_recipe(tmp_path / "ours.json", MIXED, names)

@@ -22,7 +22,7 @@ from gft_edge.calibration.quantize import (
 )
 from gft_edge.calibration.ranges import Ranges
 from gft_edge.calibration.repair import Raised, layer_macs, repaired, within_limits
-from gft_edge.calibration.safety import SelectionSafety, model_outputs, safety_of, selection_safety
+from gft_edge.calibration.safety import SelectionSafety, model_outputs, paired_outputs, safety_of
 from gft_edge.checkpoint import load_checkpoint
 from gft_edge.errors import ConfigError
 from gft_edge.quant.modules import quantized_names
@@ -47,6 +47,10 @@ def start(tiny_model, images):
     return PostTrained(tiny_model, ranges, quantize_with(tiny_model, values, DEFAULT_POLICY, "max", 64))
 
 
+def compared(full, compressed, batches):
+    return safety_of(*paired_outputs(full, compressed, batches))
+
+
 def run(start, images, model):
     reference = model_outputs(model, images, "in full precision")
     before = safety_of(reference, model_outputs(start.quantized.model, images, "quantized"))
@@ -54,14 +58,14 @@ def run(start, images, model):
 
 
 def test_the_layer_that_disturbs_is_raised(start, images, tiny_model):
-    before = selection_safety(tiny_model, start.quantized.model, images)
+    before = compared(tiny_model, start.quantized.model, images)
     assert not within_limits(before)
     quantized, after, done = run(start, images, tiny_model)
     names = [layer.name for layer in done.raised]
     assert names[0] == BAD and len(names) <= 2, "the worst first, and no more than are needed"
     assert done.raised[0].score_noise > 0.5 and done.raised[0].logit_noise > 0.5
     assert done.before == before and done.holds and within_limits(after)
-    assert after == selection_safety(tiny_model, quantized.model, images)
+    assert after == compared(tiny_model, quantized.model, images)
     policy = QuantPolicy.from_json({"rules": quantized.summary["policy"]})
     assert policy.precision_of(BAD) == "high" and policy.rules[len(names) :] == DEFAULT_POLICY.rules
     assert policy.rules[0].reason == done.raised[0].reason and "of the work" in policy.rules[0].reason
@@ -81,7 +85,7 @@ def test_a_model_within_the_limits_is_left_as_it_is(start, images, tiny_model, m
     monkeypatch.setattr(repair, "_alone", None)
     quantized, safety, done = run(start, images, tiny_model)
     assert quantized is start.quantized and done is None
-    assert safety == selection_safety(tiny_model, quantized.model, images)
+    assert safety == compared(tiny_model, quantized.model, images)
 
 
 def test_a_repair_is_bounded_and_says_so(start, images, tiny_model, monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from gft_edge.calibration.ptq import quantize_int8
-from gft_edge.calibration.safety import StageOutput, _stages, selection_safety, stage_safety
+from gft_edge.calibration.safety import StageOutput, _stages, paired_outputs, safety_of, stage_safety
 from gft_edge.errors import DataError
 
 
@@ -64,8 +64,12 @@ def batches():
     return [rng.standard_normal((16, 3, 32, 32)).astype(np.float32) for _ in range(2)]
 
 
+def compared(full, compressed, batches):
+    return safety_of(*paired_outputs(full, compressed, batches))
+
+
 def test_a_model_agrees_with_itself(tiny_model, batches):
-    found = selection_safety(tiny_model, copy.deepcopy(tiny_model), batches)
+    found = compared(tiny_model, copy.deepcopy(tiny_model), batches)
     assert found.verdict == "survived"
     assert found.images == 32
     assert [(s.patches, s.kept) for s in found.stages] == [(16, 12), (12, 6)]
@@ -73,7 +77,7 @@ def test_a_model_agrees_with_itself(tiny_model, batches):
 
 
 def test_scores_are_those_of_the_stages(tiny_model, batches):
-    found = selection_safety(tiny_model, tiny_model, batches)
+    found = compared(tiny_model, tiny_model, batches)
     with torch.no_grad():
         stages = tiny_model(torch.from_numpy(np.concatenate(batches)), maps=True).stages
     for stage, maps, k in zip(found.stages, stages, (12, 6), strict=True):
@@ -89,7 +93,7 @@ def test_scores_of_any_scale_are_compared(tiny_model, batches):
     with torch.no_grad():
         for name in ("weight", "bias"):
             getattr(scaled.blocks[0].attn.qkv, name)[32:64] *= 4
-    found = selection_safety(tiny_model, scaled, batches).stages[0]
+    found = compared(tiny_model, scaled, batches).stages[0]
     assert (found.jaccard, found.noise_std, found.observed_flips) == (1, pytest.approx(0, abs=1e-6), 0)
 
 
@@ -101,7 +105,7 @@ def test_equal_scores_have_no_margin():
 
 def test_quantization_is_seen(tiny_model, batches):
     quantized = quantize_int8(tiny_model, batches).model
-    found = selection_safety(tiny_model, quantized, batches)
+    found = compared(tiny_model, quantized, batches)
     assert found.stages[0].noise_std < 1e-5 < found.stages[1].noise_std, (
         "nothing is rounded before the first block ranks"
     )
@@ -117,4 +121,4 @@ def test_quantization_is_seen(tiny_model, batches):
 
 def test_no_images_are_refused(tiny_model):
     with pytest.raises(DataError, match="selection: no images"):
-        selection_safety(tiny_model, tiny_model, [])
+        compared(tiny_model, tiny_model, [])

@@ -19,7 +19,7 @@ from typing import Any
 from gft_edge.bundle import MADE_ON_DEVICE
 from gft_edge.errors import ConfigError
 from gft_edge.export.deploy.deepstream.nvinfer_config import PROPERTY, format_config
-from gft_edge.export.deploy.deepstream.texts import build_script, export_command, readme
+from gft_edge.export.deploy.deepstream.texts import MAX_BATCH, build_script, export_command, readme
 from gft_edge.export.deploy.options import BundleOptions
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.storage.external_data import external_files
@@ -28,8 +28,6 @@ FOLDER = "deepstream"
 LABELS = "labels.txt"
 NETWORK_MODES = {"fp32": 0, "int8": 1, "fp16": 2}
 """Values of ``network-mode`` by precision; there is none for other formats."""
-MAX_BATCH = 1024
-"""``NVDSINFER_MAX_BATCH_SIZE``."""
 GIE_ID = {False: 1, True: 2}
 """``gie-unique-id`` as primary and as secondary element."""
 
@@ -190,6 +188,8 @@ def _engine_problems(manifest: DeploymentManifest) -> list[str]:
         problems.append(f"its largest batch is {high}, nvinfer takes at most {MAX_BATCH}")
     for name in (manifest.precision, manifest.rest):
         if name not in NETWORK_MODES:
-            problems.append(f"network-mode has no value for {name}, only for {', '.join(NETWORK_MODES)}")
+            problem = f"network-mode has no value for {name}, only for {', '.join(NETWORK_MODES)}"
+            again = manifest.is_quantized and name == manifest.precision  # export keeps this type
+            problems.append(f"{problem}; first quantize the checkpoint with --precision int8" if again else problem)
             break
     return problems

@@ -34,56 +34,56 @@ class NvinferConfig:
     path: Path
     values: dict[str, dict[str, tuple[str, int]]]
 
-    def text(self, key: str, default: str = "", group: str = PROPERTY) -> str:
-        """Returns the text of a key."""
-        return self.values.get(group, {}).get(key, (default, 0))[0]
+    def text(self, key: str, default: str = "") -> str:
+        """Returns the text of a key of the group of properties, as all methods do."""
+        return self.values.get(PROPERTY, {}).get(key, (default, 0))[0]
 
-    def line(self, key: str, group: str = PROPERTY) -> int:
+    def line(self, key: str) -> int:
         """Returns the line of a key, 0 if it is not there."""
-        return self.values.get(group, {}).get(key, ("", 0))[1]
+        return self.values.get(PROPERTY, {}).get(key, ("", 0))[1]
 
-    def place(self, key: str, group: str = PROPERTY) -> str:
+    def place(self, key: str) -> str:
         """Returns words for messages: file, line and key."""
-        line = self.line(key, group)
+        line = self.line(key)
         return f"{self.path}, line {line}: {key}" if line else f"{self.path}: {key}"
 
-    def integer(self, key: str, default: int, group: str = PROPERTY) -> int:
+    def integer(self, key: str, default: int) -> int:
         """Returns a whole number.
 
         Raises:
             ConfigError: it is none.
         """
-        text = self.text(key, str(default), group)
+        text = self.text(key, str(default))
         if not re.fullmatch(r"[+-]?\d{1,9}\s*", text, re.ASCII):
-            raise ConfigError(f"{self.place(key, group)} must be a whole number, found {text!r}")
+            raise ConfigError(f"{self.place(key)} must be a whole number, found {text!r}")
         return int(text)
 
-    def number(self, key: str, default: float, group: str = PROPERTY) -> float:
+    def number(self, key: str, default: float) -> float:
         """Returns a number.
 
         Raises:
             ConfigError: it is none, or not finite.
         """
-        return _number(self.text(key, repr(default), group), self.place(key, group))
+        return _number(self.text(key, repr(default)), self.place(key))
 
-    def numbers(self, key: str, group: str = PROPERTY) -> tuple[float, ...]:
+    def numbers(self, key: str) -> tuple[float, ...]:
         """Returns a list of numbers separated by ``;``, empty if the key is not there.
 
         Raises:
             ConfigError: an entry is no number.
         """
-        entries = self.text(key, "", group).split(";")
-        return tuple(_number(entry, self.place(key, group)) for entry in _without_last_empty(entries))
+        entries = self.text(key).split(";")
+        return tuple(_number(entry, self.place(key)) for entry in _without_last_empty(entries))
 
-    def flag(self, key: str, default: bool = False, group: str = PROPERTY) -> bool:
-        """Returns a truth value, written 1, 0, true or false.
+    def flag(self, key: str) -> bool:
+        """Returns a truth value, written 1, 0, true or false; False if the key is not there.
 
         Raises:
             ConfigError: another word.
         """
-        text = self.text(key, "1" if default else "0", group).rstrip(_SPACE)
+        text = self.text(key, "0").rstrip(_SPACE)
         if text not in ("0", "1", "true", "false"):
-            raise ConfigError(f"{self.place(key, group)} must be 0 or 1, found {text!r}")
+            raise ConfigError(f"{self.place(key)} must be 0 or 1, found {text!r}")
         return text in ("1", "true")
 
     def changed(self, **values: str | None) -> NvinferConfig:

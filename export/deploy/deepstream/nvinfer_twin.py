@@ -227,9 +227,9 @@ def _graph(
         graph = onnx.load(str(model), load_external_data=False).graph
     except Exception as error:  # protobuf's own class, which onnx does not export
         raise ArtifactError(f"{config.place('onnx-file')}: {model} is no ONNX model ({error})") from None
-    form = graph.input[0].type.tensor_type
+    form = graph.input[0].type.tensor_type if len(graph.input) == 1 else onnx.TypeProto.Tensor()
     axes = [axis.dim_value for axis in form.shape.dim]
-    if len(graph.input) != 1 or form.elem_type != onnx.TensorProto.FLOAT or len(axes) != 4 or axes[1] != 3:
+    if form.elem_type != onnx.TensorProto.FLOAT or len(axes) != 4 or axes[1] != 3:
         raise ArtifactError(
             f"{model}: nvinfer fills one input of float32 (batch, 3, height, width); this graph has another"
         )

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from gft_edge.manifest import MODEL, DeploymentManifest
 
+MAX_BATCH = 1024
+"""``NVDSINFER_MAX_BATCH_SIZE``."""
+
 
 def export_command(manifest: DeploymentManifest) -> str:
     """Returns the export that gives a like artefact which nvinfer can use."""
@@ -14,7 +17,7 @@ def export_command(manifest: DeploymentManifest) -> str:
         words.append(f"--maps {manifest.maps}")
     if not manifest.is_quantized:
         words.append(f"--precision {'fp16' if manifest.precision == 'bf16' else manifest.precision}")
-    high = min(high, 1024)
+    high = min(high, MAX_BATCH)
     words.append("--batch 1" if low == high == 1 else f"--batch 1:{min(usual, high)}:{high}")
     if manifest.dialect != "trt10":
         words.append(f"--dialect {manifest.dialect}")

@@ -95,7 +95,8 @@ def write_files(folder: Path, artifact: Artifact, options: BundleOptions) -> dic
                     _write_normalize(folder / repository / NORMALIZE, manifest, options)
     shutil.copyfile(str(triton_client.__file__), folder / "client.py")
     default = models[manifest.budget.id]["pixels"]
-    (folder / "README.md").write_text(readme(manifest, list(backends), models, default), encoding="utf-8")
+    text = readme(manifest, next(iter(backends)), models, default, _unsupported(manifest))
+    (folder / "README.md").write_text(text, encoding="utf-8")
     return {"repositories": backends, "models": models, "default": default}
 
 
@@ -110,7 +111,7 @@ def takes_normalized(manifest: DeploymentManifest) -> bool:
 
 
 def _unsupported(manifest: DeploymentManifest) -> str | None:
-    """Returns the precision for which the onnxruntime backend has no model, None if it has one."""
+    """Returns the type of the graph that the onnxruntime backend does not compute, None if it computes all."""
     return next((p for p in (manifest.precision, manifest.rest) if p in WITHOUT_ONNXRUNTIME), None)
 
 

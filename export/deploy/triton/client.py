@@ -20,14 +20,22 @@ import numpy.typing as npt
 
 
 def network_pixels(path: str, preprocess: dict[str, Any]) -> npt.NDArray[np.uint8]:
-    """Returns an image as the network sees it, (height, width, 3) uint8 RGB."""
+    """Returns an image as the network sees it, (height, width, 3) uint8 RGB.
+
+    Raises:
+        OSError, ValueError: it cannot be read.
+    """
     try:
         from gft_edge.data.images import read_image
+        from gft_edge.errors import DataError
         from gft_edge.preprocess import PreprocessSpec
     except ImportError:
         return pillow_pixels(path, preprocess)
     spec = PreprocessSpec.from_json({key: value for key, value in preprocess.items() if key != "id"})
-    return spec.geometry(read_image(path))
+    try:
+        return spec.geometry(read_image(path))
+    except DataError as error:
+        raise ValueError(str(error)) from None
 
 
 def pillow_pixels(path: str, preprocess: dict[str, Any]) -> npt.NDArray[np.uint8]:
@@ -77,6 +85,9 @@ def main(arguments: list[str] | None = None, folder: Path | None = None) -> int:
     Args:
         arguments: of the command line.
         folder: of the bundle, by default that of this file.
+
+    Returns:
+        exit code: 2 for an image that cannot be read, or a model that takes normalised images.
     """
     parser = argparse.ArgumentParser(description="Sends images to Triton and prints their most probable classes.")
     parser.add_argument("images", nargs="+", metavar="IMAGE")
@@ -94,7 +105,7 @@ def main(arguments: list[str] | None = None, folder: Path | None = None) -> int:
     for path in options.images:
         try:
             batch = request_input(network_pixels(path, manifest["preprocess"]), metadata)
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             print(error, file=sys.stderr)
             return 2
         image = grpc.InferInput(metadata["inputs"][0]["name"], list(batch.shape), metadata["inputs"][0]["datatype"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 from gft_edge.manifest import DeploymentManifest
 
@@ -10,24 +10,29 @@ _SERVER = "nvcr.io/nvidia/tritonserver:YY.MM-py3"
 
 
 def readme(
-    manifest: DeploymentManifest, repositories: Sequence[str], models: Mapping[str, Mapping[str, str]], default: str
+    manifest: DeploymentManifest,
+    first: str,
+    models: Mapping[str, Mapping[str, str]],
+    default: str,
+    unsupported: str | None,
 ) -> str:
     """Returns the README of the bundle.
 
     Args:
         manifest: of the artefact.
-        repositories: folders of the model repositories, the one that starts at once first.
+        first: folder of the model repository that the server is started on.
         models: names by budget, as in the record.
         default: model that the client names by default.
+        unsupported: type that the onnxruntime backend does not compute, so that it has no repository; None if it has one.
     """
     rows = "\n".join(f"| {budget} | {names['model']} | {names['pixels']} |" for budget, names in models.items())
-    first, spec = repositories[0], manifest.preprocess
+    spec = manifest.preprocess
     size = f"(images, {spec.height}, {spec.width}, 3)"
-    gpu = "" if len(repositories) > 1 else "--gpus all "
+    gpu = "" if unsupported is None else "--gpus all "
     no_onnxruntime = (
         ""
-        if len(repositories) > 1
-        else f"\nThe onnxruntime backend does not compute {manifest.precision}: it has no models here.\n"
+        if unsupported is None
+        else f"\nThe onnxruntime backend does not compute {unsupported}: it has no models here.\n"
     )
     return f"""# Model repositories for Triton Inference Server
 

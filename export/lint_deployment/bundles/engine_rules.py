@@ -87,7 +87,7 @@ def engine_device(subject: BundleSubject) -> Problems:
 )
 def engine_build(subject: BundleSubject) -> Problems:
     """Yields engines with a profile or precision that the manifest does not have."""
-    manifest = subject.manifests[0]
+    manifest = subject.artifact.manifest
     low, _, high = manifest.batch
     for key, path, record in _records(subject):
         if record.get("precision") not in (None, manifest.precision):

@@ -54,14 +54,12 @@ def script_shapes(subject: BundleSubject) -> Problems:
 )
 def script_precision(subject: BundleSubject) -> Problems:
     """Yields flags of trtexec for a precision that the artefact does not have."""
+    manifest, flags = subject.artifact.manifest, (subject.json(PLAN) or {}).get("builder_flags", ())
     for path, number, line in _script_lines(subject):
         for match in _FLAG.finditer(line):
-            for manifest in subject.manifests[:1]:
-                allowed = {manifest.precision.removesuffix("-weights"), manifest.rest}
-                plan = subject.json(PLAN) or {}
-                if match[1] not in allowed and match[1].upper() not in plan.get("builder_flags", ()):
-                    message = f"is set, the artefact is {manifest.precision} with {manifest.rest}"
-                    yield Problem(match[0], message, f"no {match[0]}", number, path)
+            if match[1] not in _types(manifest) and match[1].upper() not in flags:
+                message = f"is set, the artefact is {manifest.precision} with {manifest.rest}"
+                yield Problem(match[0], message, f"no {match[0]}", number, path)
 
 
 @rule("BU022", "plan of another artefact or board", "build.sh and the build on the board do what plan.json says.")
@@ -117,7 +115,7 @@ def unknown_options(subject: BundleSubject) -> Problems:
 )
 def options_profile(subject: BundleSubject) -> Problems:
     """Yields shapes in the options whose name or size is not the artefact's, and flags of another precision."""
-    path = subject.path / PROVIDERS
+    path, manifest = subject.path / PROVIDERS, subject.artifact.manifest
     for options in _providers(subject).values():
         for option, value in options.items():
             line = line_with(path, f'"{option}"')
@@ -125,10 +123,9 @@ def options_profile(subject: BundleSubject) -> Problems:
                 for match in _PROFILE.finditer(str(value)):
                     yield from _shape_problems(subject, option, match[1], match[2], line, path)
             kind = next((k for k in ("fp16", "bf16", "int8") if option == f"trt_{k}_enable"), None)
-            for manifest in subject.manifests[:1] if kind and str(value) in ("1", "True", "true") else ():
-                if kind not in (manifest.precision.removesuffix("-weights"), manifest.rest):
-                    message = f"is set, the artefact is {manifest.precision} with {manifest.rest}"
-                    yield Problem(option, message, f"no {option}", line, path)
+            if kind and str(value) in ("1", "True", "true") and kind not in _types(manifest):
+                message = f"is set, the artefact is {manifest.precision} with {manifest.rest}"
+                yield Problem(option, message, f"no {option}", line, path)
 
 
 @rule(
@@ -178,24 +175,21 @@ def _script_lines(subject: BundleSubject) -> Iterator[tuple[Path, int, str]]:
 
 
 def _shape_problems(subject: BundleSubject, key: str, name: str, dims: str, line: int, path: Path) -> Problems:
-    """Yields a shape whose name, size or batch no member of the artefact has."""
-    for manifest in subject.manifests[:1]:
-        image, sizes = manifest.inputs[0], [int(size) for size in dims.split("x")]
-        if name != image.name:
-            yield Problem(
-                key, f"names {name!r}, the input of the graph is {image.name!r}", f"{key}={image.name}:...", line, path
-            )
-        elif sizes[1:] != list(image.shape[1:]):
-            wanted = "x".join(map(str, image.shape[1:]))
-            yield Problem(
-                key, f"has {dims}, the graph takes {wanted} per image", f"{key}={name}:{sizes[0]}x{wanted}", line, path
-            )
-        elif not _in_range(sizes[0], manifest):
-            low, _, high = manifest.batch
-            yield Problem(
-                key, f"has batch {sizes[0]}, the artefact takes {low} to {high}", f"{key}={name}:{high}x...", line, path
-            )
+    """Yields a shape whose name, size or batch is not the artefact's; the members of a family have the same input."""
+    manifest = subject.artifact.manifest
+    image, sizes, (low, _, high) = manifest.inputs[0], [int(size) for size in dims.split("x")], manifest.batch
+    if name != image.name:
+        message = f"names {name!r}, the input of the graph is {image.name!r}"
+        yield Problem(key, message, f"{key}={image.name}:...", line, path)
+    elif sizes[1:] != list(image.shape[1:]):
+        wanted = "x".join(map(str, image.shape[1:]))
+        message = f"has {dims}, the graph takes {wanted} per image"
+        yield Problem(key, message, f"{key}={name}:{sizes[0]}x{wanted}", line, path)
+    elif not low <= sizes[0] <= high:
+        message = f"has batch {sizes[0]}, the artefact takes {low} to {high}"
+        yield Problem(key, message, f"{key}={name}:{high}x...", line, path)
 
 
-def _in_range(size: int, manifest: DeploymentManifest) -> bool:
-    return manifest.batch[0] <= size <= manifest.batch[2]
+def _types(manifest: DeploymentManifest) -> tuple[str, str]:
+    """Returns the types that the artefact computes in, as flags name them."""
+    return manifest.precision.removesuffix("-weights"), manifest.rest

@@ -21,8 +21,8 @@ class NvinferSubject:
     """A configuration and what it names.
 
     Args:
-        config: as read; values of the wrong kind are in ``values_left_out``.
-        sound: the configuration without values of the wrong kind, which have their defaults then.
+        config: as read.
+        sound: without unknown keys and values of the wrong kind, whose defaults hold then.
         graph: that ``onnx-file`` names, None where there is none.
         labels: content of the labels file by line, each with its number; None where there is none.
         manifest: of the artefact, None for a graph of another origin.

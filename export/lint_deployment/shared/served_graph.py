@@ -10,8 +10,10 @@ import numpy.typing as npt
 import onnx
 from onnx import NodeProto, numpy_helper
 
+from gft_edge.errors import ArtifactError
 from gft_edge.export.graph.dtypes import ONNX_NAMES
 from gft_edge.export.graph.loading import read_graph
+from gft_edge.export.graph.structure import require_structure, require_text
 from gft_edge.manifest import input_kind
 
 Shape = tuple[int | str, ...]
@@ -112,9 +114,14 @@ def read_served_graph(path: Path) -> ServedGraph:
     """Reads a graph.
 
     Raises:
-        ArtifactError: missing, or no ONNX graph.
+        ArtifactError: missing, no ONNX graph, or not a valid one.
     """
     model = read_graph(path).model
+    try:
+        require_text(model)
+        require_structure(model)  # following tensors relies on it: it would not end in a circle of nodes
+    except ArtifactError as error:
+        raise ArtifactError(f"graph {path}: {error}") from None
     graph = model.graph
     constants = {tensor.name: tensor for tensor in graph.initializer}
     for node in graph.node:

@@ -132,14 +132,15 @@ def agreement(subject: TritonSubject) -> Problems:
 
 
 def _compare(subject: TritonSubject, path: str, own: ConfigTensor, model: ModelConfig, other: ConfigTensor) -> Problems:
+    name = model.name or model.folder.name
     if own.data_type != other.data_type:
-        message = f"of {own.name} is {own.data_type}, {other.name} of {model.name} is {other.data_type}"
+        message = f"of {own.name} is {own.data_type}, {other.name} of {name} is {other.data_type}"
         yield Problem(f"{path}.data_type", message, f"data_type: {other.data_type}", subject.line(f"{path}.data_type"))
     batched = (subject.config.max_batch_size > 0, model.max_batch_size > 0)
     same_rank = len(own.dims) + batched[0] == len(other.dims) + batched[1]
     pairs = zip(reversed(own.dims), reversed(other.dims))
     if not same_rank or any(a != b and -1 not in (a, b) for a, b in pairs):
-        message = f"of {own.name} are {list(own.dims)}, {other.name} of {model.name} has {list(other.dims)}"
+        message = f"of {own.name} are {list(own.dims)}, {other.name} of {name} has {list(other.dims)}"
         yield Problem(f"{path}.dims", message, f"dims: {list(other.dims)}", subject.line(f"{path}.dims"))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gft_edge.errors import did_you_mean
 from gft_edge.export.lint_deployment.shared.rule import Problem, Problems, rule
-from gft_edge.export.lint_deployment.triton.subject import FILES, PLATFORMS, TritonSubject
+from gft_edge.export.lint_deployment.triton.subject import FILES, PLATFORMS, TritonSubject, fits
 
 _CONFIG = "Triton, model configuration"
 _REPOSITORY = "Triton, model repository"
@@ -71,7 +71,7 @@ def model_file(subject: TritonSubject) -> Problems:
     file = subject.file
     if file is None or file.is_file() or subject.is_ensemble:
         return
-    others = sorted(path.name for path in file.parent.iterdir() if path.name.startswith("model."))
+    others = sorted(path.name for path in file.parent.glob("model.*"))  # the folder itself may be missing
     field = "backend" if subject.config.backend else "platform"
     if others:
         message = f"is {subject.backend!r}, which loads {file.name}; {file.parent} has {', '.join(others)}"
@@ -202,13 +202,9 @@ def warm_up(subject: TritonSubject) -> Problems:
                 yield Problem(
                     f"{path}.inputs", message, f"data_type: {tensor.data_type}", subject.line(f"{path}.inputs")
                 )
-            elif not _fits(dims, tensor.dims):
+            elif not fits(dims, tensor.dims):
                 message = f"sends {name} as {list(dims)}, the model takes {list(tensor.dims)}"
                 yield Problem(f"{path}.inputs", message, f"dims: {list(tensor.dims)}", subject.line(f"{path}.inputs"))
         for name in inputs:
             if name not in request.inputs:
                 yield Problem(f"{path}.inputs", f"lacks input {name}", "every input of the model", subject.line(path))
-
-
-def _fits(dims: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    return len(dims) == len(wanted) and all(a == b or b == -1 for a, b in zip(dims, wanted))

@@ -131,6 +131,11 @@ def parameter(config: ModelConfig, name: str) -> str:
     return config.message.parameters[name].string_value if name in config.message.parameters else ""
 
 
+def fits(dims: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """Returns whether dims are the wanted ones, where -1 takes any size."""
+    return len(dims) == len(wanted) and all(a == b or b == -1 for a, b in zip(dims, wanted))
+
+
 def tensors(subject: TritonSubject) -> tuple[tuple[str, ConfigTensor, tuple[ServedTensor, ...] | None], ...]:
     """Returns every input and output of the configuration with its path and the tensors of the graph that it may name."""
     config = subject.config

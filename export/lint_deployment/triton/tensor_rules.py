@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from gft_edge.errors import did_you_mean
 from gft_edge.export.lint_deployment.shared.rule import Problem, Problems, rule
-from gft_edge.export.lint_deployment.triton.subject import TRITON_TYPES, TritonSubject, tensors
+from gft_edge.export.lint_deployment.triton.subject import TRITON_TYPES, TritonSubject, fits, tensors
+from gft_edge.labels import first_difference
 
 _CONFIG = "Triton, model configuration"
 
@@ -67,7 +68,7 @@ def shapes(subject: TritonSubject) -> Problems:
         wanted = subject.expected(other) if other else None
         message_field = subject.config.message.input if path.startswith("input") else subject.config.message.output
         index = int(path[path.index("[") + 1 : -1])
-        if wanted is None or message_field[index].HasField("reshape") or _fits(tensor.dims, wanted):
+        if wanted is None or message_field[index].HasField("reshape") or fits(tensor.dims, wanted):
             continue
         cause = ""
         if other and other.shape and len(tensor.dims) == len(wanted) + 1:
@@ -78,10 +79,6 @@ def shapes(subject: TritonSubject) -> Problems:
             cause = ": the axes stand in another order"
         message = f"of {tensor.name} are {_dims(tensor.dims)}, the graph has {_dims(wanted)}{cause}"
         yield Problem(f"{path}.dims", message, f"dims: {_dims(wanted)}", subject.line(f"{path}.dims"))
-
-
-def _fits(dims: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    return len(dims) == len(wanted) and all(a == b or b == -1 for a, b in zip(dims, wanted))
 
 
 @rule(
@@ -149,14 +146,13 @@ def label_order(subject: TritonSubject) -> Problems:
         labels = _labels(subject, tensor.label_filename)
         if labels is None or subject.manifest is None or len(labels) != len(subject.manifest.labels):
             continue
-        for number, (here, there) in enumerate(zip(labels, subject.manifest.labels)):
-            if here != there:
-                file = subject.config.folder / tensor.label_filename
-                message = f"class {number} is {here!r}, the manifest has {there!r}"
-                yield Problem(
-                    f"{path}.label_filename", message, "the labels in the order of the manifest", number + 1, file
-                )
-                break
+        if difference := first_difference(labels, subject.manifest.labels):
+            number, here, there = difference
+            file = subject.config.folder / tensor.label_filename
+            message = f"class {number} is {here}, the manifest has {there}"
+            yield Problem(
+                f"{path}.label_filename", message, "the labels in the order of the manifest", number + 1, file
+            )
 
 
 @rule(

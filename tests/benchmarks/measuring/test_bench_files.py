@@ -107,6 +107,7 @@ def test_int8_is_held_against_its_twin(write, int8_ms, pays):
             "layers": {"int8": "Why."},
         },
         {**engine, "name": "other budget", "precision": "fp32", "budget": "9-3"},
+        {**engine, "name": "other model", "precision": "fp32", "model": {"backbone": "vit_base_patch16_224"}},
     ]
     (found,) = merge([write("x.json", bench(BOARD, *rows))])["int8"]
     assert (found["name"], found["twin"], found["why"], found["pays"]) == ("int8", "fp16", "Why.", pays)

@@ -10,11 +10,9 @@ from pathlib import Path
 import pytest
 
 from gft_edge.benchmarks.power import energy, ina3221
-from gft_edge.benchmarks.power.energy import mean_power
 from gft_edge.benchmarks.power.meter import Load, measure_energy, open_meter
-from gft_edge.benchmarks.power.recorded_log import log_energy, log_trace
+from gft_edge.benchmarks.power.recorded_log import log_energy
 from gft_edge.benchmarks.power.source import Machine, total_rails
-from gft_edge.benchmarks.power.tegrastats import parse_line, parse_log
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.hardware.environment import board, has_nvidia_driver
 from gft_edge.hardware.jetson import board_conditions
@@ -235,26 +233,27 @@ def test_nothing_to_measure(name, value):
         Load(**{"images_per_run": 1, name: value})
 
 
-def test_recorded_log(recorded_line):
-    recorded = recorded_line("agx-orin-jp72")
-    log = parse_log("\n".join([recorded] * 30 + [recorded.replace("5500mW/", "7500mW/", 1)] * 30 + [recorded[:200]]))
-    trace = log_trace(log, 0.1)
-    assert trace.rails == ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
-    assert len(trace.times_s) == 60
-    assert mean_power(trace, 0, 2.9).mean_mw == pytest.approx(13907)
-    assert mean_power(trace, 3, 5.9).mean_mw == pytest.approx(15907)
-    assert mean_power(trace, 0, 5.9).mean_mw == pytest.approx(14907)
-    assert mean_power(trace, 0, 20).refused
+def test_recorded_log(recorded_line, tmp_path):
+    recorded, file = recorded_line("agx-orin-jp72"), tmp_path / "tegrastats.log"
+    file.write_text("\n".join([recorded] * 30 + [recorded.replace("5500mW/", "7500mW/", 1)] * 30 + [recorded[:200]]))
+    found = log_energy(file, 0.1, 100)
+    assert found.rails == ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")
+    assert (found.num_samples, found.num_images) == (60, 590), "the line that is cut off has no sample"
+    assert found.mean_mw == pytest.approx((13907 + 15907) / 2)
 
 
-def test_recorded_log_that_cannot_be_used(recorded_line):
+def test_recorded_log_that_cannot_be_used(recorded_line, tmp_path):
+    def energy_of_log(text, interval_s=0.1):
+        (tmp_path / "tegrastats.log").write_text(text)
+        return log_energy(tmp_path / "tegrastats.log", interval_s, 100)
+
     late, early = recorded_line("agx-orin-jp72"), recorded_line("agx-orin-jp72").replace("09:08:28", "09:08:27")
     with pytest.raises(DataError, match="the clock goes backwards, from 2026-07-25 09:08:28 to 2026-07-25 09:08:27"):
-        log_trace(parse_log(f"{late}\n{early}"), 0.1)
+        energy_of_log(f"{late}\n{early}")
     with pytest.raises(ConfigError, match="tegrastats log: rails none are not known"):
-        log_trace([parse_line("GR3D_FREQ 0%")], 0.1)
+        energy_of_log("GR3D_FREQ 0%")
     with pytest.raises(ConfigError, match="interval must be above 0 s, found 0"):
-        log_trace(parse_log(late), 0)
+        energy_of_log(late, 0)
 
 
 def test_imports_neither_torch_nor_the_binding():

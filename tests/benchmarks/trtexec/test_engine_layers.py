@@ -80,6 +80,11 @@ def test_a_layer_only_the_profile_knows_is_kept():
     assert [(layer.role, layer.share) for layer in layers] == [("gemm", None), ("attention", 1.0)]
 
 
+def test_layers_of_one_name_share_its_time():
+    layers = with_times(parse_layers(["fc", "fc", "relu"]), {"fc": 6.0, "relu": 2.0})
+    assert [(layer.time_ms, layer.share) for layer in layers] == [(3.0, 0.375), (3.0, 0.375), (2.0, 0.25)]
+
+
 @pytest.mark.parametrize("key", ["Layers", "layers", "LayerInfo", None])
 def test_every_root_is_read(key):
     layers = data("layers-10.3.json")["Layers"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gft_edge.benchmarks.measuring.bench_files import SCHEMA
 from gft_edge.benchmarks.trtexec import ingest as trtexec
 from gft_edge.benchmarks.trtexec.ingest import EngineRun, RecordedRun, ingest, run_engine
-from gft_edge.benchmarks.trtexec.output import parse_log, parse_version
+from gft_edge.benchmarks.trtexec.output import parse_runs, parse_version
 from gft_edge.benchmarks.trtexec.program import (
     Timing,
     find_trtexec,
@@ -132,7 +132,7 @@ def test_a_run_that_fails_is_told_with_its_first_error(tmp_path):
 
 @pytest.mark.parametrize("name", ["ptlflow-65.log", "tensorrt-4177.log", "yolov7-329.log"])
 def test_recorded_logs_are_read_to_the_last_figure(name):
-    log = parse_log(text(name))
+    (log,) = parse_runs(text(name))
     for metric, figures in log.metrics.items():
         line = next(line for line in text(name).splitlines() if f"[I] {metric}: " in line)
         assert line.count(" ms") == len(figures)
@@ -144,7 +144,7 @@ def test_recorded_logs_are_read_to_the_last_figure(name):
 
 
 def test_recorded_figures():
-    log = parse_log(text("ptlflow-65.log"))
+    (log,) = parse_runs(text("ptlflow-65.log"))
     assert log.metrics["Latency"]["median"] == 30.7585
     assert log.metrics["GPU Compute Time"]["99"] == 30.4204
     assert log.numbers == {"throughput_qps": 32.7261, "host_walltime_s": 3.08622, "gpu_time_s": 3.0635}
@@ -152,14 +152,14 @@ def test_recorded_figures():
 
 
 def test_warnings_are_surfaced():
-    assert parse_log(text("tensorrt-4177.log")).warnings[0].startswith("Throughput may be bound by Enqueue Time")
-    log = parse_log(text("yolov7-329.log"))
+    assert parse_runs(text("tensorrt-4177.log"))[0].warnings[0].startswith("Throughput may be bound by Enqueue Time")
+    (log,) = parse_runs(text("yolov7-329.log"))
     assert log.variance == pytest.approx(0.0210486)
     assert log.warnings[0].startswith("GPU compute time is unstable")
 
 
 def test_a_whole_log():
-    log = parse_log(text("orin-10.3.log"))
+    (log,) = parse_runs(text("orin-10.3.log"))
     assert (log.version, log.warnings) == ((10, 3), ())
     assert log.device == {"device": "Orin", "compute_capability": "8.7", "sms": "16"}
     assert log.timing == {"cuda_graph": True, "spin_wait": True, "transfers": False}
@@ -169,7 +169,7 @@ def test_a_whole_log():
 
 
 def test_lines_of_windows_and_of_a_coloured_terminal_are_read_alike():
-    assert parse_log(text("ptlflow-65.log").replace("\n", "\r\n")) == parse_log(text("ptlflow-65.log"))
+    assert parse_runs(text("ptlflow-65.log").replace("\n", "\r\n")) == parse_runs(text("ptlflow-65.log"))
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_lines_of_windows_and_of_a_coloured_terminal_are_read_alike():
 )
 def test_a_log_that_cannot_be_used_is_refused(damage, message):
     with pytest.raises(ArtifactError) as refused:
-        parse_log(damage(text("orin-10.3.log")), "trtexec log x.log")
+        parse_runs(damage(text("orin-10.3.log")), "trtexec log x.log")
     assert str(refused.value).startswith("trtexec log x.log: ")
     assert message in str(refused.value)
 
@@ -197,7 +197,7 @@ def test_a_log_that_cannot_be_used_is_refused(damage, message):
 @given(st.integers(0, 2233))
 def test_a_log_cut_off_anywhere_is_whole_or_refused(length):
     try:
-        log = parse_log(text("orin-10.3.log")[:length])
+        (log,) = parse_runs(text("orin-10.3.log")[:length])
     except ArtifactError as error:
         assert "\n" not in str(error)
     else:
@@ -210,8 +210,8 @@ LINES = [line for name in ("orin-10.3.log", "yolov7-329.log", "failed-11.log") f
 
 @given(st.lists(st.one_of(st.sampled_from(LINES), st.text(max_size=30)), max_size=30), st.text(max_size=5))
 def test_no_log_is_more_than_an_error(lines, joint):
-    with_errors(parse_log, joint.join(["", *lines]))
-    with_errors(parse_log, "\n".join(lines))
+    with_errors(parse_runs, joint.join(["", *lines]))
+    with_errors(parse_runs, "\n".join(lines))
 
 
 def with_errors(function, *arguments):

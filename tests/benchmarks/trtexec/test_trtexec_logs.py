@@ -9,7 +9,7 @@ import pytest
 
 from gft_edge.benchmarks.trtexec.failure import cause_of_failure
 from gft_edge.benchmarks.trtexec.ingest import RecordedRun, ingest
-from gft_edge.benchmarks.trtexec.output import parse_log, parse_runs
+from gft_edge.benchmarks.trtexec.output import parse_runs
 from gft_edge.benchmarks.trtexec.settings import settings_of, shapes_of, timing_of
 from gft_edge.config.model import preset
 from gft_edge.errors import ArtifactError, ConfigError
@@ -191,7 +191,7 @@ def test_of_a_second_run_that_is_cut_off_the_first_is_taken_and_it_is_said():
 
 
 def test_a_failed_run_beside_a_complete_one_is_said():
-    found = parse_log(text("foreign-node") + WHOLE)
+    (found,) = parse_runs(text("foreign-node") + WHOLE)
     assert found.metrics["Latency"]["median"] == 4.25
     assert "run 1 of 2: the run failed: Could not find any implementation for node" in found.warnings[0]
 
@@ -202,14 +202,12 @@ def test_runs_that_cannot_be_told_apart_are_refused(artifacts):
         ingest(RecordedRun(DATA / "two.log", artifact=artifacts["dynamic"]))
     with pytest.raises(ConfigError, match="holds 2 runs"):
         ingest(RecordedRun(DATA / "two.log", times=DATA / "times.json"))
-    with pytest.raises(ArtifactError, match="holds 2 runs"):
-        parse_log(two)
     with pytest.raises(ArtifactError, match="2 performance summaries under one command"):
-        parse_log(two.replace("&&&& ", "&&&& was "))
+        parse_runs(two.replace("&&&& ", "&&&& was "))
     summary = two[: two.index("&&&& PASSED")]
     second = two[two.rindex("&&&& PASSED") :]
     with pytest.raises(ArtifactError, match=r"begins as '.* --fp16' and ends as '.* --int8'"):
-        parse_log(summary + second)
+        parse_runs(summary + second)
     with pytest.raises(ArtifactError, match=r"run 1 of 2: the run failed.*; run 2 of 2: the run failed"):
         parse_runs(text("foreign-node") + text("failed-11"))
 
@@ -225,7 +223,7 @@ def test_runs_of_several_gpus_are_refused(tmp_path):
 
 
 def test_a_setting_that_was_ignored_did_not_hold():
-    log = parse_log(text("graph-ignored"))
+    (log,) = parse_runs(text("graph-ignored"))
     assert log.timing == {"cuda_graph": False, "spin_wait": True, "transfers": False}
     assert any("disabled CUDA graph" in warning for warning in log.warnings)
     assert any("times are too long" in warning for warning in log.warnings)
@@ -311,7 +309,7 @@ def test_a_failed_build_names_the_node():
 def test_a_failed_run_without_its_verdict_is_no_cut_off_one():
     cut = text("foreign-node")
     with pytest.raises(ArtifactError, match="the run failed: Could not find any implementation"):
-        parse_log(cut[: cut.index("&&&& FAILED")])
+        parse_runs(cut[: cut.index("&&&& FAILED")])
 
 
 # The GPU

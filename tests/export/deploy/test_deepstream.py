@@ -169,7 +169,10 @@ def test_network_mode_and_flags_by_precision(fitting, precision, rest, mode, fla
         ({"inputs": (TensorInfo("image", "uint8", ("batch", 32, 32, 3), ""),)}, "uint8"),
         ({"batch": (2, 2, 2)}, "smallest batch is 2"),
         ({"batch": (1, 1, 2000)}, "1024"),
-        ({"precision": "fp8"}, "fp8"),
+        (
+            {"precision": "fp8"},
+            "no value for fp8, only for fp32, int8, fp16; first quantize the checkpoint with --precision int8",
+        ),
         ({"precision": "bf16", "rest": "bf16"}, "bf16"),
     ],
 )

@@ -53,6 +53,17 @@ def slow_resize(image, rows, columns, mode):
     return np.clip(np.floor(result + 0.5), 0, 255).astype(np.uint8)
 
 
+@pytest.mark.parametrize("inputs", [0, 2])
+def test_a_graph_without_one_input_is_refused(tmp_path, inputs):
+    images = [helper.make_tensor_value_info(f"i{n}", TensorProto.FLOAT, [1, 3, SIDE, SIDE]) for n in range(inputs)]
+    node = helper.make_node("Constant", [], ["y"], value=numpy_helper.from_array(np.ones((1, 2), np.float32)))
+    output = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2])
+    onnx.save(helper.make_model(helper.make_graph([node], "graph", images, [output])), tmp_path / "model.onnx")
+    (tmp_path / "config.txt").write_text("[property]\nnetwork-type=1\nonnx-file=model.onnx\n")
+    with pytest.raises(ArtifactError, match="nvinfer fills one input"):
+        open_twin(tmp_path / "config.txt")
+
+
 @pytest.mark.parametrize("mode", ["nearest", "bilinear"])
 @pytest.mark.parametrize(("rows", "columns"), [(20, 34), (8, 8), (5, 7)])
 def test_resize_against_loops(mode, rows, columns):

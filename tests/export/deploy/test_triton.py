@@ -177,6 +177,11 @@ def test_names_types_and_dims_are_those_of_the_graph(stand_in, tmp_path, name):
             assert [(o.name, o.dims) for o in steps.outputs] == [(o.name, o.dims) for o in config.outputs]
 
 
+def test_the_readme_names_the_type_that_onnxruntime_does_not_compute(stand_in, tmp_path):
+    made = make_bundle(stand_in(precision="int8", rest="bf16"), tmp_path / "bundle", OPTIONS)
+    assert "The onnxruntime backend does not compute bf16: " in (made.path / "README.md").read_text()
+
+
 def test_what_triton_cannot_serve_is_refused(stand_in, tmp_path):
     with pytest.raises(ConfigError, match="takes 2 to 8 images"):
         make_bundle(stand_in(batch=(2, 4, 8)), tmp_path / "bundle", OPTIONS)
@@ -326,6 +331,19 @@ class TestClient:
         assert capsys.readouterr().err == (
             "model gft_12-6 takes normalised images; name the ensemble gft_12-6_pixels\n"
         )
+
+    @pytest.mark.parametrize("decoder", ["gft_edge", "pillow"])
+    def test_an_image_that_cannot_be_read_is_told_in_one_line(
+        self, tiny_bundle, server, serve, tmp_path, capsys, monkeypatch, decoder
+    ):
+        if decoder == "pillow":
+            monkeypatch.setitem(sys.modules, "gft_edge.data.images", None)
+        (tmp_path / "text.png").write_text("no image")
+        url = serve(server)
+        for name in ("missing.png", "text.png"):
+            assert triton_client.main([str(tmp_path / name), "--url", url], tiny_bundle.path) == 2
+            (line,) = capsys.readouterr().err.splitlines()
+            assert name in line
 
     def test_file_in_the_bundle_is_the_module(self, tiny_bundle):
         from pathlib import Path

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -86,6 +87,12 @@ def test_commands_name_flags_that_exist():
         module, *flags = command.removeprefix("python -m ").split()
         parser = importlib.import_module(f"{module}.__main__").get_parser()
         assert parser.parse_args(flags).onnx_path == "full.onnx"
+
+
+def test_commands_take_paths_with_spaces():
+    folder = Path("my models")
+    commands = autotune_commands(folder / "full.onnx", folder / "b.onnx", folder / "images.npy", folder)
+    assert all("my models/full.onnx" in shlex.split(command) for command in commands)
 
 
 def test_placeholder_scales():

@@ -29,6 +29,7 @@ KEEP = {
         "e = ReduceMean<keepdims: int = 0>(h, two) z = Size(e) m = Div(z, thrice) k = Reshape(m, one)",
         197,
     ),
+    "shape of a constant": ("w = Shape(h) n = Gather(w, one) m = Mul(n, seven) k = Div(m, ten)", 137),
     "batch that falls out": (
         "b = Gather(s, nought) z = Mul(b, nought) n = Gather(s, one) t = Add(n, z) m = Mul(t, seven) k = Div(m, ten)",
         137,

@@ -5,6 +5,7 @@ import shutil
 import onnx
 import pytest
 
+from gft_edge.errors import ArtifactError
 from gft_edge.export.lint_deployment.linter import TRITON_RULES, lint_deployment
 from gft_edge.export.lint_deployment.triton.pbtxt_lines import field_lines, line_of
 
@@ -56,6 +57,36 @@ def test_an_input_that_is_missing_is_found(repository):
     graph = repository / TR.replace("config.pbtxt", "1/model.onnx")
     onnx.save(classifier(pixels=False, probabilities=False, inputs=2), graph)
     assert "TR011" in {finding.rule for finding in lint_deployment(repository / TR).findings}
+
+
+def test_a_graph_whose_nodes_read_in_a_circle_is_refused(repository):
+    graph = repository / TR.replace("config.pbtxt", "1/model.onnx")
+    model = classifier(pixels=False, probabilities=False)
+    first, image = model.graph.node[0], model.graph.input[0].name
+    model.graph.node.extend(
+        onnx.helper.make_node("Identity", [a], [b]) for a, b in (("there", "back"), ("back", "there"))
+    )
+    first.input[list(first.input).index(image)] = "back"
+    model.graph.node[-1].output.append(model.graph.output[0].name)
+    del model.graph.node[-3]
+    onnx.save(model, graph)
+    with pytest.raises(ArtifactError, match="model.onnx: the graph is not valid ONNX"):
+        lint_deployment(repository / TR)
+
+
+def test_a_file_in_a_folder_that_is_missing_is_found(repository):
+    path = repository / TR
+    path.write_text('default_model_filename: "sub/model.onnx"\n' + path.read_text())
+    (found,) = [f for f in lint_deployment(path).findings if f.rule == "TR004"]
+    assert "sub/model.onnx does not exist" in found.message
+
+
+def test_a_model_without_a_name_is_called_like_its_folder(repository):
+    step, ensemble = repository / NORMALIZE, repository / ENSEMBLE
+    step.write_text(step.read_text().replace(f'name: "{step.parent.name}"', "", 1))
+    ensemble.write_text(ensemble.read_text().replace("TYPE_UINT8", "TYPE_FP32", 1))
+    (found,) = [f for f in lint_deployment(ensemble).findings if f.rule == "TR035"]
+    assert f"pixels of {step.parent.name} is TYPE_UINT8" in found.message
 
 
 def test_every_rule_is_tried():

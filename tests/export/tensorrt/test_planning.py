@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 from pathlib import Path
 
 import onnx
@@ -71,6 +72,7 @@ def test_every_combination_is_planned_or_refused_in_words(target, version, summa
         return
     assert BuildPlan.from_json(json.loads(json.dumps(made.to_json()))) == made
     assert made.compute_capabilities
+    assert "--onnx=my models/model.onnx" in shlex.split(made.command("my models/model.onnx"))
     command = made.command()
     assert command.startswith("tensorrt_rtx " if target == "rtx" else "trtexec ")
     assert ("--stronglyTyped" in command) == made.generation.startswith("10.")
