@@ -56,44 +56,34 @@ def _read_patches_in_place(model: onnx.ModelProto) -> None:
     the patches, which ONNX Runtime computes seven times as fast. A product with patches is a slice of that with all tokens, R
     columns in place of C. In FP32 alone, since shares and sums of half precision would be rounded.
     """
-    inferred = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
+    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
     shapes = {
         value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in (*inferred.value_info, *inferred.input)
+        for value in graph.value_info
         if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     }
-    constants = {t.name: numpy_helper.to_array(t).tolist() for t in model.graph.initializer if t.dims == [1]}
-    slices = {node.output[0]: node for node in model.graph.node if node.op_type == "Slice"}
+    constants = {tensor.name: numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer if tensor.dims == [1]}
+    slices = {node.output[0]: node for node in graph.node if node.op_type == "Slice" and len(shapes.get(node.output[0], ())) == 3}
     nodes = []
     for node in model.graph.node:
         nodes.append(node)
         patches = slices.get(node.input[0]) if node.op_type in ("ReduceMean", "MatMul") else None
-        prefix = 0 if patches is None else _left_out(patches, shapes, constants)
-        if patches is None or not prefix:
+        if patches is None or [constants.get(name) for name in patches.input[3:]] != [[1], [1]]:
             continue
         tokens, count = patches.input[0], shapes[patches.output[0]][1]
+        prefix = shapes[tokens][1] - count
+        if constants.get(patches.input[1]) != [prefix]:
+            continue
         if node.op_type == "MatMul":
-            products, every = node.output[0], f"{node.output[0]}_of_tokens"
-            node.input[0], node.output[0] = tokens, every
-            nodes.append(
-                helper.make_node("Slice", [every, *patches.input[1:]], [products], name=f"{node.name}_patches")
-            )
+            node.input[0] = tokens
+            products, node.output[0] = node.output[0], f"{node.output[0]}_of_tokens"
+            nodes.append(helper.make_node("Slice", [node.output[0], *patches.input[1:]], [products], name=f"{node.name}_patches"))
         elif constants.get(node.input[1]) == [1] and not next(a.i for a in node.attribute if a.name == "keepdims"):
-            name = f"{node.name}_shares"
-            shares = np.repeat(np.array([0, 1 / count], np.float32), [prefix, count])
-            model.graph.initializer.append(numpy_helper.from_array(shares, name))
-            node.CopyFrom(helper.make_node("MatMul", [name, tokens], list(node.output), name=node.name))
+            shares = np.repeat(np.float32([0, 1 / count]), [prefix, count])
+            model.graph.initializer.append(numpy_helper.from_array(shares, f"{node.name}_shares"))
+            node.CopyFrom(helper.make_node("MatMul", [f"{node.name}_shares", tokens], list(node.output), name=node.name))
     del model.graph.node[:]
     model.graph.node.extend(nodes)
-
-
-def _left_out(node: onnx.NodeProto, shapes: dict[str, list[int]], constants: dict[str, list[int]]) -> int:
-    """Returns how many tokens a Slice of (B, T, C) leaves out at the start of axis 1; 0 if it is another slice."""
-    before, after = shapes.get(node.input[0], []), shapes.get(node.output[0], [])
-    if len(before) != 3 or len(after) != 3 or [constants.get(name) for name in node.input[3:]] != [[1], [1]]:
-        return 0
-    prefix = before[1] - after[1]
-    return prefix if constants.get(node.input[1]) == [prefix] else 0
 
 
 def _sort_top_k(model: onnx.ModelProto) -> None:

@@ -144,10 +144,6 @@ def scores_shifted(g):
     return node.name
 
 
-def largest_for_mean(g):
-    return g.largest_for_mean(1).name
-
-
 def row_of_the_class_token(g):
     """The first patch goes on in the place of the class token."""
     node = g.of("Pad")[0]

@@ -89,22 +89,10 @@ class Graph:
         return tuple(sorted(nodes, key=lambda node: node.input[0] == split))
 
     def scored(self, stage: int) -> onnx.NodeProto:
-        """The slice of the products of all tokens with one vector, which ranks the patches of a stage."""
-        node = self.maker(self.maker(self.selections()[0][stage].input[0]).input[0])
-        assert (self.maker(node.input[0]).op_type, node.op_type) == ("MatMul", "Slice")
-        return node
-
-    def means(self) -> list[onnx.NodeProto]:
-        """The products of all tokens with equal shares of the patches, one of each stage."""
-        return [n for n in self.of("MatMul") if self.is_weight(n.input[0]) and self.value(n.input[0]).ndim == 1]
-
-    def largest_for_mean(self, stage: int) -> onnx.NodeProto:
-        """Replaces the mean of a stage by the largest token in each channel."""
-        node = self.means()[stage]
-        node.op_type = "ReduceMax"
-        node.input[0] = node.input[1]
-        self.own(node, 1, np.array([1]))
-        self.attribute(node, "keepdims", 0)
+        """The slice of the tokens whose products with one vector rank the patches of a stage."""
+        product = self.maker(self.maker(self.selections()[0][stage].input[0]).input[0])
+        node = self.maker(product.input[0])
+        assert (product.op_type, node.op_type) == ("MatMul", "Slice")
         return node
 
     def is_weight(self, name: str) -> bool:

@@ -212,18 +212,17 @@ def lost_class_row(g):
 
 def score_of_queries(g):
     """Patches are ranked by their queries instead of their keys."""
-    node, (queries, keys, _) = g.maker(g.scored(0).input[0]), g.of("Split")[0].output
+    node, (queries, keys, _) = g.scored(0), g.of("Split")[0].output
     assert node.input[0] == keys
     node.input[0] = queries
 
 
 def mean_with_class_token(g):
-    node = g.means()[0]
-    g.own(node, 0, np.full_like(g.value(node.input[0]), 1 / 17))
+    g.own(g.maker(g.of("ReduceMean")[0].input[0]), 1, np.array([0]))
 
 
 def largest_query(g):
-    g.largest_for_mean(0)
+    g.of("ReduceMean")[0].op_type = "ReduceMax"
 
 
 def scores_shifted(g):
@@ -355,9 +354,9 @@ GRAPH_FAULTS = {
     ),
     "LayerNorm scale zeroed": Fault(zeroed_norm, (FP32,), "LayerNormalization", "blocks.1.norm1", "is all zeros"),
     "class row lost": Fault(lost_class_row, (FP32,), "Pad", "blocks.0", "is missing"),
-    "score of the queries": Fault(score_of_queries, (FP32, MAPS), "MatMul", "blocks.0", "reads"),
-    "class token in the mean": Fault(mean_with_class_token, (FP32,), "MatMul", "blocks.0", ""),
-    "largest query instead of the mean": Fault(largest_query, (FP32, INT8), "MatMul", "blocks.0", "ReduceMax"),
+    "score of the queries": Fault(score_of_queries, (FP32, MAPS), "Slice", "blocks.0", "reads"),
+    "class token in the mean": Fault(mean_with_class_token, (FP32,), "Slice", "blocks.0", "is 0 instead of 1"),
+    "largest query instead of the mean": Fault(largest_query, (FP32, INT8), "ReduceMean", "blocks.0", "ReduceMax"),
     "scores shifted by a token": Fault(scores_shifted, (FP32, INT8), "Slice", "blocks.0", "is 0 instead of 1"),
     "next token gathered": Fault(next_token, (FP32, INT8), "Add", "blocks.0", "is 2 instead of 1"),
     "rows of the normalised tokens": Fault(rows_of_normalised, (FP32, INT8), "GatherND", "blocks.0", "reads"),

@@ -82,7 +82,7 @@ class TestFaultsOfTheExporter:
             ("int8-compact", "Softmax", 0, "axis", 2, "blocks.0.attn.attend"),
             ("fp32-none", "LayerNormalization", 3, "epsilon", 0.5, "blocks.1.norm2"),
             ("fp32-none", "TopK", 0, "largest", 0, "blocks.0"),
-            ("fp32-none", "TopK", 1, "largest", 0, "blocks.1"),
+            ("fp32-none", "ReduceMean", 1, "op_type", "ReduceMax", "blocks.1"),
             ("fp32-compact", "Abs", 0, "op_type", "Neg", "blocks.0"),
         ],
     )
