@@ -10,7 +10,6 @@ from onnx import helper, numpy_helper
 def rewrite(model: onnx.ModelProto) -> onnx.ModelProto:
     """Applies all rewrites in place and returns the model with its intermediate shapes inferred again."""
     _gather_rows(model)
-    _read_patches_in_place(model)
     _sort_top_k(model)
     _fold_norms(model.graph)
     drop_unused(model.graph)
@@ -47,43 +46,6 @@ def _gather_rows(model: onnx.ModelProto) -> None:
             "GatherND", [node.input[0], unsqueeze.output[0]], list(node.output), name=node.name, batch_dims=1
         )
         node.CopyFrom(gather)
-
-
-def _read_patches_in_place(model: onnx.ModelProto) -> None:
-    """Lets means and products over the patches read all tokens: a slice is a view in PyTorch and a copy in ONNX Runtime.
-
-    The mean of patches (B, N, C) is one product of all tokens (B, T, C) with a row of equal shares, zero for the tokens before
-    the patches, which ONNX Runtime computes seven times as fast. A product with patches is a slice of that with all tokens, R
-    columns in place of C. In FP32 alone, since shares and sums of half precision would be rounded.
-    """
-    graph = onnx.shape_inference.infer_shapes(model, data_prop=True).graph
-    shapes = {
-        value.name: [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        for value in graph.value_info
-        if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT
-    }
-    constants = {tensor.name: numpy_helper.to_array(tensor).tolist() for tensor in graph.initializer if tensor.dims == [1]}
-    slices = {node.output[0]: node for node in graph.node if node.op_type == "Slice" and len(shapes.get(node.output[0], ())) == 3}
-    nodes = []
-    for node in model.graph.node:
-        nodes.append(node)
-        patches = slices.get(node.input[0]) if node.op_type in ("ReduceMean", "MatMul") else None
-        if patches is None or [constants.get(name) for name in patches.input[3:]] != [[1], [1]]:
-            continue
-        tokens, count = patches.input[0], shapes[patches.output[0]][1]
-        prefix = shapes[tokens][1] - count
-        if constants.get(patches.input[1]) != [prefix]:
-            continue
-        if node.op_type == "MatMul":
-            node.input[0] = tokens
-            products, node.output[0] = node.output[0], f"{node.output[0]}_of_tokens"
-            nodes.append(helper.make_node("Slice", [node.output[0], *patches.input[1:]], [products], name=f"{node.name}_patches"))
-        elif constants.get(node.input[1]) == [1] and not next(a.i for a in node.attribute if a.name == "keepdims"):
-            shares = np.repeat(np.float32([0, 1 / count]), [prefix, count])
-            model.graph.initializer.append(numpy_helper.from_array(shares, f"{node.name}_shares"))
-            node.CopyFrom(helper.make_node("MatMul", [f"{node.name}_shares", tokens], list(node.output), name=node.name))
-    del model.graph.node[:]
-    model.graph.node.extend(nodes)
 
 
 def _sort_top_k(model: onnx.ModelProto) -> None:
