@@ -48,7 +48,7 @@ def traced_budget(config: GFTConfig, pattern: Pattern) -> TokenBudget:
 def at_budget(
     graph: onnx.ModelProto, traced: TokenBudget, wanted: TokenBudget, num_prefix_tokens: int
 ) -> onnx.ModelProto:
-    """Returns a graph at another budget: k of each TopK, the tokens in the shapes of Reshape, the shares of means.
+    """Returns a graph at another budget: k of each TopK, and the tokens in the shapes of Reshape, are replaced.
 
     The result equals the graph that export writes for that budget, but for names of constants and recorded shapes.
 
@@ -81,10 +81,6 @@ def at_budget(
             shape = _integers(constants, node.input[1])
             if len(shape) > 2 and shape[1] in tokens:
                 node.input[1] = _constant(result, constants, [shape[0], tokens[shape[1]], *shape[2:]])
-        elif node.op_type == "MatMul" and node.input[0] in constants:
-            (count,) = constants[node.input[0]].dims
-            if count in tokens:
-                node.input[0] = _shares(result, constants, num_prefix_tokens, tokens[count] - num_prefix_tokens)
     dropped = wanted.keep[-1] < wanted.num_patches
     # A selection in the last block is none: the class token alone is computed there.
     if number not in (len(counts), len(counts) - 1) or (number < len(counts) and not dropped):
@@ -95,16 +91,6 @@ def at_budget(
 def _integers(constants: Mapping[str, onnx.TensorProto], name: str) -> list[int]:
     tensor = constants.get(name)
     return [] if tensor is None else [int(value) for value in numpy_helper.to_array(tensor).ravel()]
-
-
-def _shares(model: onnx.ModelProto, constants: dict[str, onnx.TensorProto], prefix: int, patches: int) -> str:
-    """Returns the name of the row of equal shares (prefix + patches,) whose product with the tokens is the mean of the patches."""
-    name = f"budget_shares_{prefix}_{patches}"
-    if name not in constants:
-        row = np.repeat(np.array([0, 1 / patches], np.float32), [prefix, patches])
-        constants[name] = numpy_helper.from_array(row, name)
-        model.graph.initializer.append(constants[name])
-    return name
 
 
 def _constant(model: onnx.ModelProto, constants: dict[str, onnx.TensorProto], values: list[int]) -> str:
