@@ -160,7 +160,8 @@ def test_attention_that_depends_on_the_shift_is_refused(found, monkeypatch):
         idea_pictures.find()
 
 
-EXPLAIN = {"selection", "models", "evidence", "promises", "deployment", "int8"}
+EXPLAIN = {"idea", "selection", "models", "evidence", "promises", "mutations", "deployment", "int8"}
+EXPLAIN |= {"artefact_format", "cli", "glossary", "troubleshooting"}
 """Pages of the README that explain, list or compare; every other one is a how-to."""
 
 

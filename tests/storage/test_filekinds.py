@@ -22,7 +22,7 @@ ONNX = b"\x08\x09\x12\x07pytorch\x3a\x02\x0a\x00"
 @pytest.mark.parametrize(
     ("name", "content", "kind"),
     [
-        ("a.onnx", b"anything", "an ONNX graph"),
+        ("a.onnx", b"anything", "a text file"),
         ("a.bin", ONNX, "an ONNX graph"),
         ("a.bin", b"\x08\x07:\x04abcd", "an ONNX graph"),
         ("a.onnx", b"<html>404</html>", "a web page (HTML), so the download did not give the file itself"),
@@ -55,7 +55,7 @@ def test_a_foreign_graph_is_called_one_and_the_verb_that_takes_it_named(tmp_path
         reader(tmp_path / "vit.onnx")
     words = str(error.value)
     assert "is an ONNX graph" in words
-    assert "lint, quantize, verify, bench, build and evaluate take one" in words
+    assert "lint, quantize, verify, bench and build take the graph" in words
     assert "folder" in words
     assert "no such folder" not in words
 

@@ -91,7 +91,7 @@ class TestTrueArtefacts:
     def test_stricter_limits_fail(self, exported):
         limits = Limits(int8_sqnr_db=200, same_sqnr_db=300, int8_jaccard=1.1, int8_top1_agreement=1.1)
         failures = verify_golden(exported("int8-none"), limits=limits).failures
-        assert len(failures) == 5
+        assert len(failures) == 7
         assert all("limit" in failure for failure in failures)
 
 
