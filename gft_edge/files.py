@@ -9,14 +9,13 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from gft_edge.errors import ArtifactError, ConfigError, GFTEdgeError, OutputError
-from gft_edge.storage.leftovers import make_temporary, remove_leftovers
+from gft_edge.storage.leftovers import remove_leftovers, temporary_beside
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -136,18 +135,15 @@ def replacing(path: Path) -> Iterator[Path]:
         OutputError: writing failed; the old content of ``path`` is unchanged.
     """
     require_writable(path)
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers_once(path.parent)
-        temporary, lock = make_temporary(path, folder=False)
-    try:
+    with contextlib.ExitStack() as stack:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers_once(path.parent)
+            temporary = stack.enter_context(temporary_beside(path, folder=False))
         with writing(path, temporary, whole=True):
             yield temporary
-            temporary.chmod(0o666 & ~_umask())  # mkstemp makes files only the owner can read
+            temporary.chmod(0o666 & ~_umask())  # only its owner can read a temporary
             temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-        os.close(lock)
 
 
 @contextlib.contextmanager
@@ -159,11 +155,11 @@ def new_folder(folder: Path) -> Iterator[Path]:
         OutputError: writing failed; no partial folder is left.
     """
     require_free(folder)
-    with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers_once(folder.parent)
-        temporary, lock = make_temporary(folder, folder=True)
-    try:
+    with contextlib.ExitStack() as stack:
+        with writing(folder):
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            _remove_leftovers_once(folder.parent)
+            temporary = stack.enter_context(temporary_beside(folder, folder=True))
         with writing(folder, temporary):
             yield temporary
         require_free(folder)  # another process may have been faster
@@ -172,11 +168,6 @@ def new_folder(folder: Path) -> Iterator[Path]:
             if folder.is_dir():
                 folder.rmdir()
             temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    finally:
-        os.close(lock)
 
 
 @contextlib.contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 import re
 import shutil
 from collections.abc import Iterable, Sequence
@@ -14,7 +14,7 @@ from gft_edge.files import canonical_json, replacing, require_writable, writing
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.report.figures.overlays import write_png
 from gft_edge.runtime.accuracy import Accuracy
-from gft_edge.storage.leftovers import make_temporary
+from gft_edge.storage.leftovers import temporary_beside
 
 if TYPE_CHECKING:
     from gft_edge.data.datasets import ImageSet
@@ -68,10 +68,10 @@ def write_evaluation(
     """
     require_evaluation_writable(out)
     folder = pictures_folder(out)
-    with writing(folder):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        temporary, lock = make_temporary(folder, folder=True)
-    try:
+    with contextlib.ExitStack() as stack:
+        with writing(folder):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            temporary = stack.enter_context(temporary_beside(folder, folder=True))
         wrong_ones = dict.fromkeys(wrong.index for found in results for wrong in found.wrong)
         with writing(folder, temporary):
             names = _draw(temporary, wrong_ones, images, spec)
@@ -93,9 +93,6 @@ def write_evaluation(
             if names:
                 temporary.chmod(0o755)
                 temporary.rename(folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-        os.close(lock)
     return data
 
 

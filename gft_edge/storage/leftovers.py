@@ -7,11 +7,13 @@ removed.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import re
+import secrets
 import shutil
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 SUFFIX = ".gft-tmp"
@@ -19,39 +21,55 @@ _NAME = re.compile(r"\..+\.[a-z0-9_]{8}" + re.escape(SUFFIX), re.DOTALL)
 _LONGEST_NAME = 200  # file systems take 255 bytes; prefix and suffix need some of them
 
 
-def make_temporary(path: Path, folder: bool) -> tuple[Path, int]:
-    """Makes and locks a temporary sibling of ``path``.
+@contextlib.contextmanager
+def temporary_beside(path: Path, folder: bool) -> Iterator[Path]:
+    """Yields a locked temporary sibling of ``path``; what the block leaves of it is removed.
+
+    Its name is known before it exists, so that an interrupt at any moment leaves nothing.
 
     Args:
         path: final path; its parent exists.
         folder: make a folder instead of a file.
 
-    Returns:
-        the temporary, and a descriptor that holds its lock until it is closed.
-
     Raises:
         OSError: the parent is not writable.
     """
     prefix = f".{_shortened(path.name)}."
-    while True:
+    temporary, lock = path, None
+    try:
+        while lock is None:
+            temporary = path.parent / f"{prefix}{secrets.token_hex(4)}{SUFFIX}"
+            lock = _create(temporary, folder)
+        yield temporary
+    finally:
+        if temporary != path:
+            shutil.rmtree(temporary, ignore_errors=True) if folder else temporary.unlink(missing_ok=True)
+        if lock is not None:
+            os.close(lock)
+
+
+def _create(temporary: Path, folder: bool) -> int | None:
+    """Creates and locks a file or folder; returns the descriptor that holds the lock, None where another process was faster."""
+    try:
         if folder:
-            temporary = Path(tempfile.mkdtemp(prefix=prefix, suffix=SUFFIX, dir=path.parent))
-            lock = os.open(temporary, os.O_RDONLY)
-        else:
-            lock, name = tempfile.mkstemp(prefix=prefix, suffix=SUFFIX, dir=path.parent)
-            temporary = Path(name)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError:  # a file system without locks, where nothing is removed
-            return temporary, lock
-        # Before the lock, another process may have removed it as a leftover.
-        if _is_same(temporary, lock):
-            return temporary, lock
-        os.close(lock)
+            temporary.mkdir(0o700)
+        lock = os.open(temporary, os.O_RDONLY if folder else os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    except (FileExistsError, FileNotFoundError):
+        if temporary.parent.is_dir():  # the name was taken, or the folder removed as a leftover before its lock
+            return None
+        raise
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks, where nothing is removed
+        return lock
+    if _is_same(temporary, lock):
+        return lock
+    os.close(lock)
+    return None
 
 
 def is_temporary(name: str) -> bool:
-    """Returns whether a file name has the form that :func:`make_temporary` uses."""
+    """Returns whether a file name has the form that :func:`temporary_beside` uses."""
     return _NAME.fullmatch(name) is not None
 
 

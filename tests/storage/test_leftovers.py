@@ -1,13 +1,13 @@
 """Temporaries of processes that are gone are removed, those of living ones and other people's files are not."""
 
-import os
 import subprocess
 import sys
 
 import pytest
 
 from gft_edge.files import new_folder, replacing, require_free
-from gft_edge.storage.leftovers import SUFFIX, is_temporary, make_temporary, remove_leftovers
+from gft_edge.storage import leftovers
+from gft_edge.storage.leftovers import SUFFIX, is_temporary, remove_leftovers
 
 WRITER = """
 import os, signal, sys
@@ -49,10 +49,23 @@ def test_only_our_names_are_removed(tmp_path):
 
 
 def test_a_folder_with_nothing_but_leftovers_is_free(tmp_path):
-    temporary, lock = make_temporary(tmp_path / "x", folder=False)
-    os.close(lock)
+    left = tmp_path / f".x.abcd0123{SUFFIX}"
+    left.touch()
     require_free(tmp_path)
-    assert not temporary.exists()
+    assert not left.exists()
+
+
+@pytest.mark.parametrize("folder", [False, True])
+@pytest.mark.parametrize("place", ["flock", "_is_same"])
+def test_an_interrupt_while_it_is_made_leaves_nothing(tmp_path, monkeypatch, folder, place):
+    def interrupt(*arguments):
+        assert [is_temporary(path.name) for path in tmp_path.iterdir()] == [True]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(*((leftovers.fcntl, "flock") if place == "flock" else (leftovers, "_is_same")), interrupt)
+    with pytest.raises(KeyboardInterrupt), leftovers.temporary_beside(tmp_path / "x", folder):
+        pass
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_missing_folders_and_the_longest_names_are_fine(tmp_path):
