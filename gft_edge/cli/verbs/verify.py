@@ -100,9 +100,10 @@ def run(args: argparse.Namespace) -> int:
     if not (args.checkpoint or args.backend) and is_for_deepstream(args.artifact):
         return _nvinfer(args, artifact)
     if args.data and not args.checkpoint:
+        accuracy = command("evaluate", args.artifact, "--data", args.data)
         raise ConfigError(
-            "--data: PyTorch computes what these images are compared with, so give --checkpoint CKPT too; without --data the golden "
-            f"images are compared; {command('evaluate', args.artifact, '--data', args.data)} measures the accuracy alone"
+            "--data: PyTorch computes what these images are compared with, so give --checkpoint CKPT too; without --data "
+            f"the golden images are compared; {accuracy} measures the accuracy alone"
         )
     checkpoint = None
     if args.checkpoint:
