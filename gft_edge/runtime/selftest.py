@@ -188,6 +188,8 @@ def _opened(path: str | Path, options: SelfTestOptions) -> Iterator[tuple[Artifa
     folder, member = split_member(path)
     zipped = is_zip(folder)
     if options.unpack is not None and not zipped:
+        if not folder.exists():
+            raise ConfigError(f"--unpack: {path}: no such file; give the zip that gft-edge bundle --zip wrote")
         raise ConfigError(f"--unpack: {path} is no zip; leave --unpack out")
     if not zipped and not is_bundle(folder):
         artifact = load_artifact(path)
@@ -237,7 +239,9 @@ def _fit(bundle: Bundle | None, root: Path) -> tuple[str, list[str]]:
         return here, []
     wanted = device(bundle.device)
     if found is None and name is None:
-        return here, [f"made for {wanted.title}; this machine is none, so its engines and their speed are not tested"]
+        return here, [
+            f"made for {wanted.title}; this machine is not one, so its engines and their speed are not tested"
+        ]
     if found is None or not same_module(found.profile, wanted):
         title, evidence = (found.profile.title, f" ({found.evidence})") if found else (str(name), "")
         command = (

@@ -77,6 +77,7 @@ ON_ARTEFACTS = {
         "argument --batch: must be a whole number, found 'many'",
     ),
     "the same twice": (["bench", "{fp32}", "{fp32}"], "artefacts must have different folder names"),
+    "images without a checkpoint": (["verify", "{fp32}", "--data", "{data}"], "give --checkpoint CKPT too"),
     "other parent": (["verify", "{fp32}", "--checkpoint", "builtin"], "was made from weights"),
     "full-precision parent of int8": (["verify", "{int8}", "--checkpoint", "{ckpt}", "--data", "{data}"], "made from"),
     "int8 parent of fp32": (["verify", "{fp32}", "--checkpoint", "{ckpt8}", "--data", "{data}"], "made from"),

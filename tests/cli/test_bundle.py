@@ -82,6 +82,7 @@ def test_zip_has_the_same_bytes_and_is_tested_without_unpacking(gft_edge, source
         assert (
             f"{name}: bundle for jetson on orin-nano-8gb-super, artefact " in done.out and f"{name}.zip: " in done.out
         )
+        assert "note: TensorRT 10.16 is assumed" in done.out and "--tensorrt 10.3" in done.out
     assert (tmp_path / "1.zip").read_bytes() == (tmp_path / "2.zip").read_bytes()
     done = gft_edge("selftest", tmp_path / "1.zip")
     assert (done.code, done.err) == (0, "")

@@ -180,6 +180,8 @@ def test_zip_is_unpacked_for_good_only_if_it_is_right(bundle, tmp_path):
         selftest(tmp_path / "b.zip", place)
     with pytest.raises(ConfigError, match="--unpack: .* is no zip"):
         selftest(bundle, place)
+    with pytest.raises(ConfigError, match="c.zip: no such file; give the zip"):
+        selftest(tmp_path / "c.zip", place)
 
 
 def test_auto_takes_an_engine_where_it_can_run(bundle, monkeypatch):

@@ -40,7 +40,7 @@ bench_engines() {
         key=${engine##*/}
         key=${key%.engine}
         # shellcheck disable=SC2086 # $lock is one word or none
-        "$GFT_EDGE" bench "$1" --trtexec-engine "$key" --target @DEVICE@ $lock --out "artifact/reports/bench-trtexec-$key.json"
+        "$GFT_EDGE" bench "$1" --trtexec-engine "$key" ${TRTEXEC:+"--trtexec=$TRTEXEC"} --target @DEVICE@ $lock --out "artifact/reports/bench-trtexec-$key.json"
         code=0
         # shellcheck disable=SC2086
         "$GFT_EDGE" bench "$1" --backend "tensorrt:$key" --batch @BATCHES@ $lock --out "artifact/reports/bench-python-$key.json" || code=$?

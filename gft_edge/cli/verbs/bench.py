@@ -76,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--power",
         default="auto",
-        metavar="auto|none|FILE",
+        metavar="auto|none|ina3221|tegrastats|nvml|FILE",
         help="source of power for the energy (auto); with --trtexec-log a log of tegrastats that was recorded while "
         "trtexec measured, and no longer",
     )

@@ -54,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.errors import EXIT_OK
     from gft_edge.export.deploy.bundling import make_bundle, zip_of
     from gft_edge.export.deploy.options import BundleOptions
+    from gft_edge.hardware.devices import device
+    from gft_edge.hardware.tensorrt_versions import assumed_version
 
     options = BundleOptions(
         target=args.target,
@@ -79,10 +81,12 @@ def run(args: argparse.Namespace) -> int:
         "facts": dict(bundle.facts),
         "files": {name: {"size": info.size, "sha256": info.sha256} for name, info in bundle.files.items()},
     }
-    device = f" on {bundle.device}" if bundle.device else ""
+    place = f" on {bundle.device}" if bundle.device else ""
     lines = [
-        f"{args.out}: bundle for {bundle.target}{device}, artefact {bundle.artifact_id}, {len(bundle.files)} more files"
+        f"{args.out}: bundle for {bundle.target}{place}, artefact {bundle.artifact_id}, {len(bundle.files)} more files"
     ]
+    if args.target == "jetson" and not args.tensorrt:
+        lines.append(f"note: {assumed_version(device(args.device))}")
     if archive is not None:
         lines.append(f"{archive}: {archive.stat().st_size / 1e6:.2f} MB")
     if signature is not None:

@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Runs the verb; returns 1 when something is out of limits."""
-    from gft_edge.cli.console import result, say, track
+    from gft_edge.cli.console import command, result, say, track
     from gft_edge.cli.early import checkpoint_info, require_data
     from gft_edge.errors import ConfigError
     from gft_edge.export.foreign.model import ForeignModel
@@ -99,6 +99,12 @@ def run(args: argparse.Namespace) -> int:
         return _pixels(args, artifact)
     if not (args.checkpoint or args.backend) and is_for_deepstream(args.artifact):
         return _nvinfer(args, artifact)
+    if args.data and not args.checkpoint:
+        accuracy = command("evaluate", args.artifact, "--data", args.data)
+        raise ConfigError(
+            "--data: PyTorch computes what these images are compared with, so give --checkpoint CKPT too; without --data "
+            f"the golden images are compared; {accuracy} measures the accuracy alone"
+        )
     checkpoint = None
     if args.checkpoint:
         from gft_edge.checkpoint import load_checkpoint

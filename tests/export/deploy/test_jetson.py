@@ -388,6 +388,14 @@ class TestScripts:
             verb_parser(verb, verb_module(verb)).parse_args(arguments)
         assert ("warning" in said) == ("--unlocked" in words)
 
+    def test_bench_runs_the_trtexec_of_the_environment(self, board, tmp_path):
+        assert board("build.sh")[0] == 0
+        code, said, recorded, _ = board("bench.sh", words=["--unlocked"], TRTEXEC=str(tmp_path / "bin/trtexec"))
+        assert code == 0, said
+        runs = [shlex.split(line) for line in recorded["gft-edge"] if line.startswith("bench ")]
+        found = [verb_parser(verb, verb_module(verb)).parse_args(arguments) for verb, *arguments in runs]
+        assert [str(args.trtexec) for args in found if args.trtexec_engine] == [str(tmp_path / "bin/trtexec")]
+
     @pytest.mark.parametrize(("code", "ends"), [("3", 0), ("1", 1)])
     def test_bench_goes_on_without_bindings_and_stops_on_failures(self, board, tmp_path, code, ends):
         assert board("build.sh")[0] == 0
