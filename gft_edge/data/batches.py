@@ -31,7 +31,7 @@ def indexed_batches(
                 image, label = images[index]
             except DataError as error:
                 if problem is None:
-                    raise
+                    raise DataError(f"{error}; remove this file: here every image counts") from None
                 problem(str(error))
                 continue
             indices.append(index)

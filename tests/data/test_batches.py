@@ -106,7 +106,7 @@ def test_the_neighbour_takes_the_place_of_an_image_that_cannot_be_read():
 def test_without_anyone_to_tell_an_unreadable_image_is_an_error():
     with pytest.raises(DataError, match=r"^image 4: gone$"):
         _train(Holed(12, (4,)), range(3))
-    with pytest.raises(DataError, match=r"^image 4: gone$"):
+    with pytest.raises(DataError, match=r"^image 4: gone; remove this file: here every image counts$"):
         list(evaluation_batches(Holed(12, (4,)), SPEC))
 
 
