@@ -256,7 +256,7 @@ def _require_size(config: GFTConfig, path: Path) -> None:
     if file.is_file() and least > max(file.stat().st_size, SMALL):
         raise ArtifactError(
             f"checkpoint {path}: {CONFIG} declares {config.depth} blocks of width {config.embed_dim}, at least "
-            f"{least / 1e6:.0f} MB, {WEIGHTS} has {file.stat().st_size / 1e6:.1f} MB; they do not belong together"
+            f"{least // 10**6} MB, {WEIGHTS} has {file.stat().st_size / 1e6:.1f} MB; they do not belong together"
         )
 
 
