@@ -157,6 +157,21 @@ def filled_once(tmp_path_factory) -> Callable[[str, Callable[[Path], object]], P
 
 
 @pytest.fixture(scope="session")
+def git_checkout() -> Path:
+    """The root of this working tree, where git tells its files."""
+    root = Path(__file__).parents[1]
+    try:
+        listed = subprocess.run(
+            ["git", "-C", root, "ls-files", "--error-unmatch", "pyproject.toml"], capture_output=True
+        )
+    except FileNotFoundError:
+        pytest.skip("git is not installed")
+    if listed.returncode:
+        pytest.skip(f"needs a checkout of git: {listed.stderr.decode(errors='replace').strip()[:100]}")
+    return root
+
+
+@pytest.fixture(scope="session")
 def own_copy(filled_once, tmp_path_factory) -> Callable[[str, Callable[[Path], object]], Path]:
     """As ``filled_once``, but returns this worker's own copy, which verbs may write reports into."""
 

@@ -122,7 +122,7 @@ def test_packages_listed_are_the_folders_on_disk():
 
 
 @pytest.fixture(scope="module")
-def archives(tmp_path_factory):
+def archives(tmp_path_factory, git_checkout):
     """The tracked files, the sdist of them, and the wheel of that sdist."""
     root = tmp_path_factory.mktemp("archives")
     tree = root / "tree"

@@ -18,7 +18,7 @@ EPOCH = 1767225600  # 2026-01-01
 
 
 @pytest.fixture(scope="module")
-def origin(tmp_path_factory) -> Path:
+def origin(tmp_path_factory, git_checkout) -> Path:
     """A repository of one commit that holds this working tree without tests, and another changelog."""
     root = tmp_path_factory.mktemp("origin") / "repository"
     package_contents.copy_tracked(ROOT, root)
