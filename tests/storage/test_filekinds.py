@@ -97,7 +97,7 @@ def test_a_configuration_far_larger_than_its_weights_is_refused_before_it_is_bui
     config["model"] |= {"depth": 10_000, "embed_dim": 768, "num_heads": 12}
     write_sealed(folder / "config.json", config)
     with pytest.raises(
-        ArtifactError, match=r"10000 blocks of width 768, at least 47186 MB, model\.safetensors has 0\.\d MB"
+        ArtifactError, match=r"10000 blocks of width 768, at least 47185 MB, model\.safetensors has 0\.\d MB"
     ):
         load_checkpoint(folder)
 
