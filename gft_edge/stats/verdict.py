@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from gft_edge.stats.agreement import Comparison
+from gft_edge.stats.agreement import Comparison, StageAgreement
 from gft_edge.stats.metrics import wilson_interval
 from gft_edge.stats.paired import images_needed
 
@@ -118,11 +118,7 @@ def _same_failures(c: Comparison, where: str, limits: Limits) -> list[str]:
     A rounding tie can exchange a patch at the boundary, and all later values of that image with it: such an image says nothing
     about the arithmetic, and is held to the limit of the kept sets.
     """
-    failures = [
-        f"{where}: stage {s.stage} Jaccard {s.jaccard:.3f}, limit {limits.int8_jaccard}"
-        for s in c.stages
-        if s.jaccard < limits.int8_jaccard
-    ]
+    failures = [failure for s in c.stages for failure in _kept_failures(s, where, limits)]
     found, which = c.settled_sqnr_db if c.settled else c.logit_sqnr_db, ""
     if 0 < c.settled < c.images:
         which = f" on {c.settled} images that keep the same patches"
@@ -134,6 +130,13 @@ def _same_failures(c: Comparison, where: str, limits: Limits) -> list[str]:
     return failures
 
 
+def _kept_failures(s: StageAgreement, where: str, limits: Limits) -> list[str]:
+    """Returns a failure where a stage keeps too many other patches."""
+    if s.jaccard >= limits.int8_jaccard:
+        return []
+    return [f"{where}: stage {s.stage} Jaccard {s.jaccard:.3f}, limit {limits.int8_jaccard}"]
+
+
 def _compression_failures(c: Comparison, where: str, limits: Limits, least_sqnr_db: float) -> list[str]:
     """Returns what compression costs beyond the limits."""
     failures = []
@@ -141,8 +144,7 @@ def _compression_failures(c: Comparison, where: str, limits: Limits, least_sqnr_
     if sqnr < least_sqnr_db:
         failures.append(f"{where}: logit SQNR {sqnr:.1f} dB, limit {least_sqnr_db:.0f}")
     for s in c.stages:
-        if s.jaccard < limits.int8_jaccard:
-            failures.append(f"{where}: stage {s.stage} Jaccard {s.jaccard:.3f}, limit {limits.int8_jaccard}")
+        failures += _kept_failures(s, where, limits)
         if s.rank_correlation is not None and s.rank_correlation < limits.int8_rank_correlation:
             failures.append(
                 f"{where}: ranking of stage {s.stage} has rank correlation {s.rank_correlation:.3f}, "
