@@ -1,7 +1,7 @@
 r"""Converts a trained checkpoint to the one that the package ships: float16 weights, test accuracy, a card.
 
-python -m gft_edge.benchmarks.experiments.publish runs/scenes-selection runs/builtin recipes/scenes.toml \
-  recipes/scenes-selection.toml
+python -m gft_edge.benchmarks.experiments.publish runs/scenes-finish runs/builtin recipes/scenes.toml \
+  recipes/scenes-selection.toml recipes/scenes-finish.toml
 """
 
 from __future__ import annotations
