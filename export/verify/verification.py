@@ -96,7 +96,7 @@ def verify(
         return Verification(report)
 
     from gft_edge.data.for_model import once
-    from gft_edge.export.verify.with_checkpoint import require_parent
+    from gft_edge.checkpoint import require_parent
 
     require_parent(artifact, checkpoint)
     note = once(note)
