@@ -1,7 +1,7 @@
 """Images per second that the training data can be prepared at, and the share of a step's time that would be spent waiting.
 
-For rendered typefaces and scenes and for a folder of JPEG files, which it makes, by the loader alone and through the training loop with a
-model whose steps take no time. On a GPU the batches are copied to it and normalised there.
+For rendered typefaces and scenes and for a folder of JPEG files, which it makes, by the loader alone and through the training loop
+with a model whose steps take no time. On a GPU the batches are copied to it and normalised there.
 
 python -m gft_edge.benchmarks.experiments.data_speed runs/bench/data.json --workers 16
 """

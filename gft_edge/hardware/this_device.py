@@ -124,7 +124,9 @@ def parse_gpu(line: str, shared_kb: int | None = None) -> Device:
     """
     match = re.fullmatch(r"\s*(.+?),\s*(\d+\.\d+),\s*(\d+|\[N/A\]|\[Not Supported\])\s*", line)
     if match is None:
-        raise ConfigError(f"nvidia-smi: cannot read {line!r} as name, compute capability and memory; give --target DEVICE")
+        raise ConfigError(
+            f"nvidia-smi: cannot read {line!r} as name, compute capability and memory; give --target DEVICE"
+        )
     title, capability, mib = match.groups()
     name = re.sub(r"[^a-z0-9]+", "-", title.lower().removeprefix("nvidia ")).strip("-")
     if mib.isdigit():

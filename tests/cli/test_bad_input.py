@@ -58,7 +58,10 @@ ON_ARTEFACTS = {
     "log as run": (["report", "{log}", "--out", "{tmp}/out"], "of a log of trtexec: bench --trtexec-log FILE"),
     "result over a manifest": (["bench", "{fp32}", "--out", "{fp32}/manifest.json"], "no earlier result, which alone"),
     "result over a graph": (["evaluate", "{fp32}", "--out", "{fp32}/model.onnx"], "is an ONNX graph and no earlier"),
-    "times": (["bench", "--trtexec-log", "{log}", "--times", "{tmp}/none"], "--times {tmp}/none: no such file; check the path"),
+    "times": (
+        ["bench", "--trtexec-log", "{log}", "--times", "{tmp}/none"],
+        "--times {tmp}/none: no such file; check the path",
+    ),
     "file as run": (["report", "{image}"], "00.png: is a PNG image; give the folder"),
     "a checkpoint": (["bench", "{ckpt}"], "is a checkpoint; make an artefact of it with gft-edge export"),
     "a file": (["predict", "{fp32}/model.onnx", "{image}"], "is a file of an artefact; give its folder"),

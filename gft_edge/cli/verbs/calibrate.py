@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--state", type=Path, metavar="FILE", help="keep the statistics here; an interrupted run resumes from the file"
     )
     parser.add_argument(
-        "--tensorrt", default="8.6.1,10.3.0", metavar="V,...", help="artefact only: versions to write a cache for; one name writes one (two: 8.6.1,10.3.0)"
+        "--tensorrt",
+        default="8.6.1,10.3.0",
+        metavar="V,...",
+        help="artefact only: versions to write a cache for; one name writes one (two: 8.6.1,10.3.0)",
     )
     parser.add_argument(
         "--calibrator",
