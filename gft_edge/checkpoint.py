@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +16,7 @@ from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import canonical_json, replacing, sha256
 from gft_edge.labels import require_names
-from gft_edge.manifest import MANIFEST
+from gft_edge.manifest import MANIFEST, Artifact
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.storage.filekinds import describe_file
 from gft_edge.storage.seals import read_sealed, write_sealed
@@ -153,6 +154,21 @@ def require_full_precision(info: CheckpointInfo, path: Path) -> None:
     """
     if info.quantization is not None:
         raise ConfigError(f"checkpoint {path} is quantized already; give the full-precision one")
+
+
+def require_parent(artifact: Artifact, checkpoint: Checkpoint) -> None:
+    """Refuses a checkpoint that an artefact was not made from.
+
+    Raises:
+        ArtifactError: with what to give, or how to make the artefact again.
+    """
+    made_from = artifact.manifest.checkpoint_sha256
+    if checkpoint.sha256 != made_from:
+        raise ArtifactError(
+            f"artefact {artifact.path} was made from weights {made_from[:12]}, checkpoint {checkpoint.path} has "
+            f"{checkpoint.sha256[:12]}; give the one that it was exported from (of an INT8 artefact the quantized one), or export "
+            f"this one: gft-edge export {shlex.quote(str(checkpoint.path))} --out DIR"
+        )
 
 
 def _read_config(path: Path) -> dict[str, Any]:

@@ -64,7 +64,7 @@ def read_labels(path: Path, count: int | None = None) -> tuple[str, ...]:
     if not places:
         raise ConfigError(f"{where}: holds no names")
     if count is not None and len(places) != count:
-        cause = ""
+        cause = "; give one name for each output of the model, in their order"
         if len(places) == count + 1 and places[0][0].lower() in BACKGROUND:
             cause = f"; its first, {places[0][0]!r}, is no class of this model: remove it"
         raise ConfigError(f"{where}: holds {len(places)} names, the model has {count} classes{cause}")

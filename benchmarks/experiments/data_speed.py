@@ -1,7 +1,7 @@
 """Images per second that the training data can be prepared at, and the share of a step's time that would be spent waiting.
 
-For rendered typefaces and for a folder of JPEG files, which it makes, by the loader alone and through the training loop with a
-model whose steps take no time. On a GPU the batches are copied to it and normalised there.
+For rendered typefaces and scenes and for a folder of JPEG files, which it makes, by the loader alone and through the training loop
+with a model whose steps take no time. On a GPU the batches are copied to it and normalised there.
 
 python -m gft_edge.benchmarks.experiments.data_speed runs/bench/data.json --workers 16
 """
@@ -32,7 +32,7 @@ from gft_edge.train.log import LOG
 from gft_edge.train.loop import train
 from gft_edge.train.steps import Stepper
 
-TYPEFACES, FOLDER = "typefaces", "image folder"
+TYPEFACES, FOLDER, SCENES = "typefaces", "image folder", "scenes"
 JPEG_ROWS, JPEG_COLUMNS = 375, 500
 
 
@@ -157,6 +157,7 @@ def run(sizes: Sizes) -> dict[str, Any]:
             (TYPEFACES, "typefaces", "gft_typeface", 96, "none"),
             (FOLDER, str(folder), "gft_tiny", 224, "none"),
             (FOLDER, str(folder), "gft_tiny", 224, "modern"),
+            (SCENES, "scenes", "gft_scenes", 192, "none"),
         )
         for label, name, preset, side, augment in cases:
             core = core_speed(name, side, augment, sizes)

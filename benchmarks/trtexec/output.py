@@ -105,7 +105,7 @@ def parse_runs(text: str, where: str = "trtexec log") -> list[TrtexecLog]:
     """
     parts = [part for part in sections(clean(text).splitlines()) if _is_run(part)]
     if not parts:
-        raise ArtifactError(f"{where}: this is not output of trtexec")
+        raise ArtifactError(f"{where}: this is not output of trtexec; save what it prints: trtexec ... > FILE 2>&1")
     if len(parts) == 1:
         return [_parse_run(parts[0], where)]
     runs, left_out = [], []

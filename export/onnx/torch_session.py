@@ -15,8 +15,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from gft_edge.checkpoint import load_checkpoint
-from gft_edge.errors import ArtifactError, ConfigError, DataError
+from gft_edge.checkpoint import load_checkpoint, require_parent
+from gft_edge.errors import ConfigError, DataError
 from gft_edge.export.onnx.tracing import GraphOptions, graph_module
 from gft_edge.manifest import Artifact
 from gft_edge.runtime.backends.sessions import Session, SessionOptions
@@ -60,11 +60,7 @@ def open_torch(mode: Mode, artifact: Artifact, options: SessionOptions) -> Sessi
             f"backend {mode}: CUDA graphs run on an NVIDIA GPU, and PyTorch sees none here; take --backend torch"
         )
     checkpoint, manifest = load_checkpoint(options.key), artifact.manifest
-    if checkpoint.sha256 != manifest.checkpoint_sha256:
-        raise ArtifactError(
-            f"artefact {artifact.path} was made from weights {manifest.checkpoint_sha256[:12]}, checkpoint {checkpoint.path} has "
-            f"{checkpoint.sha256[:12]}; name the one that it was made from"
-        )
+    require_parent(artifact, checkpoint)
     device = torch.device("cuda" if on_gpu else "cpu")
     module = graph_module(checkpoint.model, manifest.preprocess, manifest.budget, GraphOptions.of(manifest)).to(device)
     image = manifest.inputs[0]

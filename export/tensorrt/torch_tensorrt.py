@@ -17,8 +17,8 @@ import torch
 from torch import nn
 from torch.export import Dim, ExportedProgram
 
-from gft_edge.checkpoint import Checkpoint, load_checkpoint
-from gft_edge.errors import ArtifactError, ConfigError, MissingExtraError
+from gft_edge.checkpoint import Checkpoint, load_checkpoint, require_parent
+from gft_edge.errors import ConfigError, MissingExtraError
 from gft_edge.export.graph.dtypes import torch_dtype
 from gft_edge.export.graph.summary import GraphInput, GraphSummary
 from gft_edge.export.onnx.plain_modules import exportable
@@ -123,11 +123,7 @@ def _receiver(checkpoint: Checkpoint, out: Path | None) -> Artifact | None:
     if out is None or not out.is_dir():
         return None
     artifact = load_artifact(out)
-    made_from = artifact.manifest.checkpoint_sha256
-    if checkpoint.sha256 != made_from:
-        raise ArtifactError(
-            f"artefact {out} was made from weights {made_from[:12]}, checkpoint {checkpoint.path} has {checkpoint.sha256[:12]}"
-        )
+    require_parent(artifact, checkpoint)
     if checkpoint.info.model.budget != artifact.manifest.budget:
         raise ConfigError(
             f"artefact {out} has budget {artifact.manifest.budget.id}; a program is compiled at the checkpoint's own, "

@@ -71,7 +71,9 @@ def compare_pixel_files(folder: Path, spec: PreprocessSpec) -> PixelReport:
         images.append(read_image(image))
         names.append(file.name)
     if not images:
-        raise DataError(f"pixels {folder}: holds no .npy file")
+        raise DataError(
+            f"pixels {folder}: holds no .npy file; put the tensor that the other program made of NAME.png beside it, as NAME.npy"
+        )
     return compare_pixels(images, tensors, spec, names)
 
 

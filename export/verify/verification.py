@@ -95,8 +95,8 @@ def verify(
         _store(artifact, report)
         return Verification(report)
 
+    from gft_edge.checkpoint import require_parent
     from gft_edge.data.for_model import once
-    from gft_edge.export.verify.with_checkpoint import require_parent
 
     require_parent(artifact, checkpoint)
     note = once(note)

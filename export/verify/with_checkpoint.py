@@ -12,7 +12,7 @@ from torch import nn
 
 from gft_edge.calibration.calibrate import FOLDER
 from gft_edge.calibration.certificates import CERTIFICATES, in_words, read_bound
-from gft_edge.checkpoint import Checkpoint
+from gft_edge.checkpoint import Checkpoint, require_parent
 from gft_edge.errors import ArtifactError, DataError
 from gft_edge.export.graph.same_graph import graph_difference
 from gft_edge.export.onnx.artifact import tool_versions
@@ -46,16 +46,6 @@ Runner = Callable[[npt.NDArray[np.float32]], Arrays]
 NAMED = 5
 """Images that a failure names."""
 Batches = Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.int64]]]
-
-
-def require_parent(artifact: Artifact, checkpoint: Checkpoint) -> None:
-    """Raises ArtifactError when an artefact was made from another checkpoint."""
-    made_from = artifact.manifest.checkpoint_sha256
-    if checkpoint.sha256 != made_from:
-        raise ArtifactError(
-            f"artefact {artifact.path} was made from weights {made_from[:12]}, "
-            f"checkpoint {checkpoint.path} has {checkpoint.sha256[:12]}"
-        )
 
 
 def verify_checkpoint(

@@ -53,7 +53,7 @@ def require_file(path: Path | None, what: str) -> None:
         ArtifactError: no such file.
     """
     if path is not None and not path.exists():
-        raise ArtifactError(f"{what} {path}: no such file")
+        raise ArtifactError(f"{what} {path}: no such file; check the path")
 
 
 def require_result_file(path: Path | None, key: str) -> None:

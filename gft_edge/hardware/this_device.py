@@ -42,7 +42,7 @@ def device_here(root: Path = Path("/")) -> Recognized:
     name = board(root)
     if name is not None:
         raise ConfigError(f"board {name!r} is not one of the known Jetson modules; give --target DEVICE")
-    return _first_gpu()
+    return _first_gpu(root)
 
 
 def module_here(root: Path = Path("/")) -> Recognized | None:
@@ -89,7 +89,7 @@ def same_module(first: Device, second: Device) -> bool:
     return first.name.removesuffix("-super") == second.name.removesuffix("-super")
 
 
-def _first_gpu() -> Recognized:
+def _first_gpu(root: Path) -> Recognized:
     smi = shutil.which("nvidia-smi")
     if smi is None:
         raise ConfigError(
@@ -109,19 +109,30 @@ def _first_gpu() -> Recognized:
     lines = done.stdout.splitlines()
     if done.returncode or not lines:
         raise ConfigError(f"nvidia-smi finds no GPU: {(done.stderr or done.stdout).strip() or 'no output'}")
-    return Recognized(parse_gpu(lines[0]), "first GPU of nvidia-smi")
+    return Recognized(parse_gpu(lines[0], memory_total_kb(root)), "first GPU of nvidia-smi")
 
 
-def parse_gpu(line: str) -> Device:
+def parse_gpu(line: str, shared_kb: int | None = None) -> Device:
     """Returns a profile from nvidia-smi's ``name, compute_cap, memory.total`` (MiB); its peaks are unknown.
 
+    Args:
+        line: of its CSV output, without header and units.
+        shared_kb: memory of the machine. It counts where nvidia-smi gives ``[N/A]``: such a GPU has none of its own.
+
     Raises:
-        ConfigError: another format.
+        ConfigError: another format, or ``[N/A]`` without ``shared_kb``.
     """
-    match = re.fullmatch(r"\s*(.+?),\s*(\d+\.\d+),\s*(\d+)\s*", line)
+    match = re.fullmatch(r"\s*(.+?),\s*(\d+\.\d+),\s*(\d+|\[N/A\]|\[Not Supported\])\s*", line)
     if match is None:
-        raise ConfigError(f"nvidia-smi: cannot read {line!r}")
+        raise ConfigError(
+            f"nvidia-smi: cannot read {line!r} as name, compute capability and memory; give --target DEVICE"
+        )
     title, capability, mib = match.groups()
     name = re.sub(r"[^a-z0-9]+", "-", title.lower().removeprefix("nvidia ")).strip("-")
-    memory = round(int(mib) / 1024)
+    if mib.isdigit():
+        memory = round(int(mib) / 1024)
+    elif shared_kb is not None:
+        memory = round(shared_kb / 1024**2)
+    else:
+        raise ConfigError(f"nvidia-smi: {line!r} has no memory, nor does /proc/meminfo; give --target DEVICE")
     return Device(name, title, capability, None, None, None, 0, memory, 0, 0, False, (), None, (), "nvidia-smi")

@@ -141,7 +141,7 @@ def require_graph(path: Path) -> None:
     try:
         kind = kind_of(path)
     except FileNotFoundError:
-        raise ArtifactError(f"graph {path}: no such file") from None
+        raise ArtifactError(f"graph {path}: no such file; give an ONNX file or the folder of an artefact") from None
     except OSError as error:
         raise ArtifactError(f"graph {path}: cannot be read ({error.strerror or error})") from None
     if kind not in (FileKind.ONNX, FileKind.UNKNOWN):

@@ -221,7 +221,12 @@ def _translated(file: Path) -> TimmWeights:
         inside = [
             each.name for each in sorted(file.iterdir()) if each.suffix in (".safetensors", ".pth", ".pt", ".bin")
         ]
-        raise ArtifactError(f"{file}: is a folder" + (f"; give {file / inside[0]}" if inside else " without weights"))
+        if not inside:
+            raise ArtifactError(
+                f"{file}: is a folder without weights; give a file of weights (.safetensors, .pth, .pt or .bin)"
+            )
+        one = "" if len(inside) == 1 else "one of its files of weights: "
+        raise ArtifactError(f"{file}: is a folder; give {one}{', '.join(str(file / name) for name in inside[:4])}")
     if file.name == WEIGHTS and (_own_config(file.parent / CONFIG) or {}).get("quantization") is not None:
         raise ArtifactError(
             f"{file}: belongs to a quantized checkpoint; adopt the full-precision weights, then quantize"

@@ -61,6 +61,9 @@ def files(tmp_path_factory, quantized, tiny_checkpoint):
     (root / "hub/model.safetensors").touch()
     (root / "hub/config.json").write_text('{"model_type": "vit"}')
     (root / "nothing").mkdir()
+    (root / "two").mkdir()
+    for name in ("b.pth", "a.bin", "config.json"):
+        (root / "two" / name).touch()
     return {"root": root, "ckpt": tiny_checkpoint, "ckpt8": quantized}
 
 
@@ -193,7 +196,8 @@ REFUSED = {
     "quantized checkpoint": (["{ckpt8}"], "is a checkpoint of gft-edge already"),
     "quantized weights": (["{ckpt8}/model.safetensors"], "belongs to a quantized checkpoint"),
     "downloaded folder": (["hub"], "is a folder; give {root}/hub/model.safetensors"),
-    "folder": (["nothing"], "is a folder without weights"),
+    "folder": (["nothing"], "is a folder without weights; give a file of weights (.safetensors, .pth, .pt or .bin)"),
+    "folder of several": (["two"], "is a folder; give one of its files of weights: {root}/two/a.bin, {root}/two/b.pth"),
     "another backbone": (
         ["vit.pth", "--backbone", "vit_small_patch16_224"],
         "cls_token is (1, 1, 192) in the weights, (1, 1, 384) in the backbone",

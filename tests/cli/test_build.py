@@ -21,7 +21,7 @@ CACHES = Path(__file__).parents[1] / "calibration/data"
 @pytest.mark.parametrize(
     ("target", "version", "words"),
     [
-        ("orin-nano", "10.3", "trtexec --onnx=model.onnx --saveEngine=model.engine --stronglyTyped"),
+        ("orin-nano", "10.3", "trtexec --onnx={int8}/model.onnx --saveEngine={int8}.engine --stronglyTyped"),
         ("agx-orin", "11.4.1", "generation 11.0"),
         ("thor", None, "compute capability 11.0"),
         ("h100", None, "TensorRT       11.4"),
@@ -32,9 +32,15 @@ def test_plan_is_printed_without_a_gpu(gft_edge, made, target, version, words):
     more = [] if version is None else ["--tensorrt", version]
     done = gft_edge("build", made["int8"], "--target", target, "--plan", *more)
     assert done.code == 0, done.err
-    assert words in done.out
+    assert words.format(**made) in done.out
     assert done.out.count("the rest of this graph is FP32") == done.out.count("GE029") == 1
     assert not (made["int8"] / "engines").exists()
+
+
+def test_plan_from_inside_the_folder_writes_the_engine_beside_it(gft_edge, made, monkeypatch):
+    monkeypatch.chdir(made["int8"])
+    done = gft_edge("build", ".", "--target", "orin-nano", "--tensorrt", "10.3", "--plan")
+    assert f"trtexec --onnx=model.onnx --saveEngine={made['int8']}.engine " in done.out
 
 
 def test_plan_as_json_has_the_command_and_what_lint_says(gft_edge, made):

@@ -178,6 +178,7 @@ def artifact(made, tmp_path):
 def test_calibrate_an_artefact(gft_edge, artifact, data, animals):
     done = gft_edge("calibrate", artifact, *data, "--calibrator", "minmax")
     assert done.code == 0, done.err
+    assert "one for each version of --tensorrt 8.6.1,10.3.0): " in done.out
     loaded = load_artifact(artifact)
     names = {"card.json", "ranges.json", "convergence.svg"}
     names |= {f"tensorrt-{v}-minmax.cache{s}" for v in ("8.6.1", "10.3.0") for s in ("", ".json")}

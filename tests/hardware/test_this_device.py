@@ -84,6 +84,24 @@ def test_card_is_read_from_nvidia_smi():
         parse_gpu("No devices were found")
 
 
+@pytest.mark.parametrize("unknown", ["[N/A]", "[Not Supported]"])
+def test_card_without_memory_of_its_own_has_that_of_the_machine(unknown):
+    found = parse_gpu(f"NVIDIA GB10, 12.1, {unknown}", 125_513_260)
+    assert (found.name, found.compute_capability, found.memory_gb) == ("gb10", "12.1", 120)
+    assert parse_gpu("NVIDIA L4, 8.9, 23034", 125_513_260).memory_gb == 22
+    with pytest.raises(ConfigError, match="has no memory, .*; give --target DEVICE"):
+        parse_gpu(f"NVIDIA GB10, 12.1, {unknown}")
+
+
+def test_machine_gives_its_memory_to_such_a_card(tmp_path, monkeypatch):
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA GB10, 12.1, [N/A]'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal: 125513260 kB\n")
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert device_here(tmp_path).profile.memory_gb == 120
+
+
 def test_machine_without_a_gpu_says_so(tmp_path, monkeypatch):
     monkeypatch.setattr(this_device.shutil, "which", lambda name: None)
     with pytest.raises(ConfigError, match="no NVIDIA GPU found here"):

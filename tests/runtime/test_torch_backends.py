@@ -39,7 +39,7 @@ def test_without_a_checkpoint_it_is_one_line(with_maps, name):
 
 
 def test_another_checkpoint_is_refused(with_maps):
-    with pytest.raises(ArtifactError, match="was made from weights .* name the one that it was made from"):
+    with pytest.raises(ArtifactError, match="was made from weights .*; give the one that it was exported from"):
         open_session(with_maps, "torch:builtin")
 
 

@@ -105,7 +105,7 @@ def test_a_configuration_far_larger_than_its_weights_is_refused_before_it_is_bui
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "no such file"),
+        (None, "no such file; give an ONNX file or the folder of an artefact"),
         (b"", "it is an empty file"),
         (b"<html>", "it is a web page"),
         (b"\x89PNG", "it is a PNG image"),

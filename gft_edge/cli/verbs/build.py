@@ -112,19 +112,27 @@ def _build(args: argparse.Namespace) -> int:
 
     if args.plan:
         planned = plan_build(artifact, args.target, options, problem)
-        return _show_plan(args, planned.plan, planned.report)
+        return _show_plan(args, planned.plan, planned.report, _plan_files(artifact))
     with _progress() as progress:
         record = build(artifact, args.target, options, progress, problem)
     result(args, record, _built(_engine(artifact, record), record))
     return EXIT_OK
 
 
-def _show_plan(args: argparse.Namespace, plan: BuildPlan, report: LintReport, model: Path | None = None) -> int:
+def _plan_files(artifact: Artifact) -> tuple[Path, Path]:
+    """Returns the graph, and a file beside the folder for the engine: inside it, --engine alone puts engines."""
+    from gft_edge.manifest import MODEL
+
+    folder = artifact.path if artifact.path.name else artifact.path.resolve()
+    return artifact.file(MODEL), folder.parent / f"{folder.name}.engine"
+
+
+def _show_plan(args: argparse.Namespace, plan: BuildPlan, report: LintReport, files: tuple[Path, Path]) -> int:
     from gft_edge.cli.console import result
     from gft_edge.errors import EXIT_CHECK_FAILED, EXIT_OK
 
     data = {"plan": plan.to_json(), "lint": [vars(finding) for finding in report.findings]}
-    result(args, data, _show(plan, report.findings, model))
+    result(args, data, _show(plan, report.findings, files))
     return EXIT_CHECK_FAILED if report.errors else EXIT_OK
 
 
@@ -137,7 +145,7 @@ def _build_foreign(args: argparse.Namespace, model: ForeignModel) -> int:
     options = _options(args, build_batch(model))
     if args.plan:
         planned = plan_foreign(model, args.target, options)
-        return _show_plan(args, planned.plan, planned.report, model.file)
+        return _show_plan(args, planned.plan, planned.report, (model.file, model.file.with_suffix(".engine")))
     with _progress() as progress:
         record = build_foreign(model, args.target, options, args.out, progress)
     text = (
@@ -220,8 +228,8 @@ def _options(args: argparse.Namespace, batch: tuple[int, int, int]) -> BuildOpti
     )
 
 
-def _show(plan: BuildPlan, findings: tuple[Finding, ...], model: Path | None = None) -> str:
-    """Returns a plan for reading; the command names ``model`` where the graph is not an artefact's."""
+def _show(plan: BuildPlan, findings: tuple[Finding, ...], files: tuple[Path, ...] = ()) -> str:
+    """Returns a plan for reading; its command reads and writes ``files``, graph and engine."""
     from gft_edge.cli.console import table
     from gft_edge.export.tensorrt.build_plan import TORCH_TENSORRT
 
@@ -258,8 +266,7 @@ def _show(plan: BuildPlan, findings: tuple[Finding, ...], model: Path | None = N
     found = {finding.message for finding in findings}  # a note that lint repeats is printed once, with its rule
     lines += [f"note: {note}" for note in plan.notes if note not in found]
     lines += [f"{f.severity}: {f.rule} {f.node}: {f.message}" for f in findings]
-    names = () if model is None else (str(model), str(model.with_suffix(".engine")))
-    lines.append(plan.command(*names) or "no trtexec command does the same")
+    lines.append(plan.command(*map(str, files)) or "no trtexec command does the same")
     return "\n".join(lines)
 
 

@@ -35,7 +35,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--state", type=Path, metavar="FILE", help="keep the statistics here; an interrupted run resumes from the file"
     )
     parser.add_argument(
-        "--tensorrt", default="8.6.1,10.3.0", metavar="V,...", help="versions to write caches for (8.6.1,10.3.0)"
+        "--tensorrt",
+        default="8.6.1,10.3.0",
+        metavar="V,...",
+        help="artefact only: versions to write a cache for; one name writes one (two: 8.6.1,10.3.0)",
     )
     parser.add_argument(
         "--calibrator",
@@ -102,5 +105,8 @@ def _show(args: argparse.Namespace, found: Calibrated) -> None:
         f"{found.out}: ranges of {len(rows)} tensors by {ranges.method}\n{found.card.describe()}\n{ranges.describe()}\n"
     )
     if data["caches"]:
-        text += f"TensorRT caches (not read by a TensorRT yet): {', '.join(data['caches'])}\n"
+        text += (
+            f"TensorRT caches (not read by a TensorRT yet; one for each version of --tensorrt {args.tensorrt}): "
+            f"{', '.join(data['caches'])}\n"
+        )
     result(args, data, text + table(("tensor", "range"), rows))

@@ -25,11 +25,11 @@ def test_a_step_waits_for_what_its_batch_takes_longer_than_itself(images_per_sec
 
 
 def test_every_case_is_measured_and_written(tmp_path, monkeypatch, capsys):
-    rates = iter((100.0, 200.0, 300.0))
+    rates = iter((100.0, 200.0, 300.0, 400.0))
     asked = []
 
     def loader(name, side, augment, sizes, device):
-        asked.append((name.rpartition("/")[2] == "typefaces", side, augment, sizes.workers))
+        asked.append((name if name in ("typefaces", "scenes") else "folder", side, augment, sizes.workers))
         return {"images_per_second": next(rates), "own_ms_per_batch": 1.0}
 
     def loop(name, preset, augment, sizes, expected):
@@ -41,7 +41,12 @@ def test_every_case_is_measured_and_written(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(data_speed, "make_folder", lambda root, files: root)
     out = tmp_path / "data.json"
     assert main([str(out), "--workers", "3", "--batch", "10", "--step-ms", "50", "400"]) == 0
-    assert asked == [(True, 96, "none", 3), (False, 224, "none", 3), (False, 224, "modern", 3)]
+    assert asked == [
+        ("typefaces", 96, "none", 3),
+        ("folder", 224, "none", 3),
+        ("folder", 224, "modern", 3),
+        ("scenes", 192, "none", 3),
+    ]
     data = json.loads(out.read_text())
     assert [(row["data"], row["way"], row["images_per_second"]) for row in data["results"]] == [
         ("typefaces", "loader", 100.0),
@@ -50,6 +55,8 @@ def test_every_case_is_measured_and_written(tmp_path, monkeypatch, capsys):
         ("image folder", "training loop", 100.0),
         ("image folder", "loader", 300.0),
         ("image folder", "training loop", 150.0),
+        ("scenes", "loader", 400.0),
+        ("scenes", "training loop", 200.0),
     ]
     assert data["results"][1]["waiting"] == {"50": 0.75, "400": 0.0}
     assert data["results"][1]["images_per_second_and_worker"] == pytest.approx(50 / 3)

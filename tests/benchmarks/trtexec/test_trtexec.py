@@ -176,7 +176,7 @@ def test_lines_of_windows_and_of_a_coloured_terminal_are_read_alike():
     ("damage", "message"),
     [
         (lambda t: "", "this is not output of trtexec"),
-        (lambda t: "hello\nworld\n", "this is not output of trtexec"),
+        (lambda t: "hello\nworld\n", "this is not output of trtexec; save what it prints: trtexec "),
         (lambda t: t[: t.index("=== Performance")], "cut off: its performance summary has no complete line 'Latency'"),
         (lambda t: t[: t.index("Latency: min") + 40], "cut off"),
         (lambda t: t[: t.index("[I] GPU Compute Time")], "no complete line 'GPU Compute Time'"),

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from gft_edge.errors import DataError
-from gft_edge.export.verify.pixels import compare_pixels, sampled
+from gft_edge.export.verify.pixels import compare_pixel_files, compare_pixels, sampled
 from gft_edge.preprocess import PreprocessSpec
 
 SPEC = PreprocessSpec(32, 32)
@@ -166,3 +166,9 @@ def test_sampling_without_antialiasing_is_pytorchs():
 def test_no_images_are_refused():
     with pytest.raises(DataError, match="no images"):
         compare_pixels([], [], SPEC)
+
+
+def test_a_folder_without_tensors_says_what_belongs_there(images, tmp_path):
+    Image.fromarray(images[0]).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match=r"holds no \.npy file; put the tensor .* as NAME\.npy"):
+        compare_pixel_files(tmp_path, SPEC)

@@ -264,7 +264,7 @@ class TestSeededFaults:
     def test_weights_of_another_checkpoint_are_refused(self, exported, tiny_config, tiny_info, make_model, tmp_path):
         save_checkpoint(tmp_path / "other", tiny_info, make_model(tiny_config, seed=1))
         artifact = exported("fp32-none")
-        with pytest.raises(ArtifactError, match="was made from weights .*, checkpoint .* has "):
+        with pytest.raises(ArtifactError, match="was made from weights .*, checkpoint .* has .*; give the one"):
             verify_checkpoint(artifact, load_checkpoint(tmp_path / "other"), [], "nothing")
 
     def test_graph_changed_without_its_hash_is_refused(self, copied):
