@@ -133,8 +133,8 @@ def onnxruntime_session(
         threads: intra-op threads; 0 takes one per core.
         huge_pages: hold a large model in huge pages where the kernel gives them on request. This runs the model once and
             moves its memory, which takes up to three seconds per gigabyte: for long-lived sessions. For these the INT8
-            products of a quantized graph also add their bias themselves, on x86, to the same results
-            (:mod:`gft_edge.runtime.backends.integer_products`), which takes three seconds per gigabyte too.
+            products of a quantized graph also add their bias themselves, on x86, to the same results but for
+            the last bits (:mod:`gft_edge.runtime.backends.integer_products`), which takes three seconds per gigabyte too.
         shared: take little memory beside other sessions of this kind. Weights in a file of their own are read from that file,
             whose pages all share, in place of a copy in the order that the processor reads; working memory is one arena for
             all. A prediction takes longer.
