@@ -21,6 +21,12 @@ pytestmark = pytest.mark.skipif(platform.machine() not in X86, reason="activatio
 K, N = 8, 5
 PAIR = "xq = QuantizeLinear(x, s, z) xd = DequantizeLinear(xq, s, z) wd = DequantizeLinear<axis: int = 1>(w, ws, wz)"
 PLAIN = PAIR + " m = MatMul(xd, wd) y = Add(m, b)"
+SQUARE = {
+    "w": np.ones((K, K), np.int8),
+    "ws": np.ones(K, np.float32),
+    "wz": np.zeros(K, np.int8),
+    "b": np.ones(K, np.float32),
+}
 
 
 def _model(body=PLAIN, **other):
@@ -87,6 +93,7 @@ def test_two_products_share_an_activation():
         (PLAIN.replace("Add(m, b)", "Identity(m)"), {}),
         (PLAIN.replace("Add(m, b)", "Add(m, c)"), {}),
         (PLAIN.replace("axis: int = 1", "axis: int = 0"), {"ws": np.ones(K, np.float32), "wz": np.zeros(K, np.int8)}),
+        (PLAIN.replace("axis: int = 1", "axis: int = 0"), SQUARE),
         (PLAIN, {"z": np.int8(1)}),
         (PLAIN, {"wz": np.ones(N, np.int8)}),
         (PLAIN, {"ws": np.float32(1), "wz": np.int8(0)}),
@@ -97,6 +104,7 @@ def test_two_products_share_an_activation():
         "no bias",
         "a matrix as bias",
         "scales of rows",
+        "scales of rows of a square matrix",
         "zero point of the activation",
         "zero points of weights",
         "one scale for all columns",
