@@ -10,7 +10,7 @@ import pytest
 
 from gft_edge.errors import ArtifactError, ConfigError, DataError, MissingExtraError
 from gft_edge.manifest import GOLDEN, MODEL, load_artifact, register_files
-from gft_edge.runtime.backends.sessions import onnxruntime_session, open_session
+from gft_edge.runtime.backends.sessions import DISABLED_FOR_INT8, onnxruntime_session, open_session
 from gft_edge.storage.seals import write_sealed
 
 
@@ -85,7 +85,7 @@ def test_images_are_independent_of_each_other(int8, images):
 
 @pytest.mark.parametrize("threads", [0, 1, 2])
 def test_options_are_on_record(int8, with_maps, threads):
-    for artifact, disabled in ((int8, ["MatMulAddFusion"]), (with_maps, [])):
+    for artifact, disabled in ((int8, list(DISABLED_FOR_INT8)), (with_maps, [])):
         session = open_session(artifact, threads=threads)
         assert session.backend == "onnxruntime"
         assert session.options == {
@@ -94,6 +94,7 @@ def test_options_are_on_record(int8, with_maps, threads):
             "intra_op_num_threads": threads,
             "inter_op_num_threads": 1,
             "disabled_optimizers": disabled,
+            "fused_biases": False,
             "shared": False,
             "huge_pages_bytes": 0,
         }

@@ -16,11 +16,14 @@ import numpy.typing as npt
 from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.manifest import MODEL, Artifact, DeploymentManifest
 from gft_edge.runtime.backends import huge_pages as pages
+from gft_edge.runtime.backends import integer_products
 from gft_edge.runtime.backends.batching import run_in_batches
 from gft_edge.runtime.backends.graph_io import to_graph_input, with_logits
 from gft_edge.runtime.backends.table import DEFAULT, find_backend, parse_backend, require_settings
 
 ONNXRUNTIME = "onnxruntime"
+DISABLED_FOR_INT8 = ("MatMulAddFusion", "BiasGeluFusion")
+"""Optimizers of ONNX Runtime that make a graph with INT8 products slower."""
 
 
 @dataclass(frozen=True)
@@ -126,10 +129,12 @@ def onnxruntime_session(
         model: file, or the serialized model.
         quantized: the graph has INT8 linears as QuantizeLinear and DequantizeLinear. ONNX Runtime's MatMulAddFusion is
             then switched off: it would turn MatMul and Add into a float Gemm and leave no INT8 product, which makes the
-            INT8 model slower than the FP32 one.
+            INT8 model slower than the FP32 one. So is its BiasGelu, which takes longer than Add and Gelu.
         threads: intra-op threads; 0 takes one per core.
         huge_pages: hold a large model in huge pages where the kernel gives them on request. This runs the model once and
-            moves its memory, which takes up to three seconds per gigabyte: for long-lived sessions.
+            moves its memory, which takes up to three seconds per gigabyte: for long-lived sessions. For these the INT8
+            products of a quantized graph also add their bias themselves, on x86, to the same results but for
+            the last bits (:mod:`gft_edge.runtime.backends.integer_products`), which takes three seconds per gigabyte too.
         shared: take little memory beside other sessions of this kind. Weights in a file of their own are read from that file,
             whose pages all share, in place of a copy in the order that the processor reads; working memory is one arena for
             all. A prediction takes longer.
@@ -153,8 +158,9 @@ def onnxruntime_session(
         _register_arena(ort)
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("session.use_env_allocators", "1")
-    disabled = ["MatMulAddFusion"] if quantized else []
-    source = str(model) if isinstance(model, Path) else model
+    disabled = list(DISABLED_FOR_INT8) if quantized else []
+    fused = integer_products.rewritten(model) if quantized and huge_pages and optimized and not shared else None
+    source = fused or (str(model) if isinstance(model, Path) else model)
     before = None
     if huge_pages and pages.on_request():
         gc.collect()  # memory freed while the model loads would be taken for it, and would then count as old
@@ -172,6 +178,7 @@ def onnxruntime_session(
         "intra_op_num_threads": threads,
         "inter_op_num_threads": 1,
         "disabled_optimizers": disabled,
+        "fused_biases": fused is not None,
         "shared": shared,
         "huge_pages_bytes": 0 if before is None else _hold_in_huge_pages(session, before),
     }

@@ -271,7 +271,7 @@ def test_bench_compares_files_folders_and_artefacts(run, out, tiny_artifact, ani
     assert [row["name"] for row in rows] == ["float.onnx", "out", tiny_artifact.name]
     assert [row["precision"] for row in rows] == ["fp32", "int8", "fp32"]
     assert [row["budget"] for row in rows][:2] == [None, None]
-    assert rows[1]["options"]["disabled_optimizers"] == ["MatMulAddFusion"]
+    assert rows[1]["options"]["disabled_optimizers"] == ["MatMulAddFusion", "BiasGeluFusion"]
     assert "random float32, batch x 3 x 32 x 32" in rows[0]["lacks"]
     assert rows[0]["energy"]["accuracy"]["source"] == rows[1]["energy"]["accuracy"]["source"]
     assert all("gft" not in str(row["model"]) for row in rows[:2])
