@@ -1,11 +1,11 @@
-"""Sets of a certain number of images: a damaged one is left out, and the next image of its set that can be read takes its place.
+"""Sets of a certain number of images: a damaged one is left out, and the next one of its class that can be read takes its place.
 
 The choice depends on the content of the files alone. Where no image is damaged, it is the one that was asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,9 +39,10 @@ def intact(
     problem: Problem,
     usable: Callable[[int], bool] = lambda index: True,
 ) -> Intact:
-    """Returns wanted images, each damaged one replaced by the next of the set that is usable, readable and not wanted itself.
+    """Returns wanted images, each damaged one replaced by the next of its class that is usable, readable and not wanted itself.
 
-    Where the set has no such image, there are fewer. JPEG files are decoded at an eighth of their size: all of the file is read.
+    Where the class has no such image, the next of the set is taken; where the set has none, there are fewer. JPEG files
+    are decoded at an eighth of their size: all of the file is read.
 
     Args:
         images: the whole set.
@@ -53,16 +54,21 @@ def intact(
     Raises:
         DataError: more than a tenth of the images that were tried cannot be read.
     """
-    small = decoded_smaller(images, 1)
+    small, classes = decoded_smaller(images, 1), images.class_numbers()
     taken, found, problems = set(wanted), [], {}
+
+    def after(index: int) -> Iterator[int]:
+        order = [(index + step) % len(images) for step in range(1, len(images))]
+        yield from (other for other in order if classes[other] == classes[index])
+        yield from (other for other in order if classes[other] != classes[index])
+
     for index in wanted:
-        start, candidate = index, index
+        candidate = index
         while (reason := _reason(small, candidate)) is not None:
             problems[candidate] = reason
             problem(reason)
-            require_few(list(problems.values()), len(wanted) + len(problems), where)
-            others = ((start + step) % len(images) for step in range(1, len(images)))
-            free = next((other for other in others if other not in taken and usable(other)), None)
+            require_few(list(problems.values()), min(len(wanted) + len(problems), len(images)), where)
+            free = next((other for other in after(index) if other not in taken and usable(other)), None)
             if free is None:
                 break
             taken.add(free)
