@@ -164,7 +164,7 @@ def _nvinfer(args: argparse.Namespace, artifact: Artifact) -> int:
     from gft_edge.export.deploy.deepstream.nvinfer_compare import compare_with_twin, frames_of
 
     side = artifact.manifest.preprocess.height
-    frames = frames_of(args.data, args.split, args.images, side) if args.data else ()
+    frames = frames_of(args.data, args.split, args.images, side, _left_out) if args.data else ()
     reports = compare_with_twin(load_bundle(args.artifact), frames)
     passed = all(report.passed for report in reports)
     text = "\n".join([*(report.text() for report in reports), "passed" if passed else "FAILED"])
