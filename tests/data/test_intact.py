@@ -87,6 +87,12 @@ def test_more_than_a_tenth_is_an_error(count, missing):
         intact(Holed(count, missing), range(count), "here", lambda text: None)
 
 
+def test_the_tenth_is_of_the_images_that_were_tried():
+    with pytest.raises(DataError, match="1 of 9 images"):
+        intact(Holed(20, (0,)), range(9), "here", lambda text: None, lambda index: False)
+    assert len(intact(Holed(20, (0,)), range(9), "here", lambda text: None).indices) == 9
+
+
 def test_a_set_of_damaged_images_is_not_read_to_its_end():
     images = Holed(1000, range(1000))
     with pytest.raises(DataError, match="3 of 23 images"):

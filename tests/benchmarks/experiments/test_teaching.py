@@ -387,7 +387,15 @@ def made_study():
     }
     start = {**one("1000", none), "full": "1110"}
     start["targets"] = {"8": {"right": {name: ["1110"] for name in TARGETS}, "recall": dict.fromkeys(TARGETS, 0.75)}}
-    return {"plan": PLAN.to_json(), "budgets": ["8"], "patches": 64, "start": start, "runs": runs, "checkpoint": "c", "is_taught": False}
+    return {
+        "plan": PLAN.to_json(),
+        "budgets": ["8"],
+        "patches": 64,
+        "start": start,
+        "runs": runs,
+        "checkpoint": "c",
+        "is_taught": False,
+    }
 
 
 def test_figures_of_a_study_worked_out_by_hand():
@@ -426,14 +434,19 @@ def test_the_page_has_every_arm_budget_and_target():
 
 
 @pytest.mark.parametrize(
-    ("interval", "by_seed", "better"), [([0.1, 0.5], [0.2, 0.3], "yes"), ([0.0, 0.5], [0.2, 0.3], ""), ([0.1, 0.5], [0.2, 0.0], "")]
+    ("interval", "by_seed", "better"),
+    [([0.1, 0.5], [0.2, 0.3], "yes"), ([0.0, 0.5], [0.2, 0.3], ""), ([0.1, 0.5], [0.2, 0.0], "")],
 )
 def test_better_needs_the_interval_and_every_seed(interval, by_seed, better):
     study = made_study()
     found = figures(study)
     over = found["arms"]["taylor"]["8"]["over_plain"]
     over["interval"], over["by_seed"] = interval, by_seed
-    row = next(line for line in page({"tiny": {**study, "figures": found}}).splitlines() if line.startswith("| taught taylor | 2 |"))
+    row = next(
+        line
+        for line in page({"tiny": {**study, "figures": found}}).splitlines()
+        if line.startswith("| taught taylor | 2 |")
+    )
     assert row.split("|")[-2].strip() == better
 
 
