@@ -216,9 +216,9 @@ def _covering(pool: ImageSet, features: Features, count: int, data: str, problem
     problems: list[str] = []
     places, points = features(pool, None if problem is None else problems.append)
     if problem is not None:
+        require_few(problems, len(pool), data)
         for text in problems:
             problem(text)
-        require_few(problems, len(pool), data)
     chosen = cover(points, min(count, len(places)))
     return Intact(tuple(places[index] for index in chosen), tuple(sorted(set(range(len(pool))) - set(places))))
 

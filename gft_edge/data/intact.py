@@ -66,7 +66,6 @@ def intact(
         candidate = index
         while (reason := _reason(small, candidate)) is not None:
             problems[candidate] = reason
-            problem(reason)
             require_few(list(problems.values()), min(len(wanted) + len(problems), len(images)), where)
             free = next((other for other in after(index) if other not in taken and usable(other)), None)
             if free is None:
@@ -76,6 +75,8 @@ def intact(
         else:
             found.append(candidate)
     require_few(list(problems.values()), len(found) + len(problems), where)
+    for reason in problems.values():  # only now: an error is one line
+        problem(reason)
     return Intact(tuple(found), tuple(sorted(problems)))
 
 

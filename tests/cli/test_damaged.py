@@ -148,4 +148,5 @@ def test_more_than_a_tenth_ends_the_verb(gft_edge, made, parted, tmp_path, verb)
     assert done.err.splitlines()[-1].startswith(
         f"gft-edge {verb}: data {data}: 3 of 24 images cannot be read, more than a tenth"
     )
+    assert not [line for line in done.err.splitlines() if line.startswith("left out: ")], "the error has the first"
     assert not (tmp_path / "out").exists()
