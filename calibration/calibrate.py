@@ -124,7 +124,7 @@ class Source:
     def choose(self, options: CalibrationOptions, callbacks: Callbacks) -> tuple[CalibrationSet, ImageSet]:
         """Chooses calibration images; raises as :func:`choose_images` does."""
         features = self.features() if options.choice == "coverage" else None
-        card, images = choose_images(options, self.spec, self.labels, features)
+        card, images = choose_images(options, self.spec, self.labels, features, callbacks.problem)
         if callbacks.note is not None:
             forward_notes(images, callbacks.note)
         return card, images

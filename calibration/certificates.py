@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from gft_edge.budget import TokenBudget
-from gft_edge.calibration.images import EVERYTHING, HeldOut
+from gft_edge.calibration.images import HeldOut
 from gft_edge.data.datasets import is_folder, is_rendered, open_images, unlabelled_folder
+from gft_edge.data.for_model import EVERYTHING
 from gft_edge.data.sets import Subset, readable, spread
 from gft_edge.data.trained import not_trained_on
 from gft_edge.errors import ArtifactError, DataError

@@ -12,7 +12,7 @@ import torch
 
 from gft_edge.calibration.images import Features
 from gft_edge.calibration.observing.collect import Collector, require_images
-from gft_edge.data.batches import evaluation_batches
+from gft_edge.data.batches import Problem, indexed_batches
 from gft_edge.data.datasets import ImageSet
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.manifest import LOGITS, PROBABILITIES
@@ -109,8 +109,12 @@ def graph_features(model: onnx.ModelProto, spec: PreprocessSpec, convert: Conver
         raise ArtifactError("calibration: the graph's logits do not come from a Gemm; choose images without coverage")
     session = _session(model, [maker.input[0]])
 
-    def features(images: ImageSet) -> npt.NDArray[np.float32]:
-        batches = (convert(batch) for batch, _ in evaluation_batches(images, spec))
-        return np.concatenate([next(iter(session(batch).values())) for batch in batches])
+    def features(images: ImageSet, problem: Problem | None = None) -> tuple[list[int], npt.NDArray[np.float32]]:
+        places: list[int] = []
+        found = []
+        for indices, batch, _ in indexed_batches(images, spec, problem=problem):
+            places += indices
+            found.append(next(iter(session(convert(batch)).values())))
+        return places, np.concatenate(found) if found else np.empty((0, 0), np.float32)
 
     return features

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.calibration.options import CHOICES, CalibrationOptions, Choice
-from gft_edge.data.batches import evaluation_batches
+from gft_edge.data.batches import Problem, indexed_batches
 from gft_edge.data.datasets import (
     held_out_split,
     is_folder,
@@ -24,6 +24,8 @@ from gft_edge.data.datasets import (
     split_names,
     unlabelled_folder,
 )
+from gft_edge.data.for_model import EVERYTHING
+from gft_edge.data.intact import Intact, in_words, intact, names_of, require_few
 from gft_edge.data.sets import NO_CLASSES, ImageSet, Subset, readable, spread
 from gft_edge.data.splits import Split, file_size
 from gft_edge.data.trained import not_trained_on, paths_of
@@ -38,12 +40,11 @@ SCHEMA = 1
 POOL_FACTOR = 4
 RENDERED_COMPARED = 256
 """Images of an endless evaluation split that are compared with."""
-EVERYTHING = 1 << 30
 KEPT_BYTES = 1 << 28
 """Memory for rendered images between hashing and use."""
 
-Features = Callable[[ImageSet], npt.NDArray[np.floating[Any]]]
-"""(M, C) features of M images."""
+Features = Callable[[ImageSet, Problem | None], tuple[list[int], npt.NDArray[np.floating[Any]]]]
+"""Indices of the M images of a set that can be read, and their features (M, C); the callback receives why others cannot."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,7 @@ class CalibrationSet:
         class_counts: images per class.
         preprocess: id of the preprocessing.
         evaluation: the comparison with the evaluation images; None when no such images are known.
+        unreadable: names of images that were tried and left out.
     """
 
     data: str
@@ -88,6 +90,7 @@ class CalibrationSet:
     class_counts: Mapping[str, int]
     preprocess: str
     evaluation: Disjointness | None = None
+    unreadable: tuple[str, ...] = ()
 
     @property
     def id(self) -> str:
@@ -95,8 +98,11 @@ class CalibrationSet:
         return hashlib.sha256(canonical_json(self.to_json()).encode()).hexdigest()
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the card as plain JSON values."""
+        """Returns the card as plain JSON values; ``unreadable`` is left out where there are none."""
         data = {**asdict(self), "hashes": list(self.hashes), "class_counts": dict(self.class_counts)}
+        del data["unreadable"]
+        if self.unreadable:
+            data["unreadable"] = list(self.unreadable)
         return {"schema": SCHEMA, "images": len(self.hashes), **data}
 
     @classmethod
@@ -112,6 +118,7 @@ class CalibrationSet:
             fields = {key: value for key, value in data.items() if key not in ("schema", "images", "id")}
             evaluation = fields.pop("evaluation")
             fields["hashes"] = tuple(fields["hashes"])
+            fields["unreadable"] = tuple(fields.get("unreadable", ()))
             if len(fields["hashes"]) != data["images"]:
                 raise ArtifactError(f"{where}: {len(fields['hashes'])} hashes of {data['images']} images")
             card = cls(**fields, evaluation=evaluation and Disjointness(**evaluation))
@@ -125,6 +132,8 @@ class CalibrationSet:
         """Returns one line for people."""
         line = f"{len(self.hashes)} {self.split} images of {self.data}, {self.choice}, seed {self.seed}, "
         line += "all there are" if len(self.hashes) == self.pool else f"chosen from {self.pool} candidates"
+        if self.unreadable:
+            line += f" ({in_words(self.unreadable)})"
         if self.evaluation is None:
             return f"{line}; not compared with evaluation images, none are known (name them with --against)"
         e = self.evaluation
@@ -132,7 +141,11 @@ class CalibrationSet:
 
 
 def choose_images(
-    options: CalibrationOptions, spec: PreprocessSpec, labels: Sequence[str], features: Features | None = None
+    options: CalibrationOptions,
+    spec: PreprocessSpec,
+    labels: Sequence[str],
+    features: Features | None = None,
+    problem: Problem | None = None,
 ) -> tuple[CalibrationSet, ImageSet]:
     """Chooses calibration images and compares them with those of the evaluation.
 
@@ -141,13 +154,15 @@ def choose_images(
         spec: the model's preprocessing.
         labels: the model's classes; the data must have the same, unless it has none.
         features: of images, for ``"coverage"``.
+        problem: receives images that cannot be read; they are replaced, see :mod:`gft_edge.data.intact`. Without it the files
+            are not tried.
 
     Returns:
         the card, and the images in the order of its hashes.
 
     Raises:
         ConfigError: no data, an unknown choice, or coverage without features.
-        DataError: fewer images than asked for, other classes, an unreadable image, or images of the evaluation.
+        DataError: fewer images than asked for, other classes, too many unreadable images, or images of the evaluation.
     """
     data, count, choice = options.data, options.images, options.choice
     if data is None:
@@ -163,11 +178,14 @@ def choose_images(
     if choice == "coverage":
         if features is None:
             raise ConfigError("calibration: a choice by coverage needs the model's features; use a checkpoint")
-        indices = cover(features(pool), count)
+        found = _covering(pool, features, count, data, problem)
     elif choice in CHOICES:
-        indices = _drawn(classes, count, options.seed, balanced=choice == "balanced")
+        found = Intact(_drawn(classes, count, options.seed, balanced=choice == "balanced"))
+        if problem is not None and not is_rendered(data):
+            found = intact(pool, found.indices, data, problem)
     else:
         raise ConfigError(f"calibration: choice must be one of {', '.join(CHOICES)}, found {choice!r}")
+    indices = found.indices
     chosen = (_Rendered if is_rendered(data) else Subset)(pool, indices)
     counts = Counter(pool.labels[classes[index]] for index in indices)
     hashed, hashes = hash_images(chosen)
@@ -188,8 +206,21 @@ def choose_images(
         class_counts=dict(sorted(counts.items())),
         preprocess=spec.id,
         evaluation=evaluation,
+        unreadable=names_of(pool, found.damaged, data),
     )
     return card, chosen
+
+
+def _covering(pool: ImageSet, features: Features, count: int, data: str, problem: Problem | None) -> Intact:
+    """Chooses by :func:`cover` among the images of a pool that can be read."""
+    problems: list[str] = []
+    places, points = features(pool, None if problem is None else problems.append)
+    if problem is not None:
+        require_few(problems, len(pool), data)
+        for text in problems:
+            problem(text)
+    chosen = cover(points, min(count, len(places)))
+    return Intact(tuple(places[index] for index in chosen), tuple(sorted(set(range(len(pool))) - set(places))))
 
 
 class _Rendered(Subset):
@@ -249,14 +280,26 @@ def cover(features: npt.NDArray[np.floating[Any]], count: int) -> tuple[int, ...
     return tuple(chosen)
 
 
-def hash_images(images: ImageSet) -> tuple[str, tuple[str, ...]]:
-    """Returns the hashed content, and the sha256 of each image: of the file where there is one, else of shape and RGB pixels."""
+def hash_images(images: ImageSet, skip: bool = False) -> tuple[str, tuple[str, ...]]:
+    """Returns the hashed content, and the sha256 of each image: of the file where there is one, else of shape and RGB pixels.
+
+    Args:
+        images: files or rendered ones.
+        skip: files that cannot be opened, such as broken links; otherwise they are an error.
+
+    Raises:
+        DataError: a file cannot be opened.
+    """
     paths = paths_of(images)
     if paths is not None:
-        try:
-            return "file bytes", tuple(sha256(path) for path in paths)
-        except OSError as error:
-            raise DataError(f"image {error.filename}: cannot be read ({error.strerror})") from None
+        hashes = []
+        for path in paths:
+            try:
+                hashes.append(sha256(path))
+            except OSError as error:
+                if not skip:
+                    raise DataError(f"image {error.filename}: cannot be read ({error.strerror})") from None
+        return "file bytes", tuple(hashes)
     return "decoded pixels", tuple(_pixel_hash(images[index][0]) for index in range(len(images)))
 
 
@@ -270,7 +313,7 @@ def _compare(hashes: set[str], hashed: str, data: str, against: str | None, size
     if where is None:
         return None
     split, others = _held_out(where, RENDERED_COMPARED, size)
-    kind, found = hash_images(others)
+    kind, found = hash_images(others, skip=True)
     if kind != hashed:
         raise DataError(
             f"data {where}: images hashed by {kind} cannot be compared with those hashed by {hashed}; leave out --against"
@@ -343,15 +386,17 @@ def model_features(model: nn.Module, spec: PreprocessSpec) -> Features:
     classifier = getattr(model, "head", None) or model.classifier
     assert isinstance(classifier, nn.Module)
 
-    def features(images: ImageSet) -> npt.NDArray[np.float32]:
+    def features(images: ImageSet, problem: Problem | None = None) -> tuple[list[int], npt.NDArray[np.float32]]:
         inputs: list[npt.NDArray[np.float32]] = []
+        places: list[int] = []
         handle = classifier.register_forward_pre_hook(lambda _, given: inputs.append(given[0].numpy()))
         try:
             with torch.no_grad():
-                for batch, _ in evaluation_batches(images, spec):
+                for indices, batch, _ in indexed_batches(images, spec, problem=problem):
+                    places += indices
                     model(torch.from_numpy(batch))
         finally:
             handle.remove()
-        return np.concatenate(inputs)
+        return places, np.concatenate(inputs) if inputs else np.empty((0, 0), np.float32)
 
     return features

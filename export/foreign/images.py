@@ -11,8 +11,10 @@ from typing import TypeGuard
 import numpy as np
 import numpy.typing as npt
 
+from gft_edge.data.batches import Problem
 from gft_edge.data.datasets import held_out_split, is_folder, open_images, readable, unlabelled_folder
-from gft_edge.data.for_model import Note, Request, forward_notes, labelled_images
+from gft_edge.data.for_model import EVERYTHING, Note, Request, forward_notes, labelled_images
+from gft_edge.data.intact import intact_part, source_in_words
 from gft_edge.data.seeded import seeded_images
 from gft_edge.data.sets import NO_CLASSES, ImageSet, Subset, spread
 from gft_edge.data.splits import Split
@@ -34,6 +36,7 @@ class ForeignImages:
         preprocess: of the pixels.
         source: in words, for reports.
         data, split: of the images.
+        unreadable: names of images that were tried and left out.
     """
 
     images: ImageSet
@@ -42,6 +45,7 @@ class ForeignImages:
     source: str
     data: str
     split: Split
+    unreadable: tuple[str, ...] = ()
 
 
 def opened(paths: Sequence[str | Path]) -> tuple[Model, ...]:
@@ -78,7 +82,9 @@ def require_preprocess(model: ForeignModel) -> PreprocessSpec:
     return model.preprocess
 
 
-def images_for(model: ForeignModel, data: str, split: Split | None, count: int, note: Note) -> ForeignImages:
+def images_for(
+    model: ForeignModel, data: str, split: Split | None, count: int, note: Note, problem: Problem | None = None
+) -> ForeignImages:
     """Opens images of a data set.
 
     Classes are matched by name where the model's are known; else the data's, in order of their names, are taken for the model's if
@@ -90,32 +96,42 @@ def images_for(model: ForeignModel, data: str, split: Split | None, count: int, 
         split: None is test, or val where there are no test images.
         count: how many at most.
         note: receives how the images were found and which classes were assumed.
+        problem: receives images that cannot be read; the next ones of the data take their places, see
+            :mod:`gft_edge.data.intact`. Without it no image is tried.
 
     Raises:
         ConfigError: the preprocessing is not known.
-        DataError: nothing usable is there, or a class that the model does not know.
+        DataError: nothing usable is there, a class that the model does not know, or more than a tenth of the images that were
+            tried cannot be read.
     """
     spec = require_preprocess(model)
     loose = unlabelled_folder(Path(data)) if is_folder(data) else None
     if loose is not None:
-        found: ImageSet = readable(loose)
-        found = found if len(found) <= count else Subset(found, spread(len(found), count))
-        return ForeignImages(found, None, spec, f"{len(found)} images of {data}", data, split or "test")
+        whole = readable(loose)
+        wanted = whole if len(whole) <= count else Subset(whole, spread(len(whole), count))
+        found, unreadable = intact_part(wanted, lambda: whole, data, problem)
+        source = source_in_words(f"{len(found)} images of {data}", unreadable)
+        return ForeignImages(found, None, spec, source, data, split or "test", unreadable)
     part = split or held_out_split(data)
-    request = Request(data, part, count)
-    if is_named(model.labels):
-        found, labels = labelled_images(request, spec.height, model.labels, None, note), model.labels
-    else:
-        found = open_images(data, part, count, spec.height)
-        forward_notes(found, note)
-        labels = found.labels
-    source = f"{len(found)} {part} images of {data}"
+
+    def opened_up_to(images: int, note: Note | None) -> ImageSet:
+        if is_named(model.labels):
+            return labelled_images(Request(data, part, images), spec.height, model.labels, None, note)
+        some = open_images(data, part, images, spec.height)
+        if note is not None:
+            forward_notes(some, note)
+        return some
+
+    found = opened_up_to(count, note)
+    labels = model.labels if is_named(model.labels) else found.labels
+    found, unreadable = intact_part(found, lambda: opened_up_to(EVERYTHING, None), data, problem)
+    source = source_in_words(f"{len(found)} {part} images of {data}", unreadable)
     if len(labels) != model.classes or labels == NO_CLASSES:
         note(f"data: {model.path} has {model.classes} classes and {data} {len(labels)}: its labels are not used")
-        return ForeignImages(found, None, spec, source, data, part)
+        return ForeignImages(found, None, spec, source, data, part, unreadable)
     if not is_named(model.labels):
         note(f"data: the classes of {data} in order of their names are taken for those of {model.path}")
-    return ForeignImages(found, labels, spec, source, data, part)
+    return ForeignImages(found, labels, spec, source, data, part, unreadable)
 
 
 def is_named(labels: tuple[str, ...] | None) -> TypeGuard[tuple[str, ...]]:

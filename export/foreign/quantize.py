@@ -229,7 +229,8 @@ class _Run:
         assert calibration.data is not None
         found = data_labels(calibration.data, calibration.split, height)
         names = class_names(options.labels, found, source.classes, calibration.data)
-        card, images = choose_images(calibration, spec, names.names if names.known else found)
+        labels = names.names if names.known else found
+        card, images = choose_images(calibration, spec, labels, problem=callbacks.problem)
         if callbacks.note is not None:
             forward_notes(images, callbacks.note)
         return cls(source, model, graph, pattern, layers, spec, names, card, images, options, callbacks)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from gft_edge.data.batches import BATCH_SIZE, batch_count, evaluation_batches
+from gft_edge.data.batches import BATCH_SIZE, Problem, batch_count, evaluation_batches
 from gft_edge.data.for_model import Note
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.foreign.images import images_for, random_images, with_knowledge
@@ -48,6 +49,7 @@ def verify_foreign(
     options: VerifyOptions,
     track: Track = silent,
     note: Note = lambda text: None,
+    problem: Problem | None = None,
 ) -> VerifyReport:
     """Verifies a foreign graph on each backend.
 
@@ -60,6 +62,7 @@ def verify_foreign(
         options: backends, limits and images; without ``data`` the images are made from a seed.
         track: shows progress, batch by batch.
         note: receives how images were found.
+        problem: receives images that cannot be read and are replaced; without it such an image is an error.
 
     Raises:
         ArtifactError: a graph that cannot be run, or another original than the one that was quantized.
@@ -69,8 +72,8 @@ def verify_foreign(
     """
     original = original_of(model, against)
     if original is None:
-        return _alone(model, options, track, note)
-    return _against(model, original, options, track, note)
+        return _alone(model, options, track, note, problem)
+    return _against(model, original, options, track, note, problem)
 
 
 def original_of(model: ForeignModel, against: ForeignModel | None) -> ForeignModel | None:
@@ -117,34 +120,41 @@ def _size(model: ForeignModel) -> str:
 
 
 def _against(
-    model: ForeignModel, original: ForeignModel, options: VerifyOptions, track: Track, note: Note
+    model: ForeignModel,
+    original: ForeignModel,
+    options: VerifyOptions,
+    track: Track,
+    note: Note,
+    problem: Problem | None,
 ) -> VerifyReport:
     original = with_knowledge(original, [model])
     model = dataclasses.replace(
         model, preprocess=model.preprocess or original.preprocess, labels=model.labels or original.labels
     )
     facts = facts_of(model)
-    batches, labels, source = _batches(model, options, track, note)
+    given = _given(model, options, track, note, problem)
     known = facts_of(original)
     reference = _computation(original, known, ONNXRUNTIME)
     sessions = {_computation(model, facts, name): open_foreign(model, facts, name) for name in options.backends}
     runners = {reference: runner(original, open_foreign(original, known))}
     runners |= {computation: runner(model, session) for computation, session in sessions.items()}
-    found, truth, examples = _run(runners, batches)
+    found, truth, examples = _run(runners, given.batches)
     kind: Kind = "exact" if facts.precision == reference.arithmetic == "fp32" else "compression"
-    comparisons = tuple(_compare((reference, side), found, truth, labels or (), kind) for side in sessions)
+    comparisons = tuple(_compare((reference, side), found, truth, given.labels or (), kind) for side in sessions)
     assessment = assess(comparisons, options.limits)
     place = None
     if assessment.failures:
         place = _parting(model, original, examples, options.limits.int8_sqnr_db)
     if options.data is None:
         assessment = _of_arithmetic(assessment, comparisons, place, options.limits.int8_sqnr_db)
-    return _report(model, facts, source, options, sessions.values(), comparisons, assessment, place, ())
+    return _report(model, facts, given, options, sessions.values(), comparisons, assessment, place, ())
 
 
-def _alone(model: ForeignModel, options: VerifyOptions, track: Track, note: Note) -> VerifyReport:
+def _alone(
+    model: ForeignModel, options: VerifyOptions, track: Track, note: Note, problem: Problem | None
+) -> VerifyReport:
     facts = facts_of(model)
-    batches, _, source = _batches(model, options, track, note)
+    given = _given(model, options, track, note, problem)
     plain = Computation(ONNXRUNTIME, facts.precision, "node by node, onnxruntime")
     sessions = {_computation(model, facts, name): open_foreign(model, facts, name) for name in options.backends}
     runners = {plain: runner(model, open_foreign(model, facts, optimized=False))}
@@ -157,7 +167,7 @@ def _alone(model: ForeignModel, options: VerifyOptions, track: Track, note: Note
         pairs += list(singly.items())
     else:
         notes.append(f"the graph takes {model.batch} image(s) at a time: independence within a batch is not checked")
-    found, _, _ = _run(runners, batches)
+    found, _, _ = _run(runners, given.batches)
     comparisons = tuple(_compare(pair, found, None, (), _kind(facts)) for pair in pairs)
     report = lint_view(viewed(model))
     notes.append(
@@ -169,13 +179,13 @@ def _alone(model: ForeignModel, options: VerifyOptions, track: Track, note: Note
     if options.data is None:
         notes.append(ONLY_ARITHMETIC.partition(";")[0])
     assessment = assess(comparisons, options.limits)
-    return _report(model, facts, source, options, sessions.values(), comparisons, assessment, None, tuple(notes))
+    return _report(model, facts, given, options, sessions.values(), comparisons, assessment, None, tuple(notes))
 
 
 def _report(
     model: ForeignModel,
     facts: ForeignFacts,
-    source: str,
+    given: _Given,
     options: VerifyOptions,
     sessions: Iterable[Session],
     comparisons: tuple[Comparison, ...],
@@ -188,13 +198,14 @@ def _report(
         artifact=str(model.path),
         precision=facts.precision,
         model_sha256=model.sha256,
-        source=source,
+        source=given.source,
         comparisons=comparisons,
         limits=options.limits,
         assessment=assessment,
         places=() if place is None else (place,),
         notes=notes,
         backends=tuple(backends),
+        unreadable=given.unreadable,
     )
 
 
@@ -206,19 +217,34 @@ def _kind(facts: ForeignFacts) -> Kind:
     return "exact" if facts.precision == "fp32" else "same_arithmetic"
 
 
-def _batches(
-    model: ForeignModel, options: VerifyOptions, track: Track, note: Note
-) -> tuple[Batches, tuple[str, ...] | None, str]:
-    """Returns batches of preprocessed images, with labels where they are known, the names of the classes, and the source."""
+@dataclass(frozen=True)
+class _Given:
+    """Preprocessed images in batches, with labels where they are known.
+
+    Attributes:
+        batches: images (B, 3, H, W) and labels (B,) or None.
+        source: in words.
+        labels: names of the classes, where they are known.
+        unreadable: names of images that were left out.
+    """
+
+    batches: Batches
+    source: str
+    labels: tuple[str, ...] | None = None
+    unreadable: tuple[str, ...] = ()
+
+
+def _given(model: ForeignModel, options: VerifyOptions, track: Track, note: Note, problem: Problem | None) -> _Given:
+    """Opens the images of the options, or makes some."""
     if options.data is None:
         images = random_images(model)
         parts = [(images[start : start + BATCH], None) for start in range(0, len(images), BATCH)]
-        return track(parts, "verify", len(parts)), None, f"{len(images)} smooth random images of seed 0"
-    found = images_for(model, options.data, options.split, options.images, note)
+        return _Given(track(parts, "verify", len(parts)), f"{len(images)} smooth random images of seed 0")
+    found = images_for(model, options.data, options.split, options.images, note, problem)
     batches = evaluation_batches(found.images, found.preprocess)
     tracked = track(batches, "verify", batch_count(len(found.images), BATCH_SIZE))
     labelled = ((pixels, labels if found.labels else None) for pixels, labels in tracked)
-    return labelled, found.labels, found.source
+    return _Given(labelled, found.source, found.labels, found.unreadable)
 
 
 def runner(model: ForeignModel, session: Session) -> Runner:

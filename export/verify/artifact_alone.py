@@ -33,6 +33,7 @@ class VerifyReport:
         fresh_export: of the checkpoint beside the graph; None when the checkpoint was not exported again.
         notes: facts that are no failures.
         backends: each with its options.
+        unreadable: names of images that were tried and left out.
     """
 
     artifact: str
@@ -46,6 +47,7 @@ class VerifyReport:
     fresh_export: Literal["identical", "different"] | None = None
     notes: tuple[str, ...] = ()
     backends: tuple[Mapping[str, Any], ...] = ()
+    unreadable: tuple[str, ...] = ()
 
     @property
     def failures(self) -> tuple[str, ...]:
@@ -63,9 +65,11 @@ class VerifyReport:
         return not self.failures
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the report as plain JSON values."""
+        """Returns the report as plain JSON values; ``unreadable`` is left out where there are none."""
         data = asdict(self)
         assessment = data.pop("assessment")
+        if not self.unreadable:
+            del data["unreadable"]
         return {
             **data,
             **assessment,

@@ -25,6 +25,7 @@ from gft_edge.storage.locks import locked
 
 if TYPE_CHECKING:
     from gft_edge.checkpoint import Checkpoint
+    from gft_edge.data.batches import Problem
     from gft_edge.data.for_model import Note, Request
     from gft_edge.data.sets import ImageSet
 
@@ -71,6 +72,7 @@ def verify(
     track: Track = silent,
     note: Note | None = None,
     draw: DrawMaps | None = None,
+    problem: Problem | None = None,
 ) -> Verification:
     """Compares an artefact with PyTorch and stores the record in it.
 
@@ -84,6 +86,8 @@ def verify(
         track: shows progress, batch by batch.
         note: receives how images were found and what is done next.
         draw: writes pictures of importance maps; without it there are none.
+        problem: receives images that cannot be read; the next ones of the data take their places, see
+            :mod:`gft_edge.data.intact`. Without it such an image is an error.
 
     Raises:
         ArtifactError: the artefact was made from another checkpoint, or is damaged.
@@ -99,9 +103,11 @@ def verify(
     from gft_edge.data.for_model import once
 
     require_parent(artifact, checkpoint)
-    note = once(note)
+    note, problem = once(note), None if problem is None else once(problem)
     request = _request(checkpoint, options)
-    report = _compare_on_data(artifact, checkpoint, request, options, track, note)
+    images, source, unreadable = _images(request, checkpoint, note, problem)
+    report = _compare_on_data(artifact, checkpoint, images, source, options, track, note)
+    report = replace(report, unreadable=unreadable)
     has_maps = artifact.manifest.maps == "compact"
     wants_maps = report.passed and options.map_images > 0
     if wants_maps and not has_maps and not artifact.manifest.model.is_baseline:
@@ -111,9 +117,9 @@ def verify(
     if not (wants_maps and has_maps):
         return Verification(report)
     request = replace(request, images=options.map_images)
-    images = _images(request, checkpoint, note)
+    images, source, _ = _images(request, checkpoint, note, problem)
     note(f"verify: insertion and deletion curves of {len(images)} images")
-    return Verification(report, _measure_maps(artifact, checkpoint, images, _source(request, images), draw))
+    return Verification(report, _measure_maps(artifact, checkpoint, images, source, draw))
 
 
 def _request(checkpoint: Checkpoint, options: VerifyOptions) -> Request:
@@ -125,31 +131,37 @@ def _request(checkpoint: Checkpoint, options: VerifyOptions) -> Request:
     return Request(data, options.split or held_out_split(data), options.images)
 
 
-def _images(request: Request, checkpoint: Checkpoint, note: Note) -> ImageSet:
-    from gft_edge.data.for_model import labelled_images
+def _images(
+    request: Request, checkpoint: Checkpoint, note: Note, problem: Problem | None
+) -> tuple[ImageSet, str, tuple[str, ...]]:
+    """Returns images, their source in words, and the names of those that cannot be read."""
+    from gft_edge.data.for_model import intact_images
+    from gft_edge.data.intact import source_in_words
 
     info = checkpoint.info
-    return labelled_images(request, info.model.image_size, info.labels, checkpoint.path, note)
-
-
-def _source(request: Request, images: ImageSet) -> str:
-    return f"{len(images)} {request.split} images of {request.data}"
+    found, unreadable = intact_images(request, info.model.image_size, info.labels, checkpoint.path, note, problem)
+    return found, source_in_words(f"{len(found)} {request.split} images of {request.data}", unreadable), unreadable
 
 
 def _compare_on_data(
-    artifact: Artifact, checkpoint: Checkpoint, request: Request, options: VerifyOptions, track: Track, note: Note
+    artifact: Artifact,
+    checkpoint: Checkpoint,
+    images: ImageSet,
+    source: str,
+    options: VerifyOptions,
+    track: Track,
+    note: Note,
 ) -> VerifyReport:
     from gft_edge.data.batches import batch_count, evaluation_batches
     from gft_edge.export.verify.claims import corrected
     from gft_edge.export.verify.trace import fresh_graph
     from gft_edge.export.verify.with_checkpoint import verify_checkpoint
 
-    images = _images(request, checkpoint, note)
     note("verify: exporting the checkpoint again")
     fresh = fresh_graph(checkpoint, corrected(artifact, load_artifact_graph(artifact)))
     batches = evaluation_batches(images, checkpoint.info.preprocess)
     tracked = track(batches, "verify", batch_count(len(images)))
-    return verify_checkpoint(artifact, checkpoint, tracked, _source(request, images), options, fresh)
+    return verify_checkpoint(artifact, checkpoint, tracked, source, options, fresh)
 
 
 def _store(artifact: Artifact, report: VerifyReport) -> Artifact:

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from gft_edge.data.batches import Problem
 from gft_edge.data.datasets import is_folder, is_rendered, match_labels, open_images
+from gft_edge.data.intact import intact_part
 from gft_edge.data.sets import ImageSet
 from gft_edge.data.splits import Split
-from gft_edge.data.trained import not_trained_on
+from gft_edge.data.trained import not_trained_on, trained_on
 from gft_edge.errors import ConfigError, DataError
 
+EVERYTHING = 1 << 30
+"""Images, more than a folder has."""
 Note = Callable[[str], None]
 """Receives a line of information for people."""
 
@@ -80,6 +84,29 @@ def labelled_images(
     if note is not None:
         forward_notes(found, note)
     return found
+
+
+def intact_images(
+    request: Request, size: int, labels: tuple[str, ...], model: Path, note: Note | None, problem: Problem | None
+) -> tuple[ImageSet, tuple[str, ...]]:
+    """As :func:`labelled_images`, with damaged images replaced by the next ones of the data; also returns their names.
+
+    Args:
+        request, size, labels, model, note: of :func:`labelled_images`.
+        problem: receives the reason for each image that is left out; without it no image is tried.
+
+    Raises:
+        DataError: see :func:`labelled_images`; or more than a tenth of the images that were tried cannot be read.
+    """
+
+    def whole() -> ImageSet:
+        return labelled_images(replace(request, images=EVERYTHING), size, labels)
+
+    def usable(path: Path) -> bool:
+        return request.split == "train" or not trained_on([path], model)[0]
+
+    found = labelled_images(request, size, labels, model, note)
+    return intact_part(found, whole, request.data, problem, usable)
 
 
 def forward_notes(images: ImageSet, note: Note) -> None:

@@ -89,10 +89,9 @@ def not_trained_on(images: ImageSet, folder: Path, split: Split, where: str) -> 
         DataError: nothing is left.
     """
     samples = None if split == "train" else samples_of(images)
-    known = read_trained(folder)
-    if not samples or not len(known):
+    if not samples:
         return images
-    is_known = np.isin(_keys([path for path, _ in samples]), known)
+    is_known = trained_on([path for path, _ in samples], folder)
     if not is_known.any():
         return images
     if is_known.all():
@@ -100,6 +99,12 @@ def not_trained_on(images: ImageSet, folder: Path, split: Split, where: str) -> 
     note = f"left out: {is_known.sum()} {split} images of {where} that the model was trained on"
     kept = tuple(sample for sample, trained in zip(samples, is_known) if not trained)
     return Files(images.labels, kept, (*images.notes, note))
+
+
+def trained_on(paths: Sequence[Path], folder: Path) -> npt.NDArray[np.bool_]:
+    """Returns for each file whether the model in a folder was trained on it, (files,)."""
+    known = read_trained(folder)
+    return np.isin(_keys(paths), known) if len(known) else np.zeros(len(paths), np.bool_)
 
 
 def _keys(paths: Sequence[Path]) -> Keys:

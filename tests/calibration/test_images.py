@@ -29,8 +29,8 @@ def leaking(folders, tmp_path) -> Path:
     return root
 
 
-def _choose(data, count=8, features=None, **options):
-    return choose_images(CalibrationOptions(str(data), images=count, **options), SPEC, ANIMALS, features)
+def _choose(data, count=8, features=None, problem=None, **options):
+    return choose_images(CalibrationOptions(str(data), images=count, **options), SPEC, ANIMALS, features, problem)
 
 
 def test_balanced_choice_takes_turns_and_then_what_is_left(folders):
@@ -196,7 +196,8 @@ def test_cover_is_within_twice_of_the_best_radius():
 def test_coverage_uses_what_the_classifier_reads(tiny_model, folders):
     features = model_features(tiny_model, SPEC)
     card, images = _choose(folders, 6, choice="coverage", features=features)
-    found = features(images)
+    places, found = features(images)
+    assert places == list(range(6))
     logits = tiny_model(torch.from_numpy(np.stack([SPEC(images[i][0]) for i in range(6)])))
     torch.testing.assert_close(tiny_model.head(torch.from_numpy(found)), logits, rtol=1e-4, atol=1e-4)
     assert card == _choose(folders, 6, choice="coverage", features=features)[0]
@@ -208,3 +209,74 @@ def test_coverage_without_features_and_unknown_choices_are_refused(folders):
         _choose(folders, choice="coverage")
     with pytest.raises(ConfigError, match="choice must be one of random, balanced, coverage"):
         _choose(folders, choice="best")
+
+
+def _damaged(folders, tmp_path, *names) -> Path:
+    root = Path(shutil.copytree(folders, tmp_path / "damaged"))
+    for name in names:
+        (root / name).write_bytes((root / name).read_bytes()[:60])  # truncated
+    return root
+
+
+def _names(card, images):
+    return [Path(images.name(index)).relative_to(card.data).as_posix() for index in range(len(images))]
+
+
+@pytest.mark.parametrize("choice", ["balanced", "random"])
+def test_the_next_image_takes_the_place_of_a_damaged_one(folders, tmp_path, choice):
+    wanted = _names(*_choose(folders, 12, choice=choice))
+    root = _damaged(folders, tmp_path, wanted[3])
+    every = [Path(one).relative_to(folders).as_posix() for one in sorted(map(str, folders.glob("train/*/*.png")))]
+    at = every.index(wanted[3])
+    free = [one for one in every[at + 1 :] + every[:at] if one not in wanted]
+    spare = next((one for one in free if Path(one).parent == Path(wanted[3]).parent), free[0])
+    problems = []
+    card, images = _choose(root, 12, choice=choice, problem=problems.append)
+    assert _names(card, images) == [*wanted[:3], spare, *wanted[4:]]
+    assert len(problems) == 1 and problems[0].startswith(f"image {root / wanted[3]}: cannot be decoded")
+    assert (card.unreadable, len(card.hashes), sum(card.class_counts.values())) == ((wanted[3],), 12, 12)
+    assert f"chosen from 18 candidates (left out, cannot be read: {wanted[3]})" in card.describe()
+    again, _ = _choose(root, 12, choice=choice, problem=problems.append)
+    assert again == card and again.id == card.id
+    data = json.loads(json.dumps({**card.to_json(), "id": card.id}))
+    assert CalibrationSet.from_json(data) == card
+    with pytest.raises(ArtifactError, match="was changed"):
+        CalibrationSet.from_json({**data, "unreadable": []})
+
+
+def test_trying_the_files_changes_nothing_where_none_is_damaged(folders):
+    plain, tried = _choose(folders, 12), _choose(folders, 12, problem=pytest.fail)
+    assert plain == tried and "unreadable" not in plain[0].to_json()
+
+
+def test_where_all_images_are_asked_for_there_are_fewer(folders, tmp_path):
+    root = _damaged(folders, tmp_path, "train/ant/0.png")
+    card, images = _choose(root, 18, problem=lambda text: None)
+    assert (len(images), card.pool, card.class_counts["ant"]) == (17, 18, 8)
+
+
+@pytest.mark.parametrize("choice", ["balanced", "coverage"])
+def test_more_than_a_tenth_is_an_error(folders, tmp_path, tiny_model, choice):
+    features = model_features(tiny_model, SPEC)
+    root = _damaged(folders, tmp_path, "train/ant/0.png", "train/dog/0.png")
+    with pytest.raises(
+        DataError, match=r"2 of 18 images cannot be read, more than a tenth; .* The first: image .*0.png"
+    ):
+        _choose(root, 18, choice=choice, features=features, problem=lambda text: None)
+
+
+def test_coverage_chooses_among_the_images_that_can_be_read(folders, tmp_path, tiny_model):
+    features = model_features(tiny_model, SPEC)
+    names = _names(*_choose(folders, 3, choice="coverage", features=features))
+    root = _damaged(folders, tmp_path, names[1])
+    problems = []
+    card, images = _choose(root, 17, choice="coverage", features=features, problem=problems.append)
+    every = {path.relative_to(folders).as_posix() for path in folders.glob("train/*/*.png")}
+    assert set(_names(card, images)) == every - {names[1]}
+    assert (card.unreadable, len(problems)) == ((names[1],), 1)
+
+
+def test_evaluation_files_that_cannot_be_opened_are_not_compared(folders, tmp_path):
+    root = Path(shutil.copytree(folders, tmp_path / "data"))
+    (root / "test/ant/link.png").symlink_to(tmp_path / "nowhere")
+    assert _choose(root, 8)[0].evaluation.compared == 4

@@ -367,3 +367,26 @@ def test_a_comparison_that_contradicts_itself_is_named(samples, laid, change, fa
     written = write_page(laid({"one.json": {**samples["controls"](), **change}, "two.json": samples["controls"]()}))
     assert [unused.file for unused in written.unused] == ["one.json"]
     assert facts in written.unused[0].why
+
+
+def test_unreadable_images_are_named_on_the_page_up_to_five(samples, laid):
+    names = [f"bolt/{number}.jpg" for number in range(7)]
+    card = {
+        **{"schema": 1, "images": 30, "data": "parts", "split": "train", "choice": "balanced", "seed": 0, "pool": 90},
+        **{
+            "hashed": "file bytes",
+            "class_counts": {"bolt": 30},
+            "preprocess": "p",
+            "evaluation": None,
+            "id": "ab" * 32,
+        },
+    }
+    found = {
+        "verify.json": {**samples["verify"](), "unreadable": names[:1]},
+        "card.json": {**card, "unreadable": names},
+    }
+    text = " ".join(write_page(laid(found)).page.read_text().split())
+    assert "art: unreadable images left out (1): <code>bolt/0.jpg</code>." in text
+    shown = ", ".join(f"<code>{name}</code>" for name in names[:5])
+    assert f"Unreadable images left out (7): {shown} and 2 more." in text
+    assert "nreadable" not in write_page(laid({"card.json": card, "verify.json": samples["verify"]()})).page.read_text()

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.benchmarks.experiments.teaching.measuring import from_texts, mean_right
-from gft_edge.benchmarks.experiments.teaching.plan import PLAIN, TWIN
+from gft_edge.benchmarks.experiments.teaching.plan import ARMS, PLAIN, PRODUCT, TWIN
 from gft_edge.control_results import ORACLE, OWN, RANDOM
 from gft_edge.stats.gain import Estimate, mean_difference, normalised_gain
 from gft_edge.stats.metrics import mcnemar
@@ -119,7 +119,9 @@ def lead(runs: Mapping[str, Mapping[str, Any]], arm: str, budget: str) -> Differ
 
 
 def figures(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the figures of every arm at every budget, and the leads over the twin, as plain JSON values.
+    """Returns the figures of every arm at every budget, the leads over the twin, and the targets against the product's.
+
+    All are plain JSON values.
 
     Args:
         found: of :func:`gft_edge.benchmarks.experiments.teaching.study.results`.
@@ -131,7 +133,17 @@ def figures(found: Mapping[str, Any]) -> dict[str, Any]:
         for arm in runs
         if TWIN in runs and arm != TWIN
     }
+    targets = {
+        arm: {
+            budget: one.to_json()
+            for budget in budgets
+            if (one := difference(runs, (arm, OWN), (PRODUCT, OWN), budget)) is not None
+        }
+        for arm in runs
+        if PRODUCT in runs and arm != PRODUCT and ARMS[arm].target is not None
+    }
     return {
+        "targets": targets,
         "arms": {arm: {budget: arm_figures(runs, arm, budget).to_json() for budget in budgets} for arm in runs},
         "leads": leads,
         "target": LEAD,

@@ -10,7 +10,7 @@ import numpy as np
 
 from gft_edge.benchmarks.experiments.markdown import render, table
 from gft_edge.benchmarks.experiments.teaching.measuring import from_texts
-from gft_edge.benchmarks.experiments.teaching.plan import ARMS
+from gft_edge.benchmarks.experiments.teaching.plan import ARMS, PRODUCT
 from gft_edge.benchmarks.experiments.teaching.targets import TARGETS
 from gft_edge.benchmarks.experiments.teaching.training import CURVE
 from gft_edge.control_results import ORACLE, OWN, RANDOM
@@ -35,14 +35,18 @@ def section(title: str, found: Mapping[str, Any]) -> str:
         f"## {title}",
         "",
         f"`{plan['data']}` at {plan['size']} px, {found['patches']} patches; blocks {_list(plan['stages'])} select; "
-        f"{plan['steps']} steps of {plan['batch_size']} images, at each step one of the budgets; {plan['images']} test images; the "
-        f"checkpoint has {full:.1%} of them right with every patch.",
+        f"{plan['steps']} steps of {plan['batch_size']} images, at each step one of the budgets; {plan['images']} test images. The "
+        f"checkpoint, `{found['checkpoint'][:12]}`, {'was' if found['is_taught'] else 'was not'} taught a ranking before; it has "
+        f"{full:.1%} of the images right with every patch.",
         "",
     ]
     for budget in found["budgets"]:
         lines += [f"### {budget} patches kept", "", _arms(found, budget), ""]
     if figures["leads"]:
         lines += ["### Chosen patches against the twin on random patches", "", _leads(figures, found["budgets"]), ""]
+    if figures["targets"]:
+        title = f"### Other targets against {PRODUCT}"
+        lines += [title, "", _against_product(figures, found["budgets"]), ""]
     lines += [f"### Training accuracy, mean over the seeds, of each {CURVE} steps", "", _curves(found), ""]
     lines += ["### Targets as rules on the start", "", _targets(found), ""]
     return "\n".join(lines)
@@ -56,6 +60,7 @@ def _arms(found: Mapping[str, Any], budget: str) -> str:
             "",
             *(f"{np.mean([_share(text) for text in start['right'][rule]]):.1%}" for rule in (OWN, RANDOM, ORACLE)),
             f"{start['recall'][OWN]:.0%}",
+            "",
             "",
             "",
             "",
@@ -73,6 +78,7 @@ def _arms(found: Mapping[str, Any], budget: str) -> str:
                 "" if one["gain"] is None else f"{one['gain']['value']:.2f} ({_range(one['gain'], 1, '.2f')})",
                 "" if over is None else points(over),
                 "" if over is None else by_seed(over),
+                "yes" if over is not None and min(over["interval"][0], *over["by_seed"]) > 0 else "",
             ]
         )
     header = (
@@ -85,6 +91,7 @@ def _arms(found: Mapping[str, Any], budget: str) -> str:
         "G",
         "over not taught, points",
         "each seed",
+        "better",
     )
     return table(header, rows)
 
@@ -112,6 +119,17 @@ def _leads(figures: Mapping[str, Any], budgets: Sequence[str]) -> str:
         f"{figures['target'] * 100:.0f} points or more",
     )
     return table(header, rows)
+
+
+def _against_product(figures: Mapping[str, Any], budgets: Sequence[str]) -> str:
+    """Returns the accuracy with each target less that with the target of the product, as a table."""
+    rows = [
+        (ARMS[arm].title, budget, points(one), by_seed(one), f"{one['p']:.1g}")
+        for arm, differences in figures["targets"].items()
+        for budget in budgets
+        if (one := differences.get(budget)) is not None
+    ]
+    return table(("training", "budget", "difference, points", "each seed", "largest p"), rows)
 
 
 def _curves(found: Mapping[str, Any]) -> str:

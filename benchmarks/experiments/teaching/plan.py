@@ -46,6 +46,8 @@ ARMS = {
     )
 }
 PLAIN, TWIN = "plain", "twin"
+PRODUCT = "gradient-attention"
+"""The target of ``train.align``."""
 
 
 def arms_named(names: str) -> list[Arm]:

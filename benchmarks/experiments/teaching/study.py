@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +74,13 @@ def open_study(checkpoint: str, out: Path, plan: Plan) -> Study:
             raise ConfigError(f"output {out}: holds a study with another plan or checkpoint; give another --out")
     else:
         write_json(file, identity)
-    return Study(out, plan, Start(config, weights, spec, opened.sha256))
+    return Study(out, plan, Start(config, weights, spec, opened.sha256, _is_taught(opened.info.provenance)))
+
+
+def _is_taught(provenance: Mapping[str, Any]) -> bool:
+    """Returns whether the recipe that a checkpoint records has ``train.align``."""
+    train = provenance.get("recipe", {}).get("train", {})
+    return bool(train.get("align"))
 
 
 def run(
@@ -133,6 +139,7 @@ def results(study: Study) -> dict[str, Any]:
     return {
         "plan": study.plan.to_json(),
         "checkpoint": study.start.sha256,
+        "is_taught": study.start.is_taught,
         "budgets": [budget.id for budget in study.plan.token_budgets(study.start.config)],
         "patches": study.start.config.num_patches,
         "start": read_json(study.out / START, "result"),

@@ -52,12 +52,14 @@ class Start:
         weights: of the model.
         spec: preprocessing.
         sha256: of the checkpoint.
+        is_taught: whether the training of the checkpoint aligned its scores already.
     """
 
     config: GFTConfig
     weights: Mapping[str, Tensor]
     spec: PreprocessSpec
     sha256: str
+    is_taught: bool
 
     def model(self, arm: Arm) -> tuple[FocalGFT, list[nn.Parameter]]:
         """Returns a new model in eval mode, and its gates if the arm has any."""

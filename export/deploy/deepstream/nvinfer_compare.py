@@ -12,7 +12,10 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.bundle import Bundle
+from gft_edge.data.batches import Problem
 from gft_edge.data.datasets import held_out_split, open_images
+from gft_edge.data.for_model import EVERYTHING
+from gft_edge.data.intact import intact_part
 from gft_edge.data.splits import Split
 from gft_edge.errors import ConfigError, DataError
 from gft_edge.export.deploy.deepstream.nvinfer_twin import (
@@ -135,13 +138,19 @@ def compare_with_twin(bundle: Bundle, frames: Sequence[UInt8Image] = ()) -> tupl
     return tuple(compare_config(path, artifact, frames) for path in configurations(bundle))
 
 
-def frames_of(data: str, split: Split | None, count: int, side: int) -> list[UInt8Image]:
+def frames_of(
+    data: str, split: Split | None, count: int, side: int, problem: Problem | None = None
+) -> list[UInt8Image]:
     """Returns images of a data set in their own size, RGB (H, W, 3) uint8; rendered ones in three times ``side``.
+
+    ``problem`` receives images that cannot be read and are replaced, see :mod:`gft_edge.data.intact`; without it they are errors.
 
     Raises:
         DataError: nothing usable is there.
     """
-    images = open_images(data, split or held_out_split(data), count, 3 * side)
+    part = split or held_out_split(data)
+    found = open_images(data, part, count, 3 * side)
+    images, _ = intact_part(found, lambda: open_images(data, part, EVERYTHING, 3 * side), data, problem)
     return [np.asarray(images[i][0]) for i in range(min(count, len(images)))]
 
 

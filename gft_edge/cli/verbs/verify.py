@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
         checkpoint_info(args.checkpoint)
         checkpoint = load_checkpoint(args.checkpoint)
     try:
-        found = verify(artifact, checkpoint, options, track, say, write_map_picture)
+        found = verify(artifact, checkpoint, options, track, say, write_map_picture, _left_out)
     except NotStoredError as error:
         report = error.verification.report
         result(args, report.to_json(), _text(report))
@@ -120,6 +120,13 @@ def run(args: argparse.Namespace) -> int:
     text = _text(found.report) + ("" if found.maps is None else f"\n{_map_text(found.maps)}")
     result(args, found.report.to_json(), text)
     return _code(args, found.verdict)
+
+
+def _left_out(problem: str) -> None:
+    """Names an image that cannot be read."""
+    from gft_edge.cli.console import say
+
+    say(f"left out: {problem}")
 
 
 def _code(args: argparse.Namespace, verdict: Verdict) -> int:
@@ -137,7 +144,7 @@ def _foreign(args: argparse.Namespace, model: ForeignModel, options: VerifyOptio
 
     require_foreign_options({"--checkpoint": args.checkpoint, "--pixels": args.pixels}, args.artifact)
     against = load_foreign(args.against) if args.against else None
-    report = verify_foreign(model, against, options, track, say)
+    report = verify_foreign(model, against, options, track, say, _left_out)
     result(args, report.to_json(), _text(report))
     return _code(args, report.verdict)
 
@@ -157,7 +164,7 @@ def _nvinfer(args: argparse.Namespace, artifact: Artifact) -> int:
     from gft_edge.export.deploy.deepstream.nvinfer_compare import compare_with_twin, frames_of
 
     side = artifact.manifest.preprocess.height
-    frames = frames_of(args.data, args.split, args.images, side) if args.data else ()
+    frames = frames_of(args.data, args.split, args.images, side, _left_out) if args.data else ()
     reports = compare_with_twin(load_bundle(args.artifact), frames)
     passed = all(report.passed for report in reports)
     text = "\n".join([*(report.text() for report in reports), "passed" if passed else "FAILED"])

@@ -247,6 +247,7 @@ def _verification(view: View) -> Iterator[Section]:
         "problems": list(dict.fromkeys([*places, *failures])),
         "undecided": [(name, text) for name, record in records for text in record["undecided"] or ()],
         "sources": list(dict.fromkeys(record["source"] for _, record in records)),
+        "unreadable": [(name, record["unreadable"]) for name, record in records if record["unreadable"]],
     }
     yield Section("Verification: artefacts compared with a reference", "verification", data)
 

@@ -120,6 +120,7 @@ VERIFICATION: Form = {
     "failures": Maybe([TEXT]),
     "undecided": Maybe([TEXT]),
     "places": Maybe([{"text": TEXT}]),
+    "unreadable": Maybe([TEXT]),
 }
 
 _CHANGE: Form = {"mean": NUMBER, "interval": Pair(NUMBER)}
@@ -189,6 +190,7 @@ CARD: Form = {
     "preprocess": TEXT,
     "hashed": TEXT,
     "evaluation": Maybe({"overlap": COUNT, "compared": COUNT, "split": TEXT, "data": TEXT}),
+    "unreadable": Maybe([TEXT]),
 }
 
 RANGES: Form = {

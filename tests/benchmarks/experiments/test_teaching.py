@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 
@@ -382,10 +383,19 @@ def made_study():
         PLAIN: {"0": one("1100", none), "1": one("1000", none)},
         TWIN: {"0": one("1111", ["1000", "0000", "0000"]), "1": one("0000", ["1100", "1000", "0000"])},
         "taylor": {"0": one("1110", none), "1": one("1110", none)},
+        "gradient-attention": {"0": one("1111", none), "1": one("0111", none)},
     }
     start = {**one("1000", none), "full": "1110"}
     start["targets"] = {"8": {"right": {name: ["1110"] for name in TARGETS}, "recall": dict.fromkeys(TARGETS, 0.75)}}
-    return {"plan": PLAN.to_json(), "budgets": ["8"], "patches": 64, "start": start, "runs": runs, "checkpoint": "c"}
+    return {
+        "plan": PLAN.to_json(),
+        "budgets": ["8"],
+        "patches": 64,
+        "start": start,
+        "runs": runs,
+        "checkpoint": "c",
+        "is_taught": False,
+    }
 
 
 def test_figures_of_a_study_worked_out_by_hand():
@@ -405,6 +415,8 @@ def test_figures_of_a_study_worked_out_by_hand():
     )
     assert over.p == 1.0, "the largest: 1110 against 1100"
     assert found["met"]
+    assert set(found["targets"]) == {"taylor"}
+    assert found["targets"]["taylor"]["8"]["by_seed"] == [-0.25, 0.0]
 
 
 def test_the_page_has_every_arm_budget_and_target():
@@ -416,7 +428,35 @@ def test_the_page_has_every_arm_budget_and_target():
     assert "| taught taylor | 2 | 75.0% | 0.0% | 100.0% | 50% | 0.75" in text
     assert "+25.0, +50.0" in text
     assert "| training | to 4 |\n| --- | --- |\n| score not taught | 50.0% |" in text
-    assert "75.0% of them right with every patch" in text
+    assert "`c`, was not taught a ranking before; it has 75.0% of the images right with every patch" in text
+    assert "### Other targets against gradient-attention" in text
+    assert "| taught taylor | 8 | -12.5 (" in text and "| -25.0, +0.0 | 1 |" in text
+
+
+@pytest.mark.parametrize(
+    ("interval", "by_seed", "better"),
+    [([0.1, 0.5], [0.2, 0.3], "yes"), ([0.0, 0.5], [0.2, 0.3], ""), ([0.1, 0.5], [0.2, 0.0], "")],
+)
+def test_better_needs_the_interval_and_every_seed(interval, by_seed, better):
+    study = made_study()
+    found = figures(study)
+    over = found["arms"]["taylor"]["8"]["over_plain"]
+    over["interval"], over["by_seed"] = interval, by_seed
+    row = next(
+        line
+        for line in page({"tiny": {**study, "figures": found}}).splitlines()
+        if line.startswith("| taught taylor | 2 |")
+    )
+    assert row.split("|")[-2].strip() == better
+
+
+@pytest.mark.parametrize(("recipe", "taught"), [({}, False), ({"align": 0.0}, False), ({"align": 1.0}, True)])
+def test_the_page_says_whether_the_start_was_taught(checkpoint, tmp_path, recipe, taught):
+    opened = load_checkpoint(str(checkpoint))
+    info = dataclasses.replace(opened.info, provenance={"recipe": {"train": recipe}})
+    save_checkpoint(tmp_path / "start", info, opened.model)
+    plan = dataclasses.replace(PLAN, images=16)
+    assert open_study(str(tmp_path / "start"), tmp_path / "out", plan).start.is_taught is taught
 
 
 # --- the command

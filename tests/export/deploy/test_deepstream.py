@@ -9,14 +9,15 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
 
 from gft_edge.bundle import ARTIFACT, load_bundle, write_record
 from gft_edge.cli.main import main, verb_module
 from gft_edge.cli.parsing import verb_parser
-from gft_edge.errors import ArtifactError, ConfigError
+from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.export.deploy.bundling import make_bundle
 from gft_edge.export.deploy.deepstream.bundle import config_text, labels_text
-from gft_edge.export.deploy.deepstream.nvinfer_compare import compare_config, compare_with_twin
+from gft_edge.export.deploy.deepstream.nvinfer_compare import compare_config, compare_with_twin, frames_of
 from gft_edge.export.deploy.deepstream.nvinfer_config import read_config
 from gft_edge.export.deploy.deepstream.nvinfer_twin import open_twin, read_label_file
 from gft_edge.export.deploy.options import BundleOptions
@@ -348,3 +349,18 @@ def test_commands_of_the_page_parse():
     for command in commands:
         _, verb, *arguments = command.split()
         verb_parser(verb, verb_module(verb)).parse_args(arguments)
+
+
+def test_frames_of_damaged_files_are_those_of_their_neighbours(tmp_path):
+    grey = [np.full((8, 8, 3), 10 * number, np.uint8) for number in range(12)]
+    for number, image in enumerate(grey):
+        path = tmp_path / "data/test/a" / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    (tmp_path / "data/test/a/00.png").write_bytes(b"")
+    problems = []
+    frames = frames_of(str(tmp_path / "data"), None, 10, 8, problems.append)
+    wanted = sorted({int(frame[0, 0, 0]) // 10 for frame in frames})
+    assert (len(frames), len(wanted), 0 in wanted, len(problems)) == (10, 10, False, 1)
+    with pytest.raises(DataError, match=r"00\.png"):
+        frames_of(str(tmp_path / "data"), None, 10, 8)

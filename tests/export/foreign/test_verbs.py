@@ -148,6 +148,36 @@ def changed(source: Path, target: Path, change: Callable[[onnx.GraphProto], None
 # --- verify
 
 
+def test_a_damaged_image_is_replaced(run, vits, out, animals, tmp_path):
+    data = Path(shutil.copytree(animals, tmp_path / "animals"))
+    bad = data / "test/ant/0.png"
+    bad.write_bytes(bad.read_bytes()[:200])
+    done = run("verify", out, "--data", data, "--images", "12", "--json")
+    assert (done.code, done.err.count("left out: ")) == (0, 1), done.err
+    assert f"left out: image {bad}: cannot be decoded" in done.err
+    assert done.json["source"] == f"12 test images of {data}, 1 unreadable left out"
+    assert (done.json["unreadable"], done.json["comparisons"][0]["images"]) == (["test/ant/0.png"], 12)
+    quantized = [
+        "quantize",
+        vits / "float.onnx",
+        "--data",
+        data / "test/ant",
+        "--images",
+        "5",
+        "--out",
+        tmp_path / "int8",
+    ]
+    done = run(*quantized)
+    assert (done.code, "1 of 6 images cannot be read, more than a tenth" in done.err) == (2, True)
+    for number in range(6):
+        shutil.copy(data / "test/bee" / f"{number}.png", data / "test/ant" / f"bee{number}.png")
+    quantized[5] = "10"
+    done = run(*quantized)
+    assert (done.code, done.err.count("left out: ")) == (0, 1), done.err
+    card = read_sealed(tmp_path / "int8/calibration/card.json", "card", "")
+    assert (card["images"], card["pool"], card["unreadable"]) == (10, 12, ["0.png"])
+
+
 def test_verify_finds_the_float_original_and_says_what_random_images_show(run, out):
     done = run("verify", out)
     assert done.code == 0
