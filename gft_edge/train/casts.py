@@ -19,6 +19,9 @@ CAST = (nn.Linear, nn.Conv2d)
 GROUP = 16
 """Weights that are cast together. Gradients leave the backward pass by groups: several processes exchange those of one while
 others are computed, and no more than these wait in half precision."""
+FIRST = 2**63
+"""Sequence number of the casts. The backward pass takes what is ready by falling numbers; the casts, made before the layers, would
+come last, and all gradients would wait for them."""
 
 
 class _Cast(torch.autograd.Function):
@@ -69,9 +72,12 @@ def cast_weights(places: Sequence[Place], dtype: torch.dtype) -> Iterator[None]:
     """
     weights = [parameters[name] for parameters, name in places]
     given = cast("list[Tensor]", weights)
-    casts = [
-        found for start in range(0, len(given), GROUP) for found in _Cast.apply(dtype, *given[start : start + GROUP])
-    ]
+    casts: list[Tensor] = []
+    for start in range(0, len(given), GROUP):
+        group = _Cast.apply(dtype, *given[start : start + GROUP])
+        if group[0].grad_fn is not None:  # there is none under no_grad
+            group[0].grad_fn._set_sequence_nr(FIRST)
+        casts += group
     try:
         for (parameters, name), found in zip(places, casts):
             parameters[name] = found

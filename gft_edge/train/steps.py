@@ -118,7 +118,7 @@ class Stepper:
         self.watch.see(sums[0], number)
         state.scaler.unscale_(state.optimizer)
         if settings.grad_clip:
-            nn.utils.clip_grad_norm_(state.model.parameters(), settings.grad_clip)
+            nn.utils.clip_grad_norm_(state.model.parameters(), settings.grad_clip, foreach=True)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         if isinstance(state.average, ModelEmaV3):
