@@ -140,11 +140,7 @@ def _row(kind: str, name: str) -> str:
 
 def run(config: GFTConfig, rounds: int) -> dict[str, Any]:
     """Returns counts of a configuration and dispatch times as plain JSON values."""
-    launches = {
-        _row(kind, name): counted(name, config, STEPS[kind])
-        for kind in STEPS
-        for name in NETWORKS
-    }
+    launches = {_row(kind, name): counted(name, config, STEPS[kind]) for kind in STEPS for name in NETWORKS}
     times = dispatch_times(narrow(), rounds)
     rows = [{"name": name, "launches": sum(found.values()), **times[name]} for name, found in launches.items()]
     return {

@@ -89,11 +89,16 @@ def test_weights_are_cast_in_place_and_put_back(model, images):
     matrices = {id(weight) for name, weight in before.items() if weight.ndim > 1 and name.endswith("weight")}
     assert {id(parameters[name]) for parameters, name in places} >= matrices
     assert {name for _, name in places} == {"weight", "bias"}
-    with pytest.raises(RuntimeError, match="in the middle"), cast_weights(places, torch.bfloat16):
-        assert model.blocks[0].mlp.fc1.weight.dtype is torch.bfloat16
-        assert model.blocks[0].norm1.weight.dtype is torch.float32
-        assert torch.equal(model.head.bias, before["head.bias"].bfloat16())
-        raise RuntimeError("in the middle")
+
+    def fails():
+        with cast_weights(places, torch.bfloat16):
+            assert model.blocks[0].mlp.fc1.weight.dtype is torch.bfloat16
+            assert model.blocks[0].norm1.weight.dtype is torch.float32
+            assert torch.equal(model.head.bias, before["head.bias"].bfloat16())
+            raise RuntimeError("in the middle")
+
+    with pytest.raises(RuntimeError, match="in the middle"):
+        fails()
     after = dict(model.named_parameters())
     assert list(after) == list(before)
     assert all(after[name] is weight for name, weight in before.items())

@@ -1,4 +1,4 @@
-"""Training steps in bfloat16, interleaved: that of ``gft-edge train``, the usual loop, and this loop as a CUDA graph; peak memory."""
+"""Training steps in bfloat16, interleaved: that of ``gft-edge train``, the usual loop, and this loop as a CUDA graph; memory."""
 
 from __future__ import annotations
 
