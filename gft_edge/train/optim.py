@@ -20,15 +20,20 @@ def parameter_groups(model: nn.Module, config: GFTConfig, train: TrainSection) -
     Only matrices and kernels decay, not norms, biases, position embedding and single tokens. Layer-wise decay: the
     rate of a layer is ``layer_decay`` to the power of its distance from the classifier. timm defines the layers of a baseline.
     """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
     if isinstance(model, TimmClassifier):
         plain = model.network.no_weight_decay() if hasattr(model.network, "no_weight_decay") else ()
-        return param_groups_layer_decay(model.network, train.weight_decay, plain, layer_decay=train.layer_decay)
-    gft: Any = model
-    undecayed = gft.no_weight_decay()
-    groups: dict[tuple[float, float], list[nn.Parameter]] = defaultdict(list)
-    for name, parameter in model.named_parameters():
-        decay = 0.0 if parameter.ndim < 2 or name in undecayed else train.weight_decay
-        groups[decay, train.layer_decay ** (config.depth + 1 - gft.layer_of(name))].append(parameter)
+        layers = param_groups_layer_decay(model.network, train.weight_decay, plain, layer_decay=train.layer_decay)
+        for (
+            layer
+        ) in layers:  # two of each layer; those of equal settings are one, since the optimiser launches by groups
+            groups[layer["weight_decay"], layer["lr_scale"]] += layer["params"]
+    else:
+        gft: Any = model
+        undecayed = gft.no_weight_decay()
+        for name, parameter in model.named_parameters():
+            decay = 0.0 if parameter.ndim < 2 or name in undecayed else train.weight_decay
+            groups[decay, train.layer_decay ** (config.depth + 1 - gft.layer_of(name))].append(parameter)
     return [
         {"params": parameters, "weight_decay": decay, "lr_scale": scale}
         for (decay, scale), parameters in sorted(groups.items(), key=lambda item: item[0], reverse=True)

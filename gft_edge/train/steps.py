@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from timm.data import Mixup
+from timm.models.vision_transformer import VisionTransformer
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -17,7 +19,9 @@ from gft_edge.distill.alignment import model_alignment
 from gft_edge.distill.distiller import Distiller
 from gft_edge.distill.losses import label_loss, teacher_loss
 from gft_edge.errors import CheckFailed
+from gft_edge.model.baselines import TimmClassifier
 from gft_edge.model.gft import FocalGFT, StageMaps
+from gft_edge.train.casts import Place, cast_weights, places_of
 from gft_edge.train.schedule import step_budgets
 from gft_edge.train.state import TrainingState
 from gft_edge.train.watch import LossWatch
@@ -80,42 +84,58 @@ class Stepper:
                 for index, budget in enumerate(passes):
                     if micro == len(batches) - 1 and index == len(passes) - 1:
                         waiting.close()
+                    maps = distiller is not None and distiller.needs_maps and index == 0
                     stages: list[StageMaps] = []
-                    with _autocast(images, settings):
-                        if windows:
-                            logits = window_logits(self.network, images, self.config, settings.seed, number)
-                        elif distiller is not None and distiller.needs_maps and teacher is None:
-                            logits, stages = self.network(images, budget, maps=True)
+                    with self._weights(maps):  # until the backward pass ends: recomputed blocks read them again
+                        with _autocast(images, settings):
+                            if windows:
+                                logits = window_logits(self.network, images, self.config, settings.seed, number)
+                            elif maps:
+                                logits, stages = self.network(images, budget, maps=True)
+                            else:
+                                logits = self.network(images, budget)
+                        logits = logits.float()
+                        if index == 0:
+                            smoothing = settings.label_smoothing if self.mixup is None else 0.0  # Mixup smooths targets
+                            loss = label_loss(logits, targets, smoothing)
+                            if distiller is not None:
+                                with _autocast(images, settings):
+                                    loss = distiller.loss(loss, logits, images, stages, number * len(batches) + micro)
+                            right = (logits.detach().argmax(1) == labels).sum()
+                            sums[0] += loss.detach().double() * len(labels)
+                            sums[1] += right
+                            sums[2] += len(labels)
+                            if len(passes) > 1:
+                                teacher = logits.detach().softmax(dim=1)
                         else:
-                            logits = self.network(images, budget)
-                    logits = logits.float()
-                    if teacher is None:
-                        smoothing = settings.label_smoothing if self.mixup is None else 0.0  # Mixup smooths targets
-                        loss = label_loss(logits, targets, smoothing)
-                        if distiller is not None:
-                            with _autocast(images, settings):
-                                loss = distiller.loss(loss, logits, images, stages, number * len(batches) + micro)
-                        teacher = logits.detach().softmax(dim=1)
-                        right = (logits.detach().argmax(1) == labels).sum()
-                        sums[0] += loss.detach().double() * len(labels)
-                        sums[1] += right
-                        sums[2] += len(labels)
-                    else:
-                        loss = teacher_loss(logits, teacher)
-                        if distiller is not None:
-                            loss = distiller.consistency(loss)
-                    state.scaler.scale(loss / len(batches)).backward()
+                            assert teacher is not None
+                            loss = teacher_loss(logits, teacher)
+                            if distiller is not None:
+                                loss = distiller.consistency(loss)
+                        state.scaler.scale(_share(loss, len(batches))).backward()
                     if settings.align and index == 0 and len(passes) > 1:
-                        state.scaler.scale(self._alignment(images, targets) / len(batches)).backward()
+                        state.scaler.scale(_share(self._alignment(images, targets), len(batches))).backward()
         self.watch.see(sums[0], number)
         state.scaler.unscale_(state.optimizer)
         if settings.grad_clip:
-            nn.utils.clip_grad_norm_(state.model.parameters(), settings.grad_clip)
+            nn.utils.clip_grad_norm_(state.model.parameters(), settings.grad_clip, foreach=True)
         state.scaler.step(state.optimizer)
         state.scaler.update()
         if isinstance(state.average, ModelEmaV3):
             state.average.update(state.model)
         return sums
+
+    @functools.cached_property
+    def _places(self) -> list[Place]:
+        model = self.state.model
+        plain = isinstance(model, TimmClassifier) and isinstance(model.network, VisionTransformer)
+        return places_of(model) if plain or isinstance(model, FocalGFT) else []
+
+    def _weights(self, maps: bool) -> contextlib.AbstractContextManager[None]:
+        """Casts the weights of a pass together, unless it computes maps, which read float32 weights."""
+        if self.settings.precision == "fp32" or maps:
+            return contextlib.nullcontext()
+        return cast_weights(self._places, _half(self.settings))
 
     def _alignment(self, images: Tensor, targets: Tensor) -> Tensor:
         """Returns the weighted alignment loss of a part of a batch; its gradient reaches queries and keys alone."""
@@ -125,9 +145,17 @@ class Stepper:
             return self.settings.align * model_alignment(model, images[:count], targets[:count])
 
 
+def _half(settings: TrainSection) -> torch.dtype:
+    return torch.float16 if settings.precision == "fp16" else torch.bfloat16
+
+
 def _autocast(images: Tensor, settings: TrainSection) -> torch.autocast:
-    dtype = torch.float16 if settings.precision == "fp16" else torch.bfloat16
-    return torch.autocast(images.device.type, dtype=dtype, enabled=settings.precision != "fp32")
+    return torch.autocast(images.device.type, dtype=_half(settings), enabled=settings.precision != "fp32")
+
+
+def _share(loss: Tensor, batches: int) -> Tensor:
+    """Returns a loss over the number of batches; without a division, whose launches cost time, where it is one."""
+    return loss if batches == 1 else loss / batches
 
 
 def make_mixup(settings: TrainSection, config: GFTConfig) -> Mixup | None:

@@ -1,4 +1,4 @@
-"""Training steps with bfloat16 autocast: forward, backward and a fused AdamW step, interleaved; time and peak memory."""
+"""Training steps in bfloat16, interleaved: that of ``gft-edge train``, the usual loop, and this loop as a CUDA graph; memory."""
 
 from __future__ import annotations
 
@@ -7,24 +7,32 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from gft_edge.benchmarks.experiments.gpu.candidates import EVIT, FULL, GFT, VIT, Candidate, Family
+from gft_edge.benchmarks.experiments.gpu.candidates import EVIT, FULL, GFT, VIT, Family
 from gft_edge.benchmarks.experiments.gpu.inference import against, figures
 from gft_edge.benchmarks.experiments.gpu.scale import Place, Scale, reason
-from gft_edge.benchmarks.experiments.gpu.timing import WARMUP_CALLS, interleaved
+from gft_edge.benchmarks.experiments.gpu.timing import WARMUP_CALLS, Replay, interleaved
+from gft_edge.benchmarks.experiments.training_steps import PlainViT, focal, train_step, usual_step
 
-NAMES = (VIT, GFT, FULL, EVIT)
+USUAL, CAPTURED = "usual loop", "captured"
+NAMES = (
+    VIT,
+    GFT,
+    FULL,
+    *(f"{name}, {kind}" for kind in (USUAL, CAPTURED) for name in (VIT, GFT)),
+    f"{EVIT}, {USUAL}",
+)
+"""The step of ``gft-edge train``; a loop of autocast, cross-entropy and fused AdamW; the same as one CUDA graph."""
 LEAST_MS = 50.0
 
 
 def run(scale: Scale, place: Place, until: float, say: Callable[[str], None]) -> dict[str, Any]:
-    """Measures a training step of each candidate, eager and not captured.
+    """Measures a training step of each candidate.
 
     Returns:
-        ``rows`` with latency, ratio to the plain ViT and ``peak_gb``: weights, gradients, optimiser and activations of one
-        candidate (None on a CPU); ``errors``.
+        ``rows`` with latency, ratio to the plain ViT in the step of ``gft-edge train``, and ``peak_gb``: weights, gradients,
+        optimiser and activations of one candidate (None on a CPU and for a graph, which keeps its memory); ``errors``.
     """
     steps: dict[str, Callable[[], object]] = {}
     rows: dict[str, dict[str, Any]] = {}
@@ -33,7 +41,8 @@ def run(scale: Scale, place: Place, until: float, say: Callable[[str], None]) ->
         try:
             before = torch.cuda.memory_allocated() if place.is_gpu else 0
             step = training_step(name, scale, place)
-            rows[name] = {"name": name, "batch": scale.training_batch, "peak_gb": _peak_gb(step, before, place)}
+            peak = None if name.endswith(CAPTURED) else _peak_gb(step, before, place)
+            rows[name] = {"name": name, "batch": scale.training_batch, "peak_gb": peak}
             steps[name] = step
             say(f"training: {name} is ready")
         except Exception as error:
@@ -47,27 +56,23 @@ def run(scale: Scale, place: Place, until: float, say: Callable[[str], None]) ->
 
 
 def training_step(name: str, scale: Scale, place: Place) -> Callable[[], object]:
-    """Returns a step of one candidate on fixed random images and labels; it has weights and an optimiser of its own."""
-    family = Family(scale.config, Place(place.device, torch.float32))
-    config = family.config
-    candidates: dict[str, Callable[[], Candidate]] = {
-        **family.main(),
-        FULL: lambda: family.gft(config.full_budget),
-    }
-    candidate = candidates[name]()
-    model: nn.Module = candidate.model.train().requires_grad_(True)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-5, fused=True)
+    """Returns a step of one of :data:`NAMES` on fixed random images and labels; it has weights and an optimiser of its own."""
+    network, _, kind = name.rpartition(", ") if name.endswith((USUAL, CAPTURED)) else (name, "", "")
+    config = scale.config
+    family = Family(config, Place(place.device, torch.float32))
     images = family.images(scale.training_batch)
     labels = torch.randint(config.num_classes, (scale.training_batch,), device=place.device)
-
-    def step() -> None:
-        optimizer.zero_grad(set_to_none=True)
-        with torch.autocast(place.device.type, torch.bfloat16):
-            logits = candidate(images)
-        F.cross_entropy(logits.float(), labels).backward()
-        optimizer.step()
-
-    return step
+    if network == EVIT:
+        candidate = family.main()[EVIT]()
+        weights = candidate.model.train().requires_grad_(True)
+        return usual_step(candidate, weights, images, labels)
+    with place.device:
+        model: nn.Module = PlainViT(config) if network == VIT else focal(config, pruned=network == GFT)
+    model.train()
+    if not kind:
+        return train_step(model, images, labels)
+    step = usual_step(model, model, images, labels)
+    return Replay(step, place) if kind == CAPTURED else step
 
 
 def _peak_gb(step: Callable[[], object], before: int, place: Place) -> float | None:
