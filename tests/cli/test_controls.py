@@ -90,7 +90,7 @@ def test_text_has_a_table_a_gain_and_a_verdict(gft_edge, tiny_checkpoint, animal
     lines = found.out.splitlines()
     at = done[0].json["budgets"][0]
     assert "24 test images" in lines[0] and "every patch: " in lines[0]
-    assert lines[1] == "static: places of the highest mean score on 24 train images"
+    assert lines[1] == "static: the places of the highest mean score on 24 train images"
     assert "not trained at that size" in lines[2]
     assert lines[4].startswith("12-6 patches kept, ")  # the checkpoint's own budget
     names = [line.split("  ")[0] for line in lines[7:13]]
