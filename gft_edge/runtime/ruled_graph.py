@@ -167,12 +167,14 @@ def _edit(
         nodes.append(node)
         nodes += [extra for output in node.output for extra in after.get(output, ())]
     del graph.node[:], graph.output[:]
-    del graph.value_info[:]  # a graph that was FP16 before a TopK would name a wrong type
     graph.node.extend(nodes)
     graph.output.extend(outputs)
     patches = manifest.model.num_patches
     graph.input.append(helper.make_tensor_value_info(WEIGHT, TensorProto.FLOAT, [1]))
-    graph.input.append(helper.make_tensor_value_info(PLACES, TensorProto.FLOAT, [None, len(choices), patches]))
+    # ONNX Runtime fuses only what it knows to have one shape, and the bits of a result depend on what it fuses: so the batch axis has
+    # the name it has in the image, and the shapes that the graph states stay in it.
+    size = manifest.static_batch or manifest.inputs[0].shape[0]
+    graph.input.append(helper.make_tensor_value_info(PLACES, TensorProto.FLOAT, [size, len(choices), patches]))
 
 
 def _entering(graph: onnx.GraphProto, number: int, count: int, scores: str, positions: str) -> list[onnx.NodeProto]:
