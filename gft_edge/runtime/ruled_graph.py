@@ -171,8 +171,8 @@ def _edit(
     graph.output.extend(outputs)
     patches = manifest.model.num_patches
     graph.input.append(helper.make_tensor_value_info(WEIGHT, TensorProto.FLOAT, [1]))
-    # ONNX Runtime fuses only what it knows to have one shape, and the bits of a result depend on what it fuses: so the batch axis has
-    # the name it has in the image, and the shapes that the graph states stay in it.
+    # ONNX Runtime fuses only what it knows to have one shape, and the bits of a result depend on what it fuses: so the batch axis
+    # has the name it has in the image, and the shapes that the graph states stay in it.
     size = manifest.static_batch or manifest.inputs[0].shape[0]
     graph.input.append(helper.make_tensor_value_info(PLACES, TensorProto.FLOAT, [size, len(choices), patches]))
 
