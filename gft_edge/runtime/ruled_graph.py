@@ -59,10 +59,12 @@ class RuledGraph:
     Attributes:
         manifest: of the artefact.
         stages: those that select, from 0.
+        scores: name of the scores of each of them.
     """
 
     manifest: DeploymentManifest
     stages: Sequence[int]
+    scores: Sequence[str]
     _session: Session
 
     def __call__(self, images: npt.NDArray[np.float32], weight: int, places: npt.NDArray[Any] | None = None) -> Ruled:
@@ -82,9 +84,9 @@ class RuledGraph:
             return self._session.feed({**inputs, PLACES: values[rows]})
 
         size = self.manifest.static_batch or len(images)
-        first, *others = run_in_batches(run, np.arange(len(images)), size, size)
-        logits = with_logits({self._session.outputs[0]: first})[LOGITS]
-        return Ruled(logits, others[::2], others[1::2])
+        outputs = dict(zip(self._session.outputs, run_in_batches(run, np.arange(len(images)), size, size)))
+        positions = [outputs[_positions(number)] for number in range(len(self.stages))]
+        return Ruled(with_logits(outputs)[LOGITS], [outputs[name] for name in self.scores], positions)
 
 
 def open_ruled_graph(artifact: Artifact, threads: int = 0) -> RuledGraph:
@@ -108,7 +110,9 @@ def open_ruled_graph(artifact: Artifact, threads: int = 0) -> RuledGraph:
         problem = f"graph has {len(choices)} selections, its budget needs {len(stages)}"
     if problem is not None:
         raise ArtifactError(f"artefact {artifact.path}: {problem}; export it again")
-    _edit(model, choices[: len(stages)], [manifest.budget.stage_inputs[stage] for stage in stages], manifest)
+    choices = choices[: len(stages)]
+    scores = [node.input[0] for node, _ in choices]
+    _edit(model, choices, [manifest.budget.stage_inputs[stage] for stage in stages], manifest)
     try:
         session = onnxruntime_session(
             model.SerializeToString(), manifest.is_quantized, threads, weights=artifact.path.resolve()
@@ -119,7 +123,7 @@ def open_ruled_graph(artifact: Artifact, threads: int = 0) -> RuledGraph:
         raise ConfigError(
             f"artefact {artifact.path}: ONNX Runtime computes no BF16 on a CPU; export with --precision fp16"
         ) from None
-    return RuledGraph(manifest, stages, session)
+    return RuledGraph(manifest, stages, scores, session)
 
 
 def _loaded(artifact: Artifact) -> onnx.ModelProto:
@@ -139,7 +143,9 @@ def _edit(
     counts: Sequence[int],
     manifest: DeploymentManifest,
 ) -> None:
-    """Puts the rule before each selection; the outputs become the first one, and scores and positions of each selection.
+    """Puts the rule before each selection; adds scores and positions of each selection to the outputs.
+
+    The map outputs stay, though they mean nothing under another rule: without them ONNX Runtime fuses other nodes.
 
     Args:
         model: is changed.
@@ -152,29 +158,34 @@ def _edit(
     graph = model.graph
     before: dict[str, list[onnx.NodeProto]] = {}
     after: dict[str, list[onnx.NodeProto]] = {}
-    outputs = [output for output in graph.output if output.name == manifest.outputs[0].name]
+    outputs = {output.name for output in graph.output}
     positions = ""
     for number, ((node, kept), count) in enumerate(zip(choices, counts)):
         scores, there = node.input[0], positions
-        positions = f"rule_positions_{number}"
+        positions = _positions(number)
         before[node.output[1]] = _entering(graph, number, count, scores, there)
         after[kept] = _following(number, kept, there, positions)
         node.input[0] = f"rule_entering_{number}"
-        outputs += [helper.make_empty_tensor_value_info(name) for name in (scores, positions)]
+        new = [name for name in (scores, positions) if name not in outputs]
+        graph.output.extend(helper.make_empty_tensor_value_info(name) for name in new)
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         nodes += [extra for output in node.output for extra in before.get(output, ())]
         nodes.append(node)
         nodes += [extra for output in node.output for extra in after.get(output, ())]
-    del graph.node[:], graph.output[:]
+    del graph.node[:]
     graph.node.extend(nodes)
-    graph.output.extend(outputs)
     patches = manifest.model.num_patches
     graph.input.append(helper.make_tensor_value_info(WEIGHT, TensorProto.FLOAT, [1]))
     # ONNX Runtime fuses only what it knows to have one shape, and the bits of a result depend on what it fuses: so the batch axis
     # has the name it has in the image, and the shapes that the graph states stay in it.
     size = manifest.static_batch or manifest.inputs[0].shape[0]
     graph.input.append(helper.make_tensor_value_info(PLACES, TensorProto.FLOAT, [size, len(choices), patches]))
+
+
+def _positions(number: int) -> str:
+    """Returns the name of the places of the patches after a selection."""
+    return f"rule_positions_{number}"
 
 
 def _entering(graph: onnx.GraphProto, number: int, count: int, scores: str, positions: str) -> list[onnx.NodeProto]:
