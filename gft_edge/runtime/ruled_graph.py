@@ -175,6 +175,10 @@ def _edit(
         nodes += [extra for output in node.output for extra in after.get(output, ())]
     del graph.node[:]
     graph.node.extend(nodes)
+    values = {node.output[0] for node, _ in choices}  # FP16 in an FP16 graph, and float32 now; nothing reads them
+    known = [value for value in graph.value_info if value.name not in values]
+    del graph.value_info[:]
+    graph.value_info.extend(known)
     patches = manifest.model.num_patches
     graph.input.append(helper.make_tensor_value_info(WEIGHT, TensorProto.FLOAT, [1]))
     # ONNX Runtime fuses only what it knows to have one shape, and the bits of a result depend on what it fuses: so the batch axis
