@@ -140,16 +140,20 @@ class Controls:
     """Result of :func:`gft_edge.controls.controls`.
 
     Attributes:
+        backend: ``"torch"`` for a checkpoint, ``"onnxruntime"`` for an artefact.
+        precision: of the linear layers.
         data, split: of the images.
         images: number of images that were read.
         unreadable: one message for each image that was left out.
         seeds: of the random draws.
         static: where the static rule comes from.
         has_marks: whether the data knows its marks.
-        full: accuracy with every patch; its id and its multiply-accumulates.
+        full: accuracy with every patch; its id and its multiply-accumulates. None for an artefact without such a graph.
         budgets: results, on the same images.
     """
 
+    backend: str
+    precision: str
     data: str
     split: Split
     images: int
@@ -157,13 +161,14 @@ class Controls:
     seeds: tuple[int, ...]
     static: Learned
     has_marks: bool
-    full: tuple[str, int, RuleAccuracy]
+    full: tuple[str, int, RuleAccuracy] | None
     budgets: tuple[BudgetControls, ...]
 
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values."""
-        budget, macs, accuracy = self.full
         return {
+            "backend": self.backend,
+            "precision": self.precision,
             "data": self.data,
             "split": self.split,
             "images": self.images,
@@ -171,15 +176,19 @@ class Controls:
             "seeds": list(self.seeds),
             "static": {"data": self.static.data, "split": self.static.split, "images": self.static.images},
             "has_marks": self.has_marks,
-            "full": {
-                "budget": budget,
-                "macs": macs,
-                "right": accuracy.right[0],
-                "top1": accuracy.top1,
-                "interval": list(accuracy.interval),
-            },
+            "full": None if self.full is None else _full_json(*self.full),
             "budgets": [budget.to_json() for budget in self.budgets],
         }
+
+
+def _full_json(budget: str, macs: int, accuracy: RuleAccuracy) -> dict[str, Any]:
+    return {
+        "budget": budget,
+        "macs": macs,
+        "right": accuracy.right[0],
+        "top1": accuracy.top1,
+        "interval": list(accuracy.interval),
+    }
 
 
 def rule_accuracy(rule: str, rights: Rights, recall: float | None = None) -> RuleAccuracy:
@@ -245,6 +254,25 @@ def verdict(budget: str, own: npt.NDArray[np.bool_], random: Rights, test: Paire
     if points > 0:
         return f"{start} is worth {points:.1f} points ({low:.1f} to {high:.1f}) over random patches: {found}"
     return f"{start} costs {-points:.1f} points ({-high:.1f} to {-low:.1f}) against random patches: {found}"
+
+
+def full_text(data: Mapping[str, Any]) -> str:
+    """Returns the accuracy with every patch, from what :meth:`Controls.to_json` returns."""
+    full = data["full"]
+    if full is None:
+        return "every patch: not measured, the artefact has no graph of the full budget"
+    return f"every patch: {full['right']} right, {full['top1']:.2%}, {full['macs'] / 1e6:.0f} million MACs"
+
+
+def static_text(data: Mapping[str, Any]) -> str:
+    """Returns where the static places come from, from what :meth:`Controls.to_json` returns."""
+    static = data["static"]
+    text = f"the places of the highest mean score on {static['images']} {static['split']} images"
+    if static["split"] == data["split"]:
+        text += ", the evaluated ones"
+    if data["backend"] == "onnxruntime":
+        text += ", scored by the graph itself: after a selection only the patches it kept"
+    return text
 
 
 def p_text(p: float) -> str:

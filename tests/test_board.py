@@ -110,6 +110,7 @@ def commands(root: Path, checkpoint: str, new: Path) -> dict[str, list[str]]:
         "build MODEL.onnx --target rtx": ["build", model, "--target", "rtx"],
         "predict ARTIFACT IMAGE": ["predict", art, image],
         "evaluate ARTIFACT --data FOLDER": ["evaluate", art, "--data", data],
+        "controls ARTIFACT": ["controls", art, "--data", data],
         "lint ARTIFACT": ["lint", art],
         "build ARTIFACT --target DEVICE --plan": ["build", art, "--target", "orin-nano", "--plan"],
         "bundle ARTIFACT --target jetson": [
@@ -214,7 +215,7 @@ def test_what_a_board_has_to_do_works_without_torch(happened):
     if "onnx" in installed:
         assert works >= {
             *("lint ARTIFACT", "build ARTIFACT --target DEVICE --plan", "build MODEL.onnx --target DEVICE --plan"),
-            *("verify MODEL.onnx", "bench MODEL.onnx"),
+            *("controls ARTIFACT", "verify MODEL.onnx", "bench MODEL.onnx"),
         }
 
 

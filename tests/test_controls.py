@@ -14,6 +14,7 @@ from torch import nn
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import Checkpoint, CheckpointInfo
 from gft_edge.config.model import preset
+from gft_edge.control_checkpoint import learn_places, measure_rules, require_dropping
 from gft_edge.control_results import (
     CENTRE,
     LEAST,
@@ -27,16 +28,8 @@ from gft_edge.control_results import (
     rule_accuracy,
     rule_table,
 )
-from gft_edge.controls import (
-    SEEDS,
-    ControlOptions,
-    controls,
-    dropping_stages,
-    learn_places,
-    measure_rules,
-    require_dropping,
-    require_selection,
-)
+from gft_edge.control_rules import SEEDS, dropping_stages, require_selection
+from gft_edge.controls import ControlOptions, controls
 from gft_edge.data.marks import marks_of
 from gft_edge.data.sets import Subset
 from gft_edge.errors import CheckFailed, ConfigError, DataError
@@ -349,7 +342,7 @@ def test_the_page_lists_every_rule():
 def test_a_checkpoint_on_data_with_marks_has_an_oracle(tiny_model, tiny_info, monkeypatch):
     images = Subset(MarkedPatches(), tuple(range(20)))
     monkeypatch.setattr("gft_edge.data.for_model.open_images", lambda *_: Subset(images, tuple(range(20))))
-    monkeypatch.setattr("gft_edge.controls.open_images", lambda *_: images)
+    monkeypatch.setattr("gft_edge.control_rules.open_images", lambda *_: images)
     info = dataclasses.replace(tiny_info, labels=MarkedPatches.labels)
     checkpoint = Checkpoint(info, tiny_model, "", Path("somewhere"))
     found = controls(checkpoint, ControlOptions("typefaces", budgets=("50%,25%",)))

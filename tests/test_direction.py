@@ -19,7 +19,7 @@ LAYERS = (
     ("model",),
     ("quant",),
     ("checkpoint",),
-    ("evaluation", "controls", "control_results"),
+    ("evaluation", "controls", "control_artifact", "control_checkpoint", "control_results", "control_rules"),
     ("distill",),
     ("train",),
     ("calibration",),

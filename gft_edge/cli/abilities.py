@@ -45,6 +45,7 @@ USES = (
     Use("build MODEL.onnx --target rtx", ("onnx", "tensorrt_rtx")),
     Use("predict ARTIFACT IMAGE", ("onnxruntime", "PIL")),
     Use("evaluate ARTIFACT --data FOLDER", ("onnxruntime", "PIL")),
+    Use("controls ARTIFACT", ("onnx", "onnxruntime", "PIL")),
     Use("lint ARTIFACT", ("onnx",)),
     Use("build ARTIFACT --target DEVICE --plan", ("onnx",)),
     Use("bundle ARTIFACT --target jetson", ("onnx",)),

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from gft_edge.model import places
 from gft_edge.model.selection import select_patches
 
 Rank = Callable[[Tensor, Tensor, int], Tensor]
@@ -65,8 +65,8 @@ def by_place(values: Tensor) -> Rank:
     """
 
     def rank(scores: Tensor, positions: Tensor, number: int) -> Tensor:
-        places = values[min(number, len(values) - 1)].to(scores.device)
-        return places.expand(len(positions), -1).gather(1, positions)
+        of_places = values[min(number, len(values) - 1)].to(scores.device)
+        return of_places.expand(len(positions), -1).gather(1, positions)
 
     return rank
 
@@ -86,28 +86,15 @@ def marks_first(marked: Tensor) -> Rank:
 
 
 def random_places(indices: Sequence[int], num_patches: int, seed: int) -> Tensor:
-    """Returns one random order of the places for each image, (1, B, P).
-
-    The order depends on the seed and the number of the image alone, not on its batch. The k highest of a random order are a
-    random set of k, also after an earlier selection by the same order.
-
-    Args:
-        indices: numbers of the images.
-        num_patches: P.
-        seed: of all orders.
-    """
-    orders = [np.random.default_rng((seed, index)).permutation(num_patches) for index in indices]
-    return torch.from_numpy(np.stack(orders)).unsqueeze(0)
+    """Returns :func:`gft_edge.model.places.random_places` as a tensor, (1, B, P)."""
+    return torch.from_numpy(places.random_places(indices, num_patches, seed)).unsqueeze(0)
 
 
 def centre_first(grid: tuple[int, int]) -> Tensor:
     """Returns values of places that fall with the distance from the centre of the grid, (1, 1, P)."""
-    rows, cols = (torch.arange(size) - (size - 1) / 2 for size in grid)
-    distance = rows.square().unsqueeze(1) + cols.square()
-    return distinct(-distance.flatten()).view(1, 1, -1)
+    return torch.from_numpy(places.centre_first(grid)).view(1, 1, -1)
 
 
 def distinct(values: Tensor) -> Tensor:
     """Returns the ranks of values along the last dimension, int64, 0 for the lowest; of equal ones the first place is higher."""
-    order = values.argsort(dim=-1, descending=True, stable=True)
-    return values.shape[-1] - 1 - order.argsort(dim=-1)
+    return torch.from_numpy(places.distinct(values.detach().cpu().numpy()))

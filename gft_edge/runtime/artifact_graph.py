@@ -11,8 +11,12 @@ if TYPE_CHECKING:
     import onnx
 
 
-def load_artifact_graph(artifact: Artifact) -> onnx.ModelProto:
-    """Returns the graph with its weights, after its hash is checked.
+def load_artifact_graph(artifact: Artifact, weights: bool = True) -> onnx.ModelProto:
+    """Returns the graph, after its hash is checked and that of every file it reads.
+
+    Args:
+        artifact: of the graph.
+        weights: also read those that are in a file of their own.
 
     Raises:
         ArtifactError: the file is missing, changed, or not an ONNX model.
@@ -22,6 +26,6 @@ def load_artifact_graph(artifact: Artifact) -> onnx.ModelProto:
 
     path = artifact.file(MODEL)
     try:
-        return onnx.load(str(path))
+        return onnx.load(str(path), load_external_data=weights)
     except Exception as error:  # protobuf's own class, which onnx does not export
         raise ArtifactError(f"artefact {artifact.path}: {MODEL} is no ONNX model ({error}); export it again") from None

@@ -12,7 +12,7 @@ import numpy as np
 from gft_edge.budget import TokenBudget
 from gft_edge.calibration.options import CalibrationOptions, Callbacks
 from gft_edge.checkpoint import Checkpoint, require_full_precision
-from gft_edge.controls import require_selection
+from gft_edge.control_rules import require_selection
 from gft_edge.data.datasets import split_names
 from gft_edge.data.for_model import Request, forward_notes, known_data, labelled_images
 from gft_edge.data.sets import Kept, Subset, spread

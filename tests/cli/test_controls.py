@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sys
 
 import numpy as np
 import pytest
@@ -90,7 +91,7 @@ def test_text_has_a_table_a_gain_and_a_verdict(gft_edge, tiny_checkpoint, animal
     lines = found.out.splitlines()
     at = done[0].json["budgets"][0]
     assert "24 test images" in lines[0] and "every patch: " in lines[0]
-    assert lines[1] == "static: places of the highest mean score on 24 train images"
+    assert lines[1] == "static: the places of the highest mean score on 24 train images"
     assert "not trained at that size" in lines[2]
     assert lines[4].startswith("12-6 patches kept, ")  # the checkpoint's own budget
     names = [line.split("  ")[0] for line in lines[7:13]]
@@ -163,9 +164,62 @@ def test_budgets_that_select_nothing_or_do_not_fit(refused, tiny_checkpoint, ani
     assert facts in refused(tiny_checkpoint, "--data", animals, "--budget", budget)
 
 
-def test_an_artefact_is_refused(refused, made, animals):
-    message = refused(made["fp32"], "--data", animals)
-    assert "selection is fixed in its graph; give the checkpoint" in message
+def test_an_artefact_has_the_answers_of_its_checkpoint(gft_edge, tiny_checkpoint, made, animals, done, tmp_path):
+    found = gft_edge("controls", made["fp32"], "--data", animals, "--out", tmp_path / "out", "--json")
+    assert found.code == 0, found.err
+    (at,), expected = found.json["budgets"], done[0].json["budgets"][0]
+    right, wanted = ({row["rule"]: row["right"] for row in side["rules"]} for side in (at, expected))
+    assert list(right) == RULES[:5]
+    for rule in RULES[:5]:
+        assert rule == "static" or right[rule] == wanted[rule], rule
+    assert [(test["against"], test["p"]) for test in at["tests"][::2]] == [
+        (test["against"], test["p"]) for test in expected["tests"][:3:2]
+    ]
+    assert (at["budget"], at["macs"], at["lower_resolution"]) == ("12-6", expected["macs"], None)
+    assert at["verdict"] == expected["verdict"]
+    assert (found.json["backend"], found.json["precision"], found.json["full"]) == ("onnxruntime", "fp32", None)
+    assert found.json["static"] == done[0].json["static"]
+    page = (tmp_path / "out/controls.html").read_text()
+    assert "Every patch: not measured" in page and "Smaller images are left out" in page
+    assert at["verdict"] in page
+    assert gft_edge("report", tmp_path / "out").code == 0
+    assert at["verdict"] in (tmp_path / "out/report.html").read_text()
+
+
+def test_the_most_important_patches_are_those_that_evaluate_measures(gft_edge, made, animals):
+    found = gft_edge("controls", made["int8"], "--data", animals)
+    measured = gft_edge("evaluate", made["int8"], "--data", animals, "--json")
+    assert (found.code, measured.code) == (0, 0), found.err + measured.err
+    lines = found.out.splitlines()
+    assert "int8 in onnxruntime" in lines[0]
+    assert "every patch: not measured, the artefact has no graph of the full budget" in lines[0]
+    assert lines[1].endswith("scored by the graph itself: after a selection only the patches it kept")
+    right = next(line for line in lines if line.startswith("most important")).split()[2]
+    (row,) = measured.json["results"]
+    assert int(right) == row["right"]
+
+
+def test_budgets_that_an_artefact_does_not_have_are_refused(refused, made, animals):
+    message = refused(made["fp32"], "--data", animals, "--budget", "8,4")
+    assert "has no graph of budget 8-4; there are: 12-6; export the checkpoint with --budget 8,4" in message
+    assert "has no graph of budget 16-16" in refused(made["fp32"], "--data", animals, "--budget", "full")
+    assert "token budget 'many'" in refused(made["fp32"], "--data", animals, "--budget", "many")
+
+
+def test_a_file_and_an_artefact_without_its_graph_are_refused(refused, copied, animals):
+    artifact = copied("fp32")
+    assert "give an artefact folder" in refused(artifact / "model.onnx", "--data", animals)
+    (artifact / "model.onnx").unlink()
+    assert "model.onnx is missing" in refused(artifact, "--data", animals)
+
+
+def test_onnx_is_asked_for(gft_edge, made, animals, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    found = gft_edge("controls", made["fp32"], "--data", animals)
+    assert (found.code, found.out) == (3, "")
+    assert found.err.splitlines()[-1].endswith(
+        "onnx, which edits the graph, is not installed; run: pip install 'gft-edge[onnx]'"
+    )
 
 
 def test_a_baseline_and_the_published_variant_are_refused(refused, make_model, tiny_info, animals, tmp_path):

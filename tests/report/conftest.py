@@ -290,6 +290,8 @@ def controls(model: str = "runs/ckpt", budgets: tuple[str, ...] = ("12-6", "4-4"
     ]
     return {
         "model": model,
+        "backend": "torch",
+        "precision": "fp32",
         "data": "parts",
         "split": "test",
         "images": 40,

@@ -355,6 +355,24 @@ def test_a_comparison_of_selections_shows_every_rule_gain_and_verdict(samples, l
     assert "1 comparison of selections" in " ".join(text.split())
 
 
+def test_a_comparison_on_an_artefact_says_what_ran_and_what_is_left_out(samples, laid):
+    record = {**samples["controls"](budgets=("12-6",)), "backend": "onnxruntime", "precision": "int8", "full": None}
+    (at,) = record["budgets"]
+    at["lower_resolution"], at["rules"] = None, at["rules"][:-1]
+    text = " ".join(claims(read(write_page(laid({"controls.json": record})).page)).split())
+    assert "value of the selection of runs/ckpt run ONNX Runtime ran every rule" in text
+    assert "Every patch: not measured, the artefact has no graph of the full budget." in text
+    assert "scored by the graph itself" in text and "Smaller images are left out" in text
+    assert "With every patch" not in text and "a lower bound" not in text
+
+
+def test_a_comparison_of_an_older_version_is_shown(samples, laid):
+    record = {key: value for key, value in samples["controls"]().items() if key not in ("backend", "precision")}
+    written = write_page(laid({"controls.json": record}))
+    assert not written.unused
+    assert "PyTorch ran every rule" in " ".join(claims(read(written.page)).split())
+
+
 @pytest.mark.parametrize(
     ("change", "facts"),
     [

@@ -15,7 +15,8 @@ from gft_edge.benchmarks.experiments.resolution.curriculum import recorded_image
 from gft_edge.benchmarks.experiments.resolution.plain_training import PlainOptions, smaller_spec, train_plain
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import Checkpoint, CheckpointInfo, load_checkpoint, read_info, resolve_checkpoint
-from gft_edge.controls import require_dropping, require_selection
+from gft_edge.control_checkpoint import require_dropping
+from gft_edge.control_rules import require_selection
 from gft_edge.data.batches import batch_count, evaluation_batches
 from gft_edge.data.datasets import held_out_split
 from gft_edge.data.for_model import Request, known_data, labelled_images

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gft_edge.control_results import CENTRE, LEAST, ORACLE, RANDOM, STATIC
-from gft_edge.controls import SEEDS
+from gft_edge.control_rules import SEEDS
 from gft_edge.distill.losses import standardised
 from gft_edge.model import choices
 from gft_edge.model.scores import SCORES, Score

@@ -56,7 +56,7 @@ class Ridge:
 
 
 class Places:
-    """Mean standardised column mean of each place over images, by block; as :func:`gft_edge.controls.learn_places`, at any block.
+    """Mean standardised column mean of each place, by block; :func:`gft_edge.control_checkpoint.learn_places` at any block.
 
     Args:
         num_patches: P.

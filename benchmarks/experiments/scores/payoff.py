@@ -20,7 +20,7 @@ from gft_edge.benchmarks.experiments.scores.results import Columns, columns
 from gft_edge.benchmarks.experiments.scores.trained import classified, open_focal, setting_at
 from gft_edge.config.model import GFTConfig
 from gft_edge.control_results import ORACLE, OWN, RANDOM
-from gft_edge.controls import SEEDS
+from gft_edge.control_rules import SEEDS
 from gft_edge.data.for_model import Request, labelled_images
 from gft_edge.data.splits import Split
 from gft_edge.errors import ConfigError

@@ -19,7 +19,8 @@ from gft_edge.benchmarks.experiments.scores.results import Reading, section
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import Checkpoint, load_checkpoint
 from gft_edge.config.model import GFTConfig
-from gft_edge.controls import require_dropping, require_selection
+from gft_edge.control_checkpoint import require_dropping
+from gft_edge.control_rules import require_selection
 from gft_edge.data.datasets import held_out_split, split_names
 from gft_edge.data.for_model import Note, Request, known_data, labelled_images
 from gft_edge.data.splits import SPLITS, Split

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from gft_edge.benchmarks.experiments.teaching.targets import TARGETS
 from gft_edge.budget import TokenBudget
+from gft_edge.control_checkpoint import Rule, rules
 from gft_edge.control_results import ORACLE, OWN, RANDOM
-from gft_edge.controls import Batch, Rule, dropping_stages, mark_recall, rules
+from gft_edge.control_rules import Batch, dropping_stages, mark_recall
 from gft_edge.data.batches import indexed_batches
 from gft_edge.data.marks import marked_patches, marks_of
 from gft_edge.data.sets import ImageSet
@@ -62,7 +63,7 @@ def measure(
     ]
     answers = [_Answers() for _ in budgets]
     for indices, pixels, truth in indexed_batches(images, spec):
-        marked = torch.from_numpy(np.stack([marked_patches(mask_of(i), spec, config.grid) for i in indices]))
+        marked = np.stack([marked_patches(mask_of(i), spec, config.grid) for i in indices])
         with embedded_once(model, pixels):
             for budget, compared, found in zip(budgets, by_budget, answers):
                 found.add(model, budget, compared, Batch(indices, marked), pixels, truth)
@@ -87,7 +88,7 @@ def measure_targets(
     blocks = taught_blocks(model)
     answers = [_Answers() for _ in budgets]
     for indices, pixels, truth in indexed_batches(images, spec):
-        marked = torch.from_numpy(np.stack([marked_patches(mask_of(i), spec, config.grid) for i in indices]))
+        marked = np.stack([marked_patches(mask_of(i), spec, config.grid) for i in indices])
         traces = trace(model, torch.from_numpy(pixels), torch.from_numpy(truth))
         found_rules = []
         for name, target in TARGETS.items():
@@ -145,7 +146,7 @@ class _Answers:
             draws.setdefault(rule.name, []).append(logits.argmax(axis=1) == truth)
             assert choice.positions is not None
             assert batch.marked is not None
-            self._recalls.setdefault(rule.name, []).append(mark_recall(batch.marked, choice.positions))
+            self._recalls.setdefault(rule.name, []).append(mark_recall(batch.marked, choice.positions.cpu().numpy()))
         for name, parts in draws.items():
             self._right.setdefault(name, []).append(parts)
 

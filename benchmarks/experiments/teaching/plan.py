@@ -13,7 +13,8 @@ from torch import Tensor
 from gft_edge.benchmarks.experiments.teaching.targets import TARGETS
 from gft_edge.budget import TokenBudget
 from gft_edge.config.model import GFTConfig
-from gft_edge.controls import require_dropping, require_selection
+from gft_edge.control_checkpoint import require_dropping
+from gft_edge.control_rules import require_selection
 from gft_edge.errors import ConfigError, did_you_mean
 
 

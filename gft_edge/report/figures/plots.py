@@ -256,7 +256,8 @@ def _controls(data: Mapping[str, Any]) -> Draw:
                     smaller = at["lower_resolution"]
                     cost = smaller["macs"] if name == "lower resolution" and smaller is not None else at["macs"]
                     points.append((cost / 1e6, 100 * row["top1"], [100 * bound for bound in row["interval"]]))
-            points.append((full["macs"] / 1e6, 100 * full["top1"], [100 * bound for bound in full["interval"]]))
+            if full is not None:
+                points.append((full["macs"] / 1e6, 100 * full["top1"], [100 * bound for bound in full["interval"]]))
             costs, heights, bounds = zip(*sorted(points))
             for cost, height, (low, high) in zip(costs, heights, bounds):
                 text = f"{name}\n{cost:.0f} million MACs: {height:.2f} % ({low:.2f} to {high:.2f})"

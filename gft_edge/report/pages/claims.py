@@ -128,7 +128,7 @@ def evidence(view: View) -> Any:
         sources = dict.fromkeys(record["source"] for _, record in view.verifications)
         rows.append((f"verification of {', '.join(names)}", run, f"both models ran on {'; '.join(sources)}"))
     for file, record in view.found.controls:
-        how = f"PyTorch ran every rule on the same images, {file}"
+        how = f"{_backend(record['backend'] or 'torch')} ran every rule on the same images, {file}"
         rows.append((f"value of the selection of {record['model']}", run, how))
     for file, record in view.found.fronts:
         rows.append((f"accuracy of {len(record['points'])} budgets", run, f"PyTorch classified the images, {file}"))

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gft_edge.control_results import gain_text, rule_table
+from gft_edge.control_results import gain_text, rule_table, static_text
 from gft_edge.files import replacing, write_json
 from gft_edge.report.figures import plots
 from gft_edge.report.pages.html import render
@@ -66,4 +66,10 @@ def section(record: Mapping[str, Any]) -> dict[str, Any]:
         heads: list[Head | str] = [titles[0], *(number(title) for title in titles[1:])]
         gain = gain_text(at, record["has_marks"])
         shown.append({"budget": at["budget"], "verdict": at["verdict"], "gain": gain, "table": table(heads, rows)})
-    return {**record, "figure": plots.controls(record), "budgets": shown}
+    return {
+        **record,
+        "figure": plots.controls(record),
+        "budgets": shown,
+        "how_static": static_text(record),
+        "has_smaller": any(at["lower_resolution"] for at in record["budgets"]),
+    }

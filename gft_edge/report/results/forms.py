@@ -37,12 +37,14 @@ EVALUATION: Form = {
 _WITH_INTERVAL: Form = {"top1": SHARE, "interval": Pair(SHARE)}
 CONTROLS: Form = {
     "model": TEXT,
+    "backend": Maybe(TEXT),
+    "precision": Maybe(TEXT),
     "data": TEXT,
     "split": TEXT,
     "images": COUNT,
     "has_marks": FLAG,
     "static": {"split": TEXT, "images": COUNT},
-    "full": {"budget": TEXT, "macs": COUNT, "right": COUNT, **_WITH_INTERVAL},
+    "full": Maybe({"budget": TEXT, "macs": COUNT, "right": COUNT, **_WITH_INTERVAL}),
     "budgets": [
         {
             "budget": TEXT,

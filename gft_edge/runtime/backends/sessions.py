@@ -104,15 +104,20 @@ class Session:
         found: dict[str, float] = tell({self._input: images})
         return found
 
-    def _run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+    def feed(self, inputs: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[Any]]:
+        """Returns the outputs in order, for a graph of several inputs; the first of them is the images."""
         try:
-            return list(self._session.run(None, {self._input: images}))
+            return list(self._session.run(None, dict(inputs)))
         except Exception as error:  # ONNX Runtime's own classes have no public names
             if type(error).__name__ == "InvalidArgument":
+                images = next(iter(inputs.values()))
                 raise DataError(f"input {images.shape} {images.dtype} does not fit the graph: {error}") from None
             if type(error).__module__.startswith("onnxruntime"):
                 raise ArtifactError(f"the graph cannot be run: {error}") from None
             raise
+
+    def _run(self, images: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        return self.feed({self._input: images})
 
 
 def onnxruntime_session(
@@ -122,6 +127,7 @@ def onnxruntime_session(
     huge_pages: bool = False,
     shared: bool = False,
     optimized: bool = True,
+    weights: Path | None = None,
 ) -> Session:
     """Loads an ONNX model into ONNX Runtime on the CPU.
 
@@ -139,6 +145,7 @@ def onnxruntime_session(
             whose pages all share, in place of a copy in the order that the processor reads; working memory is one arena for
             all. A prediction takes longer.
         optimized: False runs every node as the graph has it.
+        weights: folder of the files of weights that a serialized model reads.
 
     Raises:
         ArtifactError: ONNX Runtime does not accept the file.
@@ -158,6 +165,8 @@ def onnxruntime_session(
         _register_arena(ort)
         options.add_session_config_entry("session.disable_prepacking", "1")
         options.add_session_config_entry("session.use_env_allocators", "1")
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     disabled = list(DISABLED_FOR_INT8) if quantized else []
     fused = integer_products.rewritten(model) if quantized and huge_pages and optimized and not shared else None
     source = fused or (str(model) if isinstance(model, Path) else model)

@@ -15,8 +15,8 @@ from gft_edge.benchmarks.experiments.scores.learned import Places, Ridge, taylor
 from gft_edge.benchmarks.experiments.scores.passes import Setting, full_pass, pruned_pass
 from gft_edge.budget import TokenBudget
 from gft_edge.config.model import SCORES, preset
+from gft_edge.control_checkpoint import learn_places
 from gft_edge.control_results import CENTRE, LEAST, ORACLE, RANDOM, STATIC
-from gft_edge.controls import learn_places
 from gft_edge.data.datasets import open_images
 from gft_edge.distill.losses import standardised
 from gft_edge.model.choices import Following, most_important

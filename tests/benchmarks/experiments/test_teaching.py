@@ -24,8 +24,8 @@ from gft_edge.benchmarks.experiments.teaching.training import fine_tune, pruned_
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from gft_edge.config.model import preset
+from gft_edge.control_checkpoint import measure_rules
 from gft_edge.control_results import ORACLE, OWN, RANDOM
-from gft_edge.controls import measure_rules
 from gft_edge.data.datasets import open_images
 from gft_edge.data.marks import marks_of
 from gft_edge.data.scenes import LABELS
