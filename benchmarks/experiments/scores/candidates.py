@@ -199,14 +199,14 @@ STUDIED: tuple[Candidate, ...] = (
 ONE_PRODUCT, BY_HEAD, NO_SCORE = "one vector a patch", "one vector a head and patch", "none"
 NOTES: Mapping[str, tuple[str, str]] = {
     "column-mean": ("mean score that a patch receives, (mean_i q_i) . k_j", ONE_PRODUCT),
-    "column-gala": ("gradient of the column mean along the patches", BY_HEAD),
-    "row-gala": ("gradient of the row mean along the patches, as published", BY_HEAD),
-    "class-row": ("softmax attention of the class token (EViT)", BY_HEAD),
-    "row-mean": ("mean score that a patch gives, q_j . (mean_i k_i)", ONE_PRODUCT),
     "softmax-column": (
         "softmax over the column means of a head, mean over heads: the attention of the mean query",
         BY_HEAD,
     ),
+    "column-gala": ("gradient of the column mean along the patches", BY_HEAD),
+    "row-gala": ("gradient of the row mean along the patches, as published", BY_HEAD),
+    "class-row": ("softmax attention of the class token (EViT)", BY_HEAD),
+    "row-mean": ("mean score that a patch gives, q_j . (mean_i k_i)", ONE_PRODUCT),
     "softmax-received": (
         "softmax attention received from all patches",
         "the attention matrix, which is then not fused",
