@@ -14,7 +14,7 @@ from gft_edge.config.reader import load_dataclass
 from gft_edge.errors import ConfigError, did_you_mean
 
 Variant = Literal["focal", "published", "timm", "transfg"]
-SCORES = ("column-mean", "softmax-column", "column-gala", "row-gala", "class-row", "random")
+SCORES = ("column-mean", "column-gala", "row-gala", "class-row", "random")
 """Names of the scores that rank patches; ``gft_edge.model.scores`` computes them."""
 GALA_SCORE = "row-gala"
 """The score that ranks as GALA maps show, the published form."""

@@ -98,8 +98,8 @@ def _vector(operand: Operand, tokens: Tensor, prefix: int) -> Tensor:
     return tokens[:, 0] if operand == "class query" else tokens[:, prefix:].mean(dim=1)
 
 
-def _attention(products: Tensor) -> Tensor:
-    """Returns the attention of one query, mean over heads; of the class token's it is the rule of EViT (arXiv 2202.07800)."""
+def _class_attention(products: Tensor) -> Tensor:
+    """Returns the attention of the class token, mean over heads: the rule of EViT (Liang et al., 2022, arXiv 2202.07800)."""
     return products.softmax(dim=1).mean(dim=2)
 
 
@@ -125,13 +125,12 @@ def _random(products: Tensor) -> Tensor:
 SCORES: Mapping[str, Score] = types.MappingProxyType(
     {
         "column-mean": Score("mean query", _sum, by_head=False),
-        "softmax-column": Score("mean query", _attention, all_tokens=True),
         "column-gala": Score("mean query", _gradient, reads_neighbours=True),
         "row-gala": Score("mean key", _gradient, reads_neighbours=True),
-        "class-row": Score("class query", _attention, all_tokens=True),
+        "class-row": Score("class query", _class_attention, all_tokens=True),
         "random": Score("mean query", _random, by_head=False, reads_neighbours=True),
     }
 )
-"""Attention a patch receives; the same after a softmax in each head; its gradient along the patches; the gradient of the mean
-score of a row, as published; attention of the class token; a control."""
+"""Attention a patch receives; its gradient along the patches; the gradient of the mean score of a row, as published; attention
+of the class token; a control."""
 assert tuple(SCORES) == NAMES

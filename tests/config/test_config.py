@@ -78,8 +78,8 @@ def test_unknown_preset_names_the_nearest():
         ({"num_prefix_tokens": True}, "num_prefix_tokens must be a positive integer, found True"),
         (
             {"score": "colum-mean"},
-            r"unknown score 'colum-mean' \(did you mean 'column-mean'\?\); there are: column-mean, softmax-column, column-gala, "
-            "row-gala, class-row, random",
+            r"unknown score 'colum-mean' \(did you mean 'column-mean'\?\); there are: column-mean, column-gala, row-gala, "
+            "class-row, random",
         ),
         ({"variant": "published", "stages": (3, 3, 3), "score": "random"}, "has its own score and one class token"),
         (

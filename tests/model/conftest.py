@@ -66,9 +66,6 @@ def slow_scores() -> dict[str, Callable[[list[tuple[np.ndarray, np.ndarray]], in
 
     return {
         "column-mean": lambda heads, prefix: np.mean([m.mean(axis=0) for m in matrices(heads, prefix)], axis=0),
-        "softmax-column": lambda heads, prefix: np.mean(
-            [_softmax((q @ k.T / np.sqrt(q.shape[1]))[prefix:].mean(axis=0))[prefix:] for q, k in heads], axis=0
-        ),
         "column-gala": lambda heads, prefix: _gala([m.mean(axis=0) for m in matrices(heads, prefix)]),
         "row-gala": lambda heads, prefix: _gala([m.mean(axis=1) for m in matrices(heads, prefix)]),
         "class-row": lambda heads, prefix: np.mean(

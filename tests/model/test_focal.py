@@ -24,7 +24,6 @@ VARIATIONS = {
     "last-block-selects": {"stages": (1, 3)},
     "every-block-selects": {"stem": "linear", "stages": (1, 2, 3), "budget": TokenBudget((12, 6, 4), 16)},
     "one-head-one-stage": {"num_heads": 1, "stages": (2,), "budget": TokenBudget((5,), 16)},
-    "softmax-column": {"score": "softmax-column"},
     "column-gala": {"score": "column-gala"},
     "row-gala": {"score": "row-gala"},
     "class-row": {"score": "class-row", "stages": (2, 3)},

@@ -12,9 +12,7 @@ from hypothesis import strategies as st
 from gft_edge.config import model as configuration
 from gft_edge.model.scores import SCORES
 
-LEARNED = ("column-mean", "softmax-column", "column-gala", "row-gala", "class-row")
-SOFTMAX = ("softmax-column", "class-row")
-"""They read the tokens before the patches, in whose sum the softmax has them."""
+LEARNED = ("column-mean", "column-gala", "row-gala", "class-row")
 
 
 @st.composite
@@ -35,7 +33,7 @@ def factor_of(name: str, heads: int, width: int) -> float:
     """What a score leaves out, since it is the same for all patches: scale and mean over heads, or a sum over three."""
     if name == "column-mean":
         return heads * (width / heads) ** 0.5
-    return 1.0 if name in SOFTMAX else 1 / 3
+    return 1.0 if name == "class-row" else 1 / 3
 
 
 def expected(slow, q, k, heads, prefix):
@@ -90,7 +88,7 @@ def test_vector_added_to_every_key_changes_neither_attention_nor_columns_but_row
     split = [t.unflatten(2, (heads, -1)).transpose(1, 2) for t in (q, k, shifted)]
     attention, moved = ((split[0] @ keys.transpose(2, 3) / split[0].shape[3] ** 0.5).softmax(3) for keys in split[1:])
     torch.testing.assert_close(attention, moved, rtol=0, atol=1e-10)
-    for name in ("softmax-column", "column-gala", "class-row"):
+    for name in ("column-gala", "class-row"):
         torch.testing.assert_close(
             *(SCORES[name](q, keys, heads, prefix) for keys in (k, shifted)), rtol=1e-9, atol=1e-9
         )
@@ -120,7 +118,7 @@ def test_tokens_before_the_patches_do_not_count_unless_the_score_reads_them():
     ]
     for name in SCORES:
         same = torch.equal(SCORES[name](q, k, 3, 5), SCORES[name](*others, 3, 5))
-        assert same == (name not in SOFTMAX), name
+        assert same == (name != "class-row"), name
 
 
 @pytest.mark.parametrize("patches", [16, 144, 196, 784, 3136])
@@ -158,7 +156,7 @@ def test_scores_that_do_not_read_neighbours_follow_a_permutation(patches, prefix
     generator = torch.Generator().manual_seed(seed)
     q, k = (torch.randn(1, prefix + patches, 8, dtype=torch.float64, generator=generator) for _ in range(2))
     order = torch.cat((torch.arange(prefix), prefix + torch.randperm(patches, generator=generator)))
-    for name in ("column-mean", "softmax-column", "class-row"):
+    for name in ("column-mean", "class-row"):
         score = SCORES[name]
         assert not score.reads_neighbours
         moved = score(q, k, 2, prefix)[:, order[prefix:] - prefix]

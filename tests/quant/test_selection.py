@@ -49,9 +49,6 @@ def slow_scores(block, x):
     if name == "class-row":
         rows = np.stack([p[:, 0] for p in products])
         return (np.exp(rows) / np.exp(rows).sum(axis=2, keepdims=True))[..., 1:].mean(axis=0)
-    if name == "softmax-column":
-        means = np.exp([p[:, 1:].mean(axis=1) for p in products])
-        return (means / means.sum(axis=2, keepdims=True))[..., 1:].mean(axis=0)
     axis = 1 if name == "column-gala" else 2
     steps = np.mean([np.abs(np.gradient(p[:, 1:, 1:].mean(axis=axis), axis=1)) for p in products], axis=0)
     return np.stack([np.convolve(row, np.ones(3), "same") / 3 for row in steps])

@@ -18,7 +18,7 @@ from torch import Tensor
 from gft_edge.control_results import CENTRE, LEAST, ORACLE, RANDOM, STATIC
 from gft_edge.controls import SEEDS
 from gft_edge.model import choices
-from gft_edge.model.scores import SCORES
+from gft_edge.model.scores import SCORES, Score
 
 COLUMN = "column-mean"
 """The score that all others are compared with."""
@@ -88,12 +88,20 @@ def of_product(name: str) -> Scorer:
     return scored
 
 
-column_mean, softmax_column = of_product(COLUMN), of_product("softmax-column")
+column_mean = of_product(COLUMN)
 
 
 def row_mean(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int, state: State) -> Tensor:
     """Returns the mean score that each patch gives, q_j . (mean_i k_i), summed over the heads."""
     return (q[:, prefix:] @ k[:, prefix:].mean(dim=1).unsqueeze(2)).squeeze(2)
+
+
+SOFTMAX_COLUMN = Score("mean query", lambda products: products.softmax(dim=1).mean(dim=2), all_tokens=True)
+
+
+def softmax_column(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int, state: State) -> Tensor:
+    """Returns the softmax over the column means of each head, mean over the heads: the attention of the mean query."""
+    return SOFTMAX_COLUMN(q, k, heads, prefix)
 
 
 def softmax_received(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int, state: State) -> Tensor:
@@ -186,6 +194,7 @@ def ranked_by(rank: choices.Rank) -> Scorer:
 STUDIED: tuple[Candidate, ...] = (
     *(Candidate(name, of_product(name), "product") for name in SCORES if name != "random"),
     Candidate("row-mean", row_mean),
+    Candidate("softmax-column", softmax_column),
     Candidate("softmax-received", softmax_received),
     Candidate("standardised heads", standardised_heads),
     Candidate("normalised keys", normalised_keys),
