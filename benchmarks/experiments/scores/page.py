@@ -12,8 +12,9 @@ from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.files import replacing
 
 TEMPLATES = Path(__file__).parent
-SECTIONS = ("untrained", "trained", "map")
+SECTIONS = ("untrained-elpv-dataset", "untrained-stamps", "trained", "map")
 PICTURE = "SCORES-map.svg"
+FULL_PROBE = "probe"
 Row = Mapping[str, Any]
 
 
@@ -59,12 +60,16 @@ def _marks(name: str) -> tuple[str, str]:
 
 
 def _notes() -> str:
-    return table(("name", "ranks patches by"), NOTES.items())
+    header = ("name", "ranks patches by", "adds to a static graph, besides TopK and Gather")
+    return table(header, [(name, *note) for name, note in NOTES.items()])
 
 
 def untrained(data: Mapping[str, Any]) -> str:
-    """Returns the section on the backbone that was never pruned."""
-    return render(TEMPLATES / "untrained.md.j2", data=data, probes=_probes(data), **_tables(data))
+    """Returns the section on the backbone that was never pruned, with one set of images."""
+    shares = [
+        {**at, "table": score_table({FULL_PROBE: at["rows"]}, [FULL_PROBE], data["has_marks"])} for at in data["shares"]
+    ]
+    return render(TEMPLATES / "untrained.md.j2", data=data, probes=_probes(data), shares=shares, **_tables(data))
 
 
 def _probes(data: Mapping[str, Any]) -> str:

