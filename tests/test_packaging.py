@@ -142,7 +142,14 @@ def test_archives_hold_the_tracked_files_and_nothing_else(archives):
 def test_the_list_of_shipped_files_has_the_data_and_no_studies(archives):
     names = set(zipfile.ZipFile(archives[2]).namelist())
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"gft_edge"}
-    recipes = ("scenes", "scenes-selection", "scenes-finish", "real-backbone", "image-folder", "image-folder-pretrained")
+    recipes = (
+        "scenes",
+        "scenes-selection",
+        "scenes-finish",
+        "real-backbone",
+        "image-folder",
+        "image-folder-pretrained",
+    )
     wanted = [
         *("py.typed", "report/templates/page.html.j2", "export/deploy/templates/jetson-build.sh"),
         *("builtin/model.safetensors", "builtin/config.json", *(f"builtin/recipes/{name}.toml" for name in recipes)),

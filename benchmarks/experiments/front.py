@@ -116,7 +116,10 @@ def page(data: dict[str, Any]) -> str:
     for kind in ("as found", "trained further"):
         header += [f"{kind}", "less the twin, points", "p", f"by {100 * data['margin']:g} point"]
     return render(
-        Path(__file__).with_name("front.md.j2"), table=table(header, rows), cpu=data["machine"]["cpu"]["model"], **{k: data[k] for k in ("start", "steps", "images")}
+        Path(__file__).with_name("front.md.j2"),
+        table=table(header, rows),
+        cpu=data["machine"]["cpu"]["model"],
+        **{k: data[k] for k in ("start", "steps", "images")},
     )
 
 

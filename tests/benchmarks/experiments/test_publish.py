@@ -61,7 +61,9 @@ def test_the_card_of_the_package_has_the_figures_of_its_configuration():
     folder = builtin_path()
     stored = json.loads((folder / "config.json").read_text())
     metrics = stored["metrics"]
-    assert stored["provenance"]["recipe"]["train"]["init"] == "runs/scenes-selection", "a path of the recipe, not of a machine"
+    assert stored["provenance"]["recipe"]["train"]["init"] == "runs/scenes-selection", (
+        "a path of the recipe, not of a machine"
+    )
     card = (folder / "card.md").read_text()
     for name, key in (("all patches", "test_top1_full"), ("144-72-72 patches kept", "test_top1_budget")):
         assert f"top-1 on {metrics['test_images']} test images, {name} | {metrics[key]:.1%} |" in card
