@@ -15,7 +15,7 @@ from gft_edge.stats.metrics import mcnemar, wilson_interval
 
 OWN, RANDOM, LEAST, STATIC, CENTRE = "most important", "random", "least important", "static", "centre first"
 ORACLE, LOWER = "oracle", "lower resolution"
-TESTED = (RANDOM, STATIC, LEAST, LOWER)
+TESTED = (RANDOM, STATIC, LEAST, CENTRE, LOWER)
 """Rules that the model's own is tested against, where they were run."""
 SIGNIFICANT = 0.05
 Rights = npt.NDArray[np.bool_]

@@ -24,9 +24,8 @@ def parameter_groups(model: nn.Module, config: GFTConfig, train: TrainSection) -
     if isinstance(model, TimmClassifier):
         plain = model.network.no_weight_decay() if hasattr(model.network, "no_weight_decay") else ()
         layers = param_groups_layer_decay(model.network, train.weight_decay, plain, layer_decay=train.layer_decay)
-        for (
-            layer
-        ) in layers:  # two of each layer; those of equal settings are one, since the optimiser launches by groups
+        # Two of each layer. Those of equal settings become one, since the optimiser launches by groups.
+        for layer in layers:
             groups[layer["weight_decay"], layer["lr_scale"]] += layer["params"]
     else:
         gft: Any = model
