@@ -139,7 +139,7 @@ def test_a_score_that_sees_the_mark_wins_and_random_patches_lose(by_sight):
     assert accuracy[CENTRE] == pytest.approx(6 / 16, abs=0.12)
     assert (found.gain.value, found.gain.interval) == (1, (1, 1))
     test = {test.against: test for test in found.tests}
-    assert set(test) == {RANDOM, STATIC, LEAST}
+    assert set(test) == {RANDOM, STATIC, LEAST, CENTRE}
     assert test[RANDOM].difference.value == pytest.approx(1 - accuracy[RANDOM])
     assert len(test[RANDOM].p) == len(SEEDS) and test[RANDOM].largest_p == max(test[RANDOM].p) < 1e-9
     low, high = (100 * bound for bound in test[RANDOM].difference.interval)
