@@ -38,6 +38,7 @@ from gft_edge.files import read_json, require_writable_folder, write_json, writi
 from gft_edge.hardware.environment import machine
 from gft_edge.manifest import MODEL, Artifact, load_artifact, register_files
 from gft_edge.report.figures.overlays import write_png
+from gft_edge.runtime.backends.sessions import DISABLED_FOR_INT8
 from gft_edge.runtime.compared_model import ComparedModel
 from gft_edge.stats.agreement import Arrays, Computation, compare
 
@@ -236,7 +237,10 @@ def speed(study: Study) -> str:
     image = study.pixels[:1]
     files = {
         "FP32": (study.artifact("fp32", BUILTIN), []),
-        "INT8, opened by gft-edge": (study.artifact("int8", study.quantized(next(iter(RANGES)))), ["MatMulAddFusion"]),
+        "INT8, opened by gft-edge": (
+            study.artifact("int8", study.quantized(next(iter(RANGES)))),
+            list(DISABLED_FOR_INT8),
+        ),
         "INT8, ONNX Runtime's defaults": (study.artifact("int8", study.quantized(next(iter(RANGES)))), []),
     }
     calls: dict[str, Callable[[], object]] = {}

@@ -11,6 +11,7 @@ import numpy as np
 
 from gft_edge.benchmarks.measuring.subjects import random_images
 from gft_edge.manifest import MODEL, Artifact
+from gft_edge.runtime.backends.sessions import DISABLED_FOR_INT8
 
 
 def kernel_times(artifact: Artifact, runs: int = 200) -> dict[str, tuple[int, float]]:
@@ -25,7 +26,7 @@ def kernel_times(artifact: Artifact, runs: int = 200) -> dict[str, tuple[int, fl
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.enable_profiling, options.profile_file_prefix = True, str(Path(folder) / "profile")
-        disabled = ["MatMulAddFusion"] if artifact.manifest.is_quantized else None
+        disabled = list(DISABLED_FOR_INT8) if artifact.manifest.is_quantized else None
         session = ort.InferenceSession(
             str(artifact.file(MODEL)), options, providers=["CPUExecutionProvider"], disabled_optimizers=disabled
         )
