@@ -22,7 +22,7 @@ from gft_edge.checkpoint import (
     num_parameters,
     save_checkpoint,
 )
-from gft_edge.config.model import GFTConfig
+from gft_edge.config.model import ADOPTED_SCORE, GFTConfig
 from gft_edge.data.datasets import held_out_split, open_images
 from gft_edge.data.splits import Split
 from gft_edge.errors import ArtifactError, ConfigError
@@ -60,7 +60,7 @@ class AdoptOptions:
         budgets: token budgets as texts; the first is the checkpoint's default, all are measured. None given: shares of the
             patches in equal steps, 75, 50 and 25 % for three stages.
         stages: blocks that select, counted from 1; empty: at 1/4, 5/12 and 7/12 of the depth.
-        score: what ranks patches; None is the default of a model configuration.
+        score: what ranks patches.
         image_size: pixels; None is the backbone's own.
         align: patches and prefix tokens of the default budget become a multiple of this.
         data, split, images: measure the accuracy on these images, see :class:`~gft_edge.evaluation.EvaluationOptions`.
@@ -71,7 +71,7 @@ class AdoptOptions:
     labels: Path | None = None
     budgets: tuple[str, ...] = ()
     stages: tuple[int, ...] = ()
-    score: str | None = None
+    score: str = ADOPTED_SCORE
     image_size: int | None = None
     align: int | None = None
     data: str | None = None
@@ -304,7 +304,7 @@ def _config(vit: VisionTransformer, num_classes: int, options: AdoptOptions) -> 
     budget = _parsed(config, options.budgets[0]) if options.budgets else config.budget
     if options.align is not None:
         budget = budget.align(options.align, config.num_prefix_tokens)
-    return dataclasses.replace(config, budget=budget, score=config.score if options.score is None else options.score)
+    return dataclasses.replace(config, budget=budget, score=options.score)
 
 
 def _parsed(config: GFTConfig, text: str) -> TokenBudget:

@@ -79,7 +79,7 @@ def adopt(gft_edge, files, tmp_path):
 
 
 def test_the_table_says_what_became_of_the_weights(adopt, files, tmp_path):
-    done = adopt("vit.pth", "--labels", files["root"] / "labels.txt", "--budget", "12,6,3", "--score", "class-row")
+    done = adopt("vit.pth", "--labels", files["root"] / "labels.txt", "--budget", "12,6,3", "--score", "column-gala")
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     assert lines[0] == f"{tmp_path / 'out'}: no weight was trained"
@@ -88,7 +88,7 @@ def test_the_table_says_what_became_of_the_weights(adopt, files, tmp_path):
         "resampled  0",
         "left out   0",
         "missing    0",
-        "blocks 3, 5, 7 of 12 by class-row, budget 12-6-3 of 16",
+        "blocks 3, 5, 7 of 12 by column-gala, budget 12-6-3 of 16",
         "4, names: labels.txt",
         "mean 0.5/0.5/0.5",
         "as timm's vit_tiny_patch16_224.augreg_in21k_ft_in1k",
@@ -99,15 +99,16 @@ def test_the_table_says_what_became_of_the_weights(adopt, files, tmp_path):
     info = load_checkpoint(tmp_path / "out").info
     assert info.labels == ("ant", "bee", "cat", "dog")
     assert info.provenance["adopted_from"] == "vit.pth"
-    assert info.model.score == "class-row"
+    assert info.model.score == "column-gala"
     assert "full budget the logits are those of the" in (tmp_path / "out/card.md").read_text()
 
 
-def test_json_has_everything(adopt):
+def test_json_has_everything(adopt, tmp_path):
     done = adopt("headless.pth", "--stages", "2,4", "--align", 2, "--json", "--image-size", 128)
     assert done.code == 0, done.err
     data = done.json
     assert data["missing"] == ["head.weight", "head.bias"] and data["untrained"]
+    assert load_checkpoint(tmp_path / "out").info.model.score == "class-row", "the best one without training"
     assert data["resampled"] == ["pos_embed from 4 x 4 to 8 x 8 patches"]
     assert data["config"]["stages"] == [2, 4]
     assert data["config"]["budget"]["keep"] == list(TokenBudget((42, 21), 64).align(2, 1).keep)

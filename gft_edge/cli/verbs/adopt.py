@@ -20,7 +20,7 @@ from gft_edge.cli.common import (
     comma_separated,
     positive,
 )
-from gft_edge.config.model import SCORES
+from gft_edge.config.model import ADOPTED_SCORE, SCORES
 
 if TYPE_CHECKING:
     from gft_edge.train.adopt_weights import AdoptedModel
@@ -59,7 +59,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N,N,N",
         help="blocks that select patches, counted from 1 (at 1/4, 5/12 and 7/12 of the depth: 3,5,7 of 12)",
     )
-    parser.add_argument("--score", metavar="NAME", help=f"what ranks patches: {', '.join(SCORES)} ({SCORES[0]})")
+    parser.add_argument(
+        "--score",
+        metavar="NAME",
+        default=ADOPTED_SCORE,
+        help=f"what ranks patches: {', '.join(SCORES)} ({ADOPTED_SCORE})",
+    )
     parser.add_argument(
         "--image-size", type=positive, metavar="N", help="pixels of the square input (the backbone's own)"
     )
