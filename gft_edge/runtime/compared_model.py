@@ -123,20 +123,26 @@ def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
 
 def selection_tensors(model: onnx.ModelProto, manifest: DeploymentManifest) -> tuple[list[str], str | None]:
     """Returns the names of scores and kept indices of each selection, and the error in the graph's selections or None."""
-    choices, problem = selection_topks(model)
-    expected = len(selecting_stages(manifest))
-    if problem is None and len(choices) != expected:
-        problem = f"graph has {len(choices)} selections, its budget needs {expected}"
+    choices, problem = selection_topks(model, [len(selecting_stages(manifest))])
     return [] if problem else [name for node, kept in choices for name in (node.input[0], kept)], problem
 
 
-def selection_topks(model: onnx.ModelProto) -> tuple[list[tuple[onnx.NodeProto, str]], str | None]:
-    """Returns each node that selects with the name of the kept indices, and the error in the graph's selections or None."""
+def selection_topks(
+    model: onnx.ModelProto, counts: Sequence[int]
+) -> tuple[list[tuple[onnx.NodeProto, str]], str | None]:
+    """Returns each node that selects with the name of the kept indices, and the error in the graph's selections or None.
+
+    Args:
+        model: of an artefact.
+        counts: how many selections it may have.
+    """
     producers = {name: node for node in model.graph.node for name in node.output}
     topks = [node for node in model.graph.node if node.op_type == "TopK"]
     # Where the order of the patches matters a second TopK sorts the indices that were chosen, smallest first.
     sorts = [node for node in topks if any(a.name == "largest" and a.i == 0 for a in node.attribute)]
     choices = [node for node in topks if node not in sorts]
+    if len(choices) not in counts:
+        return [], f"graph has {len(choices)} selections, its budget needs {counts[0]}"
     kept = {node.output[1]: node.output[1] for node in choices}
     for node in sorts:
         name = node.input[0]

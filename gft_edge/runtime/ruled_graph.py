@@ -104,10 +104,8 @@ def open_ruled_graph(artifact: Artifact, threads: int = 0) -> RuledGraph:
     manifest = artifact.manifest
     stages = selecting_stages(manifest)
     model = _loaded(artifact)
-    choices, problem = selection_topks(model)
     # A graph with maps also selects in its last block, for the maps alone.
-    if problem is None and len(choices) not in (len(stages), _dropping(manifest)):
-        problem = f"graph has {len(choices)} selections, its budget needs {len(stages)}"
+    choices, problem = selection_topks(model, [len(stages), _dropping(manifest)])
     if problem is not None:
         raise ArtifactError(f"artefact {artifact.path}: {problem}; export it again")
     choices = choices[: len(stages)]

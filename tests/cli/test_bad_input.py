@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -250,13 +249,6 @@ def test_graph_that_contradicts_itself_is_named(gft_edge, copied):
     done = gft_edge("bench", path)
     assert (done.code, done.err.count("\n")) == (2, 1)
     assert "model.onnx is no ONNX model" in done.err
-
-
-def test_damaged_calibration_image_is_named_and_nothing_is_written(refused, made, animals, write_damaged, tmp_path):
-    data = Path(shutil.copytree(animals, tmp_path / "animals"))
-    write_damaged(data / "cat/zz.png", "train")
-    error = refused("quantize", made["ckpt"], "--data", data, "--images", 25, "--out", tmp_path / "out")
-    assert "zz.png: cannot be decoded as an image" in error
 
 
 @pytest.mark.parametrize(

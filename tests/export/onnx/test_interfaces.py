@@ -173,7 +173,8 @@ def test_calibration_and_bench_feed_pixels(artifact, checkpoint, pixels):
     wrong = ranges(graph, np.asarray)
     assert found != wrong
     data = [(picture, 0) for picture in pixels]
-    features = graph_features(graph, SPEC, lambda batch: to_graph_input(batch, manifest))(data)
+    places, features = graph_features(graph, SPEC, lambda batch: to_graph_input(batch, manifest))(data)
+    assert places == list(range(7))
     assert features.shape == (7, 32)
     inputs = random_images(artifact, 2, np.random.default_rng(0))
     assert inputs.shape == (2, 3, 32, 32) and inputs.dtype == np.float32

@@ -129,10 +129,10 @@ def test_a_card_takes_a_plan_of_its_compute_capability(copied, engine, monkeypat
     artifact = copied("fp32-none")
     plan = plan_build(artifact, "l4", BuildOptions(tensorrt="10.3")).plan
     card = this_device.Recognized(this_device.parse_gpu("NVIDIA L4, 8.9, 23034"), "test")
-    monkeypatch.setattr(this_device, "_first_gpu", lambda: card)
+    monkeypatch.setattr(this_device, "_first_gpu", lambda root: card)
     assert register_engine(artifact, engine, plan, "10.3.0", tmp_path / "pc")["device"] == "l4"
     other = this_device.Recognized(this_device.parse_gpu("NVIDIA A10, 8.6, 23034"), "test")
-    monkeypatch.setattr(this_device, "_first_gpu", lambda: other)
+    monkeypatch.setattr(this_device, "_first_gpu", lambda root: other)
     with pytest.raises(ConfigError, match="planned for L4, and this is NVIDIA A10"):
         register_engine(artifact, engine, plan, "10.3.0", tmp_path / "pc")
 
