@@ -22,6 +22,7 @@ add up.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -139,6 +140,30 @@ class CertificateCheck:
     def to_json(self) -> dict[str, Any]:
         """Returns plain JSON values."""
         return {**asdict(self), "broken": list(self.broken), "certain": list(self.certain)}
+
+
+def contradicts(found: CertificateCheck, bound: NoiseBound) -> bool:
+    """Returns whether more certificates are broken than a bound of this coverage allows, with 95 % confidence.
+
+    An image can break its certificate only if its noise is above the bound, as that of at most 1 - coverage of the images is: of n
+    images at most Binomial(n, 1 - coverage) do.
+    """
+    return bool(found.broken) and at_least(len(found.broken), found.images, 1 - bound.coverage) < 1 - CONFIDENCE
+
+
+def at_least(count: int, total: int, share: float) -> float:
+    """Returns the probability of ``count`` or more of Binomial(total, share); in logarithms, since its terms leave the floats."""
+    if share <= 0 or share >= 1:
+        return float(count == 0 or share >= 1)
+    fewer = (
+        math.lgamma(total + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(total - k + 1)
+        + k * math.log(share)
+        + (total - k) * math.log1p(-share)
+        for k in range(count)
+    )
+    return max(0.0, 1 - math.fsum(map(math.exp, fewer)))
 
 
 def coverage_of_largest(images: int, confidence: float) -> float:

@@ -56,6 +56,7 @@ def test_right_answers_are_those_of_the_model_with_each_choice(done, tiny_model,
             "random",
             "static",
             "least important",
+            "centre first",
             "lower resolution",
         ]
         assert len(at["tests"][0]["p"]) == 3

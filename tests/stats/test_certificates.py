@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -10,10 +12,13 @@ from hypothesis import strategies as st
 
 from gft_edge.errors import DataError
 from gft_edge.stats.certificates import (
+    CertificateCheck,
     NoiseBound,
     StageBound,
+    at_least,
     certify,
     check,
+    contradicts,
     coverage_of_largest,
     flipped,
     leads,
@@ -165,3 +170,29 @@ def test_a_bound_is_read_back():
         NoiseBound.from_json({**data, "stages": [dataclasses.asdict(StageBound(1, 4, 2, 50, 0.1, 0.2))]})
     with pytest.raises(KeyError):
         NoiseBound.from_json({"stages": []})
+
+
+@given(st.integers(1, 60), st.data())
+@settings(max_examples=60, deadline=None)
+def test_tail_of_the_binomial_is_that_of_whole_numbers(total, data):
+    count = data.draw(st.integers(0, total))
+    share = Fraction(data.draw(st.integers(0, 50)), 50)
+    exact = sum(math.comb(total, k) * share**k * (1 - share) ** (total - k) for k in range(count, total + 1))
+    assert at_least(count, total, float(share)) == pytest.approx(float(exact), abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("images", "measured", "broken", "told"),
+    [
+        (400, 1000, 0, False),
+        (400, 1000, 3, False),
+        (400, 1000, 9, True),
+        (12, 100, 12, True),
+        (8, 12, 1, False),
+        (100_000, 100_000, 50_000, True),
+    ],
+)
+def test_broken_certificates_contradict_a_bound_beyond_its_coverage(images, measured, broken, told):
+    bound = NoiseBound((StageBound(0, 16, 8, measured, 0.1, 0.1),))
+    found = CertificateCheck(images, images, broken, tuple(range(broken)), (1.0,), 0)
+    assert contradicts(found, bound) is told
