@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from gft_edge.benchmarks.experiments.gpu.kernels import Computing
 from gft_edge.benchmarks.experiments.training_steps import PlainViT, Step, focal, train_step, usual_step
 from gft_edge.benchmarks.measuring.latency import measure
 from gft_edge.benchmarks.measuring.protocol import BenchProtocol, conditions, ratio_interval
@@ -47,26 +47,6 @@ STEPS: Mapping[str, Callable[[nn.Module, Tensor, Tensor], Step]] = {
     TRAIN: lambda model, images, labels: train_step(model, images, labels, watched=False),
     USUAL: lambda model, images, labels: usual_step(model, model, images, labels),
 }
-FREE = ("prim.", "profiler.", "aten.empty", "aten.new_empty", "aten._unsafe_view", "aten.detach", "aten.alias")
-"""Operators that launch nothing, besides views."""
-
-
-class Launches(TorchDispatchMode):
-    """Counts the calls that would launch a kernel.
-
-    Attributes:
-        count: calls by name.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.count: collections.Counter[str] = collections.Counter()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = str(func)
-        if not func.is_view and not name.startswith(FREE):
-            self.count[name.removeprefix("aten.")] += 1
-        return func(*args, **(kwargs or {}))
 
 
 def counted(name: str, config: GFTConfig, make: Callable[[nn.Module, Tensor, Tensor], Step]) -> dict[str, int]:
@@ -87,7 +67,7 @@ def counted(name: str, config: GFTConfig, make: Callable[[nn.Module, Tensor, Ten
                     module._parameters[key] = nn.Parameter(torch.empty(weight.shape))
         step = make(model, torch.randn(BATCH, 3, size, size), torch.zeros(BATCH, dtype=torch.int64))
         step()  # creates the optimiser's state
-        with Launches() as launches:
+        with Computing() as launches:
             step()
     return dict(launches.count.most_common())
 

@@ -55,6 +55,10 @@ def run(scale: Scale, place: Place, until: float, say: Callable[[str], None]) ->
     return {"images": len(images), "rows": rows, "errors": errors}
 
 
+FREE = ("prim.", "profiler.", "aten.empty", "aten.new_empty", "aten._unsafe_view", "aten.detach", "aten.alias")
+"""Operators that launch nothing, besides views."""
+
+
 def launched(candidate: Candidate, images: torch.Tensor, place: Place) -> dict[str, tuple[int, float]]:
     """Returns count and total microseconds of each kernel of one forward pass."""
     candidate(images)
@@ -75,7 +79,7 @@ def launched(candidate: Candidate, images: torch.Tensor, place: Place) -> dict[s
 
 
 class Computing(TorchDispatchMode):
-    """Counts the operators that compute something: a view of an input's memory costs no kernel.
+    """Counts the calls that compute something: views and new memory cost no kernel.
 
     Attributes:
         count: calls by name.
@@ -86,12 +90,7 @@ class Computing(TorchDispatchMode):
         self.count: collections.Counter[str] = collections.Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if not func.is_view and not (isinstance(out, torch.Tensor) and _shares(out, args)):
-            self.count[str(func).removeprefix("aten.")] += 1
-        return out
-
-
-def _shares(out: torch.Tensor, args: Any) -> bool:
-    known = {a.untyped_storage().data_ptr() for a in args if isinstance(a, torch.Tensor)}
-    return out.untyped_storage().data_ptr() in known
+        name = str(func)
+        if not func.is_view and not name.startswith(FREE):
+            self.count[name.removeprefix("aten.")] += 1
+        return func(*args, **(kwargs or {}))
