@@ -11,7 +11,14 @@ help: ## print this list
 
 install: .venv/installed ## create .venv and install everything; then run: . .venv/bin/activate
 
+# pip would end in a long message when the disk is full, minutes later. NEED is in GB.
+NEED ?= 7
 .venv/installed: pyproject.toml constraints.txt
+	@free=$$(df -Pk . | awk 'NR == 2 {print int($$4 / 1000000)}'); \
+	if ! ls -d .venv/lib/python*/site-packages/torch > /dev/null 2>&1 && [ "$$free" -lt $(NEED) ]; then \
+	  echo "make: $$free GB are free on the disk of $(CURDIR), .venv takes about $(NEED); free some, or set NEED=0 to try all the same" >&2; \
+	  exit 2; \
+	fi
 	test -x .venv/bin/python || $(PYTHON) -m venv .venv
 	$(PIP) --constraint constraints.txt --editable '.[dev]'
 	touch $@

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gft_edge.export.onnx.quantized import folded_layer
+from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.layers import Attend, SelfAttention, is_plain
+from gft_edge.model.scores import SCORES
 from gft_edge.quant.modules import QUANTIZED
 
 
@@ -31,6 +33,29 @@ class PlainAttend(nn.Module):
         q, k, v = (t.unflatten(2, (self.num_heads, -1)) for t in (q, k, v))
         scores = (q.transpose(1, 2) * q.shape[-1] ** -0.5) @ k.permute(0, 2, 3, 1)
         return (scores.softmax(dim=-1) @ v.transpose(1, 2)).transpose(1, 2).flatten(2)
+
+
+class OneMatrixBlock(FocalBlock):
+    """A block of quantized layers whose scores take one constant matrix in place of the weights of queries and of keys.
+
+    Args:
+        block: with a score that sums over the heads; shares its layers.
+    """
+
+    matrix: Tensor
+    offset: Tensor | None
+
+    def __init__(self, block: FocalBlock) -> None:
+        super().__init__(block, block.score, block.num_prefix_tokens)
+        self.attn, qkv = block.attn, block.attn.qkv
+        with torch.no_grad():
+            matrix, offset = SCORES[self.score].matrix(qkv.weight, qkv.bias)
+        self.register_buffer("matrix", matrix.to(qkv.weight.dtype))
+        self.register_buffer("offset", None if offset is None else offset.to(qkv.weight.dtype))
+
+    def _scores(self, z: Tensor, q: Tensor, key: Tensor) -> Tensor:
+        """Returns the scores (B, N) of normalised tokens (B, T, C)."""
+        return SCORES[self.score].by_matrix(z, self.matrix, self.offset, self.num_prefix_tokens)
 
 
 def exportable(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
@@ -49,6 +74,12 @@ def exportable(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
                 setattr(parent, name, SelfAttention(child, PlainAttend(child.num_heads)))
             elif isinstance(child, Attend):
                 setattr(parent, name, PlainAttend(child.num_heads))
+            elif (
+                isinstance(child, FocalBlock)
+                and isinstance(child.attn.qkv, QUANTIZED)
+                and not SCORES[child.score].by_head
+            ):
+                setattr(parent, name, OneMatrixBlock(child))
     _fold_norms(model)
     scales = dtype or torch.float32
     folded = [

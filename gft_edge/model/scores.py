@@ -79,6 +79,28 @@ class Score:
         directions = (vector.unflatten(1, (heads, 1, -1)) @ rows).squeeze(2)
         return self._finished(self._read(z, prefix) @ directions.transpose(1, 2), prefix)
 
+    def matrix(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Returns what makes the direction of :meth:`folded` of a mean token m: A (C, C) and c (C,), A m + c, in float64.
+
+        A = W_k^T W_q and c = W_k^T b_q are constants once the weights are: half the multiplications and half the weights.
+
+        Args:
+            weight: of the projection, (3 C, C): queries, keys, values.
+            bias: of the projection, (3 C,), or None.
+
+        Raises:
+            ValueError: the score reads the heads apart, which would take a matrix for each.
+        """
+        if self.by_head:
+            raise ValueError("a score that reads the heads apart has no single matrix")
+        w_q, w_k, _ = weight.double().chunk(3)
+        return w_k.T @ w_q, None if bias is None else w_k.T @ bias.double()[: len(w_q)]
+
+    def by_matrix(self, z: Tensor, matrix: Tensor, offset: Tensor | None, prefix: int) -> Tensor:
+        """Returns the scores (B, N) of normalised tokens (B, T, C) by the constants of :meth:`matrix`."""
+        direction = F.linear(_vector(self.operand, z, prefix), matrix, offset)
+        return self._finished(self._read(z, prefix) @ direction.unsqueeze(2), prefix)
+
     def _read(self, tokens: Tensor, prefix: int) -> Tensor:
         """Returns the tokens whose products are read, (B, M, C)."""
         return tokens if self.all_tokens else tokens[:, prefix:]

@@ -73,6 +73,31 @@ def test_score_through_the_weights_is_that_of_the_attention_matrix(slow_scores, 
     torch.testing.assert_close(found, slow, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("has_bias", [True, False])
+@given(case=projections())
+def test_score_by_one_matrix_is_that_of_the_attention_matrix(slow_scores, has_bias, case):
+    z, weight, bias, heads, prefix = case
+    score, bias = SCORES["column-mean"], bias if has_bias else None
+    found = score.by_matrix(z, *score.matrix(weight, bias), prefix)
+    slow = expected(slow_scores["column-mean"], *queries_and_keys(z, weight, bias), heads, prefix)
+    slow *= factor_of("column-mean", heads, z.shape[2])
+    found, slow = (scores - scores.mean(dim=1, keepdim=True) for scores in (found, slow))  # without the keys' bias
+    torch.testing.assert_close(found, slow, rtol=1e-10, atol=1e-10)
+
+
+def test_matrix_of_half_precision_weights_is_not_computed_in_half_precision():
+    weight, bias = torch.randn(24, 8).half(), torch.randn(24).half()
+    matrix, offset = SCORES["column-mean"].matrix(weight, bias)
+    assert torch.equal(matrix, weight[8:16].double().T @ weight[:8].double())
+    assert torch.equal(offset, weight[8:16].double().T @ bias[:8].double())
+
+
+@pytest.mark.parametrize("name", [name for name in SCORES if SCORES[name].by_head])
+def test_scores_that_read_the_heads_apart_have_no_single_matrix(name):
+    with pytest.raises(ValueError, match="no single matrix"):
+        SCORES[name].matrix(torch.randn(24, 8), None)
+
+
 def test_folded_float32_scores_of_half_precision_weights():
     """Scores of tokens in float32 are not computed in the weights' half precision."""
     z, weight = torch.randn(2, 9, 8), torch.randn(24, 8).half()

@@ -30,12 +30,16 @@ CLEAN = {
 }
 """Options of the graph, changes of the manifest and options of the bundle, by name."""
 
+MADE: list[tempfile.TemporaryDirectory[str]] = []
+"""Folders, removed when the process ends."""
+
 
 @functools.cache
 def clean_bundle(name: str) -> Path:
     """Returns a bundle, made once in a process; not to be changed."""
     graph, manifest, options = CLEAN[name]
-    folder = Path(tempfile.mkdtemp(prefix=f"clean-{name}-"))
+    MADE.append(tempfile.TemporaryDirectory(prefix=f"clean-{name}-"))
+    folder = Path(MADE[-1].name)
     artifact = write_artifact(folder / "artifact", classifier(**graph), **manifest)
     if options["target"] == "jetson":
         options = {**options, "wheel": folder / f"gft_edge-{__version__}-py3-none-any.whl"}

@@ -52,9 +52,7 @@ class NoMaps(nn.Module):
                 mean = q[:, 1:].mean(dim=1)
                 products = keys[:, 1:] @ mean.unsqueeze(2)
             else:  # from the weights before they were rounded
-                mean = F.linear(z[:, 1:].mean(dim=1), qkv.weight[:width], qkv.bias[:width])
-                direction = mean.reshape(-1, 1, 1, width) @ qkv.weight[width : 2 * width].reshape(1, width, width)
-                products = z[:, 1:] @ direction.squeeze(2).transpose(1, 2)
+                products = z[:, 1:] @ F.linear(z[:, 1:].mean(dim=1), block.matrix, block.offset).unsqueeze(2)
             chosen = products.squeeze(2).topk(k, dim=1, sorted=False).indices
             chosen = F.pad(chosen + 1, (1, 0)).unsqueeze(-1).expand(-1, -1, width)
             x, q = x.gather(1, chosen), q.gather(1, chosen)

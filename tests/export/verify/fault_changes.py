@@ -308,7 +308,7 @@ def trigger(g):
 
 
 def folded_constant(g):
-    """One bit of a weight of the queries, which the score of a quantized layer reads in full precision."""
+    """One bit of the matrix by which a quantized layer's tokens are scored, which is in full precision."""
     node = g.of("Gemm")[0]
     place = next(i for i, name in enumerate(node.input) if g.is_weight(name))
     g.set(node.input[place], one_bit(g.value(node.input[place]).copy()))
