@@ -57,7 +57,7 @@ NEEDS = {
         "",
     ),
     "export.onnx.*": "onnx",
-    **dict.fromkeys(("export.onnx.golden_images", "export.onnx.interface"), ""),
+    **dict.fromkeys(("export.onnx.golden_images", "export.onnx.interface", "export.onnx.options"), ""),
     **dict.fromkeys((f"export.onnx.{name}" for name in ("plain_modules", "quantized", "reference")), "torch"),
     "export.tensorrt.*": "onnx",
     **dict.fromkeys(

@@ -31,7 +31,7 @@ from gft_edge.data.datasets import open_images
 from gft_edge.data.sets import spread
 from gft_edge.errors import CheckFailed, exit_code
 from gft_edge.export.onnx.artifact import export_artifact
-from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.files import replacing, require_writable_folder, write_json
 from gft_edge.hardware.environment import machine
 from gft_edge.report.figures.overlays import overlay

@@ -33,8 +33,8 @@ from gft_edge.export.deploy.deepstream.nvinfer_compare import configurations
 from gft_edge.export.deploy.deepstream.nvinfer_twin import open_twin, scaled, tensor
 from gft_edge.export.deploy.options import BundleOptions
 from gft_edge.export.onnx.artifact import export_artifact, save_npz
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.export.onnx.reference import reference_outputs
-from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.files import require_writable_folder, write_json
 from gft_edge.hardware.environment import machine
 from gft_edge.manifest import LOGITS, MODEL, Artifact, load_artifact

@@ -22,11 +22,11 @@ from gft_edge.checkpoint import Checkpoint
 from gft_edge.data.for_model import Note
 from gft_edge.data.trained import TRAINED, write_trained
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.export.onnx.dialects import require_trt8
 from gft_edge.export.onnx.golden_images import GoldenImages, choose_golden_images
 from gft_edge.export.onnx.interface import graph_input, graph_outputs
+from gft_edge.export.onnx.options import DEFAULT_OPTIONS, GraphOptions, require_trt8
 from gft_edge.export.onnx.reference import golden_arrays
-from gft_edge.export.onnx.tracing import DEFAULT_OPTIONS, GraphOptions, export_graph
+from gft_edge.export.onnx.tracing import export_graph
 from gft_edge.export.onnx.weights import share_weights
 from gft_edge.files import new_folder, replacing, require_free
 from gft_edge.manifest import (

@@ -13,34 +13,14 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from gft_edge.errors import ConfigError
+from gft_edge.export.onnx.options import TRT8_OPSET
 from gft_edge.export.onnx.rewrite import drop_unused
-from gft_edge.manifest import Artifact, Dialect, HighPrecision, Precision
+from gft_edge.manifest import Artifact, Dialect
 
-TRT8_OPSET = 17
 TRACED_OPSET = 18
 """The oldest opset that PyTorch's exporter writes; onnx's own version converter fails between it and 17."""
 TRT8_IR_VERSION = 8
 """ONNX IR version of opset 17."""
-
-
-def require_trt8(rest: HighPrecision, precision: Precision | None = None) -> None:
-    """Refuses precisions that a graph for TensorRT 8.6 cannot have.
-
-    Raises:
-        ConfigError: with the reason and a remedy.
-    """
-    if precision == "fp8":
-        raise ConfigError("--dialect trt8: TensorRT 8.6 has no FP8 networks; quantize to int8")
-    if precision == "int8-weights":
-        raise ConfigError(
-            "--dialect trt8: TensorRT 8.6 has no products of INT8 weights with float inputs, it would compute in "
-            "FP32; quantize to int8, inputs too"
-        )
-    if rest != "fp32":
-        raise ConfigError(
-            f"--dialect trt8: TensorRT 8.6 takes a graph typed FP32, not {rest.upper()}; leave --precision fp32, and "
-            "build with --weak for FP16 where it is faster"
-        )
 
 
 def to_trt8(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from gft_edge.checkpoint import load_checkpoint, require_parent
 from gft_edge.errors import ConfigError, DataError
-from gft_edge.export.onnx.tracing import GraphOptions, graph_module
+from gft_edge.export.onnx.options import GraphOptions
+from gft_edge.export.onnx.tracing import graph_module
 from gft_edge.manifest import Artifact
 from gft_edge.runtime.backends.sessions import Session, SessionOptions
 from gft_edge.runtime.backends.table import require_settings

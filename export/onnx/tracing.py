@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import warnings
-from dataclasses import dataclass
 from typing import Any
 
 import onnx
@@ -15,91 +14,18 @@ from torch.export import Dim
 
 from gft_edge import __version__
 from gft_edge.budget import TokenBudget
-from gft_edge.constants import OPSET
-from gft_edge.errors import ConfigError
 from gft_edge.export.graph.dtypes import torch_dtype
-from gft_edge.export.onnx.dialects import TRACED_OPSET, TRT8_OPSET, require_trt8, to_trt8
+from gft_edge.export.onnx.dialects import TRACED_OPSET, to_trt8
 from gft_edge.export.onnx.interface import graph_input, graph_outputs
+from gft_edge.export.onnx.options import DEFAULT_OPTIONS, GraphOptions
 from gft_edge.export.onnx.plain_modules import exportable
 from gft_edge.export.onnx.rewrite import rewrite
 from gft_edge.export.onnx.weights import lift_weights, put_back
-from gft_edge.manifest import (
-    Batch,
-    DeploymentManifest,
-    Dialect,
-    HighPrecision,
-    InputKind,
-    MapsMode,
-    batch_problems,
-    static_batch,
-)
 from gft_edge.model.gft import StageMaps
 from gft_edge.preprocess import PreprocessSpec
 
-BF16_OPSET = 22
-"""First opset whose convolutions take bfloat16."""
 MAX_BATCH = 1024
 """Upper end of the batch axis that the exported graph is checked for; engines set their own."""
-
-
-@dataclass(frozen=True)
-class GraphOptions:
-    """Interface, precision and dialect of a graph.
-
-    Args:
-        maps: ``"none"``; ``"compact"``: importance and positions of the kept patches per stage; ``"dense"``: importance of
-            all stages on the patch grid. With none the graph holds no trace of them.
-        rest: precision of everything that is not quantized, except the importance path.
-        input: ``"float"``: normalised (batch, 3, H, W) float32; ``"uint8"``: RGB pixels (batch, H, W, 3), normalised inside;
-            ``"float255"``: RGB pixels (batch, 3, H, W) float32 of 0 to 255, normalised inside. Pixels are RGB whatever colour
-            order the network has learnt: the graph reverses the channels where it must.
-        batch: smallest, usual, largest; the batch axis is static where all are the same.
-        dialect: ``"trt8"``: the form that TensorRT 8.6 reads.
-        probabilities: the softmax is inside, in FP32, and the output ``probabilities`` replaces ``logits``.
-
-    Raises:
-        ConfigError: batch sizes are not in ascending order, or the dialect does not have the precision of the rest.
-    """
-
-    maps: MapsMode = "none"
-    rest: HighPrecision = "fp32"
-    input: InputKind = "float"
-    batch: Batch = (1, 1, 8)
-    dialect: Dialect = "trt10"
-    probabilities: bool = False
-
-    def __post_init__(self) -> None:
-        if problems := batch_problems(self.batch):
-            raise ConfigError(problems[0])
-        if self.dialect == "trt8":
-            require_trt8(self.rest)
-
-    @classmethod
-    def of(cls, manifest: DeploymentManifest) -> GraphOptions:
-        """Returns the options that an artefact was exported with."""
-        return cls(
-            manifest.maps,
-            manifest.rest,
-            manifest.input_kind,
-            manifest.batch,
-            manifest.dialect,
-            manifest.gives_probabilities,
-        )
-
-    @property
-    def static_batch(self) -> int | None:
-        """Images that the graph takes if its batch axis is static, else None."""
-        return static_batch(self.batch)
-
-    @property
-    def opset(self) -> int:
-        """ONNX operator set of the graph."""
-        if self.dialect == "trt8":
-            return TRT8_OPSET
-        return BF16_OPSET if self.rest == "bf16" else OPSET
-
-
-DEFAULT_OPTIONS = GraphOptions()
 
 
 class _Graph(nn.Module):

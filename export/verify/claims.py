@@ -13,8 +13,8 @@ from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.graph.structure import standard_opset
 from gft_edge.export.graph.summary import summarize
 from gft_edge.export.graph.view import DEQUANTIZE
-from gft_edge.export.onnx.dialects import TRT8_OPSET
 from gft_edge.export.onnx.interface import graph_input, graph_outputs
+from gft_edge.export.onnx.options import TRT8_OPSET
 from gft_edge.export.verify.places import Place
 from gft_edge.manifest import GOLDEN, PROBABILITIES, Artifact, DeploymentManifest, MapsMode, TensorInfo, input_kind
 from gft_edge.runtime.compared_model import selecting_stages

@@ -21,7 +21,8 @@ from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.export.graph.node_differences import node_differences
 from gft_edge.export.graph.structure import execution_order
-from gft_edge.export.onnx.tracing import GraphOptions, export_graph
+from gft_edge.export.onnx.options import GraphOptions
+from gft_edge.export.onnx.tracing import export_graph
 from gft_edge.export.verify.module_trace import (
     SAME_INT8_TENSOR_DB,
     SAME_TENSOR_DB,

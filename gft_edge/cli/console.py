@@ -25,6 +25,11 @@ def command(verb: str, *arguments: object) -> str:
     return shlex.join(["gft-edge", verb, *map(str, arguments)])
 
 
+def following(*commands: str) -> str:
+    """Returns the commands that usually follow a verb, as lines of its result."""
+    return "\n".join(("next:", *(f"  {text}" for text in commands)))
+
+
 def track(items: Iterable[T], title: str, total: int) -> Iterator[T]:
     """Shows a progress bar on stderr; without rich or a terminal, prints a line every ten seconds."""
     if sys.stderr.isatty():

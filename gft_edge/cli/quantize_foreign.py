@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -124,7 +123,7 @@ def _triple(text: str | None, flag: str) -> tuple[float, float, float] | None:
 
 def _text(args: argparse.Namespace, done: ForeignQuantized) -> str:
     """Returns the result for people."""
-    from gft_edge.cli.console import table
+    from gft_edge.cli.console import command, following, table
 
     model = done.model
     quantization, spec = model.quantization, model.preprocess
@@ -148,9 +147,10 @@ def _text(args: argparse.Namespace, done: ForeignQuantized) -> str:
         *done.notes,
         table(("layers", "of", "precision", "range", "why"), _rows(model)),
         "single layers: --json",
-        "next:",
-        "  " + shlex.join(("gft-edge", "verify", str(model.path), "--against", given, "--data", done.agreement.data)),
-        "  " + shlex.join(("gft-edge", "bench", given, str(model.path))),
+        following(
+            command("verify", model.path, "--against", given, "--data", done.agreement.data),
+            command("bench", given, model.path),
+        ),
     ]
     return "\n".join(line for line in lines if line)
 

@@ -18,7 +18,8 @@ from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.config.model import GFTConfig
 from gft_edge.errors import ConfigError, did_you_mean
-from gft_edge.export.onnx.tracing import GraphOptions, export_graph
+from gft_edge.export.onnx.options import GraphOptions
+from gft_edge.export.onnx.tracing import export_graph
 from gft_edge.progress import Track, silent
 from gft_edge.quant.policy import DEFAULT_POLICY, QuantPolicy
 from gft_edge.runtime.backends.sessions import onnxruntime_session

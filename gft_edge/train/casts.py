@@ -75,8 +75,9 @@ def cast_weights(places: Sequence[Place], dtype: torch.dtype) -> Iterator[None]:
     casts: list[Tensor] = []
     for start in range(0, len(given), GROUP):
         group = _Cast.apply(dtype, *given[start : start + GROUP])
-        if group[0].grad_fn is not None:  # there is none under no_grad
-            group[0].grad_fn._set_sequence_nr(FIRST)
+        # There is no node under no_grad. The setter is no public one; without it the gradients only arrive later.
+        if (order := getattr(group[0].grad_fn, "_set_sequence_nr", None)) is not None:
+            order(FIRST)
         casts += group
     try:
         for (parameters, name), found in zip(places, casts):

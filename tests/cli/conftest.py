@@ -25,7 +25,7 @@ from gft_edge.cli.main import main
 from gft_edge.data import sets
 from gft_edge.data.images import read_image
 from gft_edge.data.splits import content_key, part_of
-from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.export.verify import trace
 from gft_edge.manifest import DeploymentManifest
 

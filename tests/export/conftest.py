@@ -16,7 +16,7 @@ from gft_edge.budget import TokenBudget
 from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from gft_edge.export.onnx.artifact import export_artifact
-from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.manifest import MODEL, Artifact, load_artifact, register_files
 from gft_edge.quant.policy import DEFAULT_POLICY, uniform_policy
 

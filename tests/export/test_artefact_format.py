@@ -16,7 +16,7 @@ from PIL import Image
 
 from gft_edge.budget import TokenBudget
 from gft_edge.errors import ArtifactError
-from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.export.onnx.weights import share_weights
 from gft_edge.export.tensorrt.build import plan_build
 from gft_edge.export.tensorrt.options import BuildOptions

@@ -11,7 +11,7 @@ import pytest
 from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.export.onnx.artifact import export_artifact
-from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.manifest import Artifact, load_artifact
 
 

@@ -214,7 +214,7 @@ def test_rtx_on_a_gpu_that_it_does_not_support_is_our_line(monkeypatch, capabili
 def test_bf16_on_the_cpu_is_one_line(tiny_checkpoint, images, tmp_path):
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.export.onnx.artifact import export_artifact
-    from gft_edge.export.onnx.tracing import GraphOptions
+    from gft_edge.export.onnx.options import GraphOptions
     from gft_edge.export.verify.artifact_alone import verify_golden
     from gft_edge.export.verify.tensors import node_tensors
     from gft_edge.export.verify.with_checkpoint import verify_checkpoint

@@ -31,7 +31,8 @@ from gft_edge.calibration.repair import LEAST_JACCARD, LEAST_SQNR_DB, layer_macs
 from gft_edge.calibration.smoothquant import folds, smooth
 from gft_edge.data.datasets import ImageSet
 from gft_edge.errors import ArtifactError
-from gft_edge.export.onnx.tracing import GraphOptions, export_graph
+from gft_edge.export.onnx.options import GraphOptions
+from gft_edge.export.onnx.tracing import export_graph
 from gft_edge.files import read_json, write_json
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.quant.modules import quantized_names

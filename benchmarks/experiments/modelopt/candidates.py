@@ -25,7 +25,7 @@ from gft_edge.data.batches import evaluation_batches
 from gft_edge.errors import MissingExtraError
 from gft_edge.export.graph.autotune import Baseline, autotune_baseline, autotune_commands
 from gft_edge.export.onnx.artifact import export_artifact
-from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.manifest import MODEL, Artifact, load_artifact
 from gft_edge.quant.modules import ChannelQuantizer, QuantLinear
 from gft_edge.quant.policy import DEFAULT_POLICY

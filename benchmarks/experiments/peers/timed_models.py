@@ -25,7 +25,8 @@ from gft_edge.benchmarks.experiments.peers.scale import CLASSES, Scale
 from gft_edge.benchmarks.experiments.peers.vit_sizes import VitSizes
 from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.config.model import preset
-from gft_edge.export.onnx.tracing import GraphOptions, export_graph
+from gft_edge.export.onnx.options import GraphOptions
+from gft_edge.export.onnx.tracing import export_graph
 from gft_edge.manifest import MapsMode
 from gft_edge.model.backbone import timm_vit
 from gft_edge.model.build import build_model

@@ -187,7 +187,7 @@ def _accuracy(found: AdoptedModel) -> list[str]:
 
 def _next(args: argparse.Namespace, found: AdoptedModel) -> list[str]:
     """Returns the commands that usually follow."""
-    from gft_edge.cli.console import command
+    from gft_edge.cli.console import command, following
 
     out, data = args.out, args.data or "DATA"
     if found.untrained:
@@ -195,8 +195,9 @@ def _next(args: argparse.Namespace, found: AdoptedModel) -> list[str]:
             f"next: train the classifier, with train.init={out} and model.backbone={found.config.backbone} in a recipe"
         ]
     return [
-        "next:",
-        f"  {command('quantize', out, '--data', data, '--out', f'{out}-int8')}",
-        f"  {command('export', f'{out}-int8', '--data', data, '--precision', 'fp16', '--out', f'{out}-artifact')}",
-        f"  {command('build', f'{out}-artifact', '--target', 'DEVICE', '--plan')}",
+        following(
+            command("quantize", out, "--data", data, "--out", f"{out}-int8"),
+            command("export", f"{out}-int8", "--data", data, "--precision", "fp16", "--out", f"{out}-artifact"),
+            command("build", f"{out}-artifact", "--target", "DEVICE", "--plan"),
+        )
     ]

@@ -68,8 +68,9 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.checkpoint import load_checkpoint
     from gft_edge.cli.common import parse_batch_range
-    from gft_edge.cli.console import result, say
+    from gft_edge.cli.console import command, following, result, say
     from gft_edge.cli.early import checkpoint_info, require_data
+    from gft_edge.export.onnx.options import GraphOptions
     from gft_edge.files import require_free
 
     require_free(args.out)
@@ -79,10 +80,9 @@ def run(args: argparse.Namespace) -> int:
     if args.align is not None:
         budgets = [budget.align(args.align, config.num_prefix_tokens) for budget in budgets]
     require_data(args.data)
-    from gft_edge.export.onnx.artifact import export_with_data
-    from gft_edge.export.onnx.tracing import GraphOptions
-
     options = GraphOptions(args.maps, args.precision, args.input, batch, args.dialect, args.probabilities)
+    from gft_edge.export.onnx.artifact import export_with_data
+
     checkpoint = load_checkpoint(args.checkpoint)
     manifest = export_with_data(checkpoint, args.out, args.data, budgets, options, say).manifest
     data = {
@@ -104,7 +104,11 @@ def run(args: argparse.Namespace) -> int:
     more = f" and {', '.join(manifest.family)}" if manifest.family else ""
     text = (
         f"{args.out}: {manifest.precision}{rest}, budget {manifest.budget.id}{more}, maps {manifest.maps}, opset {manifest.opset}, "
-        f"{_size(manifest)}, golden.npz of {manifest.golden_images}"
+        f"{_size(manifest)}, golden.npz of {manifest.golden_images}\n"
+    )
+    text += following(
+        command("verify", args.out, "--checkpoint", args.checkpoint),
+        command("build", args.out, "--target", "DEVICE", "--plan"),
     )
     result(args, data, text)
     return 0

@@ -223,7 +223,7 @@ def _qat_options(args: argparse.Namespace) -> QatOptions | None:
 
 def _text(checkpoint: Checkpoint, done: QuantizeResult) -> str:
     """Returns the result for people."""
-    from gft_edge.cli.console import table
+    from gft_edge.cli.console import command, following, table
     from gft_edge.quant.policy import QuantPolicy
 
     summary, selection = done.summary, done.selection
@@ -241,6 +241,8 @@ def _text(checkpoint: Checkpoint, done: QuantizeResult) -> str:
     lines.append("single layers: --json")
     if done.qat is not None:
         lines.append(f"\n{_qat_text(done.qat)}")
+    tensorrt = command("export", done.out, "--precision", "fp16", "--out", f"{done.out}-tensorrt")
+    lines.append(following(tensorrt, command("export", done.out, "--out", f"{done.out}-onnxruntime")))
     return "\n".join(lines)
 
 

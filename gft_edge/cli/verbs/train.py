@@ -86,7 +86,7 @@ def run_recipe(args: argparse.Namespace, *changes: str) -> int:
 
 def run_training(args: argparse.Namespace, recipe: Recipe) -> int:
     """Trains by a recipe and the arguments of :func:`add_training_arguments`; prints the accuracy."""
-    from gft_edge.cli.console import result, say, track
+    from gft_edge.cli.console import command, following, result, say, track
     from gft_edge.cli.early import require_data
     from gft_edge.files import require_writable_folder
 
@@ -104,7 +104,8 @@ def run_training(args: argparse.Namespace, recipe: Recipe) -> int:
     figures = info.metrics
     text = (
         f"{args.out}: top-1 on {figures['val_images']} validation images: {figures['val_top1_full']:.1%} at full budget, "
-        f"{figures['val_top1_budget']:.1%} at {figures['budget']}"
+        f"{figures['val_top1_budget']:.1%} at {figures['budget']}\n"
     )
+    text += following(command("quantize", args.out, "--out", f"{args.out}-int8"))
     result(args, {"out": str(args.out), **figures}, text)
     return 0

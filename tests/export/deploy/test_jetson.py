@@ -29,7 +29,7 @@ from gft_edge.errors import CheckFailed, ConfigError
 from gft_edge.export.deploy import jetson
 from gft_edge.export.deploy.bundling import make_bundle
 from gft_edge.export.deploy.options import BundleOptions
-from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.export.tensorrt import build as building
 from gft_edge.export.tensorrt.build_plan import BuildPlan
 from gft_edge.export.tensorrt.registration import read_plan, register_engine

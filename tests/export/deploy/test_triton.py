@@ -97,7 +97,7 @@ def test_accelerator_decides_where_onnxruntime_computes(tiny_artifact, tmp_path,
 
 def test_every_budget_of_a_family_is_a_model_with_its_maps(exported_once, tmp_path, images):
     from gft_edge.budget import TokenBudget
-    from gft_edge.export.onnx.tracing import GraphOptions
+    from gft_edge.export.onnx.options import GraphOptions
 
     artifact = exported_once("fp32", GraphOptions("compact"), (TokenBudget((12, 6), 16), TokenBudget((8, 4), 16)))
     made = bundle(artifact.path, tmp_path)

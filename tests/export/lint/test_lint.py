@@ -12,7 +12,7 @@ from gft_edge.export.graph.loading import load_graph
 from gft_edge.export.graph.summary import summarize
 from gft_edge.export.lint.linter import lint
 from gft_edge.export.lint.rules import RULES
-from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.hardware.tensorrt_versions import platform
 from gft_edge.manifest import MODEL
 

@@ -134,7 +134,7 @@ def test_same_checkpoint_gives_the_same_bytes_in_another_process(exported, check
         "import sys, pathlib, numpy as np\n"
         "from gft_edge.checkpoint import load_checkpoint\n"
         "from gft_edge.export.onnx.artifact import export_artifact\n"
-        "from gft_edge.export.onnx.tracing import GraphOptions\n"
+        "from gft_edge.export.onnx.options import GraphOptions\n"
         "checkpoint, images = load_checkpoint(sys.argv[1]), np.load('images.npy')\n"
         "export_artifact(checkpoint, pathlib.Path('again'), images, options=GraphOptions('compact'))\n"
     )

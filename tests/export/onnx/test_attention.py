@@ -17,7 +17,8 @@ from gft_edge.export.graph.summary import summarize
 from gft_edge.export.graph.view import view
 from gft_edge.export.lint.linter import lint
 from gft_edge.export.onnx.artifact import export_artifact
-from gft_edge.export.onnx.tracing import GraphOptions, export_graph
+from gft_edge.export.onnx.options import GraphOptions
+from gft_edge.export.onnx.tracing import export_graph
 from gft_edge.export.tensorrt.builders import compile_plan
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan

@@ -21,7 +21,7 @@ from gft_edge.export.graph.summary import summarize
 from gft_edge.export.lint.linter import lint
 from gft_edge.export.onnx.artifact import export_artifact, tool_versions
 from gft_edge.export.onnx.dialects import export_command, to_trt8
-from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.export.tensorrt.build import require_dialect
 from gft_edge.export.tensorrt.builders import compile_plan
 from gft_edge.export.tensorrt.options import BuildOptions

@@ -10,7 +10,7 @@ from gft_edge.budget import TokenBudget
 from gft_edge.cli.main import main
 from gft_edge.errors import ArtifactError
 from gft_edge.export.onnx.artifact import export_artifact
-from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.export.verify.artifact_alone import verify_golden
 from gft_edge.manifest import MANIFEST, MODEL, WEIGHTS, load_artifact, register_files
 from gft_edge.runtime.backends.sessions import open_session

@@ -11,7 +11,7 @@ from gft_edge.benchmarks.experiments import governor as study
 from gft_edge.budget import TokenBudget
 from gft_edge.bundle import ARTIFACT, write_record
 from gft_edge.errors import ArtifactError, ConfigError
-from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.runtime.classifier import Classifier
 from gft_edge.runtime.governed import FamilySessions, GovernedClassifier
 from gft_edge.runtime.governor import GovernorOptions

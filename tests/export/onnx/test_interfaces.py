@@ -20,7 +20,7 @@ from gft_edge.export.graph.summary import summarize
 from gft_edge.export.lint.linter import lint
 from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.export.onnx.dialects import export_command
-from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.export.tensorrt.options import BuildOptions
 from gft_edge.export.tensorrt.planning import make_plan
 from gft_edge.export.verify.artifact_alone import verify_golden

@@ -14,7 +14,7 @@ from gft_edge.calibration.ptq import quantize_int8
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.errors import ConfigError
 from gft_edge.export.onnx.artifact import export_artifact
-from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.export.verify.claims import claim_places
 from gft_edge.manifest import MODEL
 from gft_edge.preprocess import PreprocessSpec

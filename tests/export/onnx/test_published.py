@@ -11,8 +11,8 @@ from gft_edge.checkpoint import CheckpointInfo, load_checkpoint, save_checkpoint
 from gft_edge.config.model import preset
 from gft_edge.export.lint.linter import lint
 from gft_edge.export.onnx.artifact import export_artifact
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.export.onnx.reference import reference_outputs
-from gft_edge.export.onnx.tracing import GraphOptions
 from gft_edge.export.verify.artifact_alone import verify_golden
 from gft_edge.hardware.tensorrt_versions import platform
 from gft_edge.manifest import MODEL

@@ -15,7 +15,7 @@ from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import load_checkpoint, save_checkpoint
 from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.onnx.artifact import export_artifact
-from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.manifest import WEIGHTS, load_artifact
 from gft_edge.model import choices, places
 from gft_edge.model.choices import Following

@@ -9,8 +9,9 @@ import torch
 
 from gft_edge.export.onnx import artifact as export
 from gft_edge.export.onnx import weights
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.export.onnx.plain_modules import exportable
-from gft_edge.export.onnx.tracing import GraphOptions, export_graph
+from gft_edge.export.onnx.tracing import export_graph
 from gft_edge.manifest import MODEL
 
 

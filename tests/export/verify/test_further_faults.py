@@ -16,7 +16,7 @@ import pytest
 from gft_edge.budget import TokenBudget
 from gft_edge.errors import ArtifactError
 from gft_edge.export.graph.same_graph import graph_difference
-from gft_edge.export.onnx.tracing import GraphOptions
+from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.export.verify.artifact_alone import verify_golden
 from gft_edge.export.verify.claims import corrected
 from gft_edge.export.verify.options import VerifyOptions
