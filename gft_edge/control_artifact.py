@@ -52,6 +52,7 @@ def members(artifact: Artifact, budgets: Sequence[str]) -> list[Artifact]:
     asked = [config.parse_budget(text) for text in budgets] or [artifact.manifest.budget]
     found = []
     for budget in dict.fromkeys(asked):
+        require_choice(budget, config)
         member = _member(artifact, budget.id)
         if member is None:
             has = ", ".join(_budgets(artifact))
@@ -59,7 +60,6 @@ def members(artifact: Artifact, budgets: Sequence[str]) -> list[Artifact]:
                 f"artefact {artifact.path}: has no graph of budget {budget.id}; there are: {has}; export the checkpoint with "
                 f"--budget {','.join(map(str, budget.keep))} for another"
             )
-        require_choice(budget, config)
         found.append(member)
     return found
 
