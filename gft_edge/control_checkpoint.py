@@ -13,7 +13,7 @@ from torch import nn
 from gft_edge.budget import TokenBudget
 from gft_edge.config.model import GFTConfig
 from gft_edge.control_results import LOWER, SmallerImages
-from gft_edge.control_rules import Answer, Batch, Measured, Rule, Run, dropping_stages, measure, require_choice, rules
+from gft_edge.control_rules import Answer, Batch, Measured, Rule, Run, measure, require_choice, rules
 from gft_edge.data.batches import batch_count, evaluation_batches
 from gft_edge.data.marks import marks_of
 from gft_edge.data.sets import ImageSet
@@ -98,7 +98,7 @@ def measure_rules(
     runs = []
     for number, budget in enumerate(budgets):
         # The rules of a budget get the static places of the stages that select at it.
-        compared = rules(config, static[dropping_stages(budget, config)], has_marks)
+        compared = rules(config, static[config.selecting_stages(budget)], has_marks)
         at_budget = [_run(model, budget, rule) for rule in compared]
         if smaller and (network := smaller[number]) is not None:
             at_budget.append(_run_smaller(*network))

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.budget import TokenBudget, patches_per_block
+from gft_edge.budget import TokenBudget
 from gft_edge.config.model import GFTConfig
 from gft_edge.control_results import CENTRE, LEAST, ORACLE, OWN, RANDOM, STATIC, Rights
 from gft_edge.data.batches import batch_count, indexed_batches
@@ -122,21 +122,11 @@ def require_choice(budget: TokenBudget, config: GFTConfig) -> None:
             f"token budget {budget.id}: keeps every patch, so nothing is selected; give a smaller one, for example --budget 50%"
             + ",50%" * (len(budget.keep) - 1)
         )
-    if not dropping_stages(budget, config):
+    if not config.selecting_stages(budget):
         raise ConfigError(
             f"token budget {budget.id}: drops patches in the last block only, after which nothing reads them; the logits do not "
             "depend on the selection"
         )
-
-
-def dropping_stages(budget: TokenBudget, config: GFTConfig) -> list[int]:
-    """Returns the stages, from 0, that drop patches and whose kept patches are read afterwards: each calls a choice once."""
-    entering = patches_per_block(config.stages, budget.keep, config.num_patches, config.depth)
-    return [
-        number
-        for number, (block, keep) in enumerate(zip(config.stages, budget.keep))
-        if keep < entering[block - 1] and block < config.depth
-    ]
 
 
 def rules(config: GFTConfig, static: Ranks, has_marks: bool) -> list[Rule]:

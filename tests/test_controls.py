@@ -28,7 +28,7 @@ from gft_edge.control_results import (
     rule_accuracy,
     rule_table,
 )
-from gft_edge.control_rules import SEEDS, dropping_stages, require_selection
+from gft_edge.control_rules import SEEDS, require_selection
 from gft_edge.controls import ControlOptions, controls
 from gft_edge.data.marks import marks_of
 from gft_edge.data.sets import Subset
@@ -228,12 +228,12 @@ def test_static_places_are_mean_standardised_scores(tiny_model, tiny_config):
 
 
 def test_only_stages_that_drop_patches_get_static_places(tiny_config):
-    assert dropping_stages(BUDGET, tiny_config) == [0, 1]
-    assert dropping_stages(TokenBudget((6, 6), 16), tiny_config) == [0]
-    assert dropping_stages(TokenBudget((16, 6), 16), tiny_config) == [1]
+    assert tiny_config.selecting_stages(BUDGET) == [0, 1]
+    assert tiny_config.selecting_stages(TokenBudget((6, 6), 16)) == [0]
+    assert tiny_config.selecting_stages(TokenBudget((16, 6), 16)) == [1]
     last = dataclasses.replace(tiny_config, stages=(1, 3))
-    assert dropping_stages(BUDGET, last) == [0]
-    assert dropping_stages(TokenBudget((16, 6), 16), last) == []
+    assert last.selecting_stages(BUDGET) == [0]
+    assert last.selecting_stages(TokenBudget((16, 6), 16)) == []
 
 
 def test_several_draws_have_one_accuracy_with_an_interval_over_images():

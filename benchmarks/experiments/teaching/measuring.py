@@ -13,7 +13,7 @@ import torch
 from gft_edge.benchmarks.experiments.teaching.targets import TARGETS
 from gft_edge.budget import TokenBudget
 from gft_edge.control_results import ORACLE, OWN, RANDOM
-from gft_edge.control_rules import Batch, Ranking, Rule, dropping_stages, mark_recall, rules
+from gft_edge.control_rules import Batch, Ranking, Rule, mark_recall, rules
 from gft_edge.data.batches import indexed_batches
 from gft_edge.data.marks import marked_patches, marks_of
 from gft_edge.data.sets import ImageSet
@@ -56,7 +56,7 @@ def measure(
     config = model.config
     places = np.zeros((len(config.stages), config.num_patches), np.int64)  # of the static rule, which is not compared
     by_budget = [
-        [rule for rule in rules(config, places[dropping_stages(budget, config)], True) if rule.name in COMPARED]
+        [rule for rule in rules(config, places[config.selecting_stages(budget)], True) if rule.name in COMPARED]
         for budget in budgets
     ]
     answers = [_Answers() for _ in budgets]
