@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.control_rules import Answer, Batch, Measured, Rule, Run, measure, require_choice, rules
+from gft_edge.control_rules import Answer, Batch, Measured, Rule, Run, measure, require_choice, rules, standardised
 from gft_edge.data.batches import batch_count, evaluation_batches
 from gft_edge.data.marks import marks_of
 from gft_edge.data.sets import ImageSet
@@ -98,14 +98,6 @@ def learn_places(
         raise DataError("none of the images for the static places can be read")
     means = [np.where(times > 0, total / np.maximum(times, 1), -np.inf) for total, times in zip(totals, seen)]
     return [distinct(mean) for mean in means], count
-
-
-def standardised(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Returns scores (B, N) less their mean, over their standard deviation, for each image."""
-    exact = scores.astype(np.float64)
-    spread = np.maximum(exact.std(axis=1, ddof=1, keepdims=True), np.finfo(np.float64).tiny)
-    found: npt.NDArray[np.float64] = (exact - exact.mean(axis=1, keepdims=True)) / spread
-    return found
 
 
 def measure_graphs(

@@ -13,7 +13,7 @@ from torch import nn
 from gft_edge.budget import TokenBudget
 from gft_edge.config.model import GFTConfig
 from gft_edge.control_results import LOWER, SmallerImages
-from gft_edge.control_rules import Answer, Batch, Measured, Rule, Run, measure, require_choice, rules
+from gft_edge.control_rules import Answer, Batch, Measured, Rule, Run, measure, require_choice, rules, standardised
 from gft_edge.data.batches import batch_count, evaluation_batches
 from gft_edge.data.marks import marks_of
 from gft_edge.data.sets import ImageSet
@@ -57,9 +57,7 @@ def learn_places(
     for pixels, _ in track(batches, "static places", batch_count(len(images))):
         with torch.no_grad():
             stages = model(torch.from_numpy(pixels).to(device), config.full_budget, maps=True).stages
-        scores = torch.stack([stage.scores for stage in stages]).double().cpu()
-        spread = scores.std(dim=2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        total += ((scores - scores.mean(dim=2, keepdim=True)) / spread).sum(dim=1).numpy()
+        total += np.stack([standardised(stage.scores.cpu().numpy()).sum(axis=0) for stage in stages])
         count += len(pixels)
     if not count:
         raise DataError("none of the images for the static places can be read")

@@ -156,6 +156,14 @@ def rules(config: GFTConfig, static: Ranks, has_marks: bool) -> list[Rule]:
     ]
 
 
+def standardised(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Returns scores (B, N) less their mean, over their standard deviation, for each image."""
+    exact = scores.astype(np.float64)
+    spread = np.maximum(exact.std(axis=1, ddof=1, keepdims=True), np.finfo(np.float64).tiny)
+    found: npt.NDArray[np.float64] = (exact - exact.mean(axis=1, keepdims=True)) / spread
+    return found
+
+
 def other_images(data: str, split: Split, size: int) -> tuple[Split, ImageSet]:
     """Returns images for the static rule: those of train, or of the next part that is not evaluated; else the evaluated ones."""
     names = split_names(data)

@@ -11,8 +11,9 @@ import torch
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.config.model import preset
-from gft_edge.control_artifact import every_patch, learn_places, members, standardised
+from gft_edge.control_artifact import every_patch, learn_places, members
 from gft_edge.control_results import LOWER, ORACLE, STATIC
+from gft_edge.control_rules import standardised
 from gft_edge.controls import ControlOptions, controls
 from gft_edge.data.sets import Subset
 from gft_edge.errors import ArtifactError, ConfigError, DataError
