@@ -6,39 +6,22 @@ NumPy, onnx and ONNX Runtime; no PyTorch.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.config.model import GFTConfig
-from gft_edge.control_results import CENTRE, LEAST, ORACLE, OWN, RANDOM, STATIC
-from gft_edge.control_rules import SEEDS, Answer, Batch, Measured, Run, measure, require_choice
+from gft_edge.control_rules import Answer, Batch, Measured, Rule, Run, measure, require_choice, rules, standardised
 from gft_edge.data.batches import batch_count, evaluation_batches
 from gft_edge.data.marks import marks_of
 from gft_edge.data.sets import ImageSet
 from gft_edge.errors import ArtifactError, DataError
 from gft_edge.manifest import Artifact, load_artifact
-from gft_edge.model.places import Ranks, centre_first, distinct, random_places
+from gft_edge.model.places import Ranks, distinct
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
 from gft_edge.runtime.accuracy import Forward
 from gft_edge.runtime.backends.sessions import ONNXRUNTIME, open_session
 from gft_edge.runtime.ruled_graph import RuledGraph, open_ruled_graph
-
-
-class Ranking(NamedTuple):
-    """A rule for a graph: weight of the scores and values of places, (B, S, P), B and S may be 1; None for 0."""
-
-    weight: int
-    places: npt.NDArray[np.int64] | None = None
-
-
-class Rule(NamedTuple):
-    """A rule by name; ``ranking`` makes it for a batch. Draws of a random rule share the name."""
-
-    name: str
-    ranking: Callable[[Batch], Ranking]
 
 
 def members(artifact: Artifact, budgets: Sequence[str]) -> list[Artifact]:
@@ -52,6 +35,7 @@ def members(artifact: Artifact, budgets: Sequence[str]) -> list[Artifact]:
     asked = [config.parse_budget(text) for text in budgets] or [artifact.manifest.budget]
     found = []
     for budget in dict.fromkeys(asked):
+        require_choice(budget, config)
         member = _member(artifact, budget.id)
         if member is None:
             has = ", ".join(_budgets(artifact))
@@ -59,7 +43,6 @@ def members(artifact: Artifact, budgets: Sequence[str]) -> list[Artifact]:
                 f"artefact {artifact.path}: has no graph of budget {budget.id}; there are: {has}; export the checkpoint with "
                 f"--budget {','.join(map(str, budget.keep))} for another"
             )
-        require_choice(budget, config)
         found.append(member)
     return found
 
@@ -115,41 +98,6 @@ def learn_places(
         raise DataError("none of the images for the static places can be read")
     means = [np.where(times > 0, total / np.maximum(times, 1), -np.inf) for total, times in zip(totals, seen)]
     return [distinct(mean) for mean in means], count
-
-
-def standardised(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
-    """Returns scores (B, N) less their mean, over their standard deviation, for each image."""
-    exact = scores.astype(np.float64)
-    spread = np.maximum(exact.std(axis=1, ddof=1, keepdims=True), np.finfo(np.float64).tiny)
-    found: npt.NDArray[np.float64] = (exact - exact.mean(axis=1, keepdims=True)) / spread
-    return found
-
-
-def rules(config: GFTConfig, static: Ranks, has_marks: bool) -> list[Rule]:
-    """Returns the rules to compare, the model's own first; see :func:`gft_edge.control_checkpoint.rules`.
-
-    Args:
-        config: of a focal model.
-        static: values of places, (S, P).
-        has_marks: add the oracle.
-    """
-
-    def random(seed: int) -> Callable[[Batch], Ranking]:
-        return lambda batch: Ranking(0, random_places(batch.indices, config.num_patches, seed)[:, None])
-
-    def oracle(batch: Batch) -> Ranking:
-        assert batch.marked is not None
-        return Ranking(1, config.num_patches * batch.marked[:, None].astype(np.int64))
-
-    fixed, centre = Ranking(0, static[None]), Ranking(0, centre_first(config.grid)[None, None])
-    return [
-        Rule(OWN, lambda batch: Ranking(1)),
-        *(Rule(RANDOM, random(seed)) for seed in SEEDS),
-        Rule(LEAST, lambda batch: Ranking(-1)),
-        Rule(STATIC, lambda batch: fixed),
-        Rule(CENTRE, lambda batch: centre),
-        *([Rule(ORACLE, oracle)] if has_marks else []),
-    ]
 
 
 def measure_graphs(

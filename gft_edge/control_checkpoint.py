@@ -3,38 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from gft_edge.budget import TokenBudget
 from gft_edge.config.model import GFTConfig
-from gft_edge.control_results import CENTRE, LEAST, LOWER, ORACLE, OWN, RANDOM, STATIC, SmallerImages
-from gft_edge.control_rules import SEEDS, Answer, Batch, Measured, Run, dropping_stages, measure, require_choice
+from gft_edge.control_results import LOWER, SmallerImages
+from gft_edge.control_rules import Answer, Batch, Measured, Rule, Run, measure, require_choice, rules, standardised
 from gft_edge.data.batches import batch_count, evaluation_batches
 from gft_edge.data.marks import marks_of
 from gft_edge.data.sets import ImageSet
 from gft_edge.errors import DataError
-from gft_edge.model import choices
 from gft_edge.model.adapt import smaller_model
 from gft_edge.model.build import logits_function
-from gft_edge.model.choices import Following, Rank
+from gft_edge.model.choices import Following, ranked
 from gft_edge.model.gft import check_budget
 from gft_edge.model.macs import count_macs
+from gft_edge.model.places import Ranks, distinct
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
 from gft_edge.runtime.accuracy import Forward
-
-
-class Rule(NamedTuple):
-    """A rule by name; ``rank`` makes it for a batch. Draws of a random rule share the name."""
-
-    name: str
-    rank: Callable[[Batch], Rank]
 
 
 def require_dropping(budget: TokenBudget, config: GFTConfig) -> None:
@@ -49,7 +41,7 @@ def require_dropping(budget: TokenBudget, config: GFTConfig) -> None:
 
 def learn_places(
     model: nn.Module, config: GFTConfig, images: ImageSet, spec: PreprocessSpec, track: Track = silent
-) -> tuple[Tensor, int]:
+) -> tuple[Ranks, int]:
     """Returns ranks of the places of the grid by their mean score over images, (stages, P), and the number of images.
 
     The scores are those of the network with every patch, so that every place counts in every image and one pass serves all budgets.
@@ -59,46 +51,17 @@ def learn_places(
         DataError: none of the images can be read.
     """
     device = next(model.parameters()).device
-    total: Tensor | float = 0.0
+    total = np.zeros((len(config.stages), config.num_patches))
     count = 0
     batches = evaluation_batches(images, spec, problem=lambda text: None)
     for pixels, _ in track(batches, "static places", batch_count(len(images))):
         with torch.no_grad():
             stages = model(torch.from_numpy(pixels).to(device), config.full_budget, maps=True).stages
-        scores = torch.stack([stage.scores for stage in stages]).double().cpu()
-        spread = scores.std(dim=2, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
-        total = total + ((scores - scores.mean(dim=2, keepdim=True)) / spread).sum(dim=1)
+        total += np.stack([standardised(stage.scores.cpu().numpy()).sum(axis=0) for stage in stages])
         count += len(pixels)
-    if not isinstance(total, Tensor):
+    if not count:
         raise DataError("none of the images for the static places can be read")
-    return choices.distinct(total), count
-
-
-def rules(config: GFTConfig, static: Tensor, has_marks: bool) -> list[Rule]:
-    """Returns the rules to compare, the model's own first.
-
-    Args:
-        config: of a focal model.
-        static: values of places, (stages, P).
-        has_marks: add the oracle.
-    """
-
-    def random(seed: int) -> Callable[[Batch], Rank]:
-        return lambda batch: choices.by_place(choices.random_places(batch.indices, config.num_patches, seed))
-
-    def oracle(batch: Batch) -> Rank:
-        assert batch.marked is not None
-        return choices.marks_first(torch.from_numpy(batch.marked))
-
-    fixed, centre = choices.by_place(static.unsqueeze(1)), choices.by_place(choices.centre_first(config.grid))
-    return [
-        Rule(OWN, lambda batch: choices.most_important),
-        *(Rule(RANDOM, random(seed)) for seed in SEEDS),
-        Rule(LEAST, lambda batch: choices.least_important),
-        Rule(STATIC, lambda batch: fixed),
-        Rule(CENTRE, lambda batch: centre),
-        *([Rule(ORACLE, oracle)] if has_marks else []),
-    ]
+    return distinct(total), count
 
 
 def measure_rules(
@@ -107,7 +70,7 @@ def measure_rules(
     budgets: Sequence[TokenBudget],
     images: ImageSet,
     spec: PreprocessSpec,
-    static: Tensor,
+    static: Ranks,
     smaller: Sequence[tuple[SmallerImages, Forward] | None] = (),
     problem: Callable[[str], None] | None = None,
     track: Track = silent,
@@ -133,7 +96,7 @@ def measure_rules(
     runs = []
     for number, budget in enumerate(budgets):
         # The rules of a budget get the static places of the stages that select at it.
-        compared = rules(config, static[dropping_stages(budget, config)], has_marks)
+        compared = rules(config, static[config.selecting_stages(budget)], has_marks)
         at_budget = [_run(model, budget, rule) for rule in compared]
         if smaller and (network := smaller[number]) is not None:
             at_budget.append(_run_smaller(*network))
@@ -145,7 +108,7 @@ def measure_rules(
 
 def _run(model: nn.Module, budget: TokenBudget, rule: Rule) -> Run:
     def answer(pixels: npt.NDArray[np.float32], batch: Batch) -> Answer:
-        choice = Following(rule.rank(batch))
+        choice = Following(ranked(*rule.ranking(batch)))
         logits = logits_function(model, budget, choose=choice)(pixels)
         return Answer(logits, None if choice.positions is None else choice.positions.cpu().numpy())
 

@@ -1,4 +1,4 @@
-"""What the comparison of selections needs of every kind of model: which models and budgets it takes, and the loop over images.
+"""What the comparison of selections needs of every kind of model: which it takes, the rules, and the loop over images.
 
 NumPy alone: an artefact is measured without PyTorch.
 """
@@ -11,15 +11,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from gft_edge.budget import TokenBudget, patches_per_block
+from gft_edge.budget import TokenBudget
 from gft_edge.config.model import GFTConfig
-from gft_edge.control_results import Rights
+from gft_edge.control_results import CENTRE, LEAST, ORACLE, OWN, RANDOM, STATIC, Rights
 from gft_edge.data.batches import batch_count, indexed_batches
 from gft_edge.data.datasets import open_images, split_names
 from gft_edge.data.marks import marked_patches, marks_of
 from gft_edge.data.sets import ImageSet
 from gft_edge.data.splits import SPLITS, Split
 from gft_edge.errors import ConfigError, DataError
+from gft_edge.model.places import Ranks, centre_first, marked_first, random_places
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
 from gft_edge.runtime.accuracy import Forward
@@ -36,6 +37,20 @@ class Batch(NamedTuple):
 
     indices: Sequence[int]
     marked: npt.NDArray[np.bool_] | None
+
+
+class Ranking(NamedTuple):
+    """Weight of the scores and values of places, (B, S, P), for :func:`gft_edge.model.choices.ranked` or an exported graph."""
+
+    weight: int
+    places: Ranks | None = None
+
+
+class Rule(NamedTuple):
+    """A rule by name; ``ranking`` makes it for a batch. Draws of a random rule share the name."""
+
+    name: str
+    ranking: Callable[[Batch], Ranking]
 
 
 class Answer(NamedTuple):
@@ -107,21 +122,46 @@ def require_choice(budget: TokenBudget, config: GFTConfig) -> None:
             f"token budget {budget.id}: keeps every patch, so nothing is selected; give a smaller one, for example --budget 50%"
             + ",50%" * (len(budget.keep) - 1)
         )
-    if not dropping_stages(budget, config):
+    if not config.selecting_stages(budget):
         raise ConfigError(
             f"token budget {budget.id}: drops patches in the last block only, after which nothing reads them; the logits do not "
             "depend on the selection"
         )
 
 
-def dropping_stages(budget: TokenBudget, config: GFTConfig) -> list[int]:
-    """Returns the stages, from 0, that drop patches and whose kept patches are read afterwards: each calls a choice once."""
-    entering = patches_per_block(config.stages, budget.keep, config.num_patches, config.depth)
+def rules(config: GFTConfig, static: Ranks, has_marks: bool) -> list[Rule]:
+    """Returns the rules to compare, the model's own first.
+
+    Args:
+        config: of a focal model.
+        static: values of places at each selection, (S, P).
+        has_marks: add the oracle.
+    """
+
+    def random(seed: int) -> Callable[[Batch], Ranking]:
+        return lambda batch: Ranking(0, random_places(batch.indices, config.num_patches, seed)[:, None])
+
+    def oracle(batch: Batch) -> Ranking:
+        assert batch.marked is not None
+        return Ranking(1, marked_first(batch.marked)[:, None])
+
+    fixed, centre = Ranking(0, static[None]), Ranking(0, centre_first(config.grid)[None, None])
     return [
-        number
-        for number, (block, keep) in enumerate(zip(config.stages, budget.keep))
-        if keep < entering[block - 1] and block < config.depth
+        Rule(OWN, lambda batch: Ranking(1)),
+        *(Rule(RANDOM, random(seed)) for seed in SEEDS),
+        Rule(LEAST, lambda batch: Ranking(-1)),
+        Rule(STATIC, lambda batch: fixed),
+        Rule(CENTRE, lambda batch: centre),
+        *([Rule(ORACLE, oracle)] if has_marks else []),
     ]
+
+
+def standardised(scores: npt.NDArray[np.floating]) -> npt.NDArray[np.float64]:
+    """Returns scores (B, N) less their mean, over their standard deviation, for each image."""
+    exact = scores.astype(np.float64)
+    spread = np.maximum(exact.std(axis=1, ddof=1, keepdims=True), np.finfo(np.float64).tiny)
+    found: npt.NDArray[np.float64] = (exact - exact.mean(axis=1, keepdims=True)) / spread
+    return found
 
 
 def other_images(data: str, split: Split, size: int) -> tuple[Split, ImageSet]:

@@ -11,15 +11,16 @@ import torch
 from gft_edge.budget import TokenBudget
 from gft_edge.checkpoint import Checkpoint
 from gft_edge.config.model import preset
-from gft_edge.control_artifact import every_patch, learn_places, members, standardised
+from gft_edge.control_artifact import every_patch, learn_places, members
 from gft_edge.control_results import LOWER, ORACLE, STATIC
+from gft_edge.control_rules import standardised
 from gft_edge.controls import ControlOptions, controls
 from gft_edge.data.sets import Subset
 from gft_edge.errors import ArtifactError, ConfigError, DataError
 from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.manifest import load_artifact
 from gft_edge.model import places
-from gft_edge.model.choices import Following, most_important
+from gft_edge.model.choices import Following
 from gft_edge.runtime.ruled_graph import open_ruled_graph
 
 
@@ -89,7 +90,7 @@ def test_static_places_are_mean_standardised_scores_of_the_patches_that_entered(
     def keep(at, places_there, number):
         scores.append(at)
         positions.append(places_there)
-        return most_important(at, places_there, number)
+        return at
 
     x = torch.from_numpy(spec.batch([images[index][0] for index in range(40)]))
     with torch.no_grad():

@@ -28,14 +28,14 @@ from gft_edge.control_results import (
     rule_accuracy,
     rule_table,
 )
-from gft_edge.control_rules import SEEDS, dropping_stages, require_selection
+from gft_edge.control_rules import SEEDS, require_selection
 from gft_edge.controls import ControlOptions, controls
 from gft_edge.data.marks import marks_of
 from gft_edge.data.sets import Subset
 from gft_edge.errors import CheckFailed, ConfigError, DataError
-from gft_edge.model import choices
-from gft_edge.model.choices import Following
+from gft_edge.model.choices import Following, ranked
 from gft_edge.model.gft import GFTOutput, StageMaps
+from gft_edge.model.places import centre_first, random_places
 from gft_edge.model.selection import gather_tokens, select_patches
 from gft_edge.preprocess import PreprocessSpec
 
@@ -177,8 +177,8 @@ def test_static_places_find_a_mark_that_is_nearly_always_at_one_place(measure, t
     assert top1(found)[STATIC] > (images.places == 3).mean() >= 0.85
     places, count = learn_places(ReadsTheMark(tiny_config), tiny_config, images, PLAIN)
     assert count == IMAGES
-    assert places.argmax(dim=1).tolist() == [3, 3]
-    assert places.sort(dim=1).values.tolist() == [list(range(16))] * 2
+    assert places.argmax(axis=1).tolist() == [3, 3]
+    assert np.sort(places, axis=1).tolist() == [list(range(16))] * 2
 
 
 def test_data_without_marks_has_no_oracle_and_no_gain(measure, tiny_config):
@@ -195,17 +195,17 @@ def test_every_answer_is_that_of_the_image_alone(tiny_model, tiny_config):
     images, budget = Subset(MarkedPatches(), tuple(range(70))), TokenBudget((6, 6), 16)
     static, _ = learn_places(tiny_model, tiny_config, images, PLAIN)
     found = measure_rules(tiny_model, tiny_config, [budget], images, PLAIN, static).rights[0]
-    first = static[0]
-    centre = choices.centre_first((4, 4))[0, 0]
+    first, centre = torch.from_numpy(static[0]), torch.from_numpy(centre_first((4, 4)))
     for index in range(len(images)):
         pixels, label = images[index]
         x = torch.from_numpy(PLAIN.batch([pixels]))
+        random = [torch.from_numpy(random_places([index], 16, seed)[0]) for seed in SEEDS]
         ranks = {
             OWN: [lambda s, p, n: s],
             LEAST: [lambda s, p, n: -s],
             STATIC: [lambda s, p, n: first[p]],
             CENTRE: [lambda s, p, n: centre[p]],
-            RANDOM: [choices.by_place(choices.random_places([index], 16, seed)) for seed in SEEDS],
+            RANDOM: [lambda s, p, n, at=at: at[p] for at in random],
         }
         for name, draws in ranks.items():
             for draw, rank in enumerate(draws):
@@ -224,16 +224,16 @@ def test_static_places_are_mean_standardised_scores(tiny_model, tiny_config):
         scores = stage.scores.double()
         expected.append(((scores - scores.mean(1, keepdim=True)) / scores.std(1, keepdim=True)).mean(0))
     places, _ = learn_places(tiny_model, tiny_config, images, PLAIN)
-    assert torch.equal(places.argsort(dim=1), torch.stack(expected).argsort(dim=1))
+    assert np.array_equal(places.argsort(axis=1), torch.stack(expected).argsort(dim=1).numpy())
 
 
 def test_only_stages_that_drop_patches_get_static_places(tiny_config):
-    assert dropping_stages(BUDGET, tiny_config) == [0, 1]
-    assert dropping_stages(TokenBudget((6, 6), 16), tiny_config) == [0]
-    assert dropping_stages(TokenBudget((16, 6), 16), tiny_config) == [1]
+    assert tiny_config.selecting_stages(BUDGET) == [0, 1]
+    assert tiny_config.selecting_stages(TokenBudget((6, 6), 16)) == [0]
+    assert tiny_config.selecting_stages(TokenBudget((16, 6), 16)) == [1]
     last = dataclasses.replace(tiny_config, stages=(1, 3))
-    assert dropping_stages(BUDGET, last) == [0]
-    assert dropping_stages(TokenBudget((16, 6), 16), last) == []
+    assert last.selecting_stages(BUDGET) == [0]
+    assert last.selecting_stages(TokenBudget((16, 6), 16)) == []
 
 
 def test_several_draws_have_one_accuracy_with_an_interval_over_images():
@@ -270,10 +270,7 @@ def test_a_selection_in_the_last_block_alone_changes_no_logits(tiny_config, make
     model = make_model(dataclasses.replace(tiny_config, stages=(1, 3)))
     x = torch.randn(3, 3, 32, 32)
     with torch.no_grad():
-        logits = [
-            model(x, TokenBudget((16, 6), 16), choose=Following(rank))
-            for rank in (choices.most_important, choices.least_important)
-        ]
+        logits = [model(x, TokenBudget((16, 6), 16), choose=Following(ranked(weight))) for weight in (1, -1)]
     assert torch.equal(*logits)
 
 

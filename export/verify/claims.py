@@ -17,7 +17,6 @@ from gft_edge.export.onnx.interface import graph_input, graph_outputs
 from gft_edge.export.onnx.options import TRT8_OPSET
 from gft_edge.export.verify.places import Place
 from gft_edge.manifest import GOLDEN, PROBABILITIES, Artifact, DeploymentManifest, MapsMode, TensorInfo, input_kind
-from gft_edge.runtime.compared_model import selecting_stages
 from gft_edge.runtime.golden import load_golden
 
 
@@ -125,7 +124,7 @@ def budget_claim(artifact: Artifact, graph: onnx.ModelProto) -> tuple[Place, Tok
     except ConfigError:
         return None
     counts = _selection_counts(graph)
-    stages = selecting_stages(replace(manifest, budget=budget))
+    stages = manifest.model.selecting_stages(budget)
     if budget == manifest.budget or counts not in ([keep[stage] for stage in stages], list(keep)):
         return None
     return _place("budget", manifest.budget.id, f"{budget.id}, as golden.npz has"), budget

@@ -162,6 +162,20 @@ class GFTConfig:
         """The budget at which no stage drops a patch."""
         return TokenBudget.full(len(self.stages), self.num_patches)
 
+    def selecting_stages(self, budget: TokenBudget) -> list[int]:
+        """Returns the stages, from 0, that drop patches which a later layer would read; none of the published variant.
+
+        These are the selections that logits depend on: the model calls a choice at each of them, and a graph without maps has no
+        others.
+        """
+        if self.variant == "published":
+            return []
+        return [
+            number
+            for number, (block, entering, keep) in enumerate(zip(self.stages, budget.stage_inputs, budget.keep))
+            if keep < entering and block < self.depth
+        ]
+
     def parse_budget(self, text: str) -> TokenBudget:
         """Reads ``"full"`` or a text for :meth:`TokenBudget.parse`.
 

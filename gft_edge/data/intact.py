@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gft_edge.data.batches import Problem
+from gft_edge.data.datasets import is_folder
 from gft_edge.data.sets import ImageSet, Subset, decoded_smaller
 from gft_edge.data.trained import samples_of
 from gft_edge.errors import DataError
@@ -131,8 +132,7 @@ def require_few(problems: Sequence[str], tried: int, where: str) -> None:
 
 def names_of(images: ImageSet, indices: Sequence[int], where: str) -> tuple[str, ...]:
     """Returns the names of images, of files their paths below the folder of the data."""
-    _, _, after = where.partition(":")
-    folder = Path(after or where)
+    folder = Path(where if is_folder(where) else where.partition(":")[2])
     names = []
     for index in indices:
         name = images.name(index)

@@ -1,16 +1,16 @@
-"""Rules that choose patches, beside the model's own: least important, by chance, by place, by known marks; for controls.
+"""Rules that choose patches, by their scores and by their places, besides the model's own; for controls.
 
 Shape suffixes: B images, P patches of the whole image, N patches entering a block, K patches kept, S selections of a forward pass.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from gft_edge.model import places
+from gft_edge.model.places import Ranks
 from gft_edge.model.selection import select_patches
 
 Rank = Callable[[Tensor, Tensor, int], Tensor]
@@ -47,54 +47,21 @@ class Following:
         return kept
 
 
-def most_important(scores: Tensor, positions: Tensor, number: int) -> Tensor:
-    """Returns the model's own scores."""
-    return scores
+def ranked(weight: int, places: Ranks | None = None) -> Rank:
+    """Returns the rule that ranks patches by values of their places less the weighted ranks of their scores.
 
-
-def least_important(scores: Tensor, positions: Tensor, number: int) -> Tensor:
-    """Returns the negative scores."""
-    return -scores
-
-
-def by_place(values: Tensor) -> Rank:
-    """Returns the rule that keeps the places of the highest values.
+    The highest score has rank 0. :mod:`gft_edge.runtime.ruled_graph` puts the same rule into an exported graph.
 
     Args:
-        values: of places, (S, B, P), distinct within a row; S and B may be 1, for all selections and all images.
+        weight: of the scores: 1 for the highest first, the model's own rule; -1 for the lowest; 0 for places alone.
+        places: values of places, (B, S, P), B and S may be 1; distinct within a row where the weight is 0; None for 0.
     """
 
     def rank(scores: Tensor, positions: Tensor, number: int) -> Tensor:
-        of_places = values[min(number, len(values) - 1)].to(scores.device)
-        return of_places.expand(len(positions), -1).gather(1, positions)
+        if places is None:
+            return weight * scores
+        values = torch.from_numpy(places[:, min(number, places.shape[1] - 1)]).to(scores.device)
+        order = scores.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
+        return values.expand(len(positions), -1).gather(1, positions) - weight * order
 
     return rank
-
-
-def marks_first(marked: Tensor) -> Rank:
-    """Returns the rule that keeps the patches of the mark, and of these and of the others those of the highest score.
-
-    Args:
-        marked: which places hold a part of the mark, (B, P) bool.
-    """
-
-    def rank(scores: Tensor, positions: Tensor, number: int) -> Tensor:
-        order = scores.argsort(dim=1, stable=True).argsort(dim=1)
-        return order + scores.shape[1] * marked.to(scores.device).gather(1, positions)
-
-    return rank
-
-
-def random_places(indices: Sequence[int], num_patches: int, seed: int) -> Tensor:
-    """Returns :func:`gft_edge.model.places.random_places` as a tensor, (1, B, P)."""
-    return torch.from_numpy(places.random_places(indices, num_patches, seed)).unsqueeze(0)
-
-
-def centre_first(grid: tuple[int, int]) -> Tensor:
-    """Returns values of places that fall with the distance from the centre of the grid, (1, 1, P)."""
-    return torch.from_numpy(places.centre_first(grid)).view(1, 1, -1)
-
-
-def distinct(values: Tensor) -> Tensor:
-    """Returns the ranks of values along the last dimension, int64, 0 for the lowest; of equal ones the first place is higher."""
-    return torch.from_numpy(places.distinct(values.detach().cpu().numpy()))

@@ -34,6 +34,15 @@ def centre_first(grid: tuple[int, int]) -> Ranks:
     return distinct(-(np.square(rows)[:, None] + np.square(cols)).reshape(-1))
 
 
+def marked_first(marked: npt.NDArray[np.bool_]) -> Ranks:
+    """Returns values of places, P where a part of a mark is and 0 elsewhere: ranks below P decide among the ones and the others.
+
+    Args:
+        marked: which places hold a part of the mark, (B, P).
+    """
+    return marked.shape[1] * marked.astype(np.int64)
+
+
 def distinct(values: npt.NDArray[Any]) -> Ranks:
     """Returns the ranks of values along the last axis, 0 for the lowest; of equal ones the first place is higher."""
     order = np.argsort(-values, axis=-1, kind="stable")

@@ -51,7 +51,7 @@ class Score:
     def __call__(self, q: Tensor, k: Tensor, num_heads: int, prefix: int) -> Tensor:
         """Returns the scores (B, N) from queries and keys of all tokens, (B, T, C) each; ``prefix`` tokens are no patches."""
         tokens, others = (q, k) if self.operand == "mean key" else (k, q)
-        vector = self._scaled(_vector(self.operand, others, prefix), num_heads)
+        vector = self._scaled(_exact(_vector(self.operand, others, prefix)), num_heads)
         tokens = self._read(tokens, prefix)
         if not self.by_head:
             return self._finished(tokens @ vector.unsqueeze(2), prefix)
@@ -76,7 +76,7 @@ class Score:
         vector = F.linear(_vector(self.operand, z, prefix), w_k if of_key else w_q, b_k if of_key else b_q)
         vector = self._scaled(vector, num_heads)
         rows = (w_q if of_key else w_k).unflatten(0, (heads, -1))
-        directions = (vector.unflatten(1, (heads, 1, -1)) @ rows).squeeze(2)
+        directions = _exact((vector.unflatten(1, (heads, 1, -1)) @ rows).squeeze(2))
         return self._finished(self._read(z, prefix) @ directions.transpose(1, 2), prefix)
 
     def matrix(self, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -98,12 +98,12 @@ class Score:
 
     def by_matrix(self, z: Tensor, matrix: Tensor, offset: Tensor | None, prefix: int) -> Tensor:
         """Returns the scores (B, N) of normalised tokens (B, T, C) by the constants of :meth:`matrix`."""
-        direction = F.linear(_vector(self.operand, z, prefix), matrix, offset)
+        direction = _exact(F.linear(_vector(self.operand, z, prefix), matrix, offset))
         return self._finished(self._read(z, prefix) @ direction.unsqueeze(2), prefix)
 
     def _read(self, tokens: Tensor, prefix: int) -> Tensor:
         """Returns the tokens whose products are read, (B, M, C)."""
-        return tokens if self.all_tokens else tokens[:, prefix:]
+        return _exact(tokens if self.all_tokens else tokens[:, prefix:])
 
     def _finished(self, products: Tensor, prefix: int) -> Tensor:
         """Returns the scores (B, N) of products (B, M, H)."""
@@ -118,6 +118,15 @@ class Score:
 def _vector(operand: Operand, tokens: Tensor, prefix: int) -> Tensor:
     """Returns the class token or the mean of the patches of tokens (B, T, C): (B, C)."""
     return tokens[:, 0] if operand == "class query" else tokens[:, prefix:].mean(dim=1)
+
+
+def _exact(tensor: Tensor) -> Tensor:
+    """Returns half-precision operands of a product in float32; autocast would turn them back.
+
+    The scores of an image lie close together far from zero: rounded to 8 or 11 bits many are equal, and the ranking is lost.
+    """
+    is_half = tensor.dtype in gala.LOW_PRECISION and not torch.is_autocast_enabled(tensor.device.type)
+    return tensor.float() if is_half else tensor
 
 
 def _class_attention(products: Tensor) -> Tensor:

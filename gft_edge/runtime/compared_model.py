@@ -49,7 +49,11 @@ class ComparedModel:
         self.problem: str | None = None
         self.note: str | None = None
         # ONNX Runtime alone can output inner tensors; the choice of another backend does not follow from its graph.
-        if backend == ONNXRUNTIME and artifact.manifest.maps != "compact" and selecting_stages(artifact.manifest):
+        if (
+            backend == ONNXRUNTIME
+            and artifact.manifest.maps != "compact"
+            and self.manifest.model.selecting_stages(self.manifest.budget)
+        ):
             try:
                 self._taps, self.problem = selection_taps(artifact)
             except ModuleNotFoundError:  # a board has ONNX Runtime, not always onnx
@@ -93,7 +97,7 @@ def add_selections(outputs: Arrays, taps: Sequence[npt.NDArray[Any]], manifest: 
     images, patches = len(outputs["logits"]), manifest.model.num_patches
     positions: npt.NDArray[Any] = np.broadcast_to(np.arange(patches), (images, patches))
     inputs = {0: positions}
-    for stage, scores, local in zip(selecting_stages(manifest), taps[::2], taps[1::2]):
+    for stage, scores, local in zip(manifest.model.selecting_stages(manifest.budget), taps[::2], taps[1::2]):
         order = np.argsort(positions, axis=1)
         outputs[f"scores_{stage}"] = np.take_along_axis(scores, order, axis=1)
         positions = np.take_along_axis(positions, local.astype(np.int64), axis=1)  # TensorRT 8.6 sorts them as FP32
@@ -123,7 +127,7 @@ def selection_taps(artifact: Artifact) -> tuple[Session | None, str | None]:
 
 def selection_tensors(model: onnx.ModelProto, manifest: DeploymentManifest) -> tuple[list[str], str | None]:
     """Returns the names of scores and kept indices of each selection, and the error in the graph's selections or None."""
-    choices, problem = selection_topks(model, [len(selecting_stages(manifest))])
+    choices, problem = selection_topks(model, [len(manifest.model.selecting_stages(manifest.budget))])
     return [] if problem else [name for node, kept in choices for name in (node.input[0], kept)], problem
 
 
@@ -152,18 +156,6 @@ def selection_topks(
             return [], f"graph sorts {node.input[0]}, which is not the result of a selection"
         kept[name] = node.output[0]
     return [(node, kept[node.output[1]]) for node in choices], None
-
-
-def selecting_stages(manifest: DeploymentManifest) -> list[int]:
-    """Returns the stages whose selection is in a graph without maps: they drop patches that a later layer would read."""
-    budget, config = manifest.budget, manifest.model
-    if config.variant == "published":
-        return []  # its logits read no patch after the stages
-    return [
-        stage
-        for stage, (n, k) in enumerate(zip(budget.stage_inputs, budget.keep))
-        if k < n and config.stages[stage] < config.depth
-    ]
 
 
 def comparison_kind(candidate: Computation, reference: Computation) -> Kind:

@@ -28,7 +28,7 @@ from gft_edge.runtime.artifact_graph import load_artifact_graph
 from gft_edge.runtime.backends.batching import run_in_batches
 from gft_edge.runtime.backends.graph_io import to_graph_input, with_logits
 from gft_edge.runtime.backends.sessions import Session, onnxruntime_session
-from gft_edge.runtime.compared_model import selecting_stages, selection_topks
+from gft_edge.runtime.compared_model import selection_topks
 
 if TYPE_CHECKING:
     import onnx
@@ -102,7 +102,7 @@ def open_ruled_graph(artifact: Artifact, threads: int = 0) -> RuledGraph:
         MissingExtraError: onnx or onnxruntime is not installed.
     """
     manifest = artifact.manifest
-    stages = selecting_stages(manifest)
+    stages = manifest.model.selecting_stages(manifest.budget)
     model = _loaded(artifact)
     # A graph with maps also selects in its last block, for the maps alone.
     choices, problem = selection_topks(model, [len(stages), _dropping(manifest)])

@@ -149,7 +149,7 @@ def restore_state(out: Path, recipe: Recipe, state: TrainingState, device: torch
     """Fills a state from state.pt.
 
     Raises:
-        ArtifactError: missing or damaged.
+        ArtifactError: missing, damaged, or saved by a version that groups weights otherwise.
         ConfigError: saved by another recipe.
     """
     file = out / STATE
@@ -177,7 +177,13 @@ def restore_state(out: Path, recipe: Recipe, state: TrainingState, device: torch
             f"resume: {file} was saved with another recipe or other --set values: {_differences(text, recipe)}"
         )
     load_weights(state.model, weights, f"resume: {file}")
-    state.optimizer.load_state_dict(moments)
+    try:
+        state.optimizer.load_state_dict(moments)
+    except ValueError:
+        raise ArtifactError(
+            f"resume: {file} groups the weights in its optimiser otherwise, so another version saved it; start again in another "
+            "folder"
+        ) from None
     state.scaler.load_state_dict(scaler)
     if state.average is not None:
         load_weights(state.average, average, f"resume: {file} (average)")

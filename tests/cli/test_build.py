@@ -37,10 +37,13 @@ def test_plan_is_printed_without_a_gpu(gft_edge, made, target, version, words):
     assert not (made["int8"] / "engines").exists()
 
 
-def test_plan_from_inside_the_folder_writes_the_engine_beside_it(gft_edge, made, monkeypatch):
-    monkeypatch.chdir(made["int8"])
-    done = gft_edge("build", ".", "--target", "orin-nano", "--tensorrt", "10.3", "--plan")
-    assert f"trtexec --onnx=model.onnx --saveEngine={made['int8']}.engine " in done.out
+@pytest.mark.parametrize(("below", "folder"), [(".", "."), ("reports", "..")])
+def test_plan_from_inside_the_folder_writes_the_engine_beside_it(gft_edge, copied, monkeypatch, below, folder):
+    artifact = copied("int8")
+    (artifact / below).mkdir(exist_ok=True)
+    monkeypatch.chdir(artifact / below)
+    done = gft_edge("build", folder, "--target", "orin-nano", "--tensorrt", "10.3", "--plan")
+    assert f"trtexec --onnx={Path(folder, 'model.onnx')} --saveEngine={artifact}.engine " in done.out
 
 
 def test_plan_as_json_has_the_command_and_what_lint_says(gft_edge, made):

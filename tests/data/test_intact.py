@@ -136,6 +136,8 @@ def test_without_anyone_to_tell_no_image_is_tried(photos, tmp_path):
     assert (len(found), names) == (12, ())
 
 
-def test_names_are_paths_below_the_folder_of_the_data(photos):
-    files = Files(LABELS, ((photos / "test/ant/02.jpg", 0), (Path("/else/x.jpg"), 1)))
-    assert names_of(files, (0, 1), f"food101:{photos}") == ("test/ant/02.jpg", "/else/x.jpg")
+@pytest.mark.parametrize("data", ["food101:/data/photos", "/data/photos", "/data/photos:2", "food101:/data/photos:2"])
+def test_names_are_paths_below_the_folder_of_the_data(data):
+    folder = Path(data.removeprefix("food101:"))
+    files = Files(LABELS, ((folder / "test/ant/02.jpg", 0), (Path("/else/x.jpg"), 1)))
+    assert names_of(files, (0, 1), data) == ("test/ant/02.jpg", "/else/x.jpg")

@@ -98,6 +98,39 @@ def test_scores_that_read_the_heads_apart_have_no_single_matrix(name):
         SCORES[name].matrix(torch.randn(24, 8), None)
 
 
+def _noise(found, exact):
+    """Largest change of a difference of two scores of an image, as a share of their standard deviation."""
+    error = found.double() - exact
+    return float(((error.amax(dim=1) - error.amin(dim=1)) / exact.std(dim=1)).max())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", LEARNED)
+def test_scores_of_half_precision_tokens_are_not_rounded_to_it(name, dtype):
+    """Tokens lie far from zero, so that the scores do too: in half precision most of them would be equal."""
+    generator = torch.Generator().manual_seed(0)
+    z = (torch.randn(2, 197, 48, generator=generator) + 4).to(dtype)
+    weight = (torch.randn(144, 48, generator=generator) / 48**0.5).to(dtype)
+    bias = torch.randn(144, generator=generator).to(dtype)
+    score, least = SCORES[name], torch.finfo(dtype).eps
+    q, k = queries_and_keys(z, weight, bias)
+    found, exact = score(q, k, 4, 1), score(q.double(), k.double(), 4, 1)
+    assert found.dtype is torch.float32
+    assert _noise(found, exact) < 3 * least
+    exact = score.folded(z.double(), weight.double(), bias.double(), 4, 1)
+    assert _noise(score.folded(z, weight, bias, 4, 1), exact) < (12 if name == "class-row" else 4.5) * least
+    if not score.by_head:
+        matrix, offset = (constant.to(dtype) for constant in score.matrix(weight, bias))
+        assert _noise(score.by_matrix(z, matrix, offset, 1), exact) < 3 * least
+
+
+def test_scores_under_autocast_stay_in_half_precision():
+    """It would turn the operands back, and a training would launch the casts for nothing."""
+    q, k = torch.randn(2, 2, 9, 8).bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert SCORES["column-gala"](q, k, 2, 1).dtype is torch.bfloat16
+
+
 def test_folded_float32_scores_of_half_precision_weights():
     """Scores of tokens in float32 are not computed in the weights' half precision."""
     z, weight = torch.randn(2, 9, 8), torch.randn(24, 8).half()

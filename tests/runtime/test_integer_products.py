@@ -116,6 +116,16 @@ def test_other_graphs_are_left_to_onnxruntime(body, constants):
     assert rewritten(_model(body, **constants).SerializeToString()) is None
 
 
+def test_a_graph_in_a_node_may_read_the_activation():
+    branches = "then_branch = t () => (float[2, 3, 8] o) { o = Identity(xd) }, "
+    branches += "else_branch = e () => (float[2, 3, 8] p) { p = Neg(xd) }"
+    body = f"{PAIR} m = MatMul(xd, wd) a = Add(m, b) r = If(flag) <{branches}> n = ReduceMean(r) y = Add(a, n)"
+    model = _model(body, flag=np.bool_(True)).SerializeToString()
+    images = np.ones((2, 3, K), np.float32)
+    plain, lasting = (onnxruntime_session(model, True, 1, huge_pages=huge)(images) for huge in (False, True))
+    np.testing.assert_array_equal(lasting["y"], plain["y"])
+
+
 def test_weights_in_a_file_of_their_own_are_left_there(tmp_path):
     model = _model()
     onnx.save(model, tmp_path / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)

@@ -3,7 +3,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 from fractions import Fraction
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -27,6 +29,8 @@ from gft_edge.stats.certificates import (
     reach,
     selecting,
 )
+
+PAGE = Path(__file__).parents[2] / "docs/certificates.md"
 
 
 def outputs(*scores_and_k):
@@ -196,3 +200,13 @@ def test_broken_certificates_contradict_a_bound_beyond_its_coverage(images, meas
     bound = NoiseBound((StageBound(0, 16, 8, measured, 0.1, 0.1),))
     found = CertificateCheck(images, images, broken, tuple(range(broken)), (1.0,), 0)
     assert contradicts(found, bound) is told
+
+
+def test_the_page_says_how_many_broken_certificates_a_bound_allows():
+    rows = re.findall(r"^\| ([\d,]+) images \| (\d+) \| (\d+) \|$", PAGE.read_text(), re.MULTILINE)
+    assert len(rows) == 3
+    for measured, *allowed in rows:
+        for stages, count in zip((1, 3), allowed):
+            bound = NoiseBound((StageBound(0, 16, 8, int(measured.replace(",", "")), 0.1, 0.1),) * stages)
+            told = [contradicts(CertificateCheck(256, 256, n, tuple(range(n)), (1.0,), 0), bound) for n in range(256)]
+            assert told.index(True) == int(count) + 1

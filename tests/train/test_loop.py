@@ -327,6 +327,13 @@ def test_resuming_nothing_is_refused(recipe, tmp_path, holds):
         train(recipe, tmp_path / "run", resume=True)
 
 
+def _regroup(file, change):
+    """Groups the weights in a saved optimiser otherwise, as another version may have done."""
+    saved = torch.load(file)
+    saved["optimizer"]["param_groups"] = change(saved["optimizer"]["param_groups"])
+    torch.save(saved, file)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -336,8 +343,10 @@ def test_resuming_nothing_is_refused(recipe, tmp_path, holds):
         lambda file: torch.save([1, 2], file),
         lambda file: torch.save({**torch.load(file), "progress": {"step": "x"}}, file),
         lambda file: torch.save({k: v for k, v in torch.load(file).items() if k != "optimizer"}, file),
+        lambda file: _regroup(file, lambda groups: groups + groups[:1]),
+        lambda file: _regroup(file, lambda groups: [{**groups[0], "params": groups[0]["params"][1:]}, *groups[1:]]),
     ],
-    ids=["empty", "text", "cut", "list", "step", "no-optimizer"],
+    ids=["empty", "text", "cut", "list", "step", "no-optimizer", "other groups", "groups of other sizes"],
 )
 def test_damaged_state_is_refused(interrupted, recipe, damage):
     damage(interrupted / "state.pt")

@@ -84,7 +84,7 @@ def fresh(code: str, *arguments: str) -> Any:
 
 
 def page_sizes(model: bytes, side: int, repeats: int) -> dict[str, Latency]:
-    """Measures an INT8 model in fresh processes, alternating between small and huge pages."""
+    """Measures an INT8 model in fresh processes, with small pages and, its products adding their bias, huge ones, in turn."""
     ways = ("small", "huge")
     samples: dict[str, list[list[float]]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:

@@ -87,7 +87,7 @@ def measure_options(timed: TimedModel, images: Images, scale: Scale, track: Trac
     ]
     pages = footprint.page_sizes(timed.model, images.shape[2], scale.repeats)
     speedup = ratio_interval(pages["small"], pages["huge"])
-    name = "huge pages, against a process without"
+    name = "long-lived session (huge pages, products add their bias), against a process without"
     return [*rows, {"option": name, "ms": pages["huge"].p50_ms, "speedup": speedup}]
 
 

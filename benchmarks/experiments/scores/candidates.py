@@ -17,7 +17,8 @@ from torch import Tensor
 
 from gft_edge.control_results import CENTRE, LEAST, ORACLE, RANDOM, STATIC
 from gft_edge.control_rules import SEEDS
-from gft_edge.model import choices
+from gft_edge.model.choices import Rank, ranked
+from gft_edge.model.places import centre_first, marked_first, random_places
 from gft_edge.model.scores import SCORES, Score
 
 COLUMN = "column-mean"
@@ -182,7 +183,7 @@ def at_places(places: Mapping[int, Tensor]) -> Scorer:
     return scored
 
 
-def ranked_by(rank: choices.Rank) -> Scorer:
+def ranked_by(rank: Rank) -> Scorer:
     """Returns a rule of the controls as a score; it is given the column mean."""
 
     def scored(z: Tensor, q: Tensor, k: Tensor, v: Tensor, heads: int, prefix: int, state: State) -> Tensor:
@@ -267,18 +268,19 @@ def candidates(
         indices: numbers of the images in their set.
         marked: which places hold a part of the mark, (B, P) bool; None leaves the oracle out.
     """
-    orders = [choices.random_places(indices, grid[0] * grid[1], seed) for seed in SEEDS]
+    patches = grid[0] * grid[1]
+    orders = [ranked_by(ranked(0, random_places(indices, patches, seed)[:, None])) for seed in SEEDS]
     controls = [
-        *((RANDOM, ranked_by(choices.by_place(order))) for order in orders),
-        (LEAST, ranked_by(choices.least_important)),
+        *((RANDOM, order) for order in orders),
+        (LEAST, ranked_by(ranked(-1))),
         (STATIC, at_places(learned.places)),
-        (CENTRE, ranked_by(choices.by_place(choices.centre_first(grid)))),
+        (CENTRE, ranked_by(ranked(0, centre_first(grid)[None, None]))),
     ]
     if marked is not None:
-        controls.append((ORACLE, ranked_by(choices.marks_first(marked))))
+        controls.append((ORACLE, ranked_by(ranked(1, marked_first(marked.numpy())[:, None]))))
     return [
         *STUDIED,
-        Candidate("random, weighted", ranked_by(choices.by_place(orders[0])), weighs=True),
+        Candidate("random, weighted", orders[0], weighs=True),
         *(Candidate(name, learned_query(queries)) for name, queries in learned.queries.items()),
         *(Candidate(name, score, "control") for name, score in controls),
     ]

@@ -16,9 +16,9 @@ from gft_edge.data.batches import batch_count, indexed_batches
 from gft_edge.data.marks import marked_patches, marks_of
 from gft_edge.data.sets import ImageSet
 from gft_edge.distill.losses import standardised
-from gft_edge.model import choices
 from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT
+from gft_edge.model.places import distinct
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
 
@@ -75,7 +75,7 @@ class Places:
 
     def ranks(self) -> dict[int, Tensor]:
         """Returns the values of the places by block, (P,) int64, distinct."""
-        return {number: choices.distinct(total) for number, total in self._total.items()}
+        return {number: torch.from_numpy(distinct(total.numpy())) for number, total in self._total.items()}
 
 
 def taylor(

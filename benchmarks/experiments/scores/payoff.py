@@ -25,7 +25,8 @@ from gft_edge.data.for_model import Request, labelled_images
 from gft_edge.data.splits import Split
 from gft_edge.errors import ConfigError
 from gft_edge.evaluation import torch_threads
-from gft_edge.model import choices
+from gft_edge.model.choices import ranked
+from gft_edge.model.places import marked_first, random_places
 from gft_edge.progress import Track, silent
 from gft_edge.report.figures.svg import COLORS, INK, svg
 from gft_edge.stats.gain import mean_difference, mean_estimate
@@ -116,11 +117,11 @@ def payoff(name: str, out: Path, options: PayoffOptions | None = None, track: Tr
 def _compared(config: GFTConfig) -> Compared:
     def compared(indices: Sequence[int], marked: Tensor | None) -> list[Candidate]:
         assert marked is not None
-        orders = [choices.by_place(choices.random_places(indices, config.num_patches, seed)) for seed in SEEDS]
+        orders = [ranked(0, random_places(indices, config.num_patches, seed)[:, None]) for seed in SEEDS]
         return [
             Candidate(OWN, of_product(config.score), "product"),
             *(Candidate(RANDOM, ranked_by(order), "control") for order in orders),
-            Candidate(ORACLE, ranked_by(choices.marks_first(marked)), "control"),
+            Candidate(ORACLE, ranked_by(ranked(1, marked_first(marked.numpy())[:, None])), "control"),
         ]
 
     return compared

@@ -93,7 +93,7 @@ class Stamps:
         return [index % len(KINDS) for index in range(self.count)]
 
     def share(self, index: int) -> float:
-        """Returns the part of an image that its thing covers."""
+        """Returns the part of an image that its thing covers; a long thing covers less, since it must fit."""
         return SHARES[index // len(KINDS) % len(SHARES)]
 
     def __len__(self) -> int:
@@ -136,7 +136,7 @@ def _crop(photograph: Image.Image, rng: np.random.Generator) -> Image.Image:
 
 @functools.cache
 def _photograph(file: Path) -> Image.Image:
-    """Returns a photograph in RGB, its shorter side at most twice that of an image."""
+    """Returns a photograph in RGB, its longer side at most four times that of an image."""
     return _read(file, "RGB", lambda image: image.thumbnail((4 * SIZE, 4 * SIZE), reducing_gap=2.0))
 
 

@@ -9,23 +9,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor
 
 from gft_edge.benchmarks.experiments.teaching.targets import TARGETS
 from gft_edge.budget import TokenBudget
-from gft_edge.control_checkpoint import Rule, rules
 from gft_edge.control_results import ORACLE, OWN, RANDOM
-from gft_edge.control_rules import Batch, dropping_stages, mark_recall
+from gft_edge.control_rules import Batch, Ranking, Rule, mark_recall, rules
 from gft_edge.data.batches import indexed_batches
 from gft_edge.data.marks import marked_patches, marks_of
 from gft_edge.data.sets import ImageSet
 from gft_edge.distill.alignment import taught_blocks, trace
 from gft_edge.errors import ConfigError
-from gft_edge.model import choices
 from gft_edge.model.build import logits_function
-from gft_edge.model.choices import Following
+from gft_edge.model.choices import Following, ranked
 from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT
+from gft_edge.model.places import distinct
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.runtime.finite import require_finite
 
@@ -56,9 +54,9 @@ def measure(
         mask_of: marks of the images.
     """
     config = model.config
-    places = torch.zeros(len(config.stages), config.num_patches)  # of the static rule, which is not compared
+    places = np.zeros((len(config.stages), config.num_patches), np.int64)  # of the static rule, which is not compared
     by_budget = [
-        [rule for rule in rules(config, places[dropping_stages(budget, config)], True) if rule.name in COMPARED]
+        [rule for rule in rules(config, places[config.selecting_stages(budget)], True) if rule.name in COMPARED]
         for budget in budgets
     ]
     answers = [_Answers() for _ in budgets]
@@ -96,17 +94,17 @@ def measure_targets(
             for number in blocks:
                 block = model.blocks[number - 1]
                 assert isinstance(block, FocalBlock)
-                values.append(choices.distinct(target(traces, number, block.attn.num_heads, block.num_prefix_tokens)))
-            found_rules.append(Rule(name, _fixed(torch.stack(values))))
+                importance = target(traces, number, block.attn.num_heads, block.num_prefix_tokens)
+                values.append(distinct(importance.detach().numpy()))
+            found_rules.append(Rule(name, _fixed(Ranking(0, np.stack(values, axis=1)))))
         with embedded_once(model, pixels):
             for budget, found in zip(budgets, answers):
                 found.add(model, budget, found_rules, Batch(indices, marked), pixels, truth)
     return {budget.id: found.to_json() for budget, found in zip(budgets, answers)}
 
 
-def _fixed(values: Tensor) -> Callable[[Batch], choices.Rank]:
-    rank = choices.by_place(values)
-    return lambda batch: rank
+def _fixed(ranking: Ranking) -> Callable[[Batch], Ranking]:
+    return lambda batch: ranking
 
 
 @contextlib.contextmanager
@@ -140,7 +138,7 @@ class _Answers:
         """Runs the rules on a batch."""
         draws: dict[str, list[npt.NDArray[np.bool_]]] = {}
         for rule in compared:
-            choice = Following(rule.rank(batch))
+            choice = Following(ranked(*rule.ranking(batch)))
             logits = logits_function(model, budget, choose=choice)(pixels)
             require_finite(logits, f"model at {budget.id} with {rule.name} patches")
             draws.setdefault(rule.name, []).append(logits.argmax(axis=1) == truth)

@@ -24,11 +24,11 @@ from gft_edge.distill.alignment import alignment_loss, taught_blocks, trace
 from gft_edge.distill.losses import label_loss
 from gft_edge.errors import CheckFailed
 from gft_edge.files import replacing
-from gft_edge.model import choices
 from gft_edge.model.build import build_model
-from gft_edge.model.choices import Following
+from gft_edge.model.choices import Following, ranked
 from gft_edge.model.focal_block import FocalBlock
 from gft_edge.model.gft import FocalGFT
+from gft_edge.model.places import random_places
 from gft_edge.preprocess import PreprocessSpec
 from gft_edge.progress import Track, silent
 from gft_edge.train.optim import make_optimizer, set_rate
@@ -126,8 +126,8 @@ def pruned_logits(model: FocalGFT, arm: Arm, pixels: Tensor, budget: TokenBudget
     if not arm.random:
         return model(pixels, budget)
     draws = range(step * len(pixels), (step + 1) * len(pixels))
-    places = choices.random_places(draws, model.config.num_patches, DRAW_SEED + seed)
-    return model(pixels, budget, choose=Following(choices.by_place(places)))
+    places = random_places(draws, model.config.num_patches, DRAW_SEED + seed)
+    return model(pixels, budget, choose=Following(ranked(0, places[:, None])))
 
 
 def _taught(model: FocalGFT, target: str, pixels: Tensor, labels: Tensor, plan: Plan) -> Tensor:

@@ -123,8 +123,9 @@ def _plan_files(artifact: Artifact) -> tuple[Path, Path]:
     """Returns the graph, and a file beside the folder for the engine: inside it, --engine alone puts engines."""
     from gft_edge.manifest import MODEL
 
-    folder = artifact.path if artifact.path.name else artifact.path.resolve()
-    return artifact.file(MODEL), folder.parent / f"{folder.name}.engine"
+    folder = artifact.path.resolve() if artifact.path.name in ("", "..") else artifact.path
+    member = f"@{artifact.member}" if artifact.member else ""
+    return artifact.file(MODEL), folder.parent / f"{folder.name}{member}.engine"
 
 
 def _show_plan(args: argparse.Namespace, plan: BuildPlan, report: LintReport, files: tuple[Path, Path]) -> int:

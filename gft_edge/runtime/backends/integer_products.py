@@ -49,7 +49,7 @@ def rewritten(model: Path | bytes) -> bytes | None:
 
     Returns:
         The serialized graph; None where nothing is to be gained: no x86 processor, no package onnx, no model, no product
-        with a bias, or weights in a file of their own.
+        with a bias, weights in a file of their own, or graphs inside nodes, which may read any value.
     """
     if platform.machine() not in X86:
         return None
@@ -64,6 +64,8 @@ def rewritten(model: Path | bytes) -> bytes | None:
             return None
         raise
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in loaded.graph.initializer):
+        return None
+    if any(a.HasField("g") or a.graphs for node in loaded.graph.node for a in node.attribute):
         return None
     graph = _Graph(onnx, loaded.graph)
     found = [pair for node in graph.nodes for pair in graph.products_of(node)]

@@ -345,7 +345,7 @@ def test_answers_and_recalls_are_those_of_controls(model, config):
     spec, budgets = PreprocessSpec(64, 64), [BUDGET, TokenBudget((4, 4), 64)]
     found = measure(model, budgets, images, spec, marks_of(images))
     assert "embed" not in vars(model), "embeds anew after measuring"
-    expected = measure_rules(model, config, budgets, images, spec, torch.zeros(2, 64))
+    expected = measure_rules(model, config, budgets, images, spec, np.zeros((2, 64), np.int64))
     for number, budget in enumerate(budgets):
         for rule, draws in ((OWN, 1), (RANDOM, 3), (ORACLE, 1)):
             right = from_texts(found[budget.id]["right"][rule])

@@ -97,3 +97,11 @@ def test_registering_for_a_member_keeps_the_whole_manifest(family, tmp_path):
     before = (path / MANIFEST).read_text()
     register_files(load_artifact(f"{path}@8-4"), [])
     assert (path / MANIFEST).read_text() == before
+
+
+def test_plans_of_members_name_engines_of_their_own(family, capsys):
+    _, _, artifact = family
+    for member, engine in (("", f"{artifact.path}.engine"), ("@8-4", f"{artifact.path}@8-4.engine")):
+        assert main(["build", f"{artifact.path}{member}", "--target", "orin-nano", "--tensorrt", "10.3", "--plan"]) == 0
+        model = load_artifact(f"{artifact.path}{member}").file(MODEL)
+        assert f"trtexec --onnx={model} --saveEngine={engine} " in capsys.readouterr().out

@@ -77,7 +77,7 @@ def test_half_precision_stays_near_float32(export, checkpoints, clear_images, pr
 
 @pytest.mark.parametrize("rest", ["fp16", "bf16"])
 def test_the_importance_is_computed_in_float32(export, rest):
-    """From the cast of the normalised tokens to the map nothing has fewer bits; the selection reads no token in more."""
+    """From the cast of the normalised tokens to the map, and from that of keys and mean query to TopK, nothing has fewer bits."""
     model = onnx.shape_inference.infer_shapes(onnx.load(export("fp32", rest=rest, maps="compact").path / MODEL))
     types = {v.name: v.type.tensor_type.elem_type for v in model.graph.value_info}
     producers = {output: node for node in model.graph.node for output in node.output}
@@ -93,7 +93,11 @@ def test_the_importance_is_computed_in_float32(export, rest):
     casts = [node for node in without.graph.node if node.op_type == "Cast"]
     sizes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in without.graph.value_info}
     inner = [sizes[node.input[0]] for node in casts if node.input[0] in sizes and "logits" not in node.output]
-    assert inner == ([[0, 16], [0, 12]] if rest == "bf16" else []), "scores alone are cast, where TopK needs it"
+    assert sorted(inner) == [[0, 12, 32], [0, 16, 32], [0, 32], [0, 32]], (
+        "keys and mean query of each selection alone are cast"
+    )
+    types = {v.name: v.type.tensor_type.elem_type for v in without.graph.value_info}
+    assert [types[node.input[0]] for node in without.graph.node if node.op_type == "TopK"] == [TensorProto.FLOAT] * 2
 
 
 @torch.no_grad()

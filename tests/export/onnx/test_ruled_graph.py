@@ -17,8 +17,8 @@ from gft_edge.errors import ArtifactError, ConfigError
 from gft_edge.export.onnx.artifact import export_artifact
 from gft_edge.export.onnx.options import GraphOptions
 from gft_edge.manifest import WEIGHTS, load_artifact
-from gft_edge.model import choices, places
-from gft_edge.model.choices import Following
+from gft_edge.model import places
+from gft_edge.model.choices import Following, ranked
 from gft_edge.runtime.backends.sessions import open_session
 from gft_edge.runtime.ruled_graph import open_ruled_graph
 
@@ -79,17 +79,17 @@ def test_every_rule_has_the_logits_of_pytorch(exported_once, checkpoints, images
     model = checkpoints["fp32"].model
     marked = np.random.default_rng(2).random((9, 16)) < 0.3
     rules = {
-        "least": ((-1,), choices.least_important),
-        "places": ((0, values), choices.by_place(torch.from_numpy(values).transpose(0, 1))),
-        "centre": ((0, places.centre_first((4, 4))[None, None]), choices.by_place(choices.centre_first((4, 4)))),
-        "marks": ((1, 16 * marked[:, None]), choices.marks_first(torch.from_numpy(marked))),
+        "least": (-1,),
+        "places": (0, values),
+        "centre": (0, places.centre_first((4, 4))[None, None]),
+        "marks": (1, places.marked_first(marked)[:, None]),
     }
     for name in ("plain", "trt8"):
         precision, options, _ = FORMS[name]
         graph = open_ruled_graph(exported_once(precision, options), 1)
         own = graph(images, 1).logits
-        for rule, (ranking, rank) in rules.items():
-            choice = Following(rank)
+        for rule, ranking in rules.items():
+            choice = Following(ranked(*ranking))
             with torch.no_grad():
                 expected = model(torch.from_numpy(images), choose=choice).numpy()
             found = graph(images, *ranking)
@@ -108,8 +108,8 @@ def test_a_score_that_reads_neighbours_and_a_selection_for_the_maps_alone(
     artifact = export_artifact(load_checkpoint(tmp_path / "c"), tmp_path / "a", images, options=GraphOptions("compact"))
     graph = open_ruled_graph(artifact, 1)
     assert graph.stages == [0, 1]
-    for weight, rank in ((1, choices.most_important), (-1, choices.least_important)):
-        choice = Following(rank)
+    for weight in (1, -1):
+        choice = Following(ranked(weight))
         with torch.no_grad():
             expected = model(torch.from_numpy(images), choose=choice).numpy()
         found = graph(images, weight)
