@@ -70,7 +70,7 @@ class LatencyTable:
             low, high = (end(b.keep[stage] for b in self.ms) for end in (min, max))
             if not low <= kept <= high:
                 raise ConfigError(
-                    f"{self.where}: budget {budget.id} is outside of the measured range: stage {stage} keeps {kept}, measured are "
+                    f"{self.where}: budget {budget.id} is outside of the measured range: stage {stage + 1} keeps {kept}, measured are "
                     f"{low} to {high}; measure budgets around it too"
                 )
 

@@ -234,6 +234,8 @@ def test_refusals(refused, made, data, calibrated, artifact, tmp_path):
     assert "is quantized already" in refused("calibrate", made["ckpt8"], *data, *out)
     assert "graph is quantized already" in refused("calibrate", made["int8"], *data)
     assert "needs --out DIR" in refused("calibrate", made["ckpt"], *data)
+    assert "--tensorrt is for artefacts" in refused("calibrate", made["ckpt"], *data, "--tensorrt", "10.3.0", *out)
+    assert "--calibrator is for artefacts" in refused("calibrate", made["ckpt"], *data, "--calibrator", "minmax", *out)
     assert "24 images, 25 asked for" in refused("calibrate", artifact, *data, "--images", 25)
     assert "version '11.4.1' has none" in refused("calibrate", artifact, *data, "--tensorrt", "11.4.1")
     assert "percentile must be above 0" in refused(

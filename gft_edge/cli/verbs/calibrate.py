@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 EXAMPLE = "gft-edge calibrate builtin --images 256 --method entropy --out runs/ranges"
 
+VERSIONS, CALIBRATOR = "8.6.1,10.3.0", "entropy2"
+"""What caches are for without ``--tensorrt`` and ``--calibrator``."""
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the verb's arguments."""
@@ -36,14 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tensorrt",
-        default="8.6.1,10.3.0",
         metavar="V,...",
         help="artefact only: versions to write a cache for; one name writes one (two: 8.6.1,10.3.0)",
     )
     parser.add_argument(
         "--calibrator",
         choices=tuple(CACHE_ALGORITHMS),
-        default="entropy2",
         help="TensorRT class that will read the caches, whatever the method; trtexec's is entropy2 (entropy2)",
     )
     add_new_folder(parser, "ranges and card (an artefact's own calibration folder)", required=False)
@@ -72,6 +73,9 @@ def _of_checkpoint(args: argparse.Namespace) -> Calibrated:
     options, info = calibration_options(args), checkpoint_info(args.model, full_precision=True)
     if args.out is None:
         raise ConfigError("a checkpoint needs --out DIR")
+    for name in ("tensorrt", "calibrator"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name} is for artefacts, whose caches it describes; {args.model} is a checkpoint")
     require_free(args.out)
     require_data(args.data, info.data)
     from gft_edge.calibration.calibrate import calibrate_checkpoint
@@ -92,7 +96,7 @@ def _of_artifact(args: argparse.Namespace) -> Calibrated:
     require_data(args.data, artifact.manifest.data)
     from gft_edge.calibration.calibrate import CacheOptions, calibrate_artifact
 
-    caches = CacheOptions(comma_separated(args.tensorrt), args.calibrator)
+    caches = CacheOptions(comma_separated(args.tensorrt or VERSIONS), args.calibrator or CALIBRATOR)
     return calibrate_artifact(artifact, options, caches, args.out, calibration_callbacks())
 
 
@@ -106,7 +110,7 @@ def _show(args: argparse.Namespace, found: Calibrated) -> None:
     )
     if data["caches"]:
         text += (
-            f"TensorRT caches (not read by a TensorRT yet; one for each version of --tensorrt {args.tensorrt}): "
+            f"TensorRT caches (not read by a TensorRT yet; one for each version of --tensorrt {args.tensorrt or VERSIONS}): "
             f"{', '.join(data['caches'])}\n"
         )
     result(args, data, text + table(("tensor", "range"), rows))
