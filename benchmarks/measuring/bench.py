@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -23,6 +24,7 @@ from gft_edge.hardware.clocks import locked_clocks
 from gft_edge.hardware.devices import Device
 from gft_edge.hardware.jetson import locked_mhz, watch_board
 from gft_edge.hardware.this_device import module_here
+from gft_edge.manifest import Artifact
 from gft_edge.progress import Track, silent
 from gft_edge.runtime.backends.sessions import ONNXRUNTIME, Session
 from gft_edge.runtime.backends.table import DEFAULT, find_backend
@@ -33,6 +35,8 @@ PARTS: tuple[Part, ...] = get_args(Part)
 """Measurements besides the latency of inference and the energy; each can be left out."""
 
 STAGE_ROUNDS = 10
+X86 = ("x86_64", "AMD64")
+"""Names that Python gives to processors for which ONNX Runtime computes FP16 in FP32, with conversions around each product."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +155,20 @@ def bench(options: BenchOptions, track: Track = silent) -> dict[str, Any]:
             "clocks_locked": options.lock_clocks,
         },
         "results": results,
-        "warnings": list(dict.fromkeys([*watched.get("throttled", []), *held])),
+        "warnings": list(dict.fromkeys([*watched.get("throttled", []), *held, *_slow_types(options)])),
     }
+
+
+def _slow_types(options: BenchOptions) -> list[str]:
+    """Returns a warning for each artefact with FP16 parts that ran on an x86 processor: its latency is that of conversions."""
+    if ONNXRUNTIME not in options.backends or platform.machine() not in X86:
+        return []
+    return [
+        f"{subject.name}: is of --precision fp16, which ONNX Runtime computes in FP32 with conversions on this processor: "
+        "many times slower, and no figure of a GPU; for a CPU export with --precision fp32"
+        for subject in options.subjects
+        if isinstance(subject.model, Artifact) and subject.model.manifest.rest == "fp16"
+    ]
 
 
 class _Point:
