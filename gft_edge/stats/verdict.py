@@ -101,7 +101,9 @@ def _exact_failures(c: Comparison, where: str, limits: Limits) -> list[str]:
         failures.append(f"{where}: logits differ by {c.max_relative_error:.1e}, limit {limits.fp32_relative_error:.0e}")
     for s in c.stages:
         if s.identical + s.ties < s.images:
-            failures.append(f"{where}: stage {s.stage + 1} keeps other patches on {s.images - s.identical - s.ties} images")
+            failures.append(
+                f"{where}: stage {s.stage + 1} keeps other patches on {s.images - s.identical - s.ties} images"
+            )
         # A tie in an earlier stage changes the inputs of the later ones.
         elif not any(earlier.ties for earlier in c.stages if earlier.stage < s.stage):
             failures += [

@@ -7,6 +7,7 @@ calibration caches (8.x to 10.x), in its calibration folder and manifest.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +18,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = "gft-edge calibrate builtin --images 256 --method entropy --out runs/ranges"
 
-VERSIONS, CALIBRATOR = "8.6.1,10.3.0", "entropy2"
-"""What caches are for without ``--tensorrt`` and ``--calibrator``."""
+VERSIONS = "8.6.1,10.3.0"
+"""Of ``--tensorrt`` where it is left out."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,7 +97,9 @@ def _of_artifact(args: argparse.Namespace) -> Calibrated:
     require_data(args.data, artifact.manifest.data)
     from gft_edge.calibration.calibrate import CacheOptions, calibrate_artifact
 
-    caches = CacheOptions(comma_separated(args.tensorrt or VERSIONS), args.calibrator or CALIBRATOR)
+    caches = CacheOptions(comma_separated(VERSIONS if args.tensorrt is None else args.tensorrt))
+    if args.calibrator is not None:
+        caches = replace(caches, calibrator=args.calibrator)
     return calibrate_artifact(artifact, options, caches, args.out, calibration_callbacks())
 
 
@@ -110,7 +113,7 @@ def _show(args: argparse.Namespace, found: Calibrated) -> None:
     )
     if data["caches"]:
         text += (
-            f"TensorRT caches (not read by a TensorRT yet; one for each version of --tensorrt {args.tensorrt or VERSIONS}): "
+            f"TensorRT caches (not read by a TensorRT yet; one for each version of --tensorrt {VERSIONS if args.tensorrt is None else args.tensorrt}): "
             f"{', '.join(data['caches'])}\n"
         )
     result(args, data, text + table(("tensor", "range"), rows))
