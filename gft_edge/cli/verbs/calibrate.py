@@ -112,8 +112,9 @@ def _show(args: argparse.Namespace, found: Calibrated) -> None:
         f"{found.out}: ranges of {len(rows)} tensors by {ranges.method}\n{found.card.describe()}\n{ranges.describe()}\n"
     )
     if data["caches"]:
+        versions = VERSIONS if args.tensorrt is None else args.tensorrt
         text += (
-            f"TensorRT caches (not read by a TensorRT yet; one for each version of --tensorrt {VERSIONS if args.tensorrt is None else args.tensorrt}): "
+            f"TensorRT caches (not read by a TensorRT yet; one for each version of --tensorrt {versions}): "
             f"{', '.join(data['caches'])}\n"
         )
     result(args, data, text + table(("tensor", "range"), rows))
