@@ -160,14 +160,15 @@ def bench(options: BenchOptions, track: Track = silent) -> dict[str, Any]:
 
 
 def _slow_types(options: BenchOptions) -> list[str]:
-    """Returns a warning for each artefact with FP16 parts that ran on an x86 processor: its latency is that of conversions."""
+    """Returns a warning if artefacts with FP16 parts ran on an x86 processor: their latency is that of conversions."""
     if ONNXRUNTIME not in options.backends or platform.machine() not in X86:
         return []
+    names = [s.name for s in options.subjects if isinstance(s.model, Artifact) and s.model.manifest.rest == "fp16"]
+    if not names:
+        return []
     return [
-        f"{subject.name}: is of --precision fp16, which ONNX Runtime computes in FP32 with conversions on this processor: "
-        "many times slower, and no figure of a GPU; for a CPU export with --precision fp32"
-        for subject in options.subjects
-        if isinstance(subject.model, Artifact) and subject.model.manifest.rest == "fp16"
+        f"{', '.join(names)}: exported with --precision fp16, which ONNX Runtime computes in FP32 with conversions on this "
+        "processor: slower than FP32, and no figure of a GPU; for a CPU export with --precision fp32"
     ]
 
 
