@@ -159,7 +159,9 @@ def test_fp16_on_a_processor_without_it_is_told(artifacts, monkeypatch, machine,
     first, second = artifacts
     half = replace(second, manifest=replace(second.manifest, precision="fp16", rest="fp16"))
     found = bench(options((first, half), PROTOCOL))["warnings"]
-    assert [line for line in found if "fp16" in line] == [line for line in found if line.startswith("second: exported with")]
+    assert [line for line in found if "fp16" in line] == [
+        line for line in found if line.startswith("second: exported with")
+    ]
     assert len([line for line in found if "--precision fp32" in line]) == count
 
 
