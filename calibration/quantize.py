@@ -252,6 +252,8 @@ class _Run:
         chosen = None
         if calibrating or held_out is None:
             chosen = Source.of(checkpoint).choose(calibration, callbacks)
+        if bounding is not None and chosen is not None and shared_images(bounding.images, chosen[1]):
+            bounding = None  # a range fits the images that found it: their noise bounds no other image's
         return cls(checkpoint, options, callbacks, known, chosen, held_out, bounding, qat)
 
     def quantize(self, out: Path) -> QuantizeResult:

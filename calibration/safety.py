@@ -106,8 +106,8 @@ class SelectionSafety:
         for s in self.stages:
             low, high = s.jaccard_interval
             line = (
-                f"  stage {s.stage}: kept sets {s.jaccard:.3f} [{low:.3f}, {high:.3f}] alike; {s.observed_flips:.2%} of patches "
-                f"changed sides, {s.predicted_flips:.2%} predicted (gap {s.margin_p50:.3f}, noise {s.noise_std:.3f})"
+                f"  stage {s.stage + 1}: kept sets {s.jaccard:.3f} [{low:.3f}, {high:.3f}] alike; {s.observed_flips:.2%} of "
+                f"patches changed sides, {s.predicted_flips:.2%} predicted (gap {s.margin_p50:.3f}, noise {s.noise_std:.3f})"
             )
             lines.append(line if s.images_needed is None else f"{line}; needs {s.images_needed} images")
         if any(s.noise_std > s.margin_p50 for s in self.stages):

@@ -78,11 +78,11 @@ class TokenBudget:
         if not self.keep:
             raise ConfigError("token budget: needs at least one stage, for example '108,72,36'")
         available = self.num_patches
-        for stage, k in enumerate(self.keep):
+        for stage, k in enumerate(self.keep, start=1):
             if k < MIN_TOKENS:
                 raise ConfigError(f"token budget {self.id}: stage {stage} keeps {k}, must keep at least {MIN_TOKENS}")
             if k > available:
-                source = "the image has" if stage == 0 else f"stage {stage - 1} keeps"
+                source = "the image has" if stage == 1 else f"stage {stage - 1} keeps"
                 raise ConfigError(
                     f"token budget {self.id}: stage {stage} keeps {k} but {source} only {available}; "
                     "counts must not grow"

@@ -33,9 +33,16 @@ def members(artifact: Artifact, budgets: Sequence[str]) -> list[Artifact]:
     """
     config = artifact.manifest.model
     asked = [config.parse_budget(text) for text in budgets] or [artifact.manifest.budget]
+    full = config.full_budget.id
+    smaller = [name for name in _budgets(artifact) if name != full]
+    instead = (
+        f"the artefact has a smaller one: --budget {smaller[0]}"
+        if smaller
+        else "the artefact has no smaller one: export the checkpoint with another --budget"
+    )
     found = []
     for budget in dict.fromkeys(asked):
-        require_choice(budget, config)
+        require_choice(budget, config, instead)
         member = _member(artifact, budget.id)
         if member is None:
             has = ", ".join(_budgets(artifact))

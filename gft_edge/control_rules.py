@@ -107,21 +107,20 @@ def require_selection(config: GFTConfig, where: str) -> None:
         )
 
 
-def require_choice(budget: TokenBudget, config: GFTConfig) -> None:
+def require_choice(budget: TokenBudget, config: GFTConfig, instead: str | None = None) -> None:
     """Refuses a budget at which the kept patches do not decide anything.
 
     Args:
         budget: that fits the model.
         config: of a focal model.
+        instead: what to do where every patch is kept; a smaller budget of a checkpoint by default.
 
     Raises:
         ConfigError: says why.
     """
     if budget.keep[-1] == config.num_patches:
-        raise ConfigError(
-            f"token budget {budget.id}: keeps every patch, so nothing is selected; give a smaller one, for example --budget 50%"
-            + ",50%" * (len(budget.keep) - 1)
-        )
+        instead = instead or "give a smaller one, for example --budget 50%" + ",50%" * (len(budget.keep) - 1)
+        raise ConfigError(f"token budget {budget.id}: keeps every patch, so nothing is selected; {instead}")
     if not config.selecting_stages(budget):
         raise ConfigError(
             f"token budget {budget.id}: drops patches in the last block only, after which nothing reads them; the logits do not "

@@ -261,13 +261,17 @@ def _remove_leftovers_once(folder: Path) -> None:
 
 
 def require_writable(path: Path) -> None:
-    """Refuses an output file that is a folder, lies below a file, or in a folder that is not writable.
+    """Refuses an output file that is a folder or a device, lies below a file, or in a folder that is not writable.
+
+    A file is replaced by another one under its name: of /dev/null, that would take the device from every other program.
 
     Raises:
         ConfigError: with the path that is in the way.
     """
     if path.is_dir():
         raise ConfigError(f"output {path}: is a folder; give the name of a file")
+    if (path.exists() and not path.is_file()) or path.absolute().parent == Path("/dev"):
+        raise ConfigError(f"output {path}: is a device or a pipe, which cannot be replaced; give the name of a file")
     _require_folder(path.parent, path)
 
 

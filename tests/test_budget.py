@@ -118,9 +118,9 @@ def test_align_refuses_what_is_no_positive_integer(multiple):
 @pytest.mark.parametrize(
     ("keep", "num_patches", "message"),
     [
-        ((98, 99), 196, r"token budget 98-99: stage 1 keeps 99 but stage 0 keeps only 98; counts must not grow"),
-        ((197,), 196, r"stage 0 keeps 197 but the image has only 196"),
-        ((98, 1), 196, r"stage 1 keeps 1, must keep at least 2"),
+        ((98, 99), 196, r"token budget 98-99: stage 2 keeps 99 but stage 1 keeps only 98; counts must not grow"),
+        ((197,), 196, r"stage 1 keeps 197 but the image has only 196"),
+        ((98, 1), 196, r"stage 2 keeps 1, must keep at least 2"),
         ((0,), 196, r"must keep at least 2"),
         ((-5,), 196, r"must keep at least 2"),
         ((98.0,), 196, r"counts must be integers, found \(98\.0,\) of 196"),

@@ -280,6 +280,17 @@ def test_a_place_where_nobody_can_write_is_refused_before_the_work(use):
         use(Path("/proc/gft_edge_out"))
 
 
+@pytest.mark.skipif(not Path("/dev/null").exists(), reason="needs /dev")
+@pytest.mark.parametrize("use", [require_writable, lambda path: replacing(path).__enter__()])
+def test_a_device_or_a_pipe_is_not_replaced_by_a_file(tmp_path, use):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("/dev/null")
+    for path in (tmp_path / "pipe", tmp_path / "link", Path("/dev/null"), Path("/dev/stdout")):
+        with pytest.raises(ConfigError, match=f"output {path}: is a device or a pipe"):
+            use(path)
+    assert (tmp_path / "pipe").is_fifo() and (tmp_path / "link").is_symlink()
+
+
 def test_names_that_are_no_utf8_are_written_as_escapes(tmp_path):
     write_json(tmp_path / "x.json", {"name": "\udcff.png", "other": "é"})
     assert read_json(tmp_path / "x.json", "test") == {"name": "\udcff.png", "other": "é"}

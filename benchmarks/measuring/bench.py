@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import platform
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args
@@ -23,6 +24,7 @@ from gft_edge.hardware.clocks import locked_clocks
 from gft_edge.hardware.devices import Device
 from gft_edge.hardware.jetson import locked_mhz, watch_board
 from gft_edge.hardware.this_device import module_here
+from gft_edge.manifest import Artifact
 from gft_edge.progress import Track, silent
 from gft_edge.runtime.backends.sessions import ONNXRUNTIME, Session
 from gft_edge.runtime.backends.table import DEFAULT, find_backend
@@ -33,6 +35,8 @@ PARTS: tuple[Part, ...] = get_args(Part)
 """Measurements besides the latency of inference and the energy; each can be left out."""
 
 STAGE_ROUNDS = 10
+X86 = ("x86_64", "AMD64")
+"""Names that Python gives to processors for which ONNX Runtime computes FP16 in FP32, with conversions around each product."""
 
 
 @dataclass(frozen=True)
@@ -151,8 +155,21 @@ def bench(options: BenchOptions, track: Track = silent) -> dict[str, Any]:
             "clocks_locked": options.lock_clocks,
         },
         "results": results,
-        "warnings": list(dict.fromkeys([*watched.get("throttled", []), *held])),
+        "warnings": list(dict.fromkeys([*watched.get("throttled", []), *held, *_slow_types(options)])),
     }
+
+
+def _slow_types(options: BenchOptions) -> list[str]:
+    """Returns a warning if artefacts with FP16 parts ran on an x86 processor: their latency is that of conversions."""
+    if ONNXRUNTIME not in options.backends or platform.machine() not in X86:
+        return []
+    names = [s.name for s in options.subjects if isinstance(s.model, Artifact) and s.model.manifest.rest == "fp16"]
+    if not names:
+        return []
+    return [
+        f"{', '.join(names)}: exported with --precision fp16, which ONNX Runtime computes in FP32 with conversions on this "
+        "processor: slower than FP32, and no figure of a GPU; for a CPU export with --precision fp32"
+    ]
 
 
 class _Point:

@@ -104,7 +104,7 @@ def assess_maps(record: Mapping[str, Any], limits: MapLimits = DEFAULT_MAP_LIMIT
     for stage in record["stages"]:
         if stage["rank_correlation"] < limits.rank_correlation:
             failures.append(
-                f"maps of stage {stage['stage']} have rank correlation {stage['rank_correlation']:.3f}, "
+                f"maps of stage {stage['stage'] + 1} have rank correlation {stage['rank_correlation']:.3f}, "
                 f"limit {limits.rank_correlation}"
             )
     return Assessment(tuple(failures), tuple(undecided), max(needed, default=None))

@@ -82,7 +82,7 @@ def stage_place(comparisons: Sequence[Comparison], config: GFTConfig) -> Place:
         sqnr = min(known, default=None)
         if s.identical + s.ties < s.images or (sqnr is not None and sqnr < DEFAULT_LIMITS.fp32_importance_sqnr_db):
             module = stage_module(config, s.stage)
-            text = f"stage {s.stage} ({module}) is the first whose patches, scores or importance differ"
+            text = f"stage {s.stage + 1} ({module}) is the first whose patches, scores or importance differ"
             return Place(
                 "stage", module, f"{text}: the fault is in it or before it; {hint}", module=module, sqnr_db=sqnr
             )

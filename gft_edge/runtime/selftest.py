@@ -314,7 +314,9 @@ def _named(each: Sequence[Comparison], labels: Sequence[str], reference: Arrays,
         sqnr = each[row].logit_sqnr_db
         expected, got = (labels[int(side["logits"][row].argmax())] for side in (reference, outputs))
         classes = f"{got} instead of {expected}" if got != expected else f"class {got} as expected"
-        stages = [f"stage {s.stage} keeps {s.jaccard:.0%} of the patches" for s in each[row].stages if not s.identical]
+        stages = [
+            f"stage {s.stage + 1} keeps {s.jaccard:.0%} of the patches" for s in each[row].stages if not s.identical
+        ]
         figures = [classes, "exact logits" if sqnr is None else f"SQNR {sqnr:.1f} dB", *stages]
         texts.append(f"image {row} ({', '.join(figures)})")
     more = f" and {bad - NAMED_IMAGES} more" if bad > NAMED_IMAGES else ""

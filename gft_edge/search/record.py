@@ -131,7 +131,7 @@ def _free_tokens(subject: Subject, point: Point, cost: Pricing) -> str | None:
     free = free_counts(config, point.budget, price)
     if not free:
         return None
-    parts = [f"stage {stage} up to {count} in place of {point.budget.keep[stage]}" for stage, count in free.items()]
+    parts = [f"stage {stage + 1} up to {count} in place of {point.budget.keep[stage]}" for stage, count in free.items()]
     return f"Free tokens: patches that add no latency by these costs: {', '.join(parts)}."
 
 

@@ -70,8 +70,8 @@ class LatencyTable:
             low, high = (end(b.keep[stage] for b in self.ms) for end in (min, max))
             if not low <= kept <= high:
                 raise ConfigError(
-                    f"{self.where}: budget {budget.id} is outside of the measured range: stage {stage} keeps {kept}, measured are "
-                    f"{low} to {high}; measure budgets around it too"
+                    f"{self.where}: budget {budget.id} is outside of the measured range: stage {stage + 1} keeps {kept}, measured "
+                    f"are {low} to {high}; measure budgets around it too"
                 )
 
     @cached_property

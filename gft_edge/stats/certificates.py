@@ -246,7 +246,7 @@ def measure_bound(reference: Arrays, found: Arrays, confidence: float = CONFIDEN
         same = ~flipped(reference, found, stage)
         if not same.any():
             raise DataError(
-                f"certificates: no image keeps the same patches before stage {stage}; nothing can be certified"
+                f"certificates: no image keeps the same patches before stage {stage + 1}; nothing can be certified"
             )
         scores, k = found[f"scores_{stage}"], found[f"kept_{stage}"].shape[1]
         pair = reference[f"scores_{stage}"][same], scores[same], k
@@ -275,7 +275,7 @@ def certify(outputs: Arrays, bound: NoiseBound) -> Certificates:
         if scores is None or scores.shape[1] != stage.patches:
             found = "no scores" if scores is None else f"scores of {scores.shape[1]} patches"
             raise DataError(
-                f"certificates: {found} at stage {stage.stage}, the bound is of {stage.patches}; measure the bound at the same "
+                f"certificates: {found} at stage {stage.stage + 1}, the bound is of {stage.patches}; measure the bound at the same "
                 "token budget"
             )
         finite = np.isfinite(scores).all(axis=1, keepdims=True)

@@ -69,7 +69,7 @@ def assess(comparisons: Sequence[Comparison], limits: Limits) -> Assessment:
         where = f"{c.candidate} against {c.reference}"
         failures += _broken_values(c, where)
         failures += [
-            f"{where}: stage {s.stage} keeps the right patches in another order on {s.reordered} images"
+            f"{where}: stage {s.stage + 1} keeps the right patches in another order on {s.reordered} images"
             for s in c.stages
             if s.reordered
         ]
@@ -89,7 +89,7 @@ def _broken_values(c: Comparison, where: str) -> list[str]:
     counts = (
         (f"{where}: logits of", c.not_finite),
         (f"{where}: logits of {c.reference} for", c.reference_not_finite),
-        *((f"{where}: scores or importance of stage {s.stage} for", s.not_finite) for s in c.stages),
+        *((f"{where}: scores or importance of stage {s.stage + 1} for", s.not_finite) for s in c.stages),
     )
     return [f"{what} {count} of {c.images} images are not finite" for what, count in counts if count]
 
@@ -101,11 +101,13 @@ def _exact_failures(c: Comparison, where: str, limits: Limits) -> list[str]:
         failures.append(f"{where}: logits differ by {c.max_relative_error:.1e}, limit {limits.fp32_relative_error:.0e}")
     for s in c.stages:
         if s.identical + s.ties < s.images:
-            failures.append(f"{where}: stage {s.stage} keeps other patches on {s.images - s.identical - s.ties} images")
+            failures.append(
+                f"{where}: stage {s.stage + 1} keeps other patches on {s.images - s.identical - s.ties} images"
+            )
         # A tie in an earlier stage changes the inputs of the later ones.
         elif not any(earlier.ties for earlier in c.stages if earlier.stage < s.stage):
             failures += [
-                f"{where}: {what} of stage {s.stage} has SQNR {sqnr:.1f} dB, limit {limits.fp32_importance_sqnr_db:.0f}"
+                f"{where}: {what} of stage {s.stage + 1} has SQNR {sqnr:.1f} dB, limit {limits.fp32_importance_sqnr_db:.0f}"
                 for what, sqnr in (("importance", s.importance_sqnr_db), ("ranking", s.score_sqnr_db))
                 if sqnr is not None and sqnr < limits.fp32_importance_sqnr_db
             ]
@@ -134,7 +136,7 @@ def _kept_failures(s: StageAgreement, where: str, limits: Limits) -> list[str]:
     """Returns a failure where a stage keeps too many other patches."""
     if s.jaccard >= limits.int8_jaccard:
         return []
-    return [f"{where}: stage {s.stage} Jaccard {s.jaccard:.3f}, limit {limits.int8_jaccard}"]
+    return [f"{where}: stage {s.stage + 1} Jaccard {s.jaccard:.3f}, limit {limits.int8_jaccard}"]
 
 
 def _compression_failures(c: Comparison, where: str, limits: Limits, least_sqnr_db: float) -> list[str]:
@@ -147,12 +149,12 @@ def _compression_failures(c: Comparison, where: str, limits: Limits, least_sqnr_
         failures += _kept_failures(s, where, limits)
         if s.rank_correlation is not None and s.rank_correlation < limits.int8_rank_correlation:
             failures.append(
-                f"{where}: ranking of stage {s.stage} has rank correlation {s.rank_correlation:.3f}, "
+                f"{where}: ranking of stage {s.stage + 1} has rank correlation {s.rank_correlation:.3f}, "
                 f"limit {limits.int8_rank_correlation}"
             )
         if s.importance_sqnr_db is not None and s.importance_sqnr_db < limits.int8_importance_sqnr_db:
             failures.append(
-                f"{where}: importance of stage {s.stage} has SQNR {s.importance_sqnr_db:.1f} dB, "
+                f"{where}: importance of stage {s.stage + 1} has SQNR {s.importance_sqnr_db:.1f} dB, "
                 f"limit {limits.int8_importance_sqnr_db:.0f}"
             )
     return failures

@@ -49,7 +49,7 @@ def test_nothing_to_certify_is_told(sides):
     assert certificate_report(*halves(one), BUDGET).problem == "there is one image, and the bound needs others"
     other = {**sides[1], "kept_0": (sides[1]["kept_0"] + 1) % 16}
     lost = certificate_report((sides[0], other), sides, BUDGET)
-    assert lost.problem == "no image keeps the same patches before stage 1; nothing can be certified"
+    assert lost.problem == "no image keeps the same patches before stage 2; nothing can be certified"
     assert lost.to_json()["bound"] is None
 
 

@@ -117,6 +117,9 @@ def test_quantization_is_seen(tiny_model, batches):
     text = found.describe()
     assert text.startswith("selection on 32 images: ")
     assert text.count("\n  stage ") == 2
+    assert f"\n  stage 2: kept sets {jaccard:.3f}" in text, (
+        "stages count from 1, as on the report page and in sweep --stage"
+    )
 
 
 def test_no_images_are_refused(tiny_model):

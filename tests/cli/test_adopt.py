@@ -50,6 +50,7 @@ def files(tmp_path_factory, quantized, tiny_checkpoint):
             **{f"teacher.backbone.{name}": tensor for name, tensor in vit.items()},
         },
         "list.pth": [vit],
+        "unbiased.pth": {name: tensor for name, tensor in vit.items() if not name.endswith("qkv.bias")},
         "narrow.pth": timm.create_model(TINY, img_size=64, embed_dim=100, num_heads=2, num_classes=4).state_dict(),
     }
     for name, content in contents.items():
@@ -205,6 +206,11 @@ REFUSED = {
         "width 192, depth 12, patches of 16 pixels; give --backbone vit_tiny_patch16_224",
     ),
     "sizes of no backbone": (["narrow.pth"], "width 100", "no ViT of timm with a class token has these sizes"),
+    "tensors of no backbone": (
+        ["unbiased.pth"],
+        "blocks.0.attn.qkv.bias is not in the weights",
+        "no ViT of timm with a class token has these tensors",
+    ),
     "misspelt backbone": (["vit.pth", "--backbone", "vit_tny_patch16_224"], "did you mean 'vit_tiny_patch16_224'?"),
     "unknown tag": (["vit.pth", "--backbone", f"{TINY}.nope"], "Invalid pretrained tag (nope)"),
     "downloaded backbone": (["vit.pth", "--backbone", "hf-hub:timm/x"], "names a source"),

@@ -59,6 +59,15 @@ def test_help_names_every_target():
     assert tuple(action.choices) == bundle_targets == tuple(TARGETS)
 
 
+@pytest.mark.parametrize("inside", [".", ARTIFACT])
+def test_report_leaves_a_bundle_as_it_is(gft_edge, source, tmp_path, inside):
+    assert gft_edge("bundle", source, "--target", "deepstream", "--secondary", "--out", tmp_path / "b").code == 0
+    done = gft_edge("report", tmp_path / "b" / inside)
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "is a bundle, which would not pass" in done.err
+    load_bundle(tmp_path / "b").check()
+
+
 def test_bundle_leaves_out_what_belongs_to_another_machine(gft_edge, source, tmp_path):
     done = gft_edge("bundle", source, "--target", "deepstream", "--secondary", "--out", tmp_path / "b", "--json")
     assert (done.code, done.err) == (0, "")

@@ -101,6 +101,14 @@ def test_quantize_prints_reasons_and_whether_selection_survives(gft_edge, made, 
     assert row["precision"] == "fp8"
 
 
+def test_the_bound_of_certificates_is_not_of_the_images_that_found_the_ranges(gft_edge, made, data, tmp_path):
+    done = gft_edge("quantize", made["ckpt"], *data, "--split", "val", "--out", tmp_path / "out")
+    assert done.code == 0, done.err
+    assert re.search("24 val images of .*, balanced", done.out)
+    (line,) = (line for line in done.out.splitlines() if line.startswith("certificates: "))
+    assert "one half of 24 test images" in line and "val images" not in line
+
+
 def test_exact_selection_leaves_what_feeds_the_scores(gft_edge, made, data, tmp_path):
     done = gft_edge("quantize", made["ckpt"], *data, "--selection", "exact", "--out", tmp_path / "q", "--json")
     assert done.code == 0, done.err
@@ -234,6 +242,8 @@ def test_refusals(refused, made, data, calibrated, artifact, tmp_path):
     assert "is quantized already" in refused("calibrate", made["ckpt8"], *data, *out)
     assert "graph is quantized already" in refused("calibrate", made["int8"], *data)
     assert "needs --out DIR" in refused("calibrate", made["ckpt"], *data)
+    assert "--tensorrt is for artefacts" in refused("calibrate", made["ckpt"], *data, "--tensorrt", "10.3.0", *out)
+    assert "--calibrator is for artefacts" in refused("calibrate", made["ckpt"], *data, "--calibrator", "minmax", *out)
     assert "24 images, 25 asked for" in refused("calibrate", artifact, *data, "--images", 25)
     assert "version '11.4.1' has none" in refused("calibrate", artifact, *data, "--tensorrt", "11.4.1")
     assert "percentile must be above 0" in refused(

@@ -134,6 +134,22 @@ def test_maps_of_the_good_ones_are_drawn(gft_edge, made, mixed, tmp_path):
     assert sorted(names) == sorted(path.name for path in (tmp_path / "maps").iterdir())
 
 
+def test_maps_inside_a_folder_of_images_are_not_classified_again(gft_edge, made, mixed):
+    maps = mixed / "sub/maps"
+    first, again = (gft_edge("predict", made["int8"], mixed, "--maps", maps, "--json").json for _ in range(2))
+    assert again == first and len(first["predictions"]) == len(list(maps.iterdir())) == 2
+    named = gft_edge("predict", made["int8"], first["predictions"][0]["map"], "--maps", maps, "--json").json
+    assert [row["image"] for row in named["predictions"]] == [first["predictions"][0]["map"]]
+
+
+def test_maps_beside_the_images_of_a_folder_are_refused(gft_edge, made, mixed):
+    before = sorted(mixed.rglob("*"))
+    done = gft_edge("predict", made["int8"], mixed, "--maps", f"{mixed}/sub/..")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "is a folder of images to classify" in done.err
+    assert sorted(mixed.rglob("*")) == before
+
+
 def test_file_names_that_are_no_utf8_can_be_written(gft_edge, made, mixed, tmp_path):
     for name, source in ((b"\xff.png", "good.png"), (b"\xfe.png", "notes.txt")):
         (mixed / name.decode("utf-8", "surrogateescape")).write_bytes((mixed / source).read_bytes())

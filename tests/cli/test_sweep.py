@@ -17,6 +17,8 @@ def test_a_sweep_writes_its_figures_and_the_staircase(gft_edge, tiny_checkpoint,
     assert [point["budget"] for point in data["points"]] == ["7-6", "8-6", "15-6", "16-6"]
     assert all(point["ms"] > 0 for point in data["points"])
     assert "<svg" in (tmp_path / "out/sweep.svg").read_text()
+    page = gft_edge("report", tmp_path / "out")  # passes over a record that it does not show
+    assert page.code == 2 and "sweep.json" not in page.err
 
 
 @pytest.mark.parametrize(

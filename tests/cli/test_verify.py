@@ -92,7 +92,7 @@ def test_maps_are_measured_and_shown(gft_edge, copied, on_data):
     path = copied("int8")
     done = gft_edge("verify", path, *on_data("ckpt8"), "--map-images", 8)
     assert done.code == 0
-    assert "insertion (high is good)" in done.out and "stage 1: rank correlation" in done.out
+    assert "insertion (high is good)" in done.out and "; stage 2: rank correlation" in done.out
     artifact = load_artifact(path)
     record = json.loads(artifact.file("reports/maps.json").read_text())
     assert record["images"] == 8

@@ -123,6 +123,9 @@ def test_files_of_the_chain_that_no_page_shows_are_passed_over(laid):
         "recipe.json": {"model": {}, "data": {}, "train": {}},
         "policy.json": {"rules": [], "smoothquant": None},
         "bench-merged.json": {"schema": 2, "source": "merge", "machines": {}, "results": []},
+        "certificates.json": {"bound": None, "bound_images": 0, "check": None, "check_images": 0},
+        "bundle.json": {"artifact_sha256": "", "device": None, "facts": {}, "files": {}, "schema": 1},
+        "plan.json": {"builder_flags": [], "network_flags": [], "trtexec": []},
     }
     found = find(laid(known))
     assert found.is_empty and not found.unused

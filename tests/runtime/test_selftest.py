@@ -88,8 +88,8 @@ def test_other_kept_patches_are_named_with_stage_and_image(bundle):
     change_golden(bundle / ARTIFACT, kept_1=np.sort(kept, axis=1))
     write_record(bundle, "jetson")
     text = " ".join(selftest(bundle).failures)
-    assert "stage 1 keeps other patches on 1 images" in text
-    assert "worst: image 3 (" in text and "stage 1 keeps 71% of the patches" in text
+    assert "stage 2 keeps other patches on 1 images" in text
+    assert "worst: image 3 (" in text and "stage 2 keeps 71% of the patches" in text
 
 
 def test_logits_that_are_no_numbers_fail(bundle, monkeypatch):

@@ -118,7 +118,7 @@ def test_a_point_of_another_model_or_outside_of_the_range_is_refused(checkpoint,
     table = costs.tables["fp32"]
     narrow = dataclasses.replace(table, ms={b: ms for b, ms in table.ms.items() if b.keep[0] <= 12})
     with pytest.raises(
-        ConfigError, match=r"budget 14-4 is outside of the measured range: stage 0 keeps 14, measured are 3 to 1\d"
+        ConfigError, match=r"budget 14-4 is outside of the measured range: stage 1 keeps 14, measured are 3 to 1\d"
     ):
         dataclasses.replace(costs, tables={"fp32": narrow})(point(tiny_config, 14, 4))
 

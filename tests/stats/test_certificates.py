@@ -139,7 +139,7 @@ def test_a_later_stage_is_measured_where_the_earlier_ones_agree():
     assert [stage.images for stage in bound.stages] == [2, 2]
     found = outputs((np.array([[3.0, 2, 1, 0], [0, 2, 1, 3]]), 3), (noisy, 1))
     assert [stage.images for stage in measure_bound(reference, found).stages] == [2, 1]
-    with pytest.raises(DataError, match="no image keeps the same patches before stage 1"):
+    with pytest.raises(DataError, match="no image keeps the same patches before stage 2"):
         measure_bound(*({name: values[1:] for name, values in side.items()} for side in (reference, found)))
 
 
@@ -158,9 +158,9 @@ def test_a_flip_above_the_bound_is_told():
 
 def test_scores_of_another_budget_are_refused():
     bound = NoiseBound((StageBound(1, 4, 2, 50, 0.1, 0.1),))
-    with pytest.raises(DataError, match="no scores at stage 1"):
+    with pytest.raises(DataError, match="no scores at stage 2"):
         certify({"scores_0": np.zeros((1, 4))}, bound)
-    with pytest.raises(DataError, match="scores of 5 patches at stage 1, the bound is of 4"):
+    with pytest.raises(DataError, match="scores of 5 patches at stage 2, the bound is of 4"):
         certify({"scores_1": np.zeros((1, 5))}, bound)
     with pytest.raises(DataError, match="no stages"):
         certify({}, NoiseBound(()))

@@ -49,7 +49,7 @@ class TestAssess:
         [
             ({"not_finite": 2}, "logits of 2 of 1000 images are not finite"),
             ({"reference_not_finite": 3}, "logits of reference for 3 of 1000 images are not finite"),
-            ({"stages": (StageAgreement(1, 1.0, 9, 0, 9, not_finite=1),)}, "importance of stage 1 for 1 of 1000"),
+            ({"stages": (StageAgreement(1, 1.0, 9, 0, 9, not_finite=1),)}, "importance of stage 2 for 1 of 1000"),
         ],
     )
     def test_values_that_are_not_finite_fail_on_either_side(self, kind, changes, words):
@@ -62,7 +62,7 @@ class TestAssess:
         [
             (StageAgreement(0, 0.8, 1, 0, 9), "Jaccard 0.800"),
             (StageAgreement(0, 1.0, 9, 0, 9, rank_correlation=0.5), "rank correlation 0.500"),
-            (StageAgreement(0, 1.0, 9, 0, 9, importance_sqnr_db=3.0), "importance of stage 0 has SQNR 3.0 dB"),
+            (StageAgreement(0, 1.0, 9, 0, 9, importance_sqnr_db=3.0), "importance of stage 1 has SQNR 3.0 dB"),
             (StageAgreement(0, 1.0, 9, 0, 9, reordered=2), "another order on 2 images"),
         ],
     )
@@ -98,7 +98,7 @@ class TestAssess:
     def test_the_same_arithmetic_has_to_keep_the_same_patches(self):
         stages = (StageAgreement(0, 1.0, 9, 0, 9), StageAgreement(1, 0.89, 3, 0, 9))
         (failure,) = self._assess(_comparison("same_arithmetic", stages=stages)).failures
-        assert failure.endswith("stage 1 Jaccard 0.890, limit 0.9")
+        assert failure.endswith("stage 2 Jaccard 0.890, limit 0.9")
 
     @pytest.mark.parametrize(
         ("rest", "sqnr", "verdict"), [("fp16", 24.0, "pass"), ("fp16", 23.7, "fail"), ("fp32", 24.0, "fail")]
@@ -124,4 +124,4 @@ class TestAssess:
         stage = StageAgreement(1, 0.99, 8, 1, 9, importance_sqnr_db=20.0)
         comparison = _comparison("exact", max_relative_error=0.0, stages=(stage,), top1=None)
         (failure,) = self._assess(comparison).failures
-        assert "importance of stage 1 has SQNR 20.0 dB" in failure
+        assert "importance of stage 2 has SQNR 20.0 dB" in failure

@@ -7,6 +7,7 @@ calibration caches (8.x to 10.x), in its calibration folder and manifest.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from gft_edge.calibration.calibrate import Calibrated
 
 EXAMPLE = "gft-edge calibrate builtin --images 256 --method entropy --out runs/ranges"
+
+VERSIONS = "8.6.1,10.3.0"
+"""Of ``--tensorrt`` where it is left out."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,14 +40,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--tensorrt",
-        default="8.6.1,10.3.0",
         metavar="V,...",
         help="artefact only: versions to write a cache for; one name writes one (two: 8.6.1,10.3.0)",
     )
     parser.add_argument(
         "--calibrator",
         choices=tuple(CACHE_ALGORITHMS),
-        default="entropy2",
         help="TensorRT class that will read the caches, whatever the method; trtexec's is entropy2 (entropy2)",
     )
     add_new_folder(parser, "ranges and card (an artefact's own calibration folder)", required=False)
@@ -72,6 +74,9 @@ def _of_checkpoint(args: argparse.Namespace) -> Calibrated:
     options, info = calibration_options(args), checkpoint_info(args.model, full_precision=True)
     if args.out is None:
         raise ConfigError("a checkpoint needs --out DIR")
+    for name in ("tensorrt", "calibrator"):
+        if getattr(args, name) is not None:
+            raise ConfigError(f"--{name} is for artefacts, whose caches it describes; {args.model} is a checkpoint")
     require_free(args.out)
     require_data(args.data, info.data)
     from gft_edge.calibration.calibrate import calibrate_checkpoint
@@ -92,7 +97,9 @@ def _of_artifact(args: argparse.Namespace) -> Calibrated:
     require_data(args.data, artifact.manifest.data)
     from gft_edge.calibration.calibrate import CacheOptions, calibrate_artifact
 
-    caches = CacheOptions(comma_separated(args.tensorrt), args.calibrator)
+    caches = CacheOptions(comma_separated(VERSIONS if args.tensorrt is None else args.tensorrt))
+    if args.calibrator is not None:
+        caches = replace(caches, calibrator=args.calibrator)
     return calibrate_artifact(artifact, options, caches, args.out, calibration_callbacks())
 
 
@@ -105,8 +112,9 @@ def _show(args: argparse.Namespace, found: Calibrated) -> None:
         f"{found.out}: ranges of {len(rows)} tensors by {ranges.method}\n{found.card.describe()}\n{ranges.describe()}\n"
     )
     if data["caches"]:
+        versions = VERSIONS if args.tensorrt is None else args.tensorrt
         text += (
-            f"TensorRT caches (not read by a TensorRT yet; one for each version of --tensorrt {args.tensorrt}): "
+            f"TensorRT caches (not read by a TensorRT yet; one for each version of --tensorrt {versions}): "
             f"{', '.join(data['caches'])}\n"
         )
     result(args, data, text + table(("tensor", "range"), rows))

@@ -6,6 +6,7 @@ A file that cannot be read is named and left out; the others are classified.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +38,6 @@ def run(args: argparse.Namespace) -> int:
     """Runs the verb."""
     from gft_edge.cli.console import result, say_left_out, track
     from gft_edge.cli.early import require_result_file
-    from gft_edge.data.images import image_files
     from gft_edge.errors import ConfigError
     from gft_edge.files import require_writable_folder
     from gft_edge.runtime.classifier import Classifier
@@ -48,11 +48,12 @@ def run(args: argparse.Namespace) -> int:
             raise ConfigError(f"output {args.out}: expected a name that ends in .json or .csv")
         require_result_file(args.out, "predictions")
     if args.maps:
+        _require_apart(args.maps, args.images)
         require_writable_folder(args.maps)
     classifier = Classifier.open(args.artifact, args.backend, huge_pages=False)
     if args.maps and classifier.artifact.manifest.maps == "none":
         raise ConfigError(f"artefact {args.artifact} has no maps; export it with --maps compact")
-    files = list(image_files(args.images))
+    files = _files(args.images, args.maps)
     found = predict_files(classifier, files, args.top, _drawing(args.maps, classifier) if args.maps else None, track)
     if len(files) > 1:
         say_left_out([entry["problem"] for entry in found.unreadable])
@@ -65,6 +66,25 @@ def run(args: argparse.Namespace) -> int:
     if found.not_drawn is not None:
         raise found.not_drawn
     return 0
+
+
+def _require_apart(maps: Path, images: Sequence[Path]) -> None:
+    """Raises a ConfigError if maps would lie among the images of a folder: the next run would classify them."""
+    from gft_edge.errors import ConfigError
+
+    if any(path.is_dir() and path.resolve() == maps.resolve() for path in images):
+        raise ConfigError(f"--maps {maps}: is a folder of images to classify; give another one")
+
+
+def _files(images: Sequence[Path], maps: Path | None) -> list[Path]:
+    """Returns the files to classify; of a folder without the maps that an earlier run wrote into a folder inside it."""
+    from gft_edge.data.images import image_files
+
+    found = list(image_files(images))
+    if maps is None or not maps.is_dir():
+        return found
+    folder, named = maps.resolve(), set(images)
+    return [path for path in found if path in named or folder not in path.resolve().parents]
 
 
 def _drawing(folder: Path, classifier: Classifier) -> Draw:

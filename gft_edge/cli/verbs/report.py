@@ -37,8 +37,15 @@ def run(args: argparse.Namespace) -> int:
     from gft_edge.errors import ConfigError
 
     if len(args.run) == 1 and args.run[0].suffix != ".json":
+        from gft_edge.bundle import is_bundle
         from gft_edge.report.pages.run import write_page
 
+        run = args.run[0]
+        if inside := next((folder for folder in (run, run.absolute().parent) if is_bundle(folder)), None):
+            raise ConfigError(
+                f"run {run}: {inside} is a bundle, which would not pass its check with a page in it; copy the results of "
+                "its artifact/reports to another folder and give that"
+            )
         if args.out and args.run[0].is_dir():
             raise ConfigError("--out is for bench files; the page of a run is written to its folder")
         written = write_page(args.run[0])

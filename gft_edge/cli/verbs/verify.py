@@ -226,7 +226,7 @@ def _row(c: Comparison) -> tuple[str, ...]:
 
 def _selection_lines(c: Comparison) -> list[str]:
     return [
-        f"{c.candidate} against {c.reference}: stage {s.stage} has {s.ties} ties, "
+        f"{c.candidate} against {c.reference}: stage {s.stage + 1} has {s.ties} ties, "
         + ", ".join(f"image {tie.image} patches {list(tie.patches)}" for tie in s.tied[:3])
         for s in c.stages
         if s.ties
@@ -257,7 +257,7 @@ def _map_text(record: Mapping[str, Any]) -> str:
     rows = [(side["name"], *(f"{side[curve]['auc']:.3f}" for curve in curves)) for side in record["sides"]]
     head = ("maps of", "insertion (high is good)", "random order", "deletion (low is good)", "random order")
     agree = "; ".join(
-        f"stage {s['stage']}: rank correlation {s['rank_correlation']:.3f}, "
+        f"stage {s['stage'] + 1}: rank correlation {s['rank_correlation']:.3f}, "
         f"{s['kept_overlap']:.1%} of the top {s['kept']} and {s['top_overlap']:.1%} of the top {s['top']} in common"
         for s in record["stages"]
     )

@@ -255,7 +255,8 @@ def misfit(found: TimmWeights, difference: Difference, backbone: str) -> Artifac
     if ".lora_" in difference.name:
         return ArtifactError(f"{where}; merge the LoRA layers into the weights first (merge_and_unload of peft)")
     near = nearest_backbone(found)
-    advice = f"; give --backbone {near}" if near else "; no ViT of timm with a class token has these sizes"
+    what = "sizes" if difference.weights and difference.backbone else "tensors"
+    advice = f"; give --backbone {near}" if near else f"; no ViT of timm with a class token has these {what}"
     return ArtifactError(f"backbone {backbone!r} does not fit: {where}; the weights have {sizes(found.trunk)}{advice}")
 
 

@@ -20,6 +20,10 @@ OTHER_KINDS: tuple[frozenset[str], ...] = (
     frozenset({"source", "layers", "card_id"}),  # the record of a quantized ONNX file of another program
     frozenset({"engine_sha256", "model_sha256"}),  # the record of an engine beside an ONNX file
     frozenset({"verdict", "sentence", "figures"}),  # the record of quantization-aware training
+    frozenset({"bound", "bound_images", "check_images"}),  # certificates
+    frozenset({"checkpoint_sha256", "points", "stage"}),  # tokens against milliseconds of sweep
+    frozenset({"artifact_sha256", "facts", "files"}),  # the record of a bundle
+    frozenset({"builder_flags", "network_flags", "trtexec"}),  # the plan of a build
 )
 """Keys of files that gft-edge writes but no page shows."""
 UNSTABLE = "unstable"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -149,6 +150,19 @@ def test_the_published_variant_works_on_every_patch(artifacts):
 def test_a_device_bounds_no_figure_of_this_processor(artifacts):
     with pytest.raises(ConfigError, match="leave --target out"):
         options(artifacts, target=device("orin-nano-8gb"))
+
+
+@pytest.mark.parametrize(("machine", "count"), [("x86_64", 1), ("aarch64", 0)])
+def test_fp16_on_a_processor_without_it_is_told(artifacts, monkeypatch, machine, count):
+    """The manifest decides: the second one says that its graph, of float32 here, is in FP16."""
+    monkeypatch.setattr("platform.machine", lambda: machine)
+    first, second = artifacts
+    half = replace(second, manifest=replace(second.manifest, precision="fp16", rest="fp16"))
+    found = bench(options((first, half), PROTOCOL))["warnings"]
+    assert [line for line in found if "fp16" in line] == [
+        line for line in found if line.startswith("second: exported with")
+    ]
+    assert len([line for line in found if "--precision fp32" in line]) == count
 
 
 def test_a_figure_below_its_bound_is_called_implausible(artifacts):

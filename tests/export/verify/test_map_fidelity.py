@@ -193,5 +193,5 @@ def test_too_few_images_say_how_many_decide(mean, low, high):
 def test_maps_fail_by_the_rank_of_one_stage():
     found = assess_maps(record(0.0, 0.0, 0.0, ranks=(1.0, 0.94)))
     assert found.verdict == "fail"
-    assert "stage 1" in found.failures[0]
+    assert "stage 2" in found.failures[0]
     assert "0.940" in found.failures[0]
