@@ -96,7 +96,9 @@ def test_in_words_and_the_same_again(gft_edge, trained, tiny_checkpoint, split, 
     assert done.code == 0, done.err
     assert "QAT: 8 steps, 32 images, distillation loss " in done.out
     assert done.out.count("PTQ after control") == 3
-    assert "PTQ after as many FP32 steps (8)" in done.out.splitlines()[-1]
+    result, following = done.out.split("\nnext:\n")
+    assert "PTQ after as many FP32 steps (8)" in result.splitlines()[-1]
+    assert following.count("gft-edge export ") == 2
     for file in ("model.safetensors", "config.json", "calibration/qat.json"):
         assert (tmp_path / "again" / file).read_bytes() == (trained[0] / file).read_bytes()
 

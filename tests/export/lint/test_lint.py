@@ -78,7 +78,7 @@ def test_half_precision_is_clean(exported_once, checkpoint, options):
     model, rest = load_graph(exported_once(checkpoint, options).path / MODEL), options.rest
     summary = summarize(model)
     assert (summary.precision, summary.rest) == (checkpoint if checkpoint == "int8" else rest, rest)
-    assert summary.products == ((rest,) if options.maps == "none" else (rest, "fp32"))  # importance stays FP32
+    assert summary.products == (rest, "fp32")  # scores and importance stay FP32
     for target in (None, "rtx", "thor", "h100"):
         assert lint(model, platform(target)).findings == ()
 
