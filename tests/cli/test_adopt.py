@@ -235,6 +235,8 @@ REFUSED = {
     "image size": (["vit.pth", "--image-size", "50"], "image_size 50 is not a multiple of patch_size 16"),
     "data of other classes": (["vit.pth", "--data", "{data}"], "its 4 classes are not the model's 4", "--labels FILE"),
     "no data": (["vit.pth", "--data", "{root}/none"], "none"),
+    "images of no data": (["vit.pth", "--images", "8"], "--images chooses images of --data; give --data D"),
+    "split of no data": (["vit.pth", "--split", "val"], "--split chooses images of --data; give --data D"),
 }
 
 

@@ -21,6 +21,7 @@ from gft_edge.cli.common import (
     positive,
 )
 from gft_edge.config.model import ADOPTED_SCORE, SCORES
+from gft_edge.errors import ConfigError
 
 if TYPE_CHECKING:
     from gft_edge.train.adopt_weights import AdoptedModel
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 EXAMPLE = "gft-edge adopt deit_small.pth --backbone deit_small_patch16_224 --labels classes.txt --out runs/adopted"
 
 NAMES_SHOWN = 8
+IMAGES = 1600
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,7 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--image-size", type=positive, metavar="N", help="pixels of the square input (the backbone's own)"
     )
-    add_data_arguments(parser, images=1600, data="none: the accuracy is not measured")
+    add_data_arguments(parser, images=IMAGES, data="none: the accuracy is not measured")
+    parser.set_defaults(images=None)
     add_checkpoint_output(parser)
 
 
@@ -83,6 +86,9 @@ def run(args: argparse.Namespace) -> int:
     require_file(args.weights, "weights")
     if args.labels is not None:
         read_labels(args.labels)
+    for flag, given in (("--images", args.images), ("--split", args.split)):
+        if args.data is None and given is not None:
+            raise ConfigError(f"{flag} chooses images of --data; give --data D, or leave {flag} out")
     require_data(args.data)
     require_free(args.out)
     from gft_edge.train.adopt_weights import AdoptOptions, adopt_weights
@@ -97,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
         align=args.align,
         data=args.data,
         split=args.split,
-        images=args.images,
+        images=IMAGES if args.images is None else args.images,
     )
     found = adopt_weights(args.weights, args.out, options, say, track)
     if found.evaluation is not None:

@@ -23,7 +23,8 @@ from gft_edge.runtime.backends.table import DEFAULT, find_backend, parse_backend
 
 ONNXRUNTIME = "onnxruntime"
 DISABLED_FOR_INT8 = ("MatMulAddFusion", "BiasGeluFusion")
-"""Optimizers of ONNX Runtime that make a graph with INT8 products slower."""
+"""Optimizers of ONNX Runtime that keep INT8 products from being found, or from adding their bias (see
+:mod:`gft_edge.runtime.backends.integer_products`)."""
 
 
 @dataclass(frozen=True)
