@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from gft_edge.export.onnx.quantized import folded_layer
 from gft_edge.model.focal_block import FocalBlock
+from gft_edge.model.gft import FocalGFT
 from gft_edge.model.layers import Attend, SelfAttention, is_plain
 from gft_edge.model.scores import SCORES
 from gft_edge.quant.modules import QUANTIZED
@@ -74,12 +75,11 @@ def exportable(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
                 setattr(parent, name, SelfAttention(child, PlainAttend(child.num_heads)))
             elif isinstance(child, Attend):
                 setattr(parent, name, PlainAttend(child.num_heads))
-            elif (
-                isinstance(child, FocalBlock)
-                and isinstance(child.attn.qkv, QUANTIZED)
-                and not SCORES[child.score].by_head
-            ):
-                setattr(parent, name, OneMatrixBlock(child))
+    if isinstance(model, FocalGFT) and not SCORES[model.config.score].by_head:
+        for number in model.config.stages:
+            block = model.blocks[number - 1]
+            if isinstance(block, FocalBlock) and isinstance(block.attn.qkv, QUANTIZED):
+                model.blocks[number - 1] = OneMatrixBlock(block)
     _fold_norms(model)
     scales = dtype or torch.float32
     folded = [

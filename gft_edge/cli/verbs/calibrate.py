@@ -7,7 +7,6 @@ calibration caches (8.x to 10.x), in its calibration folder and manifest.
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ if TYPE_CHECKING:
 EXAMPLE = "gft-edge calibrate builtin --images 256 --method entropy --out runs/ranges"
 
 VERSIONS = "8.6.1,10.3.0"
-"""Of ``--tensorrt`` where it is left out."""
+"""Of ``--tensorrt`` where it is left out; a checkpoint takes none."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -97,10 +96,12 @@ def _of_artifact(args: argparse.Namespace) -> Calibrated:
     require_data(args.data, artifact.manifest.data)
     from gft_edge.calibration.calibrate import CacheOptions, calibrate_artifact
 
-    caches = CacheOptions(comma_separated(VERSIONS if args.tensorrt is None else args.tensorrt))
-    if args.calibrator is not None:
-        caches = replace(caches, calibrator=args.calibrator)
+    caches = CacheOptions(comma_separated(_versions(args)), args.calibrator or CacheOptions.calibrator)
     return calibrate_artifact(artifact, options, caches, args.out, calibration_callbacks())
+
+
+def _versions(args: argparse.Namespace) -> str:
+    return VERSIONS if args.tensorrt is None else str(args.tensorrt)
 
 
 def _show(args: argparse.Namespace, found: Calibrated) -> None:
@@ -112,9 +113,8 @@ def _show(args: argparse.Namespace, found: Calibrated) -> None:
         f"{found.out}: ranges of {len(rows)} tensors by {ranges.method}\n{found.card.describe()}\n{ranges.describe()}\n"
     )
     if data["caches"]:
-        versions = VERSIONS if args.tensorrt is None else args.tensorrt
         text += (
-            f"TensorRT caches (not read by a TensorRT yet; one for each version of --tensorrt {versions}): "
+            f"TensorRT caches (not read by a TensorRT yet; one for each version of --tensorrt {_versions(args)}): "
             f"{', '.join(data['caches'])}\n"
         )
     result(args, data, text + table(("tensor", "range"), rows))

@@ -38,14 +38,10 @@ def family():
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured(tmp_path_factory, run_command):
     """The written file and the printed text of a quick run."""
     out = tmp_path_factory.mktemp("gpu") / "gpu.json"
-    with pytest.MonkeyPatch.context() as patch:
-        printed: list[str] = []
-        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
-        assert gpu.main(["--quick", "--only", ",".join(HERE), "--out", str(out)]) == 0
-    return json.loads(out.read_text()), "\n".join(printed)
+    return run_command(gpu.main, out, "--quick", "--only", ",".join(HERE), "--out", str(out))
 
 
 def test_every_part_ran_without_errors(measured):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import torch
 
@@ -12,16 +10,12 @@ from gft_edge.config.model import preset
 
 
 @pytest.fixture(scope="module")
-def measured(tmp_path_factory):
+def measured(tmp_path_factory, run_command):
     """The written file and the printed text of a run with a narrow model of twelve blocks."""
-    out = tmp_path_factory.mktemp("launches") / "launches.json"
+    out, config = tmp_path_factory.mktemp("launches") / "launches.json", study.narrow()
     with pytest.MonkeyPatch.context() as patch:
-        printed: list[str] = []
-        patch.setattr("builtins.print", lambda *words, **_: printed.append(" ".join(map(str, words))))
-        config = study.narrow()
         patch.setattr(study, "preset", lambda name, **sizes: config if name == "gft_base" else preset(name, **sizes))
-        assert study.main([str(out), "--rounds", "2"]) == 0
-    return json.loads(out.read_text()), "\n".join(printed)
+        return run_command(study.main, out, str(out), "--rounds", "2")
 
 
 def totals(measured):
